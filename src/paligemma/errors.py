@@ -1,0 +1,68 @@
+"""Every exception that this package raises on purpose, one family.
+
+    PaliGemmaError
+    ├── InputError (ValueError)          what a caller passed cannot be used
+    │   ├── ImageError                   a picture cannot be read
+    │   ├── PromptError                  a prompt cannot be turned into tokens
+    │   └── OptionError                  an option has a value that makes no sense
+    ├── CheckpointError (ValueError)     weights, config or codec on disk are wrong
+    │   └── TokenizerError               the tokenizer does not fit, or is broken
+    ├── HubError (OSError)               a model could not be fetched
+    ├── DataError (ValueError)           a training or evaluation set is wrong
+    ├── MissingExtraError (ImportError)  an optional dependency is not installed
+    └── NumericalError (ArithmeticError) the model produced NaN or infinity
+
+A message is sentences: what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class PaliGemmaError(Exception):
+    """Base of every error raised on purpose; the command line prints it as one line."""
+
+
+class InputError(PaliGemmaError, ValueError):
+    """What a caller passed cannot be used."""
+
+
+class ImageError(InputError):
+    """A picture cannot be read, is too large, or is of a refused format."""
+
+
+class PromptError(InputError):
+    """A prompt cannot be turned into tokens, or is too long."""
+
+
+class OptionError(InputError):
+    """An option has a value that makes no sense."""
+
+
+class CheckpointError(PaliGemmaError, ValueError):
+    """A checkpoint's files are missing, damaged, or do not fit the model."""
+
+
+class TokenizerError(CheckpointError):
+    """A tokenizer is broken or belongs to another model."""
+
+
+class HubError(PaliGemmaError, OSError):
+    """A model could not be fetched: no network, no access, or no such name."""
+
+
+class DataError(PaliGemmaError, ValueError):
+    """A training or evaluation set holds something that cannot be used."""
+
+
+class NumericalError(PaliGemmaError, ArithmeticError):
+    """The model produced NaN or infinity."""
+
+
+class MissingExtraError(PaliGemmaError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'paligemma[{extra}]'"
+        )

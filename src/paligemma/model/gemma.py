@@ -1,0 +1,119 @@
+"""The decoder: Gemma 1 and Gemma 2 are this one module with different fields.
+
+Gemma 2 adds a norm after attention and after the MLP, soft caps, and, where a config asks for
+it, a sliding window on some layers (arXiv 2403.08295, arXiv 2408.00118).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paligemma.config import DecoderConfig
+from paligemma.model.attention import Attention, soft_cap
+from paligemma.model.attention_mask import as_bias
+from paligemma.model.kv_cache import KVCache
+from paligemma.model.rope import rotary_angles
+
+# B batch, T tokens in this call, S tokens in reach, D width, F mlp dim, V vocabulary
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), in float32, then back to the dtype of x; zero is identity."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * (1.0 + self.weight.float())).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """GeGLU (arXiv 2002.05202): down(gelu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp_dim, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_dim, bias=False)
+        self.down_proj = nn.Linear(config.mlp_dim, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.gelu(self.gate_proj(x), approximate="tanh")
+        out: Tensor = self.down_proj(gate * self.up_proj(x))
+        return out
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.pre_attention_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.attention = Attention(config, layer)
+        self.pre_mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+        post = config.post_norms
+        self.post_attention_norm = RMSNorm(config.width, config.rms_norm_eps) if post else None
+        self.post_mlp_norm = RMSNorm(config.width, config.rms_norm_eps) if post else None
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: KVCache | None
+    ) -> Tensor:
+        attended = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache)
+        if self.post_attention_norm is not None:
+            attended = self.post_attention_norm(attended)
+        x = x + attended
+        transformed = self.mlp(self.pre_mlp_norm(x))
+        if self.post_mlp_norm is not None:
+            transformed = self.post_mlp_norm(transformed)
+        return x + transformed
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states out; `embed` and `logits` share one table."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(DecoderBlock(config, i) for i in range(config.depth))
+        self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64[B, T] -> [B, T, D], times sqrt(D) rounded to the table's dtype as Gemma does."""
+        table = self.embedding.weight
+        scale = torch.tensor(self.config.width**0.5, dtype=table.dtype, device=table.device)
+        return F.embedding(token_ids, table) * scale
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attn_mask: Tensor,
+        sliding_mask: Tensor | None = None,
+        kv_cache: KVCache | None = None,
+    ) -> Tensor:
+        """[B, T, D] at int64[B, T] positions, seeing bool[B, T, S], -> [B, T, D], final-normed.
+
+        `sliding_mask` stands in for `attn_mask` on the layers that `config.sliding_layers` names.
+        """
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        bias = as_bias(attn_mask, torch.float32)[:, None]  # (B, 1, T, S)
+        sliding_bias = bias if sliding_mask is None else as_bias(sliding_mask, bias.dtype)[:, None]
+        slides = self.config.sliding_layers or (False,) * self.config.depth
+        for block, is_sliding in zip(self.blocks, slides, strict=True):
+            x = block(x, angles, sliding_bias if is_sliding else bias, kv_cache)
+        out: Tensor = self.final_norm(x)
+        return out
+
+    def logits(self, hidden: Tensor, *, softcap: bool = True) -> Tensor:
+        """[..., D] -> float32[..., V]: next-token logits, soft-capped when the config says so."""
+        # A contiguous 2-D left factor: with a strided 3-D one, torch copies the whole table.
+        flat = hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        logits = F.linear(flat, self.embedding.weight).float()
+        if softcap and self.config.final_logit_softcap is not None:
+            logits = soft_cap(logits, self.config.final_logit_softcap)
+        return logits.view(*hidden.shape[:-1], -1)

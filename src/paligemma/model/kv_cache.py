@@ -1,0 +1,65 @@
+"""Keys and values of the past, in memory that is allocated once.
+
+Slots are shared by the batch: every row writes slot `length` in the same step, and a row's pads
+are slots that are never valid. Knows nothing of what the tokens mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paligemma.config import DecoderConfig
+
+# L layers, B batch, K key/value heads, S slots, H head dim
+
+
+class KVCache:
+    """Room for `num_slots` positions of `batch_size` rows."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        batch_size: int,
+        num_slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (batch_size, config.num_kv_heads, num_slots, config.head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.depth)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.depth)]
+        self.valid = torch.zeros(batch_size, num_slots, dtype=torch.bool, device=device)
+        self.positions = torch.zeros(batch_size, num_slots, dtype=torch.long, device=device)
+        self.next_position = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.length = 0
+
+    @property
+    def num_slots(self) -> int:
+        return self.valid.shape[1]
+
+    def claim(self, input_mask: Tensor, positions: Tensor) -> None:
+        """Reserve the next T slots for bool[B, T] real tokens at int64[B, T] positions."""
+        num_new = input_mask.shape[1]
+        end = self.length + num_new
+        if end > self.num_slots:
+            raise IndexError(f"The cache has {self.num_slots} slots; {end} are needed.")
+        self.valid[:, self.length : end] = input_mask
+        self.positions[:, self.length : end] = positions
+        self.next_position = self.next_position + input_mask.sum(dim=1)
+        self.length = end
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put [B, K, T, H] into the slots claimed last; give back all up to there."""
+        start = self.length - keys.shape[2]
+        self.keys[layer][:, :, start : self.length] = keys
+        self.values[layer][:, :, start : self.length] = values
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep int64[B'] rows in that order, with repeats: for beams, and to drop ended rows."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+        self.valid = self.valid[rows]
+        self.positions = self.positions[rows]
+        self.next_position = self.next_position[rows]

@@ -1,0 +1,120 @@
+"""The whole model: pictures and tokens in, logits out.
+
+    pixel_values -> vision_encoder -> projector -> image tokens ┐
+                                     token_ids -> embed ────────┴-> decoder -> logits
+
+Knows no tokenizer, no file and no way of choosing a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import PromptError
+from paligemma.model.attention_mask import (
+    in_window,
+    positions_of,
+    prefix_lm_mask,
+    sliding_prefix_lm_mask,
+)
+from paligemma.model.gemma import Decoder
+from paligemma.model.kv_cache import KVCache
+from paligemma.model.projector import Projector
+from paligemma.model.siglip import VisionEncoder
+from paligemma.processor.inputs import ModelInputs
+
+# B batch, T tokens, I images, P image tokens an image, D decoder width, V vocabulary
+
+
+class PaliGemma(nn.Module):
+    """PaliGemma 1 and 2 of every size (arXiv 2407.07726, arXiv 2412.03555)."""
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder = VisionEncoder(config.vision)
+        self.projector = Projector(config.vision.width, config.decoder.width)
+        self.decoder = Decoder(config.decoder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embedding.weight.device
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """float[I, 3, H, W] in [-1, 1] -> [I, P, D]: image tokens, ready for the decoder."""
+        image_tokens: Tensor = self.projector(self.vision_encoder(pixel_values.to(self.dtype)))
+        return image_tokens
+
+    def embed(self, inputs: ModelInputs, image_tokens: Tensor | None = None) -> Tensor:
+        """Text embeddings with image tokens put in their places: [B, T, D]."""
+        x = self.decoder.embed(inputs.token_ids)
+        if not any(inputs.image_index):
+            return x
+        if image_tokens is None:
+            image_tokens = self.embed_images(inputs.pixel_values)
+        flat_index = [image for row in inputs.image_index for image in row]
+        features = image_tokens[torch.tensor(flat_index, device=x.device)].flatten(0, 1)
+        num_places = int(inputs.image_mask.sum())
+        if num_places != features.shape[0]:
+            raise PromptError(
+                f"The batch has {num_places} places for image tokens, but {len(flat_index)} "
+                f"picture(s) of {image_tokens.shape[1]} tokens need {features.shape[0]}. "
+                "Build the inputs with a processor of the model's own resolution."
+            )
+        return x.masked_scatter(inputs.image_mask[..., None], features.to(x.dtype))
+
+    def hidden_states(
+        self,
+        inputs: ModelInputs,
+        *,
+        image_tokens: Tensor | None = None,
+        kv_cache: KVCache | None = None,
+    ) -> Tensor:
+        """One pass over whole sequences -> [B, T, D]; fills an empty cache when one is given."""
+        x = self.embed(inputs, image_tokens)
+        positions = positions_of(inputs.input_mask)
+        attn_mask = prefix_lm_mask(inputs.input_mask, inputs.mask_ar)
+        sliding_mask = None
+        if (window := self.config.decoder.sliding_window) is not None:
+            sliding_mask = sliding_prefix_lm_mask(
+                attn_mask, inputs.input_mask, inputs.mask_ar, positions, window
+            )
+        if kv_cache is not None:
+            kv_cache.claim(inputs.input_mask, positions)
+        hidden: Tensor = self.decoder(x, positions, attn_mask, sliding_mask, kv_cache)
+        return hidden
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Next-token logits at every position: float32[B, T, V]."""
+        return self.decoder.logits(self.hidden_states(inputs))
+
+    def prefill(
+        self, inputs: ModelInputs, kv_cache: KVCache, image_tokens: Tensor | None = None
+    ) -> Tensor:
+        """The whole prefix at once, since it sees itself both ways -> float32[B, V].
+
+        The logits are those of each row's last real position.
+        """
+        hidden = self.hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
+        steps = torch.arange(inputs.input_mask.shape[1], device=hidden.device)
+        last = (steps * inputs.input_mask).argmax(dim=1)
+        return self.decoder.logits(hidden[torch.arange(len(last), device=last.device), last])
+
+    def decode_step(self, token_ids: Tensor, kv_cache: KVCache) -> Tensor:
+        """One more token a row, int64[B], -> the logits after it, float32[B, V]."""
+        positions = kv_cache.next_position[:, None]
+        kv_cache.claim(torch.ones_like(positions, dtype=torch.bool), positions)
+        attn_mask = kv_cache.valid[:, None, : kv_cache.length]
+        sliding_mask = None
+        if (window := self.config.decoder.sliding_window) is not None:
+            near = in_window(positions, kv_cache.positions[:, : kv_cache.length], window)
+            sliding_mask = attn_mask & near
+        x = self.decoder.embed(token_ids[:, None])
+        hidden = self.decoder(x, positions, attn_mask, sliding_mask, kv_cache)
+        return self.decoder.logits(hidden[:, 0])
