@@ -1,0 +1,145 @@
+"""Stages 1 to 3 of mini: the whole model on scenes and tasks, at growing resolution.
+
+The suffix loss of `finetune/loss.py`, with the dense targets of stage 0 kept beside it so that the
+encoder goes on learning while the decoder does. What is kept is the model; the heads go.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.finetune.collate import Example, collate, split_by_length
+from paligemma.finetune.loss import suffix_loss
+from paligemma.mini.dense import FREQUENCIES, DenseHeads, DenseTargets, dense_targets, fourier_features
+from paligemma.mini.scene import make_scene
+from paligemma.mini.tasks import SegCodes, draw_example
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.image import LoadedImage
+from paligemma.processor.inputs import ModelInputs
+from paligemma.processor.processor import Processor
+
+
+def mini_config(vocab_size: int, resolution: int) -> PaliGemmaConfig:
+    """PaliGemma 2 in small: every mechanism of the large ones, a three-hundredth of the size."""
+    return PaliGemmaConfig(
+        vision=VisionConfig(
+            resolution=resolution, patch_size=16, width=256, depth=6, mlp_dim=1024, num_heads=8
+        ),
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            width=256,
+            depth=6,
+            mlp_dim=768,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=64,
+            query_scale=64**-0.5,
+            post_norms=True,
+            attn_logit_softcap=50.0,
+            final_logit_softcap=30.0,
+        ),
+    )
+
+
+def build_mini(config: PaliGemmaConfig, loc_offset: int, seed: int) -> PaliGemma:
+    """A fresh model. Neighboring `<loc>` rows start alike, as places on one ruler are."""
+    torch.manual_seed(seed)
+    model = PaliGemma(config)
+    width = config.decoder.width
+    table = model.decoder.embedding.weight
+    with torch.no_grad():
+        nn.init.normal_(model.vision_encoder.position_embedding.weight, std=0.02)
+        nn.init.normal_(table, std=width**-0.5)
+        ruler = fourier_features(torch.arange(NUM_LOC_TOKENS) / (NUM_LOC_TOKENS - 1))
+        turned = torch.linalg.qr(torch.randn(width, 2 * len(FREQUENCIES)))[0]
+        rows = slice(loc_offset, loc_offset + NUM_LOC_TOKENS)
+        table[rows] = 0.3 * table[rows] + ruler @ turned.T / len(FREQUENCIES) ** 0.5
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointBatch:
+    """Rows in parts of similar length that share their pictures, and what the pictures hold."""
+
+    parts: list[ModelInputs]
+    targets: DenseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSource:
+    """Scenes with several tasks each; a function of (seed, step)."""
+
+    processor: Processor
+    seg_codes: SegCodes
+    task_weights: Mapping[str, float]
+    word_weights: tuple[float, ...]
+    num_scenes: int
+    prompts_per_scene: int
+    drawn_at: tuple[int, ...]
+    """Sizes at which scenes are drawn; one is picked, the processor then resizes."""
+    seed: int
+
+    def batch(self, step: int) -> JointBatch:
+        rng = random.Random(f"joint {self.seed} {step}")
+        first = step * self.num_scenes
+        scenes = [
+            make_scene("train", self.seed, index, word_weights=self.word_weights)
+            for index in range(first, first + self.num_scenes)
+        ]
+        examples = []
+        for scene in scenes:
+            picture = Image.fromarray(scene.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=picture, name="scene")
+            for _ in range(self.prompts_per_scene):
+                prefix, suffix = draw_example(scene, rng, self.task_weights, self.seg_codes)
+                examples.append(Example(image=image, prefix=prefix, suffix=suffix))
+        grid = round(self.processor.num_image_tokens**0.5)
+        return JointBatch(
+            parts=split_by_length(collate(self.processor, examples), 3),
+            targets=dense_targets(scenes, grid),
+        )
+
+
+class Joint(nn.Module):
+    """The model with its dense heads beside it."""
+
+    def __init__(
+        self, model: PaliGemma, loc_offset: int, *, dense_weight: float, loc_sigma: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = DenseHeads(model.config.vision.width)
+        self.loc_offset = loc_offset
+        self.dense_weight = dense_weight
+        self.loc_sigma = loc_sigma
+
+    def losses(self, batch: JointBatch) -> dict[str, Tensor]:
+        features = self.model.vision_encoder(batch.parts[0].pixel_values)
+        dense = self.heads(features, batch.targets)
+        image_tokens = self.model.projector(features)
+        total, count = torch.zeros(()), 0
+        for part in batch.parts:
+            hidden = self.model.hidden_states(part, image_tokens=image_tokens)
+            summed, num_tokens = suffix_loss(
+                self.model.decoder,
+                hidden,
+                part,
+                loc_offset=self.loc_offset,
+                loc_sigma=self.loc_sigma,
+            )
+            total, count = total + summed, count + num_tokens
+        suffix = total / count
+        extra = dense["kind"] + dense["box"] + dense["letters"] + 0.5 * dense["halves"]
+        names = ("kind_right", "word_right", "half_right", "box")
+        return {
+            "loss": suffix + self.dense_weight * extra,
+            "suffix": suffix,
+            **{name: dense[name] for name in names},
+        }

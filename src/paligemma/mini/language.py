@@ -1,0 +1,451 @@
+"""What can be said about mini's pictures: the 64 kinds by name, captions, questions and answers.
+
+Speaks English, German, French and Spanish. Takes plain values (kind indices, counts, color names,
+boxes); does not know scenes, pixels, tokens or the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Literal, cast
+
+from paligemma.errors import OptionError
+
+Gender = Literal["m", "f", "n"]
+
+LANGUAGES = ("en", "de", "fr", "es")
+MAX_COUNT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noun:
+    """One noun of one language; English nouns are all "n"."""
+
+    singular: str
+    plural: str
+    gender: Gender
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of object: its label (the English singular) and its noun in every language."""
+
+    name: str
+    forms: dict[str, Noun]
+
+
+# English | German | French | Spanish. The row is the kind's index. A cell is the gender and the
+# noun: "Hund+e" adds an ending for the plural, "Apfel/Äpfel" spells both, "Käse" does not change.
+_NOUNS = """
+dog+s                   | m Hund+e            | m chien+s      | m perro+s
+cat+s                   | f Katze+n           | m chat+s       | m gato+s
+bear+s                  | m Bär+en            | m ours         | m oso+s
+panda+s                 | m Panda+s           | m panda+s      | m panda+s
+pig+s                   | n Schwein+e         | m cochon+s     | m cerdo+s
+frog+s                  | m Frosch/Frösche    | f grenouille+s | f rana+s
+lion+s                  | m Löwe+n            | m lion+s       | m león/leones
+monkey+s                | m Affe+n            | m singe+s      | m mono+s
+chicken+s               | n Huhn/Hühner       | f poule+s      | f gallina+s
+penguin+s               | m Pinguin+e         | m pingouin+s   | m pingüino+s
+owl+s                   | f Eule+n            | f chouette+s   | m búho+s
+fish                    | m Fisch+e           | m poisson+s    | m pez/peces
+octopus+es              | m Oktopus+se        | f pieuvre+s    | m pulpo+s
+turtle+s                | f Schildkröte+n     | f tortue+s     | f tortuga+s
+snail+s                 | f Schnecke+n        | m escargot+s   | m caracol+es
+butterfly/butterflies   | m Schmetterling+e   | m papillon+s   | f mariposa+s
+bee+s                   | f Biene+n           | f abeille+s    | f abeja+s
+elephant+s              | m Elefant+en        | m éléphant+s   | m elefante+s
+rabbit+s                | m Hase+n            | m lapin+s      | m conejo+s
+snake+s                 | f Schlange+n        | m serpent+s    | f serpiente+s
+apple+s                 | m Apfel/Äpfel       | f pomme+s      | f manzana+s
+banana+s                | f Banane+n          | f banane+s     | m plátano+s
+grape+s                 | f Traube+n          | m raisin+s     | f uva+s
+strawberry/strawberries | f Erdbeere+n        | f fraise+s     | f fresa+s
+lemon+s                 | f Zitrone+n         | m citron+s     | m limón/limones
+pineapple+s             | f Ananas            | m ananas       | f piña+s
+cherry/cherries         | f Kirsche+n         | f cerise+s     | f cereza+s
+carrot+s                | f Karotte+n         | f carotte+s    | f zanahoria+s
+mushroom+s              | m Pilz+e            | m champignon+s | m champiñón/champiñones
+bread+s                 | n Brot+e            | m pain+s       | m pan+es
+cheese+s                | m Käse              | m fromage+s    | m queso+s
+pizza+s                 | f Pizza/Pizzen      | f pizza+s      | f pizza+s
+hamburger+s             | m Hamburger         | m hamburger+s  | f hamburguesa+s
+egg+s                   | n Ei+er             | m œuf+s        | m huevo+s
+cake+s                  | f Torte+n           | m gâteau+x     | m pastel+es
+candy/candies           | n Bonbon+s          | m bonbon+s     | m caramelo+s
+flower+s                | f Blume+n           | f fleur+s      | f flor+es
+tree+s                  | m Baum/Bäume        | m arbre+s      | m árbol+es
+cactus+es               | m Kaktus/Kakteen    | m cactus       | m cactus
+moon+s                  | m Mond+e            | f lune+s       | f luna+s
+star+s                  | m Stern+e           | f étoile+s     | f estrella+s
+cloud+s                 | f Wolke+n           | m nuage+s      | f nube+s
+umbrella+s              | m Regenschirm+e     | m parapluie+s  | m paraguas
+snowman/snowmen | m Schneemann/Schneemänner | m bonhomme de neige/bonshommes de neige \
+| m muñeco de nieve/muñecos de nieve
+ball+s                  | m Ball/Bälle        | m ballon+s     | f pelota+s
+guitar+s                | f Gitarre+n         | f guitare+s    | f guitarra+s
+drum+s                  | f Trommel+n         | m tambour+s    | m tambor+es
+bell+s                  | f Glocke+n          | f cloche+s     | f campana+s
+key+s                   | m Schlüssel         | f clé+s        | f llave+s
+lock+s                  | n Schloss/Schlösser | m cadenas      | m candado+s
+book+s                  | n Buch/Bücher       | m livre+s      | m libro+s
+phone+s                 | n Telefon+e         | m téléphone+s  | m teléfono+s
+lamp+s                  | f Lampe+n           | f lampe+s      | f lámpara+s
+clock+s                 | f Uhr+en            | f horloge+s    | m reloj+es
+car+s                   | n Auto+s            | f voiture+s    | m coche+s
+bus+es                  | m Bus+se            | m bus          | m autobús/autobuses
+bicycle+s               | n Fahrrad/Fahrräder | m vélo+s       | f bicicleta+s
+airplane+s              | n Flugzeug+e        | m avion+s      | m avión/aviones
+rocket+s                | f Rakete+n          | f fusée+s      | m cohete+s
+boat+s                  | n Boot+e            | m bateau+x     | m barco+s
+house+s                 | n Haus/Häuser       | f maison+s     | f casa+s
+chair+s                 | m Stuhl/Stühle      | f chaise+s     | f silla+s
+hat+s                   | m Hut/Hüte          | m chapeau+x    | m sombrero+s
+crown+s                 | f Krone+n           | f couronne+s   | f corona+s
+"""
+
+# As they stand before or after "background": German dative, French and Spanish masculine.
+_COLORS = """
+red    | rotem          | rouge  | rojo
+orange | orangefarbenem | orange | naranja
+yellow | gelbem         | jaune  | amarillo
+green  | grünem         | vert   | verde
+blue   | blauem         | bleu   | azul
+purple | violettem      | violet | morado
+pink   | rosa           | rose   | rosa
+brown  | braunem        | marron | marrón
+gray   | grauem         | gris   | gris
+white  | weißem         | blanc  | blanco
+black  | schwarzem      | noir   | negro
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grammar:
+    """The closed-class words of one language."""
+
+    one: dict[Gender, str]
+    two_to_five: tuple[str, str, str, str]
+    conjunction: str
+    empty: str
+    word: Noun
+    the_word: tuple[str, str]
+    with_the_word: tuple[str, str]
+    on_color: str
+    on_photo: str
+
+
+_GRAMMAR = {
+    "en": _Grammar(
+        one={},  # "a" or "an" goes by sound, see _a
+        two_to_five=("two", "three", "four", "five"),
+        conjunction="and",
+        empty="an empty picture",
+        word=Noun(singular="word", plural="words", gender="n"),
+        the_word=("the word", "the words"),
+        with_the_word=("with the word", "with the words"),
+        on_color="on {} background",
+        on_photo="on a photo",
+    ),
+    "de": _Grammar(
+        one={"m": "ein", "f": "eine", "n": "ein"},
+        two_to_five=("zwei", "drei", "vier", "fünf"),
+        conjunction="und",
+        empty="ein leeres Bild",
+        word=Noun(singular="Wort", plural="Wörter", gender="n"),
+        the_word=("das Wort", "die Wörter"),
+        with_the_word=("mit dem Wort", "mit den Wörtern"),
+        on_color="auf {} Hintergrund",
+        on_photo="auf einem Foto",
+    ),
+    "fr": _Grammar(
+        one={"m": "un", "f": "une"},
+        two_to_five=("deux", "trois", "quatre", "cinq"),
+        conjunction="et",
+        empty="une image vide",
+        word=Noun(singular="mot", plural="mots", gender="m"),
+        the_word=("le mot", "les mots"),
+        with_the_word=("avec le mot", "avec les mots"),
+        on_color="sur un fond {}",
+        on_photo="sur une photo",
+    ),
+    "es": _Grammar(
+        one={"m": "un", "f": "una"},
+        two_to_five=("dos", "tres", "cuatro", "cinco"),
+        conjunction="y",
+        empty="una imagen vacía",
+        word=Noun(singular="palabra", plural="palabras", gender="f"),
+        the_word=("la palabra", "las palabras"),
+        with_the_word=("con la palabra", "con las palabras"),
+        on_color="sobre un fondo {}",
+        on_photo="sobre una foto",
+    ),
+}
+
+
+def _read_kind(row: str) -> Kind:
+    english, *others = (cell.strip() for cell in row.split("|"))
+    forms = {}
+    for language, cell in zip(LANGUAGES, (f"n {english}", *others), strict=True):
+        gender, noun = cell.split(" ", 1)
+        if "/" in noun:
+            singular, plural = noun.split("/")
+        else:
+            singular, _, ending = noun.partition("+")
+            plural = singular + ending
+        forms[language] = Noun(singular=singular, plural=plural, gender=cast(Gender, gender))
+    return Kind(name=forms["en"].singular, forms=forms)
+
+
+def _read_color(row: str) -> dict[str, str]:
+    return dict(zip(LANGUAGES, (cell.strip() for cell in row.split("|")), strict=True))
+
+
+KINDS: tuple[Kind, ...] = tuple(_read_kind(row) for row in _NOUNS.strip().splitlines())
+_COLOR_FORMS = {forms["en"]: forms for forms in map(_read_color, _COLORS.strip().splitlines())}
+COLORS: tuple[str, ...] = tuple(_COLOR_FORMS)
+
+
+def caption(counts: Sequence[tuple[int, int]], language: str, *, num_words: int = 0) -> str:
+    """Names what is in the picture: most numerous first, then by kind.
+
+    `counts` holds (kind index, how many), each kind once. Printed words are named only when there
+    is nothing else to name.
+
+    >>> caption([(48, 1), (0, 2)], "de")
+    'zwei Hunde und ein Schlüssel'
+    >>> caption([], "en", num_words=1)
+    'a word'
+
+    Raises OptionError for an unknown language or kind, or a count outside 1 to 5.
+    """
+    grammar = _grammar(language)
+    things = [_counted(KINDS[kind].forms[language], n, language) for kind, n in _ordered(counts)]
+    if not things and num_words:
+        things = [_counted(grammar.word, num_words, language)]
+    return _listed(things, language) if things else grammar.empty
+
+
+def describe(
+    counts: Sequence[tuple[int, int]],
+    background_color: str | None,
+    words: Sequence[str],
+    language: str,
+    *,
+    photo: bool = False,
+) -> str:
+    """The caption with the background and the printed words, in the order they were passed.
+
+    A background is named by its color or, without one, as a photo if it is one. In a picture of
+    words alone the words themselves take the caption's place.
+
+    >>> describe([(0, 2)], "orange", ["OPEN"], "en")
+    'two dogs on an orange background with the word "OPEN"'
+    >>> describe([], "blue", ["A", "B"], "de")
+    'die Wörter "A" und "B" auf blauem Hintergrund'
+
+    Raises OptionError for what `caption` refuses and for an unknown color.
+    """
+    grammar = _grammar(language)
+    quoted = _listed([f'"{word}"' for word in words], language)
+    several = len(words) > 1
+    parts = [caption(counts, language) if counts or not words else grammar.the_word[several]]
+    if not counts and words:
+        parts.append(quoted)
+    if background_color is not None:
+        color = _color(background_color)[language]
+        parts.append(grammar.on_color.format(_a(color) if language == "en" else color))
+    elif photo:
+        parts.append(grammar.on_photo)
+    if counts and words:
+        parts += [grammar.with_the_word[several], quoted]
+    return " ".join(parts)
+
+
+def ask_count(kind: int, count: int, language: str) -> tuple[str, str]:
+    """Question and answer: ("how many dogs are there?", "2"). The answer is a digit, "0" to "5"."""
+    _grammar(language)
+    if not 0 <= count <= MAX_COUNT:
+        raise OptionError(f"The count is {count}; pass 0 to {MAX_COUNT}.")
+    noun = _kind(kind).forms[language]
+    if language == "en":
+        question = f"how many {noun.plural} are there?"
+    elif language == "de":
+        question = f"wie viele {noun.plural} gibt es?"
+    elif language == "fr":
+        of = "d'" if _elides(noun.plural) else "de "
+        question = f"combien {of}{noun.plural} y a-t-il ?"
+    else:
+        question = f"¿{'cuántas' if noun.gender == 'f' else 'cuántos'} {noun.plural} hay?"
+    return question, str(count)
+
+
+def ask_presence(kind: int, present: bool) -> tuple[str, str]:
+    """Question and answer: ("is there an owl?", "yes")."""
+    return f"is there {_a(_kind(kind).name)}?", "yes" if present else "no"
+
+
+def ask_background(color: str) -> tuple[str, str]:
+    """Question and answer: ("what color is the background?", "blue")."""
+    return "what color is the background?", _color(color)["en"]
+
+
+def ask_position(kind: int, where: str) -> tuple[str, str]:
+    """Question and answer for the only object of its kind: ("where is the dog?", "top left").
+
+    `where` comes from `position`.
+    """
+    return f"where is the {_kind(kind).name}?", where
+
+
+def ask_listing(counts: Sequence[tuple[int, int]]) -> tuple[str, str]:
+    """Question and answer: ("what is in the picture?", "dog, key"), in the caption's order.
+
+    Without objects the answer is "nothing".
+    """
+    names = [KINDS[kind].name for kind, _ in _ordered(counts)]
+    return "what is in the picture?", ", ".join(names) or "nothing"
+
+
+def ask_reading(words: Sequence[str]) -> tuple[str, str]:
+    """Question and answer: ("what is written?", "OPEN"); words are joined by spaces, as passed.
+
+    Without words the answer is "nothing".
+    """
+    return "what is written?", " ".join(words) or "nothing"
+
+
+def position(box_xyxy: tuple[float, float, float, float]) -> str | None:
+    """In which ninth of the picture the box's center lies; None within 0.04 of a dividing line.
+
+    The box is in unit coordinates, y downward.
+
+    >>> position((0.1, 0.0, 0.2, 0.4)), position((0.4, 0.4, 0.6, 0.6)), position((0.3, 0, 0.4, 1))
+    ('top left', 'center', None)
+    """
+    left, top, right, bottom = box_xyxy
+    x, y = (left + right) / 2, (top + bottom) / 2
+    if any(abs(center - line) <= 0.04 for center in (x, y) for line in (1 / 3, 2 / 3)):
+        return None
+    column = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
+    row = "top" if y < 1 / 3 else "bottom" if y > 2 / 3 else ""
+    return f"{row} {column}".strip() or "center"
+
+
+def detect_prompt(kinds: Sequence[int]) -> str:
+    """The prompt that asks for boxes: [0, 48] gives "detect dog ; key"."""
+    return "detect " + " ; ".join(_kind(kind).name for kind in kinds)
+
+
+def segment_prompt(kinds: Sequence[int]) -> str:
+    """The prompt that asks for masks: [0, 48] gives "segment dog ; key"."""
+    return "segment " + " ; ".join(_kind(kind).name for kind in kinds)
+
+
+def all_texts() -> Iterator[str]:
+    """A fixed sample of everything said in this world, to learn a vocabulary from.
+
+    Every noun in every language and number, every color, question, answer and prompt. Capitals
+    stand alone wherever a printed word would be, so that words are spelled letter by letter.
+    """
+    letters = ascii_uppercase
+    for language in LANGUAGES:
+        yield from (f"caption {language}", f"describe {language}", f"answer {language}")
+        for num_words in range(3):
+            yield caption([], language, num_words=num_words)
+            yield describe([], None, letters[:num_words], language, photo=True)
+        for kind in range(len(KINDS)):
+            for count in range(1, MAX_COUNT + 1):
+                yield caption([(kind, count)], language)
+            second, third = ((kind + step) % len(KINDS) for step in (5, 23))
+            pair, triple = [(kind, 1), (second, 1)], [(kind, 2), (second, 2), (third, 1)]
+            first, other = letters[kind % 26], letters[(kind + 7) % 26]
+            color = COLORS[kind % len(COLORS)]
+            yield caption(pair, language)
+            yield caption(triple, language)
+            yield describe(pair, color, [first], language)
+            yield describe(triple, None, [first, other], language, photo=True)
+            yield describe([], color, [first, other], language)
+            question, answer = ask_count(kind, kind % (MAX_COUNT + 1), language)
+            yield f"answer {language} {question}"
+            yield answer
+    for kind in range(len(KINDS)):
+        other_kind = (kind + 5) % len(KINDS)
+        row, column = kind % 3, kind // 3 % 3
+        where = position((column / 3, row / 3, (column + 1) / 3, (row + 1) / 3))
+        for question, answer in (
+            ask_presence(kind, kind % 2 == 0),
+            ask_background(COLORS[kind % len(COLORS)]),
+            ask_position(kind, cast(str, where)),  # the center of a ninth is never doubtful
+            ask_listing([(kind, 1), (other_kind, 1)]),
+            ask_reading(letters[kind % 26]),
+        ):
+            yield f"answer en {question}"
+            yield answer
+        for kinds in ([kind], [kind, other_kind]):
+            yield detect_prompt(kinds)
+            yield segment_prompt(kinds)
+    yield from ("ocr", ask_listing([])[1])
+    yield from letters
+
+
+def _grammar(language: str) -> _Grammar:
+    if language not in _GRAMMAR:
+        raise OptionError(f"Unknown language {language!r}. Pass one of: {', '.join(LANGUAGES)}.")
+    return _GRAMMAR[language]
+
+
+def _kind(index: int) -> Kind:
+    if not 0 <= index < len(KINDS):
+        raise OptionError(f"There is no kind {index}; pass 0 to {len(KINDS) - 1}.")
+    return KINDS[index]
+
+
+def _color(name: str) -> dict[str, str]:
+    if name not in _COLOR_FORMS:
+        raise OptionError(f"Unknown color {name!r}. Pass one of: {', '.join(COLORS)}.")
+    return _COLOR_FORMS[name]
+
+
+def _ordered(counts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Checked, most numerous first, then by kind."""
+    for kind, _ in counts:
+        _kind(kind)
+    if len({kind for kind, _ in counts}) < len(counts):
+        raise OptionError(f"A kind occurs twice in {list(counts)}. Add its counts up first.")
+    return sorted(counts, key=lambda pair: (-pair[1], pair[0]))
+
+
+def _counted(noun: Noun, count: int, language: str) -> str:
+    """A number word and the noun agreeing with it: "an owl", "eine Eule", "dos búhos"."""
+    if not 1 <= count <= MAX_COUNT:
+        raise OptionError(f"The count is {count}; pass 1 to {MAX_COUNT}.")
+    grammar = _GRAMMAR[language]
+    if count > 1:
+        return f"{grammar.two_to_five[count - 2]} {noun.plural}"
+    if language == "en":
+        return _a(noun.singular)
+    return f"{grammar.one[noun.gender]} {noun.singular}"
+
+
+def _listed(things: Sequence[str], language: str) -> str:
+    if len(things) < 2:
+        return "".join(things)
+    conjunction = _GRAMMAR[language].conjunction
+    # Spanish "y" becomes "e" before the sound i, but not before a diphthong (RAE): e hilo, y hielo.
+    if language == "es" and re.match(r'"?h?i(?![aeou])', things[-1], re.IGNORECASE):
+        conjunction = "e"
+    return f"{', '.join(things[:-1])} {conjunction} {things[-1]}"
+
+
+def _a(word: str) -> str:
+    """With the indefinite article; every English word here sounds as its first letter looks."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _elides(word: str) -> bool:
+    """Whether French "de" becomes "d'": before a vowel or a mute h. "Hamburger" keeps its h."""
+    return word[0] in "aeiouéœh" and not word.startswith("hamburger")

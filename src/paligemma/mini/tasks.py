@@ -1,0 +1,158 @@
+"""Training examples from a scene: a task is drawn, its prefix and suffix are written.
+
+The formats are the family's own: `detect dog ; key` is answered by
+`<loc....>x4 dog ; <loc....>x4 key`, in the order of the prompt and from left to right.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from paligemma.mini import language
+from paligemma.mini.scene import Scene, SceneObject
+from paligemma.mini.texts import SceneTexts
+from paligemma.tasks.loc_codec import format_box
+
+Pair = tuple[str, str]
+SegCodes = Mapping[tuple[int, int], tuple[int, ...]]
+"""The 16 mask codes of every (kind, pose); a scene's objects are never covered."""
+
+TASK_WEIGHTS: dict[str, float] = {
+    "caption": 0.26,
+    "describe": 0.06,
+    "detect": 0.26,
+    "segment": 0.12,
+    "ocr": 0.12,
+    "count": 0.08,
+    "question": 0.07,
+    "caption_box": 0.03,
+}
+
+
+def draw_example(
+    scene: Scene, rng: random.Random, weights: Mapping[str, float], seg_codes: SegCodes
+) -> Pair:
+    """A (prefix, suffix) that is true of the scene."""
+    texts = SceneTexts(scene)
+    names, chances = list(weights), list(weights.values())
+    while True:
+        task = rng.choices(names, chances)[0]
+        pair = _TASKS[task](texts, rng, seg_codes)
+        if pair is not None:
+            return pair
+
+
+def detection_suffix(
+    texts: SceneTexts, kinds: list[int], seg_codes: SegCodes | None = None
+) -> str:
+    """All objects of these kinds, with masks when `seg_codes` are given."""
+    found = []
+    for kind in kinds:
+        for thing in texts.objects_of(kind):
+            codes = "" if seg_codes is None else _seg_text(seg_codes[thing.kind, thing.pose])
+            found.append(f"{format_box(thing.box_xyxy)}{codes} {language.KINDS[kind].name}")
+    return " ; ".join(found)
+
+
+def _seg_text(codes: tuple[int, ...]) -> str:
+    return "".join(f"<seg{code:03d}>" for code in codes)
+
+
+def _caption(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
+    code = rng.choice(language.LANGUAGES)
+    return f"caption {code}", texts.caption(code)
+
+
+def _describe(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
+    code = rng.choice(language.LANGUAGES)
+    return f"describe {code}", texts.describe(code)
+
+
+def _asked_kinds(texts: SceneTexts, rng: random.Random) -> list[int]:
+    """Mostly what is there, in any order; sometimes a part of it, or something that is not."""
+    present = [kind for kind, _ in texts.counts]
+    rng.shuffle(present)
+    if present and rng.random() < 0.3:
+        present = present[: rng.randint(1, len(present))]
+    if not present or rng.random() < 0.15:
+        absent = rng.randrange(len(language.KINDS))
+        if absent not in {kind for kind, _ in texts.counts}:
+            present.insert(rng.randint(0, len(present)), absent)
+    return present
+
+
+def _detect(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
+    kinds = _asked_kinds(texts, rng)
+    return (language.detect_prompt(kinds), detection_suffix(texts, kinds)) if kinds else None
+
+
+def _segment(texts: SceneTexts, rng: random.Random, seg_codes: SegCodes) -> Pair | None:
+    kinds = _asked_kinds(texts, rng)
+    if not kinds:
+        return None
+    return language.segment_prompt(kinds), detection_suffix(texts, kinds, seg_codes)
+
+
+def _ocr(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
+    # Pictures without print are asked about too, but seldom.
+    if not texts.words and rng.random() < 0.8:
+        return None
+    return "ocr", texts.reading()
+
+
+def _count(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
+    code = rng.choice(language.LANGUAGES)
+    counts = dict(texts.counts)
+    if counts and rng.random() < 0.8:
+        kind = rng.choice(list(counts))
+    else:
+        kind = rng.randrange(len(language.KINDS))
+    question, answer = language.ask_count(kind, counts.get(kind, 0), code)
+    return f"answer {code} {question}", answer
+
+
+def _question(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
+    scene, counts = texts.scene, dict(texts.counts)
+    pair: Pair | None = None
+    match rng.randrange(5):
+        case 0 if scene.background.color_name is not None:
+            pair = language.ask_background(scene.background.color_name)
+        case 1:
+            there = bool(counts) and rng.random() < 0.5
+            kind = rng.choice(list(counts)) if there else rng.randrange(len(language.KINDS))
+            pair = language.ask_presence(kind, kind in counts)
+        case 2:
+            single = [thing for thing in scene.objects if counts[thing.kind] == 1]
+            pair = _where(rng.choice(single)) if single else None
+        case 3:
+            pair = language.ask_listing(texts.counts)
+        case 4 if texts.words:
+            pair = language.ask_reading(texts.words)
+    if pair is None:
+        return None
+    return f"answer en {pair[0]}", pair[1]
+
+
+def _where(thing: SceneObject) -> Pair | None:
+    where = language.position(thing.box_xyxy)
+    return None if where is None else language.ask_position(thing.kind, where)
+
+
+def _caption_box(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
+    if not texts.scene.objects:
+        return None
+    thing = rng.choice(texts.scene.objects)
+    return f"caption {format_box(thing.box_xyxy)}", language.KINDS[thing.kind].name
+
+
+_TASKS: dict[str, Callable[[SceneTexts, random.Random, SegCodes], Pair | None]] = {
+    "caption": _caption,
+    "describe": _describe,
+    "detect": _detect,
+    "segment": _segment,
+    "ocr": _ocr,
+    "count": _count,
+    "question": _question,
+    "caption_box": _caption_box,
+}
