@@ -1,0 +1,229 @@
+"""Fetches a picture from a public web address: the only file that opens sockets for users' input.
+
+Rules: http or https, no redirects, no proxies, no credentials; the name is looked up once, every
+address that it has must be public, and the connection goes to one of the addresses checked, so a
+name cannot change its mind in between. The body is counted while it streams. One deadline covers
+the lookup, the connection, the headers and the body.
+Knows no picture formats.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+from urllib.parse import SplitResult, urlsplit
+
+from paligemma.errors import ImageError
+
+MAX_FETCH_BYTES = 16 * 2**20
+FETCH_SECONDS = 10.0
+
+# Networks that Python calls global although they lead to an IPv4 address of the sender's choice:
+# NAT64, 6to4, and the older ways of writing IPv4 as IPv6.
+_TRANSLATED_NETWORKS = tuple(
+    ipaddress.IPv6Network(network)
+    for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+)
+_HOST = re.compile(r"[A-Za-z0-9._\-]+|[0-9A-Fa-f:.]+")
+
+
+def fetch_image_bytes(
+    url: str, *, max_bytes: int = MAX_FETCH_BYTES, seconds: float = FETCH_SECONDS
+) -> bytes:
+    """The body behind an address, at most `max_bytes` of it, within `seconds` in all.
+
+    Raises ImageError for an address that is refused, a server that does not answer 200, a body
+    that is too large or cut short, and when time is up.
+    """
+    deadline = time.monotonic() + seconds
+    parts, port = _checked_url(url)
+    try:
+        address = _public_address(parts.hostname or "", port, deadline, url)
+        with _connect(address, port, parts, deadline) as connection:
+            return _body(connection, parts, max_bytes, deadline, url)
+    except TimeoutError as error:
+        raise ImageError(
+            f"{_quoted(url)} did not deliver its picture within {seconds:g} seconds. "
+            "Download it yourself and pass the file."
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ImageError(
+            f"{_quoted(url)} could not be fetched: the connection or the answer failed. "
+            "Download it yourself and pass the file."
+        ) from error
+
+
+def is_public_address(address: str) -> bool:
+    """True for an address on the open internet; False for private, local and translated ones.
+
+    >>> is_public_address("93.184.215.14"), is_public_address("64:ff9b::7f00:1")
+    (True, False)
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and (
+        ip.ipv4_mapped is not None or any(ip in network for network in _TRANSLATED_NETWORKS)
+    ):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def _checked_url(url: str) -> tuple[SplitResult, int]:
+    refused = ImageError(
+        f"{_quoted(url)} is not an address that can be fetched. Expected http:// or https://, a "
+        "host name and a path in plain ASCII, without user name or password."
+    )
+    if not url.isascii() or re.search(r"[\x00-\x20\x7f\\]", url):
+        raise refused
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise refused from error
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc or port == 0:
+        raise refused
+    if not parts.hostname or not _HOST.fullmatch(parts.hostname):
+        raise refused
+    return parts, port or (443 if parts.scheme == "https" else 80)
+
+
+def _public_address(host: str, port: int, deadline: float, url: str) -> str:
+    addresses = _look_up(host, port, deadline)
+    if not addresses or not all(is_public_address(address) for address in addresses):
+        raise ImageError(
+            f"{_quoted(url)} does not lead to a public address, so it is not fetched. "
+            "For a picture on this machine or network, pass the file."
+        )
+    return addresses[0]
+
+
+def _look_up(host: str, port: int, deadline: float) -> list[str]:
+    """Every address of a name. In a thread of its own, as a lookup cannot be given a time limit."""
+    found: list[str] = []
+    failure: list[Exception] = []
+
+    def look_up() -> None:
+        try:
+            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.extend(str(row[4][0]) for row in rows)
+        except (OSError, UnicodeError) as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(_seconds_left(deadline))
+    if thread.is_alive():
+        raise TimeoutError
+    if failure:
+        raise OSError("the name could not be looked up") from failure[0]
+    return found
+
+
+def _connect(address: str, port: int, parts: SplitResult, deadline: float) -> socket.socket:
+    connection = socket.create_connection((address, port), timeout=_seconds_left(deadline))
+    if parts.scheme == "http":
+        return connection
+    try:
+        connection.settimeout(_seconds_left(deadline))
+        context = ssl.create_default_context()
+        # The certificate is checked against the name, although the address was fixed before.
+        return context.wrap_socket(connection, server_hostname=parts.hostname)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _body(
+    connection: socket.socket, parts: SplitResult, max_bytes: int, deadline: float, url: str
+) -> bytes:
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    request = (
+        f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nUser-Agent: paligemma\r\n"
+        "Accept: image/*\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n"
+    )
+    connection.settimeout(_seconds_left(deadline))
+    connection.sendall(request.encode("ascii"))
+    response = http.client.HTTPResponse(_DeadlineSocket(connection, deadline), method="GET")  # type: ignore[arg-type]
+    with response:
+        response.begin()
+        announced = response.length  # None where no readable Content-Length came
+        _check_headers(response, announced, max_bytes, url)
+        body = bytearray()
+        while chunk := response.read(min(2**16, max_bytes + 1 - len(body))):
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes, url)
+        if announced is not None and len(body) != announced:
+            raise ImageError(
+                f"{_quoted(url)} delivered {len(body)} of {announced} bytes. Try again."
+            )
+    return bytes(body)
+
+
+def _check_headers(
+    response: http.client.HTTPResponse, announced: int | None, max_bytes: int, url: str
+) -> None:
+    if 300 <= response.status < 400:
+        raise ImageError(
+            f"{_quoted(url)} answers with a redirect, and redirects are not followed. "
+            "Pass the final address."
+        )
+    if response.status != 200:
+        raise ImageError(
+            f"{_quoted(url)} answers with status {response.status}, not with a picture (200)."
+        )
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ImageError(
+            f"{_quoted(url)} is sent compressed although that was not asked for. "
+            "Download it yourself and pass the file."
+        )
+    if announced is not None and announced > max_bytes:
+        raise _too_large(max_bytes, url)
+
+
+def _too_large(max_bytes: int, url: str) -> ImageError:
+    return ImageError(
+        f"{_quoted(url)} is larger than {max_bytes} bytes, the most that is fetched. "
+        "Download it yourself and pass the file."
+    )
+
+
+def _seconds_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _quoted(url: str) -> str:
+    return repr(url if len(url) <= 200 else url[:200] + "...")
+
+
+class _DeadlineSocket:
+    """What HTTPResponse needs of a socket, with one deadline over all of its reads."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_DeadlineReader(self._connection, self._deadline))
+
+
+class _DeadlineReader(io.RawIOBase):
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        # A socket's own timeout starts anew at every read: one byte a second would never end.
+        self._connection.settimeout(_seconds_left(self._deadline))
+        return self._connection.recv_into(buffer)

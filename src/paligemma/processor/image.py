@@ -1,0 +1,411 @@
+"""Pictures: file, bytes, PIL image or array to RGB as a person sees it; RGB to pixel values.
+
+What becomes of each kind of picture, once and for all:
+
+    orientation (EXIF)   applied; boxes refer to the upright picture
+    alpha, transparency  composited onto white
+    1, L, P, CMYK, YCbCr converted by Pillow
+    I;16, I              16 bits of gray, divided by 257
+    16-bit color PNG     the high byte of each channel, as Pillow decodes it
+    F                    gray in [0, 1], times 255
+    animation            the first frame
+    color profile (ICC)  ignored, as in the pictures that the model was trained on
+
+Knows no tokens and no model. The resize is that of transformers' SiglipImageProcessor.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from paligemma.errors import ImageError, OptionError
+from paligemma.processor.fetch import fetch_image_bytes
+
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 20_000
+MAX_FILE_BYTES = 64 * 2**20
+
+ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
+Resize = Literal["squash", "pad"]
+BoxOrder = Literal["yxyx", "xyxy"]
+
+# The parser is chosen by a file's first bytes and called directly: no other parser of Pillow's
+# ever sees the bytes, and Pillow's own limit, a global one, stays out of it.
+_PARSERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImageFile),
+    (re.compile(rb"BM"), BmpImageFile),
+)
+_REFUSED_FORMATS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"II\*\0|MM\0\*"), "TIFF"),
+    (re.compile(rb"%PDF"), "PDF"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "EPS"),
+    (re.compile(rb"8BPS"), "PSD"),
+    (re.compile(rb"SIMPLE"), "FITS"),
+    (re.compile(rb"\0\0[\1\2]\0"), "ICO"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "HEIC or AVIF"),
+    (re.compile(rb"\s*<"), "SVG or HTML"),
+)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedImage:
+    """A picture, upright and in RGB. Equal to itself only, so it may be a key of a dict."""
+
+    rgb: Image.Image
+    name: str
+    """The file's name, the web address, or what kind of object it was."""
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Pixels across and down, after orientation."""
+        return self.rgb.size
+
+
+def load_image(
+    source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
+) -> LoadedImage:
+    """Reads a picture from a path, bytes, a PIL image, an array or (if allowed) a web address.
+
+    Files: JPEG, PNG, WebP, GIF and BMP of at most 64 MiB. Arrays: uint8 or bool of shape (H, W),
+    (H, W, 3) or (H, W, 4), or floats of these shapes in [0, 1]; rows from the top, channels RGB
+    or RGBA. The size is checked from the header, before anything is decoded.
+
+    Raises ImageError for everything else: missing, refused, damaged, cut short, too large.
+
+    >>> load_image(np.zeros((2, 3), np.uint8)).size_wh
+    (3, 2)
+    """
+    if isinstance(source, np.ndarray):
+        label = name = "array"
+        image = _from_array(source, max_pixels)
+    elif isinstance(source, Image.Image):
+        label = name = "PIL image"
+        image = source
+    elif isinstance(source, bytes):
+        label = name = "bytes"
+        image = _open(source, label, max_pixels)
+    elif isinstance(source, str | Path):
+        data, name = _read(source, allow_urls)
+        label = _quoted(str(source))
+        image = _open(data, label, max_pixels)
+    else:
+        raise ImageError(
+            f"A picture cannot be read from {type(source).__name__}. Pass a path, the bytes of a "
+            "file, a PIL image or a numpy array."
+        )
+    _check_size(image.size, label, max_pixels)
+    try:
+        image.load()
+        rgb = _to_rgb(image, label)
+        turn = _UPRIGHT.get(_orientation(image))
+        upright = rgb if turn is None else rgb.transpose(turn)
+        upright.info.clear()  # its orientation is used up: loading it again must not turn it again
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged data
+        raise _damaged(label) from error
+    return LoadedImage(rgb=upright, name=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+    """How a picture of `source_wh` was laid into the model's square, and the way back.
+
+    `squash` stretches the picture over the whole square. `pad` keeps its shape: the longer side
+    fills the square, the rest is white, half on either side.
+
+    >>> t = ImageTransform(source_wh=(640, 480), resolution=224)
+    >>> t.box_to_source((0.25, 0.5, 0.75, 1.0))  # y0 x0 y1 x1
+    (320.0, 120.0, 640.0, 360.0)
+    """
+
+    source_wh: tuple[int, int]
+    resolution: int
+    resize: Resize = "squash"
+
+    def __post_init__(self) -> None:
+        if min(self.source_wh) < 1 or self.resolution < 1:
+            raise OptionError(
+                f"A picture of {self.source_wh} pixels cannot be laid into a square of "
+                f"{self.resolution}. All three must be at least 1."
+            )
+        if self.resize not in ("squash", "pad"):
+            raise OptionError(f"resize is {self.resize!r}; it must be 'squash' or 'pad'.")
+
+    @property
+    def content_xywh(self) -> tuple[int, int, int, int]:
+        """Where the picture lies in the square: left, top, width, height, in model pixels.
+
+        640 x 480 in 224, padded: (0, 28, 224, 168).
+        """
+        side = self.resolution
+        if self.resize == "squash":
+            return 0, 0, side, side
+        longest = max(self.source_wh)
+        width, height = (max(1, round(side * length / longest)) for length in self.source_wh)
+        return (side - width) // 2, (side - height) // 2, width, height
+
+    def box_to_source(
+        self, box: Sequence[float], *, order: BoxOrder = "yxyx"
+    ) -> tuple[float, float, float, float]:
+        """A box in fractions of the square -> x0 y0 x1 y1 in pixels of the source, clamped to it.
+
+        A box that lies in the white border becomes one without area at the picture's edge.
+        """
+        x0, y0, x1, y1 = _reordered(box, order)
+        left, top, width, height = self.content_xywh
+        source_w, source_h = self.source_wh
+
+        def across(x: float) -> float:
+            return min(max((x * self.resolution - left) / width * source_w, 0.0), float(source_w))
+
+        def down(y: float) -> float:
+            return min(max((y * self.resolution - top) / height * source_h, 0.0), float(source_h))
+
+        return across(x0), down(y0), across(x1), down(y1)
+
+    def box_from_source(
+        self, box_xyxy: Sequence[float], *, order: BoxOrder = "yxyx"
+    ) -> tuple[float, float, float, float]:
+        """The inverse: x0 y0 x1 y1 in pixels of the source -> fractions of the square."""
+        x0, y0, x1, y1 = _reordered(box_xyxy, "xyxy")
+        left, top, width, height = self.content_xywh
+        source_w, source_h = self.source_wh
+        x0, x1 = ((left + x / source_w * width) / self.resolution for x in (x0, x1))
+        y0, y1 = ((top + y / source_h * height) / self.resolution for y in (y0, y1))
+        return (x0, y0, x1, y1) if order == "xyxy" else (y0, x0, y1, x1)
+
+
+def resize_to_square(rgb: Image.Image, transform: ImageTransform) -> Image.Image:
+    """RGB of any size -> RGB of resolution x resolution, by PIL's bicubic filter.
+
+    `pad` resizes first and adds the border then; PaliGemma 2 (arXiv 2412.03555, appendix B) pads
+    first. The two differ by less than a pixel, and this one needs no room for a large square.
+    """
+    left, top, width, height = transform.content_xywh
+    content = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    if transform.resize == "squash":
+        return content
+    square = Image.new("RGB", (transform.resolution, transform.resolution), _WHITE)
+    square.paste(content, (left, top))
+    return square
+
+
+def pixel_array(rgb: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
+    """RGB of any size -> float32[3, R, R] in [-1, 1]: resized as uint8, then x / 127.5 - 1."""
+    pixels = np.asarray(resize_to_square(rgb, transform), dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
+
+
+def _read(source: str | Path, allow_urls: bool) -> tuple[bytes, str]:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.\-]+)://|(data):", str(source), re.IGNORECASE)
+    if isinstance(source, Path) or scheme is None:
+        return _read_file(Path(source)), Path(source).name or str(source)
+    if (scheme[1] or scheme[2]).lower() not in ("http", "https"):
+        raise ImageError(
+            f"{_quoted(str(source))} is neither a path nor a web address. Pass a path, or the "
+            "picture's bytes."
+        )
+    if not allow_urls:
+        raise ImageError(
+            f"{_quoted(str(source))} is a web address, and those are not fetched unless you allow "
+            "it. Pass allow_urls=True, or download the picture and pass the file."
+        )
+    return fetch_image_bytes(str(source)), str(source)
+
+
+def _read_file(path: Path) -> bytes:
+    label = _quoted(str(path))
+    try:
+        # Asked before opening: to open a named pipe is to wait for its writer.
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
+            with path.open("rb") as file:
+                return file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no file {label}. Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageError(
+            f"The file {label} cannot be opened. Check the path and its permissions."
+        ) from error
+    if stat.S_ISREG(status.st_mode):
+        raise _too_many_bytes(label)
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+    raise ImageError(f"{label} is {kind}, not a picture. Pass the path of a file.")
+
+
+def _too_many_bytes(label: str) -> ImageError:
+    return ImageError(
+        f"The picture {label} is larger than {MAX_FILE_BYTES // 2**20} MiB. Save it smaller."
+    )
+
+
+def _open(data: bytes, label: str, max_pixels: int) -> Image.Image:
+    """Reads the header only."""
+    if len(data) > MAX_FILE_BYTES:
+        raise _too_many_bytes(label)
+    parser = next((parser for signature, parser in _PARSERS if signature.match(data)), None)
+    if parser is None:
+        raise _refused(data, label)
+    try:
+        with _pillow_quiet():
+            return parser(io.BytesIO(data))
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise _too_large("more pixels than fit", label, max_pixels) from error
+    except Exception as error:  # parsers raise whatever they like on damaged data
+        raise _damaged(label) from error
+
+
+def _refused(data: bytes, label: str) -> ImageError:
+    if not data:
+        return ImageError(f"The picture {label} is empty: it has 0 bytes.")
+    found = next((name for signature, name in _REFUSED_FORMATS if signature.match(data)), None)
+    what = f"looks like {found}" if found else "has an unknown format"
+    return ImageError(
+        f"The picture {label} {what}. JPEG, PNG, WebP, GIF and BMP can be read: convert it first."
+    )
+
+
+def _damaged(label: str) -> ImageError:
+    return ImageError(
+        f"The picture {label} is damaged or cut short and cannot be decoded. Get a whole copy."
+    )
+
+
+def _too_large(found: str, label: str, max_pixels: int) -> ImageError:
+    return ImageError(
+        f"The picture {label} has {found}; at most {max_pixels} pixels and {MAX_SIDE} along a "
+        "side are read. Scale it down first."
+    )
+
+
+def _check_size(size_wh: tuple[int, int], label: str, max_pixels: int) -> None:
+    width, height = size_wh
+    if width < 1 or height < 1:
+        raise ImageError(f"The picture {label} is {width} x {height} pixels: it has no content.")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise _too_large(f"{width} x {height} pixels", label, max_pixels)
+
+
+_quiet_lock = threading.Lock()
+
+
+@contextmanager
+def _pillow_quiet() -> Iterator[None]:
+    """Keeps Pillow's warnings about odd metadata to itself.
+
+    Filters of warnings belong to the whole process, hence the lock; decoding happens outside.
+    """
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Asked after decoding: PNG may hold EXIF behind the pixels."""
+    try:
+        with _pillow_quiet():
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata do not make the pixels unreadable
+        return 1
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _gray16_to_rgb(image, label)
+    if image.mode == "F":
+        return _unit_to_image(np.asarray(image), label).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, _WHITE)
+        rgb.paste(rgba, mask=rgba.getchannel("A"))
+        return rgb
+    # Pillow hands back the same object's copy for RGB: what the caller does later stays outside.
+    return image.convert("RGB")
+
+
+def _gray16_to_rgb(image: Image.Image, label: str) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"The picture {label} has gray values from {values.min()} to {values.max()}; "
+            "0 to 65535 are expected. Scale them first."
+        )
+    gray = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray[values == transparent] = 255
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _unit_to_image(values: NDArray[Any], label: str) -> Image.Image:
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
+        raise ImageError(
+            f"The picture {label} has values from {low:g} to {high:g}; floats must lie in [0, 1]. "
+            "Scale them, or pass uint8."
+        )
+    return Image.fromarray(np.rint(values.astype(np.float32) * 255).astype(np.uint8))
+
+
+def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(
+            f"The array has the shape {array.shape}; (H, W), (H, W, 3) or (H, W, 4) is expected. "
+            "Move the channels to the end: numpy.moveaxis(array, 0, -1)."
+        )
+    _check_size((array.shape[1], array.shape[0]), "array", max_pixels)
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if array.dtype == np.bool_:
+        return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
+    if array.dtype.kind == "f":
+        return _unit_to_image(array, "array")
+    raise ImageError(
+        f"The array holds {array.dtype}; uint8, bool or floats in [0, 1] are expected. "
+        "Convert it first."
+    )
+
+
+def _reordered(box: Sequence[float], order: BoxOrder) -> tuple[float, float, float, float]:
+    if len(box) != 4:
+        raise OptionError(f"A box has 4 numbers; this one has {len(box)}.")
+    a, b, c, d = (float(value) for value in box)
+    return (a, b, c, d) if order == "xyxy" else (b, a, d, c)
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 200 else name[:200] + "...")

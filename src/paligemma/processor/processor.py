@@ -1,0 +1,173 @@
+"""Processor: pictures and prompts to one ModelInputs, for inference and for training alike.
+
+Knows no tasks and no model; its numbers (resolution, image tokens) come from the model's config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paligemma.errors import OptionError, PromptError
+from paligemma.processor.image import (
+    MAX_PIXELS,
+    ImageSource,
+    ImageTransform,
+    LoadedImage,
+    Resize,
+    load_image,
+    pixel_array,
+)
+from paligemma.processor.inputs import ModelInputs
+from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
+from paligemma.processor.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """A prompt about some of the batch's pictures, named by their place in the list."""
+
+    prompt: str
+    images: tuple[int, ...] = (0,)
+    forced_suffix: str = ""
+    """The start of the answer, given instead of generated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleRow:
+    """A prompt with its answer."""
+
+    prompt: str
+    suffix: str
+    images: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Turns pictures and rows of text into a batch.
+
+    Two questions about one picture: 2 rows, 1 picture; with `num_image_tokens` 256,
+    "caption en" makes a row of 260 positions (256, BOS, caption, en, newline), "ocr" one of 259
+    behind a pad.
+    """
+
+    tokenizer: Tokenizer
+    resolution: int
+    num_image_tokens: int
+    """Positions that one picture takes: 256 at 224 pixels."""
+    text_length: int | None = None
+    """The most text positions of a row, EOS not counted; None: no limit."""
+    resize: Resize = "squash"
+
+    def load(
+        self, source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> LoadedImage:
+        """See `load_image`."""
+        return load_image(source, allow_urls=allow_urls, max_pixels=max_pixels)
+
+    def transform(self, image: LoadedImage) -> ImageTransform:
+        """How this picture is laid into the model's square; maps boxes back."""
+        return ImageTransform(
+            source_wh=image.size_wh, resolution=self.resolution, resize=self.resize
+        )
+
+    def pixel_values(self, images: Sequence[LoadedImage]) -> Tensor:
+        """float32[I, 3, R, R] in [-1, 1]."""
+        pixels = np.empty((len(images), 3, self.resolution, self.resolution), dtype=np.float32)
+        for i, image in enumerate(images):
+            pixels[i] = pixel_array(image.rgb, self.transform(image))
+        return torch.from_numpy(pixels)
+
+    def prefix_inputs(
+        self, rows: Sequence[PromptRow], images: Sequence[LoadedImage]
+    ) -> ModelInputs:
+        """What the model reads before it answers; pads on the left, so that answers line up.
+
+        Raises PromptError for a row that is too long, OptionError for a picture that is not there.
+        """
+        sequences = [
+            build_prefix(
+                self.tokenizer,
+                row.prompt,
+                len(row.images),
+                self.num_image_tokens,
+                row.forced_suffix,
+            )
+            for row in rows
+        ]
+        batch = self._batch(sequences, [row.images for row in rows], images, pad="left")
+        return replace(batch, loss_mask=None)
+
+    def example_inputs(
+        self,
+        rows: Sequence[ExampleRow],
+        images: Sequence[LoadedImage],
+        *,
+        pad: Literal["right", "left"] = "right",
+    ) -> ModelInputs:
+        """Prompts with their answers, and `loss_mask` on the answers.
+
+        Raises PromptError for a row that is too long, OptionError for a picture that is not there.
+        """
+        sequences = [
+            build_example(
+                self.tokenizer, row.prompt, row.suffix, len(row.images), self.num_image_tokens
+            )
+            for row in rows
+        ]
+        return self._batch(sequences, [row.images for row in rows], images, pad=pad)
+
+    def _batch(
+        self,
+        sequences: Sequence[TokenSequence],
+        image_index: Sequence[tuple[int, ...]],
+        images: Sequence[LoadedImage],
+        pad: Literal["right", "left"],
+    ) -> ModelInputs:
+        if not sequences:
+            raise OptionError("The batch has no rows. Give at least one.")
+        for row, (sequence, indices) in enumerate(zip(sequences, image_index, strict=True)):
+            self._check_length(row, sequence)
+            missing = [i for i in indices if not 0 <= i < len(images)]
+            if missing:
+                raise OptionError(
+                    f"Row {row} asks about picture {missing[0]}, but the batch has {len(images)}. "
+                    "Pictures are counted from 0."
+                )
+        longest = max(map(len, sequences))
+        starts = [longest - len(s) if pad == "left" else 0 for s in sequences]
+
+        def padded(rows: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
+            table = torch.full((len(rows), longest), fill, dtype=dtype)
+            for line, row, start in zip(table, rows, starts, strict=True):
+                line[start : start + len(row)] = torch.tensor(row, dtype=dtype)
+            return table
+
+        return ModelInputs(
+            token_ids=padded([s.token_ids for s in sequences], self.tokenizer.pad_id, torch.int64),
+            input_mask=padded([[True] * len(s) for s in sequences], False, torch.bool),
+            # Pads behind a row are causal as in big_vision. Pads before it are not: what follows
+            # the first True counts as suffix.
+            mask_ar=padded([s.mask_ar for s in sequences], pad == "right", torch.bool),
+            image_mask=padded([s.image_mask for s in sequences], False, torch.bool),
+            loss_mask=padded([s.loss_mask for s in sequences], False, torch.bool),
+            pixel_values=self.pixel_values(images),
+            image_index=tuple(image_index),
+        )
+
+    def _check_length(self, row: int, sequence: TokenSequence) -> None:
+        if self.text_length is None:
+            return
+        # EOS is predicted, never read: big_vision, too, counts the text without it.
+        ends_with_eos = sequence.token_ids[-1] == self.tokenizer.eos_id
+        num_text = sequence.num_text_tokens - ends_with_eos
+        if num_text > self.text_length:
+            raise PromptError(
+                f"Row {row} has {num_text} text tokens; the model takes {self.text_length}. "
+                "Shorten the prompt or the suffix."
+            )

@@ -1,0 +1,92 @@
+"""One row: image tokens, BOS, prefix, separator, suffix, EOS as ids and masks.
+
+Rules (arXiv 2407.07726 section 3.1; big_vision `configs/proj/paligemma/transfers/common.py`):
+prefix, separator and suffix are tokenized apart, so that no piece spans two of them; the suffix
+has no leading space; image tokens and prefix see each other, the suffix is causal.
+
+Knows no pixels, no batch and no padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paligemma.processor.tokenizer import Tokenizer, check_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSequence:
+    """A row of T positions. Here: 2 image tokens and "caption en", answered by "beach".
+
+        row         <img> <img>   BOS  caption     en     \\n  beach  EOS
+        token_ids      0     0      2    21209    659    108  54901    1
+        image_mask     1     1      0        0      0      0      0    0
+        mask_ar        0     0      0        0      0      0      1    1
+        loss_mask      0     0      0        0      0      0      1    1
+
+    A prefix alone ends after the separator. A forced start of the answer stands behind it with
+    mask_ar 1 and loss_mask 0, without EOS.
+    """
+
+    token_ids: tuple[int, ...]
+    image_mask: tuple[bool, ...]
+    mask_ar: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Positions that are not image tokens."""
+        return len(self) - sum(self.image_mask)
+
+
+def build_prefix(
+    tokenizer: Tokenizer,
+    prompt: str,
+    num_images: int,
+    num_image_tokens: int,
+    forced_suffix: str = "",
+) -> TokenSequence:
+    """What the model reads before it answers.
+
+    One newline at the prompt's end is dropped, since the separator follows anyway; newlines inside
+    stay. An empty prompt is allowed: the model then captions. `forced_suffix` is the start of the
+    answer, given instead of generated.
+
+    Raises PromptError for text that cannot be tokenized.
+    """
+    check_text(prompt)
+    prefix = [
+        tokenizer.bos_id,
+        *tokenizer.tokenize_text(prompt.removesuffix("\n")),
+        tokenizer.separator_id,
+    ]
+    forced = tokenizer.tokenize_text(forced_suffix)
+    return _joined(num_images * num_image_tokens, tokenizer.pad_id, prefix, forced, in_loss=False)
+
+
+def build_example(
+    tokenizer: Tokenizer, prompt: str, suffix: str, num_images: int, num_image_tokens: int
+) -> TokenSequence:
+    """A prompt with the answer to learn (or to score), which ends with EOS.
+
+    Raises PromptError for text that cannot be tokenized.
+    """
+    prefix = build_prefix(tokenizer, prompt, 0, num_image_tokens).token_ids
+    answer = [*tokenizer.tokenize_text(suffix), tokenizer.eos_id]
+    num_image_positions = num_images * num_image_tokens
+    return _joined(num_image_positions, tokenizer.pad_id, list(prefix), answer, in_loss=True)
+
+
+def _joined(
+    num_image_positions: int, placeholder: int, prefix: list[int], suffix: list[int], in_loss: bool
+) -> TokenSequence:
+    seen_in_full = num_image_positions + len(prefix)
+    return TokenSequence(
+        token_ids=(placeholder,) * num_image_positions + (*prefix, *suffix),
+        image_mask=(True,) * num_image_positions + (False,) * (len(prefix) + len(suffix)),
+        mask_ar=(False,) * seen_in_full + (True,) * len(suffix),
+        loss_mask=(False,) * seen_in_full + (in_loss,) * len(suffix),
+    )

@@ -1,0 +1,228 @@
+"""Text to token ids and back, by the checkpoint's own SentencePiece model.
+
+Gemma's `tokenizer.model` has 256,000 pieces and none for places; `<loc0000>`...`<loc1023>` and
+`<seg000>`...`<seg127>` are appended here, in this order, as big_vision does (`pp/tokenizer.py`).
+A model that holds them already (big_vision's `paligemma_tokenizer.model`) is taken as it is.
+
+Text may contain `<locDDDD>` and `<segDDD>`: those are places. It cannot contain control tokens:
+`<bos>`, `<eos>`, `<pad>`, `<unk>` and `<image>` are spelled out like any word. A few names that
+Gemma's model lists as ordinary pieces (`<mask>`, `<start_of_turn>`, `<end_of_turn>`, `<unusedN>`)
+do become one id, as in every other implementation; they steer nothing here.
+
+Knows no pictures: an image token has no id.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from paligemma.config import NUM_LOC_TOKENS, NUM_SEG_TOKENS
+from paligemma.errors import PromptError, TokenizerError
+
+MAX_CHARACTERS = 16_384
+_MAX_MODEL_BYTES = 64 * 2**20
+_REPLACEMENT = "\ufffd"
+
+LOC_PIECES = tuple(f"<loc{i:04d}>" for i in range(NUM_LOC_TOKENS))
+SEG_PIECES = tuple(f"<seg{i:03d}>" for i in range(NUM_SEG_TOKENS))
+
+
+class Tokenizer:
+    """Text <-> ids. With Gemma's model:
+
+    >>> tokenizer.tokenize_text("caption <loc0250><loc0100><loc0750><loc0900>")
+    [21209, 235248, 256250, 256100, 256750, 256900]
+    >>> tokenizer.detokenize([256250, 4401])
+    '<loc0250> cat'
+    """
+
+    def __init__(self, model_proto: bytes) -> None:
+        """Raises TokenizerError for a model that is damaged, or of another family."""
+        self.model_proto = model_proto
+        """The model as it was given; writing these bytes to a file saves the tokenizer."""
+        self._pieces = _parse(model_proto)
+        if not self._has_piece(LOC_PIECES[0]):
+            self._pieces = _parse(model_proto + _user_defined(LOC_PIECES + SEG_PIECES))
+        self.pad_id: int = self._pieces.pad_id()
+        self.eos_id: int = self._pieces.eos_id()
+        self.bos_id: int = self._pieces.bos_id()
+        self.unk_id: int = self._pieces.unk_id()
+        found = (self.pad_id, self.eos_id, self.bos_id, self.unk_id)
+        if found != (0, 1, 2, 3):
+            raise TokenizerError(
+                f"The tokenizer has the ids {found} for pad, eos, bos and unk; PaliGemma's has "
+                "(0, 1, 2, 3). It belongs to another model: use the checkpoint's own."
+            )
+        self.vocab_size: int = self._pieces.vocab_size()
+        self.loc_offset = self._offset_of(LOC_PIECES)
+        self.seg_offset = self._offset_of(SEG_PIECES)
+        separator = self._pieces.encode("\n")
+        if len(separator) != 1 or self._pieces.decode(separator) != "\n":
+            raise TokenizerError(
+                f"The tokenizer turns a newline into {len(separator)} token(s) that do not give "
+                "it back; PaliGemma's has one for it. Use the checkpoint's own."
+            )
+        self.separator_id: int = separator[0]
+        """The newline that ends every prefix: 108 in Gemma's model."""
+
+    @classmethod
+    def from_bytes(cls, model_proto: bytes) -> Tokenizer:
+        return cls(model_proto)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Reads a SentencePiece model, usually named `tokenizer.model`."""
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                model_proto = file.read(_MAX_MODEL_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(
+                f"The tokenizer {str(path)!r} cannot be read. A SentencePiece model is expected: "
+                "tokenizer.model of a google/paligemma repository, or big_vision's "
+                "paligemma_tokenizer.model. A tokenizer.json alone is not enough."
+            ) from error
+        if len(model_proto) > _MAX_MODEL_BYTES:
+            raise TokenizerError(
+                f"The tokenizer {str(path)!r} is larger than {_MAX_MODEL_BYTES // 2**20} MiB; "
+                "PaliGemma's has 4 MiB. Pass the SentencePiece model."
+            )
+        return cls(model_proto)
+
+    def tokenize_text(self, text: str) -> list[int]:
+        """Ids of the text alone: nothing is added before or after.
+
+        Raises PromptError for more than 16,384 characters, a NUL, or half of a surrogate pair.
+        """
+        check_text(text)
+        ids: list[int] = self._pieces.encode(text)
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of the ids. BOS, EOS and pads give nothing; half a character gives U+FFFD.
+
+        Raises TokenizerError for an id outside the vocabulary.
+        """
+        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        if wrong is not None:
+            raise TokenizerError(
+                f"The id {wrong} is outside the tokenizer's 0 to {self.vocab_size - 1}. Model and "
+                "tokenizer do not belong together, or padding rows were sampled."
+            )
+        text: str = self._pieces.decode(list(ids))
+        return text
+
+    def is_loc(self, token_id: int) -> bool:
+        """True for `<loc0000>` to `<loc1023>`."""
+        return 0 <= token_id - self.loc_offset < NUM_LOC_TOKENS
+
+    def is_seg(self, token_id: int) -> bool:
+        """True for `<seg000>` to `<seg127>`."""
+        return 0 <= token_id - self.seg_offset < NUM_SEG_TOKENS
+
+    def check_fits(self, vocab_rows: int) -> None:
+        """Raises TokenizerError when an id would reach behind the embedding's last row."""
+        if self.vocab_size > vocab_rows:
+            raise TokenizerError(
+                f"The tokenizer has {self.vocab_size} ids, the model's embedding {vocab_rows} "
+                "rows. Use the tokenizer that came with the checkpoint."
+            )
+
+    def _has_piece(self, piece: str) -> bool:
+        return bool(self._pieces.id_to_piece(self._pieces.piece_to_id(piece)) == piece)
+
+    def _offset_of(self, pieces: Sequence[str]) -> int:
+        """Id of the first piece, after making sure that the others follow in order."""
+        offset: int = self._pieces.piece_to_id(pieces[0])
+        for i, piece in enumerate(pieces):
+            if not self._has_piece(piece) or self._pieces.piece_to_id(piece) != offset + i:
+                raise TokenizerError(
+                    f"The tokenizer has {pieces[0]}, but {piece} is missing or out of order. "
+                    "Use the checkpoint's own."
+                )
+        return offset
+
+
+def check_text(text: str) -> None:
+    """Raises PromptError for what cannot be tokenized; see `Tokenizer.tokenize_text`."""
+    if not isinstance(text, str):
+        raise PromptError(f"A prompt must be text (str); this one is {type(text).__name__}.")
+    if len(text) > MAX_CHARACTERS:
+        raise PromptError(
+            f"The text has {len(text)} characters; at most {MAX_CHARACTERS} are taken. Shorten it."
+        )
+    if "\0" in text:
+        raise PromptError(
+            f"The text holds a NUL character at position {text.index(chr(0))}. Remove it."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The text holds half of a surrogate pair at position {error.start}, which is no "
+            "character. Decode it as UTF-8 anew, with errors='replace'."
+        ) from error
+
+
+class StreamDetokenizer:
+    """Ids one at a time -> pieces of text that are never taken back.
+
+    A character may take several tokens (byte pieces); it is held back until it is whole. The
+    pieces joined, with `finish()` last, are `detokenize` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # The last ids given out and those held back. The former stay as context, because a piece
+        # may look different at the very start of a text.
+        self._given: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this id; often "" inside a character."""
+        self._held.append(token_id)
+        text = self._text_of_held()
+        if text.endswith(_REPLACEMENT):
+            return ""
+        self._given, self._held = self._held, []
+        return text
+
+    def finish(self) -> str:
+        """What is still held back, as it stands."""
+        text = self._text_of_held()
+        self._given, self._held = self._held, []
+        return text
+
+    def _text_of_held(self) -> str:
+        given = self._tokenizer.detokenize(self._given)
+        return self._tokenizer.detokenize(self._given + self._held)[len(given) :]
+
+
+def _parse(model_proto: bytes) -> sentencepiece.SentencePieceProcessor:
+    pieces = sentencepiece.SentencePieceProcessor()
+    try:
+        pieces.LoadFromSerializedProto(model_proto)
+    except RuntimeError as error:
+        raise TokenizerError(
+            f"The tokenizer's {len(model_proto)} bytes are not a whole SentencePiece model. Fetch "
+            "the file anew; a text file of a few lines is a pointer that git-lfs left."
+        ) from error
+    return pieces
+
+
+def _user_defined(pieces: Sequence[str]) -> bytes:
+    """The pieces as they stand in a serialized SentencePiece ModelProto: append to extend it.
+
+    Field 1 of the model, repeated: {1: piece, 2: score as float, 3: type, 4 = USER_DEFINED}.
+    Such pieces are matched before all others and split the text around them.
+    """
+    entries = []
+    for piece in pieces:
+        name = piece.encode("ascii")
+        entry = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
+        entries.append(b"\x0a" + bytes([len(entry)]) + entry)
+    return b"".join(entries)

@@ -1,0 +1,55 @@
+"""What several test files share: verification data, and a tokenizer small enough to train here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from paligemma.processor.tokenizer import Tokenizer
+
+_SENTENCES = (
+    "caption en\n",
+    "detect cat ; dog\n",
+    "answer en Where is the cow standing?\n",
+    "on the beach",
+    "a dog and a cat stand on the beach",
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Verification data that stands beside the checkout, not in it."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the verification data are not beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """Built like Gemma's: same special ids, one token per newline, bytes as a last resort."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_SENTENCES * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=320,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\n\n"],
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        minloglevel=2,
+    )
+    return Tokenizer.from_bytes(model.getvalue())

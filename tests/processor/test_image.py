@@ -1,0 +1,578 @@
+"""Pictures: what each kind becomes, what is refused, and how boxes find their way back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import (
+    EpsImagePlugin,
+    FitsImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    PsdImagePlugin,
+    TiffImagePlugin,
+)
+
+from paligemma.errors import ImageError, OptionError
+from paligemma.processor.image import (
+    MAX_FILE_BYTES,
+    MAX_SIDE,
+    ImageTransform,
+    load_image,
+    pixel_array,
+    resize_to_square,
+)
+
+RED = (255, 0, 0)
+WHITE = (255, 255, 255)
+
+
+def noise(width: int, height: int, channels: int = 3) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
+    """A PNG from scratch: `rows` are the filtered scan lines."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows, 1))
+        + chunk(b"IEND", b"")
+    )
+
+
+def first_pixel(source: Any) -> Any:
+    return load_image(source).rgb.getpixel((0, 0))
+
+
+def palette_with_transparency() -> Image.Image:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, *RED])
+    image.info["transparency"] = 1
+    return image
+
+
+def gray16(mode: str, value: int) -> Image.Image:
+    image = Image.new("I;16", (2, 2), value)
+    return image if mode == "I;16" else image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGB", (2, 2), RED), RED),
+        (Image.new("1", (2, 2), 1), WHITE),
+        (Image.new("L", (2, 2), 100), (100, 100, 100)),
+        (Image.new("LA", (2, 2), (0, 0)), WHITE),
+        (Image.new("LA", (2, 2), (100, 255)), (100, 100, 100)),
+        (Image.new("RGBA", (2, 2), (*RED, 0)), WHITE),
+        (Image.new("RGBA", (2, 2), (*RED, 255)), RED),
+        (Image.new("RGBA", (2, 2), (*RED, 128)), (255, 127, 127)),
+        (palette_with_transparency(), WHITE),
+        (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), RED),
+        (Image.new("YCbCr", (2, 2), (76, 85, 255)), (254, 0, 0)),
+        (Image.new("HSV", (2, 2), (0, 255, 255)), RED),
+        (gray16("I;16", 40_000), (156, 156, 156)),
+        (gray16("I", 65_535), WHITE),
+        (Image.new("F", (2, 2), 0.5), (128, 128, 128)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
+)
+def test_each_mode_becomes_what_a_person_sees(image: Image.Image, expected: Any) -> None:
+    assert first_pixel(image) == expected
+
+
+def test_files_of_rare_kinds_become_what_a_person_sees() -> None:
+    cmyk = load_image(saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")).rgb
+    assert np.abs(np.asarray(cmyk).astype(int) - RED).max() <= 3
+    assert first_pixel(saved(gray16("I;16", 40_000), "PNG")) == (156, 156, 156)
+    color16 = png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 40_000, 257, 65_535))
+    assert first_pixel(color16) == (156, 1, 255)
+    assert first_pixel(saved(palette_with_transparency(), "GIF", transparency=1)) == WHITE
+    rgb_keyed = saved(Image.new("RGB", (2, 2), RED), "PNG", transparency=RED)
+    assert first_pixel(rgb_keyed) == WHITE
+    gray_keyed = saved(Image.new("L", (2, 2), 9), "PNG", transparency=9)
+    assert first_pixel(gray_keyed) == WHITE
+    gray16_keyed = saved(gray16("I;16", 900), "PNG", transparency=900)
+    assert first_pixel(gray16_keyed) == WHITE
+    profiled = saved(Image.new("RGB", (2, 2), RED), "PNG", icc_profile=b"not a profile")
+    assert first_pixel(profiled) == RED
+
+
+def test_numbers_without_a_meaning_are_refused() -> None:
+    with pytest.raises(ImageError, match="floats must lie in"):
+        load_image(Image.new("F", (2, 2), 1.5))
+    with pytest.raises(ImageError, match="65535"):
+        load_image(Image.new("I", (2, 2), 70_000))
+    for array in (np.full((2, 2), np.nan), np.full((2, 2), np.inf), np.full((2, 2), -0.1)):
+        with pytest.raises(ImageError, match="floats must lie in"):
+            load_image(array)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.full((2, 3), 7, np.uint8), (7, 7, 7)),
+        (np.full((2, 3, 3), RED, np.uint8), RED),
+        (np.full((2, 3, 4), (*RED, 0), np.uint8), WHITE),
+        (np.ones((2, 3), np.bool_), WHITE),
+        (np.full((2, 3, 3), (1.0, 0.5, 0.0), np.float32), (255, 128, 0)),
+        (np.full((2, 3), 0.5, np.float64), (128, 128, 128)),
+        (np.full((2, 3), 0.5, np.float16), (128, 128, 128)),
+        (np.full((4, 6, 3), RED, np.uint8)[::2, ::2], RED),
+    ],
+)
+def test_arrays_of_every_kind_are_read(array: NDArray[Any], expected: Any) -> None:
+    assert first_pixel(array) == expected
+    assert load_image(array).size_wh == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 1), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros(8, np.uint8),
+        np.zeros((8, 8), np.int64),
+        np.zeros((8, 8), np.uint16),
+        np.zeros((8, 8), object),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((1, MAX_SIDE + 1), np.uint8),
+    ],
+    ids=lambda array: f"{array.shape}-{array.dtype}",
+)
+def test_arrays_that_could_mean_two_things_are_refused(array: NDArray[Any]) -> None:
+    with pytest.raises(ImageError):
+        load_image(array)
+
+
+def test_other_objects_are_refused() -> None:
+    for source in (None, 3, [[1, 2]], io.BytesIO(b"")):
+        with pytest.raises(ImageError, match=type(source).__name__):
+            load_image(source)  # type: ignore[arg-type]
+
+
+def test_file_bytes_array_and_pil_image_are_one_picture(tmp_path: Path) -> None:
+    pixels = noise(13, 9)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    with Image.open(path) as opened:
+        sources = [path, str(path), path.read_bytes(), pixels, opened, Image.fromarray(pixels)]
+        for source in sources:
+            loaded = load_image(source)
+            assert np.array_equal(np.asarray(loaded.rgb), pixels)
+            assert loaded.size_wh == (13, 9)
+    assert load_image(path).name == "picture.png"
+
+
+def test_the_callers_picture_and_the_loaded_one_are_apart() -> None:
+    image, pixels = Image.new("RGB", (2, 2), RED), np.full((2, 2, 3), RED, np.uint8)
+    loaded = [load_image(image), load_image(pixels)]
+    image.paste(WHITE, (0, 0, 2, 2))
+    pixels[:] = 255
+    assert all(one.rgb.getpixel((0, 0)) == RED for one in loaded)
+
+
+def upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """EXIF's own table: what is shown of what is stored."""
+    shown = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored, 1),
+    }
+    return shown[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_a_turned_arrow_is_shown_upright(file_format: str, orientation: int) -> None:
+    arrow = np.full((32, 64, 3), 255, np.uint8)
+    arrow[8:16, :] = 0  # a shaft above the middle, and one barb at its left end
+    arrow[16:32, :16] = 0
+    image = Image.fromarray(arrow)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    if file_format == "JPEG":
+        options = {"quality": 100}
+    data = saved(image, file_format, exif=exif.tobytes(), **options)
+    expected = upright(arrow, orientation)
+    loaded = load_image(data)
+    assert loaded.size_wh == (expected.shape[1], expected.shape[0])
+    assert np.abs(np.asarray(loaded.rgb).astype(int) - expected).max() <= 8
+    # Once, however often the picture passes through.
+    assert np.array_equal(np.asarray(load_image(loaded.rgb).rgb), np.asarray(loaded.rgb))
+    with Image.open(io.BytesIO(data)) as opened:
+        assert load_image(opened).rgb == loaded.rgb
+
+
+def test_damaged_exif_leaves_the_picture_as_stored() -> None:
+    pixels = noise(8, 8)
+    for exif in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", os.urandom(40)):
+        data = saved(Image.fromarray(pixels), "PNG", exif=exif or b"\0")
+        assert np.array_equal(np.asarray(load_image(data).rgb), pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    data = saved(Image.fromarray(pixels), "PNG", exif=exif.tobytes())
+    assert np.array_equal(np.asarray(load_image(data).rgb), pixels)
+
+
+def test_the_first_frame_is_shown_and_frames_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames = [Image.new("P", (4, 4), i % 250) for i in range(3000)]
+    for frame in frames:
+        frame.putpalette([v for i in range(256) for v in (i, 255 - i, 7)])
+    gif = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    few = [Image.new("RGB", (4, 4), (i * 20, 0, 0)) for i in range(1, 9)]
+    webp = saved(few[0], "WEBP", save_all=True, append_images=few[1:], lossless=True)
+    apng = saved(few[0], "PNG", save_all=True, append_images=few[1:])
+
+    def counted(_: object) -> int:
+        raise AssertionError("frames were counted")
+
+    from PIL.GifImagePlugin import GifImageFile
+
+    monkeypatch.setattr(GifImageFile, "n_frames", property(counted))
+    monkeypatch.setattr(GifImageFile, "is_animated", property(counted))
+    start = time.perf_counter()
+    assert first_pixel(gif) == (0, 255, 7)
+    assert first_pixel(webp) == (20, 0, 0)
+    assert first_pixel(apng) == (20, 0, 0)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_file_cut_short_is_refused_or_whole(file_format: str) -> None:
+    image = Image.fromarray(noise(60, 40))
+    for options in ({}, {"progressive": True}, {"lossless": True}):
+        data = saved(image, file_format, **options)
+        whole = np.asarray(load_image(data).rgb)
+        generator = random.Random(file_format)
+        cuts = [len(data) // 100, len(data) // 2, len(data) - 2, len(data) - 1]
+        refused = 0
+        for cut in cuts + [generator.randrange(len(data)) for _ in range(40)]:
+            try:
+                loaded = load_image(data[:cut])
+            except ImageError:
+                refused += 1
+            else:  # only what follows the pixels was missing
+                assert np.array_equal(np.asarray(loaded.rgb), whole), cut
+        assert refused > 30
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_flipped_byte_gives_a_picture_or_one_error(file_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description long enough to be stored elsewhere"
+    image = Image.fromarray(noise(24, 16)).quantize(16).convert("RGB")
+    options = {"exif": exif.tobytes()} if file_format in ("JPEG", "PNG", "WEBP") else {}
+    data = saved(image, file_format, **options)
+    generator = random.Random(file_format)
+    for _ in range(300):
+        broken = bytearray(data)
+        # The first kilobyte holds the headers, where most of the trouble is.
+        broken[generator.randrange(min(len(data), 1024))] ^= 1 << generator.randrange(8)
+        with suppress(ImageError):
+            load_image(bytes(broken), max_pixels=10_000)
+
+
+def test_what_is_no_picture_has_one_clear_error(tmp_path: Path) -> None:
+    for data in (b"", b"\0" * 100, b"<html></html>", b"hello", b"BM", b"\xff\xd8\xff", b"GIF89a"):
+        path = tmp_path / "picture.png"
+        path.write_bytes(data)
+        for source in (data, path):
+            with pytest.raises(ImageError, match="The picture") as caught:
+                load_image(source)
+            assert not re.search(r"0x|object at|Traceback", str(caught.value))
+
+
+def refused_files() -> dict[str, bytes]:
+    image = Image.new("RGB", (4, 4), RED)
+    files = {name: saved(image, name) for name in ("TIFF", "EPS", "PDF", "ICO", "PPM", "TGA")}
+    files["PSD"] = b"8BPS\0\1" + b"\0" * 40
+    files["FITS"] = b"SIMPLE  =                    T".ljust(2880)
+    files["SVG"] = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'
+    files["HEIC"] = b"\0\0\0\x18ftypheic\0\0\0\0"
+    return files
+
+
+@pytest.mark.parametrize("name", refused_files())
+def test_refused_formats_never_meet_their_parser(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = refused_files()[name]
+
+    def entered(*_: object, **__: object) -> None:
+        raise AssertionError("a parser was entered")
+
+    for parser in (
+        EpsImagePlugin.EpsImageFile,
+        PsdImagePlugin.PsdImageFile,
+        FitsImagePlugin.FitsImageFile,
+        TiffImagePlugin.TiffImageFile,
+        IcoImagePlugin.IcoImageFile,
+    ):
+        monkeypatch.setattr(parser, "_open", entered)
+    monkeypatch.setattr(Image, "open", entered)
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="JPEG, PNG, WebP, GIF and BMP can be read"):
+        load_image(path)
+    if name not in ("PPM", "TGA"):
+        with pytest.raises(ImageError, match=name):
+            load_image(data)
+
+
+_MEASURE = """
+import resource, sys, time
+from paligemma.errors import ImageError
+from paligemma.processor.image import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+try:
+    load_image(sys.argv[1])
+except ImageError as error:
+    seconds = time.perf_counter() - start
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(seconds, grown // 1024, error, sep="|")
+"""
+
+
+def animated_webp(width: int, height: int) -> bytes:
+    """Two small frames on a canvas of any size."""
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, WHITE)]
+    data = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    assert data[12:16] == b"VP8X"
+    data[24:27] = (width - 1).to_bytes(3, "little")
+    data[27:30] = (height - 1).to_bytes(3, "little")
+    return bytes(data)
+
+
+def test_a_pixel_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
+    bombs = {
+        "20000.png": png(20_000, 20_000, 1, 0, (b"\0" * 2501) * 20_000),
+        "13000.png": png(13_000, 13_000, 1, 0, (b"\0" * 1626) * 13_000),
+        "canvas.webp": animated_webp(10_000, 10_000),
+        "canvas.gif": b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + b"\0\0\0,"
+        + struct.pack("<HHHH", 0, 0, 65_535, 65_535) + b"\0\2\2\x44\1\0;",
+    }  # fmt: skip
+    for name, data in bombs.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+        result = subprocess.run(
+            [sys.executable, "-c", _MEASURE, str(path)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        seconds, megabytes, message = result.stdout.strip().split("|")
+        assert "at most 50000000 pixels" in message, name
+        assert name in message
+        assert float(seconds) < 0.5, name
+        assert int(megabytes) < 50, name
+        assert result.stderr == "", name
+
+
+def test_limits_hold_at_the_limit_and_one_beyond() -> None:
+    assert load_image(np.zeros((10, 10), np.uint8), max_pixels=100).size_wh == (10, 10)
+    with pytest.raises(ImageError, match="10 x 10 pixels; at most 99"):
+        load_image(np.zeros((10, 10), np.uint8), max_pixels=99)
+    with pytest.raises(ImageError, match="10 x 10 pixels; at most 99"):
+        load_image(Image.new("L", (10, 10)), max_pixels=99)
+    with pytest.raises(ImageError, match=f"{MAX_SIDE + 1} x 1 pixels"):
+        load_image(saved(Image.new("L", (MAX_SIDE + 1, 1)), "PNG"))
+    with pytest.raises(ImageError, match="no content"):
+        load_image(Image.new("RGB", (0, 5)))
+    with pytest.raises(ImageError, match="The picture"):
+        load_image(png(0, 5, 8, 0, b""))
+    with pytest.raises(ImageError, match="64 MiB"):
+        load_image(b"\xff\xd8\xff" + b"\0" * MAX_FILE_BYTES)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, MAX_SIDE), (MAX_SIDE, 1)])
+def test_thin_pictures_are_read(size: tuple[int, int]) -> None:
+    loaded = load_image(saved(Image.new("RGB", size, RED), "PNG"))
+    assert loaded.size_wh == size
+    for resize in ("squash", "pad"):
+        transform = ImageTransform(source_wh=size, resolution=28, resize=resize)  # type: ignore[arg-type]
+        assert pixel_array(loaded.rgb, transform).shape == (3, 28, 28)
+
+
+def test_paths_that_are_no_file_are_named(tmp_path: Path) -> None:
+    fifo = tmp_path / "pipe.png"
+    os.mkfifo(fifo)
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    for path, message in [
+        (tmp_path, "a folder"),
+        (fifo, "a device or pipe"),
+        (Path("/dev/zero"), "a device or pipe"),
+        (tmp_path / "missing.png", "no file"),
+        (large, "64 MiB"),
+        (Path("a\0b"), "cannot be opened"),
+        (Path("x" * 5000), "cannot be opened"),
+    ]:
+        for source in (path, str(path)):
+            with pytest.raises(ImageError, match=message) as caught:
+                load_image(source)
+            assert repr(str(path))[1:20] in str(caught.value)
+
+
+def test_addresses_are_not_fetched_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", opened)
+    monkeypatch.setattr(socket, "getaddrinfo", opened)
+    for url in ("http://example.org/cat.png", "HTTPS://example.org/cat.png"):
+        with pytest.raises(ImageError, match="allow_urls=True"):
+            load_image(url)
+    for url in ("file:///etc/passwd", "FILE:///no/such", "ftp://a/b", "data:image/png;base64,AA"):
+        for allow_urls in (False, True):
+            with pytest.raises(ImageError, match="neither a path nor a web address"):
+                load_image(url, allow_urls=allow_urls)
+
+
+def test_a_fetched_picture_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paligemma.processor import image
+
+    data = saved(Image.new("RGB", (2, 3), RED), "PNG")
+    monkeypatch.setattr(image, "fetch_image_bytes", lambda url: data)
+    loaded = load_image("https://example.org/cat.png", allow_urls=True)
+    assert loaded.size_wh == (2, 3)
+    assert loaded.name == "https://example.org/cat.png"
+
+
+@pytest.mark.parametrize("size", [(60, 40), (224, 224), (1, 300), (700, 33)])
+def test_pixel_values_equal_the_reference(size: tuple[int, int]) -> None:
+    siglip = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
+    reference = siglip.SiglipImageProcessorPil(size={"height": 224, "width": 224})
+    rgb = Image.fromarray(noise(*size))
+    expected = np.asarray(reference(rgb, return_tensors="np")["pixel_values"][0])
+    ours = pixel_array(rgb, ImageTransform(source_wh=size, resolution=224))
+    assert ours.dtype == np.float32
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() <= 1e-6
+
+
+def test_values_run_from_minus_one_to_one() -> None:
+    rgb = load_image(np.arange(256, dtype=np.uint8).reshape(16, 16)).rgb
+    values = pixel_array(rgb, ImageTransform(source_wh=(16, 16), resolution=16))
+    expected = np.arange(256).reshape(16, 16) / 255 * 2 - 1
+    assert np.abs(values - expected).max() < 1e-6
+    assert values.min() == -1
+    assert values.max() == 1
+
+
+def test_loaded_pixels_equal_the_published_ones(shared_data: Path) -> None:
+    expected = json.loads((shared_data / "vectors" / "image_preprocess.json").read_text())["load"]
+    path = shared_data / "outputs" / "images" / "gemma_cpp_building.ppm"
+    if not path.is_file():
+        pytest.skip("the picture of these vectors is not among the verification data")
+    with Image.open(path) as image:
+        loaded = load_image(image)
+    assert loaded.size_wh == (expected["width"], expected["height"])
+    values = np.asarray(loaded.rgb).reshape(-1)
+    for position, value in expected["values_8bit"].items():
+        assert values[int(position)] == value
+
+
+def test_padding_keeps_the_shape_and_is_white() -> None:
+    rgb = Image.new("RGB", (640, 480), RED)
+    transform = ImageTransform(source_wh=(640, 480), resolution=224, resize="pad")
+    assert transform.content_xywh == (0, 28, 224, 168)
+    pixels = np.asarray(resize_to_square(rgb, transform))
+    assert pixels.shape == (224, 224, 3)
+    assert (pixels[28:196] == RED).all()
+    assert (pixels[:28] == 255).all()
+    assert (pixels[196:] == 255).all()
+    squashed = ImageTransform(source_wh=(640, 480), resolution=224)
+    assert (np.asarray(resize_to_square(rgb, squashed)) == RED).all()
+
+
+def test_boxes_are_mapped_to_the_persons_pixels() -> None:
+    squash = ImageTransform(source_wh=(640, 480), resolution=224)
+    assert squash.box_to_source((0.25, 0.5, 0.75, 1.0)) == (320, 120, 640, 360)
+    assert squash.box_to_source((0.5, 0.25, 1.0, 0.75), order="xyxy") == (320, 120, 640, 360)
+    pad = ImageTransform(source_wh=(640, 480), resolution=224, resize="pad")
+    assert pad.box_to_source((0.125, 0, 0.875, 1)) == pytest.approx((0, 0, 640, 480))
+    assert pad.box_to_source((0, 0, 1, 1)) == (0, 0, 640, 480)  # the border is cut off
+    assert pad.box_to_source((0, 0, 0.1, 1)) == (0, 0, 640, 0)  # nothing but border
+    assert squash.box_to_source((-1, -1, 2, 2)) == (0, 0, 640, 480)
+
+
+def test_boxes_survive_the_way_there_and_back() -> None:
+    generator = np.random.default_rng(0)
+    for resize in ("squash", "pad"):
+        for size in [(640, 480), (33, 700), (5, 5), (1, 999)]:
+            transform = ImageTransform(source_wh=size, resolution=224, resize=resize)  # type: ignore[arg-type]
+            box = (generator.random(4) * [*size, *size]).tolist()
+            for order in ("yxyx", "xyxy"):
+                there = transform.box_from_source(box, order=order)  # type: ignore[arg-type]
+                back = transform.box_to_source(there, order=order)  # type: ignore[arg-type]
+                assert back == pytest.approx(box)
+
+
+def test_a_mark_in_the_picture_lies_in_its_box() -> None:
+    pixels = np.full((200, 400, 3), 255, np.uint8)
+    pixels[50:100, 100:200] = RED
+    for resize in ("squash", "pad"):
+        transform = ImageTransform(source_wh=(400, 200), resolution=100, resize=resize)  # type: ignore[arg-type]
+        square = np.asarray(resize_to_square(Image.fromarray(pixels), transform))
+        rows, columns = np.nonzero(square[:, :, 1] < 128)
+        box = [rows.min() / 100, columns.min() / 100, (rows.max() + 1) / 100]
+        found = transform.box_to_source([*box, (columns.max() + 1) / 100])
+        assert found == pytest.approx((100, 50, 200, 100), abs=2)
+
+
+def test_a_transform_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(OptionError):
+        ImageTransform(source_wh=(0, 4), resolution=224)
+    with pytest.raises(OptionError):
+        ImageTransform(source_wh=(4, 4), resolution=0)
+    with pytest.raises(OptionError, match="squash"):
+        ImageTransform(source_wh=(4, 4), resolution=224, resize="crop")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="4 numbers"):
+        ImageTransform(source_wh=(4, 4), resolution=224).box_to_source((0, 1, 2))
