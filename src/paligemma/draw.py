@@ -1,0 +1,173 @@
+"""Results on top of the picture: outlines, masks and name tags.
+
+Knows PIL and results; knows no model and no processor. Pictures come as RGB, or are made so in
+the plainest way: upright, transparency on white.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+from paligemma.errors import ImageError
+from paligemma.results import Detection, Objects, Segment
+
+_Rgb = tuple[int, int, int]
+_Rect = tuple[int, int, int, int]
+
+# Okabe and Ito, "Color Universal Design": told apart by color-blind people too; black left out,
+# strong colors first.
+PALETTE: tuple[_Rgb, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+)
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_MASK_OPACITY = 0.45
+
+
+def draw_detections(
+    image: str | Path | Image.Image | npt.NDArray[np.uint8], detections: Objects[Detection]
+) -> Image.Image:
+    """The picture as a new RGB image with each object's outline, mask, label and score.
+
+    `image` is the picture that was asked about, uint8[H, W, 3] if an array. A label keeps its
+    color over pictures that were asked the same. Letters beyond Latin ones depend on the font.
+
+    Raises ImageError when the picture cannot be read or has another size.
+    """
+    canvas = _to_rgb(image)
+    if canvas.size != detections.size_wh:
+        raise ImageError(
+            f"The picture has {canvas.width} x {canvas.height} pixels, the result belongs to one "
+            f"of {detections.size_wh[0]} x {detections.size_wh[1]}. Pass the picture itself, not "
+            "a resized copy."
+        )
+    names = detections.label_names
+    colors = [PALETTE[names.index(label) % len(PALETTE)] for label in detections.labels]
+    shorter = min(canvas.size)
+    line = max(1, round(shorter / 180))
+    for found, color in zip(detections, colors, strict=True):
+        if isinstance(found, Segment):
+            _draw_mask(canvas, found.mask, color, line)
+    draw = ImageDraw.Draw(canvas)
+    rects = [_pixel_rect(found.box_xyxy, canvas.size) for found in detections]
+    for rect, color in zip(rects, colors, strict=True):
+        _draw_outline(draw, rect, color, line)
+    font = ImageFont.load_default(size=min(max(12.0, shorter / 32), 48.0))
+    taken: list[_Rect] = []
+    for found, rect, color in zip(detections, rects, colors, strict=True):
+        text = f"{' '.join(found.label.split())} {found.score:.2f}".strip()
+        taken.append(_draw_tag(draw, text, rect, color, font, canvas.size, taken))
+    return canvas
+
+
+def _to_rgb(image: str | Path | Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
+    """A new image, so that neither pixels nor metadata of the given one are shared."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ImageError(
+                f"The array is {image.dtype} of shape {image.shape}; uint8[H, W, 3] is needed."
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+                return _to_rgb(opened)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ImageError(f"The picture {image} cannot be read: {error}.") from error
+    upright = ImageOps.exif_transpose(image)
+    canvas = Image.new("RGB", upright.size, _WHITE)
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        canvas.paste(rgba, mask=rgba.getchannel("A"))
+    else:
+        canvas.paste(upright.convert("RGB"))
+    return canvas
+
+
+def _pixel_rect(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> _Rect:
+    """First and last pixel of the box, at least one pixel, inside the picture."""
+    width, height = size_wh
+    x1, y1, x2, y2 = (round(edge) for edge in box_xyxy)
+    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+    return x1, y1, min(max(x2 - 1, x1), width - 1), min(max(y2 - 1, y1), height - 1)
+
+
+def _draw_outline(draw: ImageDraw.ImageDraw, rect: _Rect, color: _Rgb, line: int) -> None:
+    x1, y1, x2, y2 = rect
+    # A thin dark rim keeps the line visible on a background of its own color.
+    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_BLACK, width=1)
+    draw.rectangle(rect, outline=color, width=line)
+
+
+def _draw_mask(canvas: Image.Image, mask: npt.NDArray[np.bool_], color: _Rgb, line: int) -> None:
+    area = Image.fromarray(mask)
+    tint = Image.new("RGB", canvas.size, color)
+    canvas.paste(Image.blend(canvas, tint, _MASK_OPACITY), mask=area)
+    gray = area.convert("L")
+    # A filter of 2 n + 1 pixels takes n pixels off the mask; the border counts as inside.
+    kept = gray.filter(ImageFilter.MinFilter(2 * line + 1))
+    edge = (np.asarray(gray) > 0) & (np.asarray(kept) == 0)
+    canvas.paste(tint, mask=Image.fromarray(edge))
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    rect: _Rect,
+    color: _Rgb,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size_wh: tuple[int, int],
+    taken: list[_Rect],
+) -> _Rect:
+    """Write the text on a plate of the color, where it hides no other tag; return the plate."""
+    width, height = size_wh
+    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (11, 3)
+    pad = max(2, (ascent + descent) // 6)
+    text = _shorten(text, font, width - 2 * pad)
+    plate_w = min(width, math.ceil(font.getlength(text)) + 2 * pad)
+    plate_h = min(height, ascent + descent + pad)
+    plates = list(_places(rect, (plate_w, plate_h), size_wh))
+    plate = next((p for p in plates if not any(_overlap(p, t) for t in taken)), plates[0])
+    draw.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
+    red, green, blue = color
+    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 110
+    origin = (plate[0] + pad, plate[1] + pad // 2 + ascent)
+    draw.text(origin, text, fill=_BLACK if is_bright else _WHITE, font=font, anchor="ls")
+    return plate
+
+
+def _places(rect: _Rect, plate_wh: tuple[int, int], size_wh: tuple[int, int]) -> Iterator[_Rect]:
+    """Where a tag may go, best first: above the box, inside it from the top down, below it."""
+    x1, y1, _, y2 = rect
+    plate_w, plate_h = plate_wh
+    x = max(0, min(x1, size_wh[0] - plate_w))
+    inside = range(y1, max(y1 + 1, y2 - plate_h), plate_h)
+    for y in (y1 - plate_h, *inside, y2 + 1):
+        if 0 <= y <= size_wh[1] - plate_h:
+            yield x, y, x + plate_w, y + plate_h
+    y = max(0, min(y1, size_wh[1] - plate_h))
+    yield x, y, x + plate_w, y + plate_h
+
+
+def _overlap(a: _Rect, b: _Rect) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_length: int) -> str:
+    """The text, or as much of its beginning as fits with an ellipsis after it."""
+    if font.getlength(text) <= max_length:
+        return text
+    fits = (f"{text[:n]}…" for n in range(len(text) - 1, 0, -1))
+    return next((short for short in fits if font.getlength(short) <= max_length), "")

@@ -1,0 +1,347 @@
+"""What tasks return: captions, answers, boxes and masks as values that print, filter and export.
+
+Knows numpy and the standard library; knows no model, no tokens' meaning and no drawing (the
+`draw` methods fetch `paligemma.draw` when called, see there).
+
+Boxes are (x1, y1, x2, y2), in pixels of the person's picture unless a name says `normalized`.
+Log-probabilities are natural logarithms; scores lie in [0, 1] (formulas: `tasks/scores.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from paligemma.errors import MissingExtraError
+from paligemma.masks import Ring, Rle, mask_to_polygons, mask_to_rle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import PIL.Image
+
+StopReason = Literal["eos", "stop", "length"]
+"""Why the model stopped: it said so, a stop rule of the caller fired, or it ran out of tokens."""
+
+BoxXyxy = tuple[float, float, float, float]
+
+
+class Result:
+    """A value that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain lists, dicts, strings and finite numbers (others become None).
+
+        Masks become COCO run lengths: {"size": [height, width], "counts": "..."}.
+        """
+        assert dataclasses.is_dataclass(self)
+        return {f.name: _to_json_value(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+
+def _to_json_value(value: Any) -> Any:
+    if isinstance(value, Result):
+        return value.to_dict()
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.bool_:
+        return mask_to_rle(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _to_json_value(value.tolist())
+    if isinstance(value, tuple | list):
+        return [_to_json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Result):
+    """What the model wrote, untouched: `token_ids` includes the closing EOS if there is one."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """One for each token id."""
+    stop_reason: StopReason
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Generation):
+    """Text in answer to a task, such as what stands in the picture, with its score."""
+
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption(Text):
+    """A description of the picture, or of one box in it; a box has no language asked for."""
+
+    language: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Text):
+    """The answer to a question about the picture."""
+
+    question: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Result):
+    """How probable the model finds a given text, token by token."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of the whole text."""
+        return math.fsum(self.logprobs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"total": _to_json_value(self.total)}
+
+    def __str__(self) -> str:
+        return f"log-probability {self.total:.4f} over {len(self.token_ids)} tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(Result):
+    """A piece of the output that is not a usable object, and was left out.
+
+    `malformed`: its tokens break the form of an object. `cut`: the tokens ran out inside it.
+    `repeated`: it says again what an earlier object said. `token_span` is [start, end) in the
+    generated token ids.
+    """
+
+    kind: Literal["malformed", "cut", "repeated"]
+    detail: str
+    token_span: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Result):
+    """One named box."""
+
+    label: str
+    box_xyxy: BoxXyxy
+    """Pixels of the person's picture."""
+    box_normalized_xyxy: BoxXyxy
+    """The same as fractions of the picture's width and height, 0 to 1."""
+    score: float
+    coordinate_score: float
+    label_score: float
+    """1.0 when the model wrote no label; `score` is then the coordinates' alone."""
+
+    def __str__(self) -> str:
+        box = ", ".join(f"{edge:.1f}" for edge in self.box_xyxy)
+        return f"{self.label} {self.score:.2f} at ({box})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Detection):
+    """One named box with the pixels that belong to the thing in it."""
+
+    mask: npt.NDArray[np.bool_] = field(repr=False, hash=False)
+    """bool[H, W] of the whole picture."""
+    mask_score: float
+
+    @property
+    def rle(self) -> Rle:
+        """The mask as COCO's compressed run lengths."""
+        return mask_to_rle(self.mask)
+
+    @property
+    def polygons(self) -> list[Ring]:
+        """The mask's outlines as rings of [x, y]; holes are rings too (even-odd rule)."""
+        return mask_to_polygons(self.mask)
+
+    def __eq__(self, other: object) -> bool:
+        # The generated comparison would ask an array for one truth value.
+        if not isinstance(other, Segment):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+
+ObjectT_co = TypeVar("ObjectT_co", bound=Detection, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
+    """A sequence of objects found in one picture, and everything known about the search."""
+
+    objects: tuple[ObjectT_co, ...]
+    prompt: str
+    phrases: tuple[str, ...]
+    """The things asked for."""
+    problems: tuple[Problem, ...]
+    size_wh: tuple[int, int]
+    """Width and height of the person's picture."""
+    stop_reason: StopReason
+    text: str
+    """What the model wrote, untouched."""
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @overload
+    def __getitem__(self, index: int) -> ObjectT_co: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ObjectT_co, ...]: ...
+    def __getitem__(self, index: int | slice) -> ObjectT_co | tuple[ObjectT_co, ...]:
+        return self.objects[index]
+
+    def __iter__(self) -> Iterator[ObjectT_co]:
+        return iter(self.objects)
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float64]:
+        """float64[N, 4], `box_xyxy` of each object."""
+        return np.array([o.box_xyxy for o in self.objects], dtype=np.float64).reshape(-1, 4)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """float64[N]."""
+        return np.array([o.score for o in self.objects], dtype=np.float64)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label of each object, in order."""
+        return tuple(o.label for o in self.objects)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Each label once: first the phrases asked for, then others as they appear.
+
+        The order does not depend on what was found first, so colors and class numbers stay the
+        same over pictures that were asked the same question.
+        """
+        return tuple(dict.fromkeys((*self.phrases, *self.labels)))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The phrases that no object is labeled with (letter case aside)."""
+        found = {label.strip().casefold() for label in self.labels}
+        return tuple(p for p in self.phrases if p.strip().casefold() not in found)
+
+    def filter(self, min_score: float) -> Self:
+        """The same with the objects of at least this score."""
+        return replace(self, objects=tuple(o for o in self.objects if o.score >= min_score))
+
+    def draw(self, image: str | Path | PIL.Image.Image | npt.NDArray[np.uint8]) -> PIL.Image.Image:
+        """The picture as a new RGB image with the objects drawn on it."""
+        # Drawing stands a floor above results; a method people look for here is worth one
+        # upward import, made when called.
+        from paligemma.draw import draw_detections
+
+        return draw_detections(image, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"missing": list(self.missing)}
+
+    def to_coco(
+        self, image_id: int = 1, categories: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
+        """A COCO dataset of this one picture; its "annotations" also serve as COCO results.
+
+        `categories` maps label to id; labels it lacks get the next free ids, and without it ids
+        are 1, 2, ... in the order of `label_names`. Boxes are [x, y, width, height] in pixels.
+        """
+        ids = dict(categories or {})
+        for name in self.labels if categories else self.label_names:
+            ids.setdefault(name, max(ids.values(), default=0) + 1)
+        width, height = self.size_wh
+        annotations = []
+        for number, found in enumerate(self.objects, start=1):
+            x1, y1, x2, y2 = found.box_xyxy
+            annotation: dict[str, Any] = {
+                "id": number,
+                "image_id": image_id,
+                "category_id": ids[found.label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+                "score": found.score,
+            }
+            if isinstance(found, Segment):
+                annotation["area"] = int(found.mask.sum())
+                annotation["segmentation"] = found.rle
+            annotations.append(annotation)
+        return {
+            "images": [{"id": image_id, "width": width, "height": height}],
+            "annotations": annotations,
+            "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        }
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections`; class numbers index `label_names`.
+
+        Raises MissingExtraError when the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise MissingExtraError("supervision", "supervision", "to_supervision()") from None
+        if not self.objects:
+            return supervision.Detections.empty()
+        names = self.label_names
+        masks = [o.mask for o in self.objects if isinstance(o, Segment)]
+        return supervision.Detections(
+            xyxy=self.boxes.astype(np.float32),
+            mask=np.stack(masks) if masks else None,
+            confidence=self.scores.astype(np.float32),
+            class_id=np.array([names.index(label) for label in self.labels]),
+            data={"class_name": np.array(self.labels)},
+        )
+
+    def __str__(self) -> str:
+        width, height = self.size_wh
+        things = "1 object" if len(self) == 1 else f"{len(self)} objects"
+        lines = [f"{things} in a picture of {width} x {height} pixels"]
+        if self.objects:
+            lines.append("score      x1      y1      x2      y2  label")
+        for found in self.objects:
+            edges = " ".join(f"{edge:7.1f}" for edge in found.box_xyxy)
+            lines.append(f" {found.score:.2f} {edges}  {' '.join(found.label.split())}")
+        if self.missing:
+            lines.append("not found: " + ", ".join(self.missing))
+        lines += [f"left out, {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections(Objects[Detection]):
+    """The boxes found in one picture.
+
+    >>> print(detections)                                    # doctest: +SKIP
+    1 object in a picture of 640 x 480 pixels
+    score      x1      y1      x2      y2  label
+     0.93    12.0    30.5   310.2   471.8  cat
+    not found: dog
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments(Objects[Segment]):
+    """The masks found in one picture; otherwise as `Detections`."""
+
+    @property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """bool[N, H, W]."""
+        width, height = self.size_wh
+        return np.array([o.mask for o in self.objects], dtype=np.bool_).reshape(-1, height, width)

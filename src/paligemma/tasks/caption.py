@@ -1,0 +1,77 @@
+"""Describe the picture, or one box in it, in words.
+
+Knows the prompts of arXiv 2407.07726 section 3.2.5 and of the model's documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from paligemma.errors import OptionError
+from paligemma.results import BoxXyxy, Caption
+from paligemma.tasks.loc_codec import encode_box, format_box
+from paligemma.tasks.objects import Tokenizer
+from paligemma.tasks.task import Generated, TaskContext, check_language, read_scored_text
+
+CaptionStyle = Literal["cap", "caption", "describe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTask:
+    """Describe the whole picture.
+
+    Styles: "caption" is short, as in COCO; "cap" is raw alt text; "describe" is longer. The last
+    two are for pre-trained checkpoints.
+
+    >>> CaptionTask(language="es").prompt()
+    'caption es'
+    """
+
+    language: str = "en"
+    style: CaptionStyle = "caption"
+
+    def __post_init__(self) -> None:
+        check_language(self.language)
+        if self.style not in get_args(CaptionStyle):
+            raise OptionError(
+                f"There is no caption style {self.style!r}. Styles: "
+                f"{', '.join(get_args(CaptionStyle))}."
+            )
+
+    def prompt(self) -> str:
+        return f"{self.style} {self.language}"
+
+    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Caption:
+        return _read_caption(generated, tokenizer, self.language)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCaptionTask:
+    """Describe one box; `box_normalized_xyxy` is in fractions of the model's picture.
+
+    Raises InputError or OptionError when the box is no box.
+
+    >>> RegionCaptionTask(box_normalized_xyxy=(0.1, 0.25, 0.9, 0.75)).prompt()
+    'caption <loc0256><loc0102><loc0767><loc0921>'
+    """
+
+    box_normalized_xyxy: BoxXyxy
+
+    def __post_init__(self) -> None:
+        y1, x1, y2, x2 = encode_box(self.box_normalized_xyxy)
+        if y2 <= y1 or x2 <= x1:
+            raise OptionError(
+                f"The box {self.box_normalized_xyxy} has no area inside the picture. Give x1, y1, "
+                "x2, y2 in fractions of the picture, with x1 < x2 and y1 < y2."
+            )
+
+    def prompt(self) -> str:
+        return f"caption {format_box(self.box_normalized_xyxy)}"
+
+    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Caption:
+        return _read_caption(generated, tokenizer, None)
+
+
+def _read_caption(generated: Generated, tokenizer: Tokenizer, language: str | None) -> Caption:
+    return Caption(**vars(read_scored_text(generated, tokenizer)), language=language)

@@ -1,0 +1,87 @@
+"""Boxes for named things.
+
+Knows the form of the prompt; the output's form is in `objects.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from paligemma.errors import PromptError
+from paligemma.results import Detection, Detections, Problem
+from paligemma.tasks.objects import (
+    SEPARATOR,
+    ParsedObject,
+    Tokenizer,
+    before_eos,
+    parse_objects,
+    split_phrases,
+)
+from paligemma.tasks.task import Generated, TaskContext, place_box
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectTask:
+    """Find things by name. `DetectTask.of` takes "cat ; dog" or a list and cleans it.
+
+    >>> DetectTask.of("cat; dog ;").prompt()
+    'detect cat ; dog'
+    """
+
+    phrases: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phrases:
+            raise PromptError("There is nothing to detect. Name one or more things.")
+
+    @classmethod
+    def of(cls, phrases: str | Iterable[str]) -> Self:
+        """Raises PromptError when no phrase is left after cleaning."""
+        return cls(phrases=split_phrases(phrases))
+
+    def prompt(self) -> str:
+        return f"detect {SEPARATOR.join(self.phrases)}"
+
+    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Detections:
+        found, problems = read_detections(generated, tokenizer, context, self.phrases)
+        return Detections(
+            objects=tuple(detection for detection, _ in found),
+            prompt=self.prompt(),
+            phrases=self.phrases,
+            problems=tuple(problems),
+            size_wh=context.transform.source_wh,
+            stop_reason=generated.stop_reason,
+            text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)),
+        )
+
+
+def read_detections(
+    generated: Generated, tokenizer: Tokenizer, context: TaskContext, phrases: tuple[str, ...]
+) -> tuple[list[tuple[Detection, ParsedObject]], list[Problem]]:
+    """The objects placed in the person's picture, each beside its tokens, and what was left out.
+
+    Models tuned on referring expressions write no label; if one phrase was asked, that names it.
+    """
+    parsed = parse_objects(
+        generated.token_ids, generated.logprobs, tokenizer, stop_reason=generated.stop_reason
+    )
+    found: list[tuple[Detection, ParsedObject]] = []
+    problems = list(parsed.problems)
+    for item in parsed.objects:
+        box, box_normalized = place_box(item.box_yxyx_bins, context.transform)
+        if box[2] <= box[0] or box[3] <= box[1]:
+            detail = f"the box {item.box_yxyx_bins} (y1, x1, y2, x2) lies beside the picture."
+            problems.append(Problem(kind="malformed", detail=detail, token_span=item.token_span))
+            continue
+        detection = Detection(
+            label=item.label or (phrases[0] if len(phrases) == 1 else ""),
+            box_xyxy=box,
+            box_normalized_xyxy=box_normalized,
+            score=item.score,
+            coordinate_score=item.coordinate_score,
+            label_score=item.label_score,
+        )
+        found.append((detection, item))
+    return found, problems

@@ -1,0 +1,27 @@
+"""Read all text in the picture.
+
+Knows the prompt of arXiv 2407.07726 section 3.2.5; the text comes in raster order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paligemma.results import Text
+from paligemma.tasks.objects import Tokenizer
+from paligemma.tasks.task import Generated, TaskContext, read_scored_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class OcrTask:
+    """Read the picture's text; for pre-trained checkpoints and ones tuned to read.
+
+    >>> OcrTask().prompt()
+    'ocr'
+    """
+
+    def prompt(self) -> str:
+        return "ocr"
+
+    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Text:
+        return read_scored_text(generated, tokenizer)

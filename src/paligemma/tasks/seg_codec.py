@@ -1,0 +1,355 @@
+"""Masks as sixteen `<seg>` tokens and back: the VQ-VAE, its file, and masks' place in a picture.
+
+A mask is cut to its box, resized to 64 x 64 and encoded as a 4 x 4 grid of codes, row by row.
+The network is that of "All in Tokens" (arXiv 2301.02229, `vae/models/VQVAE.py`), the file and
+the resizing that of big_vision (`pp/proj/paligemma/segmentation.py`,
+`evaluators/proj/paligemma/transfers/segmentation.py`). Parameters have the file's names.
+
+Knows no tokenizer and no text. A file is never trusted: see `load_mask_codec_npz`.
+"""
+
+# N masks, D code dim, C channels, K codes
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from paligemma.config import MaskCodecConfig
+from paligemma.errors import CheckpointError, InputError
+from paligemma.results import BoxXyxy
+
+MASK_SIDE = 64
+CODE_SIDE = 4
+NUM_CODES_PER_MASK = CODE_SIDE**2
+
+# The released file has 2.1 million numbers; far more is a damaged or hostile one.
+_MAX_PARAMETERS = 50_000_000
+_MAX_HEADER_BYTES = 4096
+_IGNORED_PREFIX = "_vq_vae._ema_"  # running averages that only training of the codebook needs
+
+
+class _Codebook(nn.Module):
+    def __init__(self, num_codes: int, code_dim: int) -> None:
+        super().__init__()
+        self._embedding = nn.Parameter(torch.empty(num_codes, code_dim))
+        nn.init.normal_(self._embedding)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.net(x)  # no ReLU after the sum
+        return out
+
+
+class MaskCodec(nn.Module):
+    """The VQ-VAE behind `<seg>` tokens.
+
+    >>> codec = MaskCodec()
+    >>> codec.encode_masks(torch.ones(2, 64, 64)).shape
+    torch.Size([2, 16])
+    >>> codec.decode_masks(torch.zeros(2, 16, dtype=torch.int64)).shape
+    torch.Size([2, 64, 64])
+    """
+
+    def __init__(self, config: MaskCodecConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MaskCodecConfig()
+        a, b, c, d = config.stem_widths
+
+        def halve(inputs: int, outputs: int) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+
+        def double(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+            return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+
+        self._vq_vae = _Codebook(config.num_codes, config.code_dim)
+        self.encoder = nn.Sequential(
+            *(halve(1, a), nn.ReLU()),  # (N, a, 32, 32)
+            *(halve(a, b), nn.ReLU()),
+            *(halve(b, c), nn.ReLU()),
+            *(halve(c, d), nn.ReLU()),  # (N, d, 4, 4)
+            _ResidualBlock(d),
+            _ResidualBlock(d),
+            nn.Conv2d(d, config.code_dim, 1),  # (N, D, 4, 4)
+        )
+        self.decoder = nn.Sequential(
+            *(nn.Conv2d(config.code_dim, config.width, 1), nn.ReLU()),  # (N, C, 4, 4)
+            _ResidualBlock(config.width),
+            _ResidualBlock(config.width),
+            *(double(config.width, d), nn.ReLU()),  # (N, d, 8, 8)
+            *(double(d, c), nn.ReLU()),
+            *(double(c, b), nn.ReLU()),
+            *(double(b, a), nn.ReLU()),  # (N, a, 64, 64)
+            nn.Conv2d(a, 1, 1),
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """float[K, D]."""
+        return self._vq_vae._embedding
+
+    @torch.no_grad()
+    def encode_masks(self, masks: Tensor) -> Tensor:
+        """float[N, 64, 64] in [0, 1] -> the nearest codes, int64[N, 16].
+
+        Raises InputError for another shape.
+        """
+        if masks.ndim != 3 or masks.shape[1:] != (MASK_SIDE, MASK_SIDE):
+            raise InputError(
+                f"Masks have the shape {tuple(masks.shape)}; (N, {MASK_SIDE}, {MASK_SIDE}) is "
+                "needed. Use crop_mask to cut a picture's mask to its box."
+            )
+        codebook = self.codebook
+        x = self.encoder(2.0 * (masks.to(codebook)[:, None] - 0.5))  # (N, D, 4, 4)
+        x = x.flatten(2).transpose(1, 2).flatten(0, 1)  # (N * 16, D)
+        # |x - e|^2 without |x|^2, which is the same for every code e.
+        distances = codebook.square().sum(1) - 2.0 * x @ codebook.T
+        codes: Tensor = distances.argmin(1).reshape(-1, NUM_CODES_PER_MASK)
+        return codes
+
+    @torch.no_grad()
+    def decode_masks(self, codes: Tensor) -> Tensor:
+        """int64[N, 16] -> float[N, 64, 64] in about [-1, 1]; foreground is above 0.
+
+        Raises InputError for another shape or a code that the codebook lacks.
+        """
+        if codes.ndim != 2 or codes.shape[1] != NUM_CODES_PER_MASK:
+            raise InputError(
+                f"Codes have the shape {tuple(codes.shape)}; (N, {NUM_CODES_PER_MASK}) is needed."
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < len(self.codebook):
+            raise InputError(
+                f"Codes run from {int(codes.min())} to {int(codes.max())}; the codebook has 0 to "
+                f"{len(self.codebook) - 1}."
+            )
+        x = self.codebook[codes.to(self.codebook.device)]  # (N, 16, D)
+        x = x.transpose(1, 2).reshape(
+            -1, self.config.code_dim, CODE_SIDE, CODE_SIDE
+        )  # (N, D, 4, 4)
+        masks: Tensor = self.decoder(x)[:, 0]
+        return masks
+
+
+def crop_mask(mask: npt.NDArray[np.bool_], box_normalized_xyxy: BoxXyxy) -> npt.NDArray[np.float32]:
+    """What `encode_masks` takes: bool[H, W] cut to the box -> float32[64, 64] in [0, 1].
+
+    Raises InputError when the box, rounded to pixels, is empty.
+    """
+    if mask.ndim != 2:
+        raise InputError(f"A mask has the shape {mask.shape}; (height, width) is needed.")
+    height, width = mask.shape
+    x1, y1, x2, y2 = (
+        min(max(round(edge * side), 0), side)
+        for edge, side in zip(box_normalized_xyxy, (width, height, width, height), strict=True)
+    )
+    if x2 <= x1 or y2 <= y1:
+        raise InputError(
+            f"The box {box_normalized_xyxy} holds no pixel of a picture of {width} x {height}. "
+            "Give x1, y1, x2, y2 in fractions, with x1 < x2 and y1 < y2."
+        )
+    cut = Image.fromarray(mask[y1:y2, x1:x2].astype(np.float32))
+    resized = cut.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32).clip(0.0, 1.0)
+
+
+def paste_mask(
+    mask64: npt.NDArray[np.float32], box_xyxy: BoxXyxy, size_wh: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """What `decode_masks` gives, laid into its box in pixels: bool[H, W] of the whole picture.
+
+    The box is rounded down to pixels; foreground is where the resized mask is above 0.
+    """
+    width, height = size_wh
+    # A box edge computed as bin / 1023 * side may fall a hair short of a whole number.
+    x1, y1, x2, y2 = (
+        min(max(math.floor(edge + 1e-6), 0), side)
+        for edge, side in zip(box_xyxy, (width, height, width, height), strict=True)
+    )
+    whole = np.zeros((height, width), dtype=np.bool_)
+    if x2 > x1 and y2 > y1:
+        source = Image.fromarray(np.asarray(mask64, dtype=np.float32))
+        resized = source.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR)
+        whole[y1:y2, x1:x2] = np.asarray(resized) > 0
+    return whole
+
+
+def save_mask_codec_npz(codec: MaskCodec, path: str | Path) -> None:
+    """Write the codec as an .npz file with the released file's names; all of it or nothing."""
+    path = Path(path)
+    arrays: dict[str, Any] = {
+        name: tensor.detach().float().cpu().numpy() for name, tensor in codec.state_dict().items()
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_mask_codec_npz(path_or_file: str | Path | IO[bytes]) -> MaskCodec:
+    """Read a codec, float32 on the CPU, from big_vision's `vae-oid.npz` or one saved here.
+
+    Every tensor's header is read and compared with the shape it must have before any data is, so
+    a file cannot make us allocate more than the codec needs; nothing in it is unpickled.
+
+    Raises CheckpointError, naming what is wrong: members that are missing, unknown, there twice,
+    outside the archive, of another shape or type, cut short, or not finite.
+    """
+    is_path = isinstance(path_or_file, str | Path)
+    name = str(path_or_file) if is_path else "The mask codec"
+    try:
+        with zipfile.ZipFile(path_or_file) as archive:
+            members = _list_members(archive)
+            headers = {key: _read_header(archive, info) for key, info in members.items()}
+            with torch.device("meta"):
+                codec = MaskCodec(_infer_config(headers))
+            _check_shapes(codec, headers)
+            arrays = {key: _read_array(archive, members[key], headers[key]) for key in headers}
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{name} cannot be read as a mask codec ({error}). It must be an .npz file such as "
+            "big_vision's vae-oid.npz; download it again."
+        ) from error
+    codec.load_state_dict(
+        {key: torch.from_numpy(array) for key, array in arrays.items()}, assign=True
+    )
+    return codec.eval().requires_grad_(False)
+
+
+_Header = tuple[tuple[int, ...], bool, np.dtype[Any]]  # shape, Fortran order, dtype
+
+
+def _tensor_names() -> set[str]:
+    with torch.device("meta"):
+        return set(MaskCodec().state_dict())
+
+
+def _list_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The tensors' members by tensor name; any other but the ignored ones is refused."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    expected = _tensor_names()
+    unknown = []
+    for info in archive.infolist():
+        key = info.filename.removesuffix(".npy")
+        if key in members:
+            raise CheckpointError(f"the tensor {key!r} is there twice; download the file again.")
+        if key in expected and info.filename.endswith(".npy"):
+            members[key] = info
+        elif not key.startswith(_IGNORED_PREFIX):
+            unknown.append(info.filename)
+    if unknown:
+        raise CheckpointError(
+            f"it holds members that are no tensors of a mask codec: {_some(unknown)}."
+        )
+    if missing := sorted(expected - members.keys()):
+        raise CheckpointError(
+            f"it lacks {len(missing)} tensors: {_some(missing)}. A codec has both encoder and "
+            "decoder."
+        )
+    return members
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name[:100]) for name in names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+
+
+def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Header:
+    with archive.open(info) as file:
+        return _parse_header(file, info.filename)
+
+
+def _parse_header(file: IO[bytes], name: str) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise CheckpointError(f"{name!r} has the format version {version}; 1.0 or 2.0 is read.")
+    shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
+    if dtype.kind != "f":
+        raise CheckpointError(f"{name!r} holds {dtype}, not floating-point numbers.")
+    return shape, fortran_order, dtype
+
+
+def _infer_config(headers: Mapping[str, _Header]) -> MaskCodecConfig:
+    """Sizes from the shapes that alone decide them; `_check_shapes` compares all the others."""
+
+    def sizes(key: str, num_axes: int) -> tuple[int, ...]:
+        shape = headers[key][0]
+        if len(shape) != num_axes or not all(1 <= side <= 2**16 for side in shape):
+            raise CheckpointError(f"{key!r} has the shape {shape}; {num_axes} axes are expected.")
+        return shape
+
+    num_codes, code_dim = sizes("_vq_vae._embedding", 2)
+    a, b, c, d = (sizes(f"encoder.{i}.weight", 4)[0] for i in (0, 2, 4, 6))
+    return MaskCodecConfig(
+        num_codes=num_codes,
+        code_dim=code_dim,
+        width=sizes("decoder.0.weight", 4)[0],
+        stem_widths=(a, b, c, d),
+    )
+
+
+def _check_shapes(codec: MaskCodec, headers: Mapping[str, _Header]) -> None:
+    tensors = codec.state_dict()
+    if (total := sum(tensor.numel() for tensor in tensors.values())) > _MAX_PARAMETERS:
+        raise CheckpointError(
+            f"its tensors claim {total} numbers; a mask codec has about 2 million, and more than "
+            f"{_MAX_PARAMETERS} are not read."
+        )
+    for key, tensor in tensors.items():
+        if headers[key][0] != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{key!r} has the shape {headers[key][0]}; beside the other tensors "
+                f"{tuple(tensor.shape)} is expected."
+            )
+
+
+def _read_array(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header
+) -> npt.NDArray[np.float32]:
+    shape, fortran_order, dtype = header
+    num_bytes = math.prod(shape) * dtype.itemsize
+    with archive.open(info) as file:
+        _parse_header(file, info.filename)
+        data = file.read(num_bytes)
+        if len(data) != num_bytes or file.read(1):
+            raise CheckpointError(
+                f"{info.filename!r} does not hold the {num_bytes} bytes that its shape needs; "
+                "download the file again."
+            )
+    stored = np.frombuffer(data, dtype=dtype)
+    array = stored.reshape(shape, order="F" if fortran_order else "C").astype(np.float32, order="C")
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{info.filename!r} holds NaN or infinity; download the file again.")
+    return array

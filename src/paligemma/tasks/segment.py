@@ -1,0 +1,88 @@
+"""Masks for named things.
+
+Knows the form of the prompt and when a mask is usable; the output's form is in `objects.py`, the
+masks' coding in `seg_codec.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from paligemma.errors import CheckpointError, PromptError
+from paligemma.results import Detection, Problem, Segment, Segments
+from paligemma.tasks.detect import read_detections
+from paligemma.tasks.objects import (
+    SEPARATOR,
+    ParsedObject,
+    Tokenizer,
+    before_eos,
+    split_phrases,
+)
+from paligemma.tasks.seg_codec import paste_mask
+from paligemma.tasks.task import Generated, TaskContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentTask:
+    """Find the pixels of things by name. `SegmentTask.of` takes "cat ; dog" or a list.
+
+    >>> SegmentTask.of(["left wheel"]).prompt()
+    'segment left wheel'
+    """
+
+    phrases: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phrases:
+            raise PromptError("There is nothing to segment. Name one or more things.")
+
+    @classmethod
+    def of(cls, phrases: str | Iterable[str]) -> Self:
+        """Raises PromptError when no phrase is left after cleaning."""
+        return cls(phrases=split_phrases(phrases))
+
+    def prompt(self) -> str:
+        return f"segment {SEPARATOR.join(self.phrases)}"
+
+    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Segments:
+        """Raises CheckpointError when the context has no mask codec."""
+        if context.mask_codec is None:
+            raise CheckpointError(
+                "There is no mask codec to turn <seg> tokens into masks. Load the model with the "
+                "VQ-VAE weights, the file vae-oid.npz of big_vision's PaliGemma."
+            )
+        found, problems = read_detections(generated, tokenizer, context, self.phrases)
+        num_codes = context.mask_codec.config.num_codes
+        coded: list[tuple[Detection, ParsedObject]] = []
+        for detection, item in found:
+            if item.seg_codes and max(item.seg_codes) < num_codes:
+                coded.append((detection, item))
+            else:
+                wrong = "a mask token beyond the codebook" if item.seg_codes else "no mask tokens"
+                detail = f"{item.label!r} has a box but {wrong}."
+                problems.append(
+                    Problem(kind="malformed", detail=detail, token_span=item.token_span)
+                )
+        codes = torch.tensor([item.seg_codes for _, item in coded], dtype=torch.int64)
+        masks = context.mask_codec.decode_masks(codes.reshape(-1, 16)).cpu().numpy()
+        size_wh = context.transform.source_wh
+        return Segments(
+            objects=tuple(
+                Segment(
+                    **vars(detection),
+                    mask=paste_mask(mask, detection.box_xyxy, size_wh),
+                    mask_score=item.mask_score,
+                )
+                for (detection, item), mask in zip(coded, masks, strict=True)
+            ),
+            prompt=self.prompt(),
+            phrases=self.phrases,
+            problems=tuple(problems),
+            size_wh=size_wh,
+            stop_reason=generated.stop_reason,
+            text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)),
+        )

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.draw import PALETTE, draw_detections
+from paligemma.errors import ImageError
+from paligemma.results import Detection, Detections, Segment, Segments
+
+
+def detection(label: str, box: tuple[float, float, float, float]) -> Detection:
+    return Detection(
+        label=label,
+        box_xyxy=box,
+        box_normalized_xyxy=(0, 0, 1, 1),
+        score=0.87,
+        coordinate_score=0.9,
+        label_score=0.9,
+    )
+
+
+def found(
+    size_wh: tuple[int, int], *objects: Detection, phrases: tuple[str, ...] = ()
+) -> Detections:
+    return Detections(
+        objects=objects,
+        prompt="detect",
+        phrases=phrases,
+        problems=(),
+        size_wh=size_wh,
+        stop_reason="eos",
+        text="",
+    )
+
+
+GRAY = Image.new("RGB", (320, 240), (128, 128, 128))
+
+
+def test_the_outline_lies_on_the_boxs_own_pixels() -> None:
+    drawn = np.asarray(
+        draw_detections(GRAY, found(GRAY.size, detection("cat", (40, 60, 200, 180))))
+    )
+    assert tuple(drawn[120, 40]) == PALETTE[0]
+    assert tuple(drawn[120, 199]) == PALETTE[0]
+    assert tuple(drawn[179, 120]) == PALETTE[0]
+    assert tuple(drawn[120, 39]) == (0, 0, 0)
+    assert tuple(drawn[120, 200]) == (0, 0, 0)
+    assert tuple(drawn[120, 38]) == (128, 128, 128)
+    assert tuple(drawn[120, 100]) == (128, 128, 128)
+
+
+def test_the_picture_itself_stays_as_it_was() -> None:
+    before = GRAY.tobytes()
+    array = np.array(GRAY)
+    result = found(GRAY.size, detection("cat", (40, 60, 200, 180)))
+    for image in (GRAY, array):
+        assert draw_detections(image, result).mode == "RGB"
+    assert GRAY.tobytes() == array.tobytes() == before
+
+
+def test_a_label_keeps_its_color_whatever_was_found_first() -> None:
+    cat, dog = detection("cat", (10, 60, 100, 180)), detection("dog", (150, 60, 300, 180))
+    for objects in ((cat, dog), (dog, cat), (dog,)):
+        drawn = draw_detections(GRAY, found(GRAY.size, *objects, phrases=("cat", "dog")))
+        assert drawn.getpixel((150, 120)) == PALETTE[1]
+
+
+def test_a_mask_is_tinted_inside_only() -> None:
+    mask = np.zeros((240, 320), dtype=bool)
+    mask[80:160, 60:180] = True
+    segment = Segment(**vars(detection("cat", (40, 60, 200, 180))), mask=mask, mask_score=0.5)
+    segments = Segments(**{**vars(found(GRAY.size)), "objects": (segment,)})
+    drawn = np.asarray(segments.draw(GRAY))
+    assert tuple(drawn[120, 120]) not in ((128, 128, 128), PALETTE[0])
+    assert tuple(drawn[120, 60]) == PALETTE[0]  # the mask's own edge
+    assert tuple(drawn[120, 50]) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (40, 700), (1500, 60), (3000, 2000)])
+def test_any_size_of_picture_and_box_can_be_drawn(size: tuple[int, int]) -> None:
+    width, height = size
+    boxes = [
+        (0.0, 0.0, float(width), float(height)),
+        (width - 0.2, height - 0.2, float(width), float(height)),
+        (-5.0, -5.0, 2.0 * width, 2.0 * height),
+        (width / 2, height / 2, width / 2, height / 2),
+    ]
+    objects = [detection("a name much too long for any tag " * 9, box) for box in boxes]
+    objects += [detection("", boxes[0]), detection("猫\n", boxes[0])]
+    drawn = draw_detections(Image.new("RGB", size), found(size, *objects))
+    assert drawn.size == size
+
+
+def test_tags_of_equal_boxes_do_not_hide_each_other() -> None:
+    box = (40.0, 60.0, 300.0, 230.0)
+    labels = ("a", "b", "c", "d")
+    drawn = draw_detections(GRAY, found(GRAY.size, *(detection(name, box) for name in labels)))
+    colors = {color for _, color in drawn.getcolors(2**16) or []}
+    assert set(PALETTE[:4]) <= colors
+
+
+def test_the_result_carries_no_metadata_and_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    exif[0x010E] = "secret"
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    drawn = draw_detections(path, found((20, 30), detection("cat", (2, 2, 18, 28))))
+    assert drawn.size == (20, 30)
+    assert len(drawn.getexif()) == 0
+    assert "exif" not in drawn.info
+
+
+def test_transparency_becomes_white() -> None:
+    drawn = draw_detections(Image.new("RGBA", (30, 20), (0, 0, 0, 0)), found((30, 20)))
+    assert drawn.getpixel((15, 10)) == (255, 255, 255)
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    with pytest.raises(ImageError, match="320 x 240"):
+        draw_detections(GRAY, found((640, 480)))
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("hello")
+    for image in (path, tmp_path / "absent.png", np.zeros((4, 4, 3), np.float32)):
+        with pytest.raises(ImageError):
+            draw_detections(image, found((4, 4)))  # type: ignore[arg-type]
