@@ -64,7 +64,7 @@ class DecoderConfig:
     `sliding_window` is None by default because the code that trained the released weights has
     none; an integer W gives transformers' behavior (see `model/attention_mask.py`). The final
     soft cap applies to logits at inference; the training loss leaves it out unless asked
-    (`FinetuneConfig.final_logit_softcap_in_loss`), as arXiv 2412.03555 section 3 did for transfers.
+    (`TrainConfig.final_logit_softcap_in_loss`), as arXiv 2412.03555 section 3 did for transfers.
     """
 
     vocab_size: int = 257152

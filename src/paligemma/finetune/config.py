@@ -26,6 +26,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
     autocast: bool = True
+    batch_size: int = 8
+    final_logit_softcap_in_loss: bool = False
+    """transformers and Keras cap the logits in the training loss too; big_vision does not."""
     seed: int = 0
     save_every: int = 500
     log_every: int = 25

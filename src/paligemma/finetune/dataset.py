@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.finetune.collate import Example
+from paligemma.finetune.collate import Example, collate
 from paligemma.processor.image import load_image
+from paligemma.processor.inputs import ModelInputs
+from paligemma.processor.processor import Processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,20 @@ class ExampleFile:
             prefix=record["prefix"],
             suffix=record["suffix"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSource:
+    """Batches of a file's examples; the batch of a step is a function of (seed, step)."""
+
+    examples: ExampleFile
+    processor: Processor
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> ModelInputs:
+        chosen = indices_of_step(len(self.examples), self.batch_size, self.seed, step)
+        return collate(self.processor, [self.examples[index] for index in chosen])
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:

@@ -61,3 +61,10 @@ def load_state(
                     if f"{moment}/{name}" in stored:
                         optimizer.state[parameter][moment] = file.get_tensor(f"{moment}/{name}")
         return int(file.metadata()["step"])
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights alone, by parameter name: what the next stage starts from."""
+    with safe_open(path, framework="pt") as file:
+        names = [key for key in file.keys() if key.startswith("weight/")]  # noqa: SIM118
+        return {name.removeprefix("weight/"): file.get_tensor(name) for name in names}
