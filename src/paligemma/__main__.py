@@ -1,0 +1,5 @@
+"""`python -m paligemma`: the command line."""
+
+from paligemma.cli.main import main
+
+main()

@@ -1,0 +1,7 @@
+"""Inputs to token ids. Knows no text.
+
+sampling.py    logits to the next id: Greedy, Sampling
+generate.py    the plain loop; everything faster must equal it
+beam.py        the likeliest whole sequence, by beams
+score.py       how likely a given suffix is
+"""

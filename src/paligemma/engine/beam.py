@@ -1,0 +1,131 @@
+"""Beam search: the likeliest whole sequence among those that a few parallel guesses reach.
+
+Sequences are compared by the sum of their log-probabilities, without length penalty, as
+big_vision's `beam_decode` does. Knows no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paligemma.engine.generate import GeneratedRow, StopReason, row_limits
+from paligemma.errors import OptionError
+from paligemma.model.kv_cache import KVCache
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.inputs import ModelInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Beam:
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+    def then(self, token_id: int, logprob: float) -> _Beam:
+        return _Beam(token_ids=(*self.token_ids, token_id), logprobs=(*self.logprobs, logprob))
+
+    def ended(self, stop_reason: StopReason) -> GeneratedRow:
+        return GeneratedRow(
+            token_ids=self.token_ids, logprobs=self.logprobs, stop_reason=stop_reason
+        )
+
+
+@torch.inference_mode()
+def beam_search(
+    model: PaliGemma,
+    inputs: ModelInputs,
+    *,
+    beam_size: int,
+    max_new_tokens: int | Sequence[int],
+    eos_id: int,
+    image_tokens: Tensor | None = None,
+) -> list[GeneratedRow]:
+    """The best sequence of each row that `beam_size` beams find; rows are searched one by one.
+
+    A sequence that reached EOS is preferred to one cut at `max_new_tokens`. With one beam this
+    is greedy decoding. Raises OptionError for sizes below 1.
+    """
+    if isinstance(beam_size, bool) or not isinstance(beam_size, int) or beam_size < 1:
+        raise OptionError(f"num_beams is {beam_size!r}; it must be a whole number of at least 1.")
+    inputs = inputs.to(model.device)
+    limits = row_limits(max_new_tokens, inputs.token_ids.shape[0])
+    if image_tokens is None and any(inputs.image_index):
+        image_tokens = model.embed_images(inputs.pixel_values)
+    return [
+        _search_row(model, _row(inputs, row), beam_size, limit, eos_id, image_tokens)
+        for row, limit in enumerate(limits)
+    ]
+
+
+def _search_row(
+    model: PaliGemma,
+    inputs: ModelInputs,
+    beam_size: int,
+    max_new_tokens: int,
+    eos_id: int,
+    image_tokens: Tensor | None,
+) -> GeneratedRow:
+    kv_cache = KVCache(
+        model.config.decoder,
+        1,
+        inputs.token_ids.shape[1] + max_new_tokens,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    logits = model.prefill(inputs, kv_cache, image_tokens)
+    beams = [_Beam()]
+    best: _Beam | None = None  # among those that reached EOS
+    for num_done in range(1, max_new_tokens + 1):
+        if not bool(logits.isfinite().all()):
+            return (best or beams[0]).ended("numerical_error")
+        logprobs = torch.log_softmax(logits, dim=1)
+        # One candidate more than beams, for each beam: at most one of them is EOS.
+        values, ids = logprobs.topk(min(beam_size + 1, logprobs.shape[1]), dim=1)
+        candidates = [
+            (slot, beam.then(token_id, logprob))
+            for slot, beam in enumerate(beams)
+            for token_id, logprob in zip(ids[slot].tolist(), values[slot].tolist(), strict=True)
+        ]
+        candidates.sort(key=lambda candidate: -candidate[1].total)
+        # An EOS takes one of the places of this step when it ranks among them, so that one beam
+        # is greedy decoding; the free places stay with the sequences that go on.
+        survivors: list[tuple[int, _Beam]] = []
+        for rank, (slot, beam) in enumerate(candidates):
+            if beam.token_ids[-1] != eos_id:
+                survivors.append((slot, beam))
+            elif rank < beam_size and (best is None or beam.total > best.total):
+                best = beam
+            if len(survivors) == beam_size:
+                break
+        # Totals only fall as sequences grow: no survivor can overtake a better ended one.
+        if best is not None and (not survivors or best.total >= survivors[0][1].total):
+            return best.ended("eos")
+        beams = [beam for _, beam in survivors]
+        if num_done == max_new_tokens:
+            break
+        kv_cache.select_rows(torch.tensor([slot for slot, _ in survivors], device=model.device))
+        last = torch.tensor([beam.token_ids[-1] for beam in beams], device=model.device)
+        logits = model.decode_step(last, kv_cache)
+    return best.ended("eos") if best is not None else beams[0].ended("length")
+
+
+def _row(inputs: ModelInputs, row: int) -> ModelInputs:
+    """One row as a batch of its own, without the columns that are pads in it."""
+    here = slice(row, row + 1)
+    real = inputs.input_mask[row]
+    return replace(
+        inputs,
+        token_ids=inputs.token_ids[here, real],
+        input_mask=inputs.input_mask[here, real],
+        mask_ar=inputs.mask_ar[here, real],
+        image_mask=inputs.image_mask[here, real],
+        image_index=(inputs.image_index[row],),
+        loss_mask=None,
+    )

@@ -1,0 +1,116 @@
+"""Ways to choose the next token: small frozen values that one passes to the loop.
+
+Knows logits and random numbers; knows no model and no text. Every row draws from its own
+generator, seeded from (seed, row number), and one uniform number a token is all it draws: a
+row's sample depends neither on its batch mates nor on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import OptionError
+
+# B batch, V vocabulary
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The likeliest token; among equals, the one of the lowest id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """A random token, by probability.
+
+    `temperature` divides the logits: 1 keeps the model's distribution, 0 is greedy. `top_k` keeps
+    the k likeliest tokens; of these, `top_p` keeps the fewest whose probabilities together reach
+    p (at least one). Equal seeds give equal samples.
+
+    Raises OptionError for a value out of range.
+
+    >>> Sampling(temperature=0.7, top_p=0.9, seed=3)
+    Sampling(temperature=0.7, top_k=None, top_p=0.9, seed=3)
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+            raise OptionError(
+                f"temperature is {self.temperature!r}; it must be a finite number of at least 0. "
+                "0 takes the likeliest token each time."
+            )
+        if self.top_k is not None and (not _is_whole(self.top_k) or self.top_k < 1):
+            raise OptionError(
+                f"top_k is {self.top_k!r}; it must be a whole number of at least 1. "
+                "Leave it out to keep all tokens."
+            )
+        if self.top_p is not None and (not _is_number(self.top_p) or not 0 <= self.top_p <= 1):
+            raise OptionError(
+                f"top_p is {self.top_p!r}; it must be a number between 0 and 1. "
+                "Leave it out to keep all tokens."
+            )
+        if not _is_whole(self.seed) or self.seed < 0:
+            raise OptionError(f"seed is {self.seed!r}; it must be a whole number of at least 0.")
+
+
+Sampler = Greedy | Sampling
+GREEDY = Greedy()
+
+
+def row_generator(sampler: Sampler, row_number: int) -> torch.Generator:
+    """The source of randomness of one row; a hash, so that near seeds are not near streams."""
+    seed = sampler.seed if isinstance(sampler, Sampling) else 0
+    digest = hashlib.blake2b(f"{seed}/{row_number}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def choose(logits: Tensor, sampler: Sampler, generators: Sequence[torch.Generator]) -> Tensor:
+    """One token a row: float32[B, V] -> int64[B].
+
+    A logit of -inf is a banned token. A row with NaN, or without any finite logit, gets some id
+    all the same, for the caller knows such rows and ends them.
+    """
+    if isinstance(sampler, Greedy) or sampler.temperature == 0:
+        return logits.argmax(dim=1)
+    # Inverse transform sampling: the first token at which the cumulated probability passes a
+    # uniform number. In float64, as a sum over 257 thousand float32 terms drifts.
+    exact = logits.cpu() if logits.device.type == "mps" else logits
+    exact = exact.double()
+    uniform = [torch.rand((), dtype=torch.float64, generator=g).item() for g in generators]
+    # The maximum goes first, so that a tiny temperature gives zeros and not inf - inf.
+    scaled = (exact - exact.max(dim=1, keepdim=True).values) / sampler.temperature
+    order = None
+    if sampler.top_k is not None and sampler.top_k < logits.shape[1]:
+        scaled, order = scaled.topk(sampler.top_k, dim=1)
+    elif sampler.top_p is not None:
+        scaled, order = scaled.sort(dim=1, descending=True, stable=True)
+    probabilities = torch.softmax(scaled, dim=1)
+    if sampler.top_p is not None:
+        before = probabilities.cumsum(dim=1) - probabilities
+        before[:, 0] = -1.0  # the likeliest token always stays
+        probabilities = probabilities.masked_fill(before >= sampler.top_p, 0.0)
+    cumulated = probabilities.nan_to_num(0.0).cumsum(dim=1)
+    target = torch.tensor(uniform, dtype=torch.float64, device=exact.device)
+    target = target[:, None] * cumulated[:, -1:]
+    place = torch.searchsorted(cumulated, target, right=True).clamp_max(cumulated.shape[1] - 1)
+    ids = place if order is None else order.gather(1, place)
+    return ids[:, 0].to(logits.device)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,54 @@
+"""How likely a given suffix is: one pass over whole sequences, no cache, no loop.
+
+Knows no text; the processor marks the suffix in `loss_mask`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paligemma.engine.generate import logprobs_of
+from paligemma.errors import OptionError
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.inputs import ModelInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRow:
+    """The suffix of one row, EOS included, and the log-probability of each of its tokens."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@torch.inference_mode()
+def score(
+    model: PaliGemma, inputs: ModelInputs, *, image_tokens: Tensor | None = None
+) -> list[ScoredRow]:
+    """Log-probabilities of the tokens that `inputs.loss_mask` marks, row by row.
+
+    The token at position t is judged by the logits at t - 1. Raises OptionError without a
+    `loss_mask`.
+    """
+    if inputs.loss_mask is None:
+        raise OptionError(
+            "The inputs have no loss_mask, so there is no suffix to score. "
+            "Build them with a suffix."
+        )
+    inputs = inputs.to(model.device)
+    assert inputs.loss_mask is not None
+    hidden = model.hidden_states(inputs, image_tokens=image_tokens)
+    rows = []
+    for row in range(hidden.shape[0]):
+        targets = inputs.loss_mask[row].nonzero()[:, 0]
+        token_ids = inputs.token_ids[row, targets]
+        # Logits of the suffix only: at 257152 tokens a position, those of the prefix would cost
+        # more memory than the pass itself.
+        logprobs = logprobs_of(model.decoder.logits(hidden[row, targets - 1]), token_ids)
+        rows.append(
+            ScoredRow(token_ids=tuple(token_ids.tolist()), logprobs=tuple(logprobs.tolist()))
+        )
+    return rows

@@ -1,0 +1,210 @@
+"""A name -> a `Predictor`: finds the folder, chooses device and dtype, joins the parts.
+
+Knows where the embedded model lies and what a checkpoint folder holds; reads no tensors itself.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from paligemma.checkpoints.hf_config import read_config
+from paligemma.checkpoints.hub import fetch_checkpoint, resolve
+from paligemma.checkpoints.load import load_model
+from paligemma.checkpoints.save import TOKENIZER_FILE
+from paligemma.checkpoints.weight_files import WeightFiles
+from paligemma.config import (
+    RELEASES,
+    DecoderConfig,
+    PaliGemmaConfig,
+    VisionConfig,
+    count_parameters,
+)
+from paligemma.errors import OptionError
+from paligemma.model.paligemma import PaliGemma
+from paligemma.predictor import MASK_CODEC_FILE, Predictor
+from paligemma.processor.image import Resize
+from paligemma.processor.inputs import ModelInputs
+from paligemma.processor.processor import Processor
+from paligemma.processor.tokenizer import Tokenizer
+from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
+
+MODEL_VARIABLE = "PALIGEMMA_MODEL"
+MINI = "mini"
+_MINI_FOLDER = Path(__file__).parent / "mini" / "model"
+_MINI_NOTE = (
+    "This is mini, the small model inside the package: it knows only its own world of simple "
+    "pictures. For photographs load a released model, such as google/paligemma2-3b-mix-224."
+)
+_RELEASED_CODEC_FILE = "vae-oid.npz"
+_LARGE = 1_000_000_000
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    resize: Resize = "squash",
+    sliding_window: int | None = None,
+    mask_codec: str | Path | None = None,
+) -> Predictor:
+    """Load a model and everything around it.
+
+    `model` is a folder, a release ("paligemma2-3b-mix-448"), a model of the Hugging Face hub, or
+    "mini", the small model inside the package. None takes $PALIGEMMA_MODEL, or "mini".
+    `revision`, `token` and `offline` are for the hub. `device`: "auto" (CUDA, then Apple's MPS
+    if it computes correctly, then the CPU), "cpu", "cuda", "cuda:1", "mps". `dtype`: "auto" is
+    bfloat16 for large models where it serves, else float32. `resize`: "squash" as the released
+    models were trained, "pad" keeps the shape of pictures. `sliding_window=4096` gives PaliGemma
+    2 the window that transformers uses. `mask_codec` is the VQ-VAE's file for segmentation; by
+    default `mask_codec.npz` or `vae-oid.npz` in the model's folder.
+
+    Raises CheckpointError, HubError or OptionError.
+
+    >>> predictor = load("paligemma2-3b-mix-224")
+    >>> predictor.caption("cat.jpg").text
+    'a cat on a sofa'
+    """
+    if resize not in get_args(Resize):
+        raise OptionError(f"resize is {resize!r}; it must be one of {get_args(Resize)}.")
+    torch_device = choose_device(device)
+    name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
+    is_mini = name == MINI and not isinstance(model, Path)
+    found = _MINI_FOLDER if is_mini else resolve(model or name)
+    commit = None
+    if isinstance(found, Path):
+        folder = found
+    else:
+        fetched = fetch_checkpoint(found, revision=revision, token=token, offline=offline)
+        name, folder, commit = fetched.hub_id, fetched.path, fetched.revision
+    tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+    config = read_config(folder, sliding_window).config
+    tokenizer.check_fits(config.decoder.vocab_size)
+    codec = _find_mask_codec(folder, mask_codec)
+    return Predictor(
+        model=load_model(
+            folder,
+            dtype=choose_dtype(dtype, torch_device, folder),
+            device=torch_device,
+            sliding_window=sliding_window,
+        ),
+        processor=Processor(
+            tokenizer=tokenizer,
+            resolution=config.vision.resolution,
+            num_image_tokens=config.vision.num_image_tokens,
+            resize=resize,
+        ),
+        mask_codec=codec,
+        text_length=next((r.text_length for r in RELEASES if r.hub_id == name), None),
+        name=name,
+        revision=commit,
+        note=_MINI_NOTE if is_mini else None,
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that a name stands for. Raises OptionError when it is unknown or not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        mps = torch.device("mps")
+        if torch.backends.mps.is_available() and computes_correctly(mps, torch.float32):
+            return mps
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(
+            f"device is {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'."
+        ) from error
+    num_devices = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(chosen.type, 0)
+    if (chosen.index or 0) >= num_devices:
+        raise OptionError(
+            f"The device {device!r} is not there: torch sees {num_devices} of this kind. "
+            "Use device='auto' or 'cpu', or install a torch build that knows the device."
+        )
+    return chosen
+
+
+def choose_dtype(dtype: DtypeName, device: torch.device, folder: Path) -> torch.dtype:
+    """The dtype for the weights in a folder; raises OptionError for an unknown name."""
+    if dtype != "auto":
+        if dtype not in get_args(DtypeName):
+            raise OptionError(f"dtype is {dtype!r}; it must be one of {get_args(DtypeName)}.")
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    # A small model is quick anyway, and float32 gives the same tokens in any batch.
+    if count_parameters(read_config(folder).config) <= _LARGE:
+        return torch.float32
+    if device.type == "cuda":
+        serves = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        serves = computes_correctly(device, torch.bfloat16)
+    else:
+        with WeightFiles(folder) as weights:
+            serves = {tensor.dtype_code for tensor in weights.tensors.values()} == {"BF16"}
+    # Never float16: activations of the released models leave its range.
+    return torch.bfloat16 if serves else torch.float32
+
+
+def computes_correctly(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a small random model gives the logits there that it gives on the CPU in float32."""
+    config = PaliGemmaConfig(
+        vision=VisionConfig(
+            resolution=28, patch_size=14, width=32, depth=2, mlp_dim=48, num_heads=4
+        ),
+        decoder=DecoderConfig(
+            vocab_size=96,
+            width=40,
+            depth=2,
+            mlp_dim=80,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            query_scale=0.25,
+            post_norms=True,
+            attn_logit_softcap=50.0,
+            final_logit_softcap=30.0,
+        ),
+    )
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        model = PaliGemma(config).eval()
+        is_image = torch.arange(9)[None] < config.vision.num_image_tokens
+        inputs = ModelInputs(
+            token_ids=torch.arange(9)[None] * ~is_image,
+            input_mask=torch.ones(1, 9, dtype=torch.bool),
+            mask_ar=torch.arange(9)[None] >= 7,
+            image_mask=is_image,
+            pixel_values=torch.rand(1, 3, 28, 28) * 2 - 1,
+            image_index=((0,),),
+        )
+        expected = model(inputs)
+        try:
+            found = model.to(device=device, dtype=dtype)(inputs.to(device)).cpu()
+        except (RuntimeError, NotImplementedError):  # an operation that the device lacks
+            return False
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def _find_mask_codec(folder: Path, given: str | Path | None) -> MaskCodec | None:
+    if given is not None:
+        return load_mask_codec_npz(Path(given).expanduser())
+    for name in (MASK_CODEC_FILE, _RELEASED_CODEC_FILE):
+        if (folder / name).is_file():
+            return load_mask_codec_npz(folder / name)
+    return None
