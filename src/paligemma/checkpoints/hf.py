@@ -1,0 +1,140 @@
+"""Tensor names of Hugging Face checkpoints and ours, both ways. Knows no files.
+
+Shapes agree everywhere: both sides store linear weights as (out, in) and split rotary features
+in halves. Only two things differ beside names.
+
+- Gemma 1's `post_attention_layernorm` is the norm *before* the MLP (big_vision's
+  `pre_ffw_norm`). Gemma 2 gives that name to a norm after attention and calls the one before
+  the MLP `pre_feedforward_layernorm`.
+- Their embedding table has rows beyond the vocabulary: one for the `<image>` placeholder, whose
+  embedding is never looked up, then padding up to a multiple of 64 (257216 = 257152 + 64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import CheckpointError
+
+EMBEDDING = "language_model.model.embed_tokens.weight"
+OUTPUT_LAYER = "language_model.lm_head.weight"
+POSITIONS = "vision_tower.vision_model.embeddings.position_embedding.weight"
+
+_VISION = "vision_tower.vision_model."
+_DECODER = "language_model.model."
+_ROW_MULTIPLE = 64
+
+_MODULES = {
+    "vision_encoder.patch_embedding": _VISION + "embeddings.patch_embedding",
+    "vision_encoder.position_embedding": _VISION + "embeddings.position_embedding",
+    "vision_encoder.post_layernorm": _VISION + "post_layernorm",
+    "projector.linear": "multi_modal_projector.linear",
+    "decoder.embedding": _DECODER + "embed_tokens",
+    "decoder.final_norm": _DECODER + "norm",
+}
+_VISION_LAYER = {
+    "layer_norm1": "layer_norm1",
+    "layer_norm2": "layer_norm2",
+    "attention.q_proj": "self_attn.q_proj",
+    "attention.k_proj": "self_attn.k_proj",
+    "attention.v_proj": "self_attn.v_proj",
+    "attention.out_proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_DECODER_LAYER = {
+    "pre_attention_norm": "input_layernorm",
+    "attention.q_proj": "self_attn.q_proj",
+    "attention.k_proj": "self_attn.k_proj",
+    "attention.v_proj": "self_attn.v_proj",
+    "attention.o_proj": "self_attn.o_proj",
+    "mlp.gate_proj": "mlp.gate_proj",
+    "mlp.up_proj": "mlp.up_proj",
+    "mlp.down_proj": "mlp.down_proj",
+}
+_NORMS = {
+    "paligemma": {"pre_mlp_norm": "post_attention_layernorm"},
+    "paligemma2": {
+        "post_attention_norm": "post_attention_layernorm",
+        "pre_mlp_norm": "pre_feedforward_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
+    },
+}
+
+
+def to_released_names(config: PaliGemmaConfig, parameters: Iterable[str]) -> dict[str, str]:
+    """Our parameter names -> the names in the released files.
+
+    Raises CheckpointError for a parameter that is not PaliGemma's.
+
+    >>> from paligemma.config import release_config
+    >>> name = "decoder.blocks.0.pre_mlp_norm.weight"
+    >>> to_released_names(release_config("paligemma", "3b", 224), [name])[name]
+    'language_model.model.layers.0.post_attention_layernorm.weight'
+    """
+    modules = dict(_MODULES)
+    for i in range(config.vision.depth):
+        for ours, theirs in _VISION_LAYER.items():
+            modules[f"vision_encoder.blocks.{i}.{ours}"] = f"{_VISION}encoder.layers.{i}.{theirs}"
+    for i in range(config.decoder.depth):
+        for ours, theirs in (_DECODER_LAYER | _NORMS[config.family]).items():
+            modules[f"decoder.blocks.{i}.{ours}"] = f"{_DECODER}layers.{i}.{theirs}"
+    names = {}
+    for parameter in parameters:
+        module, _, leaf = parameter.rpartition(".")
+        if module not in modules:
+            raise CheckpointError(
+                f"The model's parameter {parameter} has no place in a PaliGemma checkpoint. "
+                "Merge or remove what was added to the model, such as LoRA adapters."
+            )
+        names[parameter] = f"{modules[module]}.{leaf}"
+    return names
+
+
+def to_released_name(name: str) -> str:
+    """Any spelling that transformers has written -> the released one; other names stay.
+
+        released (4.x)                       saved by 5.x          in memory
+        vision_tower.vision_model.           vision_tower.         model.vision_tower.
+        language_model.model.                language_model.model. model.language_model.
+        (language_model.lm_head.)            lm_head.              lm_head.
+
+    >>> to_released_name("model.language_model.norm.weight")
+    'language_model.model.norm.weight'
+    """
+    name = name.removeprefix("model.")
+    if name.startswith("vision_tower.") and not name.startswith(_VISION):
+        return _VISION + name.removeprefix("vision_tower.")
+    if name == "lm_head.weight":
+        return OUTPUT_LAYER
+    if name.startswith("language_model.") and name != OUTPUT_LAYER:
+        return _DECODER + name.removeprefix("language_model.").removeprefix("model.")
+    return name
+
+
+def is_pooling_head(released_name: str) -> bool:
+    """SigLIP's pooling head, which PaliGemma never runs but some checkpoints carry."""
+    return released_name.startswith(_VISION + "head.")
+
+
+def num_table_rows(vocab_size: int) -> int:
+    """Rows of a stored embedding table: the vocabulary, `<image>`, and padding.
+
+    >>> num_table_rows(257152)
+    257216
+    """
+    return -(-(vocab_size + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
+def pad_table(table: Tensor) -> Tensor:
+    """float[V, D] -> float[num_table_rows(V), D]; the rows added are the mean of the others.
+
+    A row of zeros would win against logits that are all negative; the mean never wins.
+    """
+    mean = table.mean(dim=0, keepdim=True, dtype=torch.float32).to(table.dtype)
+    num_added = num_table_rows(table.shape[0]) - table.shape[0]
+    return torch.cat([table, mean.expand(num_added, -1)])

@@ -1,0 +1,353 @@
+"""config.json of Hugging Face <-> PaliGemmaConfig. Knows no tensors.
+
+Reads what transformers 4.x (`rope_theta`) and 5.x (`rope_parameters`) write. A key that a file
+omits takes the default of the class that transformers would build, since their files omit what
+equals a default: `GemmaConfig`, `Gemma2Config` and `SiglipVisionConfig`, read in transformers
+5.23. Anything that this package would compute differently is refused, never passed over; keys
+that ask for code to be run (`auto_map`) have no effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paligemma.checkpoints.hf import num_table_rows
+from paligemma.checkpoints.json_file import read_json, write_json
+from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.errors import CheckpointError, OptionError
+
+CONFIG_FILE = "config.json"
+
+_MAX_DEPTH = 512
+_MAX_SIZE = 2**22  # of any other dimension; the largest released one is the vocabulary, 2^18
+
+_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma": {
+        "vocab_size": 256000,
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+    },
+    "gemma2": {
+        "vocab_size": 256000,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+}
+_VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
+_ROPE_THETA = 10_000.0
+_RELEASED_SLIDING_WINDOW = 4096
+_RESCALE_FACTOR = 1 / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredConfig:
+    """A config and the number of rows of its stored embedding table."""
+
+    config: PaliGemmaConfig
+    table_rows: int
+
+
+class _Section:
+    """One object of the file: values by key, with defaults, checked and named in errors."""
+
+    def __init__(
+        self, path: Path, name: str, content: Any, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: {name} is missing or not an object {{...}}.")
+        self.path, self.name = path, name
+        self.content = {**(defaults or {}), **content}
+
+    def get(self, key: str) -> Any:
+        return self.content.get(key)
+
+    def refuse(self, key: str, expected: str) -> CheckpointError:
+        found = repr(self.get(key))
+        found = found if len(found) <= 80 else found[:77] + "..."
+        return CheckpointError(
+            f"{self.path}: {self.name}.{key} is {found}; {expected}. "
+            "This is not a PaliGemma that this package can run."
+        )
+
+    def whole(self, key: str, limit: int = _MAX_SIZE) -> int:
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            raise self.refuse(key, f"a whole number from 1 to {limit} was expected")
+        return value
+
+    def positive(self, key: str) -> float:
+        value = self.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < 1e12:
+            raise self.refuse(key, "a number above 0 was expected")
+        return float(value)
+
+    def positive_or_none(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.positive(key)
+
+    def require(self, key: str, *allowed: object) -> None:
+        """Where the key is given, it must have one of these values."""
+        if self.get(key) is not None and self.get(key) not in allowed:
+            raise self.refuse(key, "expected was " + " or ".join(map(repr, allowed)))
+
+
+def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
+    """Read `config.json` of a checkpoint folder.
+
+    The vocabulary ends where the file's `image_token_index` stands: rows of the embedding table
+    from there on are the image placeholder and padding (257152 of 257216 rows count).
+    `sliding_window` overrides the file's, which is not used: see `DecoderConfig`.
+
+    Raises CheckpointError, which names file and key, for what is missing or not supported, and
+    OptionError for a window that makes no sense.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} holds no {CONFIG_FILE}. Give a folder with a whole checkpoint: "
+            "config, weights and tokenizer."
+        )
+    content = read_json(path)
+    top = _Section(path, "config", content)
+    if top.get("model_type") != "paligemma":
+        raise top.refuse("model_type", "expected was 'paligemma' (PaliGemma 1 and 2)")
+    if top.get("quantization_config") is not None:
+        raise top.refuse("quantization_config", "only unquantized weights are read")
+    text = content.get("text_config")
+    model_type = text.get("model_type") if isinstance(text, dict) else None
+    defaults = _TEXT_DEFAULTS.get(model_type) if isinstance(model_type, str) else None
+    text = _Section(path, "text_config", text, defaults)
+    if defaults is None:
+        raise text.refuse("model_type", "expected was 'gemma' or 'gemma2'")
+    if sliding_window is not None:
+        _check_window(sliding_window, model_type)
+    vision = _Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
+    table_rows = text.whole("vocab_size")
+    index_key = "image_token_id" if top.get("image_token_index") is None else "image_token_index"
+    vocab_size = min(top.whole(index_key), table_rows)
+    try:
+        config = PaliGemmaConfig(
+            vision=_read_vision(vision), decoder=_read_decoder(text, vocab_size, sliding_window)
+        )
+    except OptionError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    top.require("projection_dim", config.decoder.width)
+    return StoredConfig(config=config, table_rows=table_rows)
+
+
+def _check_window(sliding_window: int, model_type: object) -> None:
+    if isinstance(sliding_window, bool) or not 1 <= sliding_window <= _MAX_SIZE:
+        raise OptionError(
+            f"sliding_window is {sliding_window!r}; a whole number of at least 1 was expected."
+        )
+    if model_type != "gemma2":
+        raise OptionError(
+            "sliding_window is for PaliGemma 2; this is a PaliGemma 1, which has no sliding layers."
+        )
+
+
+def _read_vision(section: _Section) -> VisionConfig:
+    section.require("model_type", "siglip_vision_model")
+    section.require("hidden_act", "gelu_pytorch_tanh")
+    section.require("num_channels", 3)
+    return VisionConfig(
+        resolution=section.whole("image_size"),
+        patch_size=section.whole("patch_size"),
+        width=section.whole("hidden_size"),
+        depth=section.whole("num_hidden_layers", _MAX_DEPTH),
+        mlp_dim=section.whole("intermediate_size"),
+        num_heads=section.whole("num_attention_heads"),
+        layer_norm_eps=section.positive("layer_norm_eps"),
+    )
+
+
+def _read_decoder(section: _Section, vocab_size: int, sliding_window: int | None) -> DecoderConfig:
+    is_gemma2 = section.get("model_type") == "gemma2"
+    # Gemma 1's files say "gelu" and mean the tanh form, as transformers has it.
+    section.require("hidden_act", "gelu_pytorch_tanh", "gelu")
+    section.require("hidden_activation", "gelu_pytorch_tanh")
+    section.require("attention_bias", False)
+    section.require("tie_word_embeddings", True)
+    section.require("use_bidirectional_attention", True)
+    depth = section.whole("num_hidden_layers", _MAX_DEPTH)
+    head_dim = section.whole("head_dim")
+    query_scalar = section.positive("query_pre_attn_scalar") if is_gemma2 else head_dim
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=section.whole("hidden_size"),
+        depth=depth,
+        mlp_dim=section.whole("intermediate_size"),
+        num_heads=section.whole("num_attention_heads"),
+        num_kv_heads=section.whole("num_key_value_heads"),
+        head_dim=head_dim,
+        query_scale=query_scalar**-0.5,
+        post_norms=is_gemma2,
+        attn_logit_softcap=section.positive_or_none("attn_logit_softcapping"),
+        final_logit_softcap=section.positive_or_none("final_logit_softcapping"),
+        sliding_window=sliding_window,
+        sliding_layers=() if sliding_window is None else _read_sliding_layers(section, depth),
+        rope_theta=_read_rope_theta(section),
+        rms_norm_eps=section.positive("rms_norm_eps"),
+    )
+
+
+def _read_sliding_layers(section: _Section, depth: int) -> tuple[bool, ...]:
+    """Which layers slide, from `layer_types`; without it the even ones, as in Gemma 2."""
+    types = section.get("layer_types")
+    if types is None or types == ["full_attention"] * depth:
+        return tuple(i % 2 == 0 for i in range(depth))
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != depth or any(t not in known for t in types):
+        raise section.refuse("layer_types", f"expected was one of {known} for each layer")
+    return tuple(t == "sliding_attention" for t in types)
+
+
+def _read_rope_theta(section: _Section) -> float:
+    if section.get("rope_scaling") is not None:
+        raise section.refuse("rope_scaling", "scaled rotary positions are not supported")
+    if section.get("rope_parameters") is None:
+        return _ROPE_THETA if section.get("rope_theta") is None else section.positive("rope_theta")
+    rope = _Section(
+        section.path,
+        f"{section.name}.rope_parameters",
+        section.get("rope_parameters"),
+        {"rope_theta": _ROPE_THETA},
+    )
+    unknown = rope.content.keys() - {"rope_theta", "rope_type"}
+    if unknown:
+        raise rope.refuse(min(unknown), "only rope_theta is supported there")
+    rope.require("rope_type", "default")
+    return rope.positive("rope_theta")
+
+
+def write_config(folder: Path, config: PaliGemmaConfig, dtype: str) -> None:
+    """Write `config.json`, `generation_config.json` and `preprocessor_config.json`.
+
+    transformers 4.57 and 5.23 read them. Raises CheckpointError when Hugging Face's format has
+    no place for a value, such as a soft cap in a Gemma 1.
+    """
+    vision, decoder = config.vision, config.decoder
+    special_ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    table_rows = num_table_rows(decoder.vocab_size)
+    content = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": "paligemma",
+        "torch_dtype": dtype,
+        "hidden_size": decoder.width,
+        "projection_dim": decoder.width,
+        "vocab_size": table_rows,
+        "image_token_index": decoder.vocab_size,
+        "ignore_index": -100,
+        "tie_word_embeddings": True,
+        **special_ids,
+        "text_config": {
+            "vocab_size": table_rows,
+            "hidden_size": decoder.width,
+            "intermediate_size": decoder.mlp_dim,
+            "num_hidden_layers": decoder.depth,
+            "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+            "rms_norm_eps": decoder.rms_norm_eps,
+            "rope_theta": decoder.rope_theta,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 8192,
+            "num_image_tokens": vision.num_image_tokens,
+            "tie_word_embeddings": True,
+            "torch_dtype": dtype,
+            **special_ids,
+            **(_gemma2_fields(decoder) if decoder.post_norms else _gemma1_fields(decoder)),
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "image_size": vision.resolution,
+            "patch_size": vision.patch_size,
+            "num_channels": 3,
+            "hidden_size": vision.width,
+            "intermediate_size": vision.mlp_dim,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.num_heads,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_image_tokens": vision.num_image_tokens,
+            "projection_dim": decoder.width,
+            "torch_dtype": dtype,
+            "vision_use_head": False,
+        },
+    }
+    write_json(folder / CONFIG_FILE, content)
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **special_ids})
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "processor_class": "PaliGemmaProcessor",
+            "image_processor_type": "SiglipImageProcessor",
+            "image_seq_length": vision.num_image_tokens,
+            "size": {"height": vision.resolution, "width": vision.resolution},
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": _RESCALE_FACTOR,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    )
+
+
+def _gemma1_fields(decoder: DecoderConfig) -> dict[str, Any]:
+    extras = (decoder.attn_logit_softcap, decoder.final_logit_softcap, decoder.sliding_window)
+    own_scale = not math.isclose(decoder.query_scale, decoder.head_dim**-0.5, rel_tol=1e-6)
+    if extras != (None, None, None) or own_scale:
+        raise CheckpointError(
+            "A decoder without post-norms is stored as a Gemma 1, which has no soft caps, no "
+            "sliding window, and the query scale head_dim^-0.5. This config differs there."
+        )
+    return {"model_type": "gemma"}
+
+
+def _gemma2_fields(decoder: DecoderConfig) -> dict[str, Any]:
+    query_scalar = decoder.query_scale**-2
+    if not math.isclose(query_scalar, round(query_scalar), rel_tol=1e-6):
+        raise CheckpointError(
+            f"The query scale {decoder.query_scale} is not the inverse square root of a whole "
+            "number, the only form that config.json has."
+        )
+    # Layers without a window are written as full attention, so that transformers computes what
+    # this package does. The window's size must be there even when no layer uses it.
+    slides = decoder.sliding_layers if decoder.sliding_window else (False,) * decoder.depth
+    return {
+        "model_type": "gemma2",
+        "query_pre_attn_scalar": round(query_scalar),
+        "attn_logit_softcapping": decoder.attn_logit_softcap,
+        "final_logit_softcapping": decoder.final_logit_softcap,
+        "sliding_window": decoder.sliding_window or _RELEASED_SLIDING_WINDOW,
+        "layer_types": ["sliding_attention" if s else "full_attention" for s in slides],
+    }

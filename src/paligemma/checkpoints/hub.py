@@ -1,0 +1,165 @@
+"""Fetch a release from the Hugging Face hub into its cache. The only file that uses the network.
+
+Knows names and folders, no tensors. `huggingface_hub` is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from paligemma.config import RELEASES
+from paligemma.errors import CheckpointError, HubError
+
+_WANTED = ("*.safetensors", "*.json", "tokenizer.model")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchedCheckpoint:
+    """A folder in the hub's cache and the commit it holds."""
+
+    path: Path
+    hub_id: str
+    revision: str
+
+
+def resolve(name_or_path: str | Path) -> Path | str:
+    """Say what a name stands for: an existing folder (a Path) or a model on the hub (its id).
+
+    >>> resolve("paligemma2-3b-mix-448")
+    'google/paligemma2-3b-mix-448'
+
+    Raises CheckpointError for a path that is not a folder, HubError for an unknown name.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file. Give the folder that holds the checkpoint.")
+    name = str(name_or_path)
+    releases = {release.variant: release.hub_id for release in RELEASES}
+    if name in releases:
+        return releases[name]
+    is_hub_id = _HUB_ID.fullmatch(name) and not path.parent.is_dir()
+    if is_hub_id and not isinstance(name_or_path, Path):
+        return name
+    if isinstance(name_or_path, Path) or "/" in name or "\\" in name or name.startswith((".", "~")):
+        raise CheckpointError(f"There is no folder {path}. Check the path.")
+    close = difflib.get_close_matches(name, releases, n=3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise HubError(
+        f"{name!r} is neither a folder nor a known model. {hint}Give a folder, a release such as "
+        "paligemma2-3b-mix-448, or a hub id with its owner, such as google/paligemma2-3b-mix-448."
+    )
+
+
+def fetch_checkpoint(
+    hub_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> FetchedCheckpoint:
+    """Download config, tokenizer and safetensors of a model, or find them in the cache.
+
+    A download that was cut goes on where it stopped. `revision` is a branch, tag or commit;
+    PaliGemma 1 has smaller files on the branches "bfloat16" and "float16". `token` is the hub's
+    access token; without it the one of `hf auth login` or HF_TOKEN is used. `offline` uses the
+    cache only.
+
+    Raises HubError with what to do about it.
+    """
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        # Such a token is no valid header, and the error about that would quote it.
+        raise HubError("The access token holds spaces, line ends or foreign letters. Copy it anew.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class HiddenBar(tqdm):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+    try:
+        folder = snapshot_download(
+            hub_id,
+            revision=revision,
+            token=token,
+            local_files_only=offline,
+            allow_patterns=list(_WANTED),
+            ignore_patterns=["*/*"],  # files in folders are not part of the checkpoint
+            tqdm_class=None if progress else HiddenBar,
+        )
+    # Besides its own errors, the hub's library lets those of its HTTP library through.
+    except Exception as error:
+        raise HubError(_explain(error, hub_id, revision, offline)) from error
+    path = Path(folder)
+    return FetchedCheckpoint(path=path, hub_id=hub_id, revision=path.name)
+
+
+def is_reachable(hub_id: str, timeout_seconds: float = 5.0) -> bool:
+    """Whether the hub answers and knows this model. Needs no access to its files."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(hub_id, timeout=timeout_seconds)
+    except Exception:
+        return False
+    return True
+
+
+def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool) -> str:
+    """What happened and what to do, in plain words."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{hub_id}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{hub_id} is behind a license. Open {page}, log in and accept the license; then "
+            "give your access token: `hf auth login`, the variable HF_TOKEN, or token=... "
+            "(https://huggingface.co/settings/tokens)."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        branches = next((r.dtype_branches for r in RELEASES if r.hub_id == hub_id), ())
+        known = f" It has: {', '.join(branches)}." if branches else ""
+        return f"{hub_id} has no revision {revision!r}.{known}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"The hub knows no model {hub_id}, or it is private. Check the name; for a private "
+            "model log in with `hf auth login` or give token=..."
+        )
+    if status == 401:
+        return (
+            f"The hub does not accept the access token for {hub_id}. Make a new one at "
+            "https://huggingface.co/settings/tokens and log in again with `hf auth login`."
+        )
+    if status == 403:
+        return f"The access token is not allowed to read {hub_id}. Give it read access: {page}."
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        what = f"{hub_id}" + (f" at revision {revision!r}" if revision else "")
+        if offline or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            return f"{what} is not complete in the cache, and offline is on. Fetch it once online."
+        return (
+            f"The hub cannot be reached and {what} is not complete in the cache. Check the "
+            f"connection and try again. The cause: {_first_line(error.__cause__ or error)}"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return f"{hub_id!r} is not a model name of the hub, which has the form owner/name."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full; {hub_id} could not be stored. Make room, or set HF_HOME to a "
+            "folder on a larger disk. What was downloaded so far is kept."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
+        return f"The hub's cache cannot be written: {error}. Set HF_HOME to another folder."
+    return f"{hub_id} could not be fetched: {_first_line(error)}. Try again; it goes on from there."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -1,0 +1,343 @@
+"""safetensors files: one file, or shards under an index. Knows shapes and bytes, no tensor's name.
+
+Files are read, never mapped into memory: a mapped file that is cut or replaced while it is in
+use kills the process (SIGBUS), a read file gives an error. Values go straight to their place, or
+through a block of a few megabytes when their dtype changes, so reading needs hardly any memory
+beyond that of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from paligemma.checkpoints.json_file import read_json
+from paligemma.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CHECKSUM_FILE = "checksums.json"
+
+DTYPE_CODES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The stored dtypes that hold weights, by the name that safetensors gives them."""
+
+_BLOCK = 1024**2  # values read at once when they change dtype or device
+_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies: `num_bytes` from `offset` on in `path`."""
+
+    path: Path
+    dtype_code: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+class WeightFiles:
+    """The tensors of a checkpoint folder by name; a context manager that holds the files open.
+
+    Raises CheckpointError, which names the file and the reason, when a file is cut or damaged,
+    when the index and the files disagree, when a name occurs twice, and when a file stands
+    outside the folder (a hub cache, where names point into `blobs`, is known and allowed).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.tensors: dict[str, StoredTensor] = {}
+        self._files: dict[Path, FileIO] = {}
+        try:
+            self._open(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> WeightFiles:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The safetensors files of this checkpoint."""
+        return tuple(self._files)
+
+    def read(self, name: str, target: Tensor) -> None:
+        """Fill a contiguous `target` with the first values of a tensor, cast to its dtype.
+
+        A target with fewer rows than what is stored gets the leading rows.
+        """
+        stored = self.tensors[name]
+        dtype = DTYPE_CODES[stored.dtype_code]
+        flat = target.view(-1)
+        if dtype == flat.dtype and flat.device.type == "cpu":
+            self._read_bytes(stored, 0, flat)
+            return
+        for number, part in enumerate(_blocks(flat)):
+            block = torch.empty(part.numel(), dtype=dtype)
+            self._read_bytes(stored, number * _BLOCK, block)
+            part.copy_(block)
+
+    def hold_the_same(self, first: str, second: str) -> bool:
+        """Whether two tensors agree in dtype, shape and every bit."""
+        one, two = self.tensors[first], self.tensors[second]
+        if (one.dtype_code, one.shape) != (two.dtype_code, two.shape):
+            return False
+        dtype = DTYPE_CODES[one.dtype_code]
+        num_values = prod(one.shape)
+        for start in range(0, num_values, _BLOCK):
+            blocks = [torch.empty(min(_BLOCK, num_values - start), dtype=dtype) for _ in range(2)]
+            self._read_bytes(one, start, blocks[0])
+            self._read_bytes(two, start, blocks[1])
+            if not torch.equal(blocks[0].view(torch.uint8), blocks[1].view(torch.uint8)):
+                return False
+        return True
+
+    def verify(self) -> None:
+        """Compare every file with its SHA-256 and raise CheckpointError at the first difference.
+
+        The sums come from `checksums.json`, which `save_model` writes, or, in a hub cache, from
+        the names of the stored blobs, which are the sums that the hub published.
+        """
+        listed = self.folder / CHECKSUM_FILE
+        sums = _listed_sums(listed) if listed.exists() else {}
+        for path in self.paths:
+            blob = path.resolve().name
+            if path.name not in sums and re.fullmatch(r"[0-9a-f]{64}", blob):
+                sums[path.name] = blob
+            if path.name not in sums:
+                raise CheckpointError(
+                    f"{path} cannot be verified: no checksum is known for it. Folders written by "
+                    f"this package carry {CHECKSUM_FILE}; load others without verification."
+                )
+        for name, expected in sums.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path} is listed in {CHECKSUM_FILE} but does not exist.")
+            found = sha256_of(path)
+            if found != expected:
+                raise CheckpointError(
+                    f"{path} has the SHA-256 {found}, but {expected} was recorded. The file is "
+                    "damaged or was changed; copy or download it again."
+                )
+
+    def _open(self, given: Path) -> None:
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{given} is not a folder. Give a folder with a checkpoint.")
+        single, index = self.folder / SINGLE_FILE, self.folder / INDEX_FILE
+        if single.exists() and index.exists():
+            raise CheckpointError(
+                f"{self.folder} holds both {SINGLE_FILE} and {INDEX_FILE}. Which one counts cannot "
+                "be told; remove one of them."
+            )
+        if single.exists():
+            self.tensors = self._open_file(single)
+        elif index.exists():
+            self._open_shards(index)
+        else:
+            raise CheckpointError(_why_no_weights(self.folder))
+
+    def _open_shards(self, index: Path) -> None:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map that says which file holds what.")
+        for shard in sorted({str(shard) for shard in weight_map.values()}):
+            if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{index} names the file {shard!r}. Only plain names of .safetensors files "
+                    "beside the index are read."
+                )
+            found = self._open_file(self.folder / shard)
+            listed = {name for name, where in weight_map.items() if where == shard}
+            if found.keys() != listed:
+                raise CheckpointError(
+                    f"{index} and {shard} disagree. "
+                    + _name_list("Listed but not in the file", listed - found.keys())
+                    + _name_list("In the file but not listed there", found.keys() - listed)
+                    + "The files do not belong together; download or save them again."
+                )
+            self.tensors |= found
+        strays = {p.name for p in self.folder.iterdir() if _SHARD_NAME.fullmatch(p.name)}
+        strays -= set(weight_map.values())
+        if strays:
+            raise CheckpointError(
+                f"{index} does not name {', '.join(sorted(strays))}. The folder mixes two "
+                "checkpoints; remove what does not belong to it."
+            )
+
+    def _open_file(self, path: Path) -> dict[str, StoredTensor]:
+        self._check_place(path)
+        try:
+            # The library's parser refuses what is cut, empty, overlapping, full of holes or made
+            # to exhaust memory. It does not notice that a name occurs twice, and keeps offsets
+            # to itself, so the header is read here once more.
+            with safe_open(path, framework="np"):
+                pass
+            self._files[path] = file = path.open("rb", buffering=0)
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=_refuse_repeats)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is damaged or not a safetensors file: {error}. Copy or download it again."
+            ) from error
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            tensors[name] = StoredTensor(
+                path=path,
+                dtype_code=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                offset=8 + length + start,
+                num_bytes=end - start,
+            )
+        return tensors
+
+    def _check_place(self, path: Path) -> None:
+        """The file must be a regular one, in the folder or in the hub cache around it."""
+        try:
+            target = path.resolve(strict=True)
+            regular = stat.S_ISREG(target.stat().st_mode)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} is missing or unreadable ({error.strerror}). The checkpoint is "
+                "incomplete; download or copy it again."
+            ) from error
+        if not regular:
+            raise CheckpointError(f"{path} is not a regular file.")
+        allowed = self.folder
+        if self.folder.parent.name == "snapshots":  # hub cache: <model>/snapshots/<revision>
+            allowed = self.folder.parent.parent
+        if not target.is_relative_to(allowed):
+            raise CheckpointError(
+                f"{path} is a link to {target}, outside the checkpoint. Copy the file into the "
+                "folder, or give the folder where it stands."
+            )
+
+    def _read_bytes(self, stored: StoredTensor, first: int, target: Tensor) -> None:
+        """Fill a flat CPU tensor with stored values from number `first` on."""
+        file = self._files[stored.path]
+        buffer = target.view(torch.uint8).numpy().data
+        file.seek(stored.offset + first * target.element_size())
+        while buffer:
+            num_read = file.readinto(buffer[: 1 << 30])
+            if not num_read:
+                raise CheckpointError(
+                    f"{stored.path} became shorter while it was read. Another process writes to "
+                    "it; load it again when that is done."
+                )
+            buffer = buffer[num_read:]
+
+
+def write_weight_file(
+    path: Path,
+    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+    make: Callable[[str], Tensor],
+) -> None:
+    """Write a safetensors file of (name, dtype, shape), asking `make` for one tensor at a time.
+
+    Differs from the library's own writer in that no second copy of the weights is needed to
+    change dtypes, and that the file's mode follows the umask.
+    """
+    codes = {dtype: code for code, dtype in DTYPE_CODES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": codes[dtype], "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of 8 bytes
+    with path.open("xb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, dtype, shape in tensors:
+            tensor = make(name)
+            assert tensor.shape == shape, name
+            for block in _blocks(tensor.contiguous().view(-1)):
+                values = block.to(device="cpu", dtype=dtype)
+                file.write(values.view(torch.uint8).numpy().data)
+
+
+def _blocks(flat: Tensor) -> Iterator[Tensor]:
+    for start in range(0, flat.numel(), _BLOCK):
+        yield flat[start : start + _BLOCK]
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a contiguous tensor would be free of NaN and infinity in `dtype`; in pieces."""
+    return all(bool(b.to(dtype).isfinite().all()) for b in _blocks(tensor.view(-1)))
+
+
+def _listed_sums(path: Path) -> dict[str, str]:
+    files = read_json(path).get("sha256")
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise CheckpointError(f"{path} holds no table of SHA-256 sums.")
+    if outside := [name for name in files if Path(name).name != name or "\\" in name]:
+        raise CheckpointError(f"{path} names {outside[0]!r}, which is not a plain file name.")
+    return dict(files)
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} occurs twice in its header")
+    return content
+
+
+def _name_list(what: str, names: set[str]) -> str:
+    return f"{what}: {shorten(sorted(names))}. " if names else ""
+
+
+def shorten(names: Sequence[str], limit: int = 10) -> str:
+    """The first names and the count of the rest.
+
+    >>> shorten(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _why_no_weights(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    if any(_SHARD_NAME.fullmatch(name) for name in names):
+        return f"{folder} holds shards but no {INDEX_FILE}. Download or copy it as well."
+    pickles = [name for name in names if name.endswith(_PICKLE_SUFFIXES)]
+    if pickles:
+        return (
+            f"{folder} holds weights only as {shorten(pickles)}. Such files are pickles, which can "
+            "run code when they are opened, so they are never read. Convert them to safetensors "
+            "where you trust them, for example with transformers' save_pretrained."
+        )
+    if any(name.endswith((".npz", ".h5", ".sbs")) for name in names):
+        return (
+            f"{folder} holds weights of another format ({shorten(names)}); only safetensors are "
+            f"read. Use the release without -jax or -keras in its name."
+        )
+    return f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; there are no weights to load."

@@ -1,0 +1,267 @@
+"""Damaged, dishonest and misplaced safetensors files are refused by name and reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paligemma.checkpoints.weight_files import WeightFiles, is_finite, write_weight_file
+from paligemma.errors import CheckpointError
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def raw_file(header: object, data: bytes = bytes(8), length: int | None = None) -> bytes:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(encoded) if length is None else length).to_bytes(8, "little") + encoded + data
+
+
+VALID = raw_file({"a": ENTRY})
+TWICE = b'{"a":%s,"a":%s}' % (json.dumps(ENTRY).encode(), json.dumps(ENTRY).encode())
+DAMAGED = {
+    "empty": b"",
+    "cut in the header": VALID[:20],
+    "cut in the values": VALID[:-1],
+    "trailing bytes": VALID + b"x",
+    "header of 2^62 bytes": raw_file({"a": ENTRY}, length=2**62),
+    "header of 200 MB": raw_file({"a": ENTRY}, length=200 * 1024**2),
+    "not JSON": raw_file(b"\xff\xfe{{"),
+    "deeply nested": raw_file(b"[" * 100_000),
+    "overlap": raw_file({"a": ENTRY, "b": ENTRY}),
+    "hole": raw_file({"a": ENTRY | {"data_offsets": [4, 12]}}, bytes(12)),
+    "negative shape": raw_file({"a": ENTRY | {"shape": [-2]}}),
+    "shape of 2^80": raw_file({"a": ENTRY | {"shape": [2**40, 2**40]}}),
+    "offsets outside": raw_file({"a": ENTRY | {"data_offsets": [0, 800]}}),
+    "name given twice": raw_file(TWICE),
+    "a pickle": b"\x80\x04\x95" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(DAMAGED[kind])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        WeightFiles(tmp_path)
+
+
+def test_a_name_that_occurs_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(DAMAGED["name given twice"])
+    with pytest.raises(CheckpointError, match="'a' occurs twice"):
+        WeightFiles(tmp_path)
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """Two shards and their index; gives back the weight map."""
+    save_file({"a": torch.arange(3.0)}, folder / "model-00001-of-00002.safetensors")
+    save_file({"b": torch.arange(4.0)}, folder / "model-00002-of-00002.safetensors")
+    weight_map = {
+        "a": "model-00001-of-00002.safetensors",
+        "b": "model-00002-of-00002.safetensors",
+    }
+    write_index(folder, weight_map)
+    return weight_map
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_shards_are_read_as_one(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    with WeightFiles(tmp_path) as weights:
+        assert {name: t.shape for name, t in weights.tensors.items()} == {"a": (3,), "b": (4,)}
+        target = torch.empty(4)
+        weights.read("b", target)
+    assert target.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "outside", ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "..\\x.safetensors", ".."]
+)
+def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, outside: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    write_index(folder, {"a": outside})
+    with pytest.raises(CheckpointError, match="Only plain names"):
+        WeightFiles(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder, m: (folder / m["b"]).unlink(), "00002-of-00002.safetensors is missing"),
+        (lambda folder, m: write_index(folder, {"a": m["a"]}), "does not name model-00002"),
+        (lambda folder, m: write_index(folder, m | {"c": m["a"]}), "not in the file: c"),
+        (lambda folder, m: write_index(folder, m | {"b": m["a"]}), "not in the file: b"),
+        (lambda folder, m: write_index(folder, {}), "no weight_map"),
+        (lambda folder, m: write_index(folder, ["a"]), "no weight_map"),
+        (
+            lambda folder, m: save_file({"b": torch.zeros(4), "a": torch.ones(3)}, folder / m["b"]),
+            "not listed there: a",
+        ),
+        (
+            lambda folder, m: save_file({"a": torch.zeros(1)}, folder / "model.safetensors"),
+            "holds both",
+        ),
+        (lambda folder, m: (folder / "model.safetensors.index.json").unlink(), "shards but no"),
+    ],
+)
+def test_an_index_that_disagrees_with_the_files_is_refused(
+    tmp_path: Path, spoil: Callable[[Path, dict[str, str]], object], message: str
+) -> None:
+    spoil(tmp_path, sharded(tmp_path))
+    with pytest.raises(CheckpointError, match=message):
+        WeightFiles(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+        WeightFiles(folder)
+
+
+def hub_cache(root: Path) -> Path:
+    """The hub's layout: a snapshot of links into the model's `blobs`, named by their SHA-256."""
+    import hashlib
+
+    folder = root / "models--owner--name" / "snapshots" / "0123abc"
+    blobs = folder.parent.parent / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    save_file({"a": torch.arange(3.0)}, blobs / "new")
+    blob = blobs / hashlib.sha256((blobs / "new").read_bytes()).hexdigest()
+    (blobs / "new").rename(blob)
+    (folder / "model.safetensors").symlink_to(Path("../../blobs") / blob.name)
+    return folder
+
+
+def test_the_links_of_a_hub_cache_are_followed_and_verified(tmp_path: Path) -> None:
+    folder = hub_cache(tmp_path)
+    with WeightFiles(folder) as weights:
+        weights.verify()
+        assert list(weights.tensors) == ["a"]
+    flip_last_bit((folder / "model.safetensors").resolve())
+    with WeightFiles(folder) as weights, pytest.raises(CheckpointError, match="SHA-256"):
+        weights.verify()
+
+
+def flip_last_bit(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def test_without_known_checksums_verification_says_so(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with WeightFiles(tmp_path) as weights, pytest.raises(CheckpointError, match="no checksum"):
+        weights.verify()
+
+
+def test_a_checksum_list_may_not_point_elsewhere(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "checksums.json").write_text(json.dumps({"sha256": {"../x": "00"}}))
+    with WeightFiles(tmp_path) as weights, pytest.raises(CheckpointError, match="plain file name"):
+        weights.verify()
+
+
+def test_special_files_are_refused_without_being_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        WeightFiles(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "x.pth", "weights.pkl"])
+def test_pickles_are_never_read(tmp_path: Path, name: str) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(marker).encode())
+    with pytest.raises(CheckpointError, match="pickles"):
+        WeightFiles(tmp_path)
+    assert not marker.exists()
+
+
+def test_no_weights_and_no_folder_are_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights to load"):
+        WeightFiles(tmp_path)
+    (tmp_path / "model.npz").touch()
+    with pytest.raises(CheckpointError, match="another format"):
+        WeightFiles(tmp_path)
+    with pytest.raises(CheckpointError, match="not a folder"):
+        WeightFiles(tmp_path / "absent")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1000, 1000)}, path)
+    code = """
+import os, sys, torch
+from pathlib import Path
+from paligemma.checkpoints.weight_files import WeightFiles
+from paligemma.errors import CheckpointError
+path = Path(sys.argv[1])
+with WeightFiles(path.parent) as weights:
+    os.truncate(path, 5000)
+    try:
+        weights.read("a", torch.empty(1000, 1000))
+    except CheckpointError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "became shorter" in done.stdout
+
+
+def test_values_are_cast_and_only_the_leading_rows_are_taken(tmp_path: Path) -> None:
+    stored = torch.randn(1100, 1001, generator=torch.Generator().manual_seed(0))
+    save_file({"a": stored}, tmp_path / "model.safetensors")
+    with WeightFiles(tmp_path) as weights:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            target = torch.empty(1070, 1001, dtype=dtype)
+            weights.read("a", target)
+            assert torch.equal(target, stored[:1070].to(dtype))
+
+
+def test_equality_is_told_bit_by_bit(tmp_path: Path) -> None:
+    a = torch.randn(1100, 1001, generator=torch.Generator().manual_seed(0))
+    b = a.clone()
+    b[-1, -1] += 1
+    tensors = {"a": a, "same": a.clone(), "b": b, "half": a.half(), "flat": a.flatten().clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with WeightFiles(tmp_path) as weights:
+        assert weights.hold_the_same("a", "same")
+        assert not any(weights.hold_the_same("a", other) for other in ("b", "half", "flat"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_library_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"odd": torch.randn(3, 5).T, "long": torch.randn(1_100_003), "none": torch.empty(0)}
+    shapes = [(name, dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    write_weight_file(tmp_path / "x.safetensors", shapes, tensors.__getitem__)
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor.to(dtype)), name
+
+
+def test_finiteness_is_told_in_the_dtype_asked_for() -> None:
+    values = torch.zeros(1100, 1000)
+    assert is_finite(values, torch.float32)
+    values[-1, -1] = 70_000
+    assert is_finite(values, torch.bfloat16)
+    assert not is_finite(values, torch.float16)
+    values[-1, -1] = torch.nan
+    assert not is_finite(values, torch.float32)

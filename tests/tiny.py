@@ -1,0 +1,185 @@
+"""Tiny models and inputs. Every dimension has a value of its own, so that a mix-up shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from paligemma.config import DecoderConfig, Family, PaliGemmaConfig, VisionConfig
+from paligemma.model.attention_mask import positions_of
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.inputs import ModelInputs
+
+FAMILIES: tuple[Family, ...] = ("paligemma", "paligemma2")
+
+_VISION = VisionConfig(
+    resolution=30, patch_size=6, width=27, depth=2, mlp_dim=44, num_heads=3, layer_norm_eps=3e-5
+)
+_DECODERS: dict[Family, DecoderConfig] = {
+    "paligemma": DecoderConfig(
+        vocab_size=151,
+        width=32,
+        depth=4,
+        mlp_dim=56,
+        num_heads=8,
+        num_kv_heads=1,
+        head_dim=10,
+        query_scale=10**-0.5,
+        rope_theta=500.0,
+        rms_norm_eps=2e-5,
+    ),
+    "paligemma2": DecoderConfig(
+        vocab_size=151,
+        width=48,
+        depth=7,
+        mlp_dim=60,
+        num_heads=12,
+        num_kv_heads=4,
+        head_dim=14,
+        query_scale=20**-0.5,
+        post_norms=True,
+        attn_logit_softcap=1.5,
+        final_logit_softcap=2.5,
+        rope_theta=500.0,
+        rms_norm_eps=2e-5,
+    ),
+}
+
+
+def tiny_config(family: Family = "paligemma2", **decoder_fields: Any) -> PaliGemmaConfig:
+    """25 image tokens of 27 features; a vocabulary of 151."""
+    return PaliGemmaConfig(vision=_VISION, decoder=replace(_DECODERS[family], **decoder_fields))
+
+
+def tiny_model(family: Family = "paligemma2", seed: int = 0, **decoder_fields: Any) -> PaliGemma:
+    """A random float32 model in eval mode, the same for the same arguments."""
+    model = PaliGemma(tiny_config(family, **decoder_fields))
+    randomize(model, seed)
+    return model.eval()
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Weights large enough that every part of the model leaves its mark on the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:  # biases and norms
+                parameter.copy_(0.3 * values)
+            else:
+                parameter.copy_(1.5 * values * parameter[0].numel() ** -0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row to build: which pictures, then how many tokens of each kind."""
+
+    images: tuple[int, ...] = (0,)
+    prefix: int = 5
+    suffix: int = 0
+
+
+def tiny_inputs(
+    config: PaliGemmaConfig, rows: Sequence[Row], *, pad: str = "left", seed: int = 1
+) -> ModelInputs:
+    """Random tokens and pictures in the given rows; pads stand on the side named."""
+    generator = torch.Generator().manual_seed(seed)
+    num_image_tokens = config.vision.num_image_tokens
+    lengths = [len(r.images) * num_image_tokens + r.prefix + r.suffix for r in rows]
+    shape = (len(rows), max(lengths))
+    token_ids = torch.zeros(shape, dtype=torch.long)
+    input_mask, mask_ar, image_mask, loss_mask = (
+        torch.zeros(shape, dtype=torch.bool) for _ in range(4)
+    )
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        start = shape[1] - length if pad == "left" else 0
+        text = start + len(row.images) * num_image_tokens
+        suffix, end = text + row.prefix, start + length
+        token_ids[i, text:end] = torch.randint(
+            4, config.decoder.vocab_size, (end - text,), generator=generator
+        )
+        input_mask[i, start:end] = True
+        image_mask[i, start:text] = True
+        mask_ar[i, suffix:] = True
+        loss_mask[i, suffix:end] = True
+    num_images = 1 + max((image for row in rows for image in row.images), default=-1)
+    side = config.vision.resolution
+    return ModelInputs(
+        token_ids=token_ids,
+        input_mask=input_mask,
+        mask_ar=mask_ar,
+        image_mask=image_mask,
+        pixel_values=torch.rand((num_images, 3, side, side), generator=generator) * 2 - 1,
+        image_index=tuple(row.images for row in rows),
+        loss_mask=loss_mask,
+    )
+
+
+def tiny_reference(config: PaliGemmaConfig, seed: int = 0) -> Any:
+    """The same shape built by transformers, with random weights, in eval mode."""
+    import transformers
+
+    vision, decoder = config.vision, config.decoder
+    table_rows = -(-(decoder.vocab_size + 1) // 64) * 64
+    text_config: dict[str, Any] = {
+        "model_type": "gemma",
+        "vocab_size": table_rows,
+        "hidden_size": decoder.width,
+        "intermediate_size": decoder.mlp_dim,
+        "num_hidden_layers": decoder.depth,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "rms_norm_eps": decoder.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_theta},
+    }
+    if decoder.post_norms:
+        text_config |= {
+            "model_type": "gemma2",
+            "query_pre_attn_scalar": round(decoder.query_scale**-2),
+            "attn_logit_softcapping": decoder.attn_logit_softcap,
+            "final_logit_softcapping": decoder.final_logit_softcap,
+            "sliding_window": decoder.sliding_window or 4096,
+        }
+    reference = transformers.PaliGemmaForConditionalGeneration._from_config(
+        transformers.PaliGemmaConfig(
+            text_config=text_config,
+            vision_config={
+                "model_type": "siglip_vision_model",
+                "image_size": vision.resolution,
+                "patch_size": vision.patch_size,
+                "hidden_size": vision.width,
+                "intermediate_size": vision.mlp_dim,
+                "num_hidden_layers": vision.depth,
+                "num_attention_heads": vision.num_heads,
+                "layer_norm_eps": vision.layer_norm_eps,
+                "vision_use_head": False,
+            },
+            image_token_index=decoder.vocab_size,
+            projection_dim=decoder.width,
+            hidden_size=decoder.width,
+        ),
+        attn_implementation="eager",  # the one that knows soft caps
+    )
+    randomize(reference, seed)
+    table = reference.get_input_embeddings().weight
+    with torch.no_grad():  # no padding row may win
+        table[decoder.vocab_size :] = table[: decoder.vocab_size].mean(dim=0)
+    return reference.eval()
+
+
+def reference_arguments(inputs: ModelInputs, config: PaliGemmaConfig) -> dict[str, torch.Tensor]:
+    """A batch as transformers wants it: placeholder ids, and token types 0 for the prefix."""
+    ids = inputs.token_ids.masked_fill(inputs.image_mask, config.decoder.vocab_size)
+    flat_index = [image for row in inputs.image_index for image in row]
+    # Its positions count pads unless they are given; counting starts at 1.
+    return {
+        "input_ids": ids,
+        "attention_mask": inputs.input_mask.long(),
+        "token_type_ids": inputs.mask_ar.long(),
+        "position_ids": positions_of(inputs.input_mask) + 1,
+        "pixel_values": inputs.pixel_values[flat_index],
+    }
