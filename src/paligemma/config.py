@@ -162,9 +162,7 @@ GEMMA2_2B = DecoderConfig(
     attn_logit_softcap=50.0,
     final_logit_softcap=30.0,
 )
-GEMMA2_9B = replace(
-    GEMMA2_2B, width=3584, depth=42, mlp_dim=14336, num_heads=16, num_kv_heads=8
-)
+GEMMA2_9B = replace(GEMMA2_2B, width=3584, depth=42, mlp_dim=14336, num_heads=16, num_kv_heads=8)
 GEMMA2_27B = replace(
     GEMMA2_2B,
     width=4608,

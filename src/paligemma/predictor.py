@@ -48,7 +48,7 @@ from paligemma.tasks.answer import AnswerTask, QuestionTask
 from paligemma.tasks.caption import CaptionTask, RegionCaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
-from paligemma.tasks.seg_codec import MaskCodec, save_mask_codec_npz
+from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task, TaskContext
 
@@ -451,10 +451,10 @@ class Predictor:
         weight is NaN or infinite.
         """
         proto = self.processor.tokenizer.model_proto
-        path = save_model(self.model, folder, tokenizer_proto=proto)
+        files = {}
         if self.mask_codec is not None:
-            save_mask_codec_npz(self.mask_codec, path / MASK_CODEC_FILE)
-        return path
+            files[MASK_CODEC_FILE] = mask_codec_to_npz(self.mask_codec)
+        return save_model(self.model, folder, tokenizer_proto=proto, extra_files=files)
 
     def info(self) -> dict[str, Any]:
         """What this is, in numbers, for people and logs."""

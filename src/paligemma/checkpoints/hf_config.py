@@ -119,8 +119,9 @@ class _Section:
 def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
     """Read `config.json` of a checkpoint folder.
 
-    The vocabulary ends where the file's `image_token_index` stands: rows of the embedding table
-    from there on are the image placeholder and padding (257152 of 257216 rows count).
+    Where the embedding table is as large as `num_table_rows` says, as in the released files, its
+    vocabulary ends at `image_token_index`: the rows behind are the image placeholder and padding
+    (257152 of 257216 rows count). In any other table every row counts.
     `sliding_window` overrides the file's, which is not used: see `DecoderConfig`.
 
     Raises CheckpointError, which names file and key, for what is missing or not supported, and
@@ -149,7 +150,8 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     vision = _Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
     table_rows = text.whole("vocab_size")
     index_key = "image_token_id" if top.get("image_token_index") is None else "image_token_index"
-    vocab_size = min(top.whole(index_key), table_rows)
+    image_token = top.whole(index_key)
+    vocab_size = image_token if num_table_rows(image_token) == table_rows else table_rows
     try:
         config = PaliGemmaConfig(
             vision=_read_vision(vision), decoder=_read_decoder(text, vocab_size, sliding_window)

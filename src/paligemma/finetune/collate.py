@@ -1,4 +1,4 @@
-"""Examples to a training batch. The rules of a row are the processor's, the same as for inference."""
+"""Examples to a training batch. The rules of a row are the processor's, as for inference."""
 
 from __future__ import annotations
 

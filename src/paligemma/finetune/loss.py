@@ -1,8 +1,8 @@
 """Cross-entropy over the suffix: what a row should say, and nothing else, is learned.
 
-    row         img  BOS  cap  \\n   a    dog  EOS
-    loss_mask   0    0    0    0    1    1    1
-    predicted at     -    -    \\n   a    dog         (the position before each)
+row         img  BOS  cap  \\n   a    dog  EOS
+loss_mask   0    0    0    0    1    1    1
+predicted at     -    -    \\n   a    dog         (the position before each)
 """
 
 from __future__ import annotations

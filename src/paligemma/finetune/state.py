@@ -20,9 +20,7 @@ from paligemma.errors import CheckpointError
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def save_state(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
+def save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write what a run needs to go on after `step` steps."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():

@@ -72,22 +72,25 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             losses = losses_of(batch)
         loss = losses["loss"]
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(value := loss.item()):
             raise NumericalError(
-                f"The loss of step {step} is {float(loss)}. The last good state is in "
+                f"The loss of step {step} is {value}. The last good state is in "
                 f"{state_path}; lower the learning rate or look at that step's data."
             )
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        for name, value in {**losses, "grad_norm": norm}.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
+        for name, scalar in {**losses, "grad_norm": norm}.items():
+            totals[name] = totals.get(name, 0.0) + scalar.item()
         done = step + 1
         if done % config.log_every == 0 or done == config.num_steps:
             count = (done - 1) % config.log_every + 1 if done > first else 1
             count = min(count, done - first)
-            record: dict[str, float] = {"step": done, "learning_rate": learning_rate_at(config, step)}
+            record: dict[str, float] = {
+                "step": done,
+                "learning_rate": learning_rate_at(config, step),
+            }
             record |= {name: round(total / count, 5) for name, total in totals.items()}
             record["seconds"] = round(time.monotonic() - started, 1)
             with log_path.open("a") as log:

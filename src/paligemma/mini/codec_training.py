@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,7 +86,7 @@ def reconstruction_iou(codec: MaskCodec) -> float:
     return float((both / either).mean())
 
 
-def _random_shape(rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _random_shape(rng: np.random.Generator) -> NDArray[np.float32]:
     """A random blob that touches its box's edges, so that the codec knows more than 64 glyphs."""
     corners = rng.integers(3, 9)
     angles = np.sort(rng.random(corners)) * 2 * np.pi
@@ -98,4 +99,4 @@ def _random_shape(rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dt
         ImageDraw.Draw(canvas).ellipse((0, 0, MASK_SIDE - 1, MASK_SIDE - 1), fill=255)
     else:
         ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in points], fill=255)
-    return np.asarray(canvas, dtype=np.float32) / 255
+    return np.asarray(canvas, dtype=np.float32) / np.float32(255)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paligemma.mini import assets
-from paligemma.mini.scene import Scene
+from paligemma.mini.scene import Scene, SceneObject, SceneWord
 
 # I images, P patches, K kinds
 
@@ -57,13 +57,14 @@ class DenseTargets:
 
 def dense_targets(scenes: list[Scene], grid: int) -> DenseTargets:
     """The targets of scenes on a grid x grid raster of patches."""
-    parts = [_scene_targets(scene, grid) for scene in scenes]
-    kinds, boxes, letters, halves = (np.stack(column) for column in zip(*parts, strict=True))
+    kinds, boxes, letters, halves = zip(
+        *(_scene_targets(scene, grid) for scene in scenes), strict=True
+    )
     return DenseTargets(
-        kinds=torch.from_numpy(kinds),
-        boxes=torch.from_numpy(boxes),
-        letters=torch.from_numpy(letters),
-        halves=torch.from_numpy(halves),
+        kinds=torch.from_numpy(np.stack(kinds)),
+        boxes=torch.from_numpy(np.stack(boxes)),
+        letters=torch.from_numpy(np.stack(letters)),
+        halves=torch.from_numpy(np.stack(halves)),
     )
 
 
@@ -78,7 +79,8 @@ def _scene_targets(
     best = np.zeros(num_patches)
     low = np.arange(grid) / grid
     high = low + 1 / grid
-    for thing in (*scene.objects, *scene.words):
+    things: list[SceneObject | SceneWord] = [*scene.objects, *scene.words]
+    for thing in things:
         x0, y0, x1, y1 = thing.box_xyxy
         across = np.clip(np.minimum(high, x1) - np.maximum(low, x0), 0, None)
         down = np.clip(np.minimum(high, y1) - np.maximum(low, y0), 0, None)
@@ -88,7 +90,7 @@ def _scene_targets(
         mine = (cover >= _MIN_COVER) & (cover > best)
         best[mine] = cover[mine]
         boxes[mine] = (y0, x0, y1, x1)
-        if hasattr(thing, "kind"):
+        if isinstance(thing, SceneObject):
             kinds[mine] = thing.kind
             letters[mine], halves[mine] = IGNORE, IGNORE
             continue
@@ -126,11 +128,17 @@ class DenseHeads(nn.Module):
         letters = self.letters(features[is_word]).float().unflatten(-1, (MAX_LETTERS, 27))
         halves = self.halves(features[is_word]).float().unflatten(-1, (2, 27))
         word_letters, word_halves = targets.letters[is_word], targets.halves[is_word]
-        losses["letters"] = F.cross_entropy(letters.flatten(0, 1), word_letters.flatten())
-        losses["halves"] = F.cross_entropy(halves.flatten(0, 1), word_halves.flatten())
+        losses["letters"] = _mean_cross_entropy(letters, word_letters)
+        losses["halves"] = _mean_cross_entropy(halves, word_halves)
         with torch.no_grad():
             right = kind_logits.argmax(-1) == targets.kinds
             losses["kind_right"] = right[covered].float().mean()
             losses["word_right"] = (letters.argmax(-1) == word_letters).all(-1).float().mean()
             losses["half_right"] = (halves.argmax(-1) == word_halves).float().mean()
         return losses
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """As F.cross_entropy, but 0 instead of NaN where a batch has no printed word."""
+    summed = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    return summed / max(1, targets.numel())

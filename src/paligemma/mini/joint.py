@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.finetune.collate import Example, collate, split_by_length
 from paligemma.finetune.loss import suffix_loss
-from paligemma.mini.dense import FREQUENCIES, DenseHeads, DenseTargets, dense_targets, fourier_features
+from paligemma.mini.dense import (
+    FREQUENCIES,
+    DenseHeads,
+    DenseTargets,
+    dense_targets,
+    fourier_features,
+)
 from paligemma.mini.scene import make_scene
 from paligemma.mini.tasks import SegCodes, draw_example
 from paligemma.model.paligemma import PaliGemma

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from paligemma.config import VisionConfig
 from paligemma.mini.dense import DenseHeads, DenseTargets, dense_targets
+from paligemma.mini.language import LANGUAGES
 from paligemma.mini.scene import make_scene
 from paligemma.mini.texts import SceneTexts
 from paligemma.model.siglip import VisionEncoder
@@ -50,7 +51,7 @@ class Stage0Source:
             for index in range(step * self.batch_size, (step + 1) * self.batch_size)
         ]
         rng = random.Random(f"stage0 {self.seed} {step}")
-        texts = [SceneTexts(scene).describe(rng.choice(("en", "de", "fr", "es"))) for scene in scenes]
+        texts = [SceneTexts(scene).describe(rng.choice(LANGUAGES)) for scene in scenes]
         rows = [self.tokenizer.tokenize_text(text) for text in texts]
         token_ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for line, row in zip(token_ids, rows, strict=True):
@@ -85,7 +86,7 @@ class Stage0(nn.Module):
 
     def losses(self, batch: Stage0Batch) -> dict[str, Tensor]:
         features = self.vision_encoder(to_pixel_values(batch.pictures))
-        losses = self.heads(features, batch.targets)
+        losses: dict[str, Tensor] = self.heads(features, batch.targets)
         losses["contrastive"] = self.sigmoid_loss(features, batch.token_ids)
         losses["loss"] = (
             losses["kind"]

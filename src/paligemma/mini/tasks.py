@@ -43,9 +43,7 @@ def draw_example(
             return pair
 
 
-def detection_suffix(
-    texts: SceneTexts, kinds: list[int], seg_codes: SegCodes | None = None
-) -> str:
+def detection_suffix(texts: SceneTexts, kinds: list[int], seg_codes: SegCodes | None = None) -> str:
     """All objects of these kinds, with masks when `seg_codes` are given."""
     found = []
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""What can be said of a scene: the join of scene.py (what is there) and language.py (how to say it)."""
+"""What can be said of a scene: scene.py knows what is there, language.py how to say it."""
 
 from __future__ import annotations
 

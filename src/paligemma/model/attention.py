@@ -69,4 +69,5 @@ class Attention(nn.Module):
         return out
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, N or K, T, H)
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads.transpose(1, 2)  # (B, N or K, T, H)

@@ -62,11 +62,11 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: KVCache | None
     ) -> Tensor:
-        attended = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache)
+        attended: Tensor = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache)
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm(attended)
         x = x + attended
-        transformed = self.mlp(self.pre_mlp_norm(x))
+        transformed: Tensor = self.mlp(self.pre_mlp_norm(x))
         if self.post_mlp_norm is not None:
             transformed = self.post_mlp_norm(transformed)
         return x + transformed

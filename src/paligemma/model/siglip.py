@@ -90,5 +90,3 @@ def resample_positions(table: Tensor, num_positions: int) -> Tensor:
     grid = table.T.reshape(1, -1, old, old).float()
     grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True)
     return grid.reshape(table.shape[1], new * new).T.to(table.dtype).contiguous()
-
-

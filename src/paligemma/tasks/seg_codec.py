@@ -12,6 +12,7 @@ Knows no tokenizer and no text. A file is never trusted: see `load_mask_codec_np
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -195,16 +196,23 @@ def paste_mask(
     return whole
 
 
-def save_mask_codec_npz(codec: MaskCodec, path: str | Path) -> None:
-    """Write the codec as an .npz file with the released file's names; all of it or nothing."""
-    path = Path(path)
+def mask_codec_to_npz(codec: MaskCodec) -> bytes:
+    """The codec as the content of an .npz file with the released file's names."""
     arrays: dict[str, Any] = {
         name: tensor.detach().float().cpu().numpy() for name, tensor in codec.state_dict().items()
     }
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def save_mask_codec_npz(codec: MaskCodec, path: str | Path) -> None:
+    """Write the codec as an .npz file; all of it or nothing."""
+    path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with unfinished.open("wb") as file:
-            np.savez(file, **arrays)
+            file.write(mask_codec_to_npz(codec))
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

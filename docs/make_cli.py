@@ -1,0 +1,50 @@
+"""Writes docs/cli.md: the help of every command, as the commands print it.
+
+python docs/make_cli.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
+
+from paligemma.cli.main import app
+
+HEAD = """# The command line
+
+Written by `make docs` from the commands' own help; a test keeps it current.
+
+Exit codes: 0 done; 2 wrong usage, input, option, checkpoint or data; 1 anything else; 130
+interrupted. Results go to stdout, everything else to stderr.
+"""
+
+
+def command_paths(group: typer.Typer, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words that call each command: (), ("caption",), ..., ("mini", "scene"), ..."""
+    yield above
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield (*above, command.name or command.callback.__name__)
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        assert inner.name is not None
+        yield from command_paths(inner.typer_instance, (*above, inner.name))
+
+
+def document() -> str:
+    """The whole page."""
+    runner = CliRunner(env={"COLUMNS": "100", "PALIGEMMA_MODEL": None, "NO_COLOR": "1"})
+    parts = [HEAD]
+    for path in command_paths(app):
+        shown = runner.invoke(app, [*path, "--help"], prog_name="paligemma", terminal_width=96)
+        lines = [line.rstrip() for line in shown.output.strip().splitlines()]
+        title = " ".join(("paligemma", *path))
+        parts.append("\n".join([f"## {title}\n", "```text", *lines, "```\n"]))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("cli.md").write_text(document(), encoding="utf-8")

@@ -1,0 +1,231 @@
+"""The recipe of mini, the embedded model: what the papers do in large, in small, from nothing.
+
+    python recipes/mini.py --out runs/mini
+
+    vocabulary   a SentencePiece model of everything that is said in mini's world
+    mask codec   a VQ-VAE on the world's shapes
+    stage 0      the vision encoder alone: sigmoid contrastive loss and dense targets, 128 pixels
+    stage 1      everything together, 128 pixels
+    stage 2      everything together, 160 pixels
+    stage 3      the mix of tasks as people ask them, cooling down
+    export       a checkpoint folder in the released format, bfloat16
+
+Each stage saves its state every few minutes; the same command goes on where it was stopped.
+`--stages` runs a part. Two CPU cores take about two hours; preload tcmalloc
+(LD_PRELOAD=libtcmalloc_minimal.so.4) and they take a fifth less, and another fifth with --compile,
+which needs a C++ compiler. Then: python recipes/mini_report.py --out runs/mini
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from paligemma.checkpoints.save import save_model
+from paligemma.finetune.config import TrainConfig
+from paligemma.finetune.state import load_weights
+from paligemma.finetune.trainer import STATE_NAME, train
+from paligemma.mini.codec_training import reconstruction_iou, seg_codes, train_mask_codec
+from paligemma.mini.joint import Joint, JointSource, build_mini, mini_config
+from paligemma.mini.scene import WORD_WEIGHTS
+from paligemma.mini.stage0 import Stage0, Stage0Source
+from paligemma.mini.tasks import TASK_WEIGHTS, SegCodes
+from paligemma.mini.vocabulary import train_vocabulary
+from paligemma.model.siglip import resample_positions
+from paligemma.processor.processor import Processor
+from paligemma.processor.tokenizer import Tokenizer
+from paligemma.tasks.seg_codec import load_mask_codec_npz, save_mask_codec_npz
+
+STAGE0_RESOLUTION = 128
+STAGE0_BATCH = 64
+STAGE0 = TrainConfig(
+    num_steps=3000,
+    learning_rate=1e-3,
+    final_learning_rate=1e-4,
+    warmup_steps=200,
+    weight_decay=0.02,
+    betas=(0.9, 0.98),
+    save_every=250,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointStage:
+    """One of the stages 1 to 3."""
+
+    resolution: int
+    drawn_at: tuple[int, ...]
+    word_weights: tuple[float, ...]
+    dense_weight: float
+    loc_sigma: float
+    seed: int
+    train: TrainConfig
+    num_scenes: int = 32
+    prompts_per_scene: int = 3
+
+
+_JOINT_TRAIN = TrainConfig(
+    num_steps=1, learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.98), save_every=100
+)
+JOINT_STAGES: dict[int, JointStage] = {
+    1: JointStage(
+        resolution=128,
+        drawn_at=(128,),
+        word_weights=(0.25, 0.5, 0.25),
+        dense_weight=0.3,
+        loc_sigma=6.0,
+        seed=1,
+        train=replace(_JOINT_TRAIN, num_steps=1600, schedule="constant", warmup_steps=100),
+    ),
+    2: JointStage(
+        resolution=160,
+        drawn_at=(160, 160, 224),
+        word_weights=(0.25, 0.5, 0.25),
+        dense_weight=0.3,
+        loc_sigma=4.0,
+        seed=2,
+        train=replace(
+            _JOINT_TRAIN, num_steps=1200, learning_rate=7e-4, schedule="constant", warmup_steps=30
+        ),
+    ),
+    3: JointStage(
+        resolution=160,
+        drawn_at=(160, 256, 384),
+        word_weights=WORD_WEIGHTS,
+        dense_weight=0.15,
+        loc_sigma=3.0,
+        seed=3,
+        train=replace(_JOINT_TRAIN, num_steps=900, learning_rate=6e-4, warmup_steps=1),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
+    parser.add_argument("--stages", default="0,1,2,3,export", help="which of 0,1,2,3,export to run")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = _vocabulary(out)
+    codes = _mask_codes(out)
+    stages = arguments.stages.split(",")
+    if "0" in stages:
+        _run_stage0(out, tokenizer)
+    for number, stage in JOINT_STAGES.items():
+        if str(number) in stages:
+            _run_joint(out, tokenizer, codes, number, stage, arguments.compile)
+    if "export" in stages:
+        _export(out, tokenizer)
+
+
+def _vocabulary(out: Path) -> Tokenizer:
+    path = out / "tokenizer.model"
+    if not path.exists():
+        path.write_bytes(train_vocabulary())
+    return Tokenizer.from_file(path)
+
+
+def _mask_codes(out: Path) -> SegCodes:
+    path = out / "mask_codec.npz"
+    if not path.exists():
+        codec = train_mask_codec()
+        save_mask_codec_npz(codec, path)
+        print(f"mask codec: IoU {reconstruction_iou(codec):.3f} on the world's own shapes")
+    return seg_codes(load_mask_codec_npz(path))
+
+
+def _run_stage0(out: Path, tokenizer: Tokenizer) -> None:
+    torch.manual_seed(STAGE0.seed)
+    vision = mini_config(tokenizer.vocab_size, STAGE0_RESOLUTION).vision
+    stage = Stage0(vision, tokenizer.vocab_size)
+    source = Stage0Source(
+        tokenizer=tokenizer,
+        resolution=STAGE0_RESOLUTION,
+        grid=vision.grid,
+        batch_size=STAGE0_BATCH,
+        seed=STAGE0.seed,
+    )
+    train(stage, source, stage.losses, STAGE0, out / "stage0", on_log=_report)
+
+
+def _run_joint(
+    out: Path, tokenizer: Tokenizer, codes: SegCodes, number: int, stage: JointStage, compiled: bool
+) -> None:
+    config = mini_config(tokenizer.vocab_size, stage.resolution)
+    model = build_mini(config, tokenizer.loc_offset, stage.seed)
+    joint = Joint(
+        model, tokenizer.loc_offset, dense_weight=stage.dense_weight, loc_sigma=stage.loc_sigma
+    )
+    _start_from(joint, out / f"stage{number - 1}" / STATE_NAME)
+    if compiled:
+        for block in model.vision_encoder.blocks:
+            block.compile(dynamic=False)
+        for block in model.decoder.blocks:
+            block.compile(dynamic=True)
+    source = JointSource(
+        processor=Processor(
+            tokenizer=tokenizer,
+            resolution=stage.resolution,
+            num_image_tokens=config.vision.num_image_tokens,
+        ),
+        seg_codes=codes,
+        task_weights=TASK_WEIGHTS,
+        word_weights=stage.word_weights,
+        num_scenes=stage.num_scenes,
+        prompts_per_scene=stage.prompts_per_scene,
+        drawn_at=stage.drawn_at,
+        seed=stage.seed,
+    )
+    train(joint, source, joint.losses, stage.train, out / f"stage{number}", on_log=_report)
+
+
+def _start_from(joint: Joint, path: Path) -> None:
+    """Take over what the stage before has learned; its position table is stretched if need be."""
+    table_name = "model.vision_encoder.position_embedding.weight"
+    weights = load_weights(path)
+    if not any(name.startswith("model.") for name in weights):  # stage 0 has the encoder alone
+        kept = ("vision_encoder.", "heads.")
+        weights = {
+            f"model.{name}" if name.startswith("vision_encoder.") else name: tensor
+            for name, tensor in weights.items()
+            if name.startswith(kept)
+        }
+    num_positions = joint.model.config.vision.num_image_tokens
+    weights[table_name] = resample_positions(weights[table_name], num_positions)
+    _, unexpected = joint.load_state_dict(weights, strict=False)
+    if unexpected:
+        raise SystemExit(f"{path} holds weights of another model: {unexpected[:3]}")
+
+
+def _export(out: Path, tokenizer: Tokenizer) -> None:
+    resolution = JOINT_STAGES[3].resolution
+    model = build_mini(mini_config(tokenizer.vocab_size, resolution), tokenizer.loc_offset, 0)
+    weights = load_weights(out / "stage3" / STATE_NAME)
+    prefix = "model."
+    model.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    )
+    folder = out / "model"
+    save_model(
+        model,
+        folder,
+        dtype=torch.bfloat16,
+        tokenizer_proto=tokenizer.model_proto,
+        extra_files={"mask_codec.npz": (out / "mask_codec.npz").read_bytes()},
+    )
+    print(f"wrote {folder}; copy it to src/paligemma/mini/model")
+
+
+def _report(record: dict[str, float]) -> None:
+    print("  ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: `paligemma --help`. Each command imports what is heavy when it runs."""

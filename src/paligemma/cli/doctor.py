@@ -1,0 +1,238 @@
+"""`paligemma doctor`: what this machine is, what it can run, and what is in the way."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paligemma.cli.console import print_json, print_table, print_text
+from paligemma.cli.memory import in_gigabytes, machine_memory, memory_need
+from paligemma.config import RELEASES, Release
+from paligemma.errors import PaliGemmaError
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("torch", "numpy", "pillow", "sentencepiece", "safetensors", "huggingface_hub")
+_ASKED_FOR = "google/paligemma2-3b-mix-224"
+# The largest error of attention that a dtype's own rounding explains, relative to the largest
+# value: a few units in the last of 24, 8 and 11 bits.
+_TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
+
+
+def doctor(
+    online: Annotated[
+        bool, typer.Option("--online", help="Also ask whether the model hub can be reached.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check this machine and what it can run.
+
+    Versions, memory, devices, number types, access to the model hub, and the built-in model.
+
+    Uses the network with --online only.
+    """
+    report = examine(online)
+    if as_json:
+        print_json(report)
+    else:
+        for line in describe(report):
+            print_text(line)
+        _print_models(report)
+
+
+def examine(online: bool) -> dict[str, Any]:
+    """Everything that `doctor` knows, as plain JSON values; sizes in bytes, times in seconds."""
+    import paligemma
+
+    devices = _devices()
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "paligemma": paligemma.__version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "torchvision": _version("torchvision"),
+        "transformers": _version("transformers"),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "devices": devices,
+        "dtypes": [check for device in devices for check in _dtype_checks(device["name"])],
+        "models": _fits(devices),
+        "hub": _hub(online),
+        "mini": _try_mini(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    total, free = machine_memory()
+    devices = [{"name": "cpu", "title": platform.machine(), "total": total, "free": free}]
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        title = torch.cuda.get_device_name(index)
+        devices.append({"name": f"cuda:{index}", "title": title, "total": total, "free": free})
+    if torch.backends.mps.is_available():
+        limit = torch.mps.recommended_max_memory()
+        devices.append({"name": "mps", "title": "Apple GPU", "total": limit, "free": limit})
+    return devices
+
+
+def _dtype_checks(device: str) -> Iterator[dict[str, Any]]:
+    """Attention on random numbers in each dtype, against float64 on the CPU."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = torch.randn(3, 256, 256, dtype=torch.float64, generator=generator)
+    wanted = _attend(queries, keys, values)
+    for name, tolerance in _TOLERANCES.items():
+        try:
+            inputs = [x.to(device, getattr(torch, name)) for x in (queries, keys, values)]
+            _attend(*inputs)  # the first call also sets things up
+            start = time.perf_counter()
+            got = _attend(*inputs).cpu().double()
+            seconds = time.perf_counter() - start
+        except RuntimeError as problem:  # how torch says that a device lacks a dtype
+            yield {"device": device, "dtype": name, "ok": False, "problem": str(problem)}
+            continue
+        error = float((got - wanted).abs().max() / wanted.abs().max())
+        yield {
+            "device": device,
+            "dtype": name,
+            "ok": error <= tolerance,
+            "problem": None if error <= tolerance else "its results are off",
+            "error": round(error, 9) if error < float("inf") else None,
+            "seconds": round(seconds, 6),
+        }
+
+
+def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    weights = (queries @ keys.T / 16).softmax(dim=-1)
+    return weights @ values
+
+
+def _fits(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every released shape: what it needs, and on which devices that is free."""
+    shapes: dict[tuple[str, str, int], Release] = {}
+    for release in RELEASES:
+        shapes.setdefault((release.family, release.size, release.resolution), release)
+    rows = []
+    for (family, size, resolution), release in shapes.items():
+        row: dict[str, Any] = {"model": f"{family} {size} {resolution}"}
+        for dtype in ("bfloat16", "float32"):
+            need = memory_need(release.config, dtype, release.text_length).total
+            fits = {device["name"]: need <= device["free"] for device in devices}
+            row[dtype] = {"bytes": need, "fits": fits}
+        rows.append(row)
+    return rows
+
+
+def _hub(online: bool) -> dict[str, Any]:
+    from huggingface_hub import constants, get_token
+
+    from paligemma.checkpoints.hub import is_reachable
+
+    return {
+        "token": get_token() is not None,
+        "cache": str(constants.HF_HUB_CACHE),
+        "offline": bool(constants.HF_HUB_OFFLINE),
+        "reachable": is_reachable(_ASKED_FOR) if online else None,
+    }
+
+
+def _try_mini() -> dict[str, Any]:
+    """Loads the built-in model and asks it about a picture of its own world."""
+    import paligemma
+    from paligemma.mini.scene import make_scene
+    from paligemma.mini.texts import SceneTexts
+
+    scene = make_scene("test", 7, 0)
+    try:
+        start = time.perf_counter()
+        predictor = paligemma.load("mini", device="cpu")
+        loaded = time.perf_counter()
+        answer = predictor.caption(scene.draw(384)).text
+    except PaliGemmaError as problem:
+        return {"ok": False, "problem": str(problem)}
+    return {
+        "ok": bool(answer),
+        "problem": None,
+        "caption": answer,
+        "truth": SceneTexts(scene).caption("en"),
+        "load_seconds": round(loaded - start, 3),
+        "caption_seconds": round(time.perf_counter() - loaded, 3),
+    }
+
+
+def describe(report: dict[str, Any]) -> Iterator[str]:
+    """The report in words, a line at a time."""
+    packages = ", ".join(
+        f"{name} {number or 'MISSING'}" for name, number in report["packages"].items()
+    )
+    yield f"paligemma {report['paligemma']}, Python {report['python']}"
+    yield f"{report['system']}, {report['cores']} cores"
+    yield f"packages: {packages}"
+    if report["torchvision"] is not None:
+        yield (
+            f"torchvision {report['torchvision']} is installed. paligemma does not use it; one "
+            "that does not fit torch breaks transformers. If imports fail, uninstall it."
+        )
+    for device in report["devices"]:
+        free, total = in_gigabytes(device["free"]), in_gigabytes(device["total"])
+        yield f"{device['name']} ({device['title']}): {free} of {total} free"
+    yield "number types (the released models can leave the range of float16: avoid it)"
+    for check in report["dtypes"]:
+        where = f"{check['dtype']} on {check['device']}"
+        if "error" in check:
+            verdict = "computes rightly" if check["ok"] else "does NOT compute rightly"
+            spent = f"{check['seconds'] * 1e3:.2f} ms for a small attention"
+            yield f"{where} {verdict}: error {check['error']}, {spent}"
+        else:
+            yield f"{where} does not work: {check['problem']}"
+    hub = report["hub"]
+    yield (
+        "model hub: an access token is set"
+        if hub["token"]
+        else "model hub: no access token. Google's weights are gated: accept their terms on the "
+        "model's page, then set HF_TOKEN or run `hf auth login`"
+    )
+    if hub["offline"]:
+        yield "model hub: HF_HUB_OFFLINE is set, so nothing can be downloaded"
+    if hub["reachable"] is not None:
+        yield f"model hub: {'can' if hub['reachable'] else 'can NOT'} be reached"
+    yield f"downloads are kept in {hub['cache']}"
+    tried = report["mini"]
+    if tried["ok"]:
+        yield (
+            f"mini loads in {tried['load_seconds']} s and answers in {tried['caption_seconds']} s: "
+            f"it sees {tried['caption']!r} where there is {tried['truth']!r}"
+        )
+    else:
+        yield f"mini does NOT work: {tried['problem']}"
+
+
+def _print_models(report: dict[str, Any]) -> None:
+    names = [device["name"] for device in report["devices"]]
+    headings = ["model", *(f"{dtype} {x}" for dtype in ("bf16", "f32") for x in ("needs", *names))]
+    rows = []
+    for row in report["models"]:
+        cells = [row["model"]]
+        for dtype in ("bfloat16", "float32"):
+            cells.append(in_gigabytes(row[dtype]["bytes"]))
+            cells += ["yes" if row[dtype]["fits"][name] else "no" for name in names]
+        rows.append(cells)
+    print_table("does it fit into the memory that is free now?", headings, rows)

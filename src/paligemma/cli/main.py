@@ -1,0 +1,85 @@
+"""The program `paligemma`: its commands, and what becomes of errors.
+
+An error that the package raises on purpose is one line on stderr. Exit codes: 0 done; 2 wrong
+usage, input, option, checkpoint or data; 1 anything else; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from paligemma import __version__
+from paligemma.cli import doctor, mini, models, predict
+from paligemma.cli.console import print_error
+from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
+
+app = typer.Typer(
+    name="paligemma",
+    help="Captions, answers, text, boxes and masks from pictures, with Google's PaliGemma models "
+    "or the small built-in model `mini`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (
+    predict.caption,
+    predict.describe,
+    predict.ask,
+    predict.ocr,
+    predict.detect,
+    predict.segment,
+    predict.generate,
+    models.models,
+    models.download,
+    models.info,
+    doctor.doctor,
+):
+    app.command()(command)
+app.add_typer(mini.app, name="mini")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"paligemma {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line and exits."""
+    try:
+        app(arguments, prog_name="paligemma")
+    except PaliGemmaError as error:
+        print_error(str(error))
+        sys.exit(2 if isinstance(error, InputError | CheckpointError | DataError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("PALIGEMMA_DEBUG"):
+            raise
+        print_error(
+            f"{type(error).__name__}: {error} (not foreseen; PALIGEMMA_DEBUG=1 shows the traceback)"
+        )
+        sys.exit(1)
+    raise AssertionError("a command line ends by exiting")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""How much memory a model needs, by arithmetic, and how much there is. Loads nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from paligemma.config import PaliGemmaConfig, count_parameters
+
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+    """Bytes for one picture and one prompt."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations
+
+
+def memory_need(config: PaliGemmaConfig, dtype: str, text_length: int) -> MemoryNeed:
+    """The need of a model for one picture and `text_length` tokens, prompt and answer together.
+
+    With T = image tokens + text_length and b bytes a value (float32: 4, the others: 2):
+
+        weights      parameters * b
+        kv_cache     2 * depth * kv heads * head dim * T * b
+        activations  the largest moment of the prefill: one layer's attention logits in float32,
+                     three at a time (raw, with the mask added, after the softmax), so
+                     12 * heads * T^2; or the three products of one MLP, 3 * mlp dim * T * b
+
+    It is an estimate of the plain form of attention; a faster one needs less.
+
+    >>> from paligemma.config import release_config
+    >>> need = memory_need(release_config("paligemma2", "3b", 224), "bfloat16", 256)
+    >>> round(need.weights / 1e9, 1), round(need.kv_cache / 1e6)
+    (6.1, 55)
+    """
+    decoder, size = config.decoder, BYTES_PER_VALUE[dtype]
+    length = config.vision.num_image_tokens + text_length
+    values_per_token = 2 * decoder.depth * decoder.num_kv_heads * decoder.head_dim
+    return MemoryNeed(
+        weights=count_parameters(config) * size,
+        kv_cache=values_per_token * length * size,
+        activations=max(12 * decoder.num_heads * length**2, 3 * decoder.mlp_dim * length * size),
+    )
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes of main memory, (total, free); where the system does not say, free is the total.
+
+    A container's own limit counts (Linux control groups, version 2).
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = total
+    if (meminfo := Path("/proc/meminfo")).exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists():
+        limit = (group / "memory.max").read_text().strip()
+        if limit.isdigit() and int(limit) < total:
+            total = int(limit)
+            free = min(free, total - int((group / "memory.current").read_text()))
+    return total, free
+
+
+def in_gigabytes(num_bytes: int) -> str:
+    """
+    >>> in_gigabytes(6_100_000_000), in_gigabytes(21_000_000)
+    ('6.1 GB', '0.02 GB')
+    """
+    return f"{num_bytes / 1e9:.{1 if num_bytes >= 1e8 else 2}f} GB"

@@ -1,0 +1,173 @@
+"""The commands about models themselves: which there are, fetching one, what one needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.memory import BYTES_PER_VALUE, in_gigabytes, memory_need
+from paligemma.config import RELEASES, PaliGemmaConfig, Release, count_parameters
+from paligemma.errors import OptionError
+
+_TERMS = (
+    "Google's weights are under the Gemma Terms of Use (ai.google.dev/gemma/terms), which are not "
+    "an open-source license: accept them on the model's page before downloading."
+)
+_MINI = Path(__file__).parents[1] / "mini" / "model"
+_LENGTH_OF_A_TASK = 256  # tokens of prompt and answer, where the model's own limit is not known
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, on one line.")]
+Name = Annotated[
+    str, typer.Argument(metavar="MODEL", show_default=False, help="mini, a hub id or a folder.")
+]
+
+
+def models(as_json: Json = False) -> None:
+    """List the built-in model and all released ones."""
+    mini = _mini_row()
+    if as_json:
+        print_json([mini, *(asdict(release) for release in RELEASES)])
+        return
+    resolution, parameters = str(mini["resolution"]), _in_words(mini["num_parameters"])
+    rows = [("mini (built in)", resolution, parameters, "", "", "")]
+    for release in RELEASES:
+        rows.append(
+            (
+                release.hub_id + ("" if release.confirmed else " (?)"),
+                str(release.resolution),
+                _in_words(release.num_parameters),
+                str(release.text_length),
+                release.stage,
+                ", ".join(release.dtype_branches),
+            )
+        )
+    headings = ("name", "pixels", "parameters", "text", "stage", "branches")
+    print_table(None, headings, rows, right=("pixels", "parameters", "text"))
+    print_note("text: longest prompt and answer in tokens. (?): named like the others, not seen.")
+
+
+def download(
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", show_default=False, help="A hub id or release name.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit.", show_default="main")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a model from the hub, to be used offline."""
+    from paligemma.checkpoints.hub import fetch_checkpoint, resolve
+
+    hub_id = name if name == "mini" else resolve(name)
+    if hub_id == "mini" or isinstance(hub_id, Path):
+        raise OptionError(f"{name!r} is here already. Give a hub id or the name of a release.")
+    print_note(_TERMS)
+    fetched = fetch_checkpoint(hub_id, revision=revision, progress=stderr().is_terminal)
+    if as_json:
+        print_json({**asdict(fetched), "path": str(fetched.path)})
+    else:
+        print_text(f"{hub_id} at {fetched.revision} lies in {fetched.path}")
+
+
+def info(name: Name, as_json: Json = False) -> None:
+    """Show what a model is and the memory it needs.
+
+    Nothing is downloaded, and no weights are read.
+    """
+    release = _find_release(name)
+    described = _describe_release(release) if release else _describe_folder(name)
+    if as_json:
+        print_json(described)
+        return
+    memory = described.pop("memory")
+    parts = ("weights", "kv cache", "activations", "total")
+    print_table(None, ("field", "value"), [(k, _cell(v)) for k, v in described.items()])
+    print_table(
+        "memory for one picture and one prompt (estimate)",
+        ("dtype", *parts),
+        [(dtype, *map(in_gigabytes, need.values())) for dtype, need in memory.items()],
+        right=parts,
+    )
+
+
+def _mini_row() -> dict[str, Any]:
+    """The built-in model with the fields of a release."""
+    from paligemma.checkpoints.hf_config import read_config
+
+    config = read_config(_MINI).config
+    release = Release(
+        variant="mini",
+        family=config.family,
+        size="mini",
+        stage="mini",
+        resolution=config.vision.resolution,
+        num_parameters=count_parameters(config),
+        text_length=_LENGTH_OF_A_TASK,
+        hub_id="mini",
+        dtype_branches=(),
+    )
+    return asdict(release)
+
+
+def _find_release(name: str) -> Release | None:
+    return next((r for r in RELEASES if name in (r.variant, r.hub_id)), None)
+
+
+def _describe_release(release: Release) -> dict[str, Any]:
+    return {
+        **asdict(release),
+        "license": _TERMS,
+        "memory": _memory(release.config, release.text_length),
+    }
+
+
+def _describe_folder(name: str) -> dict[str, Any]:
+    """What the config and the headers of the weight files say; no weights are read."""
+    from paligemma.checkpoints.hf_config import read_config
+    from paligemma.checkpoints.weight_files import WeightFiles
+
+    folder = _MINI if name == "mini" else Path(name)
+    if not folder.is_dir():
+        raise OptionError(
+            f"There is no release and no folder {name!r}. `paligemma models` lists the releases; "
+            "another model of the hub can be looked at after `paligemma download`."
+        )
+    config = read_config(folder).config
+    with WeightFiles(folder) as files:
+        tensors = files.tensors.values()
+        dtypes = sorted({tensor.dtype_code for tensor in tensors})
+        num_bytes = sum(tensor.num_bytes for tensor in tensors)
+    return {
+        "folder": str(folder),
+        "family": config.family,
+        "resolution": config.vision.resolution,
+        "num_image_tokens": config.vision.num_image_tokens,
+        "num_parameters": count_parameters(config),
+        "stored_dtypes": dtypes,
+        "stored_bytes": num_bytes,
+        "config": asdict(config),
+        "memory": _memory(config, _LENGTH_OF_A_TASK),
+    }
+
+
+def _memory(config: PaliGemmaConfig, text_length: int) -> dict[str, dict[str, int]]:
+    needs = {dtype: memory_need(config, dtype, text_length) for dtype in BYTES_PER_VALUE}
+    return {dtype: {**asdict(need), "total": need.total} for dtype, need in needs.items()}
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _in_words(num_parameters: int) -> str:
+    """
+    >>> _in_words(3_032_094_960), _in_words(9_800_000)
+    ('3.03 B', '9.8 M')
+    """
+    if num_parameters >= 1e8:
+        return f"{num_parameters / 1e9:.2f} B"
+    return f"{num_parameters / 1e6:.1f} M"

@@ -1,0 +1,46 @@
+"""Overlap of boxes, and which prediction stands for which true box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.float64]
+
+
+def box_iou(first_xyxy: Boxes, second_xyxy: Boxes) -> npt.NDArray[np.float64]:
+    """Intersection over union of every pair: (N, 4), (M, 4) -> (N, M).
+
+    >>> float(box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2]]))[0, 0])
+    0.3333333333333333
+    """
+    low = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
+    high = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
+    both = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1) for b in (first_xyxy, second_xyxy)]
+    either = areas[0][:, None] + areas[1][None, :] - both
+    overlap: npt.NDArray[np.float64] = np.zeros_like(both)
+    np.divide(both, either, out=overlap, where=either > 0)
+    return overlap
+
+
+def match_boxes(
+    predicted_xyxy: Boxes, scores: Sequence[float], true_xyxy: Boxes, threshold: float
+) -> list[int | None]:
+    """For each prediction the true box it stands for, or None: COCO's greedy rule.
+
+    Predictions choose in order of falling score; each takes the free true box that it overlaps
+    most, if by at least `threshold`.
+    """
+    overlaps = box_iou(predicted_xyxy.reshape(-1, 4), true_xyxy.reshape(-1, 4))
+    matches: list[int | None] = [None] * len(predicted_xyxy)
+    free = np.ones(len(true_xyxy), dtype=bool)
+    for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable"):
+        candidates = np.where(free, overlaps[index], -1.0)
+        if candidates.size and candidates.max() >= threshold:
+            best = int(candidates.argmax())
+            matches[int(index)] = best
+            free[best] = False
+    return matches

@@ -1,0 +1,201 @@
+"""How well a model knows mini's world: fresh test scenes, every task, one table.
+
+    map50          COCO's average precision at IoU 0.5 of `detect`, asked for all kinds present
+    caption_exact  share of captions that equal the truth letter by letter, per language
+    count          share of right answers to "how many ...?": every kind present, and one absent
+    ocr_exact      share of scenes with print whose whole text is read right
+    mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
+    unparsable     outputs of `detect` and `segment` that held anything but whole objects
+
+Each scene's truth and predictions stand in `records`, from which all of it can be computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from paligemma.errors import OptionError
+from paligemma.evals.average_precision import Labeled, mean_average_precision
+from paligemma.evals.box_iou import match_boxes
+from paligemma.mini import language
+from paligemma.mini.scene import Scene, make_scene
+from paligemma.mini.texts import SceneTexts
+from paligemma.predictor import Predictor
+from paligemma.processor.image import LoadedImage
+from paligemma.results import Detections, Segments
+from paligemma.tasks.answer import AnswerTask
+from paligemma.tasks.caption import CaptionTask
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.segment import SegmentTask
+
+RESOLUTION = 384
+"""Pixels along a side of an evaluation picture; the processor scales it as it does any picture."""
+_CHUNK = 32
+
+
+def evaluate(
+    predictor: Predictor,
+    scenes: int = 500,
+    seed: int = 7,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Scores of a model on test scenes 0..scenes-1 of `seed`, as plain JSON values.
+
+    `on_progress` is called with (scenes done, scenes in all).
+    """
+    if scenes < 1:
+        raise OptionError(f"{scenes} scenes were asked for; the evaluation needs at least 1.")
+    records: list[dict[str, Any]] = []
+    predicted: list[Labeled] = []
+    true: list[Labeled] = []
+    mask_ious: list[float] = []
+    for start in range(0, scenes, _CHUNK):
+        batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
+        for scene, answers in zip(batch, _predict(predictor, batch), strict=True):
+            records.append(_record(scene, answers))
+            guess, truth = _labeled(answers["detect"]), _true_boxes(scene)
+            predicted.append(guess)
+            true.append(truth)
+            mask_ious += _mask_ious(scene, answers["segment"])
+        if on_progress is not None:
+            on_progress(len(records), scenes)
+    counts = [right for record in records for right in record["count_right"]]
+    reads = [record["ocr"] == record["ocr_truth"] for record in records if record["ocr_truth"]]
+    return {
+        "model": predictor.name,
+        "scenes": scenes,
+        "seed": seed,
+        "map50": _rounded(mean_average_precision(predicted, true)),
+        "caption_exact": {
+            code: _share([r["captions"][code] == r["captions_truth"][code] for r in records])
+            for code in language.LANGUAGES
+        },
+        "count": _share(counts),
+        "ocr_exact": _share(reads),
+        "mask_iou": _share(mask_ious),
+        "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.labels) for t in true))),
+        "unparsable": sum(record["num_problems"] for record in records),
+        "records": records,
+    }
+
+
+def _predict(predictor: Predictor, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+    """All answers about each scene, one task for the whole batch after the other."""
+    pictures = [
+        LoadedImage(rgb=Image.fromarray(scene.draw(RESOLUTION)), name=f"scene {scene.index}")
+        for scene in scenes
+    ]
+    answers: list[dict[str, Any]] = [{} for _ in scenes]
+    for code in language.LANGUAGES:
+        captions = predictor.run([(picture, CaptionTask(language=code)) for picture in pictures])
+        for answer, caption in zip(answers, captions, strict=True):
+            answer.setdefault("captions", {})[code] = caption.text
+    readings = predictor.run([(picture, OcrTask()) for picture in pictures])
+    for answer, reading in zip(answers, readings, strict=True):
+        answer["ocr"] = reading.text
+    questions = [
+        (i, AnswerTask(question=language.ask_count(kind, 0, "en")[0], language="en"))
+        for i, scene in enumerate(scenes)
+        for kind, _ in _counted_kinds(scene)
+    ]
+    replies = predictor.run([(pictures[i], task) for i, task in questions])
+    for (i, _), reply in zip(questions, replies, strict=True):
+        answers[i].setdefault("counts", []).append(reply.text)
+    asked = [i for i, scene in enumerate(scenes) if scene.objects]
+    phrases = {
+        i: [language.KINDS[kind].name for kind, _ in SceneTexts(scenes[i]).counts] for i in asked
+    }
+    boxes = predictor.run([(pictures[i], DetectTask.of(phrases[i])) for i in asked])
+    masks = predictor.run([(pictures[i], SegmentTask.of(phrases[i])) for i in asked])
+    found = dict(zip(asked, zip(boxes, masks, strict=True), strict=True))
+    for i, answer in enumerate(answers):
+        answer["detect"], answer["segment"] = found.get(i, (None, None))
+    return answers
+
+
+def _counted_kinds(scene: Scene) -> list[tuple[int, int]]:
+    """Every kind present with its count, and one that is absent."""
+    present = dict(SceneTexts(scene).counts)
+    absent = next(
+        kind
+        for step in range(len(language.KINDS))
+        if (kind := (scene.index + step) % len(language.KINDS)) not in present
+    )
+    return [*present.items(), (absent, 0)]
+
+
+def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
+    texts = SceneTexts(scene)
+    truths = [str(count) for _, count in _counted_kinds(scene)]
+    found: list[Detections | Segments] = [
+        result for result in (answers["detect"], answers["segment"]) if result is not None
+    ]
+    return {
+        "index": scene.index,
+        "captions": answers["captions"],
+        "captions_truth": {code: texts.caption(code) for code in language.LANGUAGES},
+        "counts": answers["counts"],
+        "counts_truth": truths,
+        "count_right": [
+            reply == truth for reply, truth in zip(answers["counts"], truths, strict=True)
+        ],
+        "ocr": answers["ocr"],
+        "ocr_truth": texts.reading(),
+        "detections": [] if answers["detect"] is None else answers["detect"].to_dict()["objects"],
+        "segments": [] if answers["segment"] is None else answers["segment"].to_dict()["objects"],
+        "objects_truth": scene.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])[
+            "objects"
+        ],
+        "num_problems": sum(bool(result.problems) for result in found),
+    }
+
+
+def _labeled(detections: Detections | None) -> Labeled:
+    if detections is None:
+        return Labeled(boxes_xyxy=np.zeros((0, 4)), labels=(), scores=())
+    return Labeled(
+        boxes_xyxy=detections.boxes.reshape(-1, 4),
+        labels=detections.labels,
+        scores=detections.scores.tolist(),
+    )
+
+
+def _true_boxes(scene: Scene) -> Labeled:
+    boxes = [[edge * RESOLUTION for edge in thing.box_xyxy] for thing in scene.objects]
+    labels = [language.KINDS[thing.kind].name for thing in scene.objects]
+    return Labeled(boxes_xyxy=np.asarray(boxes, dtype=np.float64).reshape(-1, 4), labels=labels)
+
+
+def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
+    """Mask IoU of every object that was found: same label, box IoU of at least 0.5."""
+    if segments is None:
+        return []
+    truth, ious = _true_boxes(scene), []
+    for label in sorted(set(truth.labels)):
+        wanted = [i for i, other in enumerate(truth.labels) if other == label]
+        mine = [segment for segment in segments if segment.label == label]
+        boxes = np.asarray([segment.box_xyxy for segment in mine], dtype=np.float64).reshape(-1, 4)
+        scores = [segment.score for segment in mine]
+        matches = match_boxes(boxes, scores, truth.boxes_xyxy[wanted], 0.5)
+        for segment, match in zip(mine, matches, strict=True):
+            if match is not None:
+                ious.append(_mask_iou(segment.mask, scene.object_mask(wanted[match], RESOLUTION)))
+    return ious
+
+
+def _mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
+    return float((first & second).sum() / max(1, (first | second).sum()))
+
+
+def _share(values: Sequence[float | bool]) -> float | None:
+    return _rounded(float(np.mean(values))) if values else None
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)

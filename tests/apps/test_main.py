@@ -1,0 +1,109 @@
+"""The program as a whole: its help, its exit codes, its way with errors."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paligemma
+from paligemma import errors
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*names: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(paligemma, "load", load, raising=False)
+
+
+def test_help_comes_at_once_and_loads_nothing_heavy():
+    program = (
+        "import sys, time\n"
+        "from paligemma.cli.main import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit:\n"
+        "    heavy = {'torch', 'numpy', 'PIL', 'huggingface_hub'} & set(sys.modules)\n"
+        "    print(time.process_time(), *heavy, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, *heavy = ran.stderr.split()
+    assert float(seconds) < 0.5
+    assert not heavy
+    assert "detect" in ran.stdout
+
+
+def test_the_module_runs_as_a_program():
+    ran = subprocess.run(
+        [sys.executable, "-m", "paligemma", "--help"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("Usage: paligemma ")
+
+
+def test_the_page_about_the_command_line_is_current():
+    make = runpy.run_path(str(REPOSITORY / "docs" / "make_cli.py"))
+    page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert make["document"]() == page, "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ImageError("no"), 2),
+        (errors.OptionError("no"), 2),
+        (errors.CheckpointError("no"), 2),
+        (errors.TokenizerError("no"), 2),
+        (errors.DataError("no"), 2),
+        (errors.HubError("no"), 1),
+        (errors.NumericalError("no"), 1),
+        (errors.MissingExtraError("supervision", "supervision", "It"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (ZeroDivisionError("no"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(error, code, run, picture, monkeypatch):
+    fail_with(error, monkeypatch)
+    for options in ((), ("--json",)):
+        ran = run("caption", picture, *options)
+        assert ran.code == code
+        assert ran.err.startswith("error: ")
+        assert ran.err.count("\n") == 1
+        assert ran.out == ""
+
+
+def test_an_unforeseen_error_says_how_to_see_more(run, picture, monkeypatch):
+    fail_with(ZeroDivisionError("by nought"), monkeypatch)
+    assert "ZeroDivisionError: by nought (" in (said := run("caption", picture).err)
+    assert "PALIGEMMA_DEBUG=1" in said
+    monkeypatch.setenv("PALIGEMMA_DEBUG", "1")
+    from paligemma.cli.main import main
+
+    with pytest.raises(ZeroDivisionError):
+        main(["caption", str(picture)])
+
+
+def test_an_interrupted_program_ends_with_130(run, picture, monkeypatch):
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert run("caption", picture).code == 130
+
+
+def test_control_characters_in_a_message_are_shown_and_not_obeyed(run, picture, monkeypatch):
+    fail_with(errors.CheckpointError("no \x1b[2J\nfolder"), monkeypatch)
+    assert run("caption", picture).err == "error: no \\x1b[2J folder\n"
+
+
+def test_wrong_usage_ends_with_2(run):
+    assert run("no-such-command").code == 2
+    assert run("caption").code == 2
+    assert run("caption", "x.png", "--no-such-option").code == 2
+
+
+def test_the_version_is_the_package_s_own(run):
+    assert run("--version").out == f"paligemma {paligemma.__version__}\n"

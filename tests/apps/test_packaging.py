@@ -1,0 +1,53 @@
+"""What is installed and what the repository promises about it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).parents[2]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = [
+    *PROJECT["dependencies"],
+    *(each for extra in PROJECT["optional-dependencies"].values() for each in extra),
+]
+
+
+@pytest.mark.parametrize("requirement", sorted(set(REQUIREMENTS)))
+def test_what_is_installed_is_what_is_asked_for(requirement):
+    wanted = Requirement(requirement)
+    assert wanted.specifier.contains(Version(version(wanted.name)).public)
+
+
+@pytest.mark.parametrize(("name", "least"), [("torch", "2.10"), ("pillow", "12.3")])
+def test_versions_with_known_holes_cannot_be_asked_for(name, least):
+    [wanted] = [r for r in map(Requirement, PROJECT["dependencies"]) if r.name == name]
+    assert str(wanted.specifier) == f">={least}"
+
+
+def test_torchvision_is_absent():
+    with pytest.raises(PackageNotFoundError):
+        version("torchvision")
+
+
+def test_constraints_are_names_and_versions_only():
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines)
+    for name, number in pinned.items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+        assert Version(number).local is None
+    names = {re.sub(r"[-_.]+", "-", name).lower() for name in pinned}
+    for wanted in map(Requirement, REQUIREMENTS):
+        assert re.sub(r"[-_.]+", "-", wanted.name).lower() in names
+
+
+def test_the_version_is_written_twice_and_alike():
+    import paligemma
+
+    assert paligemma.__version__ == PROJECT["version"]

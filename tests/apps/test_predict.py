@@ -1,0 +1,197 @@
+"""The commands that ask a model about pictures, with a stand-in for the model."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def test_a_caption_alone_goes_to_stdout(run, picture, stand_in):
+    ran = run("caption", picture, "--lang", "de", "--max-new-tokens", "7")
+    assert ran.code == 0
+    assert ran.out == "a blue \\x1b[2Jwall\n"
+    assert ran.err == "This is a stand-in.\n"
+    assert stand_in.asked == [("caption", "de", {"max_new_tokens": 7})]
+
+
+def test_json_is_one_object_a_picture_and_nothing_else(run, picture, stand_in):
+    ran = run("detect", picture, picture, "wall ; dog", "--json", "--model", "some/model")
+    assert ran.code == 0
+    assert ran.err == ""
+    first, second = map(json.loads, ran.out.splitlines())
+    assert first == second
+    assert first["image"] == str(picture)
+    assert (first["model"], first["task"]) == ("some/model", "detect")
+    assert first["result"]["objects"][0]["box_xyxy"] == [0.0, 0.0, 40.0, 20.0]
+
+
+def test_json_holds_masks_as_run_lengths(run, picture, stand_in):
+    made = json.loads(run("segment", picture, "wall", "--json").out)
+    assert made["result"]["objects"][0]["mask"]["size"] == [20, 40]
+
+
+def test_with_several_pictures_each_result_names_its_picture(run, picture, stand_in):
+    ran = run("ask", picture, picture, "What color?")
+    assert ran.out == f"{picture}: blue\n" * 2
+    assert stand_in.asked == [("ask", "What color?", "en")] * 2
+
+
+def test_an_empty_language_asks_the_bare_question(run, picture, stand_in):
+    run("ask", picture, "What color?", "--lang", "")
+    assert stand_in.asked == [("ask", "What color?", None)]
+
+
+def test_objects_below_the_least_score_are_left_out(run, picture, stand_in):
+    made = json.loads(run("detect", picture, "wall ; dog", "--min-score", "0.5", "--json").out)
+    assert [found["label"] for found in made["result"]["objects"]] == ["wall"]
+    assert made["result"]["missing"] == ["dog"]
+
+
+@pytest.mark.parametrize("command", ["ask", "detect", "segment", "generate"])
+def test_a_missing_prompt_is_named(command, run, picture, no_model):
+    ran = run(command, picture, picture)
+    assert ran.code == 2
+    assert "The prompt is missing" in ran.err
+    ran = run(command, "what?")
+    assert ran.code == 2
+    assert "no picture before the prompt 'what?'" in ran.err
+
+
+def test_a_long_prompt_is_not_taken_for_a_path(run, picture, stand_in):
+    assert run("ask", picture, "why? " * 1000).code == 0
+
+
+def test_a_missing_picture_is_found_before_the_model_is_loaded(run, picture, no_model):
+    ran = run("caption", picture, "nowhere.png")
+    assert ran.code == 2
+    assert "nowhere.png" in ran.err
+
+
+def test_addresses_are_fetched_only_when_allowed(run, no_model):
+    ran = run("caption", "https://example.invalid/a.png")
+    assert ran.code == 2
+    assert "--allow-urls" in ran.err
+
+
+def test_a_damaged_picture_is_reported_and_the_next_one_is_taken(run, picture, tmp_path, stand_in):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    ran = run("ask", broken, picture, "What color?", "--json")
+    assert ran.code == 2
+    assert ran.err.startswith("error: ")
+    assert "broken.png" in ran.err
+    assert json.loads(ran.out)["image"] == str(picture)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("out.tiff", "ends in none of them"),
+        ("out", "ends in none of them"),
+        ("no/such/folder/out.png", "No such file"),
+        ("blue.jpg/out.png", "Not a directory"),
+        ("blue.jpg", "overwrite"),
+    ],
+)
+def test_a_drawing_that_cannot_be_written_is_refused_at_once(
+    target, reason, run, picture, tmp_path, no_model
+):
+    before = picture.read_bytes()
+    ran = run("detect", picture, "wall", "--draw", tmp_path / target)
+    assert ran.code == 2
+    assert reason in ran.err
+    assert picture.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["blue.jpg"]
+
+
+def test_a_drawing_shows_the_boxes_and_keeps_no_metadata(run, picture, tmp_path, stand_in):
+    target = tmp_path / "out.jpg"
+    assert run("detect", picture, "wall", "--draw", target).code == 0
+    with Image.open(target) as drawn:
+        assert drawn.size == (40, 20)
+        assert "comment" not in drawn.info
+        assert len(drawn.getcolors(10_000)) > 1
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(picture.stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blue.jpg", "out.jpg"]
+
+
+def test_several_drawings_are_numbered(run, picture, tmp_path, stand_in):
+    run("segment", picture, picture, "wall", "--draw", tmp_path / "out.png")
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["out-1.png", "out-2.png"]
+
+
+def test_drawings_go_into_a_folder_under_their_pictures_names(run, picture, tmp_path, stand_in):
+    (folder := tmp_path / "drawn").mkdir()
+    assert run("detect", picture, "wall", "--draw", folder).code == 0
+    assert [path.name for path in folder.iterdir()] == ["blue.png"]
+    ran = run("detect", picture, picture, "wall", "--draw", folder)
+    assert ran.code == 2
+    assert "Two pictures" in ran.err
+
+
+def test_a_failed_drawing_leaves_no_piece_behind(run, picture, tmp_path, stand_in, monkeypatch):
+    def save(self: Image.Image, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    ran = run("detect", picture, "wall", "--draw", tmp_path / "out.png")
+    assert ran.code == 2
+    assert "No space left" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["blue.jpg"]
+
+
+def test_generate_puts_all_pictures_into_one_prompt(run, picture, stand_in):
+    ran = run(
+        *("generate", picture, picture, "compare", "--temperature", "0.5", "--top-k", "3"),
+        *("--seed", "9", "--stop", "a", "--stop", "b", "--json"),
+    )
+    assert json.loads(ran.out)["images"] == [str(picture), str(picture)]
+    [(_, names, prompt, options)] = stand_in.asked
+    assert (names, prompt) == (("blue.jpg", "blue.jpg"), "compare")
+    assert options == {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": None,
+        "seed": 9,
+        "num_beams": 1,
+        "stop": ("a", "b"),
+    }
+
+
+def test_a_stream_ends_with_a_newline(run, picture, stand_in):
+    assert run("generate", picture, "go on", "--stream").out == "and so on\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--stream", "--json"), ("--beams", "2", "--stream"), ("--beams", "2", "--temperature", "1")],
+)
+def test_options_that_exclude_each_other_are_refused(options, run, picture, no_model):
+    ran = run("generate", picture, "go on", *options)
+    assert ran.code == 2
+    assert ran.err.startswith("error: --")
+
+
+def test_a_result_can_be_shown_in_the_terminal(run, picture, stand_in):
+    lines = run("detect", picture, "wall", "--show").out.splitlines()
+    assert lines[0] == "2 objects in a picture of 40 x 20 pixels"
+    assert lines[-10:] == ["▀" * 40] * 10
+
+
+def test_the_model_comes_from_the_environment(run, picture, stand_in, monkeypatch):
+    monkeypatch.setenv("PALIGEMMA_MODEL", "my/folder")
+    assert json.loads(run("caption", picture, "--json").out)["model"] == "my/folder"
+
+
+def test_mini_finds_what_is_in_its_own_world(run, mini_folder, tmp_path):
+    assert run("mini", "scene", "--count", "1", "--out", tmp_path).code == 0
+    truth = json.loads((tmp_path / "truth.json").read_text(encoding="utf-8"))["scenes"][0]
+    things = " ; ".join(truth["counts"])
+    ran = run("detect", tmp_path / "scene_0000.png", things, "--json", "--device", "cpu")
+    labels = [found["label"] for found in json.loads(ran.out)["result"]["objects"]]
+    assert sorted(labels) == sorted(found["label"] for found in truth["objects"])
