@@ -78,7 +78,12 @@ JOINT_STAGES: dict[int, JointStage] = {
         dense_weight=0.3,
         loc_sigma=6.0,
         seed=1,
-        train=replace(_JOINT_TRAIN, num_steps=1600, schedule="constant", warmup_steps=100),
+        train=replace(
+            _JOINT_TRAIN,
+            num_steps=1600,
+            schedule="constant",
+            vision_learning_rate_scale=0.1,
+        ),
     ),
     2: JointStage(
         resolution=160,
@@ -88,7 +93,12 @@ JOINT_STAGES: dict[int, JointStage] = {
         loc_sigma=4.0,
         seed=2,
         train=replace(
-            _JOINT_TRAIN, num_steps=1200, learning_rate=7e-4, schedule="constant", warmup_steps=30
+            _JOINT_TRAIN,
+            num_steps=1200,
+            learning_rate=8e-4,
+            schedule="constant",
+            vision_learning_rate_scale=0.25,
+            warmup_steps=30,
         ),
     ),
     3: JointStage(
@@ -98,7 +108,13 @@ JOINT_STAGES: dict[int, JointStage] = {
         dense_weight=0.15,
         loc_sigma=3.0,
         seed=3,
-        train=replace(_JOINT_TRAIN, num_steps=900, learning_rate=6e-4, warmup_steps=1),
+        train=replace(
+            _JOINT_TRAIN,
+            num_steps=900,
+            learning_rate=7e-4,
+            vision_learning_rate_scale=0.4,
+            warmup_steps=1,
+        ),
     ),
 }
 

@@ -1,6 +1,7 @@
 """The loop: what is learned and logged, and that a stopped run goes on as if it had not been."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,23 @@ def test_an_unfinished_state_file_is_not_mistaken_for_a_state(tmp_path: Path) ->
     line = Line()
     train(line, Points(), line.losses, config(5), tmp_path)
     assert load_state(tmp_path / STATE_NAME, Line()) == 5
+
+
+def test_the_vision_encoder_may_learn_more_slowly(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision_encoder = nn.Linear(1, 1)
+            self.decoder = nn.Linear(1, 1)
+
+        def losses(self, batch: Tensor) -> dict[str, Tensor]:
+            return {"loss": self.decoder(self.vision_encoder(batch[:, :1])).square().mean()}
+
+    two = Two()
+    before = {name: p.detach().clone() for name, p in two.named_parameters()}
+    slow = replace(config(1), vision_learning_rate_scale=0.1)
+    train(two, Points(), two.losses, slow, tmp_path)
+    # Adam's first step has the size of the learning rate: 0.05 / 2 in the warm-up's first step.
+    moved = {name: (p.detach() - before[name]).abs().max() for name, p in two.named_parameters()}
+    assert moved["decoder.weight"] == pytest.approx(0.025, rel=1e-3)
+    assert moved["vision_encoder.weight"] == pytest.approx(0.0025, rel=1e-3)

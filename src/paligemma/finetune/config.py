@@ -20,6 +20,10 @@ class TrainConfig:
     num_steps: int
     learning_rate: float
     final_learning_rate: float = 0.0
+    vision_learning_rate_scale: float = 1.0
+    """Factor on the learning rate of everything named `vision_encoder`: below 1 where the encoder
+    already sees and the decoder's first, loud gradients would unlearn it (arXiv 2407.07726,
+    section 3.2.2)."""
     warmup_steps: int = 100
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 0.0

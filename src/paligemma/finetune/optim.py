@@ -11,15 +11,28 @@ from paligemma.finetune.config import TrainConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; matrices decay, vectors (norms, biases) do not."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim > 1]
-    vectors = [p for p in trainable if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    """AdamW over all trainable parameters; matrices decay, vectors (norms, biases) do not.
+
+    Each group carries the `scale` of its learning rate, which the loop applies.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            key = ("vision_encoder." in name, parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if is_matrix else 0.0,
+                "scale": config.vision_learning_rate_scale if is_vision else 1.0,
+            }
+            for (is_vision, is_matrix), parameters in groups.items()
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
+    )
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:

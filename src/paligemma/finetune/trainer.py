@@ -68,7 +68,7 @@ def train(
     started = time.monotonic()
     for step, batch in enumerate(_batches(source, first, config.num_steps), start=first):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(config, step)
+            group["lr"] = learning_rate_at(config, step) * group["scale"]
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             losses = losses_of(batch)
         loss = losses["loss"]
