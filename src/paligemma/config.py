@@ -116,10 +116,6 @@ class PaliGemmaConfig:
         """PaliGemma 2 is the one with norms after attention and MLP."""
         return "paligemma2" if self.decoder.post_norms else "paligemma"
 
-    def at_resolution(self, resolution: int) -> PaliGemmaConfig:
-        """The same model for pictures of another size: only the position table differs."""
-        return replace(self, vision=replace(self.vision, resolution=resolution))
-
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCodecConfig:

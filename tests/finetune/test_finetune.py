@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from PIL import Image
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.engine.generate import generate
-from paligemma.errors import DataError
+from paligemma.errors import DataError, ImageError, OptionError
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.dataset import ExampleFile, indices_of_step
 from paligemma.finetune.finetune import finetune
 from paligemma.model.paligemma import PaliGemma
+from paligemma.predictor import Predictor
 from paligemma.processor.image import load_image
 from paligemma.processor.processor import Processor, PromptRow
 from paligemma.processor.tokenizer import Tokenizer
@@ -34,7 +36,7 @@ def write_examples(folder: Path) -> Path:
     return path
 
 
-def small(tokenizer: Tokenizer) -> tuple[PaliGemma, Processor]:
+def small(tokenizer: Tokenizer) -> Predictor:
     config: PaliGemmaConfig = tiny_config(vocab_size=tokenizer.vocab_size, attn_logit_softcap=50.0)
     torch.manual_seed(0)
     model = PaliGemma(config)
@@ -44,21 +46,21 @@ def small(tokenizer: Tokenizer) -> tuple[PaliGemma, Processor]:
         resolution=config.vision.resolution,
         num_image_tokens=config.vision.num_image_tokens,
     )
-    return model, processor
+    return Predictor(model=model, processor=processor)
 
 
 def test_four_examples_are_learned_by_heart(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     examples = ExampleFile.open(write_examples(tmp_path))
-    model, processor = small(tiny_tokenizer)
+    predictor = small(tiny_tokenizer)
     config = TrainConfig(
         num_steps=120, learning_rate=5e-3, batch_size=4, warmup_steps=5, autocast=False
     )
-    finetune(model, processor, examples, config, tmp_path / "run")
+    finetune(predictor, examples, config, tmp_path / "run")
     images = [load_image(tmp_path / f"{color}.png") for color in ANSWERS]
     rows = [PromptRow(prompt="caption en", images=(i,)) for i in range(len(images))]
     made = generate(
-        model,
-        processor.prefix_inputs(rows, images),
+        predictor.model,
+        predictor.processor.prefix_inputs(rows, images),
         max_new_tokens=20,
         eos_id=tiny_tokenizer.eos_id,
     )
@@ -69,7 +71,7 @@ def test_examples_that_share_a_picture_share_its_encoding(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     write_examples(tmp_path)
-    _, processor = small(tiny_tokenizer)
+    processor = small(tiny_tokenizer).processor
     first, second = load_image(tmp_path / "red.png"), load_image(tmp_path / "blue.png")
     batch = collate(
         processor,
@@ -109,3 +111,32 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message:
 def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as UTF-8"):
         ExampleFile.open(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_picture_ends_the_run_with_its_own_error(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, num_workers: int
+) -> None:
+    examples = ExampleFile.open(write_examples(tmp_path))
+    (tmp_path / "blue.png").write_bytes(b"not a picture")
+    config = TrainConfig(
+        num_steps=4, learning_rate=1e-3, batch_size=4, num_workers=num_workers, autocast=False
+    )
+    with pytest.raises(ImageError, match=r"blue\.png"):
+        finetune(small(tiny_tokenizer), examples, config, tmp_path / "run")
+
+
+def test_weights_in_bfloat16_are_refused(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    examples = ExampleFile.open(write_examples(tmp_path))
+    predictor = small(tiny_tokenizer)
+    predictor.model.to(torch.bfloat16)
+    with pytest.raises(OptionError, match="needs float32"):
+        finetune(predictor, examples, TrainConfig(num_steps=1, learning_rate=1.0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_steps": 0}, {"save_every": 0}, {"learning_rate": 0.0}, {"schedule": "linear"}]
+)
+def test_options_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        TrainConfig(**({"num_steps": 1, "learning_rate": 1.0} | fields))

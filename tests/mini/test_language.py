@@ -22,9 +22,7 @@ from paligemma.mini.language import (
     ask_reading,
     caption,
     describe,
-    detect_prompt,
     position,
-    segment_prompt,
 )
 
 INDEX = {kind.name: i for i, kind in enumerate(KINDS)}
@@ -300,11 +298,6 @@ def test_positions_are_ninths_of_the_picture_and_never_doubtful(
     assert position((x - 0.05, y - 0.08, x + 0.05, y + 0.08)) == expected
 
 
-def test_detect_and_segment_prompts_join_labels_with_semicolons() -> None:
-    assert detect_prompt([INDEX["dog"], INDEX["key"]]) == "detect dog ; key"
-    assert segment_prompt([INDEX["dog"]]) == "segment dog"
-
-
 def test_the_sample_covers_every_noun_color_and_answer() -> None:
     texts = list(all_texts())
     assert texts == list(all_texts())
@@ -328,7 +321,7 @@ def test_what_cannot_be_said_is_refused() -> None:
     with pytest.raises(OptionError, match="kind -1"):
         caption([(-1, 1)], "en")
     with pytest.raises(OptionError, match="kind 64"):
-        detect_prompt([64])
+        caption([(64, 1)], "en")
     with pytest.raises(OptionError, match="count is 6"):
         caption([(0, 6)], "en")
     with pytest.raises(OptionError, match="count is 6"):

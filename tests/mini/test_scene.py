@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paligemma.errors import OptionError
+from paligemma.masks import mask_to_rle
 from paligemma.mini import assets
 from paligemma.mini.scene import COLORS, Scene, make_scene
 
@@ -159,7 +160,8 @@ def test_words_are_drawn_tight_in_their_boxes() -> None:
 def test_every_face_draws_every_letter() -> None:
     for face in range(assets.num_faces()):
         for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ":
-            bitmap = assets.word_bitmap(letter, face, 24)
+            width, height = assets.word_size_wh(letter, face)
+            bitmap = assets.draw_word(letter, face, (0.0, 0.0, width * 24, height * 24)).pixels
             assert bitmap.max() > 200
             assert 22 <= bitmap.shape[0] <= 36
 
@@ -199,10 +201,7 @@ def test_truth_is_json_and_its_masks_decode_to_the_object_masks(scenes: list[Sce
         assert np.allclose(
             thing["box_xyxy"], np.array(scene.objects[index].box_xyxy) * 96, atol=0.01
         )
-        counts = thing["mask"]["counts"]
-        flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        decoded = flat.reshape(96, 96).T
-        assert np.array_equal(decoded, scene.object_mask(index, 96))
+        assert thing["mask"] == mask_to_rle(scene.object_mask(index, 96))
 
 
 def test_shipped_assets_stay_small_and_words_are_plain() -> None:

@@ -7,10 +7,10 @@ import torch
 
 from paligemma.mini import language
 from paligemma.mini.dense import BLANK, IGNORE, NONE, WORD, DenseHeads, dense_targets
+from paligemma.mini.examples import TASK_WEIGHTS, SegCodes, draw_example
 from paligemma.mini.joint import JointSource, build_mini, mini_config
 from paligemma.mini.scene import make_scene
 from paligemma.mini.stage0 import Stage0, Stage0Source
-from paligemma.mini.tasks import TASK_WEIGHTS, SegCodes, draw_example
 from paligemma.mini.texts import SceneTexts
 from paligemma.mini.vocabulary import train_vocabulary
 from paligemma.processor.processor import Processor
@@ -144,5 +144,4 @@ def test_a_batch_without_words_has_finite_dense_losses() -> None:
     )
     heads = DenseHeads(8)
     losses = heads(torch.randn(1, 16, 8), dense_targets([scene], grid=4))
-    assert torch.isfinite(losses["kind"])
-    assert torch.isfinite(losses["letters"])
+    assert all(torch.isfinite(value) for value in losses.values())

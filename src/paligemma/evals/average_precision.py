@@ -29,11 +29,14 @@ class Labeled:
 
 def mean_average_precision(
     predicted: Sequence[Labeled], true: Sequence[Labeled], threshold: float = 0.5
-) -> float:
-    """Mean over the labels of the truth, 0..1; the two lists are aligned by picture."""
+) -> float | None:
+    """Mean over the labels of the truth, 0..1; None where nothing is to be found.
+
+    The two lists are aligned by picture.
+    """
     labels = sorted({label for picture in true for label in picture.labels})
     if not labels:
-        return float("nan")
+        return None
     return float(
         np.mean([_average_precision(predicted, true, label, threshold) for label in labels])
     )

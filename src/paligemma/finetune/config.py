@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from paligemma.errors import OptionError
+
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,10 @@ class TrainConfig:
     final_learning_rate: float = 0.0
     vision_learning_rate_scale: float = 1.0
     """Factor on the learning rate of everything named `vision_encoder`: below 1 where the encoder
-    already sees and the decoder's first, loud gradients would unlearn it (arXiv 2407.07726,
-    section 3.2.2)."""
+    already sees and the decoder's first, loud gradients would unlearn it. (arXiv 2407.07726,
+    section 3.2.2, warms the encoder's rate up slowly for the same reason.)"""
     warmup_steps: int = 100
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
@@ -36,9 +38,16 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 500
     log_every: int = 25
+    num_workers: int = 0
+    """Processes that make batches ahead of time; 0: the training process makes them itself."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise OptionError(f"num_steps is {self.num_steps}; training needs at least 1.")
+        for name in ("num_steps", "batch_size", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.learning_rate <= 0:
             raise OptionError(f"The learning rate is {self.learning_rate}; it must be above 0.")
+        if self.schedule not in get_args(Schedule):
+            raise OptionError(
+                f"The schedule is {self.schedule!r}; it must be one of {get_args(Schedule)}."
+            )

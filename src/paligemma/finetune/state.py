@@ -8,10 +8,13 @@ a function of (seed, step).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,15 +43,18 @@ def load_state(
 ) -> int:
     """Fill a module, and its optimizer when given; returns the number of steps done."""
     parameters = dict(module.named_parameters())
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         stored = set(file.keys())
-        expected = {f"weight/{name}" for name in parameters}
-        weights = {key for key in stored if key.startswith("weight/")}
-        if weights != expected:
-            differing = ", ".join(sorted(weights ^ expected)[:5])
+        expected = {f"weight/{name}": list(p.shape) for name, p in parameters.items()}
+        found = {
+            key: file.get_slice(key).get_shape() for key in stored if key.startswith("weight/")
+        }
+        if found != expected:
+            differing = {k for k in found.keys() | expected if found.get(k) != expected.get(k)}
             raise CheckpointError(
-                f"The training state {path} belongs to another model: {differing} stand on one "
-                "side only. Train into an empty folder, or use the settings it was made with."
+                f"The training state {path} belongs to another model: "
+                f"{', '.join(sorted(differing)[:5])} differ. "
+                "Train into an empty folder, or use the settings it was made with."
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -57,12 +63,24 @@ def load_state(
             for name, parameter in parameters.items():
                 for moment in _MOMENTS:
                     if f"{moment}/{name}" in stored:
-                        optimizer.state[parameter][moment] = file.get_tensor(f"{moment}/{name}")
+                        kept = file.get_tensor(f"{moment}/{name}")
+                        optimizer.state[parameter][moment] = kept.to(parameter.device)
         return int(file.metadata()["step"])
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The weights alone, by parameter name: what the next stage starts from."""
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         names = [key for key in file.keys() if key.startswith("weight/")]  # noqa: SIM118
         return {name.removeprefix("weight/"): file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The training state {path} is missing or damaged ({error}). Remove it to start anew."
+        ) from error

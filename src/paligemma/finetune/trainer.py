@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from paligemma.errors import NumericalError
+from paligemma.errors import NumericalError, PaliGemmaError
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.optim import build_optimizer, learning_rate_at
 from paligemma.finetune.state import load_state, save_state
@@ -31,7 +31,7 @@ class BatchSource(Protocol[Made_co]):
     def batch(self, step: int) -> Made_co: ...
 
 
-class _Steps(Dataset[Batch]):
+class _Steps(Dataset[Any], Generic[Batch]):
     def __init__(self, source: BatchSource[Batch], num_steps: int) -> None:
         self.source = source
         self.num_steps = num_steps
@@ -39,8 +39,12 @@ class _Steps(Dataset[Batch]):
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.source.batch(step)
+    def __getitem__(self, step: int) -> Batch | PaliGemmaError:
+        # An error raised in a worker would arrive wrapped in that worker's traceback.
+        try:
+            return self.source.batch(step)
+        except PaliGemmaError as error:
+            return error
 
 
 def train(
@@ -56,7 +60,7 @@ def train(
 
     `losses_of` gives named scalars; "loss" is minimized, the rest is logged. State and a JSON
     Lines log stand in `out`; calling again with the same arguments resumes. Raises NumericalError
-    when the loss is not finite: the last saved state is then still good.
+    when loss or gradients are not finite: the last saved state is then still good.
     """
     out.mkdir(parents=True, exist_ok=True)
     optimizer = build_optimizer(module, config)
@@ -64,50 +68,59 @@ def train(
     first = load_state(state_path, module, optimizer) if state_path.exists() else 0
     _drop_log_after(log_path, first)
     module.train()
+    device_type = next(module.parameters()).device.type
     totals: dict[str, float] = {}
+    num_totaled = 0
     started = time.monotonic()
-    for step, batch in enumerate(_batches(source, first, config.num_steps), start=first):
+    batches = _batches(source, first, config.num_steps, config.num_workers)
+    for step, batch in enumerate(batches, start=first):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(config, step) * group["scale"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+        with torch.autocast(device_type, torch.bfloat16, enabled=config.autocast):
             losses = losses_of(batch)
         loss = losses["loss"]
-        if not math.isfinite(value := loss.item()):
-            raise NumericalError(
-                f"The loss of step {step} is {value}. The last good state is in "
-                f"{state_path}; lower the learning rate or look at that step's data."
-            )
+        _check_finite("loss", loss.item(), step, state_path)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
+        _check_finite("gradient", norm.item(), step, state_path)
         optimizer.step()
         optimizer.zero_grad()
         for name, scalar in {**losses, "grad_norm": norm}.items():
             totals[name] = totals.get(name, 0.0) + scalar.item()
+        num_totaled += 1
         done = step + 1
         if done % config.log_every == 0 or done == config.num_steps:
-            count = (done - 1) % config.log_every + 1 if done > first else 1
-            count = min(count, done - first)
             record: dict[str, float] = {
                 "step": done,
                 "learning_rate": learning_rate_at(config, step),
             }
-            record |= {name: round(total / count, 5) for name, total in totals.items()}
+            record |= {name: round(total / num_totaled, 5) for name, total in totals.items()}
             record["seconds"] = round(time.monotonic() - started, 1)
             with log_path.open("a") as log:
                 log.write(json.dumps(record) + "\n")
             if on_log is not None:
                 on_log(record)
-            totals = {}
+            totals, num_totaled = {}, 0
         if done % config.save_every == 0 or done == config.num_steps:
             save_state(state_path, module, optimizer, done)
 
 
-def _batches(source: BatchSource[Batch], first: int, end: int) -> Iterator[Batch]:
-    # One worker makes the next batches while this process computes.
-    loader = DataLoader(
-        _Steps(source, end), batch_size=None, sampler=range(first, end), num_workers=1
-    )
-    yield from loader
+def _batches(source: BatchSource[Batch], first: int, end: int, num_workers: int) -> Iterator[Batch]:
+    steps = _Steps(source, end)
+    for batch in DataLoader(
+        steps, batch_size=None, sampler=range(first, end), num_workers=num_workers
+    ):
+        if isinstance(batch, PaliGemmaError):
+            raise batch
+        yield batch
+
+
+def _check_finite(what: str, value: float, step: int, state_path: Path) -> None:
+    if not math.isfinite(value):
+        raise NumericalError(
+            f"The {what} of step {step} is {value}. The last good state is in {state_path}; "
+            "lower the learning rate or look at that step's data."
+        )
 
 
 def _drop_log_after(path: Path, step: int) -> None:

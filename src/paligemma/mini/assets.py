@@ -230,13 +230,6 @@ def letter_edges(text: str, face: int) -> tuple[tuple[float, float], ...]:
     return tuple(((a - left) / (right - left), (b - left) / (right - left)) for a, b in edges)
 
 
-def word_bitmap(text: str, face: int, height_px: float) -> NDArray[np.uint8]:
-    """A word of A-Z, its capitals `height_px` high: coverage uint8[h, w], tight around the ink."""
-    width, height = word_size_wh(text, face)
-    box = (0.0, 0.0, max(1.0, round(width * height_px)), max(1.0, round(height * height_px)))
-    return draw_word(text, face, box).pixels
-
-
 def draw_word(text: str, face: int, box_xyxy: tuple[float, float, float, float]) -> Layer:
     """A word, the tight box of its ink laid on `box_xyxy` (pixels, fractions allowed)."""
     word = _word(text, face)

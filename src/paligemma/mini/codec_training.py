@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from paligemma.config import MaskCodecConfig
 from paligemma.mini import assets
-from paligemma.mini.tasks import SegCodes
+from paligemma.mini.examples import SegCodes
 from paligemma.tasks.seg_codec import MASK_SIDE, NUM_CODES_PER_MASK, MaskCodec
 
 MINI_CODEC = MaskCodecConfig(code_dim=16, width=48, stem_widths=(8, 16, 32, 48))

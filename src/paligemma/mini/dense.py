@@ -95,13 +95,13 @@ def _scene_targets(
             letters[mine], halves[mine] = IGNORE, IGNORE
             continue
         kinds[mine] = WORD
-        spelled = [ord(letter) - ord("A") for letter in thing.text[:MAX_LETTERS]]
+        spelled = [ord(letter) - ord("A") for letter in thing.text]
         letters[mine] = spelled + [BLANK] * (MAX_LETTERS - len(spelled))
         columns = np.full((grid, 2), BLANK)
         edges = assets.letter_edges(thing.text, thing.face)
         for half in (0, 1):
             centers = (low + (0.25 + 0.5 * half) / grid - x0) / (x1 - x0)
-            for letter, (left, right) in zip(spelled, edges, strict=False):
+            for letter, (left, right) in zip(spelled, edges, strict=True):
                 columns[(centers >= left) & (centers < right), half] = letter
         halves[mine] = np.tile(columns, (grid, 1))[mine]
     return kinds, boxes, letters, halves
@@ -132,9 +132,9 @@ class DenseHeads(nn.Module):
         losses["halves"] = _mean_cross_entropy(halves, word_halves)
         with torch.no_grad():
             right = kind_logits.argmax(-1) == targets.kinds
-            losses["kind_right"] = right[covered].float().mean()
-            losses["word_right"] = (letters.argmax(-1) == word_letters).all(-1).float().mean()
-            losses["half_right"] = (halves.argmax(-1) == word_halves).float().mean()
+            losses["kind_right"] = _share(right[covered])
+            losses["word_right"] = _share((letters.argmax(-1) == word_letters).all(-1))
+            losses["half_right"] = _share(halves.argmax(-1) == word_halves)
         return losses
 
 
@@ -142,3 +142,8 @@ def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """As F.cross_entropy, but 0 instead of NaN where a batch has no printed word."""
     summed = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return summed / max(1, targets.numel())
+
+
+def _share(right: Tensor) -> Tensor:
+    """Share of True, 0 where there is nothing to be right about."""
+    return right.float().sum() / max(1, right.numel())

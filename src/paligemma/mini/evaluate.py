@@ -1,11 +1,14 @@
 """How well a model knows mini's world: fresh test scenes, every task, one table.
 
     map50          COCO's average precision at IoU 0.5 of `detect`, asked for all kinds present
+                   (None where no scene holds an object)
     caption_exact  share of captions that equal the truth letter by letter, per language
     count          share of right answers to "how many ...?": every kind present, and one absent
     ocr_exact      share of scenes with print whose whole text is read right
     mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
-    unparsable     outputs of `detect` and `segment` that held anything but whole objects
+    matched_masks  share of all objects that `segment` found so
+    unparsable     outputs of `detect` and `segment` that held a malformed, cut or repeated object,
+                   or text without any object
 
 Each scene's truth and predictions stand in `records`, from which all of it can be computed anew.
 """
@@ -65,13 +68,14 @@ def evaluate(
             mask_ious += _mask_ious(scene, answers["segment"])
         if on_progress is not None:
             on_progress(len(records), scenes)
+    map50 = mean_average_precision(predicted, true)
     counts = [right for record in records for right in record["count_right"]]
     reads = [record["ocr"] == record["ocr_truth"] for record in records if record["ocr_truth"]]
     return {
         "model": predictor.name,
         "scenes": scenes,
         "seed": seed,
-        "map50": _rounded(mean_average_precision(predicted, true)),
+        "map50": None if map50 is None else _rounded(map50),
         "caption_exact": {
             code: _share([r["captions"][code] == r["captions_truth"][code] for r in records])
             for code in language.LANGUAGES
@@ -80,7 +84,7 @@ def evaluate(
         "ocr_exact": _share(reads),
         "mask_iou": _share(mask_ious),
         "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.labels) for t in true))),
-        "unparsable": sum(record["num_problems"] for record in records),
+        "unparsable": sum(record["num_unparsable"] for record in records),
         "records": records,
     }
 
@@ -152,8 +156,12 @@ def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
         "objects_truth": scene.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])[
             "objects"
         ],
-        "num_problems": sum(bool(result.problems) for result in found),
+        "num_unparsable": sum(_is_unparsable(result) for result in found),
     }
+
+
+def _is_unparsable(result: Detections | Segments) -> bool:
+    return bool(result.problems) or bool(result.text.strip() and not result.objects)
 
 
 def _labeled(detections: Detections | None) -> Labeled:

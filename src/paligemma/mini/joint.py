@@ -24,8 +24,8 @@ from paligemma.mini.dense import (
     dense_targets,
     fourier_features,
 )
+from paligemma.mini.examples import SegCodes, draw_example
 from paligemma.mini.scene import make_scene
-from paligemma.mini.tasks import SegCodes, draw_example
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.inputs import ModelInputs

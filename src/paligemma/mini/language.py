@@ -335,16 +335,6 @@ def position(box_xyxy: tuple[float, float, float, float]) -> str | None:
     return f"{row} {column}".strip() or "center"
 
 
-def detect_prompt(kinds: Sequence[int]) -> str:
-    """The prompt that asks for boxes: [0, 48] gives "detect dog ; key"."""
-    return "detect " + " ; ".join(_kind(kind).name for kind in kinds)
-
-
-def segment_prompt(kinds: Sequence[int]) -> str:
-    """The prompt that asks for masks: [0, 48] gives "segment dog ; key"."""
-    return "segment " + " ; ".join(_kind(kind).name for kind in kinds)
-
-
 def all_texts() -> Iterator[str]:
     """A fixed sample of everything said in this world, to learn a vocabulary from.
 
@@ -385,9 +375,9 @@ def all_texts() -> Iterator[str]:
         ):
             yield f"answer en {question}"
             yield answer
-        for kinds in ([kind], [kind, other_kind]):
-            yield detect_prompt(kinds)
-            yield segment_prompt(kinds)
+        for kinds in ((kind,), (kind, other_kind)):
+            names = " ; ".join(KINDS[kind].name for kind in kinds)
+            yield from (f"detect {names}", f"segment {names}")
     yield from ("ocr", ask_listing([])[1])
     yield from letters
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from paligemma.errors import OptionError
+from paligemma.masks import mask_to_rle
 from paligemma.mini import assets
 
 Split = Literal["train", "test"]
@@ -228,14 +229,13 @@ class Scene:
     def to_truth(self, resolution: int, kind_names: Sequence[str]) -> dict[str, Any]:
         """The scene as plain JSON values, coordinates in pixels of `draw(resolution)`.
 
-        Masks are COCO's uncompressed run lengths: counts of pixels down the columns, beginning
-        with those outside.
+        Masks are COCO's compressed run lengths, as in the results of `segment`.
         """
         objects = [
             {
                 "label": kind_names[thing.kind],
                 "box_xyxy": _rounded(thing.box_xyxy, resolution),
-                "mask": _run_lengths(self.object_mask(index, resolution)),
+                "mask": mask_to_rle(self.object_mask(index, resolution)),
             }
             for index, thing in enumerate(self.objects)
         ]
@@ -270,21 +270,6 @@ def _rounded(box: Box, resolution: int) -> list[float]:
 def _place(picture: NDArray[Any], layer: assets.Layer) -> NDArray[Any]:
     height, width = layer.pixels.shape[:2]
     return picture[layer.top : layer.top + height, layer.left : layer.left + width]
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's uncompressed run-length code.
-
-    >>> _run_lengths(np.array([[False, True], [False, True]]))
-    {'size': [2, 2], 'counts': [2, 2]}
-    """
-    column_major = mask.T.ravel()
-    changes = np.flatnonzero(column_major[1:] != column_major[:-1]) + 1
-    edges = np.concatenate([[0], changes, [column_major.size]])
-    counts = [int(count) for count in np.diff(edges)]
-    if column_major[0]:
-        counts.insert(0, 0)
-    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": counts}
 
 
 # --- making scenes ------------------------------------------------------------------------------

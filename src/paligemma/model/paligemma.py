@@ -59,7 +59,9 @@ class PaliGemma(nn.Module):
         if image_tokens is None:
             image_tokens = self.embed_images(inputs.pixel_values)
         flat_index = [image for row in inputs.image_index for image in row]
-        features = image_tokens[torch.tensor(flat_index, device=x.device)].flatten(0, 1)
+        # index_select: its gradient sums in a fixed order, so that a resumed run is bit-equal.
+        features = image_tokens.index_select(0, torch.tensor(flat_index, device=x.device))
+        features = features.flatten(0, 1)
         num_places = int(inputs.image_mask.sum())
         if num_places != features.shape[0]:
             raise PromptError(

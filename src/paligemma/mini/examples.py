@@ -12,7 +12,12 @@ from collections.abc import Callable, Mapping
 from paligemma.mini import language
 from paligemma.mini.scene import Scene, SceneObject
 from paligemma.mini.texts import SceneTexts
+from paligemma.tasks.answer import AnswerTask
+from paligemma.tasks.caption import CaptionTask, RegionCaptionTask
+from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.loc_codec import format_box
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.segment import SegmentTask
 
 Pair = tuple[str, str]
 SegCodes = Mapping[tuple[int, int], tuple[int, ...]]
@@ -59,12 +64,12 @@ def _seg_text(codes: tuple[int, ...]) -> str:
 
 def _caption(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
     code = rng.choice(language.LANGUAGES)
-    return f"caption {code}", texts.caption(code)
+    return CaptionTask(language=code).prompt(), texts.caption(code)
 
 
 def _describe(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
     code = rng.choice(language.LANGUAGES)
-    return f"describe {code}", texts.describe(code)
+    return CaptionTask(language=code, style="describe").prompt(), texts.describe(code)
 
 
 def _asked_kinds(texts: SceneTexts, rng: random.Random) -> list[int]:
@@ -80,23 +85,29 @@ def _asked_kinds(texts: SceneTexts, rng: random.Random) -> list[int]:
     return present
 
 
+def _names(kinds: list[int]) -> list[str]:
+    return [language.KINDS[kind].name for kind in kinds]
+
+
 def _detect(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
     kinds = _asked_kinds(texts, rng)
-    return (language.detect_prompt(kinds), detection_suffix(texts, kinds)) if kinds else None
+    return (
+        (DetectTask.of(_names(kinds)).prompt(), detection_suffix(texts, kinds)) if kinds else None
+    )
 
 
 def _segment(texts: SceneTexts, rng: random.Random, seg_codes: SegCodes) -> Pair | None:
     kinds = _asked_kinds(texts, rng)
     if not kinds:
         return None
-    return language.segment_prompt(kinds), detection_suffix(texts, kinds, seg_codes)
+    return SegmentTask.of(_names(kinds)).prompt(), detection_suffix(texts, kinds, seg_codes)
 
 
 def _ocr(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
     # Pictures without print are asked about too, but seldom.
     if not texts.words and rng.random() < 0.8:
         return None
-    return "ocr", texts.reading()
+    return OcrTask().prompt(), texts.reading()
 
 
 def _count(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
@@ -107,7 +118,7 @@ def _count(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
     else:
         kind = rng.randrange(len(language.KINDS))
     question, answer = language.ask_count(kind, counts.get(kind, 0), code)
-    return f"answer {code} {question}", answer
+    return AnswerTask(question=question, language=code).prompt(), answer
 
 
 def _question(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
@@ -129,7 +140,7 @@ def _question(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None
             pair = language.ask_reading(texts.words)
     if pair is None:
         return None
-    return f"answer en {pair[0]}", pair[1]
+    return AnswerTask(question=pair[0], language="en").prompt(), pair[1]
 
 
 def _where(thing: SceneObject) -> Pair | None:
@@ -141,7 +152,8 @@ def _caption_box(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | N
     if not texts.scene.objects:
         return None
     thing = rng.choice(texts.scene.objects)
-    return f"caption {format_box(thing.box_xyxy)}", language.KINDS[thing.kind].name
+    prompt = RegionCaptionTask(box_normalized_xyxy=thing.box_xyxy).prompt()
+    return prompt, language.KINDS[thing.kind].name
 
 
 _TASKS: dict[str, Callable[[SceneTexts, random.Random, SegCodes], Pair | None]] = {
