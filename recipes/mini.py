@@ -86,9 +86,10 @@ JOINT_STAGES: dict[int, JointStage] = {
         seed=1,
         train=replace(
             _JOINT_TRAIN,
-            num_steps=1600,
+            num_steps=800,
             schedule="constant",
             vision_learning_rate_scale=0.1,
+            loss_reduction="token",
         ),
     ),
     2: JointStage(
@@ -100,10 +101,10 @@ JOINT_STAGES: dict[int, JointStage] = {
         seed=2,
         train=replace(
             _JOINT_TRAIN,
-            num_steps=1200,
+            num_steps=1000,
             learning_rate=8e-4,
             schedule="constant",
-            vision_learning_rate_scale=0.25,
+            vision_learning_rate_scale=0.3,
             warmup_steps=30,
         ),
     ),
@@ -116,8 +117,8 @@ JOINT_STAGES: dict[int, JointStage] = {
         seed=3,
         train=replace(
             _JOINT_TRAIN,
-            num_steps=900,
-            learning_rate=7e-4,
+            num_steps=1800,
+            learning_rate=8e-4,
             vision_learning_rate_scale=0.4,
             warmup_steps=1,
         ),
@@ -183,7 +184,11 @@ def _run_joint(
     config = mini_config(tokenizer.vocab_size, stage.resolution)
     model = build_mini(config, tokenizer.loc_offset, stage.seed)
     joint = Joint(
-        model, tokenizer.loc_offset, dense_weight=stage.dense_weight, loc_sigma=stage.loc_sigma
+        model,
+        tokenizer.loc_offset,
+        dense_weight=stage.dense_weight,
+        loc_sigma=stage.loc_sigma,
+        reduction=stage.train.loss_reduction,
     )
     _start_from(joint, out / f"stage{number - 1}" / STATE_NAME)
     if compiled:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from paligemma.errors import DataError
 from paligemma.finetune.collate import split_by_length
+from paligemma.finetune.config import Reduction
 from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.inputs import ModelInputs
@@ -16,9 +17,16 @@ from tests.tiny import Row, tiny_config, tiny_inputs, tiny_model
 ROWS = [Row(prefix=3, suffix=4), Row(prefix=6, suffix=2), Row(images=(1, 0), prefix=2, suffix=3)]
 
 
-def mean_loss(model: PaliGemma, inputs: ModelInputs, *, softcap: bool = False) -> torch.Tensor:
+def mean_loss(
+    model: PaliGemma,
+    inputs: ModelInputs,
+    *,
+    reduction: Reduction = "token",
+    softcap: bool = False,
+) -> torch.Tensor:
+    hidden = model.hidden_states(inputs)
     total, count = suffix_loss(
-        model.decoder, model.hidden_states(inputs), inputs, final_logit_softcap=softcap
+        model.decoder, hidden, inputs, reduction=reduction, final_logit_softcap=softcap
     )
     return total / count
 
@@ -36,6 +44,19 @@ def test_it_is_the_mean_cross_entropy_of_suffix_tokens(softcap: bool) -> None:
         assert len(losses) == 9
         expected = torch.stack(losses).mean()
         assert mean_loss(model, inputs, softcap=softcap) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_by_default_every_row_counts_the_same() -> None:
+    model = tiny_model()
+    rows = [Row(prefix=3, suffix=4), Row(prefix=6, suffix=1)]
+    with torch.no_grad():
+        both = mean_loss(model, tiny_inputs(model.config, rows, pad="right"), reduction="example")
+        inputs = tiny_inputs(model.config, rows, pad="right")
+        alone = [
+            mean_loss(model, replace(inputs, loss_mask=inputs.loss_mask & mine[:, None]))
+            for mine in (torch.tensor([True, False]), torch.tensor([False, True]))
+        ]
+    assert float(both) == pytest.approx(float(sum(alone)) / 2, abs=1e-6)
 
 
 def test_pads_on_either_side_do_not_matter() -> None:
@@ -93,9 +114,13 @@ def test_places_may_count_their_neighbors_as_nearly_right() -> None:
     inputs = replace(inputs, token_ids=token_ids)
     with torch.no_grad():
         hidden = model.hidden_states(inputs)
-        sharp, _ = suffix_loss(model.decoder, hidden, inputs)
-        narrow, _ = suffix_loss(model.decoder, hidden, inputs, loc_offset=10, loc_sigma=0.05)
-        wide, _ = suffix_loss(model.decoder, hidden, inputs, loc_offset=10, loc_sigma=3.0)
+        sharp, _ = suffix_loss(model.decoder, hidden, inputs, reduction="token")
+        narrow, _ = suffix_loss(
+            model.decoder, hidden, inputs, reduction="token", loc_offset=10, loc_sigma=0.05
+        )
+        wide, _ = suffix_loss(
+            model.decoder, hidden, inputs, reduction="token", loc_offset=10, loc_sigma=3.0
+        )
         places = inputs.loss_mask[:, 1:]
         log_probs = model.decoder.logits(hidden[:, :-1][places], softcap=False).log_softmax(-1)
         weights = torch.softmax(-0.5 * ((torch.arange(1024) - 500) / 3.0) ** 2, 0)

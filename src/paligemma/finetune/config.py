@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from paligemma.errors import OptionError
 
 Schedule = Literal["constant", "cosine"]
+Reduction = Literal["example", "token"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     autocast: bool = True
     batch_size: int = 8
+    loss_reduction: Reduction = "example"
+    """Mean over rows of each row's mean (big_vision), or over all tokens (transformers)."""
     final_logit_softcap_in_loss: bool = False
     """transformers and Keras cap the logits in the training loss too; big_vision does not."""
     seed: int = 0

@@ -44,13 +44,14 @@ def finetune(
 
     def losses(batch: ModelInputs) -> dict[str, Tensor]:
         inputs = batch.to(model.device)
-        total, num_tokens = suffix_loss(
+        total, count = suffix_loss(
             model.decoder,
             model.hidden_states(inputs),
             inputs,
+            reduction=config.loss_reduction,
             final_logit_softcap=config.final_logit_softcap_in_loss,
         )
-        return {"loss": total / num_tokens}
+        return {"loss": total / count}
 
     source = ExampleSource(
         examples=examples,

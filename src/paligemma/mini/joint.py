@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.finetune.collate import Example, collate, split_by_length
+from paligemma.finetune.config import Reduction
 from paligemma.finetune.loss import suffix_loss
 from paligemma.mini.dense import (
     FREQUENCIES,
@@ -117,7 +118,13 @@ class Joint(nn.Module):
     """The model with its dense heads beside it."""
 
     def __init__(
-        self, model: PaliGemma, loc_offset: int, *, dense_weight: float, loc_sigma: float
+        self,
+        model: PaliGemma,
+        loc_offset: int,
+        *,
+        dense_weight: float,
+        loc_sigma: float,
+        reduction: Reduction,
     ) -> None:
         super().__init__()
         self.model = model
@@ -125,6 +132,7 @@ class Joint(nn.Module):
         self.loc_offset = loc_offset
         self.dense_weight = dense_weight
         self.loc_sigma = loc_sigma
+        self.reduction: Reduction = reduction
 
     def losses(self, batch: JointBatch) -> dict[str, Tensor]:
         features = self.model.vision_encoder(batch.parts[0].pixel_values)
@@ -133,14 +141,15 @@ class Joint(nn.Module):
         total, count = torch.zeros(()), 0
         for part in batch.parts:
             hidden = self.model.hidden_states(part, image_tokens=image_tokens)
-            summed, num_tokens = suffix_loss(
+            summed, num = suffix_loss(
                 self.model.decoder,
                 hidden,
                 part,
+                reduction=self.reduction,
                 loc_offset=self.loc_offset,
                 loc_sigma=self.loc_sigma,
             )
-            total, count = total + summed, count + num_tokens
+            total, count = total + summed, count + num
         suffix = total / count
         extra = dense["kind"] + dense["box"] + dense["letters"] + 0.5 * dense["halves"]
         names = ("kind_right", "word_right", "half_right", "box")
