@@ -1,0 +1,44 @@
+"""What README.md shows is what happens: its Python runs and prints what stands below it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if not (files("paligemma") / "mini" / "model" / "model.safetensors").is_file():
+        pytest.skip("the weights of mini are not there yet")
+    shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_of_the_readme_prints_what_it_says(working_directory: Path) -> None:
+    namespace: dict[str, object] = {}
+    assert len(BLOCKS) == 3
+    for code, expected in BLOCKS:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), namespace)
+        if expected:
+            assert printed.getvalue().strip() == expected.strip()
+    assert (working_directory / "out.png").is_file()
+    assert (working_directory / "my-model" / "config.json").is_file()
+
+
+def test_every_file_that_the_readme_links_is_there() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
