@@ -2,8 +2,9 @@
 
     python recipes/mini_report.py --out runs/mini --report docs/mini
 
-Writes curves.png and log.jsonl (every stage's log in one file) into the report folder. The
-evaluation table beside them is what `paligemma mini eval --scenes 500 --seed 7` prints.
+Writes curves.png and log.jsonl (every stage's log in one file) into the report folder, and copies
+evaluation.json there. Needs matplotlib (pip install matplotlib). Suffix losses compare within a
+stage only: the stages differ in how places are smoothed and in what is averaged.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def main() -> None:
     log = "".join(json.dumps(record) + "\n" for record in records)
     (arguments.report / "log.jsonl").write_text(log)
     _plot(records, arguments.report / "curves.png")
+    evaluation = (arguments.out / "evaluation.json").read_text()
+    (arguments.report / "evaluation.json").write_text(evaluation)
 
 
 def _read(out: Path) -> list[dict[str, Any]]:
