@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from paligemma.draw import PALETTE, draw_detections
+from paligemma.draw import PALETTE, _erode, draw_detections
 from paligemma.errors import ImageError
 from paligemma.results import Detection, Detections, Segment, Segments
 
@@ -77,6 +78,43 @@ def test_a_mask_is_tinted_inside_only() -> None:
     assert tuple(drawn[120, 120]) not in ((128, 128, 128), PALETTE[0])
     assert tuple(drawn[120, 60]) == PALETTE[0]  # the mask's own edge
     assert tuple(drawn[120, 50]) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("num_pixels", [1, 3, 40])
+def test_eroding_takes_a_rim_off_a_mask(num_pixels: int) -> None:
+    rng = np.random.default_rng(num_pixels)
+    gray = Image.fromarray(rng.random((60, 90)) < 0.999).convert("L")
+    filtered = gray.filter(ImageFilter.MinFilter(2 * num_pixels + 1))
+    eroded = _erode(np.asarray(gray) > 0, num_pixels)
+    assert np.array_equal(eroded, np.asarray(filtered) > 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 1)])
+def test_masks_of_tiny_pictures_can_be_drawn(size: tuple[int, int]) -> None:
+    mask = np.ones((size[1], size[0]), dtype=bool)
+    segment = Segment(**vars(detection("cat", (0, 0, *size))), mask=mask, mask_score=0.5)
+    segments = Segments(**{**vars(found(size)), "objects": (segment,)})
+    assert segments.draw(Image.new("L", size)).size == size
+
+
+def test_the_bytes_of_a_file_can_be_drawn_on() -> None:
+    content = io.BytesIO()
+    GRAY.save(content, "PNG")
+    assert draw_detections(content.getvalue(), found(GRAY.size)).tobytes() == GRAY.tobytes()
+    with pytest.raises(ImageError, match="The picture bytes cannot be read: it is damaged"):
+        draw_detections(b"no picture", found((4, 4)))
+
+
+def test_sixteen_bits_of_gray_are_not_cut_off() -> None:
+    gray = Image.fromarray(np.full((4, 4), 128 * 257, np.uint16))
+    assert draw_detections(gray, found((4, 4))).getpixel((1, 1)) == (128, 128, 128)
+
+
+def test_no_other_parser_sees_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    GRAY.save(path, "TIFF")
+    with pytest.raises(ImageError, match="cannot be read"):
+        draw_detections(path, found(GRAY.size))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (40, 700), (1500, 60), (3000, 2000)])

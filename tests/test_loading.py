@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from paligemma import loading
 from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
-from tests.agreement.tiny_predictor import build_predictor
+from tests.agreement.tiny_predictor import build_predictor, picture
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +93,25 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> 
     for file in folder.iterdir():
         if file.name != "tokenizer.model":
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"holds no tokenizer\.model.*load_model"):
         paligemma.load(tmp_path, device="cpu")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        paligemma.load(tmp_path, device="cpu")
+
+
+def test_a_model_with_more_ids_than_its_tokenizer_answers_and_says_so(
+    tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    predictor = build_predictor(tiny_tokenizer)
+    num_ids = tiny_tokenizer.vocab_size
+    model = tiny_model("paligemma2", vocab_size=num_ids + 1000)
+    folder = replace(predictor, model=model).save(tmp_path / "larger")
+    loaded = paligemma.load(folder, device="cpu")
+    assert f"{num_ids} ids and the model {num_ids + 1000}" in str(loaded.note)
+    made = loaded.generate(picture(1), "caption en", max_new_tokens=30, temperature=3.0)
+    assert max(made.token_ids) >= num_ids
+    assert "\ufffd" in made.text
 
 
 @pytest.mark.parametrize(

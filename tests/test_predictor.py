@@ -16,7 +16,7 @@ from paligemma.errors import (
     OptionError,
     PromptError,
 )
-from paligemma.predictor import Predictor
+from paligemma.predictor import MAX_BATCH_SIZE, Predictor
 from paligemma.processor.processor import Processor, PromptRow
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Answer, Caption, Detections, Generation, Segments, Text
@@ -110,6 +110,50 @@ def test_many_questions_encode_the_picture_once(predictor: Predictor) -> None:
     finally:
         handle.remove()
     assert num_encoded == [1, 1, 1, 1]
+
+
+def test_a_picture_asked_about_in_several_batches_is_encoded_once(predictor: Predictor) -> None:
+    num_encoded: list[int] = []
+    handle = predictor.model.vision_encoder.register_forward_hook(
+        lambda module, arguments, output: num_encoded.append(output.shape[0])
+    )
+    texts = [f"the number {i}" for i in range(MAX_BATCH_SIZE + 2)]
+    other = picture(1)
+    try:
+        predictor.ask(IMAGE, texts, max_new_tokens=1)
+        predictor.generate([IMAGE, other], texts, max_new_tokens=1)
+        predictor.score(IMAGE, "caption en", texts)
+        tasks = [(IMAGE, OcrTask()), (other, OcrTask()), (other, OcrTask()), (IMAGE, OcrTask())]
+        loaded = [(predictor.processor.load(image), task) for image, task in tasks[:2]]
+        pairs = [loaded[0], loaded[1], loaded[1], loaded[0]]
+        together = predictor.run(pairs, max_new_tokens=3)
+        apart = predictor.run(pairs, max_new_tokens=3, batch_size=1)
+    finally:
+        handle.remove()
+    assert num_encoded == [1, 2, 1, 2, 1, 1, 1]
+    assert [text.token_ids for text in apart] == [text.token_ids for text in together]
+
+
+def test_a_prompt_too_long_for_the_model_is_the_error_of_its_row_alone(
+    predictor: Predictor,
+) -> None:
+    too_long = AnswerTask(question="猫" * 5000)  # three bytes, three tokens each
+    tasks = [(IMAGE, too_long), (IMAGE, AnswerTask(question="ab"))]
+    found = predictor.run(tasks, max_new_tokens=1, errors="return")
+    assert isinstance(found[0], PromptError)
+    assert isinstance(found[1], Answer)
+
+
+@pytest.mark.parametrize("limit", ["5", 2.5, True])
+def test_a_limit_that_is_no_number_is_refused_everywhere(predictor: Predictor, limit: Any) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: predictor.caption(IMAGE, max_new_tokens=limit),
+        lambda: predictor.generate(IMAGE, "ocr", max_new_tokens=limit),
+        lambda: predictor.stream(IMAGE, "ocr", max_new_tokens=limit),
+    ]
+    for call in calls:
+        with pytest.raises(OptionError, match="max_new_tokens is"):
+            call()
 
 
 def test_pictures_come_in_any_form(predictor: Predictor, tmp_path: Path) -> None:

@@ -171,9 +171,9 @@ def tiny_reference(config: PaliGemmaConfig, seed: int = 0) -> Any:
     return reference.eval()
 
 
-def reference_arguments(inputs: ModelInputs, config: PaliGemmaConfig) -> dict[str, torch.Tensor]:
+def reference_arguments(inputs: ModelInputs, reference: Any) -> dict[str, torch.Tensor]:
     """A batch as transformers wants it: placeholder ids, and token types 0 for the prefix."""
-    ids = inputs.token_ids.masked_fill(inputs.image_mask, config.decoder.vocab_size)
+    ids = inputs.token_ids.masked_fill(inputs.image_mask, reference.config.image_token_index)
     flat_index = [image for row in inputs.image_index for image in row]
     # Its positions count pads unless they are given; counting starts at 1.
     return {

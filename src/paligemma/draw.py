@@ -6,13 +6,15 @@ the plainest way: upright, transparency on white.
 
 from __future__ import annotations
 
+import bisect
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from paligemma.errors import ImageError
 from paligemma.results import Detection, Objects, Segment
@@ -33,10 +35,12 @@ PALETTE: tuple[_Rgb, ...] = (
 )
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _MASK_OPACITY = 0.45
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no other parser of Pillow's sees a file
 
 
 def draw_detections(
-    image: str | Path | Image.Image | npt.NDArray[np.uint8], detections: Objects[Detection]
+    image: str | Path | bytes | Image.Image | npt.NDArray[np.uint8],
+    detections: Objects[Detection],
 ) -> Image.Image:
     """The picture as a new RGB image with each object's outline, mask, label and score.
 
@@ -71,7 +75,7 @@ def draw_detections(
     return canvas
 
 
-def _to_rgb(image: str | Path | Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
+def _to_rgb(image: str | Path | bytes | Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
     """A new image, so that neither pixels nor metadata of the given one are shared."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
@@ -80,13 +84,18 @@ def _to_rgb(image: str | Path | Image.Image | npt.NDArray[np.uint8]) -> Image.Im
             )
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
+        name, source = ("bytes", io.BytesIO(image)) if isinstance(image, bytes) else (image, image)
         try:
-            with Image.open(image) as opened:
+            with Image.open(source, formats=_FORMATS) as opened:
                 opened.load()
                 return _to_rgb(opened)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError(f"The picture {image} cannot be read: {error}.") from error
+            reason = "it is damaged or of an unknown format" if name == "bytes" else error
+            raise ImageError(f"The picture {name} cannot be read: {reason}.") from error
     upright = ImageOps.exif_transpose(image)
+    if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would cut at 255
+        gray = np.asarray(upright).astype(np.int64).clip(0, 65535) // 257
+        upright = Image.fromarray(gray.astype(np.uint8))
     canvas = Image.new("RGB", upright.size, _WHITE)
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
@@ -115,11 +124,21 @@ def _draw_mask(canvas: Image.Image, mask: npt.NDArray[np.bool_], color: _Rgb, li
     area = Image.fromarray(mask)
     tint = Image.new("RGB", canvas.size, color)
     canvas.paste(Image.blend(canvas, tint, _MASK_OPACITY), mask=area)
-    gray = area.convert("L")
-    # A filter of 2 n + 1 pixels takes n pixels off the mask; the border counts as inside.
-    kept = gray.filter(ImageFilter.MinFilter(2 * line + 1))
-    edge = (np.asarray(gray) > 0) & (np.asarray(kept) == 0)
-    canvas.paste(tint, mask=Image.fromarray(edge))
+    canvas.paste(tint, mask=Image.fromarray(mask & ~_erode(mask, line)))
+
+
+def _erode(mask: npt.NDArray[np.bool_], num_pixels: int) -> npt.NDArray[np.bool_]:
+    """The mask less a rim of so many pixels; the picture's border counts as inside.
+
+    By sums over windows of 2 n + 1 pixels, down and across: the time does not grow with n.
+    """
+    for axis in (0, 1):
+        rim = [(num_pixels + 1, num_pixels) if a == axis else (0, 0) for a in (0, 1)]
+        sums = np.pad(mask, rim, mode="edge").cumsum(axis=axis, dtype=np.int32)
+        length, window = mask.shape[axis], 2 * num_pixels + 1
+        ends = sums.take(range(window, window + length), axis=axis)
+        mask = ends - sums.take(range(length), axis=axis) == window
+    return mask
 
 
 def _draw_tag(
@@ -169,5 +188,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_
     """The text, or as much of its beginning as fits with an ellipsis after it."""
     if font.getlength(text) <= max_length:
         return text
-    fits = (f"{text[:n]}…" for n in range(len(text) - 1, 0, -1))
-    return next((short for short in fits if font.getlength(short) <= max_length), "")
+    num_letters = bisect.bisect_right(
+        range(1, len(text)), max_length, key=lambda n: math.ceil(font.getlength(f"{text[:n]}…"))
+    )
+    return f"{text[:num_letters]}…" if num_letters else ""

@@ -23,7 +23,7 @@ from paligemma.config import (
     VisionConfig,
     count_parameters,
 )
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, TokenizerError
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
@@ -38,6 +38,10 @@ _MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 _MINI_NOTE = (
     "This is mini, the small model inside the package: it knows only its own world of simple "
     "pictures. For photographs load a released model, such as google/paligemma2-3b-mix-224."
+)
+_UNEQUAL_NOTE = (
+    "The tokenizer has {} ids and the model {}: where the model writes one of the others, the text "
+    "shows \ufffd. They may not belong together."
 )
 _RELEASED_CODEC_FILE = "vae-oid.npz"
 _LARGE = 1_000_000_000
@@ -68,6 +72,9 @@ def load(
     2 the window that transformers uses. `mask_codec` is the VQ-VAE's file for segmentation; by
     default `mask_codec.npz` or `vae-oid.npz` in the model's folder.
 
+    The folder must hold `config.json`, safetensors and `tokenizer.model`. For weights without a
+    tokenizer, or ids instead of text: `checkpoints.load.load_model` and `engine.generate`.
+
     Raises CheckpointError, HubError or OptionError.
 
     >>> predictor = load("paligemma2-3b-mix-224")
@@ -86,9 +93,13 @@ def load(
     else:
         fetched = fetch_checkpoint(found, revision=revision, token=token, offline=offline)
         name, folder, commit = fetched.hub_id, fetched.path, fetched.revision
-    tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
     config = read_config(folder, sliding_window).config
-    tokenizer.check_fits(config.decoder.vocab_size)
+    tokenizer = _read_tokenizer(folder, config.decoder.vocab_size)
+    note = None
+    if is_mini:
+        note = _MINI_NOTE
+    elif tokenizer.vocab_size < config.decoder.vocab_size:
+        note = _UNEQUAL_NOTE.format(tokenizer.vocab_size, config.decoder.vocab_size)
     codec = _find_mask_codec(folder, mask_codec)
     return Predictor(
         model=load_model(
@@ -107,7 +118,7 @@ def load(
         text_length=next((r.text_length for r in RELEASES if r.hub_id == name), None),
         name=name,
         revision=commit,
-        note=_MINI_NOTE if is_mini else None,
+        note=note,
     )
 
 
@@ -199,6 +210,18 @@ def computes_correctly(device: torch.device, dtype: torch.dtype) -> bool:
             return False
     tolerance = 1e-3 if dtype == torch.float32 else 0.1
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    if not (folder / TOKENIZER_FILE).exists():
+        raise TokenizerError(
+            f"{folder} holds no {TOKENIZER_FILE}, the SentencePiece model that turns text into "
+            "ids. Copy it from the release that the weights come from. The model alone, from ids "
+            "to ids: paligemma.checkpoints.load.load_model."
+        )
+    tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+    tokenizer.check_fits(vocab_size)
+    return tokenizer
 
 
 def _find_mask_codec(folder: Path, given: str | Path | None) -> MaskCodec | None:

@@ -18,7 +18,7 @@ import torch
 
 from paligemma.checkpoints.save import save_model
 from paligemma.engine.beam import beam_search
-from paligemma.engine.generate import GeneratedRow, generate_steps
+from paligemma.engine.generate import GeneratedRow, generate_steps, row_limits
 from paligemma.engine.generate import generate as generate_rows
 from paligemma.engine.sampling import Sampling
 from paligemma.engine.score import score as score_rows
@@ -96,6 +96,10 @@ class Predictor:
     PromptError or OptionError for input it cannot use, and NumericalError when the model gives
     NaN or infinity. `max_new_tokens` caps an answer's length; None picks a cap by task, no larger
     than the length of text that the model was trained with, where that is known.
+
+    `load` builds one from a folder. From parts, such as a tiny model and a tokenizer of one's own:
+    `Predictor(model=load_model(folder), processor=Processor(tokenizer=..., resolution=...,
+    num_image_tokens=...))`.
     """
 
     model: PaliGemma = field(repr=False)
@@ -248,10 +252,11 @@ class Predictor:
         >>> predictor.run([("a.jpg", OcrTask()), ("b.jpg", DetectTask.of("cat"))])
         """
         batch_size = self._batch_size(batch_size, num_images=1)
+        encode = _Encoder(self.model)
         results: list[ResultT | PaliGemmaError] = []
         for start in range(0, len(tasks), batch_size):
             chunk = tasks[start : start + batch_size]
-            results += self._run_batch(chunk, max_new_tokens, num_beams, errors == "return")
+            results += self._run_batch(chunk, encode, max_new_tokens, num_beams, errors == "return")
         return results
 
     # Prompts of one's own
@@ -343,6 +348,7 @@ class Predictor:
             num_beams=num_beams,
             stop=_checked_stop(stop),
         )
+        encode = _Encoder(self.model)
         generations: list[Generation] = []
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
@@ -351,9 +357,11 @@ class Predictor:
                 PromptRow(prompt=prompt, images=tuple(map(album.add, _as_tuple(images))))
                 for images, prompt in chunk
             ]
-            limits = [max_new_tokens] * len(chunk)
+            limits = row_limits(max_new_tokens, len(chunk))
             numbers = range(start, start + len(chunk))
-            for made in self._generate(prompt_rows, album.pictures, limits, decoding, numbers):
+            for made in self._generate(
+                prompt_rows, album.pictures, encode, limits, decoding, numbers
+            ):
                 if isinstance(made, PaliGemmaError):
                     raise made
                 generations.append(made)
@@ -379,7 +387,7 @@ class Predictor:
         pictures = [self._load(image) for image in _as_tuple(images)]
         row = PromptRow(prompt=prompt, images=tuple(range(len(pictures))))
         inputs = self.processor.prefix_inputs([row], pictures)
-        self._check_length(inputs, max_new_tokens)
+        self._check_length(inputs, row_limits(max_new_tokens, 1))
         text = _GrowingText(self.processor.tokenizer, _checked_stop(stop))
         steps = generate_steps(
             self.model,
@@ -416,6 +424,7 @@ class Predictor:
         pictures = [self._load(image) for image in _as_tuple(images)]
         places = tuple(range(len(pictures)))
         batch_size = self._batch_size(None, len(pictures))
+        encode = _Encoder(self.model)
         scores: list[Score] = []
         for start in range(0, len(suffixes), batch_size):
             rows = [
@@ -423,8 +432,9 @@ class Predictor:
                 for text in suffixes[start : start + batch_size]
             ]
             inputs = self.processor.example_inputs(rows, pictures)
-            self._check_length(inputs, 0)
-            for row in score_rows(self.model, inputs):
+            self._check_length(inputs, [0] * len(rows))
+            image_tokens = encode(pictures, inputs.pixel_values)
+            for row in score_rows(self.model, inputs, image_tokens=image_tokens):
                 if not np.isfinite(row.logprobs).all():
                     raise _numerical_error()
                 scores.append(Score(token_ids=row.token_ids, logprobs=row.logprobs))
@@ -506,6 +516,7 @@ class Predictor:
     def _run_batch(
         self,
         chunk: Sequence[tuple[Picture, Task[ResultT]]],
+        encode: _Encoder,
         max_new_tokens: int | None,
         num_beams: int,
         return_errors: bool,
@@ -513,23 +524,25 @@ class Predictor:
         album = _Album(self._load)
         results: list[ResultT | PaliGemmaError | None] = [None] * len(chunk)
         rows: dict[int, PromptRow] = {}
+        limits: list[int] = []
         for number, (image, task) in enumerate(chunk):
             try:
                 self._check_codec(task)
+                wanted = self._limit(task) if max_new_tokens is None else max_new_tokens
+                (limit,) = row_limits(wanted, 1)
                 # Checked alone, so that a prompt that does not fit is its own row's error.
                 row = PromptRow(prompt=task.prompt(), images=())
-                self.processor.prefix_inputs([row], [])
+                inputs = self.processor.prefix_inputs([row], [])
+                self._check_length(inputs, [self.processor.num_image_tokens + limit])
                 rows[number] = replace(row, images=(album.add(image),))
+                limits.append(limit)
             except PaliGemmaError as error:
                 if not return_errors:
                     raise
                 results[number] = error
-        limits = [
-            self._limit(chunk[number][1]) if max_new_tokens is None else max_new_tokens
-            for number in rows
-        ]
+        decoding = _Decoding(num_beams=num_beams)
         made = self._generate(
-            list(rows.values()), album.pictures, limits, _Decoding(num_beams=num_beams), list(rows)
+            list(rows.values()), album.pictures, encode, limits, decoding, list(rows)
         )
         for (number, row), generation in zip(rows.items(), made, strict=True):
             if isinstance(generation, PaliGemmaError):
@@ -554,20 +567,22 @@ class Predictor:
                 "Boxes alone need none: detect()."
             )
 
-    def _check_length(self, inputs: ModelInputs, max_new_tokens: int) -> None:
-        found = inputs.token_ids.shape[1]
-        if found + max_new_tokens > _CONTEXT_LENGTH:
-            raise PromptError(
-                f"Pictures and prompt take {found} positions and the answer may take "
-                f"{max_new_tokens}; the model was made for {_CONTEXT_LENGTH} in all. A picture "
-                f"takes {self.processor.num_image_tokens}. Give fewer pictures, a shorter prompt "
-                "or a smaller max_new_tokens."
-            )
+    def _check_length(self, inputs: ModelInputs, num_more: Sequence[int]) -> None:
+        """Each row and what is to come after it must fit."""
+        for found, more in zip(inputs.input_mask.sum(dim=1).tolist(), num_more, strict=True):
+            if found + more > _CONTEXT_LENGTH:
+                raise PromptError(
+                    f"Pictures, prompt and answer may take {found + more} positions; the model "
+                    f"was made for {_CONTEXT_LENGTH}. A picture takes "
+                    f"{self.processor.num_image_tokens}. Give fewer pictures, a shorter prompt or "
+                    "a smaller max_new_tokens."
+                )
 
     def _generate(
         self,
         rows: Sequence[PromptRow],
         pictures: Sequence[LoadedImage],
+        encode: _Encoder,
         limits: Sequence[int],
         decoding: _Decoding,
         row_numbers: Sequence[int],
@@ -577,7 +592,8 @@ class Predictor:
             return []
         tokenizer = self.processor.tokenizer
         inputs = self.processor.prefix_inputs(rows, pictures)
-        self._check_length(inputs, max(limits))
+        self._check_length(inputs, limits)
+        image_tokens = encode(pictures, inputs.pixel_values)
         texts = [_GrowingText(tokenizer, decoding.stop) for _ in rows]
         if decoding.num_beams == 1:
             made = generate_rows(
@@ -588,9 +604,10 @@ class Predictor:
                 sampler=decoding.sampler,
                 row_numbers=row_numbers,
                 should_stop=lambda row, token_ids: texts[row].push(token_ids[-1]),
+                image_tokens=image_tokens,
             )
         else:
-            made = self._search(inputs, limits, decoding)
+            made = self._search(inputs, limits, decoding, image_tokens)
             for text, row in zip(texts, made, strict=True):
                 for token_id in row.token_ids:
                     if token_id != tokenizer.eos_id:
@@ -598,7 +615,11 @@ class Predictor:
         return [_to_generation(row, text) for row, text in zip(made, texts, strict=True)]
 
     def _search(
-        self, inputs: ModelInputs, limits: Sequence[int], decoding: _Decoding
+        self,
+        inputs: ModelInputs,
+        limits: Sequence[int],
+        decoding: _Decoding,
+        image_tokens: torch.Tensor | None,
     ) -> list[GeneratedRow]:
         if decoding.sampler.temperature != 0 or decoding.stop:
             raise OptionError(
@@ -611,6 +632,7 @@ class Predictor:
             beam_size=decoding.num_beams,
             max_new_tokens=limits,
             eos_id=self.processor.tokenizer.eos_id,
+            image_tokens=image_tokens,
         )
 
 
@@ -621,6 +643,30 @@ class _Decoding:
     sampler: Sampling = _GREEDY
     num_beams: int = 1
     stop: tuple[str, ...] = ()
+
+
+class _Encoder:
+    """Image tokens of pictures; those of the batch before are not made again."""
+
+    def __init__(self, model: PaliGemma) -> None:
+        self._model = model
+        self._known: dict[LoadedImage, torch.Tensor] = {}
+
+    def __call__(
+        self, pictures: Sequence[LoadedImage], pixel_values: torch.Tensor
+    ) -> torch.Tensor | None:
+        """float32[I, 3, R, R] -> float[I, P, D], or None without pictures."""
+        if not pictures:
+            return None
+        new = [place for place, picture in enumerate(pictures) if picture not in self._known]
+        made: dict[LoadedImage, torch.Tensor] = {}
+        if new:
+            with torch.inference_mode():
+                tokens = self._model.embed_images(pixel_values[new].to(self._model.device))
+            made = {pictures[place]: row for place, row in zip(new, tokens, strict=True)}
+        known = self._known | made
+        self._known = {picture: known[picture] for picture in pictures}
+        return torch.stack([self._known[picture] for picture in pictures])
 
 
 class _Album:

@@ -243,7 +243,9 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         """The same with the objects of at least this score."""
         return replace(self, objects=tuple(o for o in self.objects if o.score >= min_score))
 
-    def draw(self, image: str | Path | PIL.Image.Image | npt.NDArray[np.uint8]) -> PIL.Image.Image:
+    def draw(
+        self, image: str | Path | bytes | PIL.Image.Image | npt.NDArray[np.uint8]
+    ) -> PIL.Image.Image:
         """The picture as a new RGB image with the objects drawn on it."""
         # Drawing stands a floor above results; a method people look for here is worth one
         # upward import, made when called.

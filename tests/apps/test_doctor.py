@@ -65,4 +65,16 @@ def test_a_stray_torchvision_is_pointed_out(run, monkeypatch):
 def test_the_network_is_asked_only_on_demand(run, monkeypatch):
     monkeypatch.setattr(hub, "is_reachable", lambda hub_id: False)
     monkeypatch.setattr(doctor, "_try_mini", lambda: {"ok": False, "problem": "no weights"})
-    assert "can NOT be reached" in run("doctor", "--online").out
+    said = run("doctor", "--online").out
+    assert "can NOT be reached" in said
+    assert "gated weights" not in said
+
+
+@pytest.mark.parametrize(("granted", "word"), [(True, " can be "), (False, " can NOT be ")])
+def test_it_says_whether_gated_weights_can_be_had(run, monkeypatch, granted, word):
+    monkeypatch.setattr(hub, "is_reachable", lambda hub_id: True)
+    monkeypatch.setattr(hub, "may_read", lambda hub_id: granted)
+    monkeypatch.setattr(doctor, "_try_mini", lambda: {"ok": False, "problem": "no weights"})
+    said = run("doctor", "--online").out
+    assert f"gated weights: google/paligemma2-3b-mix-224{word}downloaded" in said
+    assert ("huggingface.co/google/paligemma2-3b-mix-224" in said) == (not granted)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,34 @@ def test_json_is_one_object_a_picture_and_nothing_else(run, picture, stand_in):
 def test_json_holds_masks_as_run_lengths(run, picture, stand_in):
     made = json.loads(run("segment", picture, "wall", "--json").out)
     assert made["result"]["objects"][0]["mask"]["size"] == [20, 40]
+
+
+def test_json_survives_a_stdout_that_cannot_hold_every_letter(monkeypatch):
+    from paligemma.cli.console import print_json
+
+    for encoding, value in (("cp1252", "猫"), ("utf-8", "\udcff.png")):
+        content = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding=encoding))
+        print_json({"a": value})
+        assert json.loads(content.getvalue()) == {"a": value}
+
+
+def test_a_prompt_without_quotes_is_noticed(run, picture, no_model):
+    ran = run("ask", picture, "What", "is", "this?")
+    assert ran.code == 2
+    assert "quote the prompt" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_drawing_too_large_for_its_format_is_one_line(run, tmp_path, stand_in, monkeypatch):
+    from paligemma.cli import predict
+
+    monkeypatch.setattr(predict, "_draw", lambda result, picture: Image.new("RGB", (16384, 1)))
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    ran = run("detect", tmp_path / "a.png", "wall", "--draw", tmp_path / "out.webp")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1].startswith("error: The drawing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
 
 
 def test_with_several_pictures_each_result_names_its_picture(run, picture, stand_in):

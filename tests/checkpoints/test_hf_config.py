@@ -93,6 +93,20 @@ def test_unusual_values_are_read_back(tmp_path: Path, family: Any) -> None:
     assert read_config(tmp_path).config == config
 
 
+@pytest.mark.parametrize("image_token", [191, 128, 151, 300, 257152])
+def test_every_row_counts_in_another_table_that_transformers_wrote(
+    tmp_path: Path, image_token: int
+) -> None:
+    content = changed("text_config", "vocab_size", to=192)
+    content |= {"transformers_version": "5.23.0", "image_token_index": image_token}
+    assert read_config(write(tmp_path, content)).config.decoder.vocab_size == 192
+
+
+def test_the_image_token_may_be_left_out(tmp_path: Path) -> None:
+    content = {key: value for key, value in PALIGEMMA.items() if key != "image_token_index"}
+    assert read_config(write(tmp_path, content)).config.decoder.vocab_size == 257216
+
+
 def test_a_window_comes_only_from_the_caller(tmp_path: Path) -> None:
     write_config(tmp_path, release_config("paligemma2", "3b", 896), "bfloat16")
     content = json.loads((tmp_path / "config.json").read_text())
@@ -153,9 +167,9 @@ def test_a_value_without_a_place_in_the_format_is_refused(tmp_path: Path) -> Non
         (("vision_config", "hidden_act"), "gelu", "hidden_act is 'gelu'"),
         (("vision_config", "image_size"), 225, "multiple of the patch size"),
         (("vision_config", "image_size"), [224, 224], "a whole number"),
+        (("vision_config", "image_size"), 2**22, "1 to 16384"),
         (("vision_config", "num_channels"), 4, "num_channels is 4"),
         (("projection_dim",), 1024, "projection_dim is 1024"),
-        (("image_token_index",), None, "image_token_id is None"),
         (("image_token_index",), "256", "image_token_index is '256'"),
         (("quantization_config",), {"bits": 4}, "unquantized"),
         (("model_type",), "x" * 10_000, r"\.\.\."),

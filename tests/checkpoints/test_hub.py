@@ -96,6 +96,8 @@ class FakeHub(BaseHTTPRequestHandler):
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif path == "/api/models/owner/model/revision/main":
             self.answer_json({"id": "owner/model", "sha": COMMIT, "siblings": [], "tags": []})
+        elif path == "/api/models/owner/model/auth-check":
+            self.answer_json({})
         elif path.startswith("/api/models/owner/model/tree/"):
             self.answer_json([self.entry(name) for name in FILES])
         elif path.startswith(f"/owner/model/resolve/{COMMIT}/"):
@@ -142,12 +144,15 @@ def hub() -> Iterator[tuple[str, list[str]]]:
 
 CALLS = """
 import json, sys
-from paligemma.checkpoints.hub import fetch_checkpoint, is_reachable
+from paligemma.checkpoints.hub import fetch_checkpoint, is_reachable, may_read
 from paligemma.errors import HubError
 assert "torch" not in sys.modules
 for call in json.loads(sys.argv[1]):
     if "reach" in call:
         print(json.dumps(is_reachable(call["reach"])))
+        continue
+    if "may_read" in call:
+        print(json.dumps(may_read(call["may_read"])))
         continue
     try:
         got = fetch_checkpoint(call.pop("hub_id"), progress=False, **call)
@@ -196,6 +201,13 @@ def test_a_model_is_fetched_once_and_then_found_without_network(
     # Also when the network is gone and nobody said "offline".
     [again] = call("http://127.0.0.1:9", tmp_path, {"hub_id": "owner/model"})
     assert again == [path, hub_id, revision]
+
+
+def test_it_is_asked_whether_files_would_be_given(
+    hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    names = ("owner/model", "owner/gated", "owner/badtoken")
+    assert call(hub[0], tmp_path, *({"may_read": name} for name in names)) == [True, False, False]
 
 
 def test_what_goes_wrong_is_explained(hub: tuple[str, list[str]], tmp_path: Path) -> None:

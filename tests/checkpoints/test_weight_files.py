@@ -133,6 +133,14 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         WeightFiles(folder)
 
 
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    shard = min(set(sharded(tmp_path).values()))
+    (tmp_path / shard).unlink()
+    (tmp_path / shard).symlink_to(tmp_path / shard)
+    with pytest.raises(CheckpointError, match="is missing or unreadable"):
+        WeightFiles(tmp_path)
+
+
 def hub_cache(root: Path) -> Path:
     """The hub's layout: a snapshot of links into the model's `blobs`, named by their SHA-256."""
     import hashlib

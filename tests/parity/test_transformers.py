@@ -65,9 +65,8 @@ def logits_of_both(
     model: PaliGemma, reference: Any, inputs: ModelInputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits at real positions, over the vocabulary."""
-    config = model.config
-    theirs = reference(**reference_arguments(inputs, config)).logits
-    theirs = theirs[..., : config.decoder.vocab_size]
+    theirs = reference(**reference_arguments(inputs, reference)).logits
+    theirs = theirs[..., : model.config.decoder.vocab_size]
     return model(inputs)[inputs.input_mask], theirs[inputs.input_mask]
 
 
@@ -79,7 +78,7 @@ def test_logits_equal_those_of_transformers(
     model = load_model(folders[family])
     rows, side = BATCHES[batch]
     ours, theirs = logits_of_both(
-        model, reference_of(family), tiny_inputs(model.config, rows, pad=side)
+        model, reference_of(family), tiny_inputs(tiny_config(family), rows, pad=side)
     )
     assert theirs.std() > 0.3
     assert (ours - theirs).abs().max() < TOLERANCE
@@ -94,7 +93,7 @@ def test_a_sliding_window_shorter_than_the_sequence_equals_that_of_transformers(
     assert model.config.decoder.sliding_layers == (True, False, True, False, True, False, True)
     rows = [Row(prefix=4, suffix=20), Row(images=(0, 1), prefix=9, suffix=12)]
     for side in ("left", "right"):
-        inputs = tiny_inputs(model.config, rows, pad=side)
+        inputs = tiny_inputs(tiny_config("paligemma2"), rows, pad=side)
         ours, theirs = logits_of_both(model, reference, inputs)
         assert (ours - theirs).abs().max() < TOLERANCE
         without_window, _ = logits_of_both(load_model(tmp_path), reference, inputs)
@@ -106,10 +105,11 @@ def test_greedy_ids_equal_those_of_transformers(
     folders: dict[Family, Path], family: Family
 ) -> None:
     model = load_model(folders[family])
-    inputs = tiny_inputs(model.config, [Row(prefix=3), Row(images=(1, 0), prefix=7), Row()])
-    arguments = reference_arguments(inputs, model.config)
-    del arguments["position_ids"]  # generate counts for itself
+    rows = [Row(prefix=3), Row(images=(1, 0), prefix=7), Row()]
+    inputs = tiny_inputs(tiny_config(family), rows)
     reference = reference_of(family)
+    arguments = reference_arguments(inputs, reference)
+    del arguments["position_ids"]  # generate counts for itself
     reference.generation_config.eos_token_id = None
     reference.generation_config.pad_token_id = 0
     with torch.inference_mode():

@@ -169,10 +169,15 @@ def test_half_a_character_is_marked(gemma: Tokenizer) -> None:
     assert gemma.detokenize([217 + 0xFF, 573]) == "\ufffd the"
 
 
-@pytest.mark.parametrize("token_id", [-1, 257152, 10**12])
-def test_an_id_outside_the_vocabulary_is_refused(gemma: Tokenizer, token_id: int) -> None:
-    with pytest.raises(TokenizerError, match=f"{token_id} is outside"):
-        gemma.detokenize([2, token_id])
+def test_an_id_beyond_the_vocabulary_is_marked_in_the_text(tiny_tokenizer: Tokenizer) -> None:
+    beyond = tiny_tokenizer.vocab_size
+    ids = [2, beyond, *tiny_tokenizer.tokenize_text(" cat"), 10**12, beyond]
+    assert tiny_tokenizer.detokenize(ids) == "\ufffd cat\ufffd\ufffd"
+    stream = StreamDetokenizer(tiny_tokenizer)
+    pieces = [stream.push(i) for i in ids]
+    assert "".join([*pieces, stream.finish()]) == "\ufffd cat\ufffd\ufffd"
+    with pytest.raises(TokenizerError, match="The id -1 is no token's"):
+        tiny_tokenizer.detokenize([2, -1])
 
 
 @pytest.mark.parametrize("text", ["a\ud800", "\udfff", "a\0b", "x" * (MAX_CHARACTERS + 1)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from paligemma.config import MaskCodecConfig
 from paligemma.errors import CheckpointError, PromptError
+from paligemma.processor.image import ImageTransform
 from paligemma.tasks import SegmentTask, TaskContext
 from paligemma.tasks.seg_codec import MaskCodec, paste_mask
 from tests.tasks.character_tokenizer import CharacterTokenizer
@@ -43,6 +45,27 @@ def test_masks_are_decoded_and_laid_into_their_boxes(
     assert found[0].mask.shape == (480, 640)
     assert (found[0].mask == expected).all()
     assert 0 < found[0].mask_score < 1
+
+
+def test_a_mask_that_reaches_into_an_added_border_is_cut_and_not_squeezed(
+    tokenizer: CharacterTokenizer, codec: MaskCodec
+) -> None:
+    codec = copy.deepcopy(codec)
+    half = codec.decode_masks(torch.tensor([[i % 5 for i in range(16)]])).median()
+    with torch.no_grad():
+        codec.decoder[-1].bias -= half  # so that half of the mask is foreground
+    transform = ImageTransform(source_wh=(400, 200), resolution=200, resize="pad")
+    context = TaskContext(transform=transform, mask_codec=codec)
+    square = ImageTransform(source_wh=(400, 400), resolution=200)
+    text = f"<loc0000><loc0000><loc1023><loc1023>{SEGS} cat"
+    generated = tokenizer.generation(text)
+    found = SegmentTask.of("cat").parse(generated, tokenizer, context)[0]
+    whole = SegmentTask.of("cat").parse(
+        generated, tokenizer, TaskContext(transform=square, mask_codec=codec)
+    )[0]
+    assert found.box_xyxy == (0, 0, 400, 200)
+    assert 0 < found.mask.sum() < 400 * 200
+    assert (found.mask != whole.mask[100:300]).mean() < 0.001
 
 
 def test_no_object_gives_an_empty_result(

@@ -61,6 +61,9 @@ _VISION_DEFAULTS: dict[str, Any] = {
 }
 _ROPE_THETA = 10_000.0
 _RELEASED_SLIDING_WINDOW = 4096
+_RELEASED_VOCABULARY, _RELEASED_TABLE_ROWS = 257152, 257216
+_IMAGE_TOKEN_INDEX = 256_000  # where a file names none
+_MAX_RESOLUTION = 2**14
 _RESCALE_FACTOR = 1 / 255
 
 
@@ -119,9 +122,9 @@ class _Section:
 def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
     """Read `config.json` of a checkpoint folder.
 
-    Where the embedding table is as large as `num_table_rows` says, as in the released files, its
-    vocabulary ends at `image_token_index`: the rows behind are the image placeholder and padding
-    (257152 of 257216 rows count). In any other table every row counts.
+    In the released files and in those of `write_config` the vocabulary ends at
+    `image_token_index`: the rows behind are the image placeholder and padding (257152 of 257216
+    rows count). In any other file that transformers wrote every row counts, as it does there.
     `sliding_window` overrides the file's, which is not used: see `DecoderConfig`.
 
     Raises CheckpointError, which names file and key, for what is missing or not supported, and
@@ -149,9 +152,8 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
         _check_window(sliding_window, model_type)
     vision = _Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
     table_rows = text.whole("vocab_size")
-    index_key = "image_token_id" if top.get("image_token_index") is None else "image_token_index"
-    image_token = top.whole(index_key)
-    vocab_size = image_token if num_table_rows(image_token) == table_rows else table_rows
+    image_token = _read_image_token(top)
+    vocab_size = image_token if _is_padded(top, image_token, table_rows) else table_rows
     try:
         config = PaliGemmaConfig(
             vision=_read_vision(vision), decoder=_read_decoder(text, vocab_size, sliding_window)
@@ -160,6 +162,22 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
         raise CheckpointError(f"{path}: {error}") from error
     top.require("projection_dim", config.decoder.width)
     return StoredConfig(config=config, table_rows=table_rows)
+
+
+def _read_image_token(top: _Section) -> int:
+    """The id of the image placeholder; as any id, it may lie beyond the embedding table."""
+    for key in ("image_token_index", "image_token_id"):
+        if top.get(key) is not None:
+            return top.whole(key)
+    return _IMAGE_TOKEN_INDEX
+
+
+def _is_padded(top: _Section, image_token: int, table_rows: int) -> bool:
+    """Whether the rows from `image_token` on stand for no token."""
+    if (image_token, table_rows) == (_RELEASED_VOCABULARY, _RELEASED_TABLE_ROWS):
+        return True
+    by_transformers = top.get("transformers_version") is not None
+    return not by_transformers and num_table_rows(image_token) == table_rows
 
 
 def _check_window(sliding_window: int, model_type: object) -> None:
@@ -178,7 +196,7 @@ def _read_vision(section: _Section) -> VisionConfig:
     section.require("hidden_act", "gelu_pytorch_tanh")
     section.require("num_channels", 3)
     return VisionConfig(
-        resolution=section.whole("image_size"),
+        resolution=section.whole("image_size", _MAX_RESOLUTION),
         patch_size=section.whole("patch_size"),
         width=section.whole("hidden_size"),
         depth=section.whole("num_hidden_layers", _MAX_DEPTH),

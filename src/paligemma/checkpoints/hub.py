@@ -112,6 +112,17 @@ def is_reachable(hub_id: str, timeout_seconds: float = 5.0) -> bool:
     return True
 
 
+def may_read(hub_id: str) -> bool:
+    """Whether the hub would give this model's files to whoever asks with the present token."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().auth_check(hub_id)
+    except Exception:
+        return False
+    return True
+
+
 def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool) -> str:
     """What happened and what to do, in plain words."""
     from huggingface_hub import errors

@@ -45,6 +45,9 @@ def load_model(
 
     Raises CheckpointError that names what is wrong: files, config keys, or tensors.
 
+    The model takes `ModelInputs`, ids and masks: `model(inputs)` gives logits, and
+    `engine.generate.generate(model, inputs, max_new_tokens=32, eos_id=1)` the ids that follow.
+
     >>> model = load_model("paligemma2-3b-mix-224", dtype=torch.bfloat16)  # doctest: +SKIP
     >>> sum(p.numel() for p in model.parameters())  # doctest: +SKIP
     3032094960

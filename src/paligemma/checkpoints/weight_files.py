@@ -218,10 +218,11 @@ class WeightFiles:
         try:
             target = path.resolve(strict=True)
             regular = stat.S_ISREG(target.stat().st_mode)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+            reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(
-                f"{path} is missing or unreadable ({error.strerror}). The checkpoint is "
-                "incomplete; download or copy it again."
+                f"{path} is missing or unreadable ({reason}). The checkpoint is incomplete; "
+                "download or copy it again."
             ) from error
         if not regular:
             raise CheckpointError(f"{path} is not a regular file.")

@@ -52,7 +52,12 @@ def print_text(text: str) -> None:
 
 def print_json(value: object) -> None:
     """One JSON value on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a narrow code page, or a file name that is not UTF-8
+        line = json.dumps(value, allow_nan=False)
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

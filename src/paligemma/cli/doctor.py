@@ -144,13 +144,15 @@ def _fits(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _hub(online: bool) -> dict[str, Any]:
     from huggingface_hub import constants, get_token
 
-    from paligemma.checkpoints.hub import is_reachable
+    from paligemma.checkpoints.hub import is_reachable, may_read
 
+    reachable = is_reachable(_ASKED_FOR) if online else None
     return {
         "token": get_token() is not None,
         "cache": str(constants.HF_HUB_CACHE),
         "offline": bool(constants.HF_HUB_OFFLINE),
-        "reachable": is_reachable(_ASKED_FOR) if online else None,
+        "reachable": reachable,
+        "may_read": may_read(_ASKED_FOR) if reachable else None,
     }
 
 
@@ -214,6 +216,15 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
         yield "model hub: HF_HUB_OFFLINE is set, so nothing can be downloaded"
     if hub["reachable"] is not None:
         yield f"model hub: {'can' if hub['reachable'] else 'can NOT'} be reached"
+    if hub["may_read"] is not None:
+        yield (
+            f"gated weights: {_ASKED_FOR} {'can' if hub['may_read'] else 'can NOT'} be downloaded"
+            + (
+                ""
+                if hub["may_read"]
+                else f"; accept its terms at https://huggingface.co/{_ASKED_FOR}"
+            )
+        )
     yield f"downloads are kept in {hub['cache']}"
     tried = report["mini"]
     if tried["ok"]:

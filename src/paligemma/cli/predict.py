@@ -250,6 +250,11 @@ def _split(words: Sequence[str], command: str) -> tuple[list[str], str]:
             f"There is no picture before the prompt {prompt!r}. "
             f'Write: paligemma {command} IMAGE "{prompt}"'
         )
+    if os.path.exists(images[0]) and not os.path.exists(images[-1]) and "://" not in images[-1]:
+        raise PromptError(
+            f"There is no file {images[-1]!r}. If it belongs to the prompt, quote the prompt: "
+            f'paligemma {command} {images[0]} "... {images[-1]} {prompt}"'
+        )
     return images, prompt
 
 
@@ -399,7 +404,8 @@ def _save(picture: Image, target: Path) -> None:
     try:
         bare.save(staging)
         staging.replace(target)
-    except OSError as error:
-        raise OptionError(f"The drawing {target} cannot be written: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: WebP takes 16383 pixels a side
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise OptionError(f"The drawing {target} cannot be written: {reason}.") from error
     finally:
         staging.unlink(missing_ok=True)

@@ -69,6 +69,21 @@ def generate(
     `row_numbers` (0 to B - 1 by default) decide, with the seed, each row's randomness: a row that
     keeps its number keeps its sample in any batch. `image_tokens` float[I, P, D] stand in for
     encoding `inputs.pixel_values`. Raises OptionError for `max_new_tokens` below 1.
+
+    The inputs are built by a `Processor` or by hand, here for one picture of 4 image tokens and
+    the prompt 21209 659 ("caption en"):
+
+    >>> ids = torch.tensor([[0, 0, 0, 0, 2, 21209, 659, 108]])
+    >>> inputs = ModelInputs(
+    ...     token_ids=ids,
+    ...     input_mask=torch.ones_like(ids, dtype=torch.bool),
+    ...     mask_ar=torch.zeros_like(ids, dtype=torch.bool),
+    ...     image_mask=torch.arange(8)[None] < 4,
+    ...     pixel_values=torch.zeros(1, 3, 28, 28),
+    ...     image_index=((0,),),
+    ... )
+    >>> generate(model, inputs, max_new_tokens=32, eos_id=1)[0].token_ids  # doctest: +SKIP
+    (54901, 1)
     """
     num_rows = inputs.token_ids.shape[0]
     token_ids: list[list[int]] = [[] for _ in range(num_rows)]

@@ -179,23 +179,27 @@ class ImageTransform:
         return (side - width) // 2, (side - height) // 2, width, height
 
     def box_to_source(
-        self, box: Sequence[float], *, order: BoxOrder = "yxyx"
+        self, box: Sequence[float], *, order: BoxOrder = "yxyx", clamp: bool = True
     ) -> tuple[float, float, float, float]:
         """A box in fractions of the square -> x0 y0 x1 y1 in pixels of the source, clamped to it.
 
         A box that lies in the white border becomes one without area at the picture's edge.
+        `clamp=False` lets a box reach out of the picture.
         """
         x0, y0, x1, y1 = _reordered(box, order)
         left, top, width, height = self.content_xywh
         source_w, source_h = self.source_wh
 
-        def across(x: float) -> float:
-            return min(max((x * self.resolution - left) / width * source_w, 0.0), float(source_w))
+        def place(at: float, start: int, length: int, side: int) -> float:
+            pixel = (at * self.resolution - start) / length * side
+            return min(max(pixel, 0.0), float(side)) if clamp else pixel
 
-        def down(y: float) -> float:
-            return min(max((y * self.resolution - top) / height * source_h, 0.0), float(source_h))
-
-        return across(x0), down(y0), across(x1), down(y1)
+        return (
+            place(x0, left, width, source_w),
+            place(y0, top, height, source_h),
+            place(x1, left, width, source_w),
+            place(y1, top, height, source_h),
+        )
 
     def box_from_source(
         self, box_xyxy: Sequence[float], *, order: BoxOrder = "yxyx"
@@ -242,7 +246,8 @@ def _read(source: str | Path, allow_urls: bool) -> tuple[bytes, str]:
     if not allow_urls:
         raise ImageError(
             f"{_quoted(str(source))} is a web address, and those are not fetched unless you allow "
-            "it. Pass allow_urls=True, or download the picture and pass the file."
+            "it. Load it with load_image(address, allow_urls=True) and pass what that gives, or "
+            "download the picture and pass the file."
         )
     return fetch_image_bytes(str(source)), str(source)
 

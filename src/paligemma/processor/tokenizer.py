@@ -14,6 +14,7 @@ Knows no pictures: an image token has no id.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,18 +104,18 @@ class Tokenizer:
         return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of the ids. BOS, EOS and pads give nothing; half a character gives U+FFFD.
+        """Text of the ids. BOS, EOS and pads give nothing.
 
-        Raises TokenizerError for an id outside the vocabulary.
+        Half a character gives U+FFFD, and so does an id beyond the vocabulary: a model with more
+        rows than the tokenizer has pieces may say it. Raises TokenizerError for an id below 0.
         """
-        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-        if wrong is not None:
-            raise TokenizerError(
-                f"The id {wrong} is outside the tokenizer's 0 to {self.vocab_size - 1}. Model and "
-                "tokenizer do not belong together, or padding rows were sampled."
-            )
-        text: str = self._pieces.decode(list(ids))
-        return text
+        if wrong := [i for i in ids if i < 0]:
+            raise TokenizerError(f"The id {wrong[0]} is no token's: ids start at 0.")
+        runs = itertools.groupby(ids, key=lambda i: i < self.vocab_size)
+        return "".join(
+            self._pieces.decode(list(run)) if is_known else _REPLACEMENT * len(list(run))
+            for is_known, run in runs
+        )
 
     def is_loc(self, token_id: int) -> bool:
         """True for `<loc0000>` to `<loc1023>`."""

@@ -180,18 +180,22 @@ def paste_mask(
 ) -> npt.NDArray[np.bool_]:
     """What `decode_masks` gives, laid into its box in pixels: bool[H, W] of the whole picture.
 
-    The box is rounded down to pixels; foreground is where the resized mask is above 0.
+    The box is rounded down to pixels; foreground is where the resized mask is above 0. Of a box
+    that reaches out of the picture, the part inside is laid in.
     """
     width, height = size_wh
     # A box edge computed as bin / 1023 * side may fall a hair short of a whole number.
-    x1, y1, x2, y2 = (
-        min(max(math.floor(edge + 1e-6), 0), side)
-        for edge, side in zip(box_xyxy, (width, height, width, height), strict=True)
-    )
+    left, top, right, bottom = (math.floor(edge + 1e-6) for edge in box_xyxy)
+    x1, x2 = max(left, 0), min(right, width)
+    y1, y2 = max(top, 0), min(bottom, height)
     whole = np.zeros((height, width), dtype=np.bool_)
     if x2 > x1 and y2 > y1:
         source = Image.fromarray(np.asarray(mask64, dtype=np.float32))
-        resized = source.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR)
+        across = ((x - left) * MASK_SIDE / (right - left) for x in (x1, x2))
+        down = ((y - top) * MASK_SIDE / (bottom - top) for y in (y1, y2))
+        (u1, u2), (v1, v2) = across, down
+        part = (u1, v1, u2, v2)
+        resized = source.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, box=part)
         whole[y1:y2, x1:x2] = np.asarray(resized) > 0
     return whole
 

@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from paligemma.errors import CheckpointError, PromptError
 from paligemma.results import Detection, Problem, Segment, Segments
 from paligemma.tasks.detect import read_detections
+from paligemma.tasks.loc_codec import decode_box
 from paligemma.tasks.objects import (
     SEPARATOR,
     ParsedObject,
@@ -70,11 +73,18 @@ class SegmentTask:
         codes = torch.tensor([item.seg_codes for _, item in coded], dtype=torch.int64)
         masks = context.mask_codec.decode_masks(codes.reshape(-1, 16)).cpu().numpy()
         size_wh = context.transform.source_wh
+
+        def lay_in(mask: npt.NDArray[np.float32], item: ParsedObject) -> npt.NDArray[np.bool_]:
+            # The whole box: where a border was added, the mask may reach out of the picture.
+            box = decode_box(item.box_yxyx_bins)
+            whole = context.transform.box_to_source(box, order="xyxy", clamp=False)
+            return paste_mask(mask, whole, size_wh)
+
         return Segments(
             objects=tuple(
                 Segment(
                     **vars(detection),
-                    mask=paste_mask(mask, detection.box_xyxy, size_wh),
+                    mask=lay_in(mask, item),
                     mask_score=item.mask_score,
                 )
                 for (detection, item), mask in zip(coded, masks, strict=True)

@@ -48,7 +48,9 @@ class SourceTransform(Protocol):
 
     @property
     def source_wh(self) -> tuple[int, int]: ...
-    def box_to_source(self, box: Sequence[float], /, *, order: Literal["yxyx", "xyxy"]) -> BoxXyxy:
+    def box_to_source(
+        self, box: Sequence[float], /, *, order: Literal["yxyx", "xyxy"], clamp: bool = True
+    ) -> BoxXyxy:
         """Fractions of the model's picture -> pixels of the person's picture, clamped to it."""
         ...
 
