@@ -7,6 +7,7 @@
     stage 0      the vision encoder alone: sigmoid contrastive loss and dense targets, 128 pixels
     stage 1      everything together, 128 pixels
     stage 2      everything together, 160 pixels
+    stage 2b     the vision encoder alone again, 160 pixels, now for sharper edges too
     stage 3      pictures as they come, of any size, while the learning rate falls to zero
     export       a checkpoint folder in the released format, bfloat16
     evaluate     500 test scenes: prints a table, writes evaluation.json
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from paligemma.checkpoints.save import save_model
 from paligemma.finetune.config import TrainConfig
@@ -43,28 +45,29 @@ from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.tasks.seg_codec import load_mask_codec_npz, save_mask_codec_npz
 
-STAGE0_RESOLUTION = 128
-STAGE0_BATCH = 64
-STAGE0 = TrainConfig(
-    num_steps=3000,
-    learning_rate=1e-3,
-    final_learning_rate=1e-4,
-    warmup_steps=200,
-    weight_decay=0.02,
-    betas=(0.9, 0.98),
-    save_every=250,
-    num_workers=1,
-)
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderStage:
+    """A stage that trains the vision encoder alone."""
+
+    start: tuple[str, ...] = ()
+    """Stages whose weights are taken over; the later ones win."""
+    resolution: int
+    edges_weight: float
+    seed: int
+    train: TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointStage:
-    """One of the stages 1 to 3."""
+    """A stage that trains the whole model."""
 
+    start: tuple[str, ...]
     resolution: int
     drawn_at: tuple[int, ...]
     word_weights: tuple[float, ...]
     dense_weight: float
+    edges_weight: float
     loc_sigma: float
     seed: int
     train: TrainConfig
@@ -72,7 +75,7 @@ class JointStage:
     prompts_per_scene: int = 3
 
 
-_JOINT_TRAIN = TrainConfig(
+_TRAIN = TrainConfig(
     num_steps=1,
     num_workers=1,
     learning_rate=1e-3,
@@ -80,54 +83,88 @@ _JOINT_TRAIN = TrainConfig(
     betas=(0.9, 0.98),
     save_every=100,
 )
-JOINT_STAGES: dict[int, JointStage] = {
-    1: JointStage(
+STAGES: dict[str, EncoderStage | JointStage] = {
+    "0": EncoderStage(
+        resolution=128,
+        edges_weight=0.0,
+        seed=0,
+        train=replace(
+            _TRAIN,
+            num_steps=3000,
+            final_learning_rate=1e-4,
+            warmup_steps=200,
+            batch_size=64,
+            save_every=250,
+        ),
+    ),
+    "1": JointStage(
+        start=("0",),
         resolution=128,
         drawn_at=(128,),
         word_weights=(0.25, 0.5, 0.25),
         dense_weight=0.3,
+        edges_weight=0.0,
         loc_sigma=6.0,
         seed=1,
         train=replace(
-            _JOINT_TRAIN,
+            _TRAIN,
             num_steps=800,
             schedule="constant",
             vision_learning_rate_scale=0.1,
             loss_reduction="token",
         ),
     ),
-    2: JointStage(
+    "2": JointStage(
+        start=("1",),
         resolution=160,
         drawn_at=(160, 160, 224),
         word_weights=(0.25, 0.5, 0.25),
         dense_weight=0.3,
+        edges_weight=0.0,
         loc_sigma=4.0,
         seed=2,
         train=replace(
-            _JOINT_TRAIN,
-            num_steps=900,
+            _TRAIN,
+            num_steps=500,
             learning_rate=8e-4,
             schedule="constant",
             vision_learning_rate_scale=0.3,
             warmup_steps=30,
         ),
     ),
-    3: JointStage(
+    "2b": EncoderStage(
+        start=("0", "2"),
+        resolution=160,
+        edges_weight=1.0,
+        seed=4,
+        train=replace(
+            _TRAIN,
+            num_steps=900,
+            learning_rate=6e-4,
+            final_learning_rate=1e-4,
+            warmup_steps=40,
+            batch_size=64,
+        ),
+    ),
+    "3": JointStage(
+        start=("2", "2b"),
         resolution=160,
         drawn_at=(160, 256, 384),
         word_weights=WORD_WEIGHTS,
-        dense_weight=0.15,
-        loc_sigma=3.0,
+        dense_weight=0.3,
+        edges_weight=1.0,
+        loc_sigma=4.0,
         seed=3,
         train=replace(
-            _JOINT_TRAIN,
+            _TRAIN,
             num_steps=1700,
-            learning_rate=8e-4,
+            learning_rate=7e-4,
             vision_learning_rate_scale=0.4,
-            warmup_steps=1,
+            warmup_steps=20,
         ),
     ),
 }
+LAST = "3"
 
 
 def main() -> None:
@@ -136,7 +173,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
-        "--stages", default="0,1,2,3,export,evaluate", help="which parts to run, after the codec"
+        "--stages", default="0,1,2,2b,3,export,evaluate", help="which parts to run, after the codec"
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
     arguments = parser.parse_args()
@@ -145,11 +182,13 @@ def main() -> None:
     tokenizer = _vocabulary(out)
     codes = _mask_codes(out)
     stages = arguments.stages.split(",")
-    if "0" in stages:
-        _run_stage0(out, tokenizer)
-    for number, stage in JOINT_STAGES.items():
-        if str(number) in stages:
-            _run_joint(out, tokenizer, codes, number, stage, arguments.compile)
+    for name, stage in STAGES.items():
+        if name not in stages:
+            continue
+        if isinstance(stage, EncoderStage):
+            _run_encoder(out, tokenizer, name, stage)
+        else:
+            _run_joint(out, tokenizer, codes, name, stage, arguments.compile)
     if "export" in stages:
         _export(out, tokenizer)
     if "evaluate" in stages:
@@ -172,22 +211,23 @@ def _mask_codes(out: Path) -> SegCodes:
     return seg_codes(load_mask_codec_npz(path))
 
 
-def _run_stage0(out: Path, tokenizer: Tokenizer) -> None:
-    torch.manual_seed(STAGE0.seed)
-    vision = mini_config(tokenizer.vocab_size, STAGE0_RESOLUTION).vision
-    stage = Stage0(vision, tokenizer.vocab_size)
+def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage) -> None:
+    torch.manual_seed(stage.seed)
+    vision = mini_config(tokenizer.vocab_size, stage.resolution).vision
+    module = Stage0(vision, tokenizer.vocab_size, edges_weight=stage.edges_weight)
+    _take_over(module, _weights_of(out, stage.start, vision.num_image_tokens))
     source = Stage0Source(
         tokenizer=tokenizer,
-        resolution=STAGE0_RESOLUTION,
+        resolution=stage.resolution,
         grid=vision.grid,
-        batch_size=STAGE0_BATCH,
-        seed=STAGE0.seed,
+        batch_size=stage.train.batch_size,
+        seed=stage.seed,
     )
-    train(stage, source, stage.losses, STAGE0, out / "stage0", on_log=_report)
+    train(module, source, module.losses, stage.train, out / f"stage{name}", on_log=_report)
 
 
 def _run_joint(
-    out: Path, tokenizer: Tokenizer, codes: SegCodes, number: int, stage: JointStage, compiled: bool
+    out: Path, tokenizer: Tokenizer, codes: SegCodes, name: str, stage: JointStage, compiled: bool
 ) -> None:
     config = mini_config(tokenizer.vocab_size, stage.resolution)
     model = build_mini(config, tokenizer.loc_offset, stage.seed)
@@ -195,10 +235,13 @@ def _run_joint(
         model,
         tokenizer.loc_offset,
         dense_weight=stage.dense_weight,
+        edges_weight=stage.edges_weight,
         loc_sigma=stage.loc_sigma,
         reduction=stage.train.loss_reduction,
     )
-    _start_from(joint, out / f"stage{number - 1}" / STATE_NAME)
+    weights = _weights_of(out, stage.start, config.vision.num_image_tokens)
+    _take_over(model, weights)
+    _take_over(joint, weights)
     if compiled:
         for block in model.vision_encoder.blocks:
             block.compile(dynamic=False)
@@ -218,34 +261,32 @@ def _run_joint(
         drawn_at=stage.drawn_at,
         seed=stage.seed,
     )
-    train(joint, source, joint.losses, stage.train, out / f"stage{number}", on_log=_report)
+    train(joint, source, joint.losses, stage.train, out / f"stage{name}", on_log=_report)
 
 
-def _start_from(joint: Joint, path: Path) -> None:
-    """Take over what the stage before has learned; its position table is stretched if need be."""
-    table_name = "model.vision_encoder.position_embedding.weight"
-    weights = load_weights(path)
-    if not any(name.startswith("model.") for name in weights):  # stage 0 has the encoder alone
-        kept = ("vision_encoder.", "heads.")
-        weights = {
-            f"model.{name}" if name.startswith("vision_encoder.") else name: tensor
-            for name, tensor in weights.items()
-            if name.startswith(kept)
-        }
-    num_positions = joint.model.config.vision.num_image_tokens
-    weights[table_name] = resample_positions(weights[table_name], num_positions)
-    # Only stage 0 lacks weights: it has neither projector nor decoder.
-    joint.load_state_dict(weights, strict=path.parent.name != "stage0")
+def _weights_of(out: Path, stages: tuple[str, ...], num_positions: int) -> dict[str, Tensor]:
+    """What these stages have learned, the later ones winning; positions stretched if need be."""
+    weights: dict[str, Tensor] = {}
+    for stage in stages:
+        for name, tensor in load_weights(out / f"stage{stage}" / STATE_NAME).items():
+            weights[name.removeprefix("model.")] = tensor
+    table = "vision_encoder.position_embedding.weight"
+    if table in weights:
+        weights[table] = resample_positions(weights[table], num_positions)
+    return weights
+
+
+def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Fill the parameters of a module that have a weight of their name; the others stay fresh."""
+    own = {name: weights[name] for name, _ in module.named_parameters() if name in weights}
+    module.load_state_dict(own, strict=False)
 
 
 def _export(out: Path, tokenizer: Tokenizer) -> None:
-    resolution = JOINT_STAGES[3].resolution
-    model = build_mini(mini_config(tokenizer.vocab_size, resolution), tokenizer.loc_offset, 0)
-    weights = load_weights(out / "stage3" / STATE_NAME)
-    prefix = "model."
-    model.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    )
+    config = mini_config(tokenizer.vocab_size, STAGES[LAST].resolution)
+    model = build_mini(config, tokenizer.loc_offset, 0)
+    weights = _weights_of(out, (LAST,), config.vision.num_image_tokens)
+    model.load_state_dict({name: weights[name] for name, _ in model.named_parameters()})
     folder = out / "model"
     save_model(
         model,

@@ -52,4 +52,4 @@ def tiny_tokenizer() -> Tokenizer:
         bos_piece="<bos>",
         minloglevel=2,
     )
-    return Tokenizer.from_bytes(model.getvalue())
+    return Tokenizer(model.getvalue())

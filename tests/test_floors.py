@@ -32,7 +32,7 @@ FLOORS: dict[str, int] = {
     "cli": 9,
     "__main__": 10,
 }
-# Written down where they stand: `load` and `Result.draw` are where people look for them.
+# Written down where it stands: people look for `draw` at the objects that were found.
 UPWARD = {("results", "draw")}
 NETWORK_FILES = {"processor/fetch.py", "checkpoints/hub.py"}
 NETWORK_MODULES = {"requests", "urllib", "urllib3", "http", "httpx", "httpx2", "socket", "aiohttp"}

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
         Segments,
         Text,
     )
+    from paligemma.tasks.answer import AnswerTask, QuestionTask
+    from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
+    from paligemma.tasks.detect import DetectTask
+    from paligemma.tasks.ocr import OcrTask
+    from paligemma.tasks.segment import SegmentTask
 
 __version__ = "0.1.0"
 
@@ -61,6 +66,11 @@ _HOMES = {
         "Segments",
         "Text",
     ),
+    "tasks.answer": ("AnswerTask", "QuestionTask"),
+    "tasks.caption": ("BoxCaptionTask", "CaptionTask"),
+    "tasks.detect": ("DetectTask",),
+    "tasks.ocr": ("OcrTask",),
+    "tasks.segment": ("SegmentTask",),
     "errors": (
         "CheckpointError",
         "DataError",
@@ -81,9 +91,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "RELEASES",
     "Answer",
+    "AnswerTask",
+    "BoxCaptionTask",
     "Caption",
+    "CaptionTask",
     "CheckpointError",
     "DataError",
+    "DetectTask",
     "Detection",
     "Detections",
     "Generation",
@@ -92,14 +106,17 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "NumericalError",
+    "OcrTask",
     "OptionError",
     "PaliGemmaError",
     "Predictor",
     "Problem",
     "PromptError",
+    "QuestionTask",
     "Release",
     "Score",
     "Segment",
+    "SegmentTask",
     "Segments",
     "Text",
     "TokenizerError",

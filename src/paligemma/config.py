@@ -13,6 +13,7 @@ from paligemma.errors import OptionError
 
 NUM_LOC_TOKENS = 1024
 NUM_SEG_TOKENS = 128
+NUM_CODES_PER_MASK = 16
 
 Family = Literal["paligemma", "paligemma2"]
 

@@ -60,6 +60,7 @@ def load(
     resize: Resize = "squash",
     sliding_window: int | None = None,
     mask_codec: str | Path | None = None,
+    verify: bool = False,
 ) -> Predictor:
     """Load a model and everything around it.
 
@@ -70,7 +71,8 @@ def load(
     bfloat16 for large models where it serves, else float32. `resize`: "squash" as the released
     models were trained, "pad" keeps the shape of pictures. `sliding_window=4096` gives PaliGemma
     2 the window that transformers uses. `mask_codec` is the VQ-VAE's file for segmentation; by
-    default `mask_codec.npz` or `vae-oid.npz` in the model's folder.
+    default `mask_codec.npz` or `vae-oid.npz` in the model's folder. `verify` compares files with
+    their SHA-256 first: those that saving wrote down, or those that the hub published.
 
     The folder must hold `config.json`, safetensors and `tokenizer.model`. For weights without a
     tokenizer, or ids instead of text: `checkpoints.load.load_model` and `engine.generate`.
@@ -107,6 +109,7 @@ def load(
             dtype=choose_dtype(dtype, torch_device, folder),
             device=torch_device,
             sliding_window=sliding_window,
+            verify=verify,
         ),
         processor=Processor(
             tokenizer=tokenizer,

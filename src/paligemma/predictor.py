@@ -20,7 +20,7 @@ from paligemma.checkpoints.save import save_model
 from paligemma.engine.beam import beam_search
 from paligemma.engine.generate import GeneratedRow, generate_steps, row_limits
 from paligemma.engine.generate import generate as generate_rows
-from paligemma.engine.sampling import Sampling
+from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.engine.score import score as score_rows
 from paligemma.errors import (
     CheckpointError,
@@ -45,7 +45,7 @@ from paligemma.results import (
     Text,
 )
 from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import CaptionTask, RegionCaptionTask
+from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
@@ -64,14 +64,13 @@ ResultT = TypeVar("ResultT")
 MAX_BATCH_SIZE = 32
 MAX_NEW_TOKENS = 128
 MASK_CODEC_FILE = "mask_codec.npz"
-_GREEDY = Sampling(temperature=0.0)
 _CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
 
 # What an answer usually needs and some more; a model that knows when to stop ends before. An
 # object takes about 9 tokens in a list of boxes, 25 in a list of masks.
 _TASK_MAX_NEW_TOKENS: dict[type, int] = {
     CaptionTask: 64,
-    RegionCaptionTask: 64,
+    BoxCaptionTask: 64,
     AnswerTask: 48,
     QuestionTask: 48,
     OcrTask: 256,
@@ -209,7 +208,7 @@ class Predictor:
         picture = self._load(image)
         transform = self.processor.transform(picture)
         box = transform.box_from_source(box_xyxy, order="xyxy")
-        return self._one(picture, RegionCaptionTask(box_normalized_xyxy=box), max_new_tokens)
+        return self._one(picture, BoxCaptionTask(box_normalized_xyxy=box), max_new_tokens)
 
     @overload
     def run(
@@ -640,7 +639,7 @@ class Predictor:
 class _Decoding:
     """How tokens are chosen, and what ends a text."""
 
-    sampler: Sampling = _GREEDY
+    sampler: Sampling = GREEDY
     num_beams: int = 1
     stop: tuple[str, ...] = ()
 

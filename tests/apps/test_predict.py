@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.agreement.tiny_predictor import build_predictor
+
 
 def test_a_caption_alone_goes_to_stdout(run, picture, stand_in):
     ran = run("caption", picture, "--lang", "de", "--max-new-tokens", "7")
@@ -216,6 +218,21 @@ def test_a_result_can_be_shown_in_the_terminal(run, picture, stand_in):
 def test_the_model_comes_from_the_environment(run, picture, stand_in, monkeypatch):
     monkeypatch.setenv("PALIGEMMA_MODEL", "my/folder")
     assert json.loads(run("caption", picture, "--json").out)["model"] == "my/folder"
+
+
+def test_a_flipped_bit_is_refused_when_files_are_verified(run, picture, tiny_tokenizer, tmp_path):
+    folder = build_predictor(tiny_tokenizer).save(tmp_path / "model")
+    asked = ("caption", picture, "--model", folder, "--device", "cpu", "--max-new-tokens", "1")
+    assert run(*asked, "--verify").code == 0
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1000] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert run(*asked).code == 0
+    ran = run(*asked, "--verify")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert "model.safetensors has the SHA-256" in ran.err
+    assert ran.err.count("\n") == 1
 
 
 def test_mini_finds_what_is_in_its_own_world(run, mini_folder, tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from paligemma.engine.sampling import Greedy, Sampling, choose, row_generator
+from paligemma.engine.sampling import GREEDY, Sampling, choose, row_generator
 from paligemma.errors import OptionError
 
 BANNED = -math.inf
@@ -19,7 +19,7 @@ LOGITS = torch.tensor(
 )
 
 
-def draw(sampler: Greedy | Sampling, logits: torch.Tensor = LOGITS) -> list[int]:
+def draw(sampler: Sampling, logits: torch.Tensor = LOGITS) -> list[int]:
     return choose(logits, sampler, [row_generator(sampler, r) for r in range(len(logits))]).tolist()
 
 
@@ -39,21 +39,20 @@ def test_every_option_gives_an_allowed_token(
 @pytest.mark.parametrize(
     "sampler",
     [
-        Greedy(),
-        Sampling(temperature=0.0),
+        GREEDY,
         Sampling(temperature=1e-5),
         Sampling(top_k=1),
         Sampling(top_p=0.0),
         Sampling(temperature=2.0, top_k=1, top_p=0.0),
     ],
 )
-def test_the_narrowest_sampling_is_greedy(sampler: Greedy | Sampling) -> None:
+def test_the_narrowest_sampling_is_greedy(sampler: Sampling) -> None:
     assert [draw(sampler)[row] for row in (0, 1, 3)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("value", [math.nan, BANNED])
-@pytest.mark.parametrize("sampler", [Greedy(), Sampling(), Sampling(top_k=2, top_p=0.5)])
-def test_a_hopeless_row_leaves_the_others_alone(value: float, sampler: Greedy | Sampling) -> None:
+@pytest.mark.parametrize("sampler", [GREEDY, Sampling(), Sampling(top_k=2, top_p=0.5)])
+def test_a_hopeless_row_leaves_the_others_alone(value: float, sampler: Sampling) -> None:
     poisoned = torch.cat([LOGITS[:1], torch.full((1, 5), value), LOGITS[2:]])
     ids = draw(sampler, poisoned)
     assert 0 <= ids[1] < 5

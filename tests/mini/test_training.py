@@ -25,7 +25,7 @@ SEG_CODES: SegCodes = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_bytes(train_vocabulary())
+    return Tokenizer(train_vocabulary())
 
 
 def test_the_vocabulary_is_the_same_every_time(tokenizer: Tokenizer) -> None:
@@ -119,7 +119,7 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
 def test_stage_0_has_a_loss_for_every_target(tokenizer: Tokenizer) -> None:
     vision = mini_config(tokenizer.vocab_size, 32).vision
     source = Stage0Source(tokenizer=tokenizer, resolution=32, grid=2, batch_size=6, seed=0)
-    losses = Stage0(vision, tokenizer.vocab_size).losses(source.batch(0))
+    losses = Stage0(vision, tokenizer.vocab_size, edges_weight=1.0).losses(source.batch(0))
     assert {"kind", "box", "letters", "halves", "contrastive", "loss"} <= losses.keys()
     assert all(torch.isfinite(loss) for loss in losses.values())
 

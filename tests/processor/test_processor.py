@@ -1,4 +1,4 @@
-"""Batches: padding on either side, shared pictures, limits, and the reference's examples."""
+"""Batches: padding, shared pictures, and the reference's examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paligemma.errors import OptionError, PromptError
+from paligemma.errors import OptionError
 from paligemma.processor.image import load_image
 from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import ExampleRow, Processor, PromptRow
@@ -58,25 +58,32 @@ def test_pads_stand_left_of_prompts_and_right_of_examples(processor: Processor) 
     assert not right.input_mask[1, -1] or not right.input_mask[0, -1]
 
 
-def test_padding_on_either_side_holds_the_same_rows(processor: Processor) -> None:
-    left = processor.example_inputs(ROWS, IMAGES, pad="left")
-    right = processor.example_inputs(ROWS, IMAGES, pad="right")
-    for name in ("token_ids", "mask_ar", "image_mask", "loss_mask"):
-        for row in range(len(ROWS)):
-            one, other = (real(batch, getattr(batch, name), row) for batch in (left, right))
-            assert one == other
+def test_a_row_is_the_same_alone_and_padded_in_a_batch(processor: Processor) -> None:
+    prompts = [PromptRow(prompt=row.prompt, images=row.images) for row in ROWS]
+    left = processor.prefix_inputs(prompts, IMAGES)
+    right = processor.example_inputs(ROWS, IMAGES)
+    for row in range(len(ROWS)):
+        for batch, alone in (
+            (left, processor.prefix_inputs(prompts[row : row + 1], IMAGES)),
+            (right, processor.example_inputs(ROWS[row : row + 1], IMAGES)),
+        ):
+            for name in ("token_ids", "mask_ar", "image_mask"):
+                assert real(batch, getattr(batch, name), row) == getattr(alone, name)[0].tolist()
 
 
 def test_pads_count_nowhere(processor: Processor) -> None:
-    for pad in ("left", "right"):
-        batch = processor.example_inputs(ROWS, IMAGES, pad=pad)  # type: ignore[arg-type]
-        assert batch.loss_mask is not None
+    prompts = [PromptRow(prompt=row.prompt, images=row.images) for row in ROWS]
+    left = processor.prefix_inputs(prompts, IMAGES)
+    right = processor.example_inputs(ROWS, IMAGES)
+    assert right.loss_mask is not None
+    assert not (~right.input_mask & right.loss_mask).any()
+    for batch in (left, right):
         pads = ~batch.input_mask
         assert pads.any()
-        assert not (pads & (batch.loss_mask | batch.image_mask)).any()
+        assert not (pads & batch.image_mask).any()
         assert (batch.token_ids[pads] == 0).all()
         # Behind a row pads are causal; before it they must not end the prefix.
-        assert (batch.mask_ar[pads] == (pad == "right")).all()
+        assert (batch.mask_ar[pads] == (batch is right)).all()
 
 
 def test_tensors_have_the_promised_types(processor: Processor) -> None:
@@ -112,25 +119,6 @@ def test_a_row_without_pictures_is_text_alone(processor: Processor) -> None:
     assert batch.pixel_values.shape == (0, 3, 6, 6)
 
 
-def test_too_long_a_row_is_refused_with_both_counts(tiny_tokenizer: Tokenizer) -> None:
-    num_text = len(tiny_tokenizer.tokenize_text("detect cat")) + 2
-    for length, fits in ((num_text, True), (num_text - 1, False)):
-        processor = Processor(
-            tokenizer=tiny_tokenizer, resolution=6, num_image_tokens=3, text_length=length
-        )
-        # EOS is predicted, never read, and takes no place.
-        rows = [ExampleRow(prompt="detect cat", suffix="")]
-        prompts = [PromptRow(prompt="detect cat")]
-        if fits:
-            processor.prefix_inputs(prompts, IMAGES)
-            processor.example_inputs(rows, IMAGES)
-            continue
-        with pytest.raises(PromptError, match=f"{num_text} text tokens.* {length}"):
-            processor.prefix_inputs(prompts, IMAGES)
-        with pytest.raises(PromptError, match=f"{num_text} text tokens.* {length}"):
-            processor.example_inputs(rows, IMAGES)
-
-
 def test_pictures_that_are_not_there_are_refused(processor: Processor) -> None:
     for image in (2, -1):
         with pytest.raises(OptionError, match="the batch has 2"):
@@ -158,13 +146,17 @@ def test_a_batch_of_examples_matches_the_reference(
         ExampleRow(prompt=prompt, suffix=suffix)
         for prompt, suffix in zip(case["prompts"], case["suffixes"], strict=True)
     ]
-    batch = gemma_processor.example_inputs(rows, IMAGES, pad="left")
+    batch = gemma_processor.example_inputs(rows, IMAGES)
     assert batch.token_ids.shape == (2, case["sequence_length"])
     assert batch.loss_mask is not None
     labels = torch.where(batch.loss_mask, batch.token_ids, -100)
-    assert labels.tolist() == [expanded(runs) for runs in case["labels_compact"]]
-    token_types = [expanded(runs) for runs in case["token_type_ids_compact"]]
-    assert batch.mask_ar.int().tolist() == token_types
+    for row in range(2):
+        # The reference pads on the left.
+        num_pads = int((~batch.input_mask[row]).sum())
+        expected = expanded(case["labels_compact"][row])
+        assert [-100] * num_pads + real(batch, labels, row) == expected
+        expected = expanded(case["token_type_ids_compact"][row])
+        assert [0] * num_pads + real(batch, batch.mask_ar, row) == expected
 
 
 def test_prompts_have_the_lengths_of_the_reference(

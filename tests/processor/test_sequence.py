@@ -16,7 +16,6 @@ def test_a_prefix_is_images_bos_text_and_newline(tiny_tokenizer: Tokenizer) -> N
     assert row.image_mask == (True,) * 6 + (False,) * (len(text) + 2)
     assert not any(row.mask_ar)
     assert not any(row.loss_mask)
-    assert row.num_text_tokens == len(text) + 2
 
 
 def test_an_example_is_causal_and_scored_from_the_suffix_on(tiny_tokenizer: Tokenizer) -> None:
@@ -26,15 +25,6 @@ def test_an_example_is_causal_and_scored_from_the_suffix_on(tiny_tokenizer: Toke
     assert row.token_ids == (*prefix.token_ids, *suffix)
     assert row.mask_ar == row.loss_mask == (False,) * len(prefix) + (True,) * len(suffix)
     assert row.image_mask == prefix.image_mask + (False,) * len(suffix)
-
-
-def test_a_forced_start_is_causal_but_not_scored(tiny_tokenizer: Tokenizer) -> None:
-    row = build_prefix(tiny_tokenizer, "caption en", 1, 4, forced_suffix="on the")
-    prefix = build_prefix(tiny_tokenizer, "caption en", 1, 4)
-    forced = tuple(tiny_tokenizer.tokenize_text("on the"))
-    assert row.token_ids == (*prefix.token_ids, *forced)
-    assert row.mask_ar == (False,) * len(prefix) + (True,) * len(forced)
-    assert not any(row.loss_mask)
 
 
 def test_an_empty_prompt_is_bos_and_newline(tiny_tokenizer: Tokenizer) -> None:

@@ -70,7 +70,7 @@ def gemma_proto(shared_data: Path) -> bytes:
 
 @pytest.fixture(scope="session")
 def gemma(gemma_proto: bytes) -> Tokenizer:
-    return Tokenizer.from_bytes(gemma_proto)
+    return Tokenizer(gemma_proto)
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +126,7 @@ def test_places_follow_the_pieces(gemma: Tokenizer) -> None:
 def test_a_model_that_holds_places_already_is_the_same(
     gemma: Tokenizer, gemma_proto: bytes
 ) -> None:
-    extended = Tokenizer.from_bytes(gemma._pieces.serialized_model_proto())
+    extended = Tokenizer(gemma._pieces.serialized_model_proto())
     assert len(extended.model_proto) > len(gemma_proto)
     assert extended.vocab_size == gemma.vocab_size
     for text, ids in PROMPT_IDS:
@@ -210,7 +210,7 @@ def test_a_model_cut_anywhere_is_refused(gemma_proto: bytes) -> None:
     generator = random.Random(1)
     for cut in cuts + [generator.randrange(size) for _ in range(10)]:
         with pytest.raises(TokenizerError):
-            Tokenizer.from_bytes(gemma_proto[:cut])
+            Tokenizer(gemma_proto[:cut])
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
@@ -225,12 +225,12 @@ def test_a_tokenizer_of_another_model_is_refused(shared_data: Path) -> None:
     with pytest.raises(TokenizerError, match="belongs to another model"):
         Tokenizer.from_file(shared_data / "tokenizer" / "keras_gemma_test_vocab.spm")
     with pytest.raises(TokenizerError, match="belongs to another model"):
-        Tokenizer.from_bytes(train())
+        Tokenizer(train())
 
 
 def test_a_tokenizer_without_a_newline_is_refused() -> None:
     with pytest.raises(TokenizerError, match="newline"):
-        Tokenizer.from_bytes(train(pad_id=0, eos_id=1, bos_id=2, unk_id=3))
+        Tokenizer(train(pad_id=0, eos_id=1, bos_id=2, unk_id=3))
 
 
 def test_a_tokenizer_with_some_places_missing_is_refused() -> None:
@@ -244,7 +244,7 @@ def test_a_tokenizer_with_some_places_missing_is_refused() -> None:
         user_defined_symbols=["<loc0000>", "<loc0001>", "<loc0003>"],
     )
     with pytest.raises(TokenizerError, match="<loc0002>"):
-        Tokenizer.from_bytes(proto)
+        Tokenizer(proto)
 
 
 def test_an_embedding_that_is_too_short_is_refused(gemma: Tokenizer) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from paligemma.processor.image import ImageTransform
-from paligemma.tasks import TaskContext
+from paligemma.tasks.task import TaskContext
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

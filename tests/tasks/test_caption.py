@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from paligemma.errors import InputError
-from paligemma.tasks import CaptionTask, RegionCaptionTask, TaskContext
+from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
+from paligemma.tasks.task import TaskContext
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 
@@ -15,7 +16,7 @@ def test_prompts_are_those_of_the_paper() -> None:
 
 
 def test_a_box_is_asked_about_with_y_first() -> None:
-    task = RegionCaptionTask(box_normalized_xyxy=(100 / 1023, 250 / 1023, 900 / 1023, 750 / 1023))
+    task = BoxCaptionTask(box_normalized_xyxy=(100 / 1023, 250 / 1023, 900 / 1023, 750 / 1023))
     assert task.prompt() == "caption <loc0250><loc0100><loc0750><loc0900>"
 
 
@@ -25,7 +26,7 @@ def test_captions_are_read(tokenizer: CharacterTokenizer, context: TaskContext) 
     )
     assert (caption.text, caption.language) == ("una vaca en la playa", "es")
     assert caption.stop_reason == "length"
-    task = RegionCaptionTask(box_normalized_xyxy=(0, 0, 1, 1))
+    task = BoxCaptionTask(box_normalized_xyxy=(0, 0, 1, 1))
     assert task.parse(tokenizer.generation("a cow"), tokenizer, context).language is None
 
 
@@ -42,4 +43,4 @@ def test_odd_options_are_refused(options: dict[str, str]) -> None:
 )
 def test_a_box_without_area_is_refused(box: tuple[float, float, float, float]) -> None:
     with pytest.raises(InputError):
-        RegionCaptionTask(box_normalized_xyxy=box)
+        BoxCaptionTask(box_normalized_xyxy=box)

@@ -4,7 +4,8 @@ import pytest
 
 from paligemma.errors import PromptError
 from paligemma.processor.image import ImageTransform
-from paligemma.tasks import DetectTask, TaskContext
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.task import TaskContext
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

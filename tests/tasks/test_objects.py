@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import PromptError
-from paligemma.processor.tokenizer import Tokenizer as GemmaTokenizer
+from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import StopReason
-from paligemma.tasks.objects import ParsedObjects, Tokenizer, parse_objects, split_phrases
+from paligemma.tasks.objects import ParsedObjects, parse_objects, split_phrases
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 SEGS = "".join(f"<seg{i:03d}>" for i in range(16))
@@ -201,17 +201,16 @@ def test_asking_for_nothing_is_refused(nothing: str | list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gemma(shared_data: Path) -> GemmaTokenizer:
-    return GemmaTokenizer.from_file(shared_data / "tokenizer" / "tokenizer.model")
+def gemma(shared_data: Path) -> Tokenizer:
+    return Tokenizer.from_file(shared_data / "tokenizer" / "tokenizer.model")
 
 
 def parse_gemma(text: str, gemma: Tokenizer) -> ParsedObjects:
-    assert isinstance(gemma, GemmaTokenizer)
     ids = [*gemma.tokenize_text(text.removesuffix("<eos>")), gemma.eos_id]
     return parse_objects(ids, [-0.1] * len(ids), gemma)
 
 
-def test_known_parser_cases_give_their_boxes(shared_data: Path, gemma: GemmaTokenizer) -> None:
+def test_known_parser_cases_give_their_boxes(shared_data: Path, gemma: Tokenizer) -> None:
     table = json.loads((shared_data / "vectors" / "parse_detection.json").read_text())
     for case in table["cases"]:
         # These three are rules of another parser: labels are required, unknown classes are
@@ -227,7 +226,7 @@ def test_known_parser_cases_give_their_boxes(shared_data: Path, gemma: GemmaToke
 
 
 def test_outputs_of_public_checkpoints_are_read_in_full(
-    shared_data: Path, gemma: GemmaTokenizer
+    shared_data: Path, gemma: Tokenizer
 ) -> None:
     num_objects = 0
     for name in ("checkpoint_outputs", "finetuned_outputs"):
@@ -252,7 +251,7 @@ def test_outputs_of_public_checkpoints_are_read_in_full(
     assert num_objects > 50
 
 
-def test_googles_segmentation_example_is_read(shared_data: Path, gemma: GemmaTokenizer) -> None:
+def test_googles_segmentation_example_is_read(shared_data: Path, gemma: Tokenizer) -> None:
     cases = json.loads((shared_data / "segmentation" / "cases.json").read_text())["cases"]
     (case,) = (c for c in cases if c["id"] == "bigvision-space-example-string")
     parsed = parse_gemma(case["raw_output"], gemma)
@@ -263,6 +262,6 @@ def test_googles_segmentation_example_is_read(shared_data: Path, gemma: GemmaTok
     ] == [{key: o[key] for key in ("name", "loc_yxyx", "seg")} for o in case["expected"]["objects"]]
 
 
-def test_a_label_of_split_characters_is_scored_whole(gemma: GemmaTokenizer) -> None:
+def test_a_label_of_split_characters_is_scored_whole(gemma: Tokenizer) -> None:
     (found,) = parse_gemma(f"{BOX} \U0001f9f8\u0f40 ; ", gemma).objects
     assert found.label == "\U0001f9f8\u0f40"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from paligemma.tasks import OcrTask, TaskContext
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.task import TaskContext
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

@@ -9,8 +9,9 @@ import torch
 from paligemma.config import MaskCodecConfig
 from paligemma.errors import CheckpointError, PromptError
 from paligemma.processor.image import ImageTransform
-from paligemma.tasks import SegmentTask, TaskContext
 from paligemma.tasks.seg_codec import MaskCodec, paste_mask
+from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import TaskContext
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 SEGS = "".join(f"<seg{i % 5:03d}>" for i in range(16))

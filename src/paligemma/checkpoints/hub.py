@@ -1,4 +1,4 @@
-"""Fetch a release from the Hugging Face hub into its cache. The only file that uses the network.
+"""Fetch a model from the Hugging Face hub into its cache; no other file speaks to the hub.
 
 Knows names and folders, no tensors. `huggingface_hub` is imported when it is needed.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, HubError
 
-_WANTED = ("*.safetensors", "*.json", "tokenizer.model")
+# "*.json" is for configs, the index of shards and the checksums; the last two are mask codecs.
+_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -65,7 +66,7 @@ def fetch_checkpoint(
     offline: bool = False,
     progress: bool = True,
 ) -> FetchedCheckpoint:
-    """Download config, tokenizer and safetensors of a model, or find them in the cache.
+    """Download a model's config, tokenizer, safetensors and mask codec, or find them in the cache.
 
     A download that was cut goes on where it stopped. `revision` is a branch, tag or commit;
     PaliGemma 1 has smaller files on the branches "bfloat16" and "float16". `token` is the hub's

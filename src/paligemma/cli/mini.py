@@ -22,7 +22,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_RESOLUTION = 384
 _MAX_COUNT = 10_000  # names have four digits
 
 Seed = Annotated[int, typer.Option(min=0, help="Which stream of pictures.")]
@@ -42,7 +41,7 @@ def scene(
     """
     from PIL import Image
 
-    from paligemma.mini.scene import make_scene
+    from paligemma.mini.scene import RESOLUTION, make_scene
 
     _check_folder(out)
     with tempfile.TemporaryDirectory(prefix=".scenes-", dir=out) as staging:
@@ -50,9 +49,9 @@ def scene(
         for index in track(range(count), "drawing"):
             one = make_scene("test", seed, index)
             name = f"scene_{index:04d}.png"
-            Image.fromarray(one.draw(_RESOLUTION)).save(Path(staging, name))
+            Image.fromarray(one.draw(RESOLUTION)).save(Path(staging, name))
             truths.append({"image": name, **_truth(one)})
-        head = {"split": "test", "seed": seed, "resolution": _RESOLUTION}
+        head = {"split": "test", "seed": seed, "resolution": RESOLUTION}
         Path(staging, "truth.json").write_text(_truth_json(head, truths), encoding="utf-8")
         # The truth goes last: where it lies, the pictures it speaks of lie too.
         (out / "truth.json").unlink(missing_ok=True)
@@ -82,6 +81,7 @@ def _check_folder(out: Path) -> None:
 def _truth(one: Scene) -> dict[str, Any]:
     """What is in the picture, in pixels, and what can be said and asked about it."""
     from paligemma.mini import language
+    from paligemma.mini.scene import RESOLUTION
     from paligemma.mini.texts import SceneTexts
 
     texts, codes = SceneTexts(one), language.LANGUAGES
@@ -98,7 +98,7 @@ def _truth(one: Scene) -> dict[str, Any]:
     if (color := one.background.color_name) is not None:
         asked.append(("en", language.ask_background(color)))
     return {
-        **one.to_truth(_RESOLUTION, names),
+        **one.to_truth(RESOLUTION, names),
         "ocr": texts.reading(),
         "captions": {code: texts.caption(code) for code in codes},
         "descriptions": {code: texts.describe(code) for code in codes},

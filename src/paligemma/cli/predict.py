@@ -58,6 +58,9 @@ class Options:
     offline: Annotated[
         bool, typer.Option("--offline", help="Use only what is already downloaded.")
     ] = False
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare files with their SHA-256 first.")
+    ] = False
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures from http and https addresses.")
     ] = False
@@ -325,6 +328,7 @@ def _load(options: Options) -> Predictor:
         device=options.device,
         dtype=options.dtype,
         offline=options.offline,
+        verify=options.verify,
     )
     if predictor.note and not options.json:
         print_note(predictor.note)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paligemma.engine.generate import GeneratedRow, StopReason, row_limits
+from paligemma.engine.generate import GeneratedRow, RowEnd, row_limits
 from paligemma.errors import OptionError
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
@@ -31,7 +31,7 @@ class _Beam:
     def then(self, token_id: int, logprob: float) -> _Beam:
         return _Beam(token_ids=(*self.token_ids, token_id), logprobs=(*self.logprobs, logprob))
 
-    def ended(self, stop_reason: StopReason) -> GeneratedRow:
+    def ended(self, stop_reason: RowEnd) -> GeneratedRow:
         return GeneratedRow(
             token_ids=self.token_ids, logprobs=self.logprobs, stop_reason=stop_reason
         )

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paligemma.engine.sampling import GREEDY, Sampler, choose, row_generator
+from paligemma.engine.sampling import GREEDY, Sampling, choose, row_generator
 from paligemma.errors import OptionError
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
@@ -20,7 +20,7 @@ from paligemma.processor.inputs import ModelInputs
 
 # B rows of the batch, V vocabulary
 
-StopReason = Literal["eos", "stop", "length", "numerical_error"]
+RowEnd = Literal["eos", "stop", "length", "numerical_error"]
 ShouldStop = Callable[[int, list[int]], bool]
 """(row, the row's new token ids so far) -> True to end the row there."""
 
@@ -37,7 +37,7 @@ class GeneratedRow:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    stop_reason: StopReason
+    stop_reason: RowEnd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Step:
     row: int
     token_id: int | None
     logprob: float | None
-    stop_reason: StopReason | None
+    stop_reason: RowEnd | None
 
 
 def generate(
@@ -59,7 +59,7 @@ def generate(
     *,
     max_new_tokens: int | Sequence[int],
     eos_id: int,
-    sampler: Sampler = GREEDY,
+    sampler: Sampling = GREEDY,
     row_numbers: Sequence[int] | None = None,
     should_stop: ShouldStop | None = None,
     image_tokens: Tensor | None = None,
@@ -88,7 +88,7 @@ def generate(
     num_rows = inputs.token_ids.shape[0]
     token_ids: list[list[int]] = [[] for _ in range(num_rows)]
     logprobs: list[list[float]] = [[] for _ in range(num_rows)]
-    reasons: list[StopReason] = ["length"] * num_rows
+    reasons: list[RowEnd] = ["length"] * num_rows
     for step in generate_steps(
         model,
         inputs,
@@ -116,7 +116,7 @@ def generate_steps(
     *,
     max_new_tokens: int | Sequence[int],
     eos_id: int,
-    sampler: Sampler = GREEDY,
+    sampler: Sampling = GREEDY,
     row_numbers: Sequence[int] | None = None,
     should_stop: ShouldStop | None = None,
     image_tokens: Tensor | None = None,
@@ -134,7 +134,7 @@ def _steps(
     inputs: ModelInputs,
     limits: Sequence[int],
     eos_id: int,
-    sampler: Sampler,
+    sampler: Sampling,
     generators: Sequence[torch.Generator],
     should_stop: ShouldStop | None,
     image_tokens: Tensor | None,
@@ -165,7 +165,7 @@ def _steps(
                 yield Step(row=row, token_id=None, logprob=None, stop_reason="numerical_error")
                 continue
             new_ids[row].append(chosen_ids[slot])
-            reason: StopReason | None = None
+            reason: RowEnd | None = None
             if chosen_ids[slot] == eos_id:
                 reason = "eos"
             elif should_stop is not None and should_stop(row, new_ids[row]):

@@ -20,18 +20,22 @@ from paligemma.errors import OptionError
 # B batch, V vocabulary
 
 
-@dataclass(frozen=True)
-class Greedy:
-    """The likeliest token; among equals, the one of the lowest id."""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """A random token, by probability.
 
-    `temperature` divides the logits: 1 keeps the model's distribution, 0 is greedy. `top_k` keeps
-    the k likeliest tokens; of these, `top_p` keeps the fewest whose probabilities together reach
-    p (at least one). Equal seeds give equal samples.
+    `temperature` divides the logits: 1 keeps the model's distribution, 0 is greedy: the likeliest
+    token, among equals the one of the lowest id. `top_k` keeps the k likeliest tokens; of these,
+    `top_p` keeps the fewest whose probabilities together reach p (at least one). Equal seeds give
+    equal samples.
 
     Raises OptionError for a value out of range.
 
@@ -64,24 +68,22 @@ class Sampling:
             raise OptionError(f"seed is {self.seed!r}; it must be a whole number of at least 0.")
 
 
-Sampler = Greedy | Sampling
-GREEDY = Greedy()
+GREEDY = Sampling(temperature=0.0)
 
 
-def row_generator(sampler: Sampler, row_number: int) -> torch.Generator:
+def row_generator(sampler: Sampling, row_number: int) -> torch.Generator:
     """The source of randomness of one row; a hash, so that near seeds are not near streams."""
-    seed = sampler.seed if isinstance(sampler, Sampling) else 0
-    digest = hashlib.blake2b(f"{seed}/{row_number}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{sampler.seed}/{row_number}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def choose(logits: Tensor, sampler: Sampler, generators: Sequence[torch.Generator]) -> Tensor:
+def choose(logits: Tensor, sampler: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
     """One token a row: float32[B, V] -> int64[B].
 
     A logit of -inf is a banned token. A row with NaN, or without any finite logit, gets some id
     all the same, for the caller knows such rows and ends them.
     """
-    if isinstance(sampler, Greedy) or sampler.temperature == 0:
+    if sampler.temperature == 0:
         return logits.argmax(dim=1)
     # Inverse transform sampling: the first token at which the cumulated probability passes a
     # uniform number. In float64, as a sum over 257 thousand float32 terms drifts.
@@ -106,11 +108,3 @@ def choose(logits: Tensor, sampler: Sampler, generators: Sequence[torch.Generato
     place = torch.searchsorted(cumulated, target, right=True).clamp_max(cumulated.shape[1] - 1)
     ids = place if order is None else order.gather(1, place)
     return ids[:, 0].to(logits.device)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from paligemma.config import MaskCodecConfig
+from paligemma.config import NUM_CODES_PER_MASK, MaskCodecConfig
 from paligemma.mini import assets
 from paligemma.mini.examples import SegCodes
-from paligemma.tasks.seg_codec import MASK_SIDE, NUM_CODES_PER_MASK, MaskCodec
+from paligemma.tasks.seg_codec import MASK_SIDE, MaskCodec
 
 MINI_CODEC = MaskCodecConfig(code_dim=16, width=48, stem_widths=(8, 16, 32, 48))
 _DECAY = 0.98

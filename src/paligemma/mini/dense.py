@@ -9,6 +9,7 @@ and are thrown away after it; this file knows scenes and features, no language a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,6 +115,7 @@ class DenseHeads(nn.Module):
         super().__init__()
         self.kind = nn.Linear(width, NUM_KINDS + 2)
         self.box = nn.Linear(width, 4 * 2 * len(FREQUENCIES))
+        self.edges = nn.Linear(width, 4)
         self.letters = nn.Linear(width, MAX_LETTERS * 27)
         self.halves = nn.Linear(width, 2 * 27)
 
@@ -125,6 +127,11 @@ class DenseHeads(nn.Module):
         losses = {"kind": F.cross_entropy(kind_logits.flatten(0, 1), targets.kinds.flatten())}
         where = self.box(features[covered]).float().unflatten(-1, (4, -1))
         losses["box"] = F.mse_loss(where, fourier_features(targets.boxes[covered]))
+        # In patches, so that the loss does not depend on the resolution. Beside `box`: the Fourier
+        # features are what the decoder's ruler is made of, but alone they stay blunt.
+        grid = targets.kinds.shape[1] ** 0.5
+        edges = self.edges(features[covered]).float()
+        losses["edges"] = F.l1_loss(edges, targets.boxes[covered]) * grid
         letters = self.letters(features[is_word]).float().unflatten(-1, (MAX_LETTERS, 27))
         halves = self.halves(features[is_word]).float().unflatten(-1, (2, 27))
         word_letters, word_halves = targets.letters[is_word], targets.halves[is_word]
@@ -147,3 +154,14 @@ def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def _share(right: Tensor) -> Tensor:
     """Share of True, 0 where there is nothing to be right about."""
     return right.float().sum() / max(1, right.numel())
+
+
+def total(losses: Mapping[str, Tensor], edges_weight: float) -> Tensor:
+    """The sum that is minimized."""
+    return (
+        losses["kind"]
+        + losses["box"]
+        + edges_weight * losses["edges"]
+        + losses["letters"]
+        + 0.5 * losses["halves"]
+    )

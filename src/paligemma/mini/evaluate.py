@@ -26,7 +26,7 @@ from paligemma.errors import OptionError
 from paligemma.evals.average_precision import Labeled, mean_average_precision
 from paligemma.evals.box_iou import match_boxes
 from paligemma.mini import language
-from paligemma.mini.scene import Scene, make_scene
+from paligemma.mini.scene import RESOLUTION, Scene, make_scene
 from paligemma.mini.texts import SceneTexts
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
@@ -37,8 +37,6 @@ from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 
-RESOLUTION = 384
-"""Pixels along a side of an evaluation picture; the processor scales it as it does any picture."""
 _CHUNK = 32
 
 

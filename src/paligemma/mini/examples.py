@@ -13,7 +13,7 @@ from paligemma.mini import language
 from paligemma.mini.scene import Scene, SceneObject
 from paligemma.mini.texts import SceneTexts
 from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import CaptionTask, RegionCaptionTask
+from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.loc_codec import format_box
 from paligemma.tasks.ocr import OcrTask
@@ -152,7 +152,7 @@ def _caption_box(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | N
     if not texts.scene.objects:
         return None
     thing = rng.choice(texts.scene.objects)
-    prompt = RegionCaptionTask(box_normalized_xyxy=thing.box_xyxy).prompt()
+    prompt = BoxCaptionTask(box_normalized_xyxy=thing.box_xyxy).prompt()
     return prompt, language.KINDS[thing.kind].name
 
 

@@ -25,6 +25,7 @@ from paligemma.mini.dense import (
     dense_targets,
     fourier_features,
 )
+from paligemma.mini.dense import total as dense_total
 from paligemma.mini.examples import SegCodes, draw_example
 from paligemma.mini.scene import make_scene
 from paligemma.model.paligemma import PaliGemma
@@ -123,6 +124,7 @@ class Joint(nn.Module):
         loc_offset: int,
         *,
         dense_weight: float,
+        edges_weight: float,
         loc_sigma: float,
         reduction: Reduction,
     ) -> None:
@@ -131,6 +133,7 @@ class Joint(nn.Module):
         self.heads = DenseHeads(model.config.vision.width)
         self.loc_offset = loc_offset
         self.dense_weight = dense_weight
+        self.edges_weight = edges_weight
         self.loc_sigma = loc_sigma
         self.reduction: Reduction = reduction
 
@@ -151,10 +154,9 @@ class Joint(nn.Module):
             )
             total, count = total + summed, count + num
         suffix = total / count
-        extra = dense["kind"] + dense["box"] + dense["letters"] + 0.5 * dense["halves"]
-        names = ("kind_right", "word_right", "half_right", "box")
+        names = ("kind_right", "word_right", "half_right", "box", "edges")
         return {
-            "loss": suffix + self.dense_weight * extra,
+            "loss": suffix + self.dense_weight * dense_total(dense, self.edges_weight),
             "suffix": suffix,
             **{name: dense[name] for name in names},
         }

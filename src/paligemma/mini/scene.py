@@ -40,6 +40,9 @@ COLORS: dict[str, RGB] = {
 WORD_WEIGHTS = (0.45, 0.45, 0.10)
 """The chances that no, one or two words are printed."""
 
+RESOLUTION = 384
+"""Pixels along a side of an evaluation picture; the processor scales it as it does any picture."""
+
 PATTERNS = ("noise", "stripes", "checker", "dots", "gradient")
 
 # How far a named color may be mixed with (black, white) and still go by its name.

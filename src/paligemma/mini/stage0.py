@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paligemma.config import VisionConfig
-from paligemma.mini.dense import DenseHeads, DenseTargets, dense_targets
+from paligemma.mini.dense import DenseHeads, DenseTargets, dense_targets, total
 from paligemma.mini.language import LANGUAGES
 from paligemma.mini.scene import make_scene
 from paligemma.mini.texts import SceneTexts
@@ -72,8 +72,9 @@ def to_pixel_values(pictures: Tensor) -> Tensor:
 class Stage0(nn.Module):
     """The encoder with everything that only stage 0 needs around it."""
 
-    def __init__(self, vision: VisionConfig, vocab_size: int) -> None:
+    def __init__(self, vision: VisionConfig, vocab_size: int, *, edges_weight: float) -> None:
         super().__init__()
+        self.edges_weight = edges_weight
         self.vision_encoder = VisionEncoder(vision)
         nn.init.normal_(self.vision_encoder.position_embedding.weight, std=0.02)
         self.heads = DenseHeads(vision.width)
@@ -88,13 +89,7 @@ class Stage0(nn.Module):
         features = self.vision_encoder(to_pixel_values(batch.pictures))
         losses: dict[str, Tensor] = self.heads(features, batch.targets)
         losses["contrastive"] = self.sigmoid_loss(features, batch.token_ids)
-        losses["loss"] = (
-            losses["kind"]
-            + losses["box"]
-            + losses["letters"]
-            + 0.5 * losses["halves"]
-            + 0.1 * losses["contrastive"]
-        )
+        losses["loss"] = total(losses, self.edges_weight) + 0.1 * losses["contrastive"]
         return losses
 
     def sigmoid_loss(self, features: Tensor, token_ids: Tensor) -> Tensor:

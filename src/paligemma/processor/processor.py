@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paligemma.errors import OptionError, PromptError
+from paligemma.errors import OptionError
 from paligemma.processor.image import (
     MAX_PIXELS,
     ImageSource,
@@ -34,8 +34,6 @@ class PromptRow:
 
     prompt: str
     images: tuple[int, ...] = (0,)
-    forced_suffix: str = ""
-    """The start of the answer, given instead of generated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,6 @@ class Processor:
     resolution: int
     num_image_tokens: int
     """Positions that one picture takes: 256 at 224 pixels."""
-    text_length: int | None = None
-    """The most text positions of a row, EOS not counted; None: no limit."""
     resize: Resize = "squash"
 
     def load(
@@ -88,31 +84,23 @@ class Processor:
     ) -> ModelInputs:
         """What the model reads before it answers; pads on the left, so that answers line up.
 
-        Raises PromptError for a row that is too long, OptionError for a picture that is not there.
+        Raises PromptError for text that cannot be tokenized, OptionError for a picture that is
+        not there.
         """
         sequences = [
-            build_prefix(
-                self.tokenizer,
-                row.prompt,
-                len(row.images),
-                self.num_image_tokens,
-                row.forced_suffix,
-            )
+            build_prefix(self.tokenizer, row.prompt, len(row.images), self.num_image_tokens)
             for row in rows
         ]
         batch = self._batch(sequences, [row.images for row in rows], images, pad="left")
         return replace(batch, loss_mask=None)
 
     def example_inputs(
-        self,
-        rows: Sequence[ExampleRow],
-        images: Sequence[LoadedImage],
-        *,
-        pad: Literal["right", "left"] = "right",
+        self, rows: Sequence[ExampleRow], images: Sequence[LoadedImage]
     ) -> ModelInputs:
-        """Prompts with their answers, and `loss_mask` on the answers.
+        """Prompts with their answers, and `loss_mask` on the answers; pads on the right.
 
-        Raises PromptError for a row that is too long, OptionError for a picture that is not there.
+        Raises PromptError for text that cannot be tokenized, OptionError for a picture that is
+        not there.
         """
         sequences = [
             build_example(
@@ -120,7 +108,7 @@ class Processor:
             )
             for row in rows
         ]
-        return self._batch(sequences, [row.images for row in rows], images, pad=pad)
+        return self._batch(sequences, [row.images for row in rows], images, pad="right")
 
     def _batch(
         self,
@@ -131,8 +119,7 @@ class Processor:
     ) -> ModelInputs:
         if not sequences:
             raise OptionError("The batch has no rows. Give at least one.")
-        for row, (sequence, indices) in enumerate(zip(sequences, image_index, strict=True)):
-            self._check_length(row, sequence)
+        for row, indices in enumerate(image_index):
             missing = [i for i in indices if not 0 <= i < len(images)]
             if missing:
                 raise OptionError(
@@ -159,15 +146,3 @@ class Processor:
             pixel_values=self.pixel_values(images),
             image_index=tuple(image_index),
         )
-
-    def _check_length(self, row: int, sequence: TokenSequence) -> None:
-        if self.text_length is None:
-            return
-        # EOS is predicted, never read: big_vision, too, counts the text without it.
-        ends_with_eos = sequence.token_ids[-1] == self.tokenizer.eos_id
-        num_text = sequence.num_text_tokens - ends_with_eos
-        if num_text > self.text_length:
-            raise PromptError(
-                f"Row {row} has {num_text} text tokens; the model takes {self.text_length}. "
-                "Shorten the prompt or the suffix."
-            )

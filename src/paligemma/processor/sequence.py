@@ -24,8 +24,7 @@ class TokenSequence:
         mask_ar        0     0      0        0      0      0      1    1
         loss_mask      0     0      0        0      0      0      1    1
 
-    A prefix alone ends after the separator. A forced start of the answer stands behind it with
-    mask_ar 1 and loss_mask 0, without EOS.
+    A prefix alone ends after the separator.
     """
 
     token_ids: tuple[int, ...]
@@ -36,24 +35,14 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def num_text_tokens(self) -> int:
-        """Positions that are not image tokens."""
-        return len(self) - sum(self.image_mask)
-
 
 def build_prefix(
-    tokenizer: Tokenizer,
-    prompt: str,
-    num_images: int,
-    num_image_tokens: int,
-    forced_suffix: str = "",
+    tokenizer: Tokenizer, prompt: str, num_images: int, num_image_tokens: int
 ) -> TokenSequence:
     """What the model reads before it answers.
 
     One newline at the prompt's end is dropped, since the separator follows anyway; newlines inside
-    stay. An empty prompt is allowed: the model then captions. `forced_suffix` is the start of the
-    answer, given instead of generated.
+    stay. An empty prompt is allowed: the model then captions.
 
     Raises PromptError for text that cannot be tokenized.
     """
@@ -63,8 +52,7 @@ def build_prefix(
         *tokenizer.tokenize_text(prompt.removesuffix("\n")),
         tokenizer.separator_id,
     ]
-    forced = tokenizer.tokenize_text(forced_suffix)
-    return _joined(num_images * num_image_tokens, tokenizer.pad_id, prefix, forced, in_loss=False)
+    return _joined(num_images * num_image_tokens, tokenizer.pad_id, prefix, [])
 
 
 def build_example(
@@ -76,17 +64,16 @@ def build_example(
     """
     prefix = build_prefix(tokenizer, prompt, 0, num_image_tokens).token_ids
     answer = [*tokenizer.tokenize_text(suffix), tokenizer.eos_id]
-    num_image_positions = num_images * num_image_tokens
-    return _joined(num_image_positions, tokenizer.pad_id, list(prefix), answer, in_loss=True)
+    return _joined(num_images * num_image_tokens, tokenizer.pad_id, list(prefix), answer)
 
 
 def _joined(
-    num_image_positions: int, placeholder: int, prefix: list[int], suffix: list[int], in_loss: bool
+    num_image_positions: int, placeholder: int, prefix: list[int], suffix: list[int]
 ) -> TokenSequence:
-    seen_in_full = num_image_positions + len(prefix)
+    is_suffix = (False,) * (num_image_positions + len(prefix)) + (True,) * len(suffix)
     return TokenSequence(
         token_ids=(placeholder,) * num_image_positions + (*prefix, *suffix),
         image_mask=(True,) * num_image_positions + (False,) * (len(prefix) + len(suffix)),
-        mask_ar=(False,) * seen_in_full + (True,) * len(suffix),
-        loss_mask=(False,) * seen_in_full + (in_loss,) * len(suffix),
+        mask_ar=is_suffix,
+        loss_mask=is_suffix,
     )

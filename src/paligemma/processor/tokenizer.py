@@ -71,10 +71,6 @@ class Tokenizer:
         """The newline that ends every prefix: 108 in Gemma's model."""
 
     @classmethod
-    def from_bytes(cls, model_proto: bytes) -> Tokenizer:
-        return cls(model_proto)
-
-    @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Reads a SentencePiece model, usually named `tokenizer.model`."""
         path = Path(path)

@@ -1,26 +1,13 @@
 """Tasks: a question becomes a prompt, the model's tokens become a typed result.
 
-Floor 1. `task.py` holds the protocol; one file for each task; `objects.py` reads lists of
-objects, `loc_codec.py` and `seg_codec.py` the coordinates and masks in them, `scores.py` turns
-log-probabilities into scores.
+task.py        the protocol: prompt(), parse()
+caption.py     describe the picture, or one box in it
+answer.py      answer a question; ask for a question
+ocr.py         read the text
+detect.py      boxes for named things
+segment.py     masks for named things
+objects.py     lists of objects, as the model writes them
+loc_codec.py   boxes <-> <loc> tokens
+seg_codec.py   masks <-> <seg> tokens: the VQ-VAE
+scores.py      log-probabilities to scores
 """
-
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import CaptionStyle, CaptionTask, RegionCaptionTask
-from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
-from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import Task, TaskContext
-
-__all__ = [
-    "AnswerTask",
-    "CaptionStyle",
-    "CaptionTask",
-    "DetectTask",
-    "OcrTask",
-    "QuestionTask",
-    "RegionCaptionTask",
-    "SegmentTask",
-    "Task",
-    "TaskContext",
-]

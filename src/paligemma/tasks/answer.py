@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from paligemma.errors import PromptError
 from paligemma.results import Answer, Text
-from paligemma.tasks.objects import Tokenizer
+from paligemma.tasks.objects import TokenReader
 from paligemma.tasks.task import Generated, TaskContext, check_language, read_scored_text
 
 
@@ -36,7 +36,7 @@ class AnswerTask:
     def prompt(self) -> str:
         return self.question if self.language is None else f"answer {self.language} {self.question}"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Answer:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Answer:
         return Answer(**vars(read_scored_text(generated, tokenizer)), question=self.question)
 
 
@@ -58,7 +58,7 @@ class QuestionTask:
     def prompt(self) -> str:
         return f"question {self.language} {self.answer}"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Text:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Text:
         return read_scored_text(generated, tokenizer)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, Caption
 from paligemma.tasks.loc_codec import encode_box, format_box
-from paligemma.tasks.objects import Tokenizer
+from paligemma.tasks.objects import TokenReader
 from paligemma.tasks.task import Generated, TaskContext, check_language, read_scored_text
 
 CaptionStyle = Literal["cap", "caption", "describe"]
@@ -42,17 +42,17 @@ class CaptionTask:
     def prompt(self) -> str:
         return f"{self.style} {self.language}"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Caption:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Caption:
         return _read_caption(generated, tokenizer, self.language)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionCaptionTask:
+class BoxCaptionTask:
     """Describe one box; `box_normalized_xyxy` is in fractions of the model's picture.
 
     Raises InputError or OptionError when the box is no box.
 
-    >>> RegionCaptionTask(box_normalized_xyxy=(0.1, 0.25, 0.9, 0.75)).prompt()
+    >>> BoxCaptionTask(box_normalized_xyxy=(0.1, 0.25, 0.9, 0.75)).prompt()
     'caption <loc0256><loc0102><loc0767><loc0921>'
     """
 
@@ -69,9 +69,9 @@ class RegionCaptionTask:
     def prompt(self) -> str:
         return f"caption {format_box(self.box_normalized_xyxy)}"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Caption:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Caption:
         return _read_caption(generated, tokenizer, None)
 
 
-def _read_caption(generated: Generated, tokenizer: Tokenizer, language: str | None) -> Caption:
+def _read_caption(generated: Generated, tokenizer: TokenReader, language: str | None) -> Caption:
     return Caption(**vars(read_scored_text(generated, tokenizer)), language=language)

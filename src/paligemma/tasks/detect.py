@@ -14,7 +14,7 @@ from paligemma.results import Detection, Detections, Problem
 from paligemma.tasks.objects import (
     SEPARATOR,
     ParsedObject,
-    Tokenizer,
+    TokenReader,
     before_eos,
     parse_objects,
     split_phrases,
@@ -44,7 +44,9 @@ class DetectTask:
     def prompt(self) -> str:
         return f"detect {SEPARATOR.join(self.phrases)}"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Detections:
+    def parse(
+        self, generated: Generated, tokenizer: TokenReader, context: TaskContext
+    ) -> Detections:
         found, problems = read_detections(generated, tokenizer, context, self.phrases)
         return Detections(
             objects=tuple(detection for detection, _ in found),
@@ -58,7 +60,7 @@ class DetectTask:
 
 
 def read_detections(
-    generated: Generated, tokenizer: Tokenizer, context: TaskContext, phrases: tuple[str, ...]
+    generated: Generated, tokenizer: TokenReader, context: TaskContext, phrases: tuple[str, ...]
 ) -> tuple[list[tuple[Detection, ParsedObject]], list[Problem]]:
     """The objects placed in the person's picture, each beside its tokens, and what was left out.
 

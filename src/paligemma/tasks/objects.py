@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from paligemma.config import NUM_CODES_PER_MASK
 from paligemma.errors import PromptError
 from paligemma.results import Problem, StopReason
 from paligemma.tasks.loc_codec import BoxYxyxBins
@@ -23,10 +24,9 @@ from paligemma.tasks.scores import mean_probability, object_score
 
 SEPARATOR = " ; "
 NUM_LOCS = 4
-NUM_SEGS = 16
 
 
-class Tokenizer(Protocol):
+class TokenReader(Protocol):
     """What tasks need of a tokenizer."""
 
     @property
@@ -88,7 +88,7 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(unique.values())
 
 
-def before_eos(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def before_eos(token_ids: Sequence[int], tokenizer: TokenReader) -> list[int]:
     """The ids up to the first EOS, without it."""
     ids = list(token_ids)
     return ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
@@ -97,7 +97,7 @@ def before_eos(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 def parse_objects(
     token_ids: Sequence[int],
     logprobs: Sequence[float],
-    tokenizer: Tokenizer,
+    tokenizer: TokenReader,
     *,
     stop_reason: StopReason = "eos",
 ) -> ParsedObjects:
@@ -166,7 +166,7 @@ class _Piece:
         return self.start, self.label_end
 
 
-def _read_piece(ids: list[int], start: int, limit: int, tokenizer: Tokenizer) -> _Piece:
+def _read_piece(ids: list[int], start: int, limit: int, tokenizer: TokenReader) -> _Piece:
     locs_end = start
     while locs_end < limit and tokenizer.is_loc(ids[locs_end]):
         locs_end += 1
@@ -201,7 +201,7 @@ def _read_piece(ids: list[int], start: int, limit: int, tokenizer: Tokenizer) ->
     )
 
 
-def _count_tokens(ids: list[int], num_characters: int, tokenizer: Tokenizer) -> int:
+def _count_tokens(ids: list[int], num_characters: int, tokenizer: TokenReader) -> int:
     """How many of the ids make up the first characters of their text."""
     return bisect.bisect_left(
         range(len(ids)), num_characters, key=lambda n: len(tokenizer.detokenize(ids[:n]))
@@ -216,9 +216,9 @@ def _judge(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> ParsedO
     if num_locs != NUM_LOCS:
         fault = f"{num_locs} location tokens in a row; a box has {NUM_LOCS}."
         is_whole |= num_locs > NUM_LOCS or piece.locs_end < piece.end
-    elif num_codes not in (0, NUM_SEGS):
-        fault = f"{num_codes} mask tokens in a row; a mask has {NUM_SEGS}."
-        is_whole |= num_codes > NUM_SEGS or piece.segs_end < piece.end
+    elif num_codes not in (0, NUM_CODES_PER_MASK):
+        fault = f"{num_codes} mask tokens in a row; a mask has {NUM_CODES_PER_MASK}."
+        is_whole |= num_codes > NUM_CODES_PER_MASK or piece.segs_end < piece.end
     elif piece.bins[2] <= piece.bins[0] or piece.bins[3] <= piece.bins[1]:
         fault = f"the box {piece.bins} (y1, x1, y2, x2) has no area."
         is_whole = True
@@ -244,7 +244,7 @@ def _judge(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> ParsedO
 
 
 def _runs(
-    ids: list[int], start: int, end: int, tokenizer: Tokenizer
+    ids: list[int], start: int, end: int, tokenizer: TokenReader
 ) -> Iterator[tuple[bool, int, int]]:
     """Stretches of mask tokens and of others in [start, end): (is_seg, first, last + 1)."""
     first = start

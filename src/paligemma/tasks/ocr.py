@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paligemma.results import Text
-from paligemma.tasks.objects import Tokenizer
+from paligemma.tasks.objects import TokenReader
 from paligemma.tasks.task import Generated, TaskContext, read_scored_text
 
 
@@ -23,5 +23,5 @@ class OcrTask:
     def prompt(self) -> str:
         return "ocr"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Text:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Text:
         return read_scored_text(generated, tokenizer)

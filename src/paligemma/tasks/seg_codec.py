@@ -27,13 +27,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from paligemma.config import MaskCodecConfig
+from paligemma.config import NUM_CODES_PER_MASK, MaskCodecConfig
 from paligemma.errors import CheckpointError, InputError
 from paligemma.results import BoxXyxy
 
 MASK_SIDE = 64
-CODE_SIDE = 4
-NUM_CODES_PER_MASK = CODE_SIDE**2
+CODE_SIDE = math.isqrt(NUM_CODES_PER_MASK)  # 4
 
 # The released file has 2.1 million numbers; far more is a damaged or hostile one.
 _MAX_PARAMETERS = 50_000_000

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from paligemma.config import NUM_CODES_PER_MASK
 from paligemma.errors import CheckpointError, PromptError
 from paligemma.results import Detection, Problem, Segment, Segments
 from paligemma.tasks.detect import read_detections
@@ -21,7 +22,7 @@ from paligemma.tasks.loc_codec import decode_box
 from paligemma.tasks.objects import (
     SEPARATOR,
     ParsedObject,
-    Tokenizer,
+    TokenReader,
     before_eos,
     split_phrases,
 )
@@ -51,7 +52,7 @@ class SegmentTask:
     def prompt(self) -> str:
         return f"segment {SEPARATOR.join(self.phrases)}"
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> Segments:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Segments:
         """Raises CheckpointError when the context has no mask codec."""
         if context.mask_codec is None:
             raise CheckpointError(
@@ -71,7 +72,7 @@ class SegmentTask:
                     Problem(kind="malformed", detail=detail, token_span=item.token_span)
                 )
         codes = torch.tensor([item.seg_codes for _, item in coded], dtype=torch.int64)
-        masks = context.mask_codec.decode_masks(codes.reshape(-1, 16)).cpu().numpy()
+        masks = context.mask_codec.decode_masks(codes.reshape(-1, NUM_CODES_PER_MASK)).cpu().numpy()
         size_wh = context.transform.source_wh
 
         def lay_in(mask: npt.NDArray[np.float32], item: ParsedObject) -> npt.NDArray[np.bool_]:

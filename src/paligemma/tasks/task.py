@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, StopReason, Text
 from paligemma.tasks.loc_codec import BoxYxyxBins, decode_box
-from paligemma.tasks.objects import Tokenizer, before_eos
+from paligemma.tasks.objects import TokenReader, before_eos
 from paligemma.tasks.scores import mean_probability
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class Task(Protocol[ResultT_co]):
         """The prefix, without separator."""
         ...
 
-    def parse(self, generated: Generated, tokenizer: Tokenizer, context: TaskContext) -> ResultT_co:
+    def parse(
+        self, generated: Generated, tokenizer: TokenReader, context: TaskContext
+    ) -> ResultT_co:
         """The typed result; odd output never raises."""
         ...
 
@@ -95,7 +97,7 @@ def check_language(language: str) -> str:
     return language
 
 
-def read_scored_text(generated: Generated, tokenizer: Tokenizer) -> Text:
+def read_scored_text(generated: Generated, tokenizer: TokenReader) -> Text:
     """The text up to EOS without surrounding space, its score, and all tokens."""
     return Text(
         text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
