@@ -8,7 +8,7 @@
     stage 1      everything together, 128 pixels
     stage 2      everything together, 160 pixels
     stage 2b     the vision encoder alone again, 160 pixels, now for sharper edges too
-    stage 3      pictures as they come, of any size, while the learning rate falls to zero
+    stage 3      the mix of tasks on pictures of any size, while the learning rate falls to zero
     export       a checkpoint folder in the released format, bfloat16
     evaluate     500 test scenes: prints a table, writes evaluation.json
 
@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ class JointStage:
     loc_sigma: float
     seed: int
     train: TrainConfig
+    task_weights: Mapping[str, float] = field(default_factory=lambda: TASK_WEIGHTS)
     num_scenes: int = 32
     prompts_per_scene: int = 3
 
@@ -155,6 +157,16 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         edges_weight=1.0,
         loc_sigma=4.0,
         seed=3,
+        task_weights={
+            "caption": 0.28,
+            "describe": 0.05,
+            "detect": 0.28,
+            "segment": 0.09,
+            "ocr": 0.12,
+            "count": 0.10,
+            "question": 0.06,
+            "caption_box": 0.02,
+        },
         train=replace(
             _TRAIN,
             num_steps=1700,
@@ -254,7 +266,7 @@ def _run_joint(
             num_image_tokens=config.vision.num_image_tokens,
         ),
         seg_codes=codes,
-        task_weights=TASK_WEIGHTS,
+        task_weights=stage.task_weights,
         word_weights=stage.word_weights,
         num_scenes=stage.num_scenes,
         prompts_per_scene=stage.prompts_per_scene,
