@@ -30,10 +30,10 @@ from paligemma.errors import (
     PromptError,
 )
 from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.growing_text import GrowingText
 from paligemma.processor.image import ImageSource, LoadedImage
 from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import ExampleRow, Processor, PromptRow
-from paligemma.processor.tokenizer import StreamDetokenizer, Tokenizer
 from paligemma.results import (
     Answer,
     BoxXyxy,
@@ -387,7 +387,7 @@ class Predictor:
         row = PromptRow(prompt=prompt, images=tuple(range(len(pictures))))
         inputs = self.processor.prefix_inputs([row], pictures)
         self._check_length(inputs, row_limits(max_new_tokens, 1))
-        text = _GrowingText(self.processor.tokenizer, _checked_stop(stop))
+        text = GrowingText(self.processor.tokenizer, _checked_stop(stop))
         steps = generate_steps(
             self.model,
             inputs,
@@ -593,7 +593,7 @@ class Predictor:
         inputs = self.processor.prefix_inputs(rows, pictures)
         self._check_length(inputs, limits)
         image_tokens = encode(pictures, inputs.pixel_values)
-        texts = [_GrowingText(tokenizer, decoding.stop) for _ in rows]
+        texts = [GrowingText(tokenizer, decoding.stop) for _ in rows]
         if decoding.num_beams == 1:
             made = generate_rows(
                 self.model,
@@ -687,51 +687,7 @@ class _Album:
         return self._places[key]
 
 
-class _GrowingText:
-    """The text of one row while its tokens come; ends before the first stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._detokenizer = StreamDetokenizer(tokenizer)
-        self._stop = stop
-        self._text = ""
-        self._has_ended = False
-        self._num_taken = 0
-
-    def push(self, token_id: int) -> bool:
-        """Take in a token; True when the text has come to a stop string."""
-        return self._add(self._detokenizer.push(token_id))
-
-    def take(self) -> str:
-        """What is new and certain."""
-        held = max((self._overlap(stop) for stop in self._stop), default=0)
-        return self._take_up_to(len(self._text) - held)
-
-    def take_rest(self) -> str:
-        """Everything left, when no more tokens come."""
-        self._add(self._detokenizer.finish())
-        return self._take_up_to(len(self._text))
-
-    def _add(self, piece: str) -> bool:
-        if self._has_ended:
-            return True
-        self._text += piece
-        found = [at for at in map(self._text.find, self._stop) if at >= 0]
-        if found:
-            self._text = self._text[: min(found)]
-            self._has_ended = True
-        return self._has_ended
-
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the text that may become `stop`."""
-        lengths = range(min(len(stop) - 1, len(self._text)), 0, -1)
-        return next((n for n in lengths if self._text.endswith(stop[:n])), 0)
-
-    def _take_up_to(self, end: int) -> str:
-        start, self._num_taken = self._num_taken, max(end, self._num_taken)
-        return self._text[start : self._num_taken]
-
-
-def _to_generation(row: GeneratedRow, text: _GrowingText) -> Generation | NumericalError:
+def _to_generation(row: GeneratedRow, text: GrowingText) -> Generation | NumericalError:
     if row.stop_reason == "numerical_error":
         return _numerical_error()
     return Generation(

@@ -6,4 +6,5 @@ tokenizer.py    text to ids and back, with <locDDDD> and <segDDD>
 sequence.py     image tokens, BOS, prefix, separator, suffix, EOS: ids and masks of one row
 inputs.py       ModelInputs: the typed batch handed on
 processor.py    joins the above; pads
+growing_text.py text of a row while its tokens come, up to a stop string
 """
