@@ -169,9 +169,9 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         },
         train=replace(
             _TRAIN,
-            num_steps=1700,
+            num_steps=1650,
             learning_rate=7e-4,
-            vision_learning_rate_scale=0.4,
+            vision_learning_rate_scale=0.15,
             warmup_steps=20,
         ),
     ),
