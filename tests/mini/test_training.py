@@ -7,7 +7,7 @@ import torch
 
 from paligemma.mini import language
 from paligemma.mini.dense import BLANK, IGNORE, NONE, WORD, DenseHeads, dense_targets
-from paligemma.mini.examples import TASK_WEIGHTS, SegCodes, draw_example
+from paligemma.mini.examples import TASK_WEIGHTS, Asking, SegCodes, draw_example
 from paligemma.mini.joint import JointSource, build_mini, mini_config
 from paligemma.mini.scene import make_scene
 from paligemma.mini.stage0 import Stage0, Stage0Source
@@ -102,6 +102,7 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
         processor=Processor(tokenizer=tokenizer, resolution=32, num_image_tokens=4),
         seg_codes=SEG_CODES,
         task_weights=TASK_WEIGHTS,
+        asking=Asking(),
         word_weights=(0.5, 0.5),
         num_scenes=2,
         prompts_per_scene=3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from paligemma.mini import language
 from paligemma.mini.scene import Scene, SceneObject
@@ -35,15 +36,35 @@ TASK_WEIGHTS: dict[str, float] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How often a prompt does not simply name all that is there.
+
+    A model that is mostly asked for everything present learns to list it without reading the
+    prompt; asked for parts and for absent things, it must look each name up in the picture.
+    """
+
+    part: float = 0.3
+    """Chance that `detect` and `segment` ask for a part of the kinds present."""
+    absent: float = 0.15
+    """Chance that they also ask for a kind that is absent."""
+    count_absent: float = 0.2
+    """Chance that a kind drawn from all is counted, so mostly one that is absent."""
+
+
 def draw_example(
-    scene: Scene, rng: random.Random, weights: Mapping[str, float], seg_codes: SegCodes
+    scene: Scene,
+    rng: random.Random,
+    weights: Mapping[str, float],
+    seg_codes: SegCodes,
+    asking: Asking | None = None,
 ) -> Pair:
     """A (prefix, suffix) that is true of the scene."""
-    texts = SceneTexts(scene)
+    world = _World(texts=SceneTexts(scene), seg_codes=seg_codes, asking=asking or Asking())
     names, chances = list(weights), list(weights.values())
     while True:
         task = rng.choices(names, chances)[0]
-        pair = _TASKS[task](texts, rng, seg_codes)
+        pair = _TASKS[task](world, rng)
         if pair is not None:
             return pair
 
@@ -62,25 +83,32 @@ def _seg_text(codes: tuple[int, ...]) -> str:
     return "".join(f"<seg{code:03d}>" for code in codes)
 
 
-def _caption(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
+@dataclass(frozen=True, kw_only=True)
+class _World:
+    texts: SceneTexts
+    seg_codes: SegCodes
+    asking: Asking
+
+
+def _caption(world: _World, rng: random.Random) -> Pair:
     code = rng.choice(language.LANGUAGES)
-    return CaptionTask(language=code).prompt(), texts.caption(code)
+    return CaptionTask(language=code).prompt(), world.texts.caption(code)
 
 
-def _describe(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
+def _describe(world: _World, rng: random.Random) -> Pair:
     code = rng.choice(language.LANGUAGES)
-    return CaptionTask(language=code, style="describe").prompt(), texts.describe(code)
+    return CaptionTask(language=code, style="describe").prompt(), world.texts.describe(code)
 
 
-def _asked_kinds(texts: SceneTexts, rng: random.Random) -> list[int]:
+def _asked_kinds(world: _World, rng: random.Random) -> list[int]:
     """Mostly what is there, in any order; sometimes a part of it, or something that is not."""
-    present = [kind for kind, _ in texts.counts]
+    present = [kind for kind, _ in world.texts.counts]
     rng.shuffle(present)
-    if present and rng.random() < 0.3:
+    if present and rng.random() < world.asking.part:
         present = present[: rng.randint(1, len(present))]
-    if not present or rng.random() < 0.15:
+    if not present or rng.random() < world.asking.absent:
         absent = rng.randrange(len(language.KINDS))
-        if absent not in {kind for kind, _ in texts.counts}:
+        if absent not in {kind for kind, _ in world.texts.counts}:
             present.insert(rng.randint(0, len(present)), absent)
     return present
 
@@ -89,31 +117,33 @@ def _names(kinds: list[int]) -> list[str]:
     return [language.KINDS[kind].name for kind in kinds]
 
 
-def _detect(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
-    kinds = _asked_kinds(texts, rng)
-    return (
-        (DetectTask.of(_names(kinds)).prompt(), detection_suffix(texts, kinds)) if kinds else None
+def _detect(world: _World, rng: random.Random) -> Pair | None:
+    kinds = _asked_kinds(world, rng)
+    if not kinds:
+        return None
+    return DetectTask.of(_names(kinds)).prompt(), detection_suffix(world.texts, kinds)
+
+
+def _segment(world: _World, rng: random.Random) -> Pair | None:
+    kinds = _asked_kinds(world, rng)
+    if not kinds:
+        return None
+    return SegmentTask.of(_names(kinds)).prompt(), detection_suffix(
+        world.texts, kinds, world.seg_codes
     )
 
 
-def _segment(texts: SceneTexts, rng: random.Random, seg_codes: SegCodes) -> Pair | None:
-    kinds = _asked_kinds(texts, rng)
-    if not kinds:
-        return None
-    return SegmentTask.of(_names(kinds)).prompt(), detection_suffix(texts, kinds, seg_codes)
-
-
-def _ocr(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
+def _ocr(world: _World, rng: random.Random) -> Pair | None:
     # Pictures without print are asked about too, but seldom.
-    if not texts.words and rng.random() < 0.8:
+    if not world.texts.words and rng.random() < 0.8:
         return None
-    return OcrTask().prompt(), texts.reading()
+    return OcrTask().prompt(), world.texts.reading()
 
 
-def _count(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
+def _count(world: _World, rng: random.Random) -> Pair:
     code = rng.choice(language.LANGUAGES)
-    counts = dict(texts.counts)
-    if counts and rng.random() < 0.8:
+    counts = dict(world.texts.counts)
+    if counts and rng.random() >= world.asking.count_absent:
         kind = rng.choice(list(counts))
     else:
         kind = rng.randrange(len(language.KINDS))
@@ -121,8 +151,8 @@ def _count(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair:
     return AnswerTask(question=question, language=code).prompt(), answer
 
 
-def _question(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
-    scene, counts = texts.scene, dict(texts.counts)
+def _question(world: _World, rng: random.Random) -> Pair | None:
+    scene, counts = world.texts.scene, dict(world.texts.counts)
     pair: Pair | None = None
     match rng.randrange(5):
         case 0 if scene.background.color_name is not None:
@@ -135,9 +165,9 @@ def _question(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None
             single = [thing for thing in scene.objects if counts[thing.kind] == 1]
             pair = _where(rng.choice(single)) if single else None
         case 3:
-            pair = language.ask_listing(texts.counts)
-        case 4 if texts.words:
-            pair = language.ask_reading(texts.words)
+            pair = language.ask_listing(world.texts.counts)
+        case 4 if world.texts.words:
+            pair = language.ask_reading(world.texts.words)
     if pair is None:
         return None
     return AnswerTask(question=pair[0], language="en").prompt(), pair[1]
@@ -148,15 +178,15 @@ def _where(thing: SceneObject) -> Pair | None:
     return None if where is None else language.ask_position(thing.kind, where)
 
 
-def _caption_box(texts: SceneTexts, rng: random.Random, _: SegCodes) -> Pair | None:
-    if not texts.scene.objects:
+def _caption_box(world: _World, rng: random.Random) -> Pair | None:
+    if not world.texts.scene.objects:
         return None
-    thing = rng.choice(texts.scene.objects)
+    thing = rng.choice(world.texts.scene.objects)
     prompt = BoxCaptionTask(box_normalized_xyxy=thing.box_xyxy).prompt()
     return prompt, language.KINDS[thing.kind].name
 
 
-_TASKS: dict[str, Callable[[SceneTexts, random.Random, SegCodes], Pair | None]] = {
+_TASKS: dict[str, Callable[[_World, random.Random], Pair | None]] = {
     "caption": _caption,
     "describe": _describe,
     "detect": _detect,
