@@ -9,7 +9,8 @@
     stage 2      everything together, 160 pixels
     stage 2b     the vision encoder alone again, 160 pixels, now for sharper edges too
     stage 3      the mix of tasks on pictures of any size
-    stage 4      the same, with words tied to what they name, while the learning rate falls to zero
+    stage 4      the same, with words tied to what they name, and prompts that must be read
+    stage 5      the same, with patches told whether they are asked for; the rate falls to zero
     export       a checkpoint folder in the released format, bfloat16
     evaluate     500 test scenes: prints a table, writes evaluation.json
 
@@ -71,6 +72,7 @@ class JointStage:
     dense_weight: float
     edges_weight: float
     names_weight: float = 0.0
+    asked_weight: float = 0.0
     loc_sigma: float
     seed: int
     train: TrainConfig
@@ -202,14 +204,45 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
         train=replace(
             _TRAIN,
-            num_steps=1150,
+            num_steps=400,
             learning_rate=6e-4,
+            final_learning_rate=4.5e-4,
+            vision_learning_rate_scale=0.15,
+            warmup_steps=20,
+        ),
+    ),
+    "5": JointStage(
+        start=("4",),
+        resolution=160,
+        drawn_at=(160, 256, 384),
+        word_weights=WORD_WEIGHTS,
+        dense_weight=0.3,
+        edges_weight=1.0,
+        names_weight=0.5,
+        asked_weight=1.0,
+        loc_sigma=4.0,
+        seed=6,
+        task_weights={
+            "caption": 0.32,
+            "describe": 0.02,
+            "detect": 0.24,
+            "segment": 0.03,
+            "ocr": 0.12,
+            "count": 0.20,
+            "question": 0.06,
+            "caption_box": 0.01,
+        },
+        asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
+        train=replace(
+            _TRAIN,
+            num_steps=900,
+            learning_rate=5e-4,
             vision_learning_rate_scale=0.15,
             warmup_steps=20,
         ),
     ),
 }
-LAST = "4"
+LAST = "5"
 
 
 def main() -> None:
@@ -219,7 +252,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,export,evaluate",
+        default="0,1,2,2b,3,4,5,export,evaluate",
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
@@ -284,6 +317,7 @@ def _run_joint(
         dense_weight=stage.dense_weight,
         edges_weight=stage.edges_weight,
         names_weight=stage.names_weight,
+        asked_weight=stage.asked_weight,
         loc_sigma=stage.loc_sigma,
         reduction=stage.train.loss_reduction,
     )

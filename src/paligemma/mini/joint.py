@@ -157,6 +157,44 @@ class NameAlignment(nn.Module):
         return F.cross_entropy(logits, kinds, reduction="sum") / max(1, kinds.numel())
 
 
+class AskedGrounding(nn.Module):
+    """Halfway through the decoder, image tokens should know whether the prompt asks for them.
+
+    That is the look-up behind counting and detection by name; told so directly, it is learned in
+    minutes. Binary cross-entropy over patches with an object, in rows whose prefix names a kind.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, width: int) -> None:
+        super().__init__()
+        self.asked = nn.Linear(width, 1)
+        kind_of_token = torch.full((tokenizer.vocab_size,), -1)
+        for index, kind in enumerate(KINDS):
+            for noun in kind.forms.values():
+                for form in (noun.singular, noun.plural):
+                    pieces = tokenizer.tokenize_text(f" {form}")
+                    if len(pieces) == 1:
+                        kind_of_token[pieces[0]] = index
+        self.register_buffer("kind_of_token", kind_of_token, persistent=False)
+        self.kind_of_token: Tensor
+
+    def forward(
+        self, hidden: Tensor, inputs: ModelInputs, targets: DenseTargets
+    ) -> tuple[Tensor, int]:
+        """[B, T, D] of a middle layer, one picture a row -> summed loss and number of patches."""
+        is_prefix = inputs.input_mask & ~inputs.mask_ar & ~inputs.image_mask
+        named = self.kind_of_token[inputs.token_ids].masked_fill(~is_prefix, -1)  # (B, T)
+        asked = (named[..., None] == torch.arange(len(KINDS))).any(dim=1)  # (B, K)
+        rows = asked.any(dim=1).nonzero()[:, 0]
+        images = torch.tensor([index[0] for index in inputs.image_index])
+        kinds = targets.kinds[images[rows]]  # (R, P)
+        shown = kinds < len(KINDS)
+        wanted = asked[rows].gather(1, kinds.clamp_max(len(KINDS) - 1))[shown]
+        patches = hidden[rows][inputs.image_mask[rows]].view(*kinds.shape, -1)[shown]
+        logits = self.asked(patches)[:, 0].float()
+        loss = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="sum")
+        return loss, wanted.numel()
+
+
 class Joint(nn.Module):
     """The model with its dense heads beside it."""
 
@@ -168,6 +206,7 @@ class Joint(nn.Module):
         dense_weight: float,
         edges_weight: float,
         names_weight: float,
+        asked_weight: float,
         loc_sigma: float,
         reduction: Reduction,
     ) -> None:
@@ -179,6 +218,11 @@ class Joint(nn.Module):
         self.dense_weight = dense_weight
         self.edges_weight = edges_weight
         self.names_weight = names_weight
+        self.asked = AskedGrounding(tokenizer, model.config.decoder.width)
+        self.asked_weight = asked_weight
+        self._middle: list[Tensor] = []
+        middle = model.decoder.blocks[model.config.decoder.depth // 2 - 1]
+        middle.register_forward_hook(lambda _, __, hidden: self._middle.append(hidden))
         self.loc_sigma = loc_sigma
         self.reduction: Reduction = reduction
 
@@ -188,7 +232,9 @@ class Joint(nn.Module):
         image_tokens = self.model.projector(features)
         names = self.names(image_tokens, self.model.decoder.embedding.weight, batch.targets)
         total, count = torch.zeros(()), 0
+        grounding, num_patches = torch.zeros(()), 0
         for part in batch.parts:
+            self._middle.clear()
             hidden = self.model.hidden_states(part, image_tokens=image_tokens)
             summed, num = suffix_loss(
                 self.model.decoder,
@@ -199,12 +245,17 @@ class Joint(nn.Module):
                 loc_sigma=self.loc_sigma,
             )
             total, count = total + summed, count + num
+            asked, num = self.asked(self._middle[0], part, batch.targets)
+            grounding, num_patches = grounding + asked, num_patches + num
         suffix = total / count
         logged = ("kind_right", "word_right", "half_right", "box", "edges")
+        grounding = grounding / max(1, num_patches)
         extra = self.dense_weight * dense_total(dense, self.edges_weight)
+        extra = extra + self.names_weight * names + self.asked_weight * grounding
         return {
-            "loss": suffix + extra + self.names_weight * names,
+            "loss": suffix + extra,
             "suffix": suffix,
             "names": names,
+            "asked": grounding,
             **{name: dense[name] for name in logged},
         }
