@@ -19,8 +19,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("stage0", "stage1", "stage2", "stage3")
-_STAGE0_PANEL = {
+STAGES = ("stage0", "stage1", "stage2", "stage2b", "stage3", "stage4", "stage5")
+_JOINT_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
+_PATCH_PANEL = {
     "kind_right": "patches that name the object on them",
     "half_right": "half patches that name the letter on them",
     "word_right": "patches that spell the whole word",
@@ -54,7 +55,7 @@ def _read(out: Path) -> list[dict[str, Any]]:
 
 def _plot(records: list[dict[str, Any]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
-    for name, label in _STAGE0_PANEL.items():
+    for name, label in _PATCH_PANEL.items():
         steps, values, borders = _series(records, STAGES, name)
         left.plot(steps, values, label=label)
     left.set(title="What patches know (all stages)", xlabel="step", ylabel="share right")
@@ -64,12 +65,14 @@ def _plot(records: list[dict[str, Any]], path: Path) -> None:
         left.text(border, 1.0, f" {stage}", va="top", fontsize=8, color="0.4")
     left.legend(loc="center right", fontsize=8)
     for name, label in _JOINT_PANEL.items():
-        steps, values, borders = _series(records, STAGES[1:], name)
+        steps, values, borders = _series(records, _JOINT_STAGES, name)
         right.plot(steps, values, label=label, color="tab:red")
     for border, stage in borders:
         right.axvline(border, color="0.85", zorder=0)
         right.text(border, max(values), f" {stage}", va="top", fontsize=8, color="0.4")
-    right.set(title="Suffix loss (stages 1 to 3)", xlabel="step", ylabel="nats a token")
+    right.set(
+        title="Suffix loss (compare within a stage only)", xlabel="step", ylabel="nats a token"
+    )
     right.set_ylim(0, None)
     figure.savefig(path, dpi=110)
 

@@ -189,7 +189,7 @@ class AskedGrounding(nn.Module):
         kinds = targets.kinds[images[rows]]  # (R, P)
         shown = kinds < len(KINDS)
         wanted = asked[rows].gather(1, kinds.clamp_max(len(KINDS) - 1))[shown]
-        patches = hidden[rows][inputs.image_mask[rows]].view(*kinds.shape, -1)[shown]
+        patches = hidden[rows][inputs.image_mask[rows]].view(*kinds.shape, hidden.shape[-1])[shown]
         logits = self.asked(patches)[:, 0].float()
         loss = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="sum")
         return loss, wanted.numel()
