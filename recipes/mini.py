@@ -10,7 +10,8 @@
     stage 2b     the vision encoder alone again, 160 pixels, now for sharper edges too
     stage 3      the mix of tasks on pictures of any size
     stage 4      the same, with words tied to what they name, and prompts that must be read
-    stage 5      the same, with patches told whether they are asked for; the rate falls to zero
+    stage 5      the same, with patches told whether they are asked for
+    stage 6      the same with more masks, while the learning rate falls to zero
     export       a checkpoint folder in the released format, bfloat16
     evaluate     500 test scenes: prints a table, writes evaluation.json
 
@@ -235,14 +236,45 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
         train=replace(
             _TRAIN,
-            num_steps=900,
+            num_steps=500,
             learning_rate=5e-4,
+            final_learning_rate=2.15e-4,
+            vision_learning_rate_scale=0.15,
+            warmup_steps=20,
+        ),
+    ),
+    "6": JointStage(
+        start=("5",),
+        resolution=160,
+        drawn_at=(160, 256, 384),
+        word_weights=WORD_WEIGHTS,
+        dense_weight=0.3,
+        edges_weight=1.0,
+        names_weight=0.5,
+        asked_weight=1.0,
+        loc_sigma=4.0,
+        seed=7,
+        task_weights={
+            "caption": 0.26,
+            "describe": 0.02,
+            "detect": 0.24,
+            "segment": 0.17,
+            "ocr": 0.10,
+            "count": 0.14,
+            "question": 0.06,
+            "caption_box": 0.01,
+        },
+        asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
+        train=replace(
+            _TRAIN,
+            num_steps=350,
+            learning_rate=2.4e-4,
             vision_learning_rate_scale=0.15,
             warmup_steps=20,
         ),
     ),
 }
-LAST = "5"
+LAST = "6"
 
 
 def main() -> None:
@@ -252,7 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,export,evaluate",
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")

@@ -19,14 +19,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("stage0", "stage1", "stage2", "stage2b", "stage3", "stage4", "stage5")
-_JOINT_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
+STAGES = ("stage0", "stage1", "stage2", "stage2b", "stage3", "stage4", "stage5", "stage6")
+_JOINT_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
 _PATCH_PANEL = {
     "kind_right": "patches that name the object on them",
     "half_right": "half patches that name the letter on them",
     "word_right": "patches that spell the whole word",
 }
-_JOINT_PANEL = {"suffix": "suffix loss (nats a token)"}
+_JOINT_PANEL = {"suffix": "suffix loss"}
 
 
 def main() -> None:
@@ -70,9 +70,7 @@ def _plot(records: list[dict[str, Any]], path: Path) -> None:
     for border, stage in borders:
         right.axvline(border, color="0.85", zorder=0)
         right.text(border, max(values), f" {stage}", va="top", fontsize=8, color="0.4")
-    right.set(
-        title="Suffix loss (compare within a stage only)", xlabel="step", ylabel="nats a token"
-    )
+    right.set(title="Suffix loss (compare within a stage only)", xlabel="step", ylabel="nats")
     right.set_ylim(0, None)
     figure.savefig(path, dpi=110)
 
