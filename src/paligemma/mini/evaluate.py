@@ -7,8 +7,9 @@
     ocr_exact      share of scenes with print whose whole text is read right
     mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
     matched_masks  share of all objects that `segment` found so
-    unparsable     outputs of `detect` and `segment` that held a malformed, cut or repeated object,
-                   or text without any object
+    unparsable     outputs of `detect` and `segment` that held a malformed or cut object, or text
+                   without any object
+    repeating      outputs of the two that named an object twice (the repetition is left out)
 
 Each scene's truth and predictions stand in `records`, from which all of it can be computed anew.
 """
@@ -83,6 +84,7 @@ def evaluate(
         "mask_iou": _share(mask_ious),
         "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.labels) for t in true))),
         "unparsable": sum(record["num_unparsable"] for record in records),
+        "repeating": sum(record["num_repeating"] for record in records),
         "records": records,
     }
 
@@ -155,11 +157,15 @@ def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
             "objects"
         ],
         "num_unparsable": sum(_is_unparsable(result) for result in found),
+        "num_repeating": sum(
+            any(problem.kind == "repeated" for problem in result.problems) for result in found
+        ),
     }
 
 
 def _is_unparsable(result: Detections | Segments) -> bool:
-    return bool(result.problems) or bool(result.text.strip() and not result.objects)
+    broken = any(problem.kind != "repeated" for problem in result.problems)
+    return broken or bool(result.text.strip() and not result.objects)
 
 
 def _labeled(detections: Detections | None) -> Labeled:
