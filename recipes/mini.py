@@ -11,7 +11,7 @@
     stage 3      the mix of tasks on pictures of any size
     stage 4      the same, with words tied to what they name, and prompts that must be read
     stage 5      the same, with patches told whether they are asked for
-    stage 6      the same with more masks, while the learning rate falls to zero
+    stages 6, 7  the same with more masks and more again, while the learning rate falls to zero
     export       a checkpoint folder in the released format, bfloat16
     evaluate     500 test scenes: prints a table, writes evaluation.json
 
@@ -273,8 +273,36 @@ STAGES: dict[str, EncoderStage | JointStage] = {
             warmup_steps=20,
         ),
     ),
+    "7": JointStage(
+        start=("6",),
+        resolution=160,
+        drawn_at=(160, 256, 384),
+        word_weights=WORD_WEIGHTS,
+        dense_weight=0.3,
+        edges_weight=1.0,
+        names_weight=0.5,
+        asked_weight=1.0,
+        loc_sigma=4.0,
+        seed=8,
+        task_weights={
+            "caption": 0.20,
+            "detect": 0.25,
+            "segment": 0.38,
+            "ocr": 0.06,
+            "count": 0.08,
+            "question": 0.03,
+        },
+        asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
+        train=replace(
+            _TRAIN,
+            num_steps=170,
+            learning_rate=1.8e-4,
+            vision_learning_rate_scale=0.15,
+            warmup_steps=10,
+        ),
+    ),
 }
-LAST = "6"
+LAST = "7"
 
 
 def main() -> None:
@@ -284,7 +312,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,export,evaluate",
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")

@@ -19,8 +19,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("stage0", "stage1", "stage2", "stage2b", "stage3", "stage4", "stage5", "stage6")
-_JOINT_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
+STAGES = ("stage0", "stage1", "stage2", "stage2b", "stage3", "stage4", "stage5", "stage6", "stage7")
+_JOINT_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7")
 _PATCH_PANEL = {
     "kind_right": "patches that name the object on them",
     "half_right": "half patches that name the letter on them",
