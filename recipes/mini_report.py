@@ -58,19 +58,21 @@ def _plot(records: list[dict[str, Any]], path: Path) -> None:
     for name, label in _PATCH_PANEL.items():
         steps, values, borders = _series(records, STAGES, name)
         left.plot(steps, values, label=label)
-    left.set(title="What patches know (all stages)", xlabel="step", ylabel="share right")
+    left.set(title="What patches know, by stage", xlabel="step", ylabel="share right")
     left.set_ylim(0, 1)
     for border, stage in borders:
         left.axvline(border, color="0.85", zorder=0)
-        left.text(border, 1.0, f" {stage}", va="top", fontsize=8, color="0.4")
+        left.text(border, 1.0, stage.removeprefix("stage"), va="top", fontsize=8, color="0.4")
     left.legend(loc="center right", fontsize=8)
     for name, label in _JOINT_PANEL.items():
         steps, values, borders = _series(records, _JOINT_STAGES, name)
         right.plot(steps, values, label=label, color="tab:red")
     for border, stage in borders:
         right.axvline(border, color="0.85", zorder=0)
-        right.text(border, max(values), f" {stage}", va="top", fontsize=8, color="0.4")
-    right.set(title="Suffix loss (compare within a stage only)", xlabel="step", ylabel="nats")
+        right.text(
+            border, max(values), stage.removeprefix("stage"), va="top", fontsize=8, color="0.4"
+        )
+    right.set(title="Suffix loss, by stage (compare within one only)", xlabel="step", ylabel="nats")
     right.set_ylim(0, None)
     figure.savefig(path, dpi=110)
 
