@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,10 @@ class ExampleSource:
         return collate(self.processor, [self.examples[index] for index in chosen])
 
 
-def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)  # a batch reaches into two epochs at most, unless it is larger than one
+def epoch_order(num_examples: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The order of one epoch: each example once, a function of (seed, epoch) only."""
-    order: list[int] = np.random.default_rng([seed, epoch]).permutation(num_examples).tolist()
-    return order
+    return tuple(np.random.default_rng([seed, epoch]).permutation(num_examples).tolist())
 
 
 def indices_of_step(num_examples: int, batch_size: int, seed: int, step: int) -> list[int]:

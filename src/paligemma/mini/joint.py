@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.finetune.collate import Example, collate, split_by_length
@@ -121,6 +122,18 @@ class JointSource:
         )
 
 
+def _noun_pieces(tokenizer: Tokenizer) -> list[list[list[int]]]:
+    """The ids of every form (singular and plural in each language) of every kind."""
+    return [
+        [
+            tokenizer.tokenize_text(f" {form}")
+            for noun in kind.forms.values()
+            for form in (noun.singular, noun.plural)
+        ]
+        for kind in KINDS
+    ]
+
+
 class NameAlignment(nn.Module):
     """Image tokens should resemble the embeddings of the words for what they show.
 
@@ -133,15 +146,8 @@ class NameAlignment(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        rows = [
-            tokenizer.tokenize_text(f" {form}")
-            for kind in KINDS
-            for noun in kind.forms.values()
-            for form in (noun.singular, noun.plural)
-        ]
-        pieces = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for line, row in zip(pieces, rows, strict=True):
-            line[: len(row)] = torch.tensor(row)
+        rows = [torch.tensor(row) for forms in _noun_pieces(tokenizer) for row in forms]
+        pieces = pad_sequence(rows, batch_first=True)
         self.register_buffer("pieces", pieces, persistent=False)
         self.pieces: Tensor
 
@@ -168,12 +174,10 @@ class AskedGrounding(nn.Module):
         super().__init__()
         self.asked = nn.Linear(width, 1)
         kind_of_token = torch.full((tokenizer.vocab_size,), -1)
-        for index, kind in enumerate(KINDS):
-            for noun in kind.forms.values():
-                for form in (noun.singular, noun.plural):
-                    pieces = tokenizer.tokenize_text(f" {form}")
-                    if len(pieces) == 1:
-                        kind_of_token[pieces[0]] = index
+        for kind, forms in enumerate(_noun_pieces(tokenizer)):
+            for pieces in forms:
+                if len(pieces) == 1:
+                    kind_of_token[pieces[0]] = kind
         self.register_buffer("kind_of_token", kind_of_token, persistent=False)
         self.kind_of_token: Tensor
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from paligemma.config import VisionConfig
 from paligemma.mini.dense import DenseHeads, DenseTargets, dense_targets, total
@@ -52,14 +53,11 @@ class Stage0Source:
         ]
         rng = random.Random(f"stage0 {self.seed} {step}")
         texts = [SceneTexts(scene).describe(rng.choice(LANGUAGES)) for scene in scenes]
-        rows = [self.tokenizer.tokenize_text(text) for text in texts]
-        token_ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for line, row in zip(token_ids, rows, strict=True):
-            line[: len(row)] = torch.tensor(row)
+        rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]
         pictures = np.stack([scene.draw(self.resolution) for scene in scenes])
         return Stage0Batch(
             pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
-            token_ids=token_ids,
+            token_ids=pad_sequence(rows, batch_first=True),
             targets=dense_targets(scenes, self.grid),
         )
 
