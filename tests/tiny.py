@@ -61,6 +61,19 @@ def tiny_model(family: Family = "paligemma2", seed: int = 0, **decoder_fields: A
     return model.eval()
 
 
+def varied_model(family: Family = "paligemma2") -> PaliGemma:
+    """A tiny model that says something else at every step, and is sure of it.
+
+    A tied model with a strong embedding repeats its last token, and narrow caps make ties.
+    """
+    wide = {"attn_logit_softcap": 20.0, "final_logit_softcap": 30.0}
+    model = tiny_model(family, **(wide if family == "paligemma2" else {}))
+    with torch.no_grad():
+        model.decoder.embedding.weight.mul_(0.05)
+        model.decoder.final_norm.weight.add_(20.0)
+    return model
+
+
 def randomize(model: torch.nn.Module, seed: int) -> None:
     """Weights large enough that every part of the model leaves its mark on the logits."""
     generator = torch.Generator().manual_seed(seed)

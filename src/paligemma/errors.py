@@ -9,6 +9,7 @@
     │   └── TokenizerError               the tokenizer does not fit, or is broken
     ├── HubError (OSError)               a model could not be fetched
     ├── DataError (ValueError)           a training or evaluation set is wrong
+    ├── BusyError (RuntimeError)         too much is waiting already
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── NumericalError (ArithmeticError) the model produced NaN or infinity
 
@@ -52,6 +53,10 @@ class HubError(PaliGemmaError, OSError):
 
 class DataError(PaliGemmaError, ValueError):
     """A training or evaluation set holds something that cannot be used."""
+
+
+class BusyError(PaliGemmaError, RuntimeError):
+    """Too many requests are waiting already; a later try may be taken."""
 
 
 class NumericalError(PaliGemmaError, ArithmeticError):

@@ -9,7 +9,7 @@ from torch import Tensor
 from paligemma.engine.generate import GeneratedRow, generate, generate_steps
 from paligemma.engine.sampling import Sampling
 from paligemma.errors import OptionError
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
 
 NEVER = -1
@@ -162,8 +162,10 @@ class PoisonedModel(PaliGemma):
     value = float("nan")
     row = 1
 
-    def decode_step(self, token_ids: Tensor, kv_cache: KVCache) -> Tensor:
-        logits = super().decode_step(token_ids, kv_cache).clone()
+    def decode_step(
+        self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
+    ) -> Tensor:
+        logits = super().decode_step(token_ids, kv_cache, vocab_range).clone()
         self.num_steps = getattr(self, "num_steps", 0) + 1
         if self.num_steps == 2:
             logits[self.row, 3] = self.value

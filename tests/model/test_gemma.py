@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from paligemma.config import GEMMA2_9B
@@ -72,3 +73,14 @@ def test_the_final_soft_cap_can_be_left_out() -> None:
     assert plain.abs().max() > 2.5
     assert torch.allclose(decoder.logits(hidden), soft_cap(plain, 2.5))
     assert plain.shape == (2, 3, 151)
+
+
+@pytest.mark.parametrize("vocab_range", [range(0, 151), range(40, 43), range(150, 151)])
+@pytest.mark.parametrize("softcap", [True, False])
+def test_logits_of_a_range_are_those_of_its_ids(vocab_range: range, softcap: bool) -> None:
+    decoder = tiny_model().decoder
+    hidden = 5 * torch.randn(2, 3, 48)
+    whole = decoder.logits(hidden, softcap=softcap)
+    part = decoder.logits(hidden, softcap=softcap, vocab_range=vocab_range)
+    assert part.shape == (2, 3, len(vocab_range))
+    assert torch.allclose(part, whole[..., list(vocab_range)], atol=1e-5)

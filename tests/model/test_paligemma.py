@@ -142,6 +142,41 @@ def test_rows_of_the_cache_can_be_dropped_and_repeated() -> None:
     assert (found - expected[[1, 0, 1]]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("fields", [{}, WINDOW])
+@pytest.mark.parametrize("pad", ["left", "right"])
+@torch.inference_mode()
+def test_several_tokens_at_once_equal_single_steps(fields: dict[str, Any], pad: str) -> None:
+    model = tiny_model("paligemma2", **fields)
+    inputs = tiny_inputs(model.config, [Row(prefix=3), Row(prefix=8)], pad=pad)
+    caches = [KVCache(model.config.decoder, 2, 50, dtype=model.dtype) for _ in range(2)]
+    for cache in caches:
+        model.prefill(inputs, cache)
+    ids = torch.tensor([[7, 9, 30, 2, 11, 140, 8, 3], [4, 60, 9, 9, 100, 31, 12, 5]])
+    steps = torch.stack([model.decode_step(column, caches[0]) for column in ids.T], dim=1)
+    assert (model.extend(ids, caches[1]) - steps).abs().max() < 1e-5
+    assert torch.equal(caches[0].next_position, caches[1].next_position)
+    part = model.extend(ids, caches[1], range(20, 33))
+    assert part.shape == (2, 8, 13)
+
+
+@torch.inference_mode()
+def test_slots_taken_back_leave_no_trace() -> None:
+    model = tiny_model("paligemma2", **WINDOW)
+    inputs = tiny_inputs(model.config, [Row(prefix=3), Row(prefix=8)], pad="right")
+    cache = KVCache(model.config.decoder, 2, 50, dtype=model.dtype)
+    first = model.prefill(inputs, cache)
+    start = cache.length
+    expected = model.extend(torch.tensor([[7, 9], [4, 60]]), cache)
+    model.extend(torch.tensor([[5, 5, 5], [6, 6, 6]]), cache)
+    cache.truncate(start + 1)
+    found = model.decode_step(torch.tensor([9, 60]), cache)
+    assert (found - expected[:, 1]).abs().max() < 1e-5
+    cache.truncate(0)
+    assert not cache.valid.any()
+    assert cache.next_position.tolist() == [0, 0]
+    assert torch.equal(model.prefill(inputs, cache), first)
+
+
 def test_a_full_cache_says_so() -> None:
     model = tiny_model()
     cache = KVCache(model.config.decoder, 1, 30, dtype=model.dtype)

@@ -12,6 +12,7 @@ class CharacterTokenizer:
     eos_id = 1
     loc_offset = 0x110000 + 10
     seg_offset = loc_offset + 1024
+    unk_id = 9
     _first_character = 10
 
     def is_loc(self, token_id: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from paligemma import __version__
-from paligemma.cli import doctor, mini, models, predict
+from paligemma.cli import bench, doctor, mini, models, predict
 from paligemma.cli.console import print_error
 from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
 
@@ -40,6 +40,7 @@ for command in (
     models.download,
     models.info,
     doctor.doctor,
+    bench.bench,
 ):
     app.command()(command)
 app.add_typer(mini.app, name="mini")

@@ -7,7 +7,7 @@ big_vision's `beam_decode` does. Knows no text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def beam_search(
     if image_tokens is None and any(inputs.image_index):
         image_tokens = model.embed_images(inputs.pixel_values)
     return [
-        _search_row(model, _row(inputs, row), beam_size, limit, eos_id, image_tokens)
+        _search_row(model, inputs.row(row), beam_size, limit, eos_id, image_tokens)
         for row, limit in enumerate(limits)
     ]
 
@@ -114,18 +114,3 @@ def _search_row(
         last = torch.tensor([beam.token_ids[-1] for beam in beams], device=model.device)
         logits = model.decode_step(last, kv_cache)
     return best.ended("eos") if best is not None else beams[0].ended("length")
-
-
-def _row(inputs: ModelInputs, row: int) -> ModelInputs:
-    """One row as a batch of its own, without the columns that are pads in it."""
-    here = slice(row, row + 1)
-    real = inputs.input_mask[row]
-    return replace(
-        inputs,
-        token_ids=inputs.token_ids[here, real],
-        input_mask=inputs.input_mask[here, real],
-        mask_ar=inputs.mask_ar[here, real],
-        image_mask=inputs.image_mask[here, real],
-        image_index=(inputs.image_index[row],),
-        loss_mask=None,
-    )

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paligemma.engine.sampling import GREEDY, Sampling, choose, row_generator
+from paligemma.engine.constraint import Constraint, choose_allowed, common_range, sound_rows
+from paligemma.engine.sampling import GREEDY, Sampling, row_generator
 from paligemma.errors import OptionError
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
@@ -30,7 +31,8 @@ class GeneratedRow:
     """What one row got.
 
     `token_ids` holds the closing EOS when it was produced. `logprobs` has one entry a token:
-    its log-probability under the model's own distribution, before temperature, top-k and top-p.
+    its log-probability under the model's own distribution, before temperature, top-k and top-p;
+    of a token that a constraint held to a range, such as a place, its share of that range.
     `stop_reason`: "eos"; "stop" (`should_stop` said so); "length" (`max_new_tokens` reached);
     "numerical_error" (NaN or infinity in this row's logits; what came before is kept).
     """
@@ -62,13 +64,16 @@ def generate(
     sampler: Sampling = GREEDY,
     row_numbers: Sequence[int] | None = None,
     should_stop: ShouldStop | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
     image_tokens: Tensor | None = None,
 ) -> list[GeneratedRow]:
     """Continue each of the B rows until EOS, a stop, or `max_new_tokens` (one for all, or each).
 
     `row_numbers` (0 to B - 1 by default) decide, with the seed, each row's randomness: a row that
-    keeps its number keeps its sample in any batch. `image_tokens` float[I, P, D] stand in for
-    encoding `inputs.pixel_values`. Raises OptionError for `max_new_tokens` below 1.
+    keeps its number keeps its sample in any batch. `constraints`, one a row, hold rows to grammars;
+    where every row is held to places, only the logits of places are computed. `image_tokens`
+    float[I, P, D] stand in for encoding `inputs.pixel_values`. Raises OptionError for
+    `max_new_tokens` below 1.
 
     The inputs are built by a `Processor` or by hand, here for one picture of 4 image tokens and
     the prompt 21209 659 ("caption en"):
@@ -97,6 +102,7 @@ def generate(
         sampler=sampler,
         row_numbers=row_numbers,
         should_stop=should_stop,
+        constraints=constraints,
         image_tokens=image_tokens,
     ):
         if step.token_id is not None and step.logprob is not None:
@@ -119,13 +125,17 @@ def generate_steps(
     sampler: Sampling = GREEDY,
     row_numbers: Sequence[int] | None = None,
     should_stop: ShouldStop | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
     image_tokens: Tensor | None = None,
 ) -> Iterator[Step]:
     """As `generate`, but gives every token as soon as it is known, row by row in each step."""
     num_rows = inputs.token_ids.shape[0]
     limits = row_limits(max_new_tokens, num_rows)
     generators = [row_generator(sampler, n) for n in row_numbers or range(num_rows)]
-    return _steps(model, inputs, limits, eos_id, sampler, generators, should_stop, image_tokens)
+    states = list(constraints or [None] * num_rows)
+    return _steps(
+        model, inputs, limits, eos_id, sampler, generators, should_stop, states, image_tokens
+    )
 
 
 @torch.inference_mode()
@@ -137,6 +147,7 @@ def _steps(
     sampler: Sampling,
     generators: Sequence[torch.Generator],
     should_stop: ShouldStop | None,
+    states: list[Constraint | None],
     image_tokens: Tensor | None,
 ) -> Iterator[Step]:
     inputs = inputs.to(model.device)
@@ -151,12 +162,15 @@ def _steps(
     new_ids: list[list[int]] = [[] for _ in range(num_rows)]
     slots = list(range(num_rows))  # which row stands where in the cache
     live = set(slots)
-    logits = model.prefill(inputs, kv_cache, image_tokens)
+    vocab_range = common_range(states)
+    logits = model.prefill(inputs, kv_cache, image_tokens, vocab_range)
     for num_done in range(1, max(limits) + 1):
-        chosen = choose(logits, sampler, [generators[row] for row in slots])
-        chosen_ids = chosen.tolist()
-        chosen_logprobs = logprobs_of(logits, chosen).tolist()
-        healthy = logits.isfinite().all(dim=1).tolist()
+        held = [states[row] if row in live else None for row in slots]
+        chosen, logprobs = choose_allowed(
+            logits, held, sampler, [generators[row] for row in slots], vocab_range
+        )
+        chosen_ids, chosen_logprobs = chosen.tolist(), logprobs.tolist()
+        healthy = sound_rows(logits, held, vocab_range)
         for slot, row in enumerate(slots):
             if row not in live:
                 continue
@@ -174,6 +188,8 @@ def _steps(
                 reason = "length"
             if reason is not None:
                 live.discard(row)
+            elif (state := states[row]) is not None:
+                states[row] = state.advance(chosen_ids[slot])
             yield Step(
                 row=row,
                 token_id=chosen_ids[slot],
@@ -190,12 +206,8 @@ def _steps(
             kv_cache.select_rows(index)
             chosen = chosen[index]
             slots = [slots[slot] for slot in kept]
-        logits = model.decode_step(chosen, kv_cache)
-
-
-def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Log-probabilities of int64[B] tokens under float32[B, V] logits: float32[B]."""
-    return torch.log_softmax(logits, dim=1).gather(1, token_ids[:, None])[:, 0]
+        vocab_range = common_range(states[row] for row in slots if row in live)
+        logits = model.decode_step(chosen, kv_cache, vocab_range)
 
 
 def row_limits(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Ways to choose the next token: small frozen values that one passes to the loop.
 
 Knows logits and random numbers; knows no model and no text. Every row draws from its own
-generator, seeded from (seed, row number), and one uniform number a token is all it draws: a
-row's sample depends neither on its batch mates nor on the device.
+generator, seeded from (seed, row number), and one uniform number a token is all that `choose`
+draws: a row's sample depends neither on its batch mates nor on the device.
 """
 
 from __future__ import annotations
@@ -85,16 +85,43 @@ def choose(logits: Tensor, sampler: Sampling, generators: Sequence[torch.Generat
     """
     if sampler.temperature == 0:
         return logits.argmax(dim=1)
+    probabilities, order = _kept(logits, sampler)
+    place = draw(probabilities, generators)
+    return (place if order is None else order.gather(1, place[:, None])[:, 0]).to(logits.device)
+
+
+def distribution(logits: Tensor, sampler: Sampling) -> Tensor:
+    """What `choose` draws from, if not greedy: float32[B, V] -> float64[B, V], of sum 1 a row."""
+    kept, order = _kept(logits, sampler)
+    kept = kept / kept.sum(dim=1, keepdim=True)
+    if order is None:
+        return kept
+    return kept.new_zeros(logits.shape).scatter(1, order, kept)
+
+
+def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A column a row, by float64[B, N] probabilities of any sum: int64[B]."""
     # Inverse transform sampling: the first token at which the cumulated probability passes a
-    # uniform number. In float64, as a sum over 257 thousand float32 terms drifts.
+    # uniform number.
+    uniform = [torch.rand((), dtype=torch.float64, generator=g).item() for g in generators]
+    cumulated = probabilities.nan_to_num(0.0).cumsum(dim=1)
+    target = torch.tensor(uniform, dtype=torch.float64, device=cumulated.device)
+    target = target[:, None] * cumulated[:, -1:]
+    place = torch.searchsorted(cumulated, target, right=True).clamp_max(cumulated.shape[1] - 1)
+    return place[:, 0]
+
+
+def _kept(logits: Tensor, sampler: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Probabilities of what the sampler keeps, and the ids of their columns unless all in order."""
+    # In float64, as a sum over 257 thousand float32 terms drifts.
     exact = logits.cpu() if logits.device.type == "mps" else logits
     exact = exact.double()
-    uniform = [torch.rand((), dtype=torch.float64, generator=g).item() for g in generators]
     # The maximum goes first, so that a tiny temperature gives zeros and not inf - inf.
     scaled = (exact - exact.max(dim=1, keepdim=True).values) / sampler.temperature
     order = None
-    if sampler.top_k is not None and sampler.top_k < logits.shape[1]:
-        scaled, order = scaled.topk(sampler.top_k, dim=1)
+    if sampler.top_k is not None:
+        # Sorted even when k keeps all: then banned tokens, which come last, change no sample.
+        scaled, order = scaled.topk(min(sampler.top_k, logits.shape[1]), dim=1)
     elif sampler.top_p is not None:
         scaled, order = scaled.sort(dim=1, descending=True, stable=True)
     probabilities = torch.softmax(scaled, dim=1)
@@ -102,9 +129,9 @@ def choose(logits: Tensor, sampler: Sampling, generators: Sequence[torch.Generat
         before = probabilities.cumsum(dim=1) - probabilities
         before[:, 0] = -1.0  # the likeliest token always stays
         probabilities = probabilities.masked_fill(before >= sampler.top_p, 0.0)
-    cumulated = probabilities.nan_to_num(0.0).cumsum(dim=1)
-    target = torch.tensor(uniform, dtype=torch.float64, device=exact.device)
-    target = target[:, None] * cumulated[:, -1:]
-    place = torch.searchsorted(cumulated, target, right=True).clamp_max(cumulated.shape[1] - 1)
-    ids = place if order is None else order.gather(1, place)
-    return ids[:, 0].to(logits.device)
+    return probabilities, order
+
+
+def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Log-probabilities of int64[B] tokens under float32[B, V] logits: float32[B]."""
+    return torch.log_softmax(logits, dim=1).gather(1, token_ids[:, None])[:, 0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paligemma.engine.generate import logprobs_of
+from paligemma.engine.sampling import logprobs_of
 from paligemma.errors import OptionError
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.inputs import ModelInputs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paligemma.config import DecoderConfig
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import Cache
 from paligemma.model.rope import rotate
 
 # B batch, T tokens in this call, S tokens in reach, D width,
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries_dim, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: KVCache | None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
     ) -> Tensor:
         queries = rotate(self._split_heads(self.q_proj(x)), angles) * self.query_scale
         keys = rotate(self._split_heads(self.k_proj(x)), angles)

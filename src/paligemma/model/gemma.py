@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from paligemma.config import DecoderConfig
 from paligemma.model.attention import Attention, soft_cap
 from paligemma.model.attention_mask import as_bias
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import Cache
 from paligemma.model.rope import rotary_angles
 
 # B batch, T tokens in this call, S tokens in reach, D width, F mlp dim, V vocabulary
@@ -60,7 +60,7 @@ class DecoderBlock(nn.Module):
         self.post_mlp_norm = RMSNorm(config.width, config.rms_norm_eps) if post else None
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: KVCache | None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
     ) -> Tensor:
         attended: Tensor = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache)
         if self.post_attention_norm is not None:
@@ -72,21 +72,37 @@ class DecoderBlock(nn.Module):
         return x + transformed
 
 
+class TiedEmbedding(nn.Embedding):
+    """One table [V, D] at both ends: ids to vectors, and vectors to logits over the ids."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """int64[B, T] -> [B, T, D], times sqrt(D) rounded to the table's dtype as Gemma does."""
+        table = self.weight
+        scale = torch.tensor(self.embedding_dim**0.5, dtype=table.dtype, device=table.device)
+        return F.embedding(token_ids, table) * scale
+
+    def logits(self, hidden: Tensor, vocab_range: range | None = None) -> Tensor:
+        """[R, D] -> [R, V]; of the ids in `vocab_range` only, when one is given."""
+        table = self.weight
+        if vocab_range is not None:
+            table = table[vocab_range.start : vocab_range.stop]
+        return F.linear(hidden, table)
+
+
 class Decoder(nn.Module):
     """Embeddings in, hidden states out; `embed` and `logits` share one table."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = TiedEmbedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(DecoderBlock(config, i) for i in range(config.depth))
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """int64[B, T] -> [B, T, D], times sqrt(D) rounded to the table's dtype as Gemma does."""
-        table = self.embedding.weight
-        scale = torch.tensor(self.config.width**0.5, dtype=table.dtype, device=table.device)
-        return F.embedding(token_ids, table) * scale
+        """int64[B, T] -> [B, T, D], scaled."""
+        x: Tensor = self.embedding(token_ids)
+        return x
 
     def forward(
         self,
@@ -94,7 +110,7 @@ class Decoder(nn.Module):
         positions: Tensor,
         attn_mask: Tensor,
         sliding_mask: Tensor | None = None,
-        kv_cache: KVCache | None = None,
+        kv_cache: Cache | None = None,
     ) -> Tensor:
         """[B, T, D] at int64[B, T] positions, seeing bool[B, T, S], -> [B, T, D], final-normed.
 
@@ -109,11 +125,17 @@ class Decoder(nn.Module):
         out: Tensor = self.final_norm(x)
         return out
 
-    def logits(self, hidden: Tensor, *, softcap: bool = True) -> Tensor:
-        """[..., D] -> float32[..., V]: next-token logits, soft-capped when the config says so."""
+    def logits(
+        self, hidden: Tensor, *, softcap: bool = True, vocab_range: range | None = None
+    ) -> Tensor:
+        """[..., D] -> float32[..., V]: next-token logits, soft-capped when the config says so.
+
+        With a `vocab_range` only the logits of those ids: for a 3B model, all of them take one in
+        five bytes that a decode step reads.
+        """
         # A contiguous 2-D left factor: with a strided 3-D one, torch copies the whole table.
         flat = hidden.reshape(-1, hidden.shape[-1]).contiguous()
-        logits = F.linear(flat, self.embedding.weight).float()
+        logits = self.embedding.logits(flat, vocab_range).float()
         if softcap and self.config.final_logit_softcap is not None:
             logits = soft_cap(logits, self.config.final_logit_softcap)
         return logits.view(*hidden.shape[:-1], -1)

@@ -6,12 +6,40 @@ are slots that are never valid. Knows nothing of what the tokens mean.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from paligemma.config import DecoderConfig
 
 # L layers, B batch, K key/value heads, S slots, H head dim
+
+
+class Cache(Protocol):
+    """What the model asks of a cache; `KVCache` is the plain one."""
+
+    @property
+    def valid(self) -> Tensor:
+        """bool[B, at least `length`]: True where a slot holds a real token."""
+
+    @property
+    def positions(self) -> Tensor:
+        """int64[B, at least `length`]: the token's position, where there is one."""
+
+    @property
+    def next_position(self) -> Tensor:
+        """int64[B]: the position of each row's next token."""
+
+    @property
+    def length(self) -> int:
+        """Slots in reach of the tokens claimed last."""
+
+    def claim(self, input_mask: Tensor, positions: Tensor) -> None:
+        """Make room for bool[B, T] real tokens at int64[B, T] positions."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep [B, K, T, H] of the tokens claimed last; give back all in reach."""
 
 
 class KVCache:
@@ -55,6 +83,13 @@ class KVCache:
         self.keys[layer][:, :, start : self.length] = keys
         self.values[layer][:, :, start : self.length] = values
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def truncate(self, length: int) -> None:
+        """Take back the slots from `length` on, of every row."""
+        assert 0 <= length <= self.length
+        self.next_position = self.next_position - self.valid[:, length:].sum(dim=1)
+        self.valid[:, length:] = False
+        self.length = length
 
     def select_rows(self, rows: Tensor) -> None:
         """Keep int64[B'] rows in that order, with repeats: for beams, and to drop ended rows."""

@@ -20,7 +20,7 @@ from paligemma.model.attention_mask import (
     sliding_prefix_lm_mask,
 )
 from paligemma.model.gemma import Decoder
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import Cache
 from paligemma.model.projector import Projector
 from paligemma.model.siglip import VisionEncoder
 from paligemma.processor.inputs import ModelInputs
@@ -40,11 +40,11 @@ class PaliGemma(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.embedding.weight.dtype
+        return self.decoder.final_norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.embedding.weight.device
+        return self.decoder.final_norm.weight.device
 
     def embed_images(self, pixel_values: Tensor) -> Tensor:
         """float[I, 3, H, W] in [-1, 1] -> [I, P, D]: image tokens, ready for the decoder."""
@@ -76,7 +76,7 @@ class PaliGemma(nn.Module):
         inputs: ModelInputs,
         *,
         image_tokens: Tensor | None = None,
-        kv_cache: KVCache | None = None,
+        kv_cache: Cache | None = None,
     ) -> Tensor:
         """One pass over whole sequences -> [B, T, D]; fills an empty cache when one is given."""
         x = self.embed(inputs, image_tokens)
@@ -97,26 +97,45 @@ class PaliGemma(nn.Module):
         return self.decoder.logits(self.hidden_states(inputs))
 
     def prefill(
-        self, inputs: ModelInputs, kv_cache: KVCache, image_tokens: Tensor | None = None
+        self,
+        inputs: ModelInputs,
+        kv_cache: Cache,
+        image_tokens: Tensor | None = None,
+        vocab_range: range | None = None,
     ) -> Tensor:
         """The whole prefix at once, since it sees itself both ways -> float32[B, V].
 
-        The logits are those of each row's last real position.
+        The logits are those of each row's last real position, of the ids in `vocab_range` only
+        when one is given.
         """
         hidden = self.hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
         steps = torch.arange(inputs.input_mask.shape[1], device=hidden.device)
         last = (steps * inputs.input_mask).argmax(dim=1)
-        return self.decoder.logits(hidden[torch.arange(len(last), device=last.device), last])
+        hidden = hidden[torch.arange(len(last), device=last.device), last]
+        return self.decoder.logits(hidden, vocab_range=vocab_range)
 
-    def decode_step(self, token_ids: Tensor, kv_cache: KVCache) -> Tensor:
+    def decode_step(
+        self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
+    ) -> Tensor:
         """One more token a row, int64[B], -> the logits after it, float32[B, V]."""
-        positions = kv_cache.next_position[:, None]
+        return self.extend(token_ids[:, None], kv_cache, vocab_range)[:, 0]
+
+    def extend(
+        self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
+    ) -> Tensor:
+        """T more tokens a row at once, int64[B, T], -> the logits after each, float32[B, T, V].
+
+        The same as T decode steps, while the weights are read once.
+        """
+        steps = torch.arange(token_ids.shape[1], device=token_ids.device)
+        positions = kv_cache.next_position[:, None] + steps
         kv_cache.claim(torch.ones_like(positions, dtype=torch.bool), positions)
-        attn_mask = kv_cache.valid[:, None, : kv_cache.length]
+        past = kv_cache.positions[:, None, : kv_cache.length]
+        attn_mask = kv_cache.valid[:, None, : kv_cache.length] & (past <= positions[:, :, None])
         sliding_mask = None
         if (window := self.config.decoder.sliding_window) is not None:
             near = in_window(positions, kv_cache.positions[:, : kv_cache.length], window)
             sliding_mask = attn_mask & near
-        x = self.decoder.embed(token_ids[:, None])
+        x = self.decoder.embed(token_ids)
         hidden = self.decoder(x, positions, attn_mask, sliding_mask, kv_cache)
-        return self.decoder.logits(hidden[:, 0])
+        return self.decoder.logits(hidden, vocab_range=vocab_range)

@@ -43,6 +43,20 @@ class ModelInputs:
     loss_mask: Tensor | None = None
     """bool[B, T]; True where the token counts in the loss or in a score."""
 
+    def row(self, row: int) -> ModelInputs:
+        """One row as a batch of its own, without its pads and its `loss_mask`."""
+        here = slice(row, row + 1)
+        real = self.input_mask[row]
+        return replace(
+            self,
+            token_ids=self.token_ids[here, real],
+            input_mask=self.input_mask[here, real],
+            mask_ar=self.mask_ar[here, real],
+            image_mask=self.image_mask[here, real],
+            image_index=(self.image_index[row],),
+            loss_mask=None,
+        )
+
     def to(self, device: torch.device | str) -> ModelInputs:
         """The same batch on another device."""
         return replace(

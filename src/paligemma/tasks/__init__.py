@@ -1,13 +1,14 @@
 """Tasks: a question becomes a prompt, the model's tokens become a typed result.
 
-task.py        the protocol: prompt(), parse()
-caption.py     describe the picture, or one box in it
-answer.py      answer a question; ask for a question
-ocr.py         read the text
-detect.py      boxes for named things
-segment.py     masks for named things
-objects.py     lists of objects, as the model writes them
-loc_codec.py   boxes <-> <loc> tokens
-seg_codec.py   masks <-> <seg> tokens: the VQ-VAE
-scores.py      log-probabilities to scores
+task.py            the protocol: prompt(), parse()
+caption.py         describe the picture, or one box in it
+answer.py          answer a question; ask for a question
+ocr.py             read the text
+detect.py          boxes for named things
+segment.py         masks for named things
+objects.py         lists of objects, as the model writes them
+object_grammar.py  what may come next in such a list
+loc_codec.py       boxes <-> <loc> tokens
+seg_codec.py       masks <-> <seg> tokens: the VQ-VAE
+scores.py          log-probabilities to scores
 """

@@ -11,6 +11,14 @@ from typing import Self
 
 from paligemma.errors import PromptError
 from paligemma.results import Detection, Detections, Problem
+from paligemma.tasks.object_grammar import (
+    MAX_OBJECTS,
+    LabelRule,
+    ObjectList,
+    TokenWriter,
+    check_list_options,
+    object_list,
+)
 from paligemma.tasks.objects import (
     SEPARATOR,
     ParsedObject,
@@ -26,23 +34,45 @@ from paligemma.tasks.task import Generated, TaskContext, place_box
 class DetectTask:
     """Find things by name. `DetectTask.of` takes "cat ; dog" or a list and cleans it.
 
+    Decoding that is held to `grammar()` gives only boxes labelled with a phrase that was asked
+    for, or with labels="any" with whatever the model calls them ("detect all classes"), and at
+    most `max_objects` of them. Raises OptionError for other values of these two.
+
     >>> DetectTask.of("cat; dog ;").prompt()
     'detect cat ; dog'
     """
 
     phrases: tuple[str, ...]
+    labels: LabelRule = "asked"
+    max_objects: int = MAX_OBJECTS
 
     def __post_init__(self) -> None:
         if not self.phrases:
             raise PromptError("There is nothing to detect. Name one or more things.")
+        check_list_options(self.labels, self.max_objects)
 
     @classmethod
-    def of(cls, phrases: str | Iterable[str]) -> Self:
+    def of(
+        cls,
+        phrases: str | Iterable[str],
+        *,
+        labels: LabelRule = "asked",
+        max_objects: int = MAX_OBJECTS,
+    ) -> Self:
         """Raises PromptError when no phrase is left after cleaning."""
-        return cls(phrases=split_phrases(phrases))
+        return cls(phrases=split_phrases(phrases), labels=labels, max_objects=max_objects)
 
     def prompt(self) -> str:
         return f"detect {SEPARATOR.join(self.phrases)}"
+
+    def grammar(self, tokenizer: TokenWriter) -> ObjectList:
+        return object_list(
+            tokenizer,
+            self.phrases,
+            labels=self.labels,
+            max_objects=self.max_objects,
+            has_masks=False,
+        )
 
     def parse(
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext

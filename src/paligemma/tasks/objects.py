@@ -133,7 +133,8 @@ def parse_objects(
             detail = f"{found.label!r} with the same box came before."
             problems.append(Problem(kind="repeated", detail=detail, token_span=piece.span))
         else:
-            seen.add((found.label, found.box_yxyx_bins))
+            # A box that came with a label says nothing new without one.
+            seen |= {(found.label, found.box_yxyx_bins), ("", found.box_yxyx_bins)}
             objects.append(found)
         if piece.text_after:
             texts.append(piece.text_after)

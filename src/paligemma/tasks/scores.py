@@ -7,6 +7,11 @@
     score            sqrt(coordinate_score * label_score), coordinate_score without a label
     mask_score       p(the 16 mask tokens), kept apart from `score`
 
+Where decoding was held to a grammar, a location or mask token that had to be one has its share
+of those that could come, and every other token its probability among the whole vocabulary: a label
+that was the only one possible is believed no more for it. A box's first token, before which the
+list might have ended, is of the latter kind.
+
 Knows numbers only.
 """
 

@@ -19,6 +19,14 @@ from paligemma.errors import CheckpointError, PromptError
 from paligemma.results import Detection, Problem, Segment, Segments
 from paligemma.tasks.detect import read_detections
 from paligemma.tasks.loc_codec import decode_box
+from paligemma.tasks.object_grammar import (
+    MAX_OBJECTS,
+    LabelRule,
+    ObjectList,
+    TokenWriter,
+    check_list_options,
+    object_list,
+)
 from paligemma.tasks.objects import (
     SEPARATOR,
     ParsedObject,
@@ -34,23 +42,43 @@ from paligemma.tasks.task import Generated, TaskContext
 class SegmentTask:
     """Find the pixels of things by name. `SegmentTask.of` takes "cat ; dog" or a list.
 
+    `labels` and `max_objects` are those of `DetectTask`.
+
     >>> SegmentTask.of(["left wheel"]).prompt()
     'segment left wheel'
     """
 
     phrases: tuple[str, ...]
+    labels: LabelRule = "asked"
+    max_objects: int = MAX_OBJECTS
 
     def __post_init__(self) -> None:
         if not self.phrases:
             raise PromptError("There is nothing to segment. Name one or more things.")
+        check_list_options(self.labels, self.max_objects)
 
     @classmethod
-    def of(cls, phrases: str | Iterable[str]) -> Self:
+    def of(
+        cls,
+        phrases: str | Iterable[str],
+        *,
+        labels: LabelRule = "asked",
+        max_objects: int = MAX_OBJECTS,
+    ) -> Self:
         """Raises PromptError when no phrase is left after cleaning."""
-        return cls(phrases=split_phrases(phrases))
+        return cls(phrases=split_phrases(phrases), labels=labels, max_objects=max_objects)
 
     def prompt(self) -> str:
         return f"segment {SEPARATOR.join(self.phrases)}"
+
+    def grammar(self, tokenizer: TokenWriter) -> ObjectList:
+        return object_list(
+            tokenizer,
+            self.phrases,
+            labels=self.labels,
+            max_objects=self.max_objects,
+            has_masks=True,
+        )
 
     def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Segments:
         """Raises CheckpointError when the context has no mask codec."""

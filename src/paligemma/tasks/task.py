@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, StopReason, Text
 from paligemma.tasks.loc_codec import BoxYxyxBins, decode_box
+from paligemma.tasks.object_grammar import ObjectList, TokenWriter
 from paligemma.tasks.objects import TokenReader, before_eos
 from paligemma.tasks.scores import mean_probability
 
@@ -78,6 +79,15 @@ class Task(Protocol[ResultT_co]):
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext
     ) -> ResultT_co:
         """The typed result; odd output never raises."""
+        ...
+
+
+@runtime_checkable
+class GuidedTask(Protocol):
+    """A task whose output has a grammar, to which decoding can be held: detect and segment."""
+
+    def grammar(self, tokenizer: TokenWriter) -> ObjectList:
+        """The state before the first token."""
         ...
 
 

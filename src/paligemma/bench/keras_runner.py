@@ -1,0 +1,102 @@
+"""keras-hub on its torch backend as a runner: whole answers only, as `generate` gives them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paligemma.bench.workload import (
+    PICTURE_SIZE_WH,
+    fill_with_noise,
+    noise_picture,
+    prompt_ids,
+)
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import MissingExtraError
+from paligemma.processor.image import ImageTransform, pixel_array
+
+os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
+
+try:
+    import keras
+    import keras_hub
+except ImportError as error:
+    raise MissingExtraError("keras-hub", "bench", "A comparison with keras-hub") from error
+
+
+class KerasRunner:
+    """`PaliGemmaCausalLM` without a preprocessor, in bfloat16."""
+
+    def __init__(self, model: Any, clock: _Clock, config: PaliGemmaConfig) -> None:
+        self.model = model
+        self.config = config
+        self._clock = clock
+        self._picture = Image.fromarray(noise_picture())
+        self._transform = ImageTransform(
+            source_wh=PICTURE_SIZE_WH, resolution=config.vision.resolution
+        )
+
+    def answer(self, num_tokens: int, num_rows: int) -> list[float]:
+        prompts = prompt_ids(self.config, num_rows).numpy()
+        room = np.zeros((num_rows, num_tokens), prompts.dtype)
+        token_ids = np.concatenate([prompts, room], axis=1)
+        is_prompt = np.arange(token_ids.shape[1]) < prompts.shape[1]
+        self._clock.moments.clear()
+        start = time.perf_counter()
+        pixels = pixel_array(self._picture, self._transform).transpose(1, 2, 0)
+        inputs = {
+            "images": np.stack([pixels] * num_rows),
+            "token_ids": token_ids,
+            "padding_mask": np.broadcast_to(is_prompt, token_ids.shape),
+            "response_mask": np.zeros_like(token_ids, dtype=bool),
+        }
+        self.model.generate(inputs, stop_token_ids=None)
+        return [moment - start for moment in self._clock.moments]
+
+
+class _Clock(keras_hub.samplers.Sampler):  # type: ignore[misc]
+    """Greedy; notes when each token was there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[float] = []
+
+    def get_next_token(self, probabilities: Any) -> Any:
+        token_ids = keras.ops.argmax(probabilities, axis=-1)
+        self.moments.append(time.perf_counter())
+        return token_ids
+
+
+def build(config: PaliGemmaConfig) -> KerasRunner:
+    """Random weights."""
+    vision, decoder = config.vision, config.decoder
+    backbone = keras_hub.models.PaliGemmaBackbone(
+        vocabulary_size=decoder.vocab_size,
+        image_size=vision.resolution,
+        num_layers=decoder.depth,
+        num_query_heads=decoder.num_heads,
+        num_key_value_heads=decoder.num_kv_heads,
+        hidden_dim=decoder.width,
+        # keras-hub counts both halves of the gated MLP.
+        intermediate_dim=2 * decoder.mlp_dim,
+        head_dim=decoder.head_dim,
+        vit_patch_size=vision.patch_size,
+        vit_num_heads=vision.num_heads,
+        vit_hidden_dim=vision.width,
+        vit_num_layers=vision.depth,
+        vit_intermediate_dim=vision.mlp_dim,
+        use_post_ffw_norm=decoder.post_norms,
+        use_post_attention_norm=decoder.post_norms,
+        attention_logit_soft_cap=decoder.attn_logit_softcap,
+        final_logit_soft_cap=decoder.final_logit_softcap,
+        dtype="bfloat16",
+    )
+    fill_with_noise(weight.value for weight in backbone.weights)
+    clock = _Clock()
+    model = keras_hub.models.PaliGemmaCausalLM(backbone=backbone, preprocessor=None)
+    model.compile(sampler=clock)
+    return KerasRunner(model, clock, config)

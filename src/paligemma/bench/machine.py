@@ -1,0 +1,64 @@
+"""What this machine is: processor, memory, versions. And what a process has taken of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("paligemma", "torch", "transformers", "keras-hub")
+_INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Plain JSON values; versions are None for what is not installed."""
+    model, flags = _processor()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _processor() -> tuple[str, set[str]]:
+    """The processor's name and what it can do, as Linux tells it."""
+    lines: dict[str, str] = {}
+    if (path := Path("/proc/cpuinfo")).exists():
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            lines.setdefault(key.strip(), value.strip())
+    flags = lines.get("flags", lines.get("Features", ""))
+    return lines.get("model name") or platform.processor() or platform.machine(), set(flags.split())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage would count the parent process as well
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,62 @@
+"""One picture of a report: how many times as fast as the reference, stage by stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import MissingExtraError, OptionError
+
+_COLORS = {
+    "transformers-mended": "#9aa0a6",
+    "ours-plain": "#b9c9e8",
+    "ours-bf16": "#3b6fb6",
+    "ours-int8": "#2e9e6b",
+    "ours-int4": "#d98e04",
+}
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Writes a picture; the name's ending says in which format (.png, .svg, .pdf)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "bench", "Drawing a plot") from error
+
+    reference = report["reference"]
+    speedups = {
+        (figure["metric"], figure["runner"]): figure["speedup"]
+        for figure in report["figures"]
+        if figure["runner"] != reference and figure["speedup"] is not None
+    }
+    if not speedups:
+        raise OptionError("There is nothing to draw: only one runner was measured.")
+    metrics = list(dict.fromkeys(metric for metric, _ in speedups))
+    runners = list(dict.fromkeys(runner for _, runner in speedups))
+    height = 0.8 / len(runners)
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(metrics) * (len(runners) + 1)), layout="tight")
+    axes = figure.add_subplot()
+    for i, runner in enumerate(runners):
+        places = [p for p, metric in enumerate(metrics) if (metric, runner) in speedups]
+        values = [speedups[metrics[p], runner] for p in places]
+        bars = axes.barh(
+            [p + (i - (len(runners) - 1) / 2) * height for p in places],
+            values,
+            height * 0.9,
+            label=runner,
+            color=_COLORS.get(runner),
+        )
+        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(metrics)), metrics)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"times as fast as {reference}")
+    axes.set_title(f"{report['model']}, {report['machine']['cores']} cores", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"The plot cannot be written to {path}: {error}") from error

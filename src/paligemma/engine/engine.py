@@ -1,0 +1,436 @@
+"""Continuous batching: requests come and go between steps, and all that run share each step.
+
+Token ids in, token ids out; knows no text. What a request gets is what the plain loop gives it
+alone, whatever else is going on.
+
+    step: end what was cancelled or is late -> prefill one group -> decode all rows
+
+    >>> engine = Engine(model, num_positions=600)              # doctest: +SKIP
+    >>> rows = engine.run(requests)                            # doctest: +SKIP
+
+or, for requests that come one by one:
+
+    >>> number = engine.add(request)                           # doctest: +SKIP
+    >>> while engine.has_work:                                 # doctest: +SKIP
+    ...     for event in engine.step():
+    ...         print(event.request_id, event.token_id, event.stop_reason)
+
+One thread at a time may use an engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paligemma.engine.constraint import choose_allowed, common_range, sound_rows
+from paligemma.engine.image_cache import ImageCache
+from paligemma.engine.request import Request, RequestEnd, RequestState
+from paligemma.engine.scheduler import Scheduler
+from paligemma.engine.slot_cache import SlotCache
+from paligemma.errors import OptionError, PromptError
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.inputs import ModelInputs
+
+# B rows of this pass, T positions of the longest, I pictures, P image tokens, D decoder width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a step brought one request: a token, its end, or both.
+
+    `error` is the exception of a request that "failed".
+    """
+
+    request_id: int
+    token_id: int | None
+    logprob: float | None
+    stop_reason: RequestEnd | None
+    error: Exception | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRequest:
+    """What one request got; as `GeneratedRow`, with the ways to end that only an engine has."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: RequestEnd
+    error: Exception | None = None
+
+
+class Engine:
+    """Runs any number of requests on one model, at most `max_rows` at a time.
+
+    Every running request has room for `num_positions` (its prefix and all its new tokens); with
+    `kv_cache_bytes` there are as many rows as fit into that, if fewer. `max_queued` requests may
+    wait. A group of prefixes takes at most `max_prefill_positions`, pads counted: the memory that
+    attention takes grows with it, and running requests wait while it is computed. Image tokens of
+    pictures seen before are kept up to `image_cache_bytes`.
+    """
+
+    def __init__(
+        self,
+        model: PaliGemma,
+        *,
+        num_positions: int,
+        max_rows: int = 32,
+        kv_cache_bytes: int | None = None,
+        image_cache_bytes: int = 256 * 2**20,
+        max_queued: int = 1024,
+        max_prefill_positions: int = 8192,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for name, value in (
+            ("num_positions", num_positions),
+            ("max_rows", max_rows),
+            ("max_queued", max_queued),
+            ("max_prefill_positions", max_prefill_positions),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        decoder = model.config.decoder
+        if kv_cache_bytes is not None:
+            row_bytes = num_positions * SlotCache.bytes_per_position(decoder, model.dtype)
+            if (max_rows := min(max_rows, kv_cache_bytes // row_bytes)) < 1:
+                raise OptionError(
+                    f"kv_cache_bytes is {kv_cache_bytes}; one row of {num_positions} positions "
+                    f"takes {row_bytes}. Give more, or fewer positions."
+                )
+        self.model = model
+        self.num_positions = num_positions
+        self._clock = clock
+        self._images = ImageCache(image_cache_bytes)
+        self._scheduler = Scheduler(
+            max_rows=max_rows,
+            max_queued=max_queued,
+            max_prefill_positions=max_prefill_positions,
+        )
+        self._slots = SlotCache(
+            decoder, max_rows, num_positions, dtype=model.dtype, device=model.device
+        )
+        self._next_id = 0
+        self._states: dict[int, RequestState] = {}
+        self._events: list[Event] = []
+        self._inboxes: dict[int, list[Event]] = {}
+
+    # Requests come and go
+
+    @property
+    def has_work(self) -> bool:
+        """True while a step has something to do or to tell."""
+        return bool(self._states or self._events)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_queued(self) -> int:
+        return self._scheduler.num_queued
+
+    def add(self, request: Request) -> int:
+        """Put a request into the queue; gives back the number that its events will have.
+
+        Raises PromptError or OptionError for a request that does not fit the model or the cache,
+        and BusyError when too many are waiting.
+        """
+        state = self._checked(request)
+        self._scheduler.add(state)
+        self._states[state.request_id] = state
+        self._next_id += 1
+        return state.request_id
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request, waiting or running, before the next step; False if it has ended."""
+        if (state := self._states.get(request_id)) is None:
+            return False
+        state.is_cancelled = True
+        return True
+
+    def run(self, requests: Sequence[Request]) -> list[FinishedRequest]:
+        """All of these, in this order; raises what `add` raises, before any is started."""
+        token_ids: list[list[int]] = [[] for _ in requests]
+        logprobs: list[list[float]] = [[] for _ in requests]
+        ends: dict[int, Event] = {}
+        for number, event in self.stream(requests):
+            if event.token_id is not None and event.logprob is not None:
+                token_ids[number].append(event.token_id)
+                logprobs[number].append(event.logprob)
+            if event.stop_reason is not None:
+                ends[number] = event
+        return [
+            FinishedRequest(
+                token_ids=tuple(ids), logprobs=tuple(values), stop_reason=reason, error=end.error
+            )
+            for number, (ids, values) in enumerate(zip(token_ids, logprobs, strict=True))
+            if (reason := (end := ends[number]).stop_reason) is not None
+        ]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        """As `run`, but gives (place in `requests`, event) as soon as it is known.
+
+        Several may be read in turns, and beside `add` and `step`. Requests of a stream that is
+        closed early are cancelled.
+        """
+        for request in requests:
+            self._checked(request)
+        return self._stream(requests)
+
+    def _stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        waiting = deque(enumerate(requests))
+        numbers: dict[int, int] = {}  # request id -> place in `requests`
+        inbox: list[Event] = []
+        try:
+            while waiting or numbers:
+                while waiting and not self._scheduler.is_full:
+                    number, request = waiting.popleft()
+                    request_id = self.add(request)
+                    numbers[request_id] = number
+                    self._inboxes[request_id] = inbox
+                if not inbox:
+                    self.step()
+                events = list(inbox)
+                inbox.clear()
+                for event in events:
+                    number = numbers[event.request_id]
+                    if event.stop_reason is not None:
+                        del numbers[event.request_id]
+                    yield number, event
+        finally:
+            for request_id in numbers:
+                self.cancel(request_id)
+                self._inboxes.pop(request_id, None)
+
+    def _checked(self, request: Request) -> RequestState:
+        """Its state at the beginning, if it fits this model and this cache."""
+        config = self.model.config
+        if request.num_positions > self.num_positions:
+            raise PromptError(
+                f"The request takes {request.num_positions} positions, {request.max_new_tokens} "
+                f"of them for new tokens; the engine has {self.num_positions} for each. "
+                "Give a shorter prompt, a smaller max_new_tokens, or make a larger engine."
+            )
+        vocab_size = config.decoder.vocab_size
+        lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
+        if lowest < 0 or highest >= vocab_size:
+            raise PromptError(
+                f"The token ids go from {lowest} to {highest}; the model has 0 to "
+                f"{vocab_size - 1}. Use the tokenizer of this model."
+            )
+        num_places = int(request.image_mask.sum())
+        num_image_tokens = config.vision.num_image_tokens
+        if num_places != len(request.images) * num_image_tokens:
+            raise PromptError(
+                f"The request has {num_places} places for image tokens, but {len(request.images)} "
+                f"picture(s) of {num_image_tokens} each. Build it with a processor of the "
+                "model's own resolution."
+            )
+        shape = (3, config.vision.resolution, config.vision.resolution)
+        for image in request.images:
+            if image.pixel_values.shape != shape:
+                raise PromptError(
+                    f"A picture is {list(image.pixel_values.shape)}; the model takes "
+                    f"{list(shape)}. Prepare it with a processor of the model's own resolution."
+                )
+        return RequestState(request_id=self._next_id, request=request, vocab_size=vocab_size)
+
+    # One step
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Prefill a group of waiting requests, if any fits, and give every running row a token.
+
+        Raises nothing for a request's sake: it ends with "failed" and its error.
+        """
+        self._end_cancelled_and_late()
+        if (row := self._scheduler.row_to_give_back()) is not None:
+            self._scheduler.put_back([self._free(row)])
+        if group := self._scheduler.next_group():
+            self._prefill(group)
+        if self._scheduler.running:
+            self._decode()
+        events, self._events = self._events, []
+        for event in events:
+            if (inbox := self._inboxes.get(event.request_id)) is not None:
+                inbox.append(event)
+                if event.stop_reason is not None:
+                    del self._inboxes[event.request_id]
+        return events
+
+    def _end_cancelled_and_late(self) -> None:
+        now = self._clock()
+        for state in list(self._states.values()):
+            if state.is_cancelled:
+                state.stop_reason = "cancelled"
+            elif state.request.deadline is not None and state.request.deadline <= now:
+                state.stop_reason = "expired"
+            else:
+                continue
+            if state not in self._scheduler.running:
+                self._scheduler.drop(state)
+            self._tell(state)
+        self._free_ended()
+
+    def _prefill(self, group: list[RequestState]) -> None:
+        first = self._slots.num_rows
+        vocab_range = common_range(state.constraint for state in group)
+        try:
+            inputs, image_tokens = self._inputs(group)
+            logits = self.model.prefill(
+                inputs, self._slots.fresh(len(group)), image_tokens, vocab_range
+            )
+            chosen = _choose(logits, group, vocab_range)
+        except BaseException as error:
+            for row, state in enumerate(group, start=first):
+                self._slots.wipe(row)
+                state.rewind()
+            if not isinstance(error, Exception):
+                self._scheduler.put_back(group)
+                raise
+            # In halves, down to the one request that cannot be prefilled at all.
+            self._scheduler.prefill_failed(group)
+            if len(group) > 1:
+                self._scheduler.put_back(group)
+            else:
+                self._put_back(group, error)
+            return
+        self._slots.admit([state.num_tokens for state in group])
+        self._scheduler.prefilled(group)
+        self._accept(group, chosen)
+
+    def _inputs(self, group: Sequence[RequestState]) -> tuple[ModelInputs, Tensor | None]:
+        """The group as one batch with pads on the right, and float[I, P, D] of its pictures.
+
+        A row that was put back brings the tokens it had, as its causal suffix.
+        """
+        shape = (len(group), max(state.num_tokens for state in group))
+        token_ids = torch.zeros(shape, dtype=torch.long)
+        input_mask, mask_ar, image_mask = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+        for row, state in enumerate(group):
+            suffix = len(state.request.token_ids)
+            token_ids[row, :suffix] = state.request.token_ids
+            image_mask[row, :suffix] = state.request.image_mask
+            token_ids[row, suffix : state.num_tokens] = torch.tensor(state.token_ids)
+            input_mask[row, : state.num_tokens] = True
+            mask_ar[row, suffix : state.num_tokens] = True
+        images = {image.key: image for state in group for image in state.request.images}
+        places = {key: place for place, key in enumerate(images)}
+        inputs = ModelInputs(
+            token_ids=token_ids,
+            input_mask=input_mask,
+            mask_ar=mask_ar,
+            image_mask=image_mask,
+            pixel_values=torch.zeros(0),  # the image tokens stand in for them
+            image_index=tuple(
+                tuple(places[image.key] for image in state.request.images) for state in group
+            ),
+        ).to(self.model.device)
+        known = {key: self._images.get(key) for key in images}
+        if new := [key for key, image_tokens in known.items() if image_tokens is None]:
+            pixel_values = torch.stack([images[key].pixel_values for key in new])
+            encoded = self.model.embed_images(pixel_values.to(self.model.device))
+            for key, image_tokens in zip(new, encoded, strict=True):
+                known[key] = image_tokens
+                self._images.put(key, image_tokens)
+        rows = [image_tokens for image_tokens in known.values() if image_tokens is not None]
+        return inputs, torch.stack(rows) if rows else None
+
+    def _decode(self) -> None:
+        running = self._scheduler.running
+        lengths = list(self._slots.row_lengths)
+        last_ids = torch.tensor([s.token_ids[-1] for s in running], device=self.model.device)
+        vocab_range = common_range(state.constraint for state in running)
+        try:
+            logits = self.model.decode_step(last_ids, self._slots, vocab_range)
+            chosen = _choose(logits, running, vocab_range)
+        except BaseException as error:
+            for row, (state, length) in enumerate(zip(running, lengths, strict=True)):
+                self._slots.truncate(row, length)
+                state.rewind()
+            if not isinstance(error, Exception):
+                raise
+            # The first half of the rows goes on, the others wait for their return.
+            self._scheduler.decode_failed()
+            rows = range(len(running) // 2, len(running))
+            for row in rows:
+                self._slots.wipe(row)
+            self._put_back([self._free(row) for row in reversed(rows)], error)
+            return
+        self._scheduler.decoded()
+        self._accept(running, chosen)
+
+    def _put_back(self, states: Sequence[RequestState], error: Exception) -> None:
+        """Let requests start anew after a pass that failed for them; the second time they fail."""
+        for state in states:
+            if state.has_failed_before:
+                state.fail(error)
+                self._tell(state)
+            state.has_failed_before = True
+        self._scheduler.put_back(state for state in states if state.stop_reason is None)
+
+    def _accept(
+        self, states: Sequence[RequestState], chosen: Sequence[tuple[int, float, bool]]
+    ) -> None:
+        """Give rows the tokens chosen for them; those that end leave at once."""
+        for state, (token_id, logprob, is_sound) in zip(states, chosen, strict=True):
+            if is_sound:
+                state.accept(token_id, logprob)
+                self._tell(state, token_id, logprob)
+            else:
+                state.stop_reason = "numerical_error"
+                self._tell(state)
+        self._free_ended()
+
+    def _tell(
+        self, state: RequestState, token_id: int | None = None, logprob: float | None = None
+    ) -> None:
+        self._events.append(
+            Event(
+                request_id=state.request_id,
+                token_id=token_id,
+                logprob=logprob,
+                stop_reason=state.stop_reason,
+                error=state.error,
+            )
+        )
+        if state.stop_reason is not None:
+            del self._states[state.request_id]
+
+    def _free_ended(self) -> None:
+        # From the last row on: whoever moves into a freed place was looked at before.
+        for row, state in reversed(list(enumerate(self._scheduler.running))):
+            if state.stop_reason is not None:
+                if state.stop_reason == "numerical_error":
+                    self._slots.wipe(row)
+                self._free(row)
+
+    def _free(self, row: int) -> RequestState:
+        self._slots.remove(row)
+        return self._scheduler.remove(row)
+
+
+def _choose(
+    logits: Tensor, states: Sequence[RequestState], vocab_range: range | None
+) -> list[tuple[int, float, bool]]:
+    """For each row of float32[B, V] a token, its log-probability, and whether the row is sound."""
+    token_ids, logprobs = [0] * len(states), [0.0] * len(states)
+    for sampler in {state.request.sampler for state in states}:
+        rows = [row for row, state in enumerate(states) if state.request.sampler == sampler]
+        of_all = len(rows) == len(states)
+        ids, values = choose_allowed(
+            logits if of_all else logits[torch.tensor(rows, device=logits.device)],
+            [states[row].constraint for row in rows],
+            sampler,
+            [states[row].generator for row in rows],
+            vocab_range,
+        )
+        for row, token_id, logprob in zip(rows, ids.tolist(), values.tolist(), strict=True):
+            token_ids[row], logprobs[row] = token_id, logprob
+    sound = sound_rows(logits, [state.constraint for state in states], vocab_range)
+    return list(zip(token_ids, logprobs, sound, strict=True))

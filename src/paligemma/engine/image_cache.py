@@ -1,0 +1,95 @@
+"""Image tokens of pictures seen before, by content: the one thing that prompts can share.
+
+Image and prompt see each other both ways, so keys and values depend on the prompt; the projected
+image tokens do not. Knows tensors and their bytes; knows no files and no prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import OptionError
+
+# R resolution, P image tokens, D decoder width
+
+
+def image_key(pixel_values: Tensor, **options: str | int | float | bool | None) -> str:
+    """SHA-256 over the numbers, their shape and type, and every option named.
+
+    Equal bytes of another shape or with another option have another key. Options matter when the
+    numbers alone do not tell what becomes of them.
+    """
+    data = pixel_values.detach().cpu().contiguous()
+    head = repr((tuple(data.shape), str(data.dtype), sorted(options.items())))
+    digest = hashlib.sha256(head.encode() + b"\0")  # repr never holds a zero byte
+    digest.update(data.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeyedImage:
+    """A picture as the vision encoder takes it, with the key of its image tokens.
+
+    Several requests about one picture share one of these. Raises OptionError unless
+    `pixel_values` are float[3, R, R].
+    """
+
+    pixel_values: Tensor
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        pixels = self.pixel_values
+        if not isinstance(pixels, Tensor) or not pixels.is_floating_point() or pixels.ndim != 3:
+            found = type(pixels).__name__
+            if isinstance(pixels, Tensor):
+                found = f"{pixels.dtype}{list(pixels.shape)}"
+            raise OptionError(
+                f"The picture is {found}; it must be a float tensor [3, height, width]. "
+                "Prepare it with a processor."
+            )
+        object.__setattr__(self, "key", image_key(pixels))
+
+
+class ImageCache:
+    """Image tokens float[P, D] by key, at most `max_bytes` of them; the longest unused go first.
+
+    Tokens with NaN or infinity are never kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
+            raise OptionError(
+                f"The image cache may take {max_bytes!r} bytes; give a whole number of at least "
+                "0. 0 keeps nothing."
+            )
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._tokens: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def get(self, key: str) -> Tensor | None:
+        """The image tokens float[P, D] of that key, or None; they count as used now."""
+        if key not in self._tokens:
+            return None
+        self._tokens.move_to_end(key)
+        return self._tokens[key]
+
+    def put(self, key: str, image_tokens: Tensor) -> None:
+        """Keep a copy of float[P, D], unless it has broken numbers or is too large."""
+        if image_tokens.nbytes > self.max_bytes or not bool(image_tokens.isfinite().all()):
+            return
+        if (old := self._tokens.pop(key, None)) is not None:
+            self.num_bytes -= old.nbytes
+        # A copy: a row of a batch would keep the whole batch in memory.
+        self._tokens[key] = image_tokens.clone(memory_format=torch.contiguous_format)
+        self.num_bytes += image_tokens.nbytes
+        while self.num_bytes > self.max_bytes:
+            _, oldest = self._tokens.popitem(last=False)
+            self.num_bytes -= oldest.nbytes

@@ -1,0 +1,176 @@
+"""One request: what is asked, how far it has come, and why it stopped.
+
+A request is one row without pads. It checks itself, whoever makes it: nothing here relies on a
+server or a predictor having looked at it before. Knows ids and tensors; knows no text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paligemma.engine.constraint import Constraint
+from paligemma.engine.generate import RowEnd, row_limits
+from paligemma.engine.image_cache import KeyedImage
+from paligemma.engine.sampling import GREEDY, Sampling, row_generator
+from paligemma.errors import OptionError, PromptError
+from paligemma.processor.inputs import ModelInputs
+
+# T tokens of the prefix, image tokens included
+
+RequestEnd = RowEnd | Literal["cancelled", "expired", "failed"]
+"""As for a row of the plain loop, and: "cancelled" (someone asked for it), "expired" (its deadline
+passed), "failed" (an exception of its own callbacks, or no memory for it)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One row to continue, and how.
+
+    Raises PromptError or OptionError for what cannot be a request to any model.
+    """
+
+    token_ids: Tensor
+    """int64[T]; 0 where an image token stands."""
+    image_mask: Tensor
+    """bool[T]; True where an image token stands."""
+    images: tuple[KeyedImage, ...] = ()
+    """The pictures that fill its image tokens, in order."""
+    max_new_tokens: int
+    eos_id: int
+    sampler: Sampling = GREEDY
+    row_number: int = 0
+    """Decides, with the sampler's seed, the row's randomness."""
+    should_stop: Callable[[list[int]], bool] | None = None
+    """The new token ids so far -> True to end there."""
+    constraint: Constraint | None = None
+    deadline: float | None = None
+    """When to give up, on the engine's clock."""
+    client: str = ""
+    """Whose request it is: clients take turns."""
+
+    def __post_init__(self) -> None:
+        ids, mask = self.token_ids, self.image_mask
+        if not isinstance(ids, Tensor) or ids.dtype != torch.long or ids.ndim != 1 or not len(ids):
+            raise PromptError(
+                f"token_ids are {_kind(ids)}; a request needs int64[T] with at least one token."
+            )
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != ids.shape:
+            raise PromptError(
+                f"image_mask is {_kind(mask)}; it must be bool[{len(ids)}], one for each token id."
+            )
+        if not isinstance(self.images, tuple) or not all(
+            isinstance(image, KeyedImage) for image in self.images
+        ):
+            raise PromptError("images must be a tuple of KeyedImage.")
+        row_limits(self.max_new_tokens, 1)
+        for name, kind in (("eos_id", int), ("row_number", int), ("client", str)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise OptionError(f"{name} is {value!r}; it must be of type {kind.__name__}.")
+        if not isinstance(self.sampler, Sampling):
+            raise OptionError(f"sampler is {self.sampler!r}; it must be a Sampling.")
+        if self.should_stop is not None and not callable(self.should_stop):
+            raise OptionError(f"should_stop is {self.should_stop!r}; it must be callable.")
+        if self.deadline is not None and (
+            not isinstance(self.deadline, int | float) or math.isnan(self.deadline)
+        ):
+            raise OptionError(f"deadline is {self.deadline!r}; it must be a time in seconds.")
+
+    @classmethod
+    def from_row(
+        cls, inputs: ModelInputs, row: int, images: Sequence[KeyedImage], **options: Any
+    ) -> Request:
+        """One row of a batch, without its pads; `images` are those of `inputs.pixel_values`.
+
+        images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
+        Request.from_row(inputs, 0, images, max_new_tokens=20, eos_id=1)
+        """
+        real = inputs.input_mask[row]
+        return cls(
+            token_ids=inputs.token_ids[row, real],
+            image_mask=inputs.image_mask[row, real],
+            images=tuple(images[place] for place in inputs.image_index[row]),
+            **options,
+        )
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that it may take in the cache, all new tokens counted."""
+        return len(self.token_ids) + self.max_new_tokens
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+@dataclass(kw_only=True, eq=False)
+class RequestState:
+    """A request in flight: waiting or running, until it has a `stop_reason`."""
+
+    request_id: int
+    request: Request
+    vocab_size: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: RequestEnd | None = None
+    error: Exception | None = None
+    is_cancelled: bool = False
+    has_failed_before: bool = False
+    """A pass failed for it, and it was put back."""
+
+    def __post_init__(self) -> None:
+        self.rewind()
+        self.constraint = self.request.constraint
+        self._check_constraint()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a prefill of it takes: the prefix, and the suffix as far as it is known."""
+        return len(self.request.token_ids) + len(self.token_ids)
+
+    def rewind(self) -> None:
+        """Forget random numbers that were drawn for a token that did not come."""
+        self.generator = row_generator(self.request.sampler, self.request.row_number)
+        for _ in self.token_ids:  # one number a token, see `choose`
+            torch.rand((), dtype=torch.float64, generator=self.generator)
+
+    def accept(self, token_id: int, logprob: float) -> None:
+        """One more token; finds out whether it was the last. Never raises: it fails instead."""
+        request = self.request
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        try:
+            if token_id == request.eos_id:
+                self.stop_reason = "eos"
+            elif request.should_stop is not None and request.should_stop(self.token_ids):
+                self.stop_reason = "stop"
+            elif len(self.token_ids) == request.max_new_tokens:
+                self.stop_reason = "length"
+            elif self.constraint is not None:
+                self.constraint = self.constraint.advance(token_id)
+                self._check_constraint()
+        except Exception as error:  # its own callbacks: no reason to harm its batch mates
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.stop_reason = "failed"
+        self.error = error
+
+    def _check_constraint(self) -> None:
+        if self.constraint is None or (allowed := self.constraint.allowed) is None:
+            return
+        parts = (allowed,) if isinstance(allowed, range) else allowed
+        ends = [part if isinstance(part, range) else range(part, part + 1) for part in parts]
+        if not ends or any(
+            not 0 <= part.start < part.stop <= self.vocab_size or part.step != 1 for part in ends
+        ):
+            raise OptionError(
+                f"A constraint allows {allowed}; it must allow some of the ids 0 to "
+                f"{self.vocab_size - 1}. Check the grammar against the model's vocabulary."
+            )

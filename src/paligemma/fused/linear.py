@@ -1,0 +1,186 @@
+"""Linear layers on packed weights: what `accelerate` puts in the place of `nn.Linear`.
+
+A layer may hold several weights side by side (query, key and value; gate and up), so that one
+pass over the input serves all. Weights come and go in rows, a few at a time: neither packing nor
+quantizing needs room for a second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.native.packing import (
+    LANES,
+    WeightFormat,
+    count_panels,
+    pack_scales,
+    pack_values,
+    unpack_scales,
+    unpack_values,
+)
+from paligemma.native.products import Activation, packed_linear
+from paligemma.quantization import dequantize, quantize
+
+# M rows, N outputs, K inputs
+
+
+class PackedLinear(nn.Module):
+    """[..., K] -> [..., N]; from several weights side by side to as many slices, by `split`.
+
+    Each weight is padded to a multiple of 16 outputs. With the activation "geglu" there are two
+    weights of N outputs, gate and up, whose panels take turns; the result is gelu(gate) * up.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: Sequence[int],
+        weight_format: WeightFormat,
+        *,
+        bias: bool = False,
+        activation: Activation = "none",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_inputs = num_inputs
+        self.num_outputs = tuple(num_outputs)
+        self.weight_format = weight_format
+        self.activation = activation
+        self.panels = tuple(count_panels(n) for n in num_outputs)
+        total = sum(self.panels)
+        self.values: Tensor
+        self.scales: Tensor | None
+        dtype = torch.bfloat16 if weight_format.name == "bfloat16" else torch.uint8
+        shape = weight_format.values_shape(total, num_inputs)
+        self.register_buffer("values", torch.empty(shape, dtype=dtype, device=device))
+        scales = None
+        if weight_format.name != "bfloat16":
+            shape = weight_format.scales_shape(total, num_inputs)
+            scales = torch.empty(shape, dtype=torch.bfloat16, device=device)
+        self.register_buffer("scales", scales)
+        self.bias: Tensor | None
+        wide = torch.zeros(total * LANES, dtype=torch.float32, device=device) if bias else None
+        self.register_buffer("bias", wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs of a single weight (or of gate and up together), dense."""
+        return self.padded(x)[..., : self.num_outputs[0]].contiguous()
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of each weight: slices of one tensor."""
+        parts = self.padded(x).split([panels * LANES for panels in self.panels], dim=-1)
+        return tuple(part[..., :n] for part, n in zip(parts, self.num_outputs, strict=True))
+
+    def padded(self, x: Tensor) -> Tensor:
+        return packed_linear(
+            x,
+            self.values,
+            self.scales,
+            self.weight_format,
+            bias=self.bias,
+            activation=self.activation,
+        )
+
+
+class Rows(Protocol):
+    """A parameter of the plain model, wherever it is kept: written and read in blocks of rows."""
+
+    shape: tuple[int, ...]
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Into the rows from `start` on, which is a multiple of 16."""
+
+    def read(self, start: int, end: int) -> Tensor:
+        """The rows from `start`, a multiple of 16, up to `end`."""
+
+
+class ParameterRows:
+    """A parameter that is kept as it is."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.shape = tuple(parameter.shape)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        self.parameter.data[start : start + rows.shape[0]] = rows
+
+    def read(self, start: int, end: int) -> Tensor:
+        return self.parameter.detach()[start:end]
+
+
+class BiasRows:
+    """A bias [N] inside a packed layer, where it is float32."""
+
+    def __init__(self, layer: PackedLinear, number: int = 0) -> None:
+        self.shape: tuple[int, ...] = (layer.num_outputs[number],)
+        self._layer = layer
+        self._offset = sum(layer.panels[:number]) * LANES
+
+    def write(self, start: int, rows: Tensor) -> None:
+        assert self._layer.bias is not None
+        self._layer.bias[self._offset + start : self._offset + start + rows.shape[0]] = rows
+
+    def read(self, start: int, end: int) -> Tensor:
+        assert self._layer.bias is not None
+        return self._layer.bias[self._offset + start : self._offset + end].to(torch.bfloat16)
+
+
+class WeightRows:
+    """One plain weight [N, K] inside a packed layer, written and read in blocks of rows.
+
+    Blocks begin at multiples of 16.
+    """
+
+    def __init__(self, layer: PackedLinear, number: int = 0) -> None:
+        self.layer = layer
+        self.number = number
+        self.shape: tuple[int, ...] = (layer.num_outputs[number], layer.num_inputs)
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """float[n, K] into the rows from `start` on, quantized if the layer is."""
+        weight_format = self.layer.weight_format
+        if weight_format.name == "bfloat16":
+            self._put(start, self.layer.values, pack_values(rows.to(torch.bfloat16), weight_format))
+            return
+        q, scales = quantize(rows, weight_format.bits, weight_format.group_size)
+        self.write_quantized(start, q, scales)
+
+    def write_quantized(self, start: int, q: Tensor, scales: Tensor) -> None:
+        """int8[n, K] and bfloat16[n, K / group], as `quantize` gives them."""
+        assert self.layer.scales is not None
+        self._put(start, self.layer.values, pack_values(q, self.layer.weight_format))
+        self._put(start, self.layer.scales, pack_scales(scales))
+
+    def read(self, start: int, end: int) -> Tensor:
+        """bfloat16[end - start, K], or float32 from a quantized layer."""
+        weight_format = self.layer.weight_format
+        if weight_format.name == "bfloat16":
+            rows = unpack_values(self._get(start, end, self.layer.values), weight_format)
+            return rows[: end - start, : self.shape[1]]
+        return dequantize(*self.read_quantized(start, end), weight_format.group_size)
+
+    def read_quantized(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """int8[end - start, K] and bfloat16[end - start, K / group]."""
+        assert self.layer.scales is not None
+        q = unpack_values(self._get(start, end, self.layer.values), self.layer.weight_format)
+        scales = unpack_scales(self._get(start, end, self.layer.scales))
+        return q[: end - start, : self.shape[1]], scales[: end - start]
+
+    def _put(self, start: int, packed: Tensor, block: Tensor) -> None:
+        packed[self._places(start, start + block.shape[0] * LANES)] = block
+
+    def _get(self, start: int, end: int, packed: Tensor) -> Tensor:
+        return packed[self._places(start, end)]
+
+    def _places(self, start: int, end: int) -> slice:
+        """The panels of rows `start` to `end`; those of gate and up take turns."""
+        assert start % LANES == 0
+        first, last = start // LANES, count_panels(end)
+        if self.layer.activation == "geglu":
+            return slice(2 * first + self.number, 2 * last + self.number - 1, 2)
+        offset = sum(self.layer.panels[: self.number])
+        return slice(offset + first, offset + last)

@@ -1,0 +1,102 @@
+// What the kernels share: number types, the vector exponential, threads, scratch memory.
+//
+// Every file here is compiled once per level (see ../build.py): amx, avx512 and generic. A level
+// is chosen at run time by what the processor offers; all compute the same functions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <omp.h>
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define PG_AVX512 1
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__) && defined(PG_AVX512)
+#define PG_AMX 1
+#endif
+
+using bf16 = uint16_t;
+
+constexpr int LANES = 16;  // outputs of a panel, floats of a 512-bit register
+
+static inline float widen(bf16 x) {
+    uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+// To the nearest, ties to even. NaN stays NaN: the bit that says so is set before the cut.
+static inline bf16 narrow(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    uint32_t quiet = (bits >> 16) | 0x40u;
+    return static_cast<bf16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+static inline void narrow16(const float* x, bf16* out) {
+#ifdef PG_AVX512
+    __m256bh half = _mm512_cvtneps_pbh(_mm512_loadu_ps(x));
+    std::memcpy(out, &half, sizeof half);
+#else
+    for (int i = 0; i < LANES; i++) out[i] = narrow(x[i]);
+#endif
+}
+
+// e^x without branches, so that loops over it become vector code; relative error below 2e-7.
+// Range reduction x = n ln 2 + r, |r| <= ln 2 / 2, and the Taylor series of e^r to r^7.
+static inline float exponential(float given) {
+    const float x = given < -87.0f ? -87.0f : (given > 88.0f ? 88.0f : given);
+    float n = std::nearbyint(x * 1.44269504f);
+    float r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    float p = 1.9841270e-4f;
+    p = p * r + 1.3888889e-3f;
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t power = (static_cast<int32_t>(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return given < -87.0f ? 0.0f : p * scale;
+}
+
+static inline float soft_cap(float x, float cap) {  // cap * tanh(x / cap)
+    float e = exponential(-2.0f * std::fabs(x) / cap);
+    return std::copysign(cap * (1.0f - e) / (1.0f + e), x);
+}
+
+static inline float gelu(float x) {  // the tanh form: x * sigmoid(2 u)
+    float u = 0.79788456f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exponential(-2.0f * u));
+}
+
+// Memory of one call, aligned for tiles. Kept by the thread: fresh pages cost more than the work.
+template <typename T>
+static T* scratch(int slot, size_t count) {
+    struct Block {
+        void* memory = nullptr;
+        size_t size = 0;
+        ~Block() { std::free(memory); }
+    };
+    thread_local Block blocks[4];
+    Block& block = blocks[slot];
+    size_t wanted = (count * sizeof(T) + 4095) / 4096 * 4096;
+    if (block.size < wanted) {
+        std::free(block.memory);
+        block.size = 0;
+        block.memory = std::aligned_alloc(4096, wanted);
+        if (block.memory == nullptr) throw std::bad_alloc();
+        block.size = wanted;
+    }
+    return static_cast<T*>(block.memory);
+}

@@ -1,0 +1,206 @@
+// What stands between the products: norms with their residual sums, rotary positions, attention.
+// Plain loops that compilers turn into vector code; float32 inside, bfloat16 in and out.
+#include "common.h"
+
+#include <algorithm>
+
+namespace {
+
+constexpr int64_t WORTH_THREADS = 16;  // rows below which a second thread costs more than it saves
+
+// 1 / rms of a row, with what is put under the root against division by zero.
+inline float inverse_rms(const float* x, int width, float eps) {
+    float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+    for (int i = 0; i < width; i++) squares += x[i] * x[i];
+    return 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
+}
+
+inline void widen_row(const bf16* x, int width, float* out) {
+#pragma omp simd
+    for (int i = 0; i < width; i++) out[i] = widen(x[i]);
+}
+
+inline void narrow_row(const float* x, int width, bf16* out) {
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) narrow16(x + i, out + i);
+    for (; i < width; i++) out[i] = narrow(x[i]);
+}
+
+// row * (1 + weight) / rms, in place.
+inline void rms_normalize(float* row, const bf16* weight, int width, float eps) {
+    const float scale = inverse_rms(row, width, eps);
+#pragma omp simd
+    for (int i = 0; i < width; i++) row[i] *= scale * (1.0f + widen(weight[i]));
+}
+
+inline float largest_of(const float* x, int64_t count) {
+    float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; i++) largest = std::max(largest, x[i]);
+    return largest;
+}
+
+// Soft-capped logits + bias -> weights that sum to 1, in place.
+inline void soften(float* logits, const float* bias, int64_t count, float cap) {
+    if (cap > 0.0f) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) logits[i] = soft_cap(logits[i], cap);
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) logits[i] += bias[i];
+    const float largest = largest_of(logits, count);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) {
+        logits[i] = exponential(logits[i] - largest);
+        sum += logits[i];
+    }
+    const float inverse = 1.0f / sum;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) logits[i] *= inverse;
+}
+
+}  // namespace
+
+// x[M, D] += norm(delta) (or delta itself without `delta_weight`; nothing without `delta`), then
+// out[M, D] = norm(x), without `out_weight` not at all. Rounded to bfloat16 where torch rounds.
+extern "C" void paligemma_add_rms_norm(void* x, const void* delta, const void* delta_weight,
+                                       const void* out_weight, void* out, int64_t rows, int width,
+                                       float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows >= WORTH_THREADS)
+    for (int64_t r = 0; r < rows; r++) {
+        bf16* residual = static_cast<bf16*>(x) + r * width;
+        float* row = scratch<float>(0, 2 * width);
+        widen_row(residual, width, row);
+        if (delta != nullptr) {
+            float* add = row + width;
+            widen_row(static_cast<const bf16*>(delta) + r * width, width, add);
+            if (delta_weight != nullptr) {
+                rms_normalize(add, static_cast<const bf16*>(delta_weight), width, eps);
+#pragma omp simd
+                for (int i = 0; i < width; i++) add[i] = widen(narrow(add[i]));
+            }
+#pragma omp simd
+            for (int i = 0; i < width; i++) row[i] += add[i];
+            narrow_row(row, width, residual);
+            widen_row(residual, width, row);
+        }
+        if (out_weight != nullptr) {
+            rms_normalize(row, static_cast<const bf16*>(out_weight), width, eps);
+            narrow_row(row, width, static_cast<bf16*>(out) + r * width);
+        }
+    }
+}
+
+// The same with LayerNorm: x += delta, then out = norm(x) * weight + bias.
+extern "C" void paligemma_add_layer_norm(void* x, const void* delta, const void* weight,
+                                         const void* bias, void* out, int64_t rows, int width,
+                                         float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows >= WORTH_THREADS)
+    for (int64_t r = 0; r < rows; r++) {
+        bf16* residual = static_cast<bf16*>(x) + r * width;
+        float* row = scratch<float>(0, 2 * width);
+        widen_row(residual, width, row);
+        if (delta != nullptr) {
+            const bf16* add = static_cast<const bf16*>(delta) + r * width;
+#pragma omp simd
+            for (int i = 0; i < width; i++) row[i] += widen(add[i]);
+            narrow_row(row, width, residual);
+            widen_row(residual, width, row);
+        }
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < width; i++) sum += row[i];
+        const float mean = sum / static_cast<float>(width);
+#pragma omp simd
+        for (int i = 0; i < width; i++) row[i] -= mean;
+        const float scale = inverse_rms(row, width, eps);
+        const bf16* w = static_cast<const bf16*>(weight);
+        const bf16* b = static_cast<const bf16*>(bias);
+#pragma omp simd
+        for (int i = 0; i < width; i++) row[i] = row[i] * scale * widen(w[i]) + widen(b[i]);
+        narrow_row(row, width, static_cast<bf16*>(out) + r * width);
+    }
+}
+
+// in[B, T, stride], its first N * H features -> out[B, N, T, H]: turned by cos, sin float[B, T, H/2]
+// (not without them) and scaled, rounded to bfloat16 where torch rounds.
+extern "C" void paligemma_split_heads(const void* in, int64_t in_stride,
+                                      const float* cos, const float* sin, float scale, void* out,
+                                      int64_t batch, int64_t tokens, int heads, int head_dim,
+                                      int threads) {
+    const int half = head_dim / 2;
+#pragma omp parallel for num_threads(threads) if (batch * tokens >= WORTH_THREADS)
+    for (int64_t place = 0; place < batch * tokens; place++) {
+        const int64_t b = place / tokens, t = place % tokens;
+        for (int n = 0; n < heads; n++) {
+            const bf16* x = static_cast<const bf16*>(in) + place * in_stride + n * head_dim;
+            bf16* to = static_cast<bf16*>(out) + ((b * heads + n) * tokens + t) * head_dim;
+            if (cos == nullptr) {
+                std::memcpy(to, x, head_dim * sizeof(bf16));
+                continue;
+            }
+            const float* c = cos + place * half;
+            const float* s = sin + place * half;
+#pragma omp simd
+            for (int i = 0; i < half; i++) {
+                const float first = widen(x[i]), second = widen(x[half + i]);
+                to[i] = narrow(scale * widen(narrow(first * c[i] - second * s[i])));
+                to[half + i] = narrow(scale * widen(narrow(second * c[i] + first * s[i])));
+            }
+        }
+    }
+}
+
+// logits float[B, N, T, S], changed on the way, and bias float[B, T, S] -> weights bfloat16[B, N, T, S].
+extern "C" void paligemma_soften(float* logits, const float* bias, int64_t batch, int64_t heads,
+                                 int64_t tokens, int64_t count, float cap, void* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < batch * heads * tokens; r++) {
+        const int64_t b = r / (heads * tokens), t = r % tokens;
+        float* row = logits + r * count;
+        soften(row, bias + (b * tokens + t) * count, count, cap);
+        narrow_row(row, static_cast<int>(count), static_cast<bf16*>(out) + r * count);
+    }
+}
+
+// A few queries [B, N, T, H] against keys and values [B, K, S, H] of a cache (strides between
+// batch rows and heads) -> out[B, T, N * H]. bias float[B, T, S].
+extern "C" void paligemma_attend(const void* queries, const void* keys, const void* values,
+                                 int64_t batch_stride, int64_t head_stride, const float* bias,
+                                 float cap, void* out, int64_t batch, int heads, int kv_heads,
+                                 int64_t tokens, int64_t count, int head_dim, int threads) {
+    const int group = heads / kv_heads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t job = 0; job < batch * heads * tokens; job++) {
+        // Neighbors share keys: the heads of a group, then the tokens.
+        const int64_t b = job / (heads * tokens), t = job / group % tokens;
+        const int64_t kv = job / (group * tokens) % kv_heads, n = kv * group + job % group;
+        const bf16* key = static_cast<const bf16*>(keys) + b * batch_stride + kv * head_stride;
+        const bf16* value = static_cast<const bf16*>(values) + b * batch_stride + kv * head_stride;
+        float* logits = scratch<float>(0, count + 2 * head_dim);
+        float* query = logits + count;
+        float* mixed = query + head_dim;
+        widen_row(static_cast<const bf16*>(queries) + ((b * heads + n) * tokens + t) * head_dim,
+                  head_dim, query);
+        for (int64_t s = 0; s < count; s++) {
+            const bf16* k = key + s * head_dim;
+            float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+            for (int i = 0; i < head_dim; i++) dot += query[i] * widen(k[i]);
+            logits[s] = dot;
+        }
+        soften(logits, bias + (b * tokens + t) * count, count, cap);
+        std::memset(mixed, 0, head_dim * sizeof(float));
+        for (int64_t s = 0; s < count; s++) {
+            const bf16* v = value + s * head_dim;
+            const float weight = logits[s];
+            if (weight == 0.0f) continue;  // hidden: what stands there must not matter
+#pragma omp simd
+            for (int i = 0; i < head_dim; i++) mixed[i] += weight * widen(v[i]);
+        }
+        narrow_row(mixed, head_dim,
+                   static_cast<bf16*>(out) + ((b * tokens + t) * heads + n) * head_dim);
+    }
+}

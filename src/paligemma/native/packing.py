@@ -1,0 +1,124 @@
+"""The layout of packed weights: what the kernels read, written and read back in plain torch.
+
+Outputs stand in panels of 16, so that one register holds one input's weight for 16 outputs, and
+inputs in twos (bfloat16) or fours (integers), as the processor's dot products want them:
+
+    bfloat16   values bfloat16[P, K / 2, 16, 2]   [p, i, o, j] is the weight of output 16 p + o
+                                                  for input 2 i + j
+    int8       values uint8[P, K / 4, 16, 4]      q + 128, q from -127 to 127
+    int4       values uint8[P, K / 8, 16, 4]      low half: q + 8 of input 8 i + j, q from -8 to 7;
+                                                  high half: of input 8 i + 4 + j
+    integers   scales bfloat16[P, K / group, 16]  weight = q * scale
+
+P panels; K inputs, padded with zeros to whole groups (bfloat16: to a multiple of 32). A panel's
+rows are neighbors in the plain weight, so a file can be packed a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FormatName = Literal["bfloat16", "int8", "int4"]
+
+LANES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFormat:
+    """How weights are kept. `group_size` inputs share a scale; bfloat16 has no scales."""
+
+    name: FormatName
+    group_size: int = 32
+
+    @property
+    def code(self) -> int:
+        """The kernels' number for it."""
+        return ("bfloat16", "int8", "int4").index(self.name)
+
+    @property
+    def bits(self) -> int:
+        return {"bfloat16": 16, "int8": 8, "int4": 4}[self.name]
+
+    @property
+    def offset(self) -> int:
+        """What is added to a quantized weight so that it is stored without sign."""
+        return {"bfloat16": 0, "int8": 128, "int4": 8}[self.name]
+
+    def padded_inputs(self, num_inputs: int) -> int:
+        return -(-num_inputs // self.group_size) * self.group_size
+
+    def values_shape(self, num_panels: int, num_inputs: int) -> tuple[int, ...]:
+        """Of one layer's packed values.
+
+        >>> INT4.values_shape(2, 2304)
+        (2, 288, 16, 4)
+        """
+        padded = self.padded_inputs(num_inputs)
+        if self.name == "bfloat16":
+            return (num_panels, padded // 2, LANES, 2)
+        return (num_panels, padded // (32 // self.bits), LANES, 4)
+
+    def scales_shape(self, num_panels: int, num_inputs: int) -> tuple[int, ...]:
+        return (num_panels, self.padded_inputs(num_inputs) // self.group_size, LANES)
+
+
+BFLOAT16 = WeightFormat(name="bfloat16")
+INT8 = WeightFormat(name="int8", group_size=128)
+INT4 = WeightFormat(name="int4", group_size=32)
+
+
+def count_panels(num_outputs: int) -> int:
+    """
+    >>> count_panels(100)
+    7
+    """
+    return -(-num_outputs // LANES)
+
+
+def pack_values(rows: Tensor, weight_format: WeightFormat) -> Tensor:
+    """Weights bfloat16[N, K], or quantized int8[N, K] -> values of ceil(N / 16) panels."""
+    padded = _padded(rows, weight_format)
+    if weight_format.name == "bfloat16":
+        return padded.unflatten(1, (-1, 2)).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    stored = padded.to(torch.int16).add_(weight_format.offset).to(torch.uint8)
+    fours = stored.unflatten(1, (-1, 4)).unflatten(0, (-1, LANES)).transpose(1, 2)
+    if weight_format.name == "int8":
+        return fours.contiguous()
+    return fours[:, 0::2] | fours[:, 1::2] << 4
+
+
+def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
+    """The inverse of `pack_values`, padding included: [P * 16, padded inputs]."""
+    if weight_format.name == "int4":
+        values = torch.stack([values & 15, values >> 4], dim=2).flatten(1, 2)
+    rows = values.transpose(1, 2).flatten(0, 1).flatten(1)
+    if weight_format.name == "bfloat16":
+        return rows
+    return rows.to(torch.int16).sub_(weight_format.offset).to(torch.int8)
+
+
+def pack_scales(scales: Tensor) -> Tensor:
+    """bfloat16[N, G], one for each group of inputs -> bfloat16[ceil(N / 16), G, 16]."""
+    rows = count_panels(scales.shape[0]) * LANES
+    padded = scales.new_zeros(rows, scales.shape[1])
+    padded[: scales.shape[0]] = scales
+    return padded.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+
+
+def unpack_scales(scales: Tensor) -> Tensor:
+    """The inverse of `pack_scales`, padding included: bfloat16[P * 16, G]."""
+    return scales.transpose(1, 2).flatten(0, 1)
+
+
+def _padded(rows: Tensor, weight_format: WeightFormat) -> Tensor:
+    num_rows, num_inputs = rows.shape
+    shape = (count_panels(num_rows) * LANES, weight_format.padded_inputs(num_inputs))
+    if shape == rows.shape:
+        return rows
+    padded = rows.new_zeros(shape)
+    padded[:num_rows, :num_inputs] = rows
+    return padded

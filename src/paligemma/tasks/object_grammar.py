@@ -1,0 +1,225 @@
+"""Lists of objects as an automaton over token ids: what the model may write next.
+
+    output  = EOS | object (separator object)* [separator] EOS
+    object  = y1 x1 y2 x2 [16 seg] label            y1 < y2, x1 < x2
+
+A list ends where it would repeat an object, or at `max_objects`. All that this allows,
+`objects.py` reads without a fault. Knows the tokenizer by a few methods; knows no model and no
+engine, whose `Constraint` it fits in shape.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from paligemma.config import NUM_CODES_PER_MASK, NUM_LOC_TOKENS, NUM_SEG_TOKENS
+from paligemma.errors import OptionError, PromptError
+from paligemma.tasks.objects import NUM_LOCS, SEPARATOR, TokenReader
+
+LabelRule = Literal["asked", "any"]
+MAX_OBJECTS = 100
+_MAX_LABEL_TOKENS = 32
+_Ids = tuple[int, ...]
+
+
+class TokenWriter(TokenReader, Protocol):
+    """What a grammar needs of a tokenizer."""
+
+    @property
+    def unk_id(self) -> int:
+        """The last of the control ids, which come first; text follows."""
+
+    def tokenize_text(self, text: str, /) -> list[int]: ...
+
+
+class Labels(Protocol):
+    """What may stand behind a box; `tail` is what was written since, label and separator."""
+
+    @property
+    def only(self) -> str | None:
+        """The label, where no other can come."""
+
+    def name(self, tail: _Ids, /) -> str | None:
+        """The label, if the list may end here; None inside of one."""
+
+    def closed(self, tail: _Ids, /) -> str | None:
+        """The label, if a separator has closed it."""
+
+    def after(self, tail: _Ids, /, *, may_close: bool) -> tuple[int | range, ...]:
+        """Ids that go on: with the label, or, if it may be closed, with the separator."""
+
+
+class AskedLabels:
+    """Exactly the phrases asked for, as the tokenizer writes them.
+
+    Where one was asked for it may be left out, as models tuned on referring expressions do.
+    """
+
+    def __init__(self, phrases: Sequence[str], tokenizer: TokenWriter) -> None:
+        """Raises PromptError for a phrase that holds places."""
+        separator = tuple(tokenizer.tokenize_text(SEPARATOR))
+        self.only = phrases[0] if len(phrases) == 1 else None
+        self._names = {tuple(tokenizer.tokenize_text(f" {phrase}")): phrase for phrase in phrases}
+        for ids, phrase in self._names.items():
+            if any(tokenizer.is_loc(i) or tokenizer.is_seg(i) for i in ids):
+                raise PromptError(
+                    f"{phrase!r} holds tokens of places, so it cannot be a label. Name the thing."
+                )
+        if self.only is not None:
+            self._names[()] = self.only
+        self._closed = {ids + separator: name for ids, name in self._names.items()}
+        self._longer = _next_ids(self._names)
+        self._after = _next_ids([*self._names, *self._closed])
+
+    def name(self, tail: _Ids, /) -> str | None:
+        return self._names.get(tail)
+
+    def closed(self, tail: _Ids, /) -> str | None:
+        return self._closed.get(tail)
+
+    def after(self, tail: _Ids, /, *, may_close: bool) -> _Ids:
+        return (self._after if may_close else self._longer).get(tail, ())
+
+
+class AnyLabels:
+    """Any text of one line and at most 32 tokens, or none."""
+
+    only = None
+
+    def __init__(self, tokenizer: TokenWriter) -> None:
+        self._tokenizer = tokenizer
+        self._separator = tokenizer.tokenize_text(SEPARATOR)
+        self._space = tokenizer.tokenize_text(" ")[0]
+        first_place = min(tokenizer.loc_offset, tokenizer.seg_offset)
+        # Gemma has tokens for up to 31 line breaks in a row.
+        breaks = {i for n in range(1, 32) for i in tokenizer.tokenize_text("\n" * n)}
+        self._text = _without(range(tokenizer.unk_id + 1, first_place), breaks)
+
+    def name(self, tail: _Ids, /) -> str:
+        return self._tokenizer.detokenize(tail).strip().removesuffix(";").rstrip()
+
+    def closed(self, tail: _Ids, /) -> str | None:
+        label, separator, _ = self._tokenizer.detokenize(tail).partition(SEPARATOR)
+        return label.strip() if separator else None
+
+    def after(self, tail: _Ids, /, *, may_close: bool) -> tuple[int | range, ...]:
+        if self._tokenizer.detokenize(tail).endswith(SEPARATOR.rstrip()):
+            return (self._space,)
+        if (num_more := len(tail) - _MAX_LABEL_TOKENS) >= 0:
+            return (self._separator[num_more],)
+        return self._text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectGrammar:
+    """What stays the same along a list."""
+
+    eos_id: int
+    places: range
+    codes: range | None
+    """Mask tokens, or None for boxes alone."""
+    labels: Labels
+    max_objects: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectList:
+    """Where in a list we are."""
+
+    grammar: ObjectGrammar
+    box: _Ids = ()
+    """Bins of the object's box, as far as it is written."""
+    num_codes: int = 0
+    tail: _Ids = ()
+    written: frozenset[tuple[str, _Ids]] = frozenset()
+    """Label and box of each object before."""
+    is_over: bool = False
+
+    @property
+    def allowed(self) -> range | tuple[int | range, ...]:
+        """The ids that may come next: a range inside of a box or a mask."""
+        grammar, places = self.grammar, self.grammar.places
+        if self.is_over:
+            return (grammar.eos_id,)
+        # A box has an area: no first edge is the last place, no second edge before the first.
+        if not self.box:
+            return (grammar.eos_id, places[:-1])
+        if len(self.box) == 1:
+            return places[:-1]
+        if len(self.box) < NUM_LOCS:
+            return places[self.box[-2] + 1 :]
+        if (only := grammar.labels.only) is not None and (only, self.box) in self.written:
+            return (grammar.eos_id,)
+        if grammar.codes is not None and self.num_codes < NUM_CODES_PER_MASK:
+            return grammar.codes
+        name = grammar.labels.name(self.tail)
+        if name is None:
+            return grammar.labels.after(self.tail, may_close=True)
+        is_new = (name, self.box) not in self.written
+        return (grammar.eos_id, *grammar.labels.after(self.tail, may_close=is_new))
+
+    def advance(self, token_id: int, /) -> ObjectList:
+        """The state after an allowed id; EOS leads nowhere."""
+        grammar = self.grammar
+        if token_id == grammar.eos_id:
+            return self
+        if len(self.box) < NUM_LOCS:
+            return replace(self, box=(*self.box, token_id - grammar.places.start))
+        if grammar.codes is not None and self.num_codes < NUM_CODES_PER_MASK:
+            return replace(self, num_codes=self.num_codes + 1)
+        tail = (*self.tail, token_id)
+        if (name := grammar.labels.closed(tail)) is None:
+            return replace(self, tail=tail)
+        written = self.written | {(name, self.box)}
+        is_repeated = len(written) == len(self.written)
+        is_over = is_repeated or len(written) == grammar.max_objects
+        return ObjectList(grammar=grammar, written=written, is_over=is_over)
+
+
+def object_list(
+    tokenizer: TokenWriter,
+    phrases: Sequence[str],
+    *,
+    labels: LabelRule,
+    max_objects: int,
+    has_masks: bool,
+) -> ObjectList:
+    """The beginning of a list of the things asked for."""
+    codes = range(tokenizer.seg_offset, tokenizer.seg_offset + NUM_SEG_TOKENS)
+    return ObjectList(
+        grammar=ObjectGrammar(
+            eos_id=tokenizer.eos_id,
+            places=range(tokenizer.loc_offset, tokenizer.loc_offset + NUM_LOC_TOKENS),
+            codes=codes if has_masks else None,
+            labels=AnyLabels(tokenizer) if labels == "any" else AskedLabels(phrases, tokenizer),
+            max_objects=max_objects,
+        )
+    )
+
+
+def check_list_options(labels: object, max_objects: object) -> None:
+    """Raises OptionError for a rule of labels or a number of objects that makes no sense."""
+    if labels not in ("asked", "any"):
+        raise OptionError(f"labels is {labels!r}; it must be 'asked' or 'any'.")
+    if isinstance(max_objects, bool) or not isinstance(max_objects, int) or max_objects < 1:
+        raise OptionError(
+            f"max_objects is {max_objects!r}; it must be a whole number of at least 1."
+        )
+
+
+def _next_ids(sequences: Iterable[_Ids]) -> dict[_Ids, _Ids]:
+    """For each beginning of a sequence, the ids that go on."""
+    found: dict[_Ids, dict[int, None]] = {}
+    for ids in sequences:
+        for length, token_id in enumerate(ids):
+            found.setdefault(ids[:length], {})[token_id] = None
+    return {beginning: tuple(following) for beginning, following in found.items()}
+
+
+def _without(whole: range, holes: Iterable[int]) -> tuple[range, ...]:
+    """The stretches of a range between the holes."""
+    edges = [whole.start - 1, *sorted(hole for hole in holes if hole in whole), whole.stop]
+    return tuple(range(a + 1, b) for a, b in itertools.pairwise(edges) if b > a + 1)

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from paligemma.engine import generate as generate_module
+from paligemma.engine.constraint import Allowed, choose_allowed, common_range, sound_rows
+from paligemma.engine.generate import generate
+from paligemma.engine.sampling import GREEDY, Sampling, row_generator
+from paligemma.model.kv_cache import Cache
+from paligemma.model.paligemma import PaliGemma
+
+SAMPLERS = [
+    GREEDY,
+    Sampling(seed=5),
+    Sampling(temperature=3.0, seed=6),
+    Sampling(temperature=2.0, top_k=4, seed=7),
+    Sampling(temperature=2.0, top_k=30, seed=8),
+    Sampling(temperature=2.0, top_p=0.8, seed=9),
+]
+PLACES = range(20, 32)
+ROWS = [([2, 5, 9, 6], [], True), ([2, 11, 30], [], False), ([2, 4, 8, 15], [], True)]
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Script:
+    """Allowed sets in a fixed order, then anything."""
+
+    sets: tuple[Allowed, ...]
+
+    @property
+    def allowed(self) -> Allowed:
+        return self.sets[0] if self.sets else None
+
+    def advance(self, token_id: int, /) -> Script:
+        assert is_in(token_id, self.allowed)
+        return Script(self.sets[1:])
+
+
+def is_in(token_id: int, allowed: Allowed) -> bool:
+    if allowed is None or isinstance(allowed, range):
+        return allowed is None or token_id in allowed
+    return any(token_id == p if isinstance(p, int) else token_id in p for p in allowed)
+
+
+def choose_rows(
+    logits: Tensor,
+    sets: Sequence[Allowed],
+    sampler: Sampling = GREEDY,
+    vocab_range: range | None = None,
+) -> tuple[list[int], list[float]]:
+    rows = [None if allowed is None else Script((allowed,)) for allowed in sets]
+    generators = [row_generator(sampler, n) for n in range(len(rows))]
+    ids, logprobs = choose_allowed(logits, rows, sampler, generators, vocab_range)
+    return ids.tolist(), logprobs.tolist()
+
+
+def random_logits(rows: int, seed: int = 1) -> Tensor:
+    return 3 * torch.randn(rows, 37, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_only_allowed_tokens_are_chosen(sampler: Sampling) -> None:
+    sets: list[Allowed] = [PLACES, (1,), (1, PLACES), None, (3, 7, 30), range(36, 37)]
+    for seed in range(40):
+        ids, _ = choose_rows(random_logits(len(sets), seed), sets, sampler)
+        assert all(is_in(token_id, allowed) for token_id, allowed in zip(ids, sets, strict=True))
+
+
+def test_the_likeliest_allowed_token_is_the_greedy_one() -> None:
+    logits = torch.tensor([[0.0, 9.0, 2.0, 5.0, 3.0]])
+    assert choose_rows(logits, [None])[0] == [1]
+    assert choose_rows(logits, [(0, range(2, 4))])[0] == [3]
+    assert choose_rows(logits, [(4, 2)])[0] == [4]
+
+
+def test_a_row_held_to_a_range_is_judged_by_it_and_any_other_by_all_ids() -> None:
+    logits = random_logits(1).repeat(4, 1)
+    ids, logprobs = choose_rows(logits, [PLACES, (PLACES,), (1,), None])
+    whole = torch.log_softmax(logits[0], dim=0)
+    among = torch.log_softmax(logits[0, 20:32], dim=0)
+    assert ids[0] == ids[1] == 20 + int(among.argmax())
+    assert ids[2] == 1
+    assert logprobs == pytest.approx(
+        [float(among.max()), float(whole[ids[1]]), float(whole[1]), float(whole.max())], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_logits_of_the_places_alone_give_the_same_as_all(sampler: Sampling) -> None:
+    sets: list[Allowed] = [PLACES, range(25, 32), range(20, 21), range(22, 30)]
+    for seed in range(40):
+        logits = random_logits(len(sets), seed)
+        ids, logprobs = choose_rows(logits, sets, sampler)
+        part_ids, part_logprobs = choose_rows(logits[:, 20:32], sets, sampler, PLACES)
+        assert part_ids == ids
+        assert part_logprobs == pytest.approx(logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_batch_mates_change_nothing(sampler: Sampling) -> None:
+    logits = random_logits(3)
+    generators = [row_generator(sampler, n) for n in range(3)]
+    sets: list[Allowed] = [PLACES, (1, PLACES), None]
+    batch = choose_rows(logits, sets, sampler)
+    for n in range(3):
+        rows = [None if sets[n] is None else Script((sets[n],))]
+        ids, logprobs = choose_allowed(logits[n : n + 1], rows, sampler, [generators[n]])
+        assert (ids.tolist(), logprobs.tolist()) == ([batch[0][n]], [batch[1][n]])
+
+
+def test_a_broken_row_leaves_constrained_mates_alone() -> None:
+    logits = random_logits(3)
+    clean = choose_rows(logits, [PLACES, PLACES, (1, 2)])
+    logits[1] = math.nan
+    ids, logprobs = choose_rows(logits, [PLACES, PLACES, (1, 2)])
+    assert (ids[0], ids[2], logprobs[0], logprobs[2]) == (
+        clean[0][0],
+        clean[0][2],
+        clean[1][0],
+        clean[1][2],
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_held_to_a_range_is_as_sound_as_its_range(value: float) -> None:
+    logits = random_logits(4)
+    logits[:, 22] = value
+    rows = [Script((range(23, 30),)), Script((PLACES,)), Script(((1, 25),)), None]
+    assert sound_rows(logits, rows) == [True, False, False, False]
+    assert sound_rows(logits[:2, 20:32], rows[:2], PLACES) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        ((), "no id at all"),
+        (range(5, 5), "may take range"),
+        ((37,), "0 to 36"),
+        (range(30, 38), "0 to 36"),
+        ((-1,), "0 to 36"),
+        (range(0, 10, 2), "may take range"),
+    ],
+)
+def test_a_grammar_that_allows_nothing_real_is_found_out(allowed: Allowed, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        choose_rows(random_logits(1), [allowed])
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        ([PLACES], PLACES),
+        ([PLACES, range(25, 32)], PLACES),
+        ([range(30, 31), range(22, 24)], range(22, 31)),
+        ([PLACES, (1, PLACES)], None),
+        ([PLACES, None], None),
+        ([], None),
+    ],
+)
+def test_the_common_range_holds_every_row_or_there_is_none(
+    sets: list[Allowed], expected: range | None
+) -> None:
+    assert common_range(Script((allowed,)) for allowed in sets) == expected
+    assert common_range([None]) is None
+
+
+SCRIPTS = [
+    Script(((1, PLACES), PLACES, range(27, 32), PLACES, (5, 6), (6,))),
+    Script((range(20, 24), PLACES, PLACES, range(22, 23), (1, range(3, 19)))),
+    Script((PLACES, PLACES)),
+]
+
+
+class WatchedModel(PaliGemma):
+    """Remembers the ranges that it was asked for."""
+
+    def decode_step(
+        self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
+    ) -> Tensor:
+        self.asked = [*getattr(self, "asked", []), vocab_range]
+        return super().decode_step(token_ids, kv_cache, vocab_range)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_loop_follows_each_rows_grammar(make_model, make_inputs, sampler: Sampling) -> None:
+    rows = generate(
+        make_model(),
+        make_inputs(ROWS),
+        max_new_tokens=8,
+        eos_id=NEVER,
+        sampler=sampler,
+        constraints=[*SCRIPTS[:2], None],
+    )
+    for row, script in zip(rows, SCRIPTS[:2], strict=False):
+        assert len(row.token_ids) == 8
+        assert all(map(is_in, row.token_ids, script.sets))
+    free = generate(
+        make_model(), make_inputs(ROWS), max_new_tokens=8, eos_id=NEVER, sampler=sampler
+    )
+    assert rows[2].token_ids == free[2].token_ids
+    assert rows[0].token_ids != free[0].token_ids
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("max_new_tokens", [8, [8, 3, 5]])
+def test_computing_the_places_only_changes_no_result(
+    make_model, make_inputs, monkeypatch, sampler: Sampling, max_new_tokens: int | list[int]
+) -> None:
+    model = make_model()
+    model.__class__ = WatchedModel
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "eos_id": NEVER,
+        "sampler": sampler,
+        "constraints": SCRIPTS,
+    }
+    found = generate(model, make_inputs(ROWS), **options)
+    assert model.asked[0] == PLACES
+    assert None in model.asked
+    monkeypatch.setattr(generate_module, "common_range", lambda constraints: None)
+    model.asked = []
+    full = generate(model, make_inputs(ROWS), **options)
+    assert set(model.asked) == {None}
+    for row, expected in zip(found, full, strict=True):
+        assert row.token_ids == expected.token_ids
+        assert row.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_a_row_has_the_same_logprobs_alone_and_among_rows_that_need_all_logits(
+    make_model, make_inputs
+) -> None:
+    model = make_model()
+    options = {"max_new_tokens": 5, "eos_id": NEVER}
+    batch = generate(model, make_inputs(ROWS), constraints=[None, SCRIPTS[1], None], **options)[1]
+    alone = generate(model, make_inputs(ROWS[1:2]), constraints=[SCRIPTS[1]], **options)[0]
+    assert batch.token_ids == alone.token_ids
+    assert batch.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_an_ended_row_no_longer_widens_what_is_computed(make_model, make_inputs) -> None:
+    model = make_model()
+    model.__class__ = WatchedModel
+    places = Script((PLACES,) * 6)
+    generate(
+        model,
+        make_inputs(ROWS),
+        max_new_tokens=[6, 2, 6],
+        eos_id=NEVER,
+        constraints=[places, Script((PLACES, (1, 2))), places],
+    )
+    assert model.asked == [None, PLACES, PLACES, PLACES, PLACES]
