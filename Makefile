@@ -31,10 +31,12 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/core.stamp: pyproject.toml constraints.txt | .venv/bin/python
+KERNELS := $(wildcard src/paligemma/native/csrc/*) src/paligemma/native/build.py hatch_build.py
+
+.venv/core.stamp: pyproject.toml constraints.txt $(KERNELS) | .venv/bin/python
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-.venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
+.venv/dev.stamp: pyproject.toml constraints.txt $(KERNELS) | .venv/bin/python
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $@ .venv/core.stamp

@@ -19,7 +19,8 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         path = Path(self.root) / "src/paligemma/native/build.py"
         spec = importlib.util.spec_from_file_location("kernel_build", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         outcomes: dict[str, str | None] = module.build()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from paligemma.config import count_parameters
 from tests.tiny import tiny_config
 
-pytest.importorskip("keras_hub")
+pytestmark = [
+    pytest.mark.skipif(find_spec("keras_hub") is None, reason="keras-hub is not there"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 def test_an_answer_has_as_many_tokens_as_asked_for():

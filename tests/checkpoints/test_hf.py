@@ -70,7 +70,7 @@ def test_the_table_is_padded_with_its_mean() -> None:
     assert num_table_rows(63) == 64
     assert num_table_rows(64) == 128
     table = torch.randn(151, 6, generator=torch.Generator().manual_seed(0))
-    padded = pad_table(table)
+    padded = torch.cat(list(pad_table(table.split(64))))
     assert padded.shape == (192, 6)
     assert torch.equal(padded[:151], table)
-    assert torch.equal(padded[151:], table.mean(dim=0).expand(41, -1))
+    torch.testing.assert_close(padded[151:], table.mean(dim=0).expand(41, -1))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from paligemma.checkpoints.hf_config import read_config, write_config
+from paligemma.checkpoints.quantized import describe
 from paligemma.config import DECODERS, release_config
 from paligemma.errors import CheckpointError, OptionError
 from tests.tiny import FAMILIES, tiny_config
@@ -171,7 +172,12 @@ def test_a_value_without_a_place_in_the_format_is_refused(tmp_path: Path) -> Non
         (("vision_config", "num_channels"), 4, "num_channels is 4"),
         (("projection_dim",), 1024, "projection_dim is 1024"),
         (("image_token_index",), "256", "image_token_index is '256'"),
-        (("quantization_config",), {"bits": 4}, "unquantized"),
+        (("quantization_config",), {"bits": 4}, "quantized, for transformers"),
+        (("quantization_config",), {"quant_method": "gptq"}, "quantized by 'gptq'"),
+        (("quantization",), {"format": "int4"}, "quantization is .* reads version 1 of int8"),
+        (("quantization",), "int4", "quantization is 'int4'"),
+        (("quantization",), describe("int4") | {"version": 2}, "paligemma quantize"),
+        (("quantization",), describe("int8") | {"zero_point": True}, "zero_point"),
         (("model_type",), "x" * 10_000, r"\.\.\."),
     ],
 )

@@ -7,13 +7,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paligemma.checkpoints.weight_files import WeightFiles, is_finite, write_weight_file
+from paligemma.checkpoints.weight_files import (
+    TensorToWrite,
+    WeightFiles,
+    is_finite,
+    row_blocks,
+    write_weight_file,
+)
 from paligemma.errors import CheckpointError
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -79,9 +86,7 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     sharded(tmp_path)
     with WeightFiles(tmp_path) as weights:
         assert {name: t.shape for name, t in weights.tensors.items()} == {"a": (3,), "b": (4,)}
-        target = torch.empty(4)
-        weights.read("b", target)
-    assert target.tolist() == [0, 1, 2, 3]
+        assert weights.read_rows("b", 0, 4).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +227,7 @@ path = Path(sys.argv[1])
 with WeightFiles(path.parent) as weights:
     os.truncate(path, 5000)
     try:
-        weights.read("a", torch.empty(1000, 1000))
+        weights.read_rows("a", 0, 1000)
     except CheckpointError as error:
         print(error)
 """
@@ -233,14 +238,26 @@ with WeightFiles(path.parent) as weights:
     assert "became shorter" in done.stdout
 
 
-def test_values_are_cast_and_only_the_leading_rows_are_taken(tmp_path: Path) -> None:
-    stored = torch.randn(1100, 1001, generator=torch.Generator().manual_seed(0))
-    save_file({"a": stored}, tmp_path / "model.safetensors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.uint8])
+def test_rows_are_read_as_they_are_stored(tmp_path: Path, dtype: torch.dtype) -> None:
+    stored = torch.arange(40 * 3 * 2).view(40, 3, 2).to(dtype)
+    save_file({"before": torch.zeros(3), "x": stored}, tmp_path / "model.safetensors")
     with WeightFiles(tmp_path) as weights:
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            target = torch.empty(1070, 1001, dtype=dtype)
-            weights.read("a", target)
-            assert torch.equal(target, stored[:1070].to(dtype))
+        for start, end in ((0, 40), (16, 33), (32, 40), (7, 7)):
+            found = weights.read_rows("x", start, end)
+            assert found.dtype == dtype
+            assert torch.equal(found, stored[start:end])
+
+
+@pytest.mark.parametrize("shape", [(1,), (5_000_000,), (700, 5000), (20, 3_000_000), (0,), (9, 0)])
+def test_blocks_of_rows_cover_all_and_begin_at_multiples_of_16(shape: tuple[int, ...]) -> None:
+    blocks = list(row_blocks(shape))
+    ends = [0, *(end for _, end in blocks)]
+    assert [start for start, _ in blocks] == ends[:-1]
+    assert ends[-1] == shape[0]
+    for start, end in blocks:
+        assert start % 16 == 0
+        assert end - start <= 16 or (end - start) * prod(shape[1:]) <= 2**21
 
 
 def test_equality_is_told_bit_by_bit(tmp_path: Path) -> None:
@@ -257,19 +274,34 @@ def test_equality_is_told_bit_by_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_library_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"odd": torch.randn(3, 5).T, "long": torch.randn(1_100_003), "none": torch.empty(0)}
-    shapes = [(name, dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    write_weight_file(tmp_path / "x.safetensors", shapes, tensors.__getitem__)
+    to_write = [
+        TensorToWrite(name=name, dtype=dtype, shape=tuple(tensor.shape), blocks=tensor.split(1000))
+        for name, tensor in tensors.items()
+    ]
+    assert write_weight_file(tmp_path / "x.safetensors", to_write) == []
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor.to(dtype)), name
 
 
-def test_finiteness_is_told_in_the_dtype_asked_for() -> None:
-    values = torch.zeros(1100, 1000)
-    assert is_finite(values, torch.float32)
-    values[-1, -1] = 70_000
-    assert is_finite(values, torch.bfloat16)
-    assert not is_finite(values, torch.float16)
-    values[-1, -1] = torch.nan
-    assert not is_finite(values, torch.float32)
+def test_the_writer_names_what_is_not_finite_in_the_dtype_of_the_file(tmp_path: Path) -> None:
+    for dtype, broken in ((torch.bfloat16, ["nan"]), (torch.float16, ["nan", "large"])):
+        tensors = {"nan": torch.tensor([1.0, torch.nan]), "large": torch.tensor([70_000.0])}
+        to_write = [
+            TensorToWrite(name=name, dtype=dtype, shape=tuple(tensor.shape), blocks=[tensor])
+            for name, tensor in tensors.items()
+        ]
+        assert write_weight_file(tmp_path / f"{dtype}.safetensors", to_write) == broken
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_broken_value_is_seen_and_large_ones_are_not_taken_for_it(
+    dtype: torch.dtype, value: float
+) -> None:
+    values = torch.full((1100, 1000), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(values)
+    values[-1, -1] = value
+    assert not is_finite(values)
+    assert is_finite(torch.zeros(3, dtype=torch.int8))

@@ -16,16 +16,12 @@ from paligemma.bench.workload import (
     prompt_ids,
 )
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import MissingExtraError
 from paligemma.processor.image import ImageTransform, pixel_array
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
 
-try:
-    import keras
-    import keras_hub
-except ImportError as error:
-    raise MissingExtraError("keras-hub", "bench", "A comparison with keras-hub") from error
+import keras
+import keras_hub
 
 
 class KerasRunner:

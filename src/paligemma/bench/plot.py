@@ -9,6 +9,7 @@ from paligemma.errors import MissingExtraError, OptionError
 
 _COLORS = {
     "transformers-mended": "#9aa0a6",
+    "keras-hub": "#d5a6bd",
     "ours-plain": "#b9c9e8",
     "ours-bf16": "#3b6fb6",
     "ours-int8": "#2e9e6b",
@@ -34,7 +35,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     metrics = list(dict.fromkeys(metric for metric, _ in speedups))
     runners = list(dict.fromkeys(runner for _, runner in speedups))
     height = 0.8 / len(runners)
-    figure = Figure(figsize=(8, 1.2 + 0.3 * len(metrics) * (len(runners) + 1)), layout="tight")
+    inches = 1.5 + 0.17 * len(metrics) * (len(runners) + 1)
+    figure = Figure(figsize=(8, inches), layout="constrained")
     axes = figure.add_subplot()
     for i, runner in enumerate(runners):
         places = [p for p, metric in enumerate(metrics) if (metric, runner) in speedups]
@@ -50,12 +52,11 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(metrics)), metrics)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.12)
+    axes.margins(x=0.08, y=0.02)
     axes.set_xlabel(f"times as fast as {reference}")
     axes.set_title(f"{report['model']}, {report['machine']['cores']} cores", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(runners), frameon=False, fontsize=8)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
         else:
             _save(model, Path(folder[0]))
             _reply(replies, peak_bytes=peak_bytes())
-    except PaliGemmaError as error:
+    except (PaliGemmaError, ImportError) as error:
         _reply(replies, error=str(error))
 
 
@@ -60,12 +60,15 @@ def _reply(replies: TextIO, **content: Any) -> None:
     replies.flush()
 
 
-def _build(runner: str, model: str) -> dict[str, Runner]:
-    """The runners of this process: one, or none (the one that measures limits), or two."""
+def _build(runner: str, model: str) -> dict[str, Any]:
+    """The runners of this process: one, or none (the one that measures limits), or two.
+
+    Each is a `Runner`, but keras-hub's, which knows answers only.
+    """
     if runner == LIMITS:
         return {}
     config = named_config(model)
-    runners: dict[str, Runner]
+    runners: dict[str, Any]
     if runner == "keras-hub":
         from paligemma.bench import keras_runner
 
@@ -87,7 +90,7 @@ def _build(runner: str, model: str) -> dict[str, Runner]:
     return runners
 
 
-def _serve(runners: dict[str, Runner], replies: TextIO) -> None:
+def _serve(runners: dict[str, Any], replies: TextIO) -> None:
     probe = None if runners else LimitsProbe()
     _reply(replies, ready=True, peak_bytes=peak_bytes())
     for line in sys.stdin:

@@ -12,7 +12,7 @@ in halves. Only two things differ beside names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -130,11 +130,16 @@ def num_table_rows(vocab_size: int) -> int:
     return -(-(vocab_size + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
-def pad_table(table: Tensor) -> Tensor:
-    """float[V, D] -> float[num_table_rows(V), D]; the rows added are the mean of the others.
+def pad_table(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Rows float[V, D] of a table, in blocks -> num_table_rows(V) rows, in blocks.
 
-    A row of zeros would win against logits that are all negative; the mean never wins.
+    The rows added are the mean of the others: a row of zeros would win against logits that are
+    all negative; the mean never wins.
     """
-    mean = table.mean(dim=0, keepdim=True, dtype=torch.float32).to(table.dtype)
-    num_added = num_table_rows(table.shape[0]) - table.shape[0]
-    return torch.cat([table, mean.expand(num_added, -1)])
+    num_rows, total = 0, torch.zeros(())
+    for block in blocks:
+        yield block
+        num_rows += block.shape[0]
+        total = total + block.sum(dim=0, dtype=torch.float64)
+    mean = (total / num_rows).to(block.dtype)
+    yield mean.expand(num_table_rows(num_rows) - num_rows, -1)

@@ -17,8 +17,10 @@ from typing import Any
 
 from paligemma.checkpoints.hf import num_table_rows
 from paligemma.checkpoints.json_file import read_json, write_json
+from paligemma.checkpoints.quantized import describe, read_description
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.errors import CheckpointError, OptionError
+from paligemma.quantization import Quantization
 
 CONFIG_FILE = "config.json"
 
@@ -69,10 +71,14 @@ _RESCALE_FACTOR = 1 / 255
 
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
-    """A config and the number of rows of its stored embedding table."""
+    """A config, the number of rows of its stored embedding table, and how weights are stored.
+
+    A quantized table has no rows beyond the vocabulary.
+    """
 
     config: PaliGemmaConfig
     table_rows: int
+    quantization: Quantization | None = None
 
 
 class _Section:
@@ -141,7 +147,8 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     if top.get("model_type") != "paligemma":
         raise top.refuse("model_type", "expected was 'paligemma' (PaliGemma 1 and 2)")
     if top.get("quantization_config") is not None:
-        raise top.refuse("quantization_config", "only unquantized weights are read")
+        raise _refuse_foreign_quantization(top)
+    quantization = read_description(path, top.get("quantization"))
     text = content.get("text_config")
     model_type = text.get("model_type") if isinstance(text, dict) else None
     defaults = _TEXT_DEFAULTS.get(model_type) if isinstance(model_type, str) else None
@@ -161,7 +168,20 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     except OptionError as error:
         raise CheckpointError(f"{path}: {error}") from error
     top.require("projection_dim", config.decoder.width)
-    return StoredConfig(config=config, table_rows=table_rows)
+    if quantization is not None:
+        table_rows = config.decoder.vocab_size
+    return StoredConfig(config=config, table_rows=table_rows, quantization=quantization)
+
+
+def _refuse_foreign_quantization(top: _Section) -> CheckpointError:
+    found = top.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    by = "" if method is None else f" by {method!r}"
+    return CheckpointError(
+        f"{top.path}: quantization_config says that the weights are quantized{by}, for "
+        "transformers; such weights are not read here. Load the release that they were made from, "
+        "with quantization='int8' or 'int4'."
+    )
 
 
 def _read_image_token(top: _Section) -> int:
@@ -265,11 +285,13 @@ def _read_rope_theta(section: _Section) -> float:
     return rope.positive("rope_theta")
 
 
-def write_config(folder: Path, config: PaliGemmaConfig, dtype: str) -> None:
+def write_config(
+    folder: Path, config: PaliGemmaConfig, dtype: str, quantization: Quantization | None = None
+) -> None:
     """Write `config.json`, `generation_config.json` and `preprocessor_config.json`.
 
-    transformers 4.57 and 5.23 read them. Raises CheckpointError when Hugging Face's format has
-    no place for a value, such as a soft cap in a Gemma 1.
+    transformers 4.57 and 5.23 read them, unless weights are quantized. Raises CheckpointError
+    when Hugging Face's format has no place for a value, such as a soft cap in a Gemma 1.
     """
     vision, decoder = config.vision, config.decoder
     special_ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
@@ -321,6 +343,8 @@ def write_config(folder: Path, config: PaliGemmaConfig, dtype: str) -> None:
             "vision_use_head": False,
         },
     }
+    if quantization is not None:
+        content["quantization"] = describe(quantization)
     write_json(folder / CONFIG_FILE, content)
     write_json(folder / "generation_config.json", {"_from_model_config": True, **special_ids})
     write_json(

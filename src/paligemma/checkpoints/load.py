@@ -1,15 +1,21 @@
 """A checkpoint folder -> the model. Strict: what is missing, left over or mis-shaped stops it.
 
-Knows no network and no tokenizer.
+Weights go from the files into the modules that compute with them, plain, packed or quantized, a
+few megabytes at a time. Knows no network and no tokenizer.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 from math import isqrt
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from paligemma.checkpoints.hf import (
     EMBEDDING,
@@ -20,10 +26,28 @@ from paligemma.checkpoints.hf import (
     to_released_names,
 )
 from paligemma.checkpoints.hf_config import StoredConfig, read_config
-from paligemma.checkpoints.weight_files import DTYPE_CODES, WeightFiles, is_finite, shorten
-from paligemma.config import count_parameters
-from paligemma.errors import CheckpointError
+from paligemma.checkpoints.quantized import (
+    Q_SUFFIX,
+    SCALES_SUFFIX,
+    format_of,
+    from_stored,
+    q_shape,
+    scales_shape,
+)
+from paligemma.checkpoints.weight_files import (
+    DTYPE_CODES,
+    WeightFiles,
+    is_finite,
+    row_blocks,
+    shorten,
+)
+from paligemma.errors import CheckpointError, OptionError
+from paligemma.fused.accelerate import accelerate, weight_rows
+from paligemma.fused.linear import Rows, WeightRows
 from paligemma.model.paligemma import PaliGemma
+from paligemma.native.memory import use_huge_pages
+from paligemma.native.packing import WeightFormat
+from paligemma.quantization import Quantization, dequantize
 
 
 def load_model(
@@ -31,19 +55,26 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    quantization: Quantization | None = None,
+    fast: bool | None = None,
     sliding_window: int | None = None,
     check_finite: bool = True,
     verify: bool = False,
 ) -> PaliGemma:
-    """Build the model that a folder describes and fill it, one tensor at a time.
+    """Build the model that a folder describes and fill it, a few megabytes at a time.
 
-    Memory stays within a few megabytes of the weights in the dtype asked for, whatever dtype is
+    Memory stays within a few megabytes of the weights in the form asked for, whatever dtype is
     stored (float32, bfloat16 or float16). `dtype=None` keeps the stored one.
+    `quantization` makes the large weights of the decoder "int8" or "int4", the rest bfloat16; a
+    quantized folder stays what it is. `fast=True` packs bfloat16 weights for the kernels; None
+    does so for quantized weights only, and False gives the plain modules, into which a quantized
+    folder is widened.
     `sliding_window=4096` gives PaliGemma 2 the window that transformers uses; the default is
     none, as in the code that trained the weights. `check_finite=False` lets NaN and infinity
     pass. `verify=True` compares files with their SHA-256 first.
 
-    Raises CheckpointError that names what is wrong: files, config keys, or tensors.
+    Raises CheckpointError that names what is wrong: files, config keys, or tensors; OptionError
+    for options that do not go together.
 
     The model takes `ModelInputs`, ids and masks: `model(inputs)` gives logits, and
     `engine.generate.generate(model, inputs, max_new_tokens=32, eos_id=1)` the ids that follow.
@@ -56,22 +87,27 @@ def load_model(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder. Give a folder with a checkpoint.")
     stored = read_config(folder, sliding_window)
+    quantization = _choose_quantization(folder, stored, quantization)
+    fast = quantization is not None if fast is None else fast
+    if quantization is not None and (fast or stored.quantization is None):
+        dtype = _check_quantizable(quantization, fast, dtype)
     with WeightFiles(folder) as weights:
         if verify:
             weights.verify()
         with torch.device("meta"):  # shapes without memory
             model = PaliGemma(stored.config)
-        sources = _match(weights, model, stored)
-        if dtype is None:
-            dtype = DTYPE_CODES[weights.tensors[sources["decoder.embedding.weight"]].dtype_code]
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        sources = _match(weights, shapes, stored)
+        dtype = dtype or _stored_dtype(weights, sources)
         device = torch.device(device)
-        _check_memory(stored, dtype, device)
-        model = model.to(dtype).to_empty(device=device)
-        broken = []
-        for name, parameter in model.named_parameters():
-            weights.read(sources[name], parameter.data)
-            if check_finite and not is_finite(parameter.data, dtype):
-                broken.append(sources[name])
+        model = model.to(dtype)
+        if fast:
+            model = accelerate(model, quantization)
+        _check_memory(model, dtype, device)
+        model = model.to_empty(device=device)
+        for tensor in chain(model.parameters(), model.buffers()):
+            use_huge_pages(tensor)
+        broken = _fill(weight_rows(model), weights, sources, dtype, check_finite)
     if broken:
         raise CheckpointError(
             f"{folder} holds NaN, infinity, or values too large for {dtype} in "
@@ -81,8 +117,101 @@ def load_model(
     return model.eval()
 
 
-def _match(weights: WeightFiles, model: PaliGemma, stored: StoredConfig) -> dict[str, str]:
-    """Our parameter names -> names in the files, after every check that needs no values."""
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The tensors in the files that a parameter comes from."""
+
+    weight: str
+    scales: str | None = None
+    weight_format: WeightFormat | None = None
+
+
+def _choose_quantization(
+    folder: Path, stored: StoredConfig, wanted: Quantization | None
+) -> Quantization | None:
+    if wanted not in (None, "int8", "int4"):
+        raise OptionError(f"quantization is {wanted!r}; it must be 'int8', 'int4' or None.")
+    if stored.quantization is not None and wanted not in (None, stored.quantization):
+        raise OptionError(
+            f"{folder} is quantized to {stored.quantization} and cannot be made {wanted}. Load the "
+            f"checkpoint that it was made from with quantization={wanted!r}, or leave it out."
+        )
+    return wanted or stored.quantization
+
+
+def _check_quantizable(
+    quantization: Quantization, fast: bool, dtype: torch.dtype | None
+) -> torch.dtype:
+    if dtype not in (None, torch.bfloat16):
+        raise OptionError(
+            f"quantization is {quantization!r} and dtype {dtype}: what is not quantized stays "
+            "bfloat16, and so do the sums. Leave dtype out, or the quantization."
+        )
+    if not fast:
+        raise OptionError(
+            f"quantization is {quantization!r} and fast is False: plain modules hold no quantized "
+            "weights. Leave one of the two out."
+        )
+    return torch.bfloat16
+
+
+def _stored_dtype(weights: WeightFiles, sources: Mapping[str, _Source]) -> torch.dtype:
+    table = sources["decoder.embedding.weight"]
+    return DTYPE_CODES[weights.tensors[table.scales or table.weight].dtype_code]
+
+
+def _fill(
+    rows: Mapping[str, Rows],
+    weights: WeightFiles,
+    sources: Mapping[str, _Source],
+    dtype: torch.dtype,
+    check_finite: bool,
+) -> list[str]:
+    """Write every parameter; gives back the names in the files of those that are not finite."""
+    broken: dict[str, None] = {}
+    for name, start, block, scales in _read_ahead(rows, weights, sources):
+        source, target = sources[name], rows[name]
+        if scales is None:
+            values = block.to(dtype)
+            if check_finite and not is_finite(values):
+                broken[source.weight] = None
+            target.write(start, values)
+            continue
+        if check_finite and not is_finite(scales):
+            broken[str(source.scales)] = None
+        assert source.weight_format is not None
+        q = from_stored(block, source.weight_format, target.shape[1])
+        if isinstance(target, WeightRows):
+            target.write_quantized(start, q, scales)
+        else:
+            target.write(start, dequantize(q, scales, source.weight_format.group_size))
+    return list(broken)
+
+
+def _read_ahead(
+    rows: Mapping[str, Rows], weights: WeightFiles, sources: Mapping[str, _Source]
+) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
+    """(parameter, first row, rows, their scales): one block is read while another is in use."""
+    places = ((name, *block) for name in sources for block in row_blocks(rows[name].shape))
+
+    def read(name: str, start: int, end: int) -> tuple[str, int, Tensor, Tensor | None]:
+        source = sources[name]
+        scales = source.scales and weights.read_rows(source.scales, start, end)
+        return name, start, weights.read_rows(source.weight, start, end), scales or None
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        pending = reader.submit(read, *next(places))
+        for place in places:
+            following = reader.submit(read, *place)
+            yield pending.result()
+            pending = following
+        yield pending.result()
+
+
+def _match(
+    weights: WeightFiles, shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
+) -> dict[str, _Source]:
+    """Where each of our parameters stands in the files, after every check that needs no values."""
     spellings: dict[str, str] = {}  # released name -> name in the files
     problems = []
     for name in weights.tensors:
@@ -93,27 +222,25 @@ def _match(weights: WeightFiles, model: PaliGemma, stored: StoredConfig) -> dict
             problems.append(f"{name} and {spellings[released]} are the same tensor")
         spellings[released] = name
 
-    wanted = to_released_names(stored.config, [name for name, _ in model.named_parameters()])
+    expected = _expected(shapes, stored)
     output_layer = spellings.pop(OUTPUT_LAYER, None)
-    missing = sorted(wanted.values() - spellings.keys())
-    left_over = sorted(spellings[name] for name in spellings.keys() - wanted.values())
+    missing = sorted(expected.keys() - spellings.keys())
+    left_over = sorted(spellings[name] for name in spellings.keys() - expected.keys())
     problems += [f"missing: {shorten(missing)}"] if missing else []
     problems += [f"unknown: {shorten(left_over)}"] if left_over else []
     wrong = []
-    for ours, parameter in model.named_parameters():
-        released = wanted[ours]
+    for released, (shape, codes) in expected.items():
         if released not in spellings:
             continue
         found = weights.tensors[spellings[released]]
-        shape = tuple(parameter.shape)
-        if released == EMBEDDING:
-            shape = (stored.table_rows, *shape[1:])
         if found.shape != shape:
             wrong.append(f"{spellings[released]} is {found.shape}, expected {shape}")
             if released == POSITIONS and found.shape[1:] == shape[1:]:
                 wrong[-1] += _other_resolution(found.shape[0], stored)
-        elif found.dtype_code not in DTYPE_CODES:
-            wrong.append(f"{spellings[released]} has dtype {found.dtype_code}, not a float of ours")
+        elif found.dtype_code not in codes:
+            wrong.append(
+                f"{spellings[released]} has dtype {found.dtype_code}, expected {' or '.join(codes)}"
+            )
     if wrong:
         shown = "; ".join(wrong[:10])
         problems.append(shown + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""))
@@ -123,12 +250,41 @@ def _match(weights: WeightFiles, model: PaliGemma, stored: StoredConfig) -> dict
             + ". ".join(problems)
             + ". Weights and config must come from the same checkpoint."
         )
-    if output_layer and not weights.hold_the_same(output_layer, spellings[EMBEDDING]):
+    if output_layer and (
+        EMBEDDING not in spellings or not weights.hold_the_same(output_layer, spellings[EMBEDDING])
+    ):
         raise CheckpointError(
             f"{weights.folder} holds an output layer {output_layer} that differs from the "
-            f"embedding {spellings[EMBEDDING]}. PaliGemma has one table for both."
+            f"embedding {EMBEDDING}. PaliGemma has one table for both."
         )
-    return {ours: spellings[released] for ours, released in wanted.items()}
+    return {
+        ours: _Source(
+            weight=spellings[released + Q_SUFFIX if weight_format else released],
+            scales=spellings[released + SCALES_SUFFIX] if weight_format else None,
+            weight_format=weight_format,
+        )
+        for ours, released in to_released_names(stored.config, shapes).items()
+        for weight_format in (format_of(ours, stored.quantization),)
+    }
+
+
+def _expected(
+    shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
+) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Released name -> the shape that a tensor must have, and the dtypes that it may have."""
+    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+    for ours, released in to_released_names(stored.config, shapes).items():
+        shape = shapes[ours]
+        weight_format = format_of(ours, stored.quantization)
+        if weight_format is not None:
+            code = "I8" if weight_format.bits == 8 else "U8"
+            expected[released + Q_SUFFIX] = q_shape(shape, weight_format), (code,)
+            expected[released + SCALES_SUFFIX] = scales_shape(shape, weight_format), ("BF16",)
+            continue
+        if released == EMBEDDING:
+            shape = (stored.table_rows, *shape[1:])
+        expected[released] = shape, tuple(DTYPE_CODES)
+    return expected
 
 
 def _other_resolution(num_positions: int, stored: StoredConfig) -> str:
@@ -142,9 +298,10 @@ def _other_resolution(num_positions: int, stored: StoredConfig) -> str:
     )
 
 
-def _check_memory(stored: StoredConfig, dtype: torch.dtype, device: torch.device) -> None:
+def _check_memory(model: PaliGemma, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse what cannot fit before anything is allocated: otherwise the system kills us."""
-    need = count_parameters(stored.config) * dtype.itemsize
+    tensors = chain(model.parameters(), model.buffers())
+    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if device.type == "cuda":
         room = torch.cuda.mem_get_info(device)[0]
     elif hasattr(os, "sysconf"):
@@ -154,5 +311,5 @@ def _check_memory(stored: StoredConfig, dtype: torch.dtype, device: torch.device
     if need > room:
         raise CheckpointError(
             f"The weights need {need / 1e9:.1f} GB in {dtype}; {device} has {room / 1e9:.1f} GB. "
-            "Choose a smaller dtype, a smaller model, or another device."
+            "Choose quantization='int4', a smaller dtype, a smaller model, or another device."
         )

@@ -1,6 +1,7 @@
 """The model -> a checkpoint folder that this package and transformers read; whole or not at all.
 
-Knows no network; the tokenizer and other parts (such as a mask codec) come in as bytes.
+A quantized model makes a quantized checkpoint, which only this package reads. Knows no network;
+the tokenizer and other parts (such as a mask codec) come in as bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,18 +18,34 @@ from torch import Tensor
 from paligemma.checkpoints.hf import EMBEDDING, num_table_rows, pad_table, to_released_names
 from paligemma.checkpoints.hf_config import write_config
 from paligemma.checkpoints.json_file import write_json
+from paligemma.checkpoints.quantized import (
+    Q_SUFFIX,
+    SCALES_SUFFIX,
+    format_of,
+    q_shape,
+    scales_shape,
+    to_stored,
+)
 from paligemma.checkpoints.weight_files import (
     CHECKSUM_FILE,
     DTYPE_CODES,
-    INDEX_FILE,
-    SINGLE_FILE,
-    is_finite,
+    PLAIN,
+    QUANTIZED,
+    TensorToWrite,
+    index_file,
+    row_blocks,
     sha256_of,
+    shard_file,
     shorten,
+    single_file,
     write_weight_file,
 )
 from paligemma.errors import CheckpointError, NumericalError
+from paligemma.fused.accelerate import quantization_of, weight_rows
+from paligemma.fused.linear import Rows, WeightRows
 from paligemma.model.paligemma import PaliGemma
+from paligemma.native.packing import WeightFormat
+from paligemma.quantization import Quantization
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -46,7 +63,8 @@ def save_model(
 
     Everything goes into a new folder beside the target, which gets its name when all is on the
     disk: a crash leaves the target as it was. `dtype` is that of the files (float32, bfloat16 or
-    float16; None: the model's own). Tensors carry the names of the released files.
+    float16; None: the model's own). Tensors carry the names of the released files; quantized
+    weights are stored as they are, and come back bit by bit.
 
     Raises CheckpointError when the target exists and is not empty or the disk refuses, and
     NumericalError when a weight is NaN or infinite.
@@ -62,12 +80,13 @@ def save_model(
         raise CheckpointError(
             f"Weights cannot be stored as {stored_dtype}; choose float32, bfloat16 or float16."
         )
-    _check_finite(model, stored_dtype)
+    quantization = quantization_of(model)
     partial = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        _write_weights(model, partial, stored_dtype, max_shard_bytes)
-        write_config(partial, model.config, str(stored_dtype).removeprefix("torch."))
+        _write_weights(model, partial, stored_dtype, quantization, max_shard_bytes)
+        dtype_name = str(stored_dtype).removeprefix("torch.")
+        write_config(partial, model.config, dtype_name, quantization)
         files = dict(extra_files or {})
         if tokenizer_proto is not None:
             files[TOKENIZER_FILE] = tokenizer_proto
@@ -87,49 +106,67 @@ def save_model(
 
 
 def _write_weights(
-    model: PaliGemma, folder: Path, dtype: torch.dtype, max_shard_bytes: int
+    model: PaliGemma,
+    folder: Path,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    max_shard_bytes: int,
 ) -> None:
-    parameters = dict(model.named_parameters())
-    names = to_released_names(model.config, parameters)
-    by_name = {names[ours]: parameter.detach() for ours, parameter in parameters.items()}
-
-    def make(name: str) -> Tensor:
-        return pad_table(by_name[name]) if name == EMBEDDING else by_name[name]
-
-    shards: list[list[tuple[str, torch.dtype, tuple[int, ...]]]] = [[]]
-    shard_bytes = total_bytes = 0
-    for name, tensor in sorted(by_name.items()):
-        shape = tuple(tensor.shape)
-        if name == EMBEDDING:
-            shape = (num_table_rows(shape[0]), shape[1])
-        num_bytes = torch.Size(shape).numel() * dtype.itemsize
-        if shards[-1] and shard_bytes + num_bytes > max_shard_bytes:
+    rows = weight_rows(model)
+    tensors: list[TensorToWrite] = []
+    for ours, released in to_released_names(model.config, rows).items():
+        weight_format = format_of(ours, quantization)
+        if weight_format is None:
+            tensors.append(_plain(released, rows[ours], dtype))
+        else:
+            tensors += _quantized(released, rows[ours], weight_format)
+    shards: list[list[TensorToWrite]] = [[]]
+    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+        size = sum(other.num_bytes for other in shards[-1])
+        if shards[-1] and size + tensor.num_bytes > max_shard_bytes:
             shards.append([])
-            shard_bytes = 0
-        shards[-1].append((name, dtype, shape))
-        shard_bytes += num_bytes
-        total_bytes += num_bytes
-    if len(shards) == 1:
-        write_weight_file(folder / SINGLE_FILE, shards[0], make)
-        return
+        shards[-1].append(tensor)
+    stem = PLAIN if quantization is None else QUANTIZED
     weight_map: dict[str, str] = {}
+    broken: list[str] = []
     for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_weight_file(folder / file_name, shard, make)
-        weight_map |= {name: file_name for name, _, _ in shard}
-    write_json(
-        folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    )
-
-
-def _check_finite(model: PaliGemma, dtype: torch.dtype) -> None:
-    parameters = model.named_parameters()
-    broken = [name for name, p in parameters if not is_finite(p.detach().contiguous(), dtype)]
+        name = single_file(stem) if len(shards) == 1 else shard_file(stem, number, len(shards))
+        broken += write_weight_file(folder / name, shard)
+        weight_map |= {tensor.name: name for tensor in shard}
     if broken:
         raise NumericalError(
             f"{len(broken)} weight(s) hold NaN, infinity, or values too large for {dtype}: "
             f"{shorten(broken)}. Nothing was written."
         )
+    if len(shards) > 1:
+        total = sum(tensor.num_bytes for tensor in tensors)
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / index_file(stem), content)
+
+
+def _plain(name: str, rows: Rows, dtype: torch.dtype) -> TensorToWrite:
+    shape = rows.shape
+    blocks: Iterator[Tensor] = (rows.read(*block) for block in row_blocks(shape))
+    if name == EMBEDDING:
+        shape, blocks = (num_table_rows(shape[0]), *shape[1:]), pad_table(blocks)
+    return TensorToWrite(name=name, dtype=dtype, shape=shape, blocks=blocks)
+
+
+def _quantized(name: str, rows: Rows, weight_format: WeightFormat) -> Iterator[TensorToWrite]:
+    assert isinstance(rows, WeightRows)
+    read, shape = rows.read_quantized, rows.shape
+    yield TensorToWrite(
+        name=name + Q_SUFFIX,
+        dtype=torch.int8 if weight_format.bits == 8 else torch.uint8,
+        shape=q_shape(shape, weight_format),
+        blocks=(to_stored(read(*block)[0], weight_format) for block in row_blocks(shape)),
+    )
+    yield TensorToWrite(
+        name=name + SCALES_SUFFIX,
+        dtype=torch.bfloat16,
+        shape=scales_shape(shape, weight_format),
+        blocks=(read(*block)[1] for block in row_blocks(shape)),
+    )
 
 
 def _flush(path: Path) -> None:

@@ -1,9 +1,8 @@
 """safetensors files: one file, or shards under an index. Knows shapes and bytes, no tensor's name.
 
 Files are read, never mapped into memory: a mapped file that is cut or replaced while it is in
-use kills the process (SIGBUS), a read file gives an error. Values go straight to their place, or
-through a block of a few megabytes when their dtype changes, so reading needs hardly any memory
-beyond that of the weights.
+use kills the process (SIGBUS), a read file gives an error. Values are read and written in blocks
+of rows, so neither way needs memory beyond that of the weights and a few megabytes.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,22 @@ from torch import Tensor
 from paligemma.checkpoints.json_file import read_json
 from paligemma.errors import CheckpointError
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+PLAIN = "model"
+QUANTIZED = "quantized"
+"""What file names begin with. Other readers look for `model.safetensors` only, and would fill what
+they miss in a quantized checkpoint with random numbers: under another name they refuse it."""
 CHECKSUM_FILE = "checksums.json"
 
 DTYPE_CODES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The stored dtypes that hold weights, by the name that safetensors gives them."""
+QUANTIZED_CODES = {"I8": torch.int8, "U8": torch.uint8}
+"""Those of quantized weights."""
 
-_BLOCK = 1024**2  # values read at once when they change dtype or device
-_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_DTYPES = DTYPE_CODES | QUANTIZED_CODES
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_BLOCK = 2**21  # values read or written at once
+_BLOCK_START = 16  # blocks begin at multiples of it: packed layers keep rows in sixteens
+_SHARD_NAME = re.compile(rf"({PLAIN}|{QUANTIZED})-\d{{5}}-of-\d{{5}}\.safetensors")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -82,36 +88,35 @@ class WeightFiles:
         """The safetensors files of this checkpoint."""
         return tuple(self._files)
 
-    def read(self, name: str, target: Tensor) -> None:
-        """Fill a contiguous `target` with the first values of a tensor, cast to its dtype.
-
-        A target with fewer rows than what is stored gets the leading rows.
-        """
+    def read_rows(self, name: str, start: int, end: int) -> Tensor:
+        """Rows from `start` up to `end` along the first axis, in the stored dtype."""
         stored = self.tensors[name]
-        dtype = DTYPE_CODES[stored.dtype_code]
-        flat = target.view(-1)
-        if dtype == flat.dtype and flat.device.type == "cpu":
-            self._read_bytes(stored, 0, flat)
-            return
-        for number, part in enumerate(_blocks(flat)):
-            block = torch.empty(part.numel(), dtype=dtype)
-            self._read_bytes(stored, number * _BLOCK, block)
-            part.copy_(block)
+        rows = torch.empty(end - start, *stored.shape[1:], dtype=_DTYPES[stored.dtype_code])
+        file = self._files[stored.path]
+        file.seek(stored.offset + start * prod(stored.shape[1:]) * rows.element_size())
+        buffer = rows.view(-1).view(torch.uint8).numpy().data
+        while buffer:
+            num_read = file.readinto(buffer)
+            if not num_read:
+                raise CheckpointError(
+                    f"{stored.path} became shorter while it was read. Another process writes to "
+                    "it; load it again when that is done."
+                )
+            buffer = buffer[num_read:]
+        return rows
 
     def hold_the_same(self, first: str, second: str) -> bool:
         """Whether two tensors agree in dtype, shape and every bit."""
         one, two = self.tensors[first], self.tensors[second]
         if (one.dtype_code, one.shape) != (two.dtype_code, two.shape):
             return False
-        dtype = DTYPE_CODES[one.dtype_code]
-        num_values = prod(one.shape)
-        for start in range(0, num_values, _BLOCK):
-            blocks = [torch.empty(min(_BLOCK, num_values - start), dtype=dtype) for _ in range(2)]
-            self._read_bytes(one, start, blocks[0])
-            self._read_bytes(two, start, blocks[1])
-            if not torch.equal(blocks[0].view(torch.uint8), blocks[1].view(torch.uint8)):
-                return False
-        return True
+        return all(
+            torch.equal(
+                self.read_rows(first, *block).view(torch.uint8),
+                self.read_rows(second, *block).view(torch.uint8),
+            )
+            for block in row_blocks(one.shape)
+        )
 
     def verify(self) -> None:
         """Compare every file with its SHA-256 and raise CheckpointError at the first difference.
@@ -144,18 +149,20 @@ class WeightFiles:
     def _open(self, given: Path) -> None:
         if not self.folder.is_dir():
             raise CheckpointError(f"{given} is not a folder. Give a folder with a checkpoint.")
-        single, index = self.folder / SINGLE_FILE, self.folder / INDEX_FILE
-        if single.exists() and index.exists():
+        names = [name(stem) for stem in (PLAIN, QUANTIZED) for name in (single_file, index_file)]
+        found = [name for name in names if (self.folder / name).exists()]
+        if len(found) > 1:
             raise CheckpointError(
-                f"{self.folder} holds both {SINGLE_FILE} and {INDEX_FILE}. Which one counts cannot "
+                f"{self.folder} holds both {found[0]} and {found[1]}. Which one counts cannot "
                 "be told; remove one of them."
             )
-        if single.exists():
-            self.tensors = self._open_file(single)
-        elif index.exists():
-            self._open_shards(index)
-        else:
+        if not found:
             raise CheckpointError(_why_no_weights(self.folder))
+        path = self.folder / found[0]
+        if path.suffix == ".json":
+            self._open_shards(path)
+        else:
+            self.tensors = self._open_file(path)
 
     def _open_shards(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")
@@ -235,52 +242,77 @@ class WeightFiles:
                 "folder, or give the folder where it stands."
             )
 
-    def _read_bytes(self, stored: StoredTensor, first: int, target: Tensor) -> None:
-        """Fill a flat CPU tensor with stored values from number `first` on."""
-        file = self._files[stored.path]
-        buffer = target.view(torch.uint8).numpy().data
-        file.seek(stored.offset + first * target.element_size())
-        while buffer:
-            num_read = file.readinto(buffer[: 1 << 30])
-            if not num_read:
-                raise CheckpointError(
-                    f"{stored.path} became shorter while it was read. Another process writes to "
-                    "it; load it again when that is done."
-                )
-            buffer = buffer[num_read:]
+
+def single_file(stem: str) -> str:
+    return f"{stem}.safetensors"
 
 
-def write_weight_file(
-    path: Path,
-    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
-    make: Callable[[str], Tensor],
-) -> None:
-    """Write a safetensors file of (name, dtype, shape), asking `make` for one tensor at a time.
+def index_file(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+def shard_file(stem: str, number: int, count: int) -> str:
+    """
+    >>> shard_file("model", 1, 2)
+    'model-00001-of-00002.safetensors'
+    """
+    return f"{stem}-{number:05}-of-{count:05}.safetensors"
+
+
+def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(start, end) of blocks of rows that hold a few megabytes; they start at multiples of 16.
+
+    >>> list(row_blocks((5000, 1024)))
+    [(0, 2048), (2048, 4096), (4096, 5000)]
+    """
+    step = max(1, _BLOCK // max(1, prod(shape[1:])) // _BLOCK_START) * _BLOCK_START
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorToWrite:
+    """What a file shall hold under a name; `blocks` are its rows in order, made when written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Iterable[Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_weight_file(path: Path, tensors: Sequence[TensorToWrite]) -> list[str]:
+    """Write a safetensors file, a block at a time; gives back the names that are not finite.
 
     Differs from the library's own writer in that no second copy of the weights is needed to
     change dtypes, and that the file's mode follows the umask.
     """
-    codes = {dtype: code for code, dtype in DTYPE_CODES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, dtype, shape in tensors:
-        start, end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": codes[dtype], "shape": shape, "data_offsets": [start, end]}
+    for tensor in tensors:
+        start, end = end, end + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": tensor.shape,
+            "data_offsets": [start, end],
+        }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of 8 bytes
+    broken = []
     with path.open("xb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, dtype, shape in tensors:
-            tensor = make(name)
-            assert tensor.shape == shape, name
-            for block in _blocks(tensor.contiguous().view(-1)):
-                values = block.to(device="cpu", dtype=dtype)
-                file.write(values.view(torch.uint8).numpy().data)
-
-
-def _blocks(flat: Tensor) -> Iterator[Tensor]:
-    for start in range(0, flat.numel(), _BLOCK):
-        yield flat[start : start + _BLOCK]
+        for tensor in tensors:
+            finite, before = True, file.tell()
+            for block in tensor.blocks:
+                values = block.to(device="cpu", dtype=tensor.dtype).contiguous()
+                finite &= is_finite(values)
+                file.write(values.view(-1).view(torch.uint8).numpy().data)
+            assert file.tell() - before == tensor.num_bytes, tensor.name
+            broken += [] if finite else [tensor.name]
+    return broken
 
 
 def sha256_of(path: Path) -> str:
@@ -288,9 +320,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a contiguous tensor would be free of NaN and infinity in `dtype`; in pieces."""
-    return all(bool(b.to(dtype).isfinite().all()) for b in _blocks(tensor.view(-1)))
+def is_finite(values: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity among the values."""
+    if not values.is_floating_point():
+        return True
+    # A finite sum has finite parts, and is quick to make; one that is not may be of large parts.
+    total = float(values.sum(dtype=torch.float32))
+    return isfinite(total) or bool(values.isfinite().all())
 
 
 def _listed_sums(path: Path) -> dict[str, str]:
@@ -328,7 +364,10 @@ def shorten(names: Sequence[str], limit: int = 10) -> str:
 def _why_no_weights(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if any(_SHARD_NAME.fullmatch(name) for name in names):
-        return f"{folder} holds shards but no {INDEX_FILE}. Download or copy it as well."
+        return (
+            f"{folder} holds shards but no {index_file(PLAIN)} or {index_file(QUANTIZED)}, which "
+            "says what is in them. Download or copy it as well."
+        )
     pickles = [name for name in names if name.endswith(_PICKLE_SUFFIXES)]
     if pickles:
         return (
@@ -341,4 +380,7 @@ def _why_no_weights(folder: Path) -> str:
             f"{folder} holds weights of another format ({shorten(names)}); only safetensors are "
             f"read. Use the release without -jax or -keras in its name."
         )
-    return f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; there are no weights to load."
+    return (
+        f"{folder} holds neither {single_file(PLAIN)} nor {index_file(PLAIN)}; there are no "
+        "weights to load."
+    )

@@ -57,6 +57,7 @@ def examine(online: bool) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        "kernels": _kernels(),
         "devices": devices,
         "dtypes": _dtype_checks([device["name"] for device in devices]),
         "models": _fits(devices),
@@ -70,6 +71,20 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _kernels() -> dict[str, Any]:
+    """Which compiled kernels run here, which would, and why one does not."""
+    from paligemma.native.build import LEVELS, find_compiler, library_path
+    from paligemma.native.library import kernels
+
+    best = kernels()
+    return {
+        "level": None if best is None else best.level,
+        "compiled": [level for level in LEVELS if library_path(level).is_file()],
+        "levels": list(LEVELS),
+        "compiler": find_compiler(),
+    }
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -172,6 +187,7 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
             f"torchvision {report['torchvision']} is installed. paligemma does not use it; one "
             "that does not fit torch breaks transformers. If imports fail, uninstall it."
         )
+    yield _describe_kernels(report["kernels"])
     for device in report["devices"]:
         free, total = in_gigabytes(device["free"]), in_gigabytes(device["total"])
         yield f"{device['name']} ({device['title']}): {free} of {total} free"
@@ -208,6 +224,24 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
         )
     else:
         yield f"mini does NOT work: {tried['problem']}"
+
+
+def _describe_kernels(found: dict[str, Any]) -> str:
+    missing = [level for level in found["levels"] if level not in found["compiled"]]
+    remedy = (
+        "run `python -m paligemma.native.build`"
+        if found["compiler"] is not None
+        else "install a C++ compiler (g++), then run `python -m paligemma.native.build`"
+    )
+    if found["level"] is None and missing:
+        return (
+            f"kernels: NONE. bfloat16 and quantized models run in plain torch, several times "
+            f"slower on this processor: {remedy}"
+        )
+    if found["level"] is None:
+        return "kernels: none of those compiled suits this processor; plain torch is used"
+    line = f"kernels: {found['level']}"
+    return f"{line} (not compiled: {', '.join(missing)}; {remedy})" if missing else line
 
 
 def _print_models(report: dict[str, Any]) -> None:

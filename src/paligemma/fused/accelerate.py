@@ -5,7 +5,7 @@ The model keeps its shape and its methods; `model/` says what it computes, `fuse
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,8 +19,7 @@ from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.model.siglip import VisionBlock
 from paligemma.native.packing import BFLOAT16, INT4, INT8, WeightFormat
-
-Quantization = Literal["int8", "int4"]
+from paligemma.quantization import Quantization
 
 _BLOCK_ROWS = 1024  # rows copied at once: a multiple of 16
 
@@ -37,9 +36,7 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
     Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
     """
     if quantization not in _FORMATS:
-        raise OptionError(
-            f"quantization is {quantization!r}; it must be 'int8', 'int4' or None."
-        )
+        raise OptionError(f"quantization is {quantization!r}; it must be 'int8', 'int4' or None.")
     if model.dtype != torch.bfloat16:
         raise OptionError(
             f"The model is {model.dtype}; packed weights are bfloat16 or quantized from it. Load "
@@ -72,6 +69,15 @@ def weight_rows(model: PaliGemma) -> dict[str, Rows]:
         if isinstance(module, FusedVisionBlock | FusedDecoderBlock | PackedEmbedding):
             rows |= {f"{prefix}.{name}": row for name, row in module.weight_rows().items()}
     return rows
+
+
+def quantization_of(model: PaliGemma) -> Quantization | None:
+    """What `accelerate` made of the decoder's linear layers."""
+    block = model.decoder.blocks[0]
+    if not isinstance(block, FusedDecoderBlock):
+        return None
+    name = block.down.weight_format.name
+    return None if name == "bfloat16" else name
 
 
 def _moved(plain: nn.Module, fused: nn.Module) -> nn.Module:

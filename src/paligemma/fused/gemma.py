@@ -1,8 +1,8 @@
 """A decoder block on packed weights: `DecoderBlock` with fewer, larger steps.
 
-    x -> norm -> query, key, value in one product -> rotary positions -> attention -> product
-      -> sum and two norms in one step -> gate and up in one product, GeGLU at its end -> product
-      -> sum and norm
+x -> norm -> query, key, value in one product -> rotary positions -> attention -> product
+  -> sum and two norms in one step -> gate and up in one product, GeGLU at its end -> product
+  -> sum and norm
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from paligemma.config import DecoderConfig
 from paligemma.fused.linear import PackedLinear, Rows, WeightRows
 from paligemma.model import attention
-from paligemma.model.gemma import DecoderBlock
+from paligemma.model.gemma import DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache
 from paligemma.native.layers import add_rms_norm, attend, split_heads
 from paligemma.native.packing import WeightFormat
@@ -94,5 +94,5 @@ class FusedDecoderBlock(nn.Module):
         }
 
 
-def _weight(norm: nn.Module | None) -> Tensor | None:
+def _weight(norm: RMSNorm | None) -> Tensor | None:
     return None if norm is None else norm.weight

@@ -78,7 +78,7 @@ class TiedEmbedding(nn.Embedding):
     def forward(self, token_ids: Tensor) -> Tensor:
         """int64[B, T] -> [B, T, D], times sqrt(D) rounded to the table's dtype as Gemma does."""
         table = self.weight
-        scale = torch.tensor(self.embedding_dim**0.5, dtype=table.dtype, device=table.device)
+        scale = table.new_full((), self.embedding_dim**0.5)
         return F.embedding(token_ids, table) * scale
 
     def logits(self, hidden: Tensor, vocab_range: range | None = None) -> Tensor:

@@ -12,16 +12,19 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "csrc"
 OUTPUT = HERE / "lib"
 
-_COMMON = (
-    "-O3 -std=c++17 -fPIC -shared -fopenmp -fno-math-errno -fno-trapping-math"
-).split()
-_AVX512 = "-march=x86-64-v4 -mavx512bf16 -mavx512vnni -mprefer-vector-width=512".split()
+# fmt: off
+_COMMON = [
+    "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+]
+_AVX512 = ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"]
+# fmt: on
 
 # Level -> what the compiler may use. Best first: the first that the processor has is loaded.
 LEVELS: dict[str, list[str]] = {"generic": []}
@@ -29,7 +32,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS = {
         "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
         "avx512": _AVX512,
-        "generic": "-march=x86-64-v3".split(),
+        "generic": ["-march=x86-64-v3"],
     }
 
 
@@ -52,22 +55,24 @@ def build() -> dict[str, str | None]:
     if compiler is None:
         return {level: "there is no C++ compiler (set CXX, or install g++)" for level in LEVELS}
     OUTPUT.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        outcomes = threads.map(lambda level: _compile(compiler, level), LEVELS)
+        return dict(zip(LEVELS, outcomes, strict=True))
+
+
+def _compile(compiler: str, level: str) -> str | None:
     sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
-    outcomes: dict[str, str | None] = {}
-    for level, flags in LEVELS.items():
-        target = library_path(level)
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [compiler, *_COMMON, *flags, *sources, "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            partial.replace(target)
-            outcomes[level] = None
-        else:
-            partial.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
-            errors = [line for line in done.stderr.splitlines() if "error" in line]
-            outcomes[level] = (errors or ["the compiler failed"])[0]
-    return outcomes
+    target = library_path(level)
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    command = [compiler, *_COMMON, *LEVELS[level], *sources, "-o", str(partial)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        partial.replace(target)
+        return None
+    partial.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    return (errors or ["the compiler failed"])[0]
 
 
 def main() -> None:

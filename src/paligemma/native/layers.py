@@ -108,7 +108,7 @@ def split_heads_reference(
     x: Tensor, head_dim: int, angles: tuple[Tensor, Tensor] | None = None, scale: float = 1.0
 ) -> Tensor:
     """`split_heads` in plain torch."""
-    heads = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    heads = x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
     if angles is None:
         return heads.contiguous()
     cos, sin = angles

@@ -79,9 +79,7 @@ class Kernels:
     def measure_matrix_peak(self, steps: int = 1_000_000) -> float:
         """Operations a second of the matrix units (float32 vectors where there are none)."""
         threads = torch.get_num_threads()
-        return max(
-            float(self.library.paligemma_matrix_peak(steps, threads)) for _ in range(3)
-        )
+        return max(float(self.library.paligemma_matrix_peak(steps, threads)) for _ in range(3))
 
 
 @functools.cache
@@ -96,12 +94,25 @@ def kernels() -> Kernels | None:
         return None
     if wanted not in levels:
         raise OptionError(f"{LEVEL_VARIABLE} is {wanted!r}; it must be none, {', '.join(levels)}.")
-    for level in levels[levels.index(wanted) :]:
-        if _NEEDS[level] <= processor_flags() and library_path(level).is_file():
-            if level == "amx" and not _allow_tiles():
-                continue
-            return Kernels(level=level, library=_open(library_path(level)))
-    return None
+    found = (load_kernels(level) for level in levels[levels.index(wanted) :])
+    best = next((one for one in found if one is not None), None)
+    if best is not None:
+        _keep_freed_memory()
+    return best
+
+
+def load_kernels(level: str) -> Kernels | None:
+    """The kernels of one level, or None where they were not compiled or cannot run."""
+    path = library_path(level)
+    if not (_NEEDS[level] <= processor_flags() and path.is_file()):
+        return None
+    if level == "amx" and not _allow_tiles():
+        return None
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _ARGUMENTS.items():
+        function = getattr(library, f"paligemma_{name}")
+        function.restype, function.argtypes = result, arguments
+    return Kernels(level=level, library=library)
 
 
 @functools.cache
@@ -116,15 +127,20 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _ARGUMENTS.items():
-        function = getattr(library, f"paligemma_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
 def _allow_tiles() -> bool:
     """Ask Linux for the tile registers, which are large and therefore not given unasked."""
     arch_prctl, request, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a layer frees for the next one.
+
+    By default glibc returns blocks of a few megabytes to the system at once, and every layer's
+    output comes back as fresh pages, which cost more time than filling them.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # names of glibc's <malloc.h>
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
+        libc.mallopt(trim_threshold, 256 << 20)

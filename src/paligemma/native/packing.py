@@ -83,12 +83,12 @@ def pack_values(rows: Tensor, weight_format: WeightFormat) -> Tensor:
     """Weights bfloat16[N, K], or quantized int8[N, K] -> values of ceil(N / 16) panels."""
     padded = _padded(rows, weight_format)
     if weight_format.name == "bfloat16":
-        return padded.unflatten(1, (-1, 2)).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+        return padded.view(-1, LANES, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
     stored = padded.to(torch.int16).add_(weight_format.offset).to(torch.uint8)
-    fours = stored.unflatten(1, (-1, 4)).unflatten(0, (-1, LANES)).transpose(1, 2)
+    fours = stored.view(-1, LANES, padded.shape[1] // 4, 4).transpose(1, 2)
     if weight_format.name == "int8":
         return fours.contiguous()
-    return fours[:, 0::2] | fours[:, 1::2] << 4
+    return (fours[:, 0::2] | fours[:, 1::2] << 4).contiguous()
 
 
 def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
@@ -106,7 +106,7 @@ def pack_scales(scales: Tensor) -> Tensor:
     rows = count_panels(scales.shape[0]) * LANES
     padded = scales.new_zeros(rows, scales.shape[1])
     padded[: scales.shape[0]] = scales
-    return padded.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    return padded.view(-1, LANES, scales.shape[1]).transpose(1, 2).contiguous()
 
 
 def unpack_scales(scales: Tensor) -> Tensor:

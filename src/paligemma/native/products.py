@@ -98,8 +98,9 @@ def packed_linear_reference(
     rows = F.pad(rows, (0, weight.shape[1] - rows.shape[1]))
     if scales is not None:
         group_size = weight_format.group_size
-        weight = weight.unflatten(1, (-1, group_size)) * unpack_scales(scales).float()[..., None]
-        weight = weight.flatten(1)
+        groups = weight.view(weight.shape[0], -1, group_size)
+        groups = groups * unpack_scales(scales).float()[..., None]
+        weight = groups.flatten(1)
         if as_integers:
             rows = quantized_rows(rows, group_size)
         else:
@@ -110,14 +111,15 @@ def packed_linear_reference(
     if activation == "gelu":
         sums = F.gelu(sums, approximate="tanh")
     elif activation == "geglu":
-        gate, up = sums.unflatten(1, (-1, 2, LANES)).unbind(2)
+        gate, up = sums.view(rows.shape[0], -1, 2, LANES).unbind(2)
         sums = (F.gelu(gate, approximate="tanh") * up).flatten(1)
     return sums.to(out_dtype).view(*x.shape[:-1], -1)
 
 
 def quantized_rows(rows: Tensor, group_size: int) -> Tensor:
     """float32[M, K] rounded, group by group, to 255 steps between -max and max."""
-    groups = rows.unflatten(1, (-1, group_size))
+    groups = rows.reshape(rows.shape[0], -1, group_size)
     largest = groups.abs().amax(dim=2, keepdim=True)
-    inverse = torch.where(largest > 0, 127.0 / largest, 0.0)
+    # A tensor, since torch takes `number / tensor` as reciprocal and product, rounded twice.
+    inverse = torch.where(largest > 0, largest.new_tensor(127.0) / largest, 0.0)
     return ((groups * inverse).round() * (largest / 127.0)).flatten(1)

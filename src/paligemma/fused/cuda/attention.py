@@ -1,0 +1,88 @@
+"""Attention that keeps no matrix of scores; equals `model.attention.attend`.
+
+torch's flash attention where nothing is hidden and nothing is capped, FlexAttention elsewhere. The
+callers are compiled; where they are not, FlexAttention is right but slow, and says so in a warning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+# B batch, T tokens, S positions of a slot, N query heads, K key/value heads, H head dim
+
+# As in the plain form a finite number, so that what sees nothing stays finite.
+_HIDDEN = -1e30
+_PAD_BLOCK = 2**30
+_POSITIONS_A_BLOCK = 128  # skipped together where all of them lie behind a row's end
+
+
+def prefix_blocks(input_mask: Tensor, mask_ar: Tensor) -> tuple[Tensor, Tensor]:
+    """bool[B, T] twice -> blocks of queries and of keys, int64[B, T].
+
+    A query sees the keys of its block and of those before, see `model/attention_mask.py`; no query
+    is in the block of pads.
+    """
+    blocks = (mask_ar & input_mask).long().cumsum(dim=1)
+    return blocks, blocks.masked_fill(~input_mask, _PAD_BLOCK)
+
+
+def attend_prefix(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: tuple[Tensor, Tensor] | None,
+    logit_softcap: float | None,
+) -> Tensor:
+    """Scaled queries [B, N, T, H], keys and values [B, K, T, H] -> [B, N, T, H].
+
+    `blocks` are those of `prefix_blocks`; None where every token sees every other.
+    """
+    if blocks is None and logit_softcap is None:
+        return F.scaled_dot_product_attention(queries, keys, values, scale=1.0, enable_gqa=True)
+
+    def score(logit: Tensor, row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if logit_softcap is not None:
+            logit = logit_softcap * torch.tanh(logit / logit_softcap)
+        if blocks is not None:
+            of_queries, of_keys = blocks
+            logit = torch.where(of_keys[row, key] <= of_queries[row, query], logit, _HIDDEN)
+        return logit
+
+    return flex_attention(queries, keys, values, score, scale=1.0, enable_gqa=True)
+
+
+def slots_in_reach(lengths: Tensor, num_positions: int) -> BlockMask:
+    """What one token a row sees: the first int64[B] positions of its slot, at least one of them."""
+    num_rows, num_blocks = len(lengths), -(-num_positions // _POSITIONS_A_BLOCK)
+    in_reach = (lengths + _POSITIONS_A_BLOCK - 1) // _POSITIONS_A_BLOCK
+    order = torch.arange(num_blocks, dtype=torch.int32, device=lengths.device)
+
+    def is_real(row: Tensor, _: Tensor, __: Tensor, key: Tensor) -> Tensor:
+        return key < lengths[row]
+
+    return BlockMask.from_kv_blocks(
+        in_reach.int()[:, None, None],
+        order.repeat(num_rows, 1, 1, 1),
+        BLOCK_SIZE=_POSITIONS_A_BLOCK,
+        mask_mod=is_real,
+        seq_lengths=(1, num_positions),
+        compute_q_blocks=False,
+    )
+
+
+def attend_slots(
+    queries: Tensor, keys: Tensor, values: Tensor, reach: BlockMask, logit_softcap: float | None
+) -> Tensor:
+    """Scaled queries [B, N, 1, H], slots [B, K, S, H] -> [B, N, 1, H]."""
+
+    def score(logit: Tensor, _: Tensor, __: Tensor, ___: Tensor, ____: Tensor) -> Tensor:
+        if logit_softcap is not None:
+            logit = logit_softcap * torch.tanh(logit / logit_softcap)
+        return logit
+
+    return flex_attention(
+        queries, keys, values, score, block_mask=reach, scale=1.0, enable_gqa=True
+    )
