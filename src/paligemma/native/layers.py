@@ -118,38 +118,36 @@ def split_heads_reference(
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, logit_softcap: float | None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    logit_softcap: float | None = None,
+    scale: float = 1.0,
 ) -> Tensor | None:
-    """Scaled queries [B, N, T, H], keys and values [B, K, S, H] of a cache -> [B, T, N * H].
+    """Queries [B, N, T, H] times `scale`, keys and values [B, K, S, H] -> [B, T, N * H].
 
-    `bias` float32[B, 1, T, S] is 0 where a query may look and very negative elsewhere. None where
-    no kernel can take these tensors: then the plain form is the model's own.
+    `bias` float32[B, 1, T, S] is 0 where a query may look and very negative elsewhere; without it
+    every query sees every key. Keys and values may be slices of a cache. None where no kernel can
+    take these tensors (many queries need tiles): then the plain form is the model's own.
     """
     compiled = compiled_for(queries, keys, values)
     batch, num_heads, tokens, head_dim = queries.shape
     num_kv_heads, count = keys.shape[1], keys.shape[2]
     if compiled is None or keys.stride() != values.stride() or keys.stride()[2:] != (head_dim, 1):
         return None
-    threads = torch.get_num_threads()
-    bias = bias.expand(batch, 1, tokens, count).contiguous()
-    cap = logit_softcap or 0.0
-    if tokens <= FEW_QUERIES:
-        out = torch.empty(batch, tokens, num_heads * head_dim, dtype=queries.dtype)
-        compiled.attend(
-            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1),
-            bias.data_ptr(), cap, out.data_ptr(), batch, num_heads, num_kv_heads, tokens, count,
-            head_dim, threads,
-        )  # fmt: skip
-        return out
-    grouped = queries.reshape(batch, num_kv_heads, -1, head_dim)  # (B, K, G * T, H)
-    logits = (grouped @ keys.transpose(-1, -2)).float()
-    weights = torch.empty(logits.shape, dtype=queries.dtype)
-    compiled.soften(
-        logits.data_ptr(), bias.data_ptr(), batch, num_heads, tokens, count, cap,
-        weights.data_ptr(), threads,
+    if bias is not None:
+        bias = bias.expand(batch, 1, tokens, count).contiguous()
+    out = torch.empty(batch, tokens, num_heads * head_dim, dtype=queries.dtype)
+    few = tokens <= FEW_QUERIES
+    if not few and compiled.level != "amx":
+        return None
+    (compiled.attend if few else compiled.attend_many)(
+        queries.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1),
+        _address(bias), scale, logit_softcap or 0.0, out.data_ptr(), batch, num_heads,
+        num_kv_heads, tokens, count, head_dim, torch.get_num_threads(),
     )  # fmt: skip
-    mixed = (weights @ values).view(batch, num_heads, tokens, head_dim)
-    return mixed.transpose(1, 2).flatten(2)
+    return out
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -28,6 +28,10 @@ _NEEDS: dict[str, set[str]] = {
 }
 
 # fmt: off
+_ATTENTION: list[object] = [
+    c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_float, c_float, c_void_p,
+    c_int64, c_int, c_int, c_int64, c_int64, c_int, c_int,
+]
 _ARGUMENTS: dict[str, tuple[object, list[object]]] = {
     "linear": (None, [
         c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p, c_int,  # weights
@@ -43,13 +47,8 @@ _ARGUMENTS: dict[str, tuple[object, list[object]]] = {
         c_void_p, c_int64, c_void_p, c_void_p, c_float, c_void_p,
         c_int64, c_int64, c_int, c_int, c_int,
     ]),
-    "soften": (None, [
-        c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int,
-    ]),
-    "attend": (None, [
-        c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p,
-        c_int64, c_int, c_int, c_int64, c_int64, c_int, c_int,
-    ]),
+    "attend": (None, _ATTENTION),
+    "attend_many": (None, _ATTENTION),
     "read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
     "matrix_peak": (c_double, [c_int64, c_int]),
 }
@@ -110,6 +109,8 @@ def load_kernels(level: str) -> Kernels | None:
         return None
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _ARGUMENTS.items():
+        if name == "attend_many" and level != "amx":
+            continue
         function = getattr(library, f"paligemma_{name}")
         function.restype, function.argtypes = result, arguments
     return Kernels(level=level, library=library)

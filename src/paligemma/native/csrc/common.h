@@ -4,6 +4,7 @@
 // is chosen at run time by what the processor offers; all compute the same functions.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -99,4 +100,43 @@ static T* scratch(int slot, size_t count) {
         block.size = wanted;
     }
     return static_cast<T*>(block.memory);
+}
+
+static inline void narrow_row(const float* x, int width, bf16* out) {
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) narrow16(x + i, out + i);
+    for (; i < width; i++) out[i] = narrow(x[i]);
+}
+
+static inline float largest_of(const float* x, int64_t count) {
+    float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; i++) largest = std::max(largest, x[i]);
+    return largest;
+}
+
+// Scaled, soft-capped logits + bias (if any) -> weights that sum to 1, in place.
+static inline void soften(float* logits, float scale, const float* bias, int64_t count, float cap) {
+    if (scale != 1.0f) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) logits[i] *= scale;
+    }
+    if (cap > 0.0f) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) logits[i] = soft_cap(logits[i], cap);
+    }
+    if (bias != nullptr) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) logits[i] += bias[i];
+    }
+    const float largest = largest_of(logits, count);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) {
+        logits[i] = exponential(logits[i] - largest);
+        sum += logits[i];
+    }
+    const float inverse = 1.0f / sum;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) logits[i] *= inverse;
 }

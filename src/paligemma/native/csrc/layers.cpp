@@ -21,44 +21,11 @@ inline void widen_row(const bf16* x, int width, float* out) {
     for (int i = 0; i < width; i++) out[i] = widen(x[i]);
 }
 
-inline void narrow_row(const float* x, int width, bf16* out) {
-    int i = 0;
-    for (; i + LANES <= width; i += LANES) narrow16(x + i, out + i);
-    for (; i < width; i++) out[i] = narrow(x[i]);
-}
-
 // row * (1 + weight) / rms, in place.
 inline void rms_normalize(float* row, const bf16* weight, int width, float eps) {
     const float scale = inverse_rms(row, width, eps);
 #pragma omp simd
     for (int i = 0; i < width; i++) row[i] *= scale * (1.0f + widen(weight[i]));
-}
-
-inline float largest_of(const float* x, int64_t count) {
-    float largest = -INFINITY;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < count; i++) largest = std::max(largest, x[i]);
-    return largest;
-}
-
-// Soft-capped logits + bias -> weights that sum to 1, in place.
-inline void soften(float* logits, const float* bias, int64_t count, float cap) {
-    if (cap > 0.0f) {
-#pragma omp simd
-        for (int64_t i = 0; i < count; i++) logits[i] = soft_cap(logits[i], cap);
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < count; i++) logits[i] += bias[i];
-    const float largest = largest_of(logits, count);
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; i++) {
-        logits[i] = exponential(logits[i] - largest);
-        sum += logits[i];
-    }
-    const float inverse = 1.0f / sum;
-#pragma omp simd
-    for (int64_t i = 0; i < count; i++) logits[i] *= inverse;
 }
 
 }  // namespace
@@ -153,23 +120,11 @@ extern "C" void paligemma_split_heads(const void* in, int64_t in_stride,
     }
 }
 
-// logits float[B, N, T, S], changed on the way, and bias float[B, T, S] -> weights bfloat16[B, N, T, S].
-extern "C" void paligemma_soften(float* logits, const float* bias, int64_t batch, int64_t heads,
-                                 int64_t tokens, int64_t count, float cap, void* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < batch * heads * tokens; r++) {
-        const int64_t b = r / (heads * tokens), t = r % tokens;
-        float* row = logits + r * count;
-        soften(row, bias + (b * tokens + t) * count, count, cap);
-        narrow_row(row, static_cast<int>(count), static_cast<bf16*>(out) + r * count);
-    }
-}
-
 // A few queries [B, N, T, H] against keys and values [B, K, S, H] of a cache (strides between
-// batch rows and heads) -> out[B, T, N * H]. bias float[B, T, S].
+// batch rows and heads), bias float[B, T, S] or none -> out[B, T, N * H].
 extern "C" void paligemma_attend(const void* queries, const void* keys, const void* values,
                                  int64_t batch_stride, int64_t head_stride, const float* bias,
-                                 float cap, void* out, int64_t batch, int heads, int kv_heads,
+                                 float scale, float cap, void* out, int64_t batch, int heads, int kv_heads,
                                  int64_t tokens, int64_t count, int head_dim, int threads) {
     const int group = heads / kv_heads;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -191,7 +146,7 @@ extern "C" void paligemma_attend(const void* queries, const void* keys, const vo
             for (int i = 0; i < head_dim; i++) dot += query[i] * widen(k[i]);
             logits[s] = dot;
         }
-        soften(logits, bias + (b * tokens + t) * count, count, cap);
+        soften(logits, scale, bias == nullptr ? nullptr : bias + (b * tokens + t) * count, count, cap);
         std::memset(mixed, 0, head_dim * sizeof(float));
         for (int64_t s = 0; s < count; s++) {
             const bf16* v = value + s * head_dim;

@@ -5,7 +5,7 @@
 // by, and `multiply` blocks for the caches and, where the processor has them, uses AMX tiles.
 // Quantized weights meet one row as integers (the row is quantized too, group by group) and many
 // rows as bfloat16, one block of a panel at a time.
-#include "common.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <vector>
@@ -338,60 +338,10 @@ void stream(const Linear& l, const bf16* x, int64_t x_stride, int64_t rows, int 
 
 #ifdef PG_AMX
 
-constexpr int TILE_K = 32;                 // inputs of one tile
-constexpr int TILE = LANES * TILE_K;       // values of one tile
-constexpr int SUMS = LANES * LANES;
 constexpr int MAX_ROWS = 512;              // rows whose inputs are kept in the cache at once
 constexpr int CACHE_BYTES = 1400 * 1024;   // of the second-level cache, for those inputs
 constexpr int STEPS = 8;                   // tiles of a panel that stay in the first-level cache
 constexpr int CHUNK_PANELS = 64;           // panels whose unfinished sums wait for the next inputs
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-void configure_tiles() {
-    TileConfig config;
-    for (int t = 0; t < 8; t++) {
-        config.row_bytes[t] = 64;
-        config.rows[t] = 16;
-    }
-    _tile_loadconfig(&config);
-}
-
-// Two blocks of 16 rows times two panels, or fewer: tiles 0-3 sum, 4-5 hold rows, 6-7 weights.
-// `next` is fetched meanwhile: the weights that come after those in use.
-template <int MT, int NP>
-void multiply_tiles(const bf16* x, int64_t x_stride, const uint8_t* w, int64_t w_stride, int steps,
-                    float* sums, int64_t sums_stride, bool first, const uint8_t* next, int lines) {
-#define PG_SUM(t, m, n)                                                     \
-    if constexpr (m < MT && n < NP) {                                       \
-        if (first) _tile_zero(t);                                           \
-        else _tile_loadd(t, sums + m * SUMS + n * sums_stride, 64);         \
-    }
-    PG_SUM(0, 0, 0) PG_SUM(1, 0, 1) PG_SUM(2, 1, 0) PG_SUM(3, 1, 1)
-#undef PG_SUM
-    for (int s = 0; s < steps; s++, x += TILE, w += 2 * TILE) {
-        for (int line = 0; line < lines; line++, next += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-            if constexpr (NP > 1) _mm_prefetch(reinterpret_cast<const char*>(next + w_stride), _MM_HINT_T1);
-        }
-        _tile_loadd(6, w, 64);
-        _tile_loadd(4, x, 64);
-        if constexpr (NP > 1) _tile_loadd(7, w + w_stride, 64);
-        if constexpr (MT > 1) _tile_loadd(5, x + x_stride, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (NP > 1) _tile_dpbf16ps(1, 4, 7);
-        if constexpr (MT > 1) _tile_dpbf16ps(2, 5, 6);
-        if constexpr (MT > 1 && NP > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-#define PG_STORE(t, m, n) \
-    if constexpr (m < MT && n < NP) _tile_stored(t, sums + m * SUMS + n * sums_stride, 64);
-    PG_STORE(0, 0, 0) PG_STORE(1, 0, 1) PG_STORE(2, 1, 0) PG_STORE(3, 1, 1)
-#undef PG_STORE
-}
 
 // Inputs `from` to `to` of a quantized panel as bfloat16 in the layout of a bfloat16 panel.
 void widen_panel(const Linear& l, int panel, int from, int to, bf16* out) {
@@ -428,20 +378,6 @@ void widen_panel(const Linear& l, int panel, int from, int to, bf16* out) {
                 four(both, scale, shift, out);
                 four(_mm512_srli_epi32(both, 4), scale, shift, out + 64);
             }
-        }
-    }
-}
-
-// Rows as tiles: [block of 16 rows][32 inputs] -> 1 KB each, zeros beyond the rows and inputs.
-void pack_rows(const bf16* x, int64_t x_stride, int64_t rows, int inputs, int k, bf16* out) {
-    const int64_t blocks = (rows + LANES - 1) / LANES;
-#pragma omp for schedule(static)
-    for (int64_t job = 0; job < blocks * LANES; job++) {
-        bf16* to = out + job / LANES * LANES * k + job % LANES * TILE_K;
-        for (int s = 0; s < k / TILE_K; s++, to += TILE) {
-            const int count = job < rows ? std::clamp(inputs - s * TILE_K, 0, TILE_K) : 0;
-            if (count) std::memcpy(to, x + job * x_stride + s * TILE_K, count * sizeof(bf16));
-            if (count < TILE_K) std::memset(to + count, 0, (TILE_K - count) * sizeof(bf16));
         }
     }
 }
@@ -509,7 +445,9 @@ void multiply(const Linear& l, const bf16* x, int64_t x_stride, int64_t rows, in
         configure_tiles();
         for (int64_t row = 0; row < rows; row += MAX_ROWS) {
             const int64_t count = std::min<int64_t>(MAX_ROWS, rows - row);
-            pack_rows(x + row * x_stride, x_stride, count, inputs, l.k, packed);
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < (count + LANES - 1) / LANES * LANES; r++)
+                pack_row(x + (row + r) * x_stride, r < count, inputs, r, l.k, packed);
             multiply_block(l, packed, row, count);
 #pragma omp barrier
         }
