@@ -30,6 +30,7 @@ from paligemma.processor.image import Resize
 from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.quantization import Quantization
 from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
 
 MODEL_VARIABLE = "PALIGEMMA_MODEL"
@@ -57,6 +58,8 @@ def load(
     offline: bool = False,
     device: str = "auto",
     dtype: DtypeName = "auto",
+    quantization: Quantization | None = None,
+    fast: bool = True,
     resize: Resize = "squash",
     sliding_window: int | None = None,
     mask_codec: str | Path | None = None,
@@ -68,11 +71,14 @@ def load(
     "mini", the small model inside the package. None takes $PALIGEMMA_MODEL, or "mini".
     `revision`, `token` and `offline` are for the hub. `device`: "auto" (CUDA, then Apple's MPS
     if it computes correctly, then the CPU), "cpu", "cuda", "cuda:1", "mps". `dtype`: "auto" is
-    bfloat16 for large models where it serves, else float32. `resize`: "squash" as the released
-    models were trained, "pad" keeps the shape of pictures. `sliding_window=4096` gives PaliGemma
-    2 the window that transformers uses. `mask_codec` is the VQ-VAE's file for segmentation; by
-    default `mask_codec.npz` or `vae-oid.npz` in the model's folder. `verify` compares files with
-    their SHA-256 first: those that saving wrote down, or those that the hub published.
+    bfloat16 for large models where it serves, else float32. `quantization`: "int8" or "int4"
+    makes the large weights of the decoder so while they are read; a quantized folder needs no
+    asking. `fast=False` keeps the plain modules where packed weights and kernels would compute (on
+    the CPU in bfloat16). `resize`: "squash" as the released models were trained, "pad" keeps the
+    shape of pictures. `sliding_window=4096` gives PaliGemma 2 the window that transformers uses.
+    `mask_codec` is the VQ-VAE's file for segmentation; by default `mask_codec.npz` or
+    `vae-oid.npz` in the model's folder. `verify` compares files with their SHA-256 first: those
+    that saving wrote down, or those that the hub published.
 
     The folder must hold `config.json`, safetensors and `tokenizer.model`. For weights without a
     tokenizer, or ids instead of text: `checkpoints.load.load_model` and `engine.generate`.
@@ -95,7 +101,9 @@ def load(
     else:
         fetched = fetch_checkpoint(found, revision=revision, token=token, offline=offline)
         name, folder, commit = fetched.hub_id, fetched.path, fetched.revision
-    config = read_config(folder, sliding_window).config
+    stored = read_config(folder, sliding_window)
+    config = stored.config
+    quantized = quantization or stored.quantization
     tokenizer = _read_tokenizer(folder, config.decoder.vocab_size)
     note = None
     if is_mini:
@@ -103,11 +111,15 @@ def load(
     elif tokenizer.vocab_size < config.decoder.vocab_size:
         note = _UNEQUAL_NOTE.format(tokenizer.vocab_size, config.decoder.vocab_size)
     codec = _find_mask_codec(folder, mask_codec)
+    torch_dtype = choose_dtype(dtype, torch_device, folder, quantized)
+    packs = torch_dtype == torch.bfloat16 and torch_device.type == "cpu"
     return Predictor(
         model=load_model(
             folder,
-            dtype=choose_dtype(dtype, torch_device, folder),
+            dtype=torch_dtype,
             device=torch_device,
+            quantization=quantization,
+            fast=fast and (packs or quantized is not None),
             sliding_window=sliding_window,
             verify=verify,
         ),
@@ -153,13 +165,20 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: DtypeName, device: torch.device, folder: Path) -> torch.dtype:
+def choose_dtype(
+    dtype: DtypeName,
+    device: torch.device,
+    folder: Path,
+    quantization: Quantization | None = None,
+) -> torch.dtype:
     """The dtype for the weights in a folder; raises OptionError for an unknown name."""
     if dtype != "auto":
         if dtype not in get_args(DtypeName):
             raise OptionError(f"dtype is {dtype!r}; it must be one of {get_args(DtypeName)}.")
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
+    if quantization is not None:  # the rest and the sums are bfloat16
+        return torch.bfloat16
     # A small model is quick anyway, and float32 gives the same tokens in any batch.
     if count_parameters(read_config(folder).config) <= _LARGE:
         return torch.float32

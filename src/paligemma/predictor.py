@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from paligemma.checkpoints.save import save_model
+from paligemma.config import count_parameters
 from paligemma.engine.beam import beam_search
 from paligemma.engine.generate import GeneratedRow, generate_steps, row_limits
 from paligemma.engine.generate import generate as generate_rows
@@ -29,6 +30,7 @@ from paligemma.errors import (
     PaliGemmaError,
     PromptError,
 )
+from paligemma.fused.accelerate import quantization_of
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.growing_text import GrowingText
 from paligemma.processor.image import ImageSource, LoadedImage
@@ -456,6 +458,8 @@ class Predictor:
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint folder that `load` and transformers read; gives back its path.
 
+        A quantized model makes a quantized folder, which `load` alone reads.
+
         Raises CheckpointError when the folder exists and holds something, NumericalError when a
         weight is NaN or infinite.
         """
@@ -472,8 +476,9 @@ class Predictor:
             "name": self.name,
             "revision": self.revision,
             "family": config.family,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": count_parameters(config),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantization": quantization_of(self.model),
             "device": str(self.model.device),
             "resolution": config.vision.resolution,
             "image_tokens": config.vision.num_image_tokens,

@@ -257,7 +257,7 @@ def test_blocks_of_rows_cover_all_and_begin_at_multiples_of_16(shape: tuple[int,
     assert ends[-1] == shape[0]
     for start, end in blocks:
         assert start % 16 == 0
-        assert end - start <= 16 or (end - start) * prod(shape[1:]) <= 2**21
+        assert end - start <= 16 or (end - start) * prod(shape[1:]) <= 2**20
 
 
 def test_equality_is_told_bit_by_bit(tmp_path: Path) -> None:

@@ -116,14 +116,15 @@ def named_config(name: str) -> PaliGemmaConfig:
 
 
 def fill_with_noise(weights: Iterable[Tensor], seed: int = 0) -> None:
-    """Small random numbers into all of them, the same for the same shapes.
+    """Small random numbers into all of them, the same for the same shapes; any bytes into bytes.
 
     One block of numbers over and over: drawing three billion would take a minute.
     """
     generator = torch.Generator().manual_seed(seed)
     block = torch.rand(2**22 + 1, generator=generator) * 0.04 - 0.02
+    some_bytes = torch.randint(0, 256, block.shape, dtype=torch.uint8, generator=generator)
     for weight in weights:
-        values = block.to(weight.dtype)
+        values = some_bytes if weight.dtype == torch.uint8 else block.to(weight.dtype)
         for piece in weight.detach().view(-1).split(len(values)):
             piece.copy_(values[: len(piece)])
 

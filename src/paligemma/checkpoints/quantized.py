@@ -100,6 +100,8 @@ def read_description(path: object, content: object) -> Quantization | None:
         expected = describe(quantization)
         if isinstance(content, dict) and {**content, "method": _METHOD} == expected:
             return quantization
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key != "method"}
     found = repr(content)
     kinds = " and ".join(f"{name} in groups of {f.group_size}" for name, f in _LINEAR.items())
     raise CheckpointError(

@@ -38,7 +38,7 @@ QUANTIZED_CODES = {"I8": torch.int8, "U8": torch.uint8}
 
 _DTYPES = DTYPE_CODES | QUANTIZED_CODES
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_BLOCK = 2**21  # values read or written at once
+_BLOCK = 2**20  # values read or written at once
 _BLOCK_START = 16  # blocks begin at multiples of it: packed layers keep rows in sixteens
 _SHARD_NAME = re.compile(rf"({PLAIN}|{QUANTIZED})-\d{{5}}-of-\d{{5}}\.safetensors")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -262,8 +262,8 @@ def shard_file(stem: str, number: int, count: int) -> str:
 def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(start, end) of blocks of rows that hold a few megabytes; they start at multiples of 16.
 
-    >>> list(row_blocks((5000, 1024)))
-    [(0, 2048), (2048, 4096), (4096, 5000)]
+    >>> list(row_blocks((2500, 1024)))
+    [(0, 1024), (1024, 2048), (2048, 2500)]
     """
     step = max(1, _BLOCK // max(1, prod(shape[1:])) // _BLOCK_START) * _BLOCK_START
     for start in range(0, shape[0], step):

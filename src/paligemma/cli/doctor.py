@@ -19,6 +19,7 @@ from paligemma.errors import PaliGemmaError
 _PACKAGES = ("torch", "numpy", "pillow", "sentencepiece", "safetensors", "huggingface_hub")
 _ASKED_FOR = "google/paligemma2-3b-mix-224"
 _DTYPES = ("float32", "bfloat16", "float16")
+_FORMS = {"int4": "int4", "int8": "int8", "bfloat16": "bf16", "float32": "f32"}
 
 
 def doctor(
@@ -127,10 +128,10 @@ def _fits(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (family, size, resolution), release in shapes.items():
         row: dict[str, Any] = {"model": f"{family} {size} {resolution}"}
-        for dtype in ("bfloat16", "float32"):
-            need = memory_need(release.config, dtype, release.text_length).total
+        for form in _FORMS:
+            need = memory_need(release.config, form, release.text_length).total
             fits = {device["name"]: need <= device["free"] for device in devices}
-            row[dtype] = {"bytes": need, "fits": fits}
+            row[form] = {"bytes": need, "fits": fits}
         rows.append(row)
     return rows
 
@@ -246,12 +247,12 @@ def _describe_kernels(found: dict[str, Any]) -> str:
 
 def _print_models(report: dict[str, Any]) -> None:
     names = [device["name"] for device in report["devices"]]
-    headings = ["model", *(f"{dtype} {x}" for dtype in ("bf16", "f32") for x in ("needs", *names))]
+    headings = ["model", *(f"{form} {x}" for form in _FORMS.values() for x in ("needs", *names))]
     rows = []
     for row in report["models"]:
         cells = [row["model"]]
-        for dtype in ("bfloat16", "float32"):
-            cells.append(in_gigabytes(row[dtype]["bytes"]))
-            cells += ["yes" if row[dtype]["fits"][name] else "no" for name in names]
+        for form in _FORMS:
+            cells.append(in_gigabytes(row[form]["bytes"]))
+            cells += ["yes" if row[form]["fits"][name] else "no" for name in names]
         rows.append(cells)
     print_table("does it fit into the memory that is free now?", headings, rows)

@@ -39,6 +39,7 @@ for command in (
     models.models,
     models.download,
     models.info,
+    models.quantize,
     doctor.doctor,
     bench.bench,
 ):

@@ -9,6 +9,9 @@ from pathlib import Path
 from paligemma.config import PaliGemmaConfig, count_parameters
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BITS = {"int8": 8 + 16 / 128, "int4": 4 + 16 / 32}
+"""Bits a weight of the decoder's linear layers, with the bfloat16 scales of its group."""
+_TABLE_BITS = QUANTIZED_BITS["int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +27,14 @@ class MemoryNeed:
         return self.weights + self.kv_cache + self.activations
 
 
-def memory_need(config: PaliGemmaConfig, dtype: str, text_length: int) -> MemoryNeed:
+def memory_need(config: PaliGemmaConfig, form: str, text_length: int) -> MemoryNeed:
     """The need of a model for one picture and `text_length` tokens, prompt and answer together.
 
-    With T = image tokens + text_length and b bytes a value (float32: 4, the others: 2):
+    `form`: a dtype, or "int8" or "int4". With T = image tokens + text_length and b bytes a value
+    (float32: 4, the others: 2):
 
-        weights      parameters * b
+        weights      parameters * b; quantized: linear layers of the decoder and its table by
+                     their bits, the other parameters * 2
         kv_cache     2 * depth * kv heads * head dim * T * b
         activations  the largest moment of the prefill: one layer's attention logits in float32,
                      three at a time (raw, with the mask added, after the softmax), so
@@ -42,14 +47,26 @@ def memory_need(config: PaliGemmaConfig, dtype: str, text_length: int) -> Memory
     >>> round(need.weights / 1e9, 1), round(need.kv_cache / 1e6)
     (6.1, 55)
     """
-    decoder, size = config.decoder, BYTES_PER_VALUE[dtype]
+    decoder, size = config.decoder, BYTES_PER_VALUE.get(form, 2)
     length = config.vision.num_image_tokens + text_length
     values_per_token = 2 * decoder.depth * decoder.num_kv_heads * decoder.head_dim
     return MemoryNeed(
-        weights=count_parameters(config) * size,
+        weights=_weight_bytes(config, form, size),
         kv_cache=values_per_token * length * size,
         activations=max(12 * decoder.num_heads * length**2, 3 * decoder.mlp_dim * length * size),
     )
+
+
+def _weight_bytes(config: PaliGemmaConfig, form: str, size: int) -> int:
+    num_parameters = count_parameters(config)
+    if form not in QUANTIZED_BITS:
+        return num_parameters * size
+    decoder = config.decoder
+    heads = 2 * decoder.head_dim * (decoder.num_heads + decoder.num_kv_heads)
+    linear = decoder.depth * decoder.width * (heads + 3 * decoder.mlp_dim)
+    table = decoder.vocab_size * decoder.width
+    quantized_bits = linear * QUANTIZED_BITS[form] + table * _TABLE_BITS
+    return (num_parameters - linear - table) * size + round(quantized_bits / 8)
 
 
 def machine_memory() -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paligemma.cli.console import print_json, print_table, print_text, stderr, track
+from paligemma.cli.predict import DtypeOption, QuantizationOption
 from paligemma.errors import OptionError
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def evaluate(
     scenes: Annotated[int, typer.Option(min=1, max=_MAX_COUNT, help="How many pictures.")] = 500,
     seed: Seed = 7,
     model: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure a model on pictures of mini's world."""
@@ -123,7 +126,7 @@ def evaluate(
     import paligemma
     from paligemma.mini.evaluate import evaluate as measure
 
-    predictor = paligemma.load(model)
+    predictor = paligemma.load(model, dtype=dtype, quantization=quantization)
     with Progress(
         console=stderr(),
         transient=True,

@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from paligemma.processor.image import LoadedImage
     from paligemma.results import Result
 
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+]
+QuantizationOption = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(help="Of the decoder's large weights.", show_default="as they are stored"),
+]
+
 _PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 _MIX = "google/paligemma2-3b-mix-224"
 
@@ -52,9 +60,8 @@ class Options:
         str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
-    ] = "auto"
+    dtype: DtypeOption = "auto"
+    quantization: QuantizationOption = None
     offline: Annotated[
         bool, typer.Option("--offline", help="Use only what is already downloaded.")
     ] = False
@@ -327,6 +334,7 @@ def _load(options: Options) -> Predictor:
         revision=options.revision,
         device=options.device,
         dtype=options.dtype,
+        quantization=options.quantization,
         offline=options.offline,
         verify=options.verify,
     )
