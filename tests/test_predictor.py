@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,17 @@ from paligemma.errors import (
     OptionError,
     PromptError,
 )
+from paligemma.fused.accelerate import accelerate
+from paligemma.native.library import kernels
 from paligemma.predictor import MAX_BATCH_SIZE, Predictor
-from paligemma.processor.processor import Processor, PromptRow
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Answer, Caption, Detections, Generation, Segments, Text
 from paligemma.tasks.answer import AnswerTask
 from paligemma.tasks.caption import CaptionTask
+from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
+from paligemma.text_engine import TextEngine, TextRow
 from tests.agreement.tiny_predictor import build_predictor, picture
 
 IMAGE = picture(0, (200, 100))
@@ -43,17 +49,30 @@ def broken(tiny_tokenizer: Tokenizer) -> Predictor:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[PromptRow]:
-    """The rows about pictures that reach the processor."""
-    rows: list[PromptRow] = []
-    build = Processor.prefix_inputs
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that are asked about pictures."""
+    prompts: list[str] = []
+    build = TextEngine.build_row
 
-    def recorded(self: Processor, batch: Any, images: Any) -> Any:
-        rows.extend(row for row in batch if row.images)
-        return build(self, batch, images)
+    def recorded(self: TextEngine, prompt: str, images: Any, *limits: Any) -> TextRow:
+        prompts.extend(prompt for _ in images)
+        return build(self, prompt, images, *limits)
 
-    monkeypatch.setattr(Processor, "prefix_inputs", recorded)
-    return rows
+    monkeypatch.setattr(TextEngine, "build_row", recorded)
+    return prompts
+
+
+@contextmanager
+def counted_encodings(predictor: Predictor) -> Iterator[list[int]]:
+    """How many pictures each pass of the vision encoder takes."""
+    counts: list[int] = []
+    handle = predictor.model.vision_encoder.register_forward_hook(
+        lambda module, arguments, output: counts.append(output.shape[0])
+    )
+    try:
+        yield counts
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize(
@@ -78,14 +97,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[PromptRow]:
 )
 def test_each_task_asks_with_its_prompt_and_gives_its_result(
     predictor: Predictor,
-    asked: list[PromptRow],
+    asked: list[str],
     ask: Callable[[Predictor], Any],
     prompt: str,
     kind: type,
 ) -> None:
     result = ask(predictor)
     assert type(result) is kind
-    assert [row.prompt for row in asked] == [prompt]
+    assert asked == [prompt]
 
 
 def test_boxes_are_in_pixels_of_the_given_picture(predictor: Predictor) -> None:
@@ -97,41 +116,172 @@ def test_boxes_are_in_pixels_of_the_given_picture(predictor: Predictor) -> None:
         assert 0 <= y1 < y2 <= 100
 
 
-def test_many_questions_encode_the_picture_once(predictor: Predictor) -> None:
-    num_encoded: list[int] = []
-    handle = predictor.model.vision_encoder.register_forward_hook(
-        lambda module, arguments, output: num_encoded.append(output.shape[0])
-    )
-    try:
-        predictor.ask(IMAGE, ["a", "b", "c"])
-        predictor.generate(IMAGE, ["a", "b", "c"], max_new_tokens=2)
-        predictor.score(IMAGE, "caption en", ["a", "b", "c"])
-        predictor.run([(IMAGE, OcrTask()), (IMAGE, CaptionTask())], max_new_tokens=2)
-    finally:
-        handle.remove()
-    assert num_encoded == [1, 1, 1, 1]
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda p: p.ask(IMAGE, ["a", "b", "c"]),
+        lambda p: p.generate(IMAGE, ["a", "b", "c"], max_new_tokens=2),
+        lambda p: p.generate(IMAGE, ["a", "b", "c"], max_new_tokens=2, num_beams=2),
+        lambda p: p.score(IMAGE, "caption en", ["a", "b", "c"]),
+        lambda p: p.run([(IMAGE, OcrTask()), (IMAGE, CaptionTask())], max_new_tokens=2),
+    ],
+)
+def test_many_questions_encode_the_picture_once(
+    predictor: Predictor, ask: Callable[[Predictor], object]
+) -> None:
+    predictor = replace(predictor)  # one that has seen nothing
+    with counted_encodings(predictor) as counts:
+        ask(predictor)
+        assert counts == [1]
 
 
 def test_a_picture_asked_about_in_several_batches_is_encoded_once(predictor: Predictor) -> None:
-    num_encoded: list[int] = []
-    handle = predictor.model.vision_encoder.register_forward_hook(
-        lambda module, arguments, output: num_encoded.append(output.shape[0])
-    )
+    predictor = replace(predictor)
     texts = [f"the number {i}" for i in range(MAX_BATCH_SIZE + 2)]
     other = picture(1)
-    try:
+    pairs = [(IMAGE, OcrTask()), (other, OcrTask()), (other, OcrTask()), (IMAGE, OcrTask())]
+    with counted_encodings(predictor) as counts:
         predictor.ask(IMAGE, texts, max_new_tokens=1)
         predictor.generate([IMAGE, other], texts, max_new_tokens=1)
-        predictor.score(IMAGE, "caption en", texts)
-        tasks = [(IMAGE, OcrTask()), (other, OcrTask()), (other, OcrTask()), (IMAGE, OcrTask())]
-        loaded = [(predictor.processor.load(image), task) for image, task in tasks[:2]]
-        pairs = [loaded[0], loaded[1], loaded[1], loaded[0]]
         together = predictor.run(pairs, max_new_tokens=3)
         apart = predictor.run(pairs, max_new_tokens=3, batch_size=1)
-    finally:
-        handle.remove()
-    assert num_encoded == [1, 2, 1, 2, 1, 1, 1]
+    assert counts == [1, 1]
     assert [text.token_ids for text in apart] == [text.token_ids for text in together]
+
+
+def test_a_later_call_knows_the_picture_by_what_is_in_it(predictor: Predictor) -> None:
+    predictor = replace(predictor)
+    with counted_encodings(predictor) as counts:
+        first = predictor.caption(IMAGE, max_new_tokens=3)
+        assert predictor.caption(np.asarray(IMAGE), max_new_tokens=3) == first
+        list(predictor.stream(IMAGE, "ocr", max_new_tokens=1))
+        predictor.score(IMAGE, "ocr", "a")
+        predictor.embed_image(IMAGE)
+        assert counts == [1]
+        predictor.caption(picture(1), max_new_tokens=3)
+        assert counts == [1, 1]
+        replace(predictor, image_cache_bytes=0).ask(IMAGE, ["a", "b"], max_new_tokens=1)
+        assert counts == [1, 1, 1]
+        replace(predictor, image_cache_bytes=0).caption(IMAGE, max_new_tokens=1)
+    assert counts == [1, 1, 1, 1]
+
+
+def test_a_picture_is_encoded_anew_when_the_weights_have_changed(tiny_tokenizer: Tokenizer) -> None:
+    predictor = build_predictor(tiny_tokenizer)
+    weight = predictor.model.projector.linear.weight
+    before = predictor.embed_image(IMAGE)
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.1).step()
+    trained = predictor.embed_image(IMAGE)
+    assert abs(trained - before).max() > 0.01
+    weight.data = weight.data.clone() * 2
+    assert abs(predictor.embed_image(IMAGE) - trained).max() > 0.01
+    state = predictor.model.state_dict() | {"projector.linear.weight": weight.detach() / 2}
+    predictor.model.load_state_dict(state)
+    assert abs(predictor.embed_image(IMAGE) - trained).max() < 1e-6
+
+
+def test_a_model_loaded_for_inference_alone_serves(tiny_tokenizer: Tokenizer) -> None:
+    with torch.inference_mode():
+        predictor = build_predictor(tiny_tokenizer)
+    expected = build_predictor(tiny_tokenizer).caption(IMAGE, max_new_tokens=3)
+    assert predictor.caption(IMAGE, max_new_tokens=3) == expected
+
+
+def test_a_copied_predictor_answers_alike(predictor: Predictor) -> None:
+    expected = predictor.caption(IMAGE, max_new_tokens=3)
+    assert copy.deepcopy(predictor).caption(IMAGE, max_new_tokens=3) == expected
+
+
+def test_several_threads_may_ask_at_once(predictor: Predictor) -> None:
+    predictor = replace(predictor, image_cache_bytes=3 * 25 * 48 * 4)
+    pictures = [picture(number) for number in range(5)]
+
+    def ask(number: int) -> list[Any]:
+        own = pictures[number % 5 :] + pictures[: number % 5]
+        return [predictor.caption(image, max_new_tokens=2) for image in own]
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(ask, range(8)))
+    for number, found in enumerate(answers):
+        turned = answers[0][number % 5 :] + answers[0][: number % 5]
+        assert [caption.token_ids for caption in found] == [text.token_ids for text in turned]
+
+
+def test_a_prompt_is_tokenized_once(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    tokenize = Tokenizer.tokenize_text
+
+    def recorded(self: Tokenizer, text: str) -> list[int]:
+        texts.append(text)
+        return tokenize(self, text)
+
+    monkeypatch.setattr(Tokenizer, "tokenize_text", recorded)
+    predictor.run([(IMAGE, OcrTask()), (IMAGE, CaptionTask())], max_new_tokens=2)
+    predictor.run([(IMAGE, OcrTask())], max_new_tokens=2, num_beams=2)
+    predictor.generate(IMAGE, "caption de", max_new_tokens=2)
+    list(predictor.stream(IMAGE, "caption fr", max_new_tokens=2))
+    assert texts == ["ocr", "caption en", "ocr", "caption de", "caption fr"]
+
+
+@pytest.mark.parametrize("task", [DetectTask, SegmentTask])
+def test_lists_are_held_to_their_form_unless_one_asks_for_more(
+    predictor: Predictor, task: Any
+) -> None:
+    pictures = [picture(number) for number in range(4)]
+
+    def found(options: dict[str, Any], **more: Any) -> list[Any]:
+        tasks = [(image, task.of("cat ; dog", **options)) for image in pictures]
+        return predictor.run(tasks, max_new_tokens=60, **more)
+
+    held = found({"max_objects": 1})
+    assert [result.stop_reason for result in held] == ["eos"] * 4
+    assert not any(result.problems for result in held)
+    assert {label for result in held for label in result.labels} <= {"cat", "dog"}
+    assert {len(result) for result in held} == {1}
+    renamed = found({"labels": "any", "max_objects": 1})
+    assert {label for result in renamed for label in result.labels} - {"cat", "dog"}
+    free = found({}, constrained=False)
+    assert [result.text for result in free] == [
+        predictor.generate(image, task.of("cat ; dog").prompt(), max_new_tokens=60).text
+        for image in pictures
+    ]
+
+
+@pytest.mark.parametrize("method", ["detect", "segment"])
+def test_the_methods_that_find_things_hand_their_options_on(
+    predictor: Predictor, method: str
+) -> None:
+    find = getattr(predictor, method)
+    few = find(IMAGE, "cat", max_objects=1, max_new_tokens=80)
+    assert (len(few), few.stop_reason, few.problems) == (1, "eos", ())
+    assert few.labels == ("cat",)
+    other = find(IMAGE, "cat", labels="any", max_objects=1, max_new_tokens=80)
+    assert other.labels != ("cat",)
+    free = find(IMAGE, "cat", constrained=False, max_new_tokens=8)
+    assert free.text == predictor.generate(IMAGE, few.prompt, max_new_tokens=8).text
+    for options in ({"labels": "some"}, {"max_objects": 0}):
+        with pytest.raises(OptionError):
+            find(IMAGE, "cat", **options)
+
+
+def test_a_thing_named_like_a_place_is_the_error_of_its_row(predictor: Predictor) -> None:
+    tasks = [(IMAGE, DetectTask.of("<loc0001>")), (IMAGE, DetectTask.of("cat"))]
+    found = predictor.run(tasks, max_new_tokens=3, errors="return")
+    assert [type(result) for result in found] == [PromptError, Detections]
+
+
+def test_what_is_no_error_of_ours_is_raised(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prefill(*arguments: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(predictor.model, "prefill", prefill)
+    with pytest.raises(MemoryError, match="no room"):
+        predictor.run([(IMAGE, OcrTask())], errors="return")
+    with pytest.raises(MemoryError, match="no room"):
+        list(predictor.stream(IMAGE, "ocr"))
 
 
 def test_a_prompt_too_long_for_the_model_is_the_error_of_its_row_alone(
@@ -283,7 +433,7 @@ def test_a_bad_row_of_a_long_run_can_be_returned_instead_of_raised(predictor: Pr
         CheckpointError,
         Caption,
     ]
-    assert found[0] == bare.ocr(IMAGE, max_new_tokens=3)
+    assert found[0].token_ids == bare.ocr(IMAGE, max_new_tokens=3).token_ids
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         bare.run(tasks, max_new_tokens=3)
 
@@ -342,3 +492,13 @@ def test_info_says_what_was_loaded(predictor: Predictor) -> None:
     assert info["resolution"] == 30
     assert info["image_tokens"] == 25
     assert info["parameters"] == sum(p.numel() for p in predictor.model.parameters())
+    assert info["quantization"] is None
+    assert info["kernels"] == (None if (compiled := kernels()) is None else compiled.level)
+
+
+def test_info_counts_what_is_packed(tiny_tokenizer: Tokenizer) -> None:
+    plain = build_predictor(tiny_tokenizer)
+    model = accelerate(copy.deepcopy(plain.model).to(torch.bfloat16), "int4")
+    info = replace(plain, model=model).info()
+    assert info["parameters"] == plain.info()["parameters"]
+    assert (info["quantization"], info["dtype"]) == ("int4", "bfloat16")

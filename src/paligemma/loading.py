@@ -25,6 +25,7 @@ from paligemma.config import (
 )
 from paligemma.errors import OptionError, TokenizerError
 from paligemma.model.paligemma import PaliGemma
+from paligemma.native.library import kernels
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
 from paligemma.processor.inputs import ModelInputs
@@ -112,7 +113,7 @@ def load(
         note = _UNEQUAL_NOTE.format(tokenizer.vocab_size, config.decoder.vocab_size)
     codec = _find_mask_codec(folder, mask_codec)
     torch_dtype = choose_dtype(dtype, torch_device, folder, quantized)
-    packs = torch_dtype == torch.bfloat16 and torch_device.type == "cpu"
+    packs = torch_dtype == torch.bfloat16 and torch_device.type == "cpu" and kernels() is not None
     return Predictor(
         model=load_model(
             folder,

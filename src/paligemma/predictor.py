@@ -1,41 +1,33 @@
 """The whole way: picture and task in, typed result or text out.
 
-    picture + prompt -> processor -> model inputs -> engine -> token ids -> task -> result
+    picture + task -> prompt -> text engine -> token ids -> task -> result
 
 Knows every part and does none of their work; knows no files but the pictures it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
 from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
-from paligemma.engine.beam import beam_search
-from paligemma.engine.generate import GeneratedRow, generate_steps, row_limits
-from paligemma.engine.generate import generate as generate_rows
-from paligemma.engine.sampling import GREEDY, Sampling
+from paligemma.engine.generate import row_limits
+from paligemma.engine.image_cache import ImageCache
+from paligemma.engine.sampling import Sampling
 from paligemma.engine.score import score as score_rows
-from paligemma.errors import (
-    CheckpointError,
-    NumericalError,
-    OptionError,
-    PaliGemmaError,
-    PromptError,
-)
+from paligemma.errors import CheckpointError, OptionError, PaliGemmaError
 from paligemma.fused.accelerate import quantization_of
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.growing_text import GrowingText
-from paligemma.processor.image import ImageSource, LoadedImage
-from paligemma.processor.inputs import ModelInputs
-from paligemma.processor.processor import ExampleRow, Processor, PromptRow
+from paligemma.native.library import kernels
+from paligemma.processor.image import LoadedImage
+from paligemma.processor.processor import ExampleRow, Processor
 from paligemma.results import (
     Answer,
     BoxXyxy,
@@ -49,13 +41,20 @@ from paligemma.results import (
 from paligemma.tasks.answer import AnswerTask, QuestionTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import Task, TaskContext
+from paligemma.tasks.task import GuidedTask, Task, TaskContext
+from paligemma.text_engine import (
+    CONTEXT_LENGTH,
+    Decoding,
+    Picture,
+    TextEngine,
+    TextRow,
+    numerical_error,
+)
 
-Picture = ImageSource | LoadedImage
-"""A path, the bytes of a file, a PIL image, an array, or what `Processor.load` gave."""
 Pictures = Picture | list[Picture] | tuple[Picture, ...]
 """One picture, several (the frames of a clip, a pair to compare), or none: ()."""
 
@@ -66,7 +65,6 @@ ResultT = TypeVar("ResultT")
 MAX_BATCH_SIZE = 32
 MAX_NEW_TOKENS = 128
 MASK_CODEC_FILE = "mask_codec.npz"
-_CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
 
 # What an answer usually needs and some more; a model that knows when to stop ends before. An
 # object takes about 9 tokens in a list of boxes, 25 in a list of masks.
@@ -114,6 +112,12 @@ class Predictor:
     """The hub's commit."""
     note: str | None = None
     """One line that a person should read before trusting the results."""
+    image_cache_bytes: int = 256 * 2**20
+    """How much of what the model has seen is kept, so that further questions about a picture, in
+    later calls too, need not have it encoded again: 1.2 MB a picture for a 3B model at 224."""
+    _caches: dict[object, ImageCache] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     # Tasks
 
@@ -164,8 +168,7 @@ class Predictor:
         if isinstance(question, str):
             task = AnswerTask(question=question, language=language)
             return self._one(image, task, max_new_tokens)
-        picture = self._load(image)
-        tasks = [(picture, AnswerTask(question=q, language=language)) for q in question]
+        tasks = [(image, AnswerTask(question=q, language=language)) for q in question]
         return self.run(tasks, max_new_tokens=max_new_tokens)
 
     def question(
@@ -188,20 +191,36 @@ class Predictor:
         image: Picture,
         phrases: str | Sequence[str],
         *,
+        labels: LabelRule = "asked",
+        max_objects: int = MAX_OBJECTS,
+        constrained: bool = True,
         max_new_tokens: int | None = None,
     ) -> Detections:
-        """Boxes for named things: "cat ; dog" or ["cat", "dog"]."""
-        return self._one(image, DetectTask.of(phrases), max_new_tokens)
+        """Boxes for named things: "cat ; dog" or ["cat", "dog"].
+
+        The model is held to the form of a list: whole boxes, no box twice, at most `max_objects`,
+        and no labels but those asked for; with labels="any" whatever it calls what it finds.
+        With `constrained=False` it writes freely, and what is no object goes into `problems`.
+        """
+        task = DetectTask.of(phrases, labels=labels, max_objects=max_objects)
+        return self._one(image, task, max_new_tokens, constrained)
 
     def segment(
         self,
         image: Picture,
         phrases: str | Sequence[str],
         *,
+        labels: LabelRule = "asked",
+        max_objects: int = MAX_OBJECTS,
+        constrained: bool = True,
         max_new_tokens: int | None = None,
     ) -> Segments:
-        """Boxes and masks for named things. Raises CheckpointError without a mask codec."""
-        return self._one(image, SegmentTask.of(phrases), max_new_tokens)
+        """Boxes and masks for named things; options as for `detect`.
+
+        Raises CheckpointError without a mask codec.
+        """
+        task = SegmentTask.of(phrases, labels=labels, max_objects=max_objects)
+        return self._one(image, task, max_new_tokens, constrained)
 
     def caption_box(
         self, image: Picture, box_xyxy: BoxXyxy, *, max_new_tokens: int | None = None
@@ -220,6 +239,7 @@ class Predictor:
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int = 1,
+        constrained: bool = True,
         errors: Literal["raise"] = "raise",
     ) -> list[ResultT]: ...
     @overload
@@ -230,6 +250,7 @@ class Predictor:
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int = 1,
+        constrained: bool = True,
         errors: Literal["return"],
     ) -> list[ResultT | PaliGemmaError]: ...
     def run(
@@ -239,26 +260,41 @@ class Predictor:
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int = 1,
+        constrained: bool = True,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[ResultT] | list[ResultT | PaliGemmaError]:
-        """Many tasks on many pictures, `batch_size` at a time, results in the order given.
+        """Many tasks on many pictures, at most `batch_size` at a time, results in the order given.
 
         By default a batch has as many rows as fill 8192 positions, at most 32: 32 at 224 pixels,
-        8 at 448, 2 at 896. A large GPU takes more.
-        Tasks may be mixed. Neighbors that name the same picture (the same object or path) share
-        its encoding. With `errors="return"`, a picture that cannot be read, a prompt that does not
-        fit or a row that the model broke gives its error in its place, and the others their
-        results.
+        8 at 448, 2 at 896. A large GPU takes more. Tasks may be mixed; when one ends, the next
+        takes its place. A picture that several ask about is encoded once. `constrained` is for
+        tasks with a grammar, `detect` and `segment`; beams are not held to it.
+
+        With `errors="return"`, a picture that cannot be read, a prompt that does not fit or a row
+        that the model broke gives its error in its place, and the others their results.
 
         >>> predictor.run([("a.jpg", OcrTask()), ("b.jpg", DetectTask.of("cat"))])
         """
         batch_size = self._batch_size(batch_size, num_images=1)
-        encode = _Encoder(self.model)
-        results: list[ResultT | PaliGemmaError] = []
-        for start in range(0, len(tasks), batch_size):
-            chunk = tasks[start : start + batch_size]
-            results += self._run_batch(chunk, encode, max_new_tokens, num_beams, errors == "return")
-        return results
+        texts = self._texts
+        rows: list[TextRow | PaliGemmaError] = []
+        for image, task in tasks:
+            try:
+                rows.append(self._row(texts, image, task, max_new_tokens, constrained))
+            except PaliGemmaError as error:
+                rows.append(error)
+        results: list[ResultT | PaliGemmaError | None] = [None] * len(tasks)
+        for number, written in texts.run(rows, Decoding(num_beams=num_beams), batch_size):
+            if isinstance(written, PaliGemmaError):
+                if errors == "raise":
+                    raise written
+                results[number] = written
+                continue
+            context = TaskContext(transform=written.transforms[0], mask_codec=self.mask_codec)
+            results[number] = tasks[number][1].parse(
+                written.generation, self.processor.tokenizer, context
+            )
+        return cast("list[ResultT | PaliGemmaError]", results)
 
     # Prompts of one's own
 
@@ -315,9 +351,8 @@ class Predictor:
         'a cat on a sofa'
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        loaded = self._load_all(images)
         generations = self.generate_batch(
-            [(loaded, p) for p in prompts],
+            [(images, p) for p in prompts],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -344,29 +379,20 @@ class Predictor:
         """As `generate`, for pairs of pictures and prompt. Raises the first row's error."""
         num_images = max((len(_as_tuple(images)) for images, _ in rows), default=1)
         batch_size = self._batch_size(batch_size, num_images)
-        decoding = _Decoding(
+        decoding = Decoding(
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
             num_beams=num_beams,
-            stop=_checked_stop(stop),
+            stop=stop,
         )
-        encode = _Encoder(self.model)
-        generations: list[Generation] = []
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            album = _Album(self._load)
-            prompt_rows = [
-                PromptRow(prompt=prompt, images=tuple(map(album.add, _as_tuple(images))))
-                for images, prompt in chunk
-            ]
-            limits = row_limits(max_new_tokens, len(chunk))
-            numbers = range(start, start + len(chunk))
-            for made in self._generate(
-                prompt_rows, album.pictures, encode, limits, decoding, numbers
-            ):
-                if isinstance(made, PaliGemmaError):
-                    raise made
-                generations.append(made)
-        return generations
+        (limit,) = row_limits(max_new_tokens, 1)
+        texts = self._texts
+        built = [texts.build_row(prompt, _as_tuple(images), limit) for images, prompt in rows]
+        generations: dict[int, Generation] = {}
+        for number, written in texts.run(built, decoding, batch_size):
+            if isinstance(written, PaliGemmaError):
+                raise written
+            generations[number] = written.generation
+        return [generations[number] for number in range(len(rows))]
 
     def stream(
         self,
@@ -385,30 +411,13 @@ class Predictor:
         A piece is never taken back: the beginning of what may become a stop string is held until
         it is clear that it does not.
         """
-        pictures = [self._load(image) for image in _as_tuple(images)]
-        row = PromptRow(prompt=prompt, images=tuple(range(len(pictures))))
-        inputs = self.processor.prefix_inputs([row], pictures)
-        self._check_length(inputs, row_limits(max_new_tokens, 1))
-        text = GrowingText(self.processor.tokenizer, _checked_stop(stop))
-        steps = generate_steps(
-            self.model,
-            inputs,
-            max_new_tokens=max_new_tokens,
-            eos_id=self.processor.tokenizer.eos_id,
+        decoding = Decoding(
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            should_stop=lambda _, token_ids: text.push(token_ids[-1]),
+            stop=stop,
         )
-
-        def pieces() -> Iterator[str]:
-            for step in steps:
-                if step.stop_reason == "numerical_error":
-                    raise _numerical_error()
-                if piece := text.take():
-                    yield piece
-            if piece := text.take_rest():
-                yield piece
-
-        return pieces()
+        (limit,) = row_limits(max_new_tokens, 1)
+        texts = self._texts
+        return texts.stream(texts.build_row(prompt, _as_tuple(images), limit), decoding)
 
     @overload
     def score(self, images: Pictures, prompt: str, suffix: str) -> Score: ...
@@ -425,7 +434,7 @@ class Predictor:
         pictures = [self._load(image) for image in _as_tuple(images)]
         places = tuple(range(len(pictures)))
         batch_size = self._batch_size(None, len(pictures))
-        encode = _Encoder(self.model)
+        texts = self._texts
         scores: list[Score] = []
         for start in range(0, len(suffixes), batch_size):
             rows = [
@@ -433,11 +442,11 @@ class Predictor:
                 for text in suffixes[start : start + batch_size]
             ]
             inputs = self.processor.example_inputs(rows, pictures)
-            self._check_length(inputs, [0] * len(rows))
-            image_tokens = encode(pictures, inputs.pixel_values)
+            texts.check_length(inputs.token_ids.shape[1])
+            image_tokens = texts.image_tokens(inputs.pixel_values)
             for row in score_rows(self.model, inputs, image_tokens=image_tokens):
                 if not np.isfinite(row.logprobs).all():
-                    raise _numerical_error()
+                    raise numerical_error()
                 scores.append(Score(token_ids=row.token_ids, logprobs=row.logprobs))
         return scores[0] if isinstance(suffix, str) else scores
 
@@ -446,12 +455,12 @@ class Predictor:
 
         float32[256, 2304] for PaliGemma 2 3B at 224 pixels.
         """
-        pixel_values = self.processor.pixel_values([self._load(image)]).to(self.model.device)
-        with torch.inference_mode():
-            tokens = self.model.embed_images(pixel_values)[0].float().cpu().numpy()
-        if not np.isfinite(tokens).all():
-            raise _numerical_error()
-        return cast("npt.NDArray[np.float32]", tokens)
+        image_tokens = self._texts.image_tokens(self.processor.pixel_values([self._load(image)]))
+        assert image_tokens is not None
+        found = image_tokens[0].float().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise numerical_error()
+        return cast("npt.NDArray[np.float32]", found)
 
     # The model itself
 
@@ -479,6 +488,7 @@ class Predictor:
             "parameters": count_parameters(config),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantization": quantization_of(self.model),
+            "kernels": compiled.level if (compiled := kernels()) is not None else None,
             "device": str(self.model.device),
             "resolution": config.vision.resolution,
             "image_tokens": config.vision.num_image_tokens,
@@ -494,17 +504,33 @@ class Predictor:
     def _load(self, image: Picture) -> LoadedImage:
         return image if isinstance(image, LoadedImage) else self.processor.load(image)
 
-    def _load_all(self, images: Pictures) -> tuple[LoadedImage, ...]:
-        return tuple(self._load(image) for image in _as_tuple(images))
+    @property
+    def _texts(self) -> TextEngine:
+        """The text engine, with image tokens that the weights as they are now have made."""
+        encoder = (self.model.vision_encoder, self.model.projector)
+        weights = [w for part in encoder for w in (*part.parameters(), *part.buffers())]
+        # Each change in place counts as a version, so that a step of training shows.
+        made_by = (self.model.dtype, *((w.data_ptr(), _version(w)) for w in weights))
+        if made_by not in self._caches:
+            self._caches.clear()
+        cache = self._caches.setdefault(made_by, ImageCache(self.image_cache_bytes))
+        return TextEngine(model=self.model, processor=self.processor, image_cache=cache)
 
-    def _one(self, image: Picture, task: Task[ResultT], max_new_tokens: int | None) -> ResultT:
-        return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
+    def _one(
+        self,
+        image: Picture,
+        task: Task[ResultT],
+        max_new_tokens: int | None,
+        constrained: bool = True,
+    ) -> ResultT:
+        tasks = [(image, task)]
+        return self.run(tasks, max_new_tokens=max_new_tokens, constrained=constrained)[0]
 
     def _batch_size(self, batch_size: int | None, num_images: int) -> int:
         """Rows at once. The memory that attention takes grows with the square of a row."""
         if batch_size is None:
             row = self.processor.num_image_tokens * max(1, num_images)
-            return min(MAX_BATCH_SIZE, max(1, _CONTEXT_LENGTH // row))
+            return min(MAX_BATCH_SIZE, max(1, CONTEXT_LENGTH // row))
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(
                 f"batch_size is {batch_size!r}; it must be a whole number of at least 1."
@@ -517,50 +543,20 @@ class Predictor:
             limit = _DESCRIBE_MAX_NEW_TOKENS
         return min(limit, self.text_length or limit)
 
-    def _run_batch(
+    def _row(
         self,
-        chunk: Sequence[tuple[Picture, Task[ResultT]]],
-        encode: _Encoder,
+        texts: TextEngine,
+        image: Picture,
+        task: Task[Any],
         max_new_tokens: int | None,
-        num_beams: int,
-        return_errors: bool,
-    ) -> list[ResultT | PaliGemmaError]:
-        album = _Album(self._load)
-        results: list[ResultT | PaliGemmaError | None] = [None] * len(chunk)
-        rows: dict[int, PromptRow] = {}
-        limits: list[int] = []
-        for number, (image, task) in enumerate(chunk):
-            try:
-                self._check_codec(task)
-                wanted = self._limit(task) if max_new_tokens is None else max_new_tokens
-                (limit,) = row_limits(wanted, 1)
-                # Checked alone, so that a prompt that does not fit is its own row's error.
-                row = PromptRow(prompt=task.prompt(), images=())
-                inputs = self.processor.prefix_inputs([row], [])
-                self._check_length(inputs, [self.processor.num_image_tokens + limit])
-                rows[number] = replace(row, images=(album.add(image),))
-                limits.append(limit)
-            except PaliGemmaError as error:
-                if not return_errors:
-                    raise
-                results[number] = error
-        decoding = _Decoding(num_beams=num_beams)
-        made = self._generate(
-            list(rows.values()), album.pictures, encode, limits, decoding, list(rows)
-        )
-        for (number, row), generation in zip(rows.items(), made, strict=True):
-            if isinstance(generation, PaliGemmaError):
-                if not return_errors:
-                    raise generation
-                results[number] = generation
-                continue
-            context = TaskContext(
-                transform=self.processor.transform(album.pictures[row.images[0]]),
-                mask_codec=self.mask_codec,
-            )
-            tokenizer = self.processor.tokenizer
-            results[number] = chunk[number][1].parse(generation, tokenizer, context)
-        return cast("list[ResultT | PaliGemmaError]", results)
+        constrained: bool,
+    ) -> TextRow:
+        self._check_codec(task)
+        (limit,) = row_limits(self._limit(task) if max_new_tokens is None else max_new_tokens, 1)
+        grammar = None
+        if constrained and isinstance(task, GuidedTask):
+            grammar = task.grammar(self.processor.tokenizer)
+        return texts.build_row(task.prompt(), (image,), limit, grammar)
 
     def _check_codec(self, task: Task[Any]) -> None:
         if isinstance(task, SegmentTask) and self.mask_codec is None:
@@ -571,150 +567,10 @@ class Predictor:
                 "Boxes alone need none: detect()."
             )
 
-    def _check_length(self, inputs: ModelInputs, num_more: Sequence[int]) -> None:
-        """Each row and what is to come after it must fit."""
-        for found, more in zip(inputs.input_mask.sum(dim=1).tolist(), num_more, strict=True):
-            if found + more > _CONTEXT_LENGTH:
-                raise PromptError(
-                    f"Pictures, prompt and answer may take {found + more} positions; the model "
-                    f"was made for {_CONTEXT_LENGTH}. A picture takes "
-                    f"{self.processor.num_image_tokens}. Give fewer pictures, a shorter prompt or "
-                    "a smaller max_new_tokens."
-                )
 
-    def _generate(
-        self,
-        rows: Sequence[PromptRow],
-        pictures: Sequence[LoadedImage],
-        encode: _Encoder,
-        limits: Sequence[int],
-        decoding: _Decoding,
-        row_numbers: Sequence[int],
-    ) -> list[Generation | NumericalError]:
-        """One batch. A row of broken logits gives its error, the others their texts."""
-        if not rows:
-            return []
-        tokenizer = self.processor.tokenizer
-        inputs = self.processor.prefix_inputs(rows, pictures)
-        self._check_length(inputs, limits)
-        image_tokens = encode(pictures, inputs.pixel_values)
-        texts = [GrowingText(tokenizer, decoding.stop) for _ in rows]
-        if decoding.num_beams == 1:
-            made = generate_rows(
-                self.model,
-                inputs,
-                max_new_tokens=limits,
-                eos_id=tokenizer.eos_id,
-                sampler=decoding.sampler,
-                row_numbers=row_numbers,
-                should_stop=lambda row, token_ids: texts[row].push(token_ids[-1]),
-                image_tokens=image_tokens,
-            )
-        else:
-            made = self._search(inputs, limits, decoding, image_tokens)
-            for text, row in zip(texts, made, strict=True):
-                for token_id in row.token_ids:
-                    if token_id != tokenizer.eos_id:
-                        text.push(token_id)
-        return [_to_generation(row, text) for row, text in zip(made, texts, strict=True)]
-
-    def _search(
-        self,
-        inputs: ModelInputs,
-        limits: Sequence[int],
-        decoding: _Decoding,
-        image_tokens: torch.Tensor | None,
-    ) -> list[GeneratedRow]:
-        if decoding.sampler.temperature != 0 or decoding.stop:
-            raise OptionError(
-                f"num_beams is {decoding.num_beams}: beam search takes neither a temperature nor "
-                "stop strings. Use num_beams=1, or leave those out."
-            )
-        return beam_search(
-            self.model,
-            inputs,
-            beam_size=decoding.num_beams,
-            max_new_tokens=limits,
-            eos_id=self.processor.tokenizer.eos_id,
-            image_tokens=image_tokens,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Decoding:
-    """How tokens are chosen, and what ends a text."""
-
-    sampler: Sampling = GREEDY
-    num_beams: int = 1
-    stop: tuple[str, ...] = ()
-
-
-class _Encoder:
-    """Image tokens of pictures; those of the batch before are not made again."""
-
-    def __init__(self, model: PaliGemma) -> None:
-        self._model = model
-        self._known: dict[LoadedImage, torch.Tensor] = {}
-
-    def __call__(
-        self, pictures: Sequence[LoadedImage], pixel_values: torch.Tensor
-    ) -> torch.Tensor | None:
-        """float32[I, 3, R, R] -> float[I, P, D], or None without pictures."""
-        if not pictures:
-            return None
-        new = [place for place, picture in enumerate(pictures) if picture not in self._known]
-        made: dict[LoadedImage, torch.Tensor] = {}
-        if new:
-            with torch.inference_mode():
-                tokens = self._model.embed_images(pixel_values[new].to(self._model.device))
-            made = {pictures[place]: row for place, row in zip(new, tokens, strict=True)}
-        known = self._known | made
-        self._known = {picture: known[picture] for picture in pictures}
-        return torch.stack([self._known[picture] for picture in pictures])
-
-
-class _Album:
-    """The pictures of one batch, each once."""
-
-    def __init__(self, load: Callable[[Picture], LoadedImage]) -> None:
-        self._load = load
-        self._places: dict[object, int] = {}
-        self._sources: list[Picture] = []  # kept, so that no other object gets the same id()
-        self.pictures: list[LoadedImage] = []
-
-    def add(self, source: Picture) -> int:
-        """The place of the picture in `pictures`."""
-        key = source if isinstance(source, str | Path) else id(source)
-        if key not in self._places:
-            self.pictures.append(self._load(source))
-            self._sources.append(source)
-            self._places[key] = len(self.pictures) - 1
-        return self._places[key]
-
-
-def _to_generation(row: GeneratedRow, text: GrowingText) -> Generation | NumericalError:
-    if row.stop_reason == "numerical_error":
-        return _numerical_error()
-    return Generation(
-        text=text.take_rest(),
-        token_ids=row.token_ids,
-        logprobs=row.logprobs,
-        stop_reason=row.stop_reason,
-    )
-
-
-def _numerical_error() -> NumericalError:
-    return NumericalError(
-        "The model gave NaN or infinity, so there is no answer. Load it with dtype='float32'; "
-        "float16 is too narrow for it. If that does not help, its weights are damaged."
-    )
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
 
 
 def _as_tuple(images: Pictures) -> tuple[Picture, ...]:
     return tuple(images) if isinstance(images, list | tuple) else (images,)
-
-
-def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
-        raise OptionError(f"stop is {stop!r}; it must be a list of texts that are not empty.")
-    return tuple(stop)

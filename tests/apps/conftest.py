@@ -72,7 +72,7 @@ class StandIn:
         return Answer(text="blue", question=question, **WORDS)
 
     def detect(self, image: Any, phrases: str, **options: Any) -> Detections:
-        self.asked.append(("detect", phrases, image.name))
+        self.asked.append(("detect", phrases, image.name, options))
         boxes = [("wall", 0.9, (0.0, 0.0, 40.0, 20.0)), ("dog", 0.2, (1.0, 2.0, 9.0, 8.0))]
         found = tuple(
             Detection(
@@ -88,6 +88,7 @@ class StandIn:
         return Detections(objects=found, **self._search(phrases))
 
     def segment(self, image: Any, phrases: str, **options: Any) -> Segments:
+        self.asked.append(("segment", phrases, image.name, options))
         mask = np.zeros((20, 40), np.bool_)
         mask[5:10, 5:15] = True
         found = Segment(

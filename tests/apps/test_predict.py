@@ -83,6 +83,16 @@ def test_objects_below_the_least_score_are_left_out(run, picture, stand_in):
     assert made["result"]["missing"] == ["dog"]
 
 
+@pytest.mark.parametrize("command", ["detect", "segment"])
+def test_what_a_list_may_hold_is_handed_on_where_it_was_given(command, run, picture, stand_in):
+    run(command, picture, "wall")
+    run(command, picture, "wall", "--any-label", "--max-objects", "3", "--max-new-tokens", "9")
+    asked = (command, "wall", "blue.jpg")
+    options = {"labels": "any", "max_objects": 3, "max_new_tokens": 9}
+    assert stand_in.asked == [(*asked, {}), (*asked, options)]
+    assert run(command, picture, "wall", "--max-objects", "0").code == 2
+
+
 @pytest.mark.parametrize("command", ["ask", "detect", "segment", "generate"])
 def test_a_missing_prompt_is_named(command, run, picture, no_model):
     ran = run(command, picture, picture)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paligemma.engine import engine as engine_module
 from paligemma.engine.engine import Engine, Event, FinishedRequest
-from paligemma.engine.image_cache import KeyedImage
+from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request
 from paligemma.engine.sampling import Sampling
 from paligemma.errors import BusyError, InputError, OptionError, PromptError
@@ -137,6 +137,14 @@ def test_a_picture_seen_before_is_not_encoded_again_and_changes_nothing(
     assert model.kinds()["vision"] == 6
 
 
+def test_engines_of_one_model_may_share_what_was_encoded(model: WatchedModel) -> None:
+    cache = ImageCache(10**6)
+    requests = build(model, [Row()])
+    first = engine_of(model, image_cache=cache).run(requests)
+    assert all(map(close, engine_of(model, image_cache=cache).run(requests), first))
+    assert model.kinds()["vision"] == 1
+
+
 def test_equal_pictures_from_different_callers_are_one(model: WatchedModel) -> None:
     requests = [build(model, [Row()])[0] for _ in range(3)]
     assert len({id(request.images[0]) for request in requests}) == 3
@@ -209,11 +217,21 @@ def test_a_request_can_be_cancelled_while_it_waits_and_while_it_runs(model: Watc
     ends = {e.request_id: e for e in steps[-1] if e.stop_reason == "cancelled"}
     assert ends.keys() == {ids[0], ids[3]}
     found = by_request(steps + finish(engine))
-    assert [e.token_id for e in found[ids[0]]] == [*expected[0].token_ids[:3], None]
+    assert [e.token_id for e in found[ids[0]]] == [*expected[0].token_ids[:2], None]
     assert [e.token_id for e in found[ids[3]]] == [None]
     for place in (1, 2):
         assert tuple(e.token_id for e in found[ids[place]]) == expected[place].token_ids
     assert not engine.cancel(ids[0])
+
+
+def test_a_first_token_is_told_before_a_second_is_made(model: WatchedModel) -> None:
+    engine = engine_of(model)
+    engine.add(texts(model, 1)[0])
+    assert [event.token_id is None for event in engine.step()] == [False]
+    assert model.kinds() == {"prefill": 1}
+    engine.add(texts(model, 1)[0])
+    # Who is running already does not wait for the other's prefill.
+    assert [event.request_id for event in engine.step()] == [1, 0, 1]
 
 
 def test_a_callback_may_cancel_another_request(model: WatchedModel) -> None:
@@ -246,7 +264,7 @@ def test_a_deadline_ends_a_waiting_and_a_running_request(model: WatchedModel) ->
     found = by_request(steps)
     assert [e.stop_reason for e in found[1]] == ["expired"]
     assert found[0][-1].stop_reason == "expired"
-    assert len(found[0]) == 5  # two tokens in the first step, one in each of two more, the end
+    assert len(found[0]) == 4  # a token in each of three steps, the end
     assert found[2][-1].stop_reason == "length"
     assert not engine.has_work
 
@@ -487,7 +505,7 @@ def test_no_memory_for_choosing_tokens_is_no_other_case(
     ]
     expected = engine_of(model).run(requests)
     sound_rows = engine_module.sound_rows
-    now_and_then = OnCall(torch.OutOfMemoryError("full"), 1, 4, 9)
+    now_and_then = OnCall(torch.OutOfMemoryError("full"), 1, 4, 12)
 
     def after_all_was_drawn(*args: Any) -> list[bool]:
         now_and_then(None)
@@ -495,7 +513,7 @@ def test_no_memory_for_choosing_tokens_is_no_other_case(
 
     monkeypatch.setattr(engine_module, "sound_rows", after_all_was_drawn)
     assert all(map(close, engine_of(model).run(requests), expected))
-    assert now_and_then.num_calls > 9
+    assert now_and_then.num_calls > 12
 
 
 def test_a_row_is_put_back_once_and_then_fails_with_what_it_had(model: WatchedModel) -> None:

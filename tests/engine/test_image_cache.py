@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from paligemma.engine.image_cache import ImageCache, KeyedImage, image_key
 from paligemma.errors import OptionError
+from tests.tiny import Row, tiny_inputs, tiny_model
 
 PIXELS = torch.rand(3, 6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -95,6 +99,48 @@ def test_kept_tokens_do_not_hold_the_batch_they_came_from() -> None:
     kept = cache.get("a")
     assert kept.untyped_storage().nbytes() == 40
     assert torch.equal(kept, tokens(1))
+
+
+def test_only_pictures_that_are_not_kept_are_encoded() -> None:
+    model = tiny_model()
+    pixels = tiny_inputs(model.config, [Row(images=(0, 1, 2))]).pixel_values
+    images = [KeyedImage(pixel_values=one) for one in pixels]
+    counts: list[int] = []
+    model.vision_encoder.register_forward_hook(lambda *call: counts.append(len(call[2])))
+    cache = ImageCache(max_bytes=2 * 25 * model.config.decoder.width * 4)
+    with torch.inference_mode():
+        first = cache.encode([images[0], images[0]], model)
+        found = cache.encode([images[2], images[0], images[1]], model)
+        expected = model.embed_images(pixels)
+    assert counts == [1, 2, 3]
+    assert torch.allclose(first, expected[[0, 0]], atol=1e-5)
+    assert torch.allclose(found, expected[[2, 0, 1]], atol=1e-5)
+    assert len(cache) == 2
+
+
+def test_a_cache_serves_threads_at_once_and_never_grows_too_large() -> None:
+    cache = ImageCache(max_bytes=120)
+
+    def work(start: int) -> bool:
+        for number in range(start, start + 500):
+            cache.put(str(number % 7), tokens(number % 7))
+            found = cache.get(str(number % 5))
+            if found is not None and not (found == number % 5).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(8)))
+    assert cache.num_bytes == 120
+    assert len(cache) == 3
+
+
+def test_a_copy_begins_empty() -> None:
+    cache = ImageCache(max_bytes=120)
+    cache.put("a", tokens(1))
+    copied = copy.deepcopy(cache)
+    assert (len(copied), copied.num_bytes, copied.max_bytes) == (0, 0, 120)
+    assert len(cache) == 1
 
 
 @pytest.mark.parametrize("max_bytes", [-1, 1.5, True, None, "1"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,8 +43,12 @@ class Oracle:
     codes: SegCodes
     name: str = "oracle"
     mute: bool = False
+    constrained: list[bool] = field(default_factory=list)
 
-    def run(self, tasks: Sequence[tuple[LoadedImage, Task[Any]]]) -> list[Any]:
+    def run(
+        self, tasks: Sequence[tuple[LoadedImage, Task[Any]]], *, constrained: bool
+    ) -> list[Any]:
+        self.constrained.append(constrained)
         return [self._answer(image, task) for image, task in tasks]
 
     def _answer(self, image: LoadedImage, task: Task[Any]) -> Any:
@@ -88,12 +92,14 @@ def test_the_truth_gets_full_marks(oracle: Oracle) -> None:
     # The masks themselves are as good as a codec of forty steps.
     assert 0.4 < scores["mask_iou"] < 1.0
     assert seen == [(32, 40), (40, 40)]
+    assert oracle.constrained == [True, True]  # one call for all tasks of a batch of scenes
     assert [record["index"] for record in scores["records"]] == list(range(40))
 
 
 def test_silence_gets_none(oracle: Oracle) -> None:
     silent = Oracle(oracle.tokenizer, oracle.codec, oracle.codes, mute=True)
-    scores = evaluate(silent, scenes=8, seed=SEED)  # type: ignore[arg-type]
+    scores = evaluate(silent, scenes=8, seed=SEED, constrained=False)  # type: ignore[arg-type]
+    assert silent.constrained == [False]
     assert (scores["map50"], scores["count"], scores["ocr_exact"]) == (0.0, 0.0, 0.0)
     assert (scores["mask_iou"], scores["matched_masks"]) == (None, 0.0)
 

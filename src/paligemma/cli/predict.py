@@ -100,6 +100,15 @@ Draw = Annotated[
 MinScore = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Leave out what scores lower than this.")
 ]
+AnyLabel = Annotated[
+    bool,
+    typer.Option(
+        "--any-label", help="Take whatever names the model gives, not only those asked for."
+    ),
+]
+MaxObjects = Annotated[
+    int | None, typer.Option(min=1, help="End after this many objects.", show_default="100")
+]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -164,30 +173,44 @@ def ocr(images: Images, *, options: Options) -> None:
 
 @with_options
 def detect(
-    words: ImagesAndPrompt, *, draw: Draw = None, min_score: MinScore = 0.0, options: Options
+    words: ImagesAndPrompt,
+    *,
+    draw: Draw = None,
+    min_score: MinScore = 0.0,
+    any_label: AnyLabel = False,
+    max_objects: MaxObjects = None,
+    options: Options,
 ) -> None:
     """Find boxes of things, such as "dog ; key"."""
     images, things = _split(words, "detect")
+    settings = _search(any_label, max_objects) | _limit(options)
     _each(
         "detect",
         images,
         options,
-        lambda p, image: p.detect(image, things, **_limit(options)).filter(min_score),
+        lambda p, image: p.detect(image, things, **settings).filter(min_score),
         draw,
     )
 
 
 @with_options
 def segment(
-    words: ImagesAndPrompt, *, draw: Draw = None, min_score: MinScore = 0.0, options: Options
+    words: ImagesAndPrompt,
+    *,
+    draw: Draw = None,
+    min_score: MinScore = 0.0,
+    any_label: AnyLabel = False,
+    max_objects: MaxObjects = None,
+    options: Options,
 ) -> None:
     """Find outlines of things, such as "dog ; key"."""
     images, things = _split(words, "segment")
+    settings = _search(any_label, max_objects) | _limit(options)
     _each(
         "segment",
         images,
         options,
-        lambda p, image: p.segment(image, things, **_limit(options)).filter(min_score),
+        lambda p, image: p.segment(image, things, **settings).filter(min_score),
         draw,
     )
 
@@ -271,6 +294,12 @@ def _split(words: Sequence[str], command: str) -> tuple[list[str], str]:
 def _limit(options: Options) -> dict[str, Any]:
     """The length of the answer where it was given; each task has its own otherwise."""
     return {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+
+
+def _search(any_label: bool, max_objects: int | None) -> dict[str, Any]:
+    """What a list may hold, where that was given."""
+    given = {"labels": "any"} if any_label else {}
+    return given if max_objects is None else {**given, "max_objects": max_objects}
 
 
 def _each(

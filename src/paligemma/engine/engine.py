@@ -71,7 +71,8 @@ class Engine:
     `kv_cache_bytes` there are as many rows as fit into that, if fewer. `max_queued` requests may
     wait. A group of prefixes takes at most `max_prefill_positions`, pads counted: the memory that
     attention takes grows with it, and running requests wait while it is computed. Image tokens of
-    pictures seen before are kept up to `image_cache_bytes`.
+    pictures seen before are kept up to `image_cache_bytes`, or in an `image_cache` that other
+    engines of this model share.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Engine:
         max_rows: int = 32,
         kv_cache_bytes: int | None = None,
         image_cache_bytes: int = 256 * 2**20,
+        image_cache: ImageCache | None = None,
         max_queued: int = 1024,
         max_prefill_positions: int = 8192,
         clock: Callable[[], float] = time.monotonic,
@@ -105,7 +107,7 @@ class Engine:
         self.model = model
         self.num_positions = num_positions
         self._clock = clock
-        self._images = ImageCache(image_cache_bytes)
+        self._images = ImageCache(image_cache_bytes) if image_cache is None else image_cache
         self._scheduler = Scheduler(
             max_rows=max_rows,
             max_queued=max_queued,
@@ -251,9 +253,11 @@ class Engine:
         self._end_cancelled_and_late()
         if (row := self._scheduler.row_to_give_back()) is not None:
             self._scheduler.put_back([self._free(row)])
+        has_running = bool(self._scheduler.running)
         if group := self._scheduler.next_group():
             self._prefill(group)
-        if self._scheduler.running:
+        # When all are new, nobody waits for a decode step: their first tokens are told at once.
+        if has_running:
             self._decode()
         events, self._events = self._events, []
         for event in events:
@@ -331,15 +335,9 @@ class Engine:
                 tuple(places[image.key] for image in state.request.images) for state in group
             ),
         ).to(self.model.device)
-        known = {key: self._images.get(key) for key in images}
-        if new := [key for key, image_tokens in known.items() if image_tokens is None]:
-            pixel_values = torch.stack([images[key].pixel_values for key in new])
-            encoded = self.model.embed_images(pixel_values.to(self.model.device))
-            for key, image_tokens in zip(new, encoded, strict=True):
-                known[key] = image_tokens
-                self._images.put(key, image_tokens)
-        rows = [image_tokens for image_tokens in known.values() if image_tokens is not None]
-        return inputs, torch.stack(rows) if rows else None
+        if not images:
+            return inputs, None
+        return inputs, self._images.encode(list(images.values()), self.model)
 
     def _decode(self) -> None:
         running = self._scheduler.running

@@ -7,15 +7,18 @@ image tokens do not. Knows tensors and their bytes; knows no files and no prompt
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from paligemma.errors import OptionError
+from paligemma.model.paligemma import PaliGemma
 
-# R resolution, P image tokens, D decoder width
+# I pictures, R resolution, P image tokens, D decoder width
 
 
 def image_key(pixel_values: Tensor, **options: str | int | float | bool | None) -> str:
@@ -58,7 +61,8 @@ class KeyedImage:
 class ImageCache:
     """Image tokens float[P, D] by key, at most `max_bytes` of them; the longest unused go first.
 
-    Tokens with NaN or infinity are never kept.
+    Tokens with NaN or infinity are never kept. Several engines may share a cache, in any threads,
+    as long as they have one model.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -70,26 +74,46 @@ class ImageCache:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._tokens: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ImageCache], tuple[int]]:
+        # A lock has no copy; a copied cache begins empty.
+        return ImageCache, (self.max_bytes,)
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def get(self, key: str) -> Tensor | None:
         """The image tokens float[P, D] of that key, or None; they count as used now."""
-        if key not in self._tokens:
-            return None
-        self._tokens.move_to_end(key)
-        return self._tokens[key]
+        with self._lock:
+            if key not in self._tokens:
+                return None
+            self._tokens.move_to_end(key)
+            return self._tokens[key]
 
     def put(self, key: str, image_tokens: Tensor) -> None:
         """Keep a copy of float[P, D], unless it has broken numbers or is too large."""
         if image_tokens.nbytes > self.max_bytes or not bool(image_tokens.isfinite().all()):
             return
-        if (old := self._tokens.pop(key, None)) is not None:
-            self.num_bytes -= old.nbytes
         # A copy: a row of a batch would keep the whole batch in memory.
-        self._tokens[key] = image_tokens.clone(memory_format=torch.contiguous_format)
-        self.num_bytes += image_tokens.nbytes
-        while self.num_bytes > self.max_bytes:
-            _, oldest = self._tokens.popitem(last=False)
-            self.num_bytes -= oldest.nbytes
+        kept = image_tokens.clone(memory_format=torch.contiguous_format)
+        with self._lock:
+            if (old := self._tokens.pop(key, None)) is not None:
+                self.num_bytes -= old.nbytes
+            self._tokens[key] = kept
+            self.num_bytes += kept.nbytes
+            while self.num_bytes > self.max_bytes:
+                _, oldest = self._tokens.popitem(last=False)
+                self.num_bytes -= oldest.nbytes
+
+    def encode(self, images: Sequence[KeyedImage], model: PaliGemma) -> Tensor:
+        """float[I, P, D] of at least one picture; the model encodes those that are not kept."""
+        known = {image.key: self.get(image.key) for image in images}
+        if new := {image.key: image for image in images if known[image.key] is None}:
+            pixel_values = torch.stack([image.pixel_values for image in new.values()])
+            encoded = model.embed_images(pixel_values.to(model.device))
+            for key, image_tokens in zip(new, encoded, strict=True):
+                self.put(key, image_tokens)
+                known[key] = image_tokens
+        rows = [known[image.key] for image in images]
+        return torch.stack([row for row in rows if row is not None])

@@ -37,6 +37,7 @@ from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import Task
 
 _CHUNK = 32
 
@@ -46,10 +47,13 @@ def evaluate(
     scenes: int = 500,
     seed: int = 7,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    constrained: bool = True,
 ) -> dict[str, Any]:
     """Scores of a model on test scenes 0..scenes-1 of `seed`, as plain JSON values.
 
-    `on_progress` is called with (scenes done, scenes in all).
+    `on_progress` is called with (scenes done, scenes in all). `constrained=False` lets the model
+    write its lists of objects freely, to see how well it keeps their form by itself.
     """
     if scenes < 1:
         raise OptionError(f"{scenes} scenes were asked for; the evaluation needs at least 1.")
@@ -59,7 +63,7 @@ def evaluate(
     mask_ious: list[float] = []
     for start in range(0, scenes, _CHUNK):
         batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
-        for scene, answers in zip(batch, _predict(predictor, batch), strict=True):
+        for scene, answers in zip(batch, _predict(predictor, batch, constrained), strict=True):
             records.append(_record(scene, answers))
             guess, truth = _labeled(answers["detect"]), _true_boxes(scene)
             predicted.append(guess)
@@ -89,38 +93,48 @@ def evaluate(
     }
 
 
-def _predict(predictor: Predictor, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
-    """All answers about each scene, one task for the whole batch after the other."""
-    pictures = [
-        LoadedImage(rgb=Image.fromarray(scene.draw(RESOLUTION)), name=f"scene {scene.index}")
-        for scene in scenes
+def _predict(
+    predictor: Predictor, scenes: Sequence[Scene], constrained: bool
+) -> list[dict[str, Any]]:
+    """All answers about each scene."""
+    asked: list[tuple[int, LoadedImage, Task[Any]]] = []
+    for number, scene in enumerate(scenes):
+        picture = LoadedImage(
+            rgb=Image.fromarray(scene.draw(RESOLUTION)), name=f"scene {scene.index}"
+        )
+        asked += [(number, picture, task) for task in _tasks(scene)]
+    results = predictor.run(
+        [(picture, task) for _, picture, task in asked], constrained=constrained
+    )
+    answers: list[dict[str, Any]] = [
+        {"captions": {}, "counts": [], "detect": None, "segment": None} for _ in scenes
     ]
-    answers: list[dict[str, Any]] = [{} for _ in scenes]
-    for code in language.LANGUAGES:
-        captions = predictor.run([(picture, CaptionTask(language=code)) for picture in pictures])
-        for answer, caption in zip(answers, captions, strict=True):
-            answer.setdefault("captions", {})[code] = caption.text
-    readings = predictor.run([(picture, OcrTask()) for picture in pictures])
-    for answer, reading in zip(answers, readings, strict=True):
-        answer["ocr"] = reading.text
-    questions = [
-        (i, AnswerTask(question=language.ask_count(kind, 0, "en")[0], language="en"))
-        for i, scene in enumerate(scenes)
-        for kind, _ in _counted_kinds(scene)
-    ]
-    replies = predictor.run([(pictures[i], task) for i, task in questions])
-    for (i, _), reply in zip(questions, replies, strict=True):
-        answers[i].setdefault("counts", []).append(reply.text)
-    asked = [i for i, scene in enumerate(scenes) if scene.objects]
-    phrases = {
-        i: [language.KINDS[kind].name for kind, _ in SceneTexts(scenes[i]).counts] for i in asked
-    }
-    boxes = predictor.run([(pictures[i], DetectTask.of(phrases[i])) for i in asked])
-    masks = predictor.run([(pictures[i], SegmentTask.of(phrases[i])) for i in asked])
-    found = dict(zip(asked, zip(boxes, masks, strict=True), strict=True))
-    for i, answer in enumerate(answers):
-        answer["detect"], answer["segment"] = found.get(i, (None, None))
+    for (number, _, task), result in zip(asked, results, strict=True):
+        answer = answers[number]
+        match task:
+            case CaptionTask():
+                answer["captions"][task.language] = result.text
+            case OcrTask():
+                answer["ocr"] = result.text
+            case AnswerTask():
+                answer["counts"].append(result.text)
+            case DetectTask():
+                answer["detect"] = result
+            case SegmentTask():
+                answer["segment"] = result
     return answers
+
+
+def _tasks(scene: Scene) -> list[Task[Any]]:
+    tasks: list[Task[Any]] = [CaptionTask(language=code) for code in language.LANGUAGES]
+    tasks.append(OcrTask())
+    for kind, _ in _counted_kinds(scene):
+        question, _ = language.ask_count(kind, 0, "en")
+        tasks.append(AnswerTask(question=question, language="en"))
+    if scene.objects:
+        phrases = [language.KINDS[kind].name for kind, _ in SceneTexts(scene).counts]
+        tasks += [DetectTask.of(phrases), SegmentTask.of(phrases)]
+    return tasks
 
 
 def _counted_kinds(scene: Scene) -> list[tuple[int, int]]:
