@@ -38,7 +38,7 @@ def assert_alike(printed: str, expected: str) -> None:
 
 def test_the_python_of_the_readme_prints_what_it_says(working_directory: Path) -> None:
     namespace: dict[str, object] = {}
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     for code, expected in BLOCKS:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):

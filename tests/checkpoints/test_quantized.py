@@ -242,7 +242,7 @@ def test_a_folder_with_plain_and_quantized_weights_is_refused(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"both model\.safetensors and quantized"):
         load_model(folder)
     (folder / FILE).unlink()
-    with pytest.raises(CheckpointError, match="missing: .*embed_tokens.weight_q"):
+    with pytest.raises(CheckpointError, match=r"missing: .*embed_tokens.weight_q"):
         load_model(folder)
 
 
@@ -268,7 +268,7 @@ def test_what_is_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     folder = save_model(quantized("int8"), tmp_path / "a")
     with pytest.raises(OptionError, match="is quantized to int8 and cannot be made int4"):
         load_model(folder, quantization="int4")
-    with pytest.raises(OptionError, match="dtype torch.float32"):
+    with pytest.raises(OptionError, match=r"dtype torch.float32"):
         load_model(folder, dtype=torch.float32)
 
 

@@ -262,9 +262,9 @@ def test_every_weight_is_found_again() -> None:
 
 def test_quantization_says_what_it_needs() -> None:
     model = tiny_model()
-    with pytest.raises(OptionError, match="'int3'.*int8"):
+    with pytest.raises(OptionError, match=r"'int3'.*int8"):
         quantize_for_cuda(model, "int3")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="float32 on cpu.*'int4' needs bfloat16 on a CUDA"):
+    with pytest.raises(OptionError, match=r"float32 on cpu.*'int4' needs bfloat16 on a CUDA"):
         quantize_for_cuda(model, "int4")
 
 
