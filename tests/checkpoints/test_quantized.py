@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paligemma.checkpoints.load import load_model
-from paligemma.checkpoints.quantized import format_of, from_stored, to_stored
+from paligemma.checkpoints.quantized import format_of
 from paligemma.checkpoints.save import save_model
 from paligemma.config import Family
 from paligemma.errors import CheckpointError, NumericalError, OptionError
 from paligemma.fused.accelerate import accelerate, quantization_of, weight_rows
 from paligemma.fused.linear import WeightRows
 from paligemma.model.paligemma import PaliGemma
-from paligemma.native.packing import INT4, INT8
 from paligemma.quantization import Quantization
 from tests.tiny import FAMILIES, tiny_config, tiny_model
 
@@ -45,7 +44,7 @@ def contents(model: PaliGemma) -> dict[str, tuple[Tensor, ...]]:
     found: dict[str, tuple[Tensor, ...]] = {}
     for name, rows in weight_rows(model).items():
         is_quantized = isinstance(rows, WeightRows) and rows.layer.weight_format.name != "bfloat16"
-        read = rows.read_quantized if is_quantized else lambda *p, rows=rows: (rows.read(*p),)
+        read = rows.read_stored if is_quantized else lambda *p, rows=rows: (rows.read(*p),)
         found[name] = read(0, rows.shape[0])
     return found
 
@@ -78,24 +77,6 @@ def test_what_is_stored_quantized_is_what_a_fast_model_quantizes(
             num_quantized += 1
         assert format_of(name, None) is None
     assert num_quantized == 7 * tiny_config(family).decoder.depth + 1
-
-
-@pytest.mark.parametrize("weight_format", [INT8, INT4])
-@pytest.mark.parametrize("num_inputs", [32, 48, 60, 128])
-def test_stored_bytes_are_padded_to_whole_groups_and_come_back(
-    num_inputs: int, weight_format: Any
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randint(-8, 8, (5, num_inputs), generator=generator, dtype=torch.int8)
-    stored = to_stored(q, weight_format)
-    padded = -(-num_inputs // weight_format.group_size) * weight_format.group_size
-    assert stored.shape == (5, padded * weight_format.bits // 8)
-    assert torch.equal(from_stored(stored, weight_format, num_inputs), q)
-
-
-def test_four_bits_stand_where_they_are_said_to_stand() -> None:
-    q = torch.tensor([[-8, -7, -6, -5, 4, 5, 6, 7] + [0] * 24], dtype=torch.int8)
-    assert to_stored(q, INT4)[0, :5].tolist() == [0xC0, 0xD1, 0xE2, 0xF3, 0x88]
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
@@ -162,7 +143,7 @@ def test_files_hold_what_the_documentation_says(tmp_path: Path) -> None:
     assert tensors[UP + "_q"].shape == (mlp_dim, 64 // 2)
     assert tensors[UP + "_scales"].dtype == torch.bfloat16
     assert tensors[UP + "_scales"].shape == (mlp_dim, 2)
-    assert tensors[TABLE + "_q"].dtype == torch.int8
+    assert tensors[TABLE + "_q"].dtype == torch.uint8
     assert tensors[TABLE + "_q"].shape == (vocab_size, 128)
     assert tensors["language_model.model.norm.weight"].shape == (width,)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
@@ -205,7 +186,7 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
             "weight_scales has dtype F32, expected BF16",
         ),
         (
-            lambda t: t.update({UP + "_q": t[UP + "_q"].to(torch.int8)}),
+            lambda t: t.update({UP + "_q": t[UP + "_q"].view(torch.int8)}),
             "weight_q has dtype I8, expected U8",
         ),
         (

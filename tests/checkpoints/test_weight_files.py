@@ -238,7 +238,7 @@ with WeightFiles(path.parent) as weights:
     assert "became shorter" in done.stdout
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_rows_are_read_as_they_are_stored(tmp_path: Path, dtype: torch.dtype) -> None:
     stored = torch.arange(40 * 3 * 2).view(40, 3, 2).to(dtype)
     save_file({"before": torch.zeros(3), "x": stored}, tmp_path / "model.safetensors")
@@ -304,4 +304,5 @@ def test_one_broken_value_is_seen_and_large_ones_are_not_taken_for_it(
     assert is_finite(values)
     values[-1, -1] = value
     assert not is_finite(values)
-    assert is_finite(torch.zeros(3, dtype=torch.int8))
+    assert is_finite(torch.zeros(3, dtype=torch.uint8))
+    assert is_finite(torch.zeros(0))

@@ -10,9 +10,12 @@ from paligemma.native.packing import (
     INT4,
     INT8,
     WeightFormat,
+    from_stored,
     pack_scales,
     pack_values,
+    to_stored,
     unpack_scales,
+    unpack_stored,
     unpack_values,
 )
 
@@ -51,6 +54,28 @@ def test_each_weight_stands_where_the_layout_says() -> None:
     byte = int(pack_values(q, INT4)[1, 5, 3, 2])
     assert byte & 15 == q[16 + 3, 8 * 5 + 2] + 8
     assert byte >> 4 == q[16 + 3, 8 * 5 + 4 + 2] + 8
+
+
+@pytest.mark.parametrize("num_inputs", [32, 60, 128, 257])
+@pytest.mark.parametrize("weight_format", [INT8, INT4])
+def test_stored_rows_are_padded_to_whole_groups_and_come_back(
+    num_inputs: int, weight_format: WeightFormat
+) -> None:
+    q = whole_numbers(5, num_inputs, weight_format.bits)
+    stored = to_stored(q, weight_format)
+    padded = weight_format.padded_inputs(num_inputs)
+    assert stored.dtype == torch.uint8
+    assert stored.shape == (5, padded * weight_format.bits // 8)
+    assert torch.equal(from_stored(stored, weight_format)[:, :num_inputs], q)
+    packed = pack_values(q, weight_format)
+    assert torch.equal(unpack_stored(packed)[:5], stored)
+
+
+def test_stored_bytes_are_without_sign_and_fours_share_them() -> None:
+    q = torch.tensor([[-8, -7, -6, -5, 4, 5, 6, 7] + [0] * 24], dtype=torch.int8)
+    assert to_stored(q, INT4)[0, :5].tolist() == [0xC0, 0xD1, 0xE2, 0xF3, 0x88]
+    q = torch.tensor([[-127, 0, 127]], dtype=torch.int8)
+    assert to_stored(q, INT8)[0, :4].tolist() == [1, 128, 255, 128]
 
 
 def test_scales_are_packed_beside_their_panel() -> None:

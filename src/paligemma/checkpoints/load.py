@@ -30,7 +30,6 @@ from paligemma.checkpoints.quantized import (
     Q_SUFFIX,
     SCALES_SUFFIX,
     format_of,
-    from_stored,
     q_shape,
     scales_shape,
 )
@@ -46,7 +45,7 @@ from paligemma.fused.accelerate import accelerate, weight_rows
 from paligemma.fused.linear import Rows, WeightRows
 from paligemma.model.paligemma import PaliGemma
 from paligemma.native.memory import use_huge_pages
-from paligemma.native.packing import WeightFormat
+from paligemma.native.packing import WeightFormat, from_stored
 from paligemma.quantization import Quantization, dequantize
 
 
@@ -180,10 +179,10 @@ def _fill(
         if check_finite and not is_finite(scales):
             broken[str(source.scales)] = None
         assert source.weight_format is not None
-        q = from_stored(block, source.weight_format, target.shape[1])
         if isinstance(target, WeightRows):
-            target.write_quantized(start, q, scales)
+            target.write_stored(start, block, scales)
         else:
+            q = from_stored(block, source.weight_format)[:, : target.shape[1]]
             target.write(start, dequantize(q, scales, source.weight_format.group_size))
     return list(broken)
 
@@ -196,8 +195,10 @@ def _read_ahead(
 
     def read(name: str, start: int, end: int) -> tuple[str, int, Tensor, Tensor | None]:
         source = sources[name]
-        scales = source.scales and weights.read_rows(source.scales, start, end)
-        return name, start, weights.read_rows(source.weight, start, end), scales or None
+        block = weights.read_rows(source.weight, start, end)
+        if source.scales is None:
+            return name, start, block, None
+        return name, start, block, weights.read_rows(source.scales, start, end)
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         pending = reader.submit(read, *next(places))
@@ -277,8 +278,7 @@ def _expected(
         shape = shapes[ours]
         weight_format = format_of(ours, stored.quantization)
         if weight_format is not None:
-            code = "I8" if weight_format.bits == 8 else "U8"
-            expected[released + Q_SUFFIX] = q_shape(shape, weight_format), (code,)
+            expected[released + Q_SUFFIX] = q_shape(shape, weight_format), ("U8",)
             expected[released + SCALES_SUFFIX] = scales_shape(shape, weight_format), ("BF16",)
             continue
         if released == EMBEDDING:

@@ -1,23 +1,14 @@
-"""How quantized weights stand in a checkpoint: which, under what names, in what bytes.
+"""Which weights of a quantized checkpoint are quantized, and what its config says about it.
 
-    language_model.model.layers.0.mlp.up_proj.weight_q       rows of small whole numbers
+    language_model.model.layers.0.mlp.up_proj.weight_q       uint8, see `native.packing.to_stored`
                                              .weight_scales  bfloat16[N, groups]: weight = q * scale
 
-    int8    int8[N, K]
-    int4    uint8[N, K / 2]: q + 8 of inputs 8 i to 8 i + 3 in the low halves of four bytes, of
-            8 i + 4 to 8 i + 7 in the high halves, so that one mask takes four at a time apart
-
-Inputs are padded with zeros to whole groups. Rows stand as in the plain weight, whatever the
-kernels make of them. Knows no files and no kernels.
+Rows stand as in the plain weight, whatever the kernels make of them. Knows no files.
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from paligemma.errors import CheckpointError
 from paligemma.native.packing import INT4, INT8, WeightFormat
@@ -29,7 +20,6 @@ _VERSION = 1
 _METHOD = "round to nearest; int4: of several scales the one with the least squared error"
 _LINEAR: dict[Quantization, WeightFormat] = {"int8": INT8, "int4": INT4}
 _TABLE = INT8
-_OFFSET = 8
 
 
 def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat | None:
@@ -47,7 +37,7 @@ def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat
 
 
 def q_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[int, int]:
-    """Of the stored numbers of a weight [N, K]."""
+    """Of the stored bytes of a weight [N, K]."""
     num_rows, num_inputs = shape
     return num_rows, weight_format.padded_inputs(num_inputs) * weight_format.bits // 8
 
@@ -55,25 +45,6 @@ def q_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[int, i
 def scales_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[int, int]:
     num_rows, num_inputs = shape
     return num_rows, weight_format.padded_inputs(num_inputs) // weight_format.group_size
-
-
-def to_stored(q: Tensor, weight_format: WeightFormat) -> Tensor:
-    """int8[N, K] -> int8[N, padded K] or uint8[N, padded K / 2]."""
-    padding = weight_format.padded_inputs(q.shape[1]) - q.shape[1]
-    q = F.pad(q, (0, padding))
-    if weight_format.bits == 8:
-        return q
-    eights: Tensor = (q + _OFFSET).to(torch.uint8).unflatten(1, (-1, 2, 4))
-    return (eights[:, :, 0] | eights[:, :, 1] << 4).flatten(1)
-
-
-def from_stored(stored: Tensor, weight_format: WeightFormat, num_inputs: int) -> Tensor:
-    """The inverse of `to_stored`: int8[N, K]."""
-    if weight_format.bits == 8:
-        return stored[:, :num_inputs]
-    fours = stored.unflatten(1, (-1, 4))
-    both = torch.stack([fours & 15, fours >> 4], dim=2).flatten(1)
-    return both.to(torch.int8).sub_(_OFFSET)[:, :num_inputs]
 
 
 def describe(quantization: Quantization) -> dict[str, Any]:

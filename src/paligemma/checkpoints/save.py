@@ -24,7 +24,6 @@ from paligemma.checkpoints.quantized import (
     format_of,
     q_shape,
     scales_shape,
-    to_stored,
 )
 from paligemma.checkpoints.weight_files import (
     CHECKSUM_FILE,
@@ -154,12 +153,12 @@ def _plain(name: str, rows: Rows, dtype: torch.dtype) -> TensorToWrite:
 
 def _quantized(name: str, rows: Rows, weight_format: WeightFormat) -> Iterator[TensorToWrite]:
     assert isinstance(rows, WeightRows)
-    read, shape = rows.read_quantized, rows.shape
+    read, shape = rows.read_stored, rows.shape
     yield TensorToWrite(
         name=name + Q_SUFFIX,
-        dtype=torch.int8 if weight_format.bits == 8 else torch.uint8,
+        dtype=torch.uint8,
         shape=q_shape(shape, weight_format),
-        blocks=(to_stored(read(*block)[0], weight_format) for block in row_blocks(shape)),
+        blocks=(read(*block)[0] for block in row_blocks(shape)),
     )
     yield TensorToWrite(
         name=name + SCALES_SUFFIX,

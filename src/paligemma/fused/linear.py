@@ -17,10 +17,13 @@ from paligemma.native.packing import (
     LANES,
     WeightFormat,
     count_panels,
+    from_stored,
     pack_scales,
-    pack_values,
+    to_stored,
     unpack_scales,
-    unpack_values,
+    unpack_stored,
+    words_of_rows,
+    words_of_values,
 )
 from paligemma.native.products import Activation, packed_linear
 from paligemma.quantization import dequantize, quantize
@@ -144,37 +147,38 @@ class WeightRows:
         """float[n, K] into the rows from `start` on, quantized if the layer is."""
         weight_format = self.layer.weight_format
         if weight_format.name == "bfloat16":
-            self._put(start, self.layer.values, pack_values(rows.to(torch.bfloat16), weight_format))
+            self._put(start, to_stored(rows.to(torch.bfloat16), weight_format))
             return
         q, scales = quantize(rows, weight_format.bits, weight_format.group_size)
-        self.write_quantized(start, q, scales)
+        self.write_stored(start, to_stored(q, weight_format), scales)
 
-    def write_quantized(self, start: int, q: Tensor, scales: Tensor) -> None:
-        """int8[n, K] and bfloat16[n, K / group], as `quantize` gives them."""
+    def write_stored(self, start: int, stored: Tensor, scales: Tensor) -> None:
+        """Bytes of n quantized rows, as `to_stored` gives them, and bfloat16[n, K / group]."""
         assert self.layer.scales is not None
-        self._put(start, self.layer.values, pack_values(q, self.layer.weight_format))
-        self._put(start, self.layer.scales, pack_scales(scales))
+        self._put(start, stored)
+        self.layer.scales[self._places(start, start + scales.shape[0])] = pack_scales(scales)
 
     def read(self, start: int, end: int) -> Tensor:
         """bfloat16[end - start, K], or float32 from a quantized layer."""
         weight_format = self.layer.weight_format
-        if weight_format.name == "bfloat16":
-            rows = unpack_values(self._get(start, end, self.layer.values), weight_format)
-            return rows[: end - start, : self.shape[1]]
-        return dequantize(*self.read_quantized(start, end), weight_format.group_size)
+        places = self._places(start, end)
+        stored = unpack_stored(self.layer.values[places])[: end - start]
+        rows = from_stored(stored, weight_format)[:, : self.shape[1]]
+        if self.layer.scales is None:
+            return rows
+        scales = unpack_scales(self.layer.scales[places])[: end - start]
+        return dequantize(rows, scales, weight_format.group_size)
 
-    def read_quantized(self, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """int8[end - start, K] and bfloat16[end - start, K / group]."""
+    def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """What `write_stored` takes."""
         assert self.layer.scales is not None
-        q = unpack_values(self._get(start, end, self.layer.values), self.layer.weight_format)
-        scales = unpack_scales(self._get(start, end, self.layer.scales))
-        return q[: end - start, : self.shape[1]], scales[: end - start]
+        places = self._places(start, end)
+        stored = unpack_stored(self.layer.values[places])
+        return stored[: end - start], unpack_scales(self.layer.scales[places])[: end - start]
 
-    def _put(self, start: int, packed: Tensor, block: Tensor) -> None:
-        packed[self._places(start, start + block.shape[0] * LANES)] = block
-
-    def _get(self, start: int, end: int, packed: Tensor) -> Tensor:
-        return packed[self._places(start, end)]
+    def _put(self, start: int, stored: Tensor) -> None:
+        places = self._places(start, start + stored.shape[0])
+        words_of_values(self.layer.values)[places] = words_of_rows(stored, self.layer.weight_format)
 
     def _places(self, start: int, end: int) -> slice:
         """The panels of rows `start` to `end`; those of gate and up take turns."""

@@ -21,10 +21,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FormatName = Literal["bfloat16", "int8", "int4"]
 
 LANES = 16
+_LOW_HALVES = 0x0F0F0F0F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,11 @@ class WeightFormat:
     def offset(self) -> int:
         """What is added to a quantized weight so that it is stored without sign."""
         return {"bfloat16": 0, "int8": 128, "int4": 8}[self.name]
+
+    @property
+    def stored_zero(self) -> int:
+        """A byte of zeros."""
+        return {"bfloat16": 0, "int8": 0x80, "int4": 0x88}[self.name]
 
     def padded_inputs(self, num_inputs: int) -> int:
         return -(-num_inputs // self.group_size) * self.group_size
@@ -81,24 +88,70 @@ def count_panels(num_outputs: int) -> int:
 
 def pack_values(rows: Tensor, weight_format: WeightFormat) -> Tensor:
     """Weights bfloat16[N, K], or quantized int8[N, K] -> values of ceil(N / 16) panels."""
-    padded = _padded(rows, weight_format)
-    if weight_format.name == "bfloat16":
-        return padded.view(-1, LANES, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
-    stored = padded.to(torch.int16).add_(weight_format.offset).to(torch.uint8)
-    fours = stored.view(-1, LANES, padded.shape[1] // 4, 4).transpose(1, 2)
-    if weight_format.name == "int8":
-        return fours.contiguous()
-    return (fours[:, 0::2] | fours[:, 1::2] << 4).contiguous()
+    stored = to_stored(rows, weight_format)
+    values = torch.empty(
+        weight_format.values_shape(count_panels(rows.shape[0]), rows.shape[1]),
+        dtype=stored.dtype,
+        device=rows.device,
+    )
+    words_of_values(values).copy_(words_of_rows(stored, weight_format))
+    return values
 
 
 def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
     """The inverse of `pack_values`, padding included: [P * 16, padded inputs]."""
-    if weight_format.name == "int4":
-        values = torch.stack([values & 15, values >> 4], dim=2).flatten(1, 2)
-    rows = values.transpose(1, 2).flatten(0, 1).flatten(1)
+    return from_stored(unpack_stored(values), weight_format)
+
+
+def to_stored(rows: Tensor, weight_format: WeightFormat) -> Tensor:
+    """Weights bfloat16[N, K], or quantized int8[N, K] -> the bytes of their rows.
+
+    bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], of
+    every eight inputs four in the low halves of four bytes, the next four in the high halves.
+    """
+    num_inputs = rows.shape[1]
+    rows = F.pad(rows, (0, weight_format.padded_inputs(num_inputs) - num_inputs)).contiguous()
     if weight_format.name == "bfloat16":
         return rows
-    return rows.to(torch.int16).sub_(weight_format.offset).to(torch.int8)
+    unsigned = rows.view(torch.uint8) + weight_format.offset
+    if weight_format.name == "int8":
+        return unsigned
+    fours = unsigned.view(torch.int32)
+    return (fours[:, 0::2] | fours[:, 1::2] << 4).view(torch.uint8)
+
+
+def from_stored(stored: Tensor, weight_format: WeightFormat) -> Tensor:
+    """The inverse of `to_stored`, padding included."""
+    if weight_format.name == "bfloat16":
+        return stored
+    if weight_format.name == "int4":
+        fours = stored.view(torch.int32)
+        halves = torch.stack([fours & _LOW_HALVES, fours >> 4 & _LOW_HALVES], dim=2)
+        stored = halves.flatten(1).view(torch.uint8)
+    return (stored - weight_format.offset).view(torch.int8)
+
+
+def words_of_rows(stored: Tensor, weight_format: WeightFormat) -> Tensor:
+    """Bytes of N rows, N padded to panels -> a view of them as values, int32[P, words, 16].
+
+    In every format the weights that stand together in a panel, four bytes, stand together in a
+    row: packing moves words and looks into none.
+    """
+    padding = (0, 0, 0, -stored.shape[0] % LANES)
+    words = F.pad(stored, padding, value=weight_format.stored_zero).view(torch.int32)
+    panels: Tensor = words.view(-1, LANES, words.shape[1]).transpose(1, 2)
+    return panels
+
+
+def words_of_values(values: Tensor) -> Tensor:
+    """Packed values -> the same memory as int32[P, words, 16]."""
+    return values.view(torch.int32)[..., 0]
+
+
+def unpack_stored(values: Tensor) -> Tensor:
+    """Packed values -> the bytes of the rows that were packed, padding included."""
+    words = words_of_values(values).transpose(1, 2).flatten(0, 1)
+    return words.contiguous().view(values.dtype)
 
 
 def pack_scales(scales: Tensor) -> Tensor:
@@ -112,13 +165,3 @@ def pack_scales(scales: Tensor) -> Tensor:
 def unpack_scales(scales: Tensor) -> Tensor:
     """The inverse of `pack_scales`, padding included: bfloat16[P * 16, G]."""
     return scales.transpose(1, 2).flatten(0, 1)
-
-
-def _padded(rows: Tensor, weight_format: WeightFormat) -> Tensor:
-    num_rows, num_inputs = rows.shape
-    shape = (count_panels(num_rows) * LANES, weight_format.padded_inputs(num_inputs))
-    if shape == rows.shape:
-        return rows
-    padded = rows.new_zeros(shape)
-    padded[:num_rows, :num_inputs] = rows
-    return padded
