@@ -33,7 +33,7 @@ def test_the_report_covers_the_whole_machine(run):
             "cores",
             "devices",
         ),
-        *("dtypes", "models", "hub", "mini"),
+        *("kernels", "dtypes", "models", "hub", "mini"),
     }
     assert report["packages"]["torch"]
     assert report["devices"][0]["name"] == "cpu"

@@ -83,7 +83,7 @@ def test_scores_are_shown_as_a_table_or_as_json(run, monkeypatch):
         on_progress(scenes, scenes)
         return {"seed": seed, "map50": 0.8125, "caption_exact": {"de": 1.0}, "records": [{}]}
 
-    monkeypatch.setattr(paligemma, "load", lambda model: None, raising=False)
+    monkeypatch.setattr(paligemma, "load", lambda model, **options: None, raising=False)
     monkeypatch.setattr(evaluate, "evaluate", measure)
     assert json.loads(run("mini", "eval", "--seed", "5", "--json").out)["seed"] == 5
     rows = [line.split() for line in run("mini", "eval").out.splitlines()]

@@ -72,18 +72,18 @@ def run(wanted: Plan, free: int = PLENTY) -> harness.Measurements:
 
 
 def test_runners_take_turns_and_one_process_serves_both_forms_of_transformers(processes):
-    found = run(plan("prefill", "vision", repeat=2))
+    found = run(plan("caption", "vision", repeat=2))
     work = [line for line in processes.log if line.startswith(("ours", "transf"))]
-    once = ["transformers", "transformers-mended", "ours-bf16", "ours-int8", "ours-int4"]
-    vision = [f"{name} vision" for name in once if name != "transformers-mended"]
-    assert work == [*vision * 2, *[f"{name} prefill" for name in once] * 2]
+    once = ["transformers", "transformers-frozen", "ours-bf16", "ours-int8", "ours-int4"]
+    vision = [f"{name} vision" for name in once if name != "transformers-frozen"]
+    assert work == [*vision * 2, *[f"{name} caption" for name in once] * 2]
     started = [line for line in processes.log if line.startswith("serve")]
     processes_of = ["limits", "transformers", "ours-bf16", "ours-int8", "ours-int4"]
     assert started == [f"serve {name}" for name in processes_of]
     assert {line for line in processes.log if "close" in line} == {
         f"close {name}" for name in processes_of
     }
-    assert found.samples[0, "ours-int4", "prefill"] == [1.0, 1.0]
+    assert found.samples[0, "ours-int4", "caption"] == [1.0, 1.0]
     assert len(found.limits) == 4
     assert found.notes == []
 
@@ -101,11 +101,11 @@ def test_what_does_not_fit_together_is_measured_in_groups_with_the_reference_in_
     assert notes[0].startswith("transformers was not run: it needs about 9.8 GB, and 9.0 GB")
 
 
-def test_the_reference_is_measured_anew_in_each_group_but_its_mended_form_is_not(processes):
+def test_the_reference_is_measured_anew_in_each_group_but_its_frozen_form_is_not(processes):
     found = run(plan("answer"), free=23_000_000_000)
     assert [key[:2] for key in found.samples] == [
         (0, "transformers"),
-        (0, "transformers-mended"),
+        (0, "transformers-frozen"),
         (0, "ours-bf16"),
         (1, "transformers"),
         (1, "ours-int8"),

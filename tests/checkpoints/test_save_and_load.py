@@ -311,7 +311,7 @@ load_model(sys.argv[2])  # a tiny one, so that every module is imported and warm
 before = peak()
 model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[3]))
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
-print((peak() - before) / weights)
+print(peak() - before, weights)
 """
 
 
@@ -329,4 +329,6 @@ def test_loading_needs_hardly_more_memory_than_the_weights(tmp_path: Path) -> No
             text=True,
             check=True,
         )
-        assert 0.9 < float(done.stdout) < 1.15, dtype
+        grown, weights = map(int, done.stdout.split())
+        # What is read ahead and cast takes some megabytes, whatever the size of the model.
+        assert 0.9 * weights < grown < weights + 40e6, dtype

@@ -25,15 +25,16 @@ from paligemma.bench.workload import Stage, named_config
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError
 
-MENDED = "transformers-mended"
+FROZEN = "transformers-frozen"
 KERAS = "keras-hub"
-RUNNERS = ("transformers", MENDED, KERAS, "ours-plain", "ours-bf16", "ours-int8", "ours-int4")
+ANSWERS_ONLY = (FROZEN, KERAS)
+RUNNERS = ("transformers", FROZEN, KERAS, "ours-plain", "ours-bf16", "ours-int8", "ours-int4")
 WEIGHTS = {name: name.removeprefix("ours-") if name[-1].isdigit() else "bf16" for name in RUNNERS}
 
 _ENOUGH_SECONDS = 15.0  # a runner's own time in one stage, after which two samples must do
 _OVERHEAD = 700_000_000  # bytes of a process with torch, and of the model's intermediate results
 # Memory in units of the bfloat16 weights: at most while being built, and at work.
-_BUILDING = {KERAS: 1.3, "ours-int8": 1.2, "ours-int4": 1.2}
+_BUILDING = {KERAS: 1.3, "ours-int8": 0.65, "ours-int4": 0.5}
 _WORKING = {"transformers": 1.5, KERAS: 1.5, "ours-int8": 0.65, "ours-int4": 0.5}
 
 
@@ -58,7 +59,7 @@ class Plan:
     @property
     def reference(self) -> str:
         """What the others are compared with."""
-        order = ("transformers", MENDED, "ours-plain", *self.runners)
+        order = ("transformers", "ours-plain", *self.runners)
         return next(name for name in order if name in self.runners)
 
 
@@ -195,7 +196,7 @@ def group_processes(
 
 def _process(runner: str) -> str:
     """The process that a runner lives in."""
-    return "transformers" if runner == MENDED else runner
+    return "transformers" if runner == FROZEN else runner
 
 
 class _Run:
@@ -263,10 +264,10 @@ class _Run:
             self.found.peak_bytes[runner] = max(known, reply["peak_bytes"])
 
     def _is_wanted(self, runner: str, group: int, stage: Stage) -> bool:
-        """The mended form differs where a prefill is, and is measured once."""
-        if runner == KERAS:
-            return stage.kind == "answer"
-        return runner != MENDED or (group == 0 and stage.kind in ("prefill", "answer"))
+        """The frozen form is measured once: it is no reference."""
+        if runner == FROZEN and group > 0:
+            return False
+        return runner not in ANSWERS_ONLY or stage.kind == "answer"
 
     def _has_memory(self, stage: Stage) -> bool:
         """Keys and values, once more while some program copies them, and the prefill's logits."""

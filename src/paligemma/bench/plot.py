@@ -8,7 +8,7 @@ from typing import Any
 from paligemma.errors import MissingExtraError, OptionError
 
 _COLORS = {
-    "transformers-mended": "#9aa0a6",
+    "transformers-frozen": "#9aa0a6",
     "keras-hub": "#d5a6bd",
     "ours-plain": "#b9c9e8",
     "ours-bf16": "#3b6fb6",

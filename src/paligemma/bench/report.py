@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from paligemma.bench.costs import least_seconds, weight_bytes
-from paligemma.bench.harness import MENDED, WEIGHTS, Measurements, Plan
+from paligemma.bench.harness import FROZEN, WEIGHTS, Measurements, Plan
 from paligemma.bench.limits import Limits
 from paligemma.bench.machine import describe_machine
 from paligemma.bench.workload import STAGES, named_config
@@ -132,10 +132,10 @@ def headlines(report: dict[str, Any]) -> Iterator[str]:
         if runner == reference or figure["speedup"] is None:
             continue
         line = f"{metric}: {runner} is {figure['speedup']:.1f} times as fast as {reference}"
-        mended = best.get((metric, MENDED))
-        if mended is not None and reference != MENDED and metric == "first token":
-            ratio = mended["seconds"] / figure["seconds"]
-            line += f" ({ratio:.1f} times as fast as with its output layer mended)"
+        frozen = best.get((metric, FROZEN))
+        if frozen is not None and reference != FROZEN and metric == "first token":
+            ratio = frozen["seconds"] / figure["seconds"]
+            line += f" ({ratio:.1f} times as fast as with its weights frozen)"
         yield line
     batches = _tokens_a_second(report)
     for runner, rows in batches.items():

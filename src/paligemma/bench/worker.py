@@ -63,7 +63,7 @@ def _reply(replies: TextIO, **content: Any) -> None:
 def _build(runner: str, model: str) -> dict[str, Any]:
     """The runners of this process: one, or none (the one that measures limits), or two.
 
-    Each is a `Runner`, but keras-hub's, which knows answers only.
+    Each is a `Runner`, but for those that know answers only (`ANSWERS_ONLY`).
     """
     if runner == LIMITS:
         return {}
@@ -79,14 +79,13 @@ def _build(runner: str, model: str) -> dict[str, Any]:
         plain = transformers_runner.build(config)
         runners = {
             "transformers": plain,
-            "transformers-mended": transformers_runner.MendedTransformersRunner(plain),
+            "transformers-frozen": transformers_runner.FrozenTransformersRunner(plain),
         }
     else:
         from paligemma.bench import ours
 
         runners = {runner: ours.build(runner, config)}
-    for each in runners.values():
-        each.answer(2, 1)  # what is slow the first time only
+    runners[runner].answer(2, 1)  # what is slow the first time only
     return runners
 
 

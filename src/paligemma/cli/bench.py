@@ -33,8 +33,9 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Programs, comma-separated: transformers, transformers-mended (a known defect "
-            "worked around), keras-hub, ours-plain, ours-bf16, ours-int8, ours-int4.",
+            help="Programs, comma-separated: transformers, transformers-frozen (with "
+            "weights that require no gradients), keras-hub, ours-plain, ours-bf16, ours-int8, "
+            "ours-int4.",
             show_default="all that are installed, without ours-plain",
         ),
     ] = None,
@@ -77,7 +78,7 @@ def bench(
     default = [
         name
         for name in RUNNERS
-        if name != "ours-plain" and name.removesuffix("-mended") not in missing
+        if name != "ours-plain" and name.removesuffix("-frozen") not in missing
     ]
     plan = Plan(
         model=model or (_LARGE if machine_memory()[1] >= _ROOM else MINI),
