@@ -38,7 +38,7 @@ def test_quantized_weights_are_read_with_their_scales():
         decode_work(CONFIG.decoder, weights, 1, 0).num_bytes for weights in ("bf16", "int8", "int4")
     )
     assert 1.9 < bf16 / int8 < 2
-    assert 1.5 < int8 / int4 < 1.8  # the table stays int8
+    assert 1.3 < int8 / int4 < 1.8  # attention and the table stay int8
 
 
 def test_a_prefill_computes_the_output_layer_for_the_last_position_only():

@@ -148,7 +148,7 @@ def test_files_hold_what_the_documentation_says(tmp_path: Path) -> None:
     assert tensors["language_model.model.norm.weight"].shape == (width,)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["quantization"]["format"] == "int4"
-    assert config["quantization"]["decoder"] == {"bits": 4, "group_size": 32}
+    assert config["quantization"]["mlp"] == {"bits": 4, "group_size": 32}
     assert config["quantization"]["embedding"] == {"bits": 8, "group_size": 128}
 
 

@@ -13,8 +13,12 @@ from paligemma.bench.workload import PROMPT_LENGTH, Stage
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig, count_parameters
 from paligemma.native.packing import BFLOAT16, INT4, INT8, WeightFormat
 
-# How weights are kept in the decoder's layers, and in its table of embeddings.
-_FORMATS = {"bf16": (BFLOAT16, BFLOAT16), "int8": (INT8, INT8), "int4": (INT4, INT8)}
+# How weights are kept in the decoder's attention, in its MLPs, and in its table of embeddings.
+_FORMATS = {
+    "bf16": (BFLOAT16, BFLOAT16, BFLOAT16),
+    "int8": (INT8, INT8, INT8),
+    "int4": (INT8, INT4, INT8),
+}
 _VALUE_BYTES = 2  # of keys, values and all weights that are not quantized
 
 
@@ -66,7 +70,7 @@ def decode_work(config: DecoderConfig, weights: str, num_rows: int, length: int)
     5.26
     """
     layers, table = config.depth * _layer_parameters(config), config.vocab_size * config.width
-    layer_size, table_size = _weight_sizes(weights)
+    layer_size, table_size = _weight_sizes(config, weights)
     cached = 2 * config.depth * config.num_kv_heads * config.head_dim * length
     attended = 4 * config.depth * config.num_heads * config.head_dim * length
     return Work(
@@ -78,7 +82,7 @@ def decode_work(config: DecoderConfig, weights: str, num_rows: int, length: int)
 def prefill_work(config: DecoderConfig, weights: str, num_rows: int, length: int) -> Work:
     """Prefixes of `length` tokens, and the logits after the last token of each."""
     layers, table = config.depth * _layer_parameters(config), config.vocab_size * config.width
-    layer_size, table_size = _weight_sizes(weights)
+    layer_size, table_size = _weight_sizes(config, weights)
     attended = 4 * config.depth * config.num_heads * config.head_dim * length**2
     return Work(
         num_bytes=layers * layer_size + table * table_size,
@@ -107,7 +111,7 @@ def weight_bytes(config: PaliGemmaConfig, weights: str) -> float:
     """All weights in memory."""
     decoder = config.decoder
     layers, table = decoder.depth * _layer_parameters(decoder), decoder.vocab_size * decoder.width
-    layer_size, table_size = _weight_sizes(weights)
+    layer_size, table_size = _weight_sizes(decoder, weights)
     rest = count_parameters(config) - layers - table
     return layers * layer_size + table * table_size + rest * _VALUE_BYTES
 
@@ -120,10 +124,11 @@ def cache_bytes(config: PaliGemmaConfig, num_rows: int, num_tokens: int) -> int:
     return num_rows * length * values * _VALUE_BYTES
 
 
-def _weight_sizes(weights: str) -> tuple[float, float]:
-    """Bytes of a weight in the layers and in the table, with its part of a scale."""
-    layers, table = _FORMATS[weights]
-    return _weight_size(layers), _weight_size(table)
+def _weight_sizes(config: DecoderConfig, weights: str) -> tuple[float, float]:
+    """Bytes of a weight in the layers (on average) and in the table, with its part of a scale."""
+    attention, mlp, table = map(_weight_size, _FORMATS[weights])
+    mlp_share = config.width * 3 * config.mlp_dim / _layer_parameters(config)
+    return mlp_share * mlp + (1 - mlp_share) * attention, table
 
 
 def _weight_size(weight_format: WeightFormat) -> float:

@@ -18,8 +18,8 @@ Q_SUFFIX, SCALES_SUFFIX = "_q", "_scales"
 
 _VERSION = 1
 _METHOD = "round to nearest; int4: of several scales the one with the least squared error"
-_LINEAR: dict[Quantization, WeightFormat] = {"int8": INT8, "int4": INT4}
-_TABLE = INT8
+_MLP: dict[Quantization, WeightFormat] = {"int8": INT8, "int4": INT4}
+_ATTENTION = _TABLE = INT8
 
 
 def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat | None:
@@ -33,7 +33,9 @@ def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat
     if parameter == "decoder.embedding.weight":
         return _TABLE
     is_linear = parameter.startswith("decoder.blocks.") and parameter.endswith("_proj.weight")
-    return _LINEAR[quantization] if is_linear else None
+    if not is_linear:
+        return None
+    return _ATTENTION if ".attention." in parameter else _MLP[quantization]
 
 
 def q_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[int, int]:
@@ -49,11 +51,12 @@ def scales_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[i
 
 def describe(quantization: Quantization) -> dict[str, Any]:
     """What `config.json` says about it, under "quantization"."""
-    linear = _LINEAR[quantization]
+    mlp = _MLP[quantization]
     return {
         "version": _VERSION,
         "format": quantization,
-        "decoder": {"bits": linear.bits, "group_size": linear.group_size},
+        "attention": {"bits": _ATTENTION.bits, "group_size": _ATTENTION.group_size},
+        "mlp": {"bits": mlp.bits, "group_size": mlp.group_size},
         "embedding": {"bits": _TABLE.bits, "group_size": _TABLE.group_size},
         "method": _METHOD,
     }
@@ -67,14 +70,14 @@ def read_description(path: object, content: object) -> Quantization | None:
     """
     if content is None:
         return None
-    for quantization in _LINEAR:
+    for quantization in _MLP:
         expected = describe(quantization)
         if isinstance(content, dict) and {**content, "method": _METHOD} == expected:
             return quantization
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key != "method"}
     found = repr(content)
-    kinds = " and ".join(f"{name} in groups of {f.group_size}" for name, f in _LINEAR.items())
+    kinds = " and ".join(f"{name} in groups of {f.group_size}" for name, f in _MLP.items())
     raise CheckpointError(
         f"{path}: quantization is {found if len(found) <= 200 else found[:197] + '...'}. This "
         f"package reads version {_VERSION} of {kinds}, with a table of {_TABLE.name}. Quantize the "

@@ -11,7 +11,6 @@ from paligemma.config import PaliGemmaConfig, count_parameters
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BITS = {"int8": 8 + 16 / 128, "int4": 4 + 16 / 32}
 """Bits a weight of the decoder's linear layers, with the bfloat16 scales of its group."""
-_TABLE_BITS = QUANTIZED_BITS["int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,12 @@ def _weight_bytes(config: PaliGemmaConfig, form: str, size: int) -> int:
         return num_parameters * size
     decoder = config.decoder
     heads = 2 * decoder.head_dim * (decoder.num_heads + decoder.num_kv_heads)
-    linear = decoder.depth * decoder.width * (heads + 3 * decoder.mlp_dim)
+    attention = decoder.depth * decoder.width * heads
+    mlp = decoder.depth * decoder.width * 3 * decoder.mlp_dim
     table = decoder.vocab_size * decoder.width
-    quantized_bits = linear * QUANTIZED_BITS[form] + table * _TABLE_BITS
-    return (num_parameters - linear - table) * size + round(quantized_bits / 8)
+    # Attention and the table are int8 in an int4 model as well.
+    quantized_bits = mlp * QUANTIZED_BITS[form] + (attention + table) * QUANTIZED_BITS["int8"]
+    return (num_parameters - attention - mlp - table) * size + round(quantized_bits / 8)
 
 
 def machine_memory() -> tuple[int, int]:

@@ -23,15 +23,20 @@ from paligemma.quantization import Quantization
 
 _BLOCK_ROWS = 1024  # rows copied at once: a multiple of 16
 
-_FORMATS: dict[Quantization | None, WeightFormat] = {None: BFLOAT16, "int8": INT8, "int4": INT4}
+# Of attention and MLP. Attention is a fifth of a layer's weights and the more sensitive part.
+_FORMATS: dict[Quantization | None, tuple[WeightFormat, WeightFormat]] = {
+    None: (BFLOAT16, BFLOAT16),
+    "int8": (INT8, INT8),
+    "int4": (INT8, INT4),
+}
 
 
 def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> PaliGemma:
     """Swap packed, fused modules into a bfloat16 model, in place; gives back the same model.
 
     Module by module, so that memory never holds the weights twice. `quantization` makes the
-    decoder's linear layers int8 or int4 and the table of embeddings int8; the vision encoder stays
-    bfloat16. A model on the meta device gets empty modules, to be filled by `weight_rows`.
+    decoder's linear layers int8, or those of its MLPs int4 and those of attention int8; the table
+    of embeddings int8; the vision encoder stays bfloat16. A model on the meta device gets empty modules, to be filled by `weight_rows`.
 
     Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
     """
@@ -50,7 +55,7 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
     blocks = model.decoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, DecoderBlock)
-        fused = FusedDecoderBlock(block, decoder, _FORMATS[quantization], model.device)
+        fused = FusedDecoderBlock(block, decoder, *_FORMATS[quantization], model.device)
         blocks[i] = _moved(block, fused)
     # The table is looked up and it is the output layer: errors in it count twice.
     table_format = BFLOAT16 if quantization is None else INT8

@@ -28,7 +28,8 @@ class FusedDecoderBlock(nn.Module):
         self,
         block: DecoderBlock,
         config: DecoderConfig,
-        weight_format: WeightFormat,
+        attention_format: WeightFormat,
+        mlp_format: WeightFormat,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -41,14 +42,14 @@ class FusedDecoderBlock(nn.Module):
         keys = config.num_kv_heads * config.head_dim
 
         self.pre_attention_norm = block.pre_attention_norm
-        self.qkv = PackedLinear(width, (queries, keys, keys), weight_format, device=device)
-        self.out = PackedLinear(queries, (width,), weight_format, device=device)
+        self.qkv = PackedLinear(width, (queries, keys, keys), attention_format, device=device)
+        self.out = PackedLinear(queries, (width,), attention_format, device=device)
         self.post_attention_norm = block.post_attention_norm
         self.pre_mlp_norm = block.pre_mlp_norm
         self.gate_up = PackedLinear(
-            width, (config.mlp_dim,) * 2, weight_format, activation="geglu", device=device
+            width, (config.mlp_dim,) * 2, mlp_format, activation="geglu", device=device
         )
-        self.down = PackedLinear(config.mlp_dim, (width,), weight_format, device=device)
+        self.down = PackedLinear(config.mlp_dim, (width,), mlp_format, device=device)
         self.post_mlp_norm = block.post_mlp_norm
 
     def forward(

@@ -17,6 +17,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 _HIDDEN = -1e30
 _PAD_BLOCK = 2**30
 _POSITIONS_A_BLOCK = 128  # skipped together where all of them lie behind a row's end
+# A slot is read in parts at the same time, which must be put together: worth it for long ones.
+_POSITIONS_A_PART = 512
+_PROGRAMS = 256  # a large device runs so many at a time
 
 
 def prefix_blocks(input_mask: Tensor, mask_ar: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +86,15 @@ def attend_slots(
             logit = logit_softcap * torch.tanh(logit / logit_softcap)
         return logit
 
+    num_rows, num_kv_heads, num_positions, _ = keys.shape
+    num_parts = min(num_positions // _POSITIONS_A_PART, _PROGRAMS // (num_rows * num_kv_heads))
     return flex_attention(
-        queries, keys, values, score, block_mask=reach, scale=1.0, enable_gqa=True
+        queries,
+        keys,
+        values,
+        score,
+        block_mask=reach,
+        scale=1.0,
+        enable_gqa=True,
+        kernel_options={"SPLIT_KV": max(1, num_parts)},  # type: ignore[typeddict-unknown-key]
     )

@@ -241,10 +241,11 @@ def _compiled(
 ) -> Callable[..., Any]:
     if backend is None:
         return function
-    # For a single row the products become sums that this tuning brings to the memory's rate.
     options: dict[str, Any] | None = None
     if backend == "inductor" and dynamic is False:
-        options = {"coordinate_descent_tuning": True}
+        # For a single row the products become sums that the tuning brings to the memory's rate.
+        # Small kernels that do not wait for each other become one: starting them is what costs.
+        options = {"coordinate_descent_tuning": True, "combo_kernels": True}
     return torch.compile(
         function, backend=backend, fullgraph=True, dynamic=dynamic, options=options
     )
