@@ -36,7 +36,8 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
 
     Module by module, so that memory never holds the weights twice. `quantization` makes the
     decoder's linear layers int8, or those of its MLPs int4 and those of attention int8; the table
-    of embeddings int8; the vision encoder stays bfloat16. A model on the meta device gets empty modules, to be filled by `weight_rows`.
+    of embeddings int8; the vision encoder stays bfloat16. A model on the meta device gets empty
+    modules, to be filled by `weight_rows`.
 
     Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
     """
