@@ -6,6 +6,8 @@ callers are compiled; where they are not, FlexAttention is right but slow, and s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -88,13 +90,7 @@ def attend_slots(
 
     num_rows, num_kv_heads, num_positions, _ = keys.shape
     num_parts = min(num_positions // _POSITIONS_A_PART, _PROGRAMS // (num_rows * num_kv_heads))
+    options: Any = {"SPLIT_KV": max(1, num_parts)}
     return flex_attention(
-        queries,
-        keys,
-        values,
-        score,
-        block_mask=reach,
-        scale=1.0,
-        enable_gqa=True,
-        kernel_options={"SPLIT_KV": max(1, num_parts)},  # type: ignore[typeddict-unknown-key]
+        queries, keys, values, score, reach, scale=1.0, enable_gqa=True, kernel_options=options
     )
