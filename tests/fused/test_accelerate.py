@@ -8,10 +8,12 @@ import torch
 from paligemma.config import Family
 from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import OptionError
+from paligemma.fused import gemma
 from paligemma.fused.accelerate import accelerate, weight_rows
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.native import layers, products
+from paligemma.native.library import kernels
 from paligemma.native.packing import INT4, INT8
 from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
 
@@ -65,6 +67,40 @@ def test_kernels_and_plain_torch_agree(
         monkeypatch.setattr(module, "kernels", lambda: None)
     for found, expected in zip(by_kernels, logits_of(model), strict=True):
         assert distance(found, expected) < 0.03
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
+@pytest.mark.parametrize("cache_type", [KVCache, SlotCache])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
+    family: Family, quantization: str | None, cache_type: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    calls = []
+    run_blocks = gemma.run_blocks
+    monkeypatch.setattr(
+        gemma, "run_blocks", lambda *given: (calls.append(1), run_blocks(*given))[1]
+    )
+    at_once = logits_of(model, cache_type)
+    many = kernels().level == "amx"  # type: ignore[union-attr]
+    assert len(calls) == (3 if many else 2)  # prefill, three tokens, one token
+    monkeypatch.setattr(gemma, "can_run_blocks", lambda x: False)
+    for found, expected in zip(at_once, logits_of(model, cache_type), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
+def test_weights_that_moved_are_found_again() -> None:
+    model = accelerate(bfloat16_model("paligemma2"))
+    before = logits_of(model)
+    for block in model.decoder.blocks:
+        block.down.values = block.down.values.clone()
+        block.pre_mlp_norm.weight.data = block.pre_mlp_norm.weight.data.clone() + 1
+    after = logits_of(model)
+    assert not torch.equal(after[0], before[0])
+    expected = logits_of(accelerate(bfloat16_model("paligemma2")))
+    assert torch.equal(before[0], expected[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

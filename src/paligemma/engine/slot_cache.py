@@ -46,6 +46,7 @@ class FreshSlots(KVCache):
         self.positions = torch.zeros_like(self.valid, dtype=torch.long)
         self.next_position = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.length = 0
+        self._claimed_from = 0
 
 
 class SlotCache:
@@ -75,7 +76,7 @@ class SlotCache:
         self.row_lengths: list[int] = []
         self._slot_numbers = torch.arange(num_slots, device=device)[:, None]
         self._steps = torch.arange(num_positions, device=device)[None]
-        self._claimed = torch.zeros(0, 0, dtype=torch.long, device=device)
+        self.claimed = torch.zeros(0, 0, dtype=torch.long, device=device)
 
     @staticmethod
     def bytes_per_position(config: DecoderConfig, dtype: torch.dtype) -> int:
@@ -157,14 +158,14 @@ class SlotCache:
         num_new = positions.shape[1]
         if (end := self.length + num_new) > self.num_positions:
             raise IndexError(f"The cache has {self.num_positions} positions; {end} are needed.")
-        self._claimed = positions
+        self.claimed = positions
         self.lengths[: self.num_rows] += num_new
         self.row_lengths = [length + num_new for length in self.row_lengths]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put [B, K, T, H] where it was claimed; give back every row up to the longest."""
         rows = slice(self.num_rows)
-        at = (self._slot_numbers[rows], slice(None), self._claimed)
+        at = (self._slot_numbers[rows], slice(None), self.claimed)
         self.keys[layer][at] = keys.transpose(1, 2)
         self.values[layer][at] = values.transpose(1, 2)
         reach = slice(self.length)

@@ -12,7 +12,7 @@ from torch import nn
 
 from paligemma.errors import OptionError
 from paligemma.fused.embedding import PackedEmbedding
-from paligemma.fused.gemma import FusedDecoderBlock
+from paligemma.fused.gemma import FusedDecoder, FusedDecoderBlock
 from paligemma.fused.linear import ParameterRows, Rows
 from paligemma.fused.siglip import FusedVisionBlock
 from paligemma.model.gemma import DecoderBlock
@@ -62,6 +62,7 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
     table_format = BFLOAT16 if quantization is None else INT8
     table = PackedEmbedding(decoder.vocab_size, decoder.width, table_format, model.device)
     model.decoder.embedding = _moved(model.decoder.embedding, table)  # type: ignore[assignment]
+    model.decoder = FusedDecoder(model.decoder)
     return model
 
 

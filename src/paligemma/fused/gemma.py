@@ -1,4 +1,4 @@
-"""A decoder block on packed weights: `DecoderBlock` with fewer, larger steps.
+"""The decoder on packed weights: `Decoder` and `DecoderBlock` with fewer, larger steps.
 
 x -> norm -> query, key, value in one product -> rotary positions -> attention -> product
   -> sum and two norms in one step -> gate and up in one product, GeGLU at its end -> product
@@ -7,15 +7,19 @@ x -> norm -> query, key, value in one product -> rotary positions -> attention -
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from paligemma.config import DecoderConfig
 from paligemma.fused.linear import PackedLinear, Rows, WeightRows
 from paligemma.model import attention
-from paligemma.model.gemma import DecoderBlock, RMSNorm
+from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache
-from paligemma.native.layers import add_rms_norm, attend, split_heads
+from paligemma.native.block import Block, can_run_blocks, run_blocks
+from paligemma.native.layers import FEW_QUERIES, add_rms_norm, attend, split_heads
 from paligemma.native.packing import WeightFormat
 
 # B batch, T tokens in this call, S tokens in reach, D width, N query heads, H head dim
@@ -34,6 +38,9 @@ class FusedDecoderBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.layer = block.attention.layer
+        self.width = config.width
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
         self.query_scale = config.query_scale
         self.logit_softcap = config.attn_logit_softcap
@@ -83,6 +90,26 @@ class FusedDecoderBlock(nn.Module):
             mixed = mixed.transpose(1, 2).flatten(2)
         return mixed
 
+    def tensors(self) -> list[Tensor | None]:
+        """All that `described` has addresses of."""
+        layers = (self.qkv, self.out, self.gate_up, self.down)
+        norms = (
+            self.pre_attention_norm, self.post_attention_norm,
+            self.pre_mlp_norm, self.post_mlp_norm,
+        )  # fmt: skip
+        parts = [part for layer in layers for part in (layer.values, layer.scales)]
+        return [*parts, *(_weight(norm) for norm in norms)]
+
+    def described(self) -> Block:
+        """The block for the kernels that run it whole."""
+        return Block(
+            self.qkv.described(), self.out.described(),
+            self.gate_up.described(), self.down.described(),
+            *(_address(tensor) for tensor in self.tensors()[-4:]),
+            self.width, self.num_heads, self.num_kv_heads, self.head_dim,
+            FEW_QUERIES, self.eps, self.query_scale, self.logit_softcap or 0.0,
+        )  # fmt: skip
+
     def weight_rows(self) -> dict[str, Rows]:
         return {
             "attention.q_proj.weight": WeightRows(self.qkv, 0),
@@ -97,3 +124,42 @@ class FusedDecoderBlock(nn.Module):
 
 def _weight(norm: RMSNorm | None) -> Tensor | None:
     return None if norm is None else norm.weight
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class FusedDecoder(Decoder):
+    """A `Decoder` of `FusedDecoderBlock`s, whose parts it takes over; with a cache, one call."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        nn.Module.__init__(self)
+        self.config = decoder.config
+        self.embedding = decoder.embedding
+        self.blocks = decoder.blocks
+        self.final_norm = decoder.final_norm
+        self._described: tuple[list[int | None], ctypes.Array[Block]] | None = None
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        biases: Sequence[Tensor],
+        kv_cache: Cache | None,
+    ) -> Tensor:
+        if kv_cache is None or not can_run_blocks(x):
+            return super().run_blocks(x, angles, biases, kv_cache)
+        return run_blocks(
+            self._blocks(), x, angles, biases,
+            kv_cache.keys, kv_cache.values, kv_cache.claimed, kv_cache.length,
+        )  # fmt: skip
+
+    def _blocks(self) -> ctypes.Array[Block]:
+        """Descriptions, made anew when a weight has moved."""
+        blocks = [block for block in self.blocks if isinstance(block, FusedDecoderBlock)]
+        addresses = [_address(tensor) for block in blocks for tensor in block.tensors()]
+        if self._described is None or self._described[0] != addresses:
+            described = (Block * len(blocks))(*(block.described() for block in blocks))
+            self._described = addresses, described
+        return self._described[1]

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from paligemma.native.block import Projection, projection
 from paligemma.native.packing import (
     LANES,
     WeightFormat,
@@ -86,6 +87,12 @@ class PackedLinear(nn.Module):
             self.weight_format,
             bias=self.bias,
             activation=self.activation,
+        )
+
+    def described(self) -> Projection:
+        """For kernels that do more than one product in a call."""
+        return projection(
+            self.values, self.scales, self.weight_format, self.num_inputs, self.activation
         )
 
 

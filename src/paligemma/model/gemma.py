@@ -6,6 +6,8 @@ it, a sliding window on some layers (arXiv 2403.08295, arXiv 2408.00118).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,10 +122,20 @@ class Decoder(nn.Module):
         bias = as_bias(attn_mask, torch.float32)[:, None]  # (B, 1, T, S)
         sliding_bias = bias if sliding_mask is None else as_bias(sliding_mask, bias.dtype)[:, None]
         slides = self.config.sliding_layers or (False,) * self.config.depth
-        for block, is_sliding in zip(self.blocks, slides, strict=True):
-            x = block(x, angles, sliding_bias if is_sliding else bias, kv_cache)
-        out: Tensor = self.final_norm(x)
+        biases = [sliding_bias if is_sliding else bias for is_sliding in slides]
+        out: Tensor = self.final_norm(self.run_blocks(x, angles, biases, kv_cache))
         return out
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        biases: Sequence[Tensor],
+        kv_cache: Cache | None,
+    ) -> Tensor:
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x = block(x, angles, bias, kv_cache)
+        return x
 
     def logits(
         self, hidden: Tensor, *, softcap: bool = True, vocab_range: range | None = None

@@ -41,6 +41,14 @@ class Cache(Protocol):
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep [B, K, T, H] of the tokens claimed last; give back all in reach."""
 
+    keys: list[Tensor]
+    """[B, K, S, H] a layer, for what writes by itself."""
+    values: list[Tensor]
+
+    @property
+    def claimed(self) -> Tensor:
+        """int64[B, T]: the slots of the tokens claimed last."""
+
 
 class KVCache:
     """Room for `num_slots` positions of `batch_size` rows."""
@@ -61,6 +69,7 @@ class KVCache:
         self.positions = torch.zeros(batch_size, num_slots, dtype=torch.long, device=device)
         self.next_position = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.length = 0
+        self._claimed_from = 0
 
     @property
     def num_slots(self) -> int:
@@ -75,7 +84,7 @@ class KVCache:
         self.valid[:, self.length : end] = input_mask
         self.positions[:, self.length : end] = positions
         self.next_position = self.next_position + input_mask.sum(dim=1)
-        self.length = end
+        self._claimed_from, self.length = self.length, end
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put [B, K, T, H] into the slots claimed last; give back all up to there."""
@@ -83,6 +92,11 @@ class KVCache:
         self.keys[layer][:, :, start : self.length] = keys
         self.values[layer][:, :, start : self.length] = values
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    @property
+    def claimed(self) -> Tensor:
+        """int64[B, T]: the slots of the tokens claimed last; the same in every row."""
+        return torch.arange(self._claimed_from, self.length).expand(self.valid.shape[0], -1)
 
     def truncate(self, length: int) -> None:
         """Take back the slots from `length` on, of every row."""

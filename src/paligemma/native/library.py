@@ -1,7 +1,7 @@
 """Finds and loads the compiled kernels: the best level that this processor has.
 
-Every function of the library takes raw addresses; `products.py` and `layers.py` are its only
-callers. PALIGEMMA_KERNELS names a level to use at most ("amx", "avx512", "generic"), or "none".
+Every function of the library takes raw addresses; `products.py`, `layers.py` and
+`block.py` are its only callers. PALIGEMMA_KERNELS names a level to use at most ("amx", "avx512", "generic"), or "none".
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ _ARGUMENTS: dict[str, tuple[object, list[object]]] = {
     ]),
     "attend": (None, _ATTENTION),
     "attend_many": (None, _ATTENTION),
+    "decoder_blocks": (None, [
+        c_void_p, c_int, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int,
+    ]),
+    "decoder_work": (c_int64, [c_void_p]),
     "read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
     "matrix_peak": (c_double, [c_int64, c_int]),
 }

@@ -53,14 +53,15 @@ def quantize_for_cuda(model: PaliGemma, method: CudaQuantization) -> None:
 def torchao_config(method: CudaQuantization) -> Any:
     """What torchao's `quantize_` takes."""
     torchao = _library("torchao")
+    plain = {"set_inductor_config": False}  # it would change how everything else is compiled
     if method == "int8":
-        return torchao.Int8WeightOnlyConfig()
+        return torchao.Int8WeightOnlyConfig(**plain)
     if method == "int4":
         # The form that torch's own kernel reads; torchao's other forms need a further library.
         return torchao.Int4WeightOnlyConfig(
-            group_size=_GROUP_SIZE, int4_packing_format="tile_packed_to_4d"
+            group_size=_GROUP_SIZE, int4_packing_format="tile_packed_to_4d", **plain
         )
-    return torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+    return torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow(), **plain)
 
 
 def bitsandbytes_layer(method: CudaQuantization) -> Callable[[nn.Linear], nn.Module]:
@@ -68,7 +69,8 @@ def bitsandbytes_layer(method: CudaQuantization) -> Callable[[nn.Linear], nn.Mod
     bnb = _library("bitsandbytes")
 
     def convert(linear: nn.Linear) -> nn.Module:
-        weight, device = linear.weight.detach(), linear.weight.device
+        # From the CPU: weights are quantized on their way to a device.
+        weight, device = linear.weight.detach().cpu(), linear.weight.device
         sizes = (linear.in_features, linear.out_features)
         layer: nn.Module
         if method == "nf4":
@@ -81,7 +83,7 @@ def bitsandbytes_layer(method: CudaQuantization) -> Callable[[nn.Linear], nn.Mod
                 *sizes, bias=False, has_fp16_weights=False, threshold=6.0, device="meta"
             )
             layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-        return layer.to(device)  # which quantizes
+        return layer.to(device)
 
     return convert
 

@@ -1,0 +1,139 @@
+// All decoder blocks in one call, made of the other kernels: between many small calls a decode step
+// would spend a sixth of its time.
+#include "common.h"
+
+extern "C" {
+void paligemma_linear(int format, const void* values, const void* scales, int group, int panels,
+                      int k, const float* bias, int epilogue, const void* x, int64_t x_stride,
+                      int64_t rows, int inputs, void* out, int64_t out_stride, int out_is_float,
+                      int threads);
+void paligemma_add_rms_norm(void* x, const void* delta, const void* delta_weight,
+                            const void* out_weight, void* out, int64_t rows, int width, float eps,
+                            int threads);
+void paligemma_split_heads(const void* in, int64_t in_stride, const float* cos, const float* sin,
+                           float scale, void* out, int64_t batch, int64_t tokens, int heads,
+                           int head_dim, int threads);
+void paligemma_attend(const void* queries, const void* keys, const void* values,
+                      int64_t batch_stride, int64_t head_stride, const float* bias, float scale,
+                      float cap, void* out, int64_t batch, int heads, int kv_heads, int64_t tokens,
+                      int64_t count, int head_dim, int threads);
+#ifdef PG_AMX
+void paligemma_attend_many(const void* queries, const void* keys, const void* values,
+                           int64_t batch_stride, int64_t head_stride, const float* bias,
+                           float scale, float cap, void* out, int64_t batch, int heads,
+                           int kv_heads, int64_t tokens, int64_t count, int head_dim, int threads);
+#endif
+}
+
+namespace {
+
+struct Projection {
+    const void* values;
+    const void* scales;
+    int32_t format, group, panels, k, inputs, epilogue;
+
+    int64_t outputs() const { return static_cast<int64_t>(panels) * LANES / (epilogue == 2 ? 2 : 1); }
+    void operator()(const bf16* x, int64_t x_stride, int64_t rows, bf16* out, int threads) const {
+        paligemma_linear(format, values, scales, group, panels, k, nullptr, epilogue, x, x_stride,
+                         rows, inputs, out, outputs(), 0, threads);
+    }
+};
+
+struct Block {
+    Projection qkv, out, gate_up, down;
+    const void *pre_attention_norm, *post_attention_norm, *pre_mlp_norm, *post_mlp_norm;
+    int32_t width, heads, kv_heads, head_dim, few_queries;
+    float eps, query_scale, cap;
+};
+
+int64_t padded(int64_t outputs) { return (outputs + LANES - 1) / LANES * LANES; }
+
+// [B, K, T, H] into a cache [B, K, S, H], token t of row b at slots[b, t].
+void keep(const bf16* from, const int64_t* slots, int64_t batch, int heads, int64_t tokens,
+          int head_dim, bf16* memory, int64_t batch_stride, int64_t head_stride) {
+    for (int64_t b = 0; b < batch; b++)
+        for (int n = 0; n < heads; n++)
+            for (int64_t t = 0; t < tokens; t++, from += head_dim)
+                std::memcpy(memory + b * batch_stride + n * head_stride +
+                                slots[b * tokens + t] * head_dim,
+                            from, head_dim * sizeof(bf16));
+}
+
+struct Shape {
+    int64_t batch, tokens;
+    int64_t batch_stride, head_stride;  // of the cache
+    int64_t reach;                      // slots of the cache that may be seen
+};
+
+void run(const Block& block, const Shape& shape, bf16* x, const float* cos, const float* sin,
+         bf16* keys, bf16* values, const int64_t* slots, const float* bias, bf16* work, int threads) {
+    const auto [batch, tokens, batch_stride, head_stride, reach] = shape;
+    const int64_t rows = batch * tokens;
+    const int head_dim = block.head_dim;
+    const int64_t queries_width = static_cast<int64_t>(block.heads) * head_dim;
+    const int64_t keys_width = static_cast<int64_t>(block.kv_heads) * head_dim;
+
+    bf16* normed = work;  // and what a branch gives back
+    bf16* projected = normed + rows * padded(block.width);
+    bf16* queries = projected + rows * block.qkv.outputs();
+    bf16* heads = queries + rows * queries_width;
+    bf16* mixed = heads + rows * keys_width;
+    bf16* gated = projected;  // when all these are done with
+
+    paligemma_add_rms_norm(x, nullptr, nullptr, block.pre_attention_norm, normed, rows, block.width,
+                           block.eps, threads);
+    block.qkv(normed, block.width, rows, projected, threads);
+    const bf16* part = projected;
+    paligemma_split_heads(part, block.qkv.outputs(), cos, sin, block.query_scale, queries, batch,
+                          tokens, block.heads, head_dim, threads);
+    part += padded(queries_width);
+    paligemma_split_heads(part, block.qkv.outputs(), cos, sin, 1.0f, heads, batch, tokens,
+                          block.kv_heads, head_dim, threads);
+    keep(heads, slots, batch, block.kv_heads, tokens, head_dim, keys, batch_stride, head_stride);
+    part += padded(keys_width);
+    paligemma_split_heads(part, block.qkv.outputs(), nullptr, nullptr, 1.0f, heads, batch, tokens,
+                          block.kv_heads, head_dim, threads);
+    keep(heads, slots, batch, block.kv_heads, tokens, head_dim, values, batch_stride, head_stride);
+
+    auto attend = paligemma_attend;
+#ifdef PG_AMX
+    if (tokens > block.few_queries) attend = paligemma_attend_many;
+#endif
+    attend(queries, keys, values, batch_stride, head_stride, bias, 1.0f, block.cap, mixed, batch,
+           block.heads, block.kv_heads, tokens, reach, head_dim, threads);
+    block.out(mixed, queries_width, rows, projected, threads);
+    paligemma_add_rms_norm(x, projected, block.post_attention_norm, block.pre_mlp_norm, normed,
+                           rows, block.width, block.eps, threads);
+    block.gate_up(normed, block.width, rows, gated, threads);
+    block.down(gated, block.gate_up.outputs(), rows, normed, threads);
+    paligemma_add_rms_norm(x, normed, block.post_mlp_norm, nullptr, nullptr, rows, block.width,
+                           block.eps, threads);
+}
+
+}  // namespace
+
+// x[B, T, D] through `count` blocks, in place. `keys`, `values` and `bias` have an entry a block:
+// two [B, K, S, H] of the cache and float[B, T, reach]; `slots` int64[B, T] say where new keys and
+// values go. `work` holds what `paligemma_decoder_work` asks for a token.
+extern "C" void paligemma_decoder_blocks(const void* blocks, int count, void* x, int64_t batch,
+                                         int64_t tokens, const float* cos, const float* sin,
+                                         void* const* keys, void* const* values,
+                                         int64_t batch_stride, int64_t head_stride,
+                                         const int64_t* slots, int64_t reach,
+                                         const float* const* bias, void* work, int threads) {
+    const Shape shape{batch, tokens, batch_stride, head_stride, reach};
+    for (int i = 0; i < count; i++)
+        run(static_cast<const Block*>(blocks)[i], shape, static_cast<bf16*>(x), cos, sin,
+            static_cast<bf16*>(keys[i]), static_cast<bf16*>(values[i]), slots, bias[i],
+            static_cast<bf16*>(work), threads);
+}
+
+// Values of bfloat16 that one token needs in `work`.
+extern "C" int64_t paligemma_decoder_work(const void* blocks) {
+    const Block& block = *static_cast<const Block*>(blocks);
+    const int64_t queries_width = static_cast<int64_t>(block.heads) * block.head_dim;
+    const int64_t keys_width = static_cast<int64_t>(block.kv_heads) * block.head_dim;
+    const int64_t projected = std::max(block.qkv.outputs(), padded(block.width));
+    const int64_t attention = projected + 2 * queries_width + keys_width;
+    return padded(block.width) + std::max(attention, block.gate_up.outputs());
+}
