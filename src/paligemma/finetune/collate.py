@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from paligemma.errors import DataError
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import ExampleRow, Processor
+from paligemma.processor.sequence import SuffixPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,18 @@ class Example:
     image: LoadedImage
     prefix: str
     suffix: str
+    example_id: str = ""
+    """Says in logs and messages which one it was."""
+    suffix_parts: tuple[SuffixPart, ...] | None = None
+    """The suffix in pieces, where some of them must not count in the loss."""
+
+    def __post_init__(self) -> None:
+        parts = self.suffix_parts
+        if parts is not None and "".join(part.text for part in parts) != self.suffix:
+            raise DataError(
+                f"The parts of the suffix of example {self.example_id!r} do not add up to it. "
+                "Give the same text twice, or no parts."
+            )
 
 
 def collate(processor: Processor, examples: Sequence[Example]) -> ModelInputs:
@@ -28,7 +42,8 @@ def collate(processor: Processor, examples: Sequence[Example]) -> ModelInputs:
         place = places.setdefault(id(example.image), len(images))
         if place == len(images):
             images.append(example.image)
-        rows.append(ExampleRow(prompt=example.prefix, suffix=example.suffix, images=(place,)))
+        suffix = example.suffix if example.suffix_parts is None else example.suffix_parts
+        rows.append(ExampleRow(prompt=example.prefix, suffix=suffix, images=(place,)))
     return processor.example_inputs(rows, images)
 
 

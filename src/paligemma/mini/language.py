@@ -1,6 +1,6 @@
 """What can be said about mini's pictures: the 64 kinds by name, captions, questions and answers.
 
-Speaks English, German, French and Spanish. Takes plain values (kind indices, counts, color names,
+Speaks English, German, French, Spanish, Italian and Portuguese. Takes plain values (kind indices, counts, color names,
 boxes); does not know scenes, pixels, tokens or the model.
 """
 
@@ -16,7 +16,10 @@ from paligemma.errors import OptionError
 
 Gender = Literal["m", "f", "n"]
 
-LANGUAGES = ("en", "de", "fr", "es")
+FIRST_LANGUAGES = ("en", "de", "fr", "es")
+"""The languages that the vocabulary was learned from; the later ones were added to it."""
+LATER_LANGUAGES = ("it", "pt")
+LANGUAGES = FIRST_LANGUAGES + LATER_LANGUAGES
 MAX_COUNT = 5
 
 
@@ -107,19 +110,87 @@ hat+s                   | m Hut/Hüte          | m chapeau+x    | m sombrero+s
 crown+s                 | f Krone+n           | f couronne+s   | f corona+s
 """
 
-# As they stand before or after "background": German dative, French and Spanish masculine.
+# Italian | Brazilian Portuguese, in the same form and order.
+_LATER_NOUNS = """
+m cane/cani             | m cachorro+s
+m gatto/gatti           | m gato+s
+m orso/orsi             | m urso+s
+m panda                 | m panda+s
+m maiale/maiali         | m porco+s
+f rana/rane             | f rã+s
+m leone/leoni           | m leão/leões
+f scimmia/scimmie       | m macaco+s
+f gallina/galline       | f galinha+s
+m pinguino/pinguini     | m pinguim/pinguins
+m gufo/gufi             | f coruja+s
+m pesce/pesci           | m peixe+s
+m polpo/polpi           | m polvo+s
+f tartaruga/tartarughe  | f tartaruga+s
+f lumaca/lumache        | m caracol/caracóis
+f farfalla/farfalle     | f borboleta+s
+f ape/api               | f abelha+s
+m elefante/elefanti     | m elefante+s
+m coniglio/conigli      | m coelho+s
+m serpente/serpenti     | f cobra+s
+f mela/mele             | f maçã+s
+f banana/banane         | f banana+s
+f uva/uve               | f uva+s
+f fragola/fragole       | m morango+s
+m limone/limoni         | m limão/limões
+m ananas                | m abacaxi+s
+f ciliegia/ciliegie     | f cereja+s
+f carota/carote         | f cenoura+s
+m fungo/funghi          | m cogumelo+s
+m pane/pani             | m pão/pães
+m formaggio/formaggi    | m queijo+s
+f pizza/pizze           | f pizza+s
+m hamburger             | m hambúrguer+es
+m uovo/uova             | m ovo+s
+f torta/torte           | m bolo+s
+f caramella/caramelle   | f bala+s
+m fiore/fiori           | f flor+es
+m albero/alberi         | f árvore+s
+m cactus                | m cacto+s
+f luna/lune             | f lua+s
+f stella/stelle         | f estrela+s
+f nuvola/nuvole         | f nuvem/nuvens
+m ombrello/ombrelli     | m guarda-chuva+s
+m pupazzo di neve/pupazzi di neve | m boneco de neve/bonecos de neve
+m pallone/palloni       | f bola+s
+f chitarra/chitarre     | f guitarra+s
+m tamburo/tamburi       | m tambor+es
+f campana/campane       | m sino+s
+f chiave/chiavi         | f chave+s
+m lucchetto/lucchetti   | m cadeado+s
+m libro/libri           | m livro+s
+m telefono/telefoni     | m telefone+s
+f lampada/lampade       | f lâmpada+s
+m orologio/orologi      | m relógio+s
+f macchina/macchine     | m carro+s
+m autobus               | m ônibus
+f bicicletta/biciclette | f bicicleta+s
+m aereo/aerei           | m avião/aviões
+m razzo/razzi           | m foguete+s
+f barca/barche          | m barco+s
+f casa/case             | f casa+s
+f sedia/sedie           | f cadeira+s
+m cappello/cappelli     | m chapéu+s
+f corona/corone         | f coroa+s
+"""
+
+# As they stand before or after "background": German dative, the Romance ones masculine.
 _COLORS = """
-red    | rotem          | rouge  | rojo
-orange | orangefarbenem | orange | naranja
-yellow | gelbem         | jaune  | amarillo
-green  | grünem         | vert   | verde
-blue   | blauem         | bleu   | azul
-purple | violettem      | violet | morado
-pink   | rosa           | rose   | rosa
-brown  | braunem        | marron | marrón
-gray   | grauem         | gris   | gris
-white  | weißem         | blanc  | blanco
-black  | schwarzem      | noir   | negro
+red    | rotem          | rouge  | rojo    | rosso     | vermelho
+orange | orangefarbenem | orange | naranja | arancione | laranja
+yellow | gelbem         | jaune  | amarillo | giallo    | amarelo
+green  | grünem         | vert   | verde   | verde     | verde
+blue   | blauem         | bleu   | azul    | blu       | azul
+purple | violettem      | violet | morado  | viola     | roxo
+pink   | rosa           | rose   | rosa    | rosa      | rosa
+brown  | braunem        | marron | marrón  | marrone   | marrom
+gray   | grauem         | gris   | gris    | grigio    | cinza
+white  | weißem         | blanc  | blanco  | bianco    | branco
+black  | schwarzem      | noir   | negro   | nero      | preto
 """
 
 
@@ -183,6 +254,28 @@ _GRAMMAR = {
         on_color="sobre un fondo {}",
         on_photo="sobre una foto",
     ),
+    "it": _Grammar(
+        one={"m": "un", "f": "una"},  # before a vowel "un'", see _counted
+        two_to_five=("due", "tre", "quattro", "cinque"),
+        conjunction="e",
+        empty="un'immagine vuota",
+        word=Noun(singular="parola", plural="parole", gender="f"),
+        the_word=("la parola", "le parole"),
+        with_the_word=("con la parola", "con le parole"),
+        on_color="su uno sfondo {}",
+        on_photo="su una foto",
+    ),
+    "pt": _Grammar(
+        one={"m": "um", "f": "uma"},
+        two_to_five=("dois", "três", "quatro", "cinco"),  # feminine "duas", see _counted
+        conjunction="e",
+        empty="uma imagem vazia",
+        word=Noun(singular="palavra", plural="palavras", gender="f"),
+        the_word=("a palavra", "as palavras"),
+        with_the_word=("com a palavra", "com as palavras"),
+        on_color="sobre um fundo {}",
+        on_photo="sobre uma foto",
+    ),
 }
 
 
@@ -204,7 +297,12 @@ def _read_color(row: str) -> dict[str, str]:
     return dict(zip(LANGUAGES, (cell.strip() for cell in row.split("|")), strict=True))
 
 
-KINDS: tuple[Kind, ...] = tuple(_read_kind(row) for row in _NOUNS.strip().splitlines())
+KINDS: tuple[Kind, ...] = tuple(
+    _read_kind(f"{first} | {later}")
+    for first, later in zip(
+        _NOUNS.strip().splitlines(), _LATER_NOUNS.strip().splitlines(), strict=True
+    )
+)
 _COLOR_FORMS = {forms["en"]: forms for forms in map(_read_color, _COLORS.strip().splitlines())}
 COLORS: tuple[str, ...] = tuple(_COLOR_FORMS)
 
@@ -278,8 +376,14 @@ def ask_count(kind: int, count: int, language: str) -> tuple[str, str]:
     elif language == "fr":
         of = "d'" if _elides(noun.plural) else "de "
         question = f"combien {of}{noun.plural} y a-t-il ?"
-    else:
+    elif language == "es":
         question = f"¿{'cuántas' if noun.gender == 'f' else 'cuántos'} {noun.plural} hay?"
+    elif language == "it":
+        # "Uovo" changes its gender with its number.
+        is_feminine = noun.gender == "f" or noun.plural == "uova"
+        question = f"{'quante' if is_feminine else 'quanti'} {noun.plural} ci sono?"
+    else:
+        question = f"{'quantas' if noun.gender == 'f' else 'quantos'} {noun.plural} há?"
     return question, str(count)
 
 
@@ -335,14 +439,14 @@ def position(box_xyxy: tuple[float, float, float, float]) -> str | None:
     return f"{row} {column}".strip() or "center"
 
 
-def all_texts() -> Iterator[str]:
-    """A fixed sample of everything said in this world, to learn a vocabulary from.
+def all_texts(languages: Sequence[str] = LANGUAGES) -> Iterator[str]:
+    """A fixed sample of everything said of scenes, to learn a vocabulary from.
 
     Every noun in every language and number, every color, question, answer and prompt. Capitals
     stand alone wherever a printed word would be, so that words are spelled letter by letter.
     """
     letters = ascii_uppercase
-    for language in LANGUAGES:
+    for language in languages:
         yield from (f"caption {language}", f"describe {language}", f"answer {language}")
         for num_words in range(3):
             yield caption([], language, num_words=num_words)
@@ -414,10 +518,14 @@ def _counted(noun: Noun, count: int, language: str) -> str:
     if not 1 <= count <= MAX_COUNT:
         raise OptionError(f"The count is {count}; pass 1 to {MAX_COUNT}.")
     grammar = _GRAMMAR[language]
+    if count == 2 and language == "pt" and noun.gender == "f":
+        return f"duas {noun.plural}"
     if count > 1:
         return f"{grammar.two_to_five[count - 2]} {noun.plural}"
     if language == "en":
         return _a(noun.singular)
+    if language == "it" and noun.gender == "f" and noun.singular[0] in "aeiou":
+        return f"un'{noun.singular}"
     return f"{grammar.one[noun.gender]} {noun.singular}"
 
 

@@ -1,5 +1,5 @@
-"""All decoder blocks in one call of the kernels: at decode, the way between two small calls costs as
-much as a small call.
+"""All decoder blocks in one call of the kernels: at decode, the way between two small calls costs
+as much as a small call.
 
 Knows addresses and sizes only. What a block computes is written in `fused/gemma.py`, step by step;
 the two must agree.

@@ -1,7 +1,8 @@
 """Finds and loads the compiled kernels: the best level that this processor has.
 
-Every function of the library takes raw addresses; `products.py`, `layers.py` and
-`block.py` are its only callers. PALIGEMMA_KERNELS names a level to use at most ("amx", "avx512", "generic"), or "none".
+Every function of the library takes raw addresses; `products.py`, `layers.py` and `block.py` are
+its only callers. PALIGEMMA_KERNELS names a level to use at most ("amx", "avx512", "generic"), or
+"none".
 """
 
 from __future__ import annotations

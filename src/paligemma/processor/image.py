@@ -140,6 +140,22 @@ def load_image(
     return LoadedImage(rgb=upright, name=name)
 
 
+def read_size_wh(source: ImageSource) -> tuple[int, int]:
+    """Pixels across and down of the upright picture, from its header where that says it.
+
+    Raises ImageError as `load_image` does, but for damage behind the header.
+    """
+    if not isinstance(source, str | Path | bytes):
+        return load_image(source).size_wh
+    label = "bytes" if isinstance(source, bytes) else _quoted(str(source))
+    data = source if isinstance(source, bytes) else _read(source, False)[0]
+    image = _open(data, label, MAX_PIXELS)
+    # To ask a PNG for its orientation is to decode it, and few have any.
+    may_turn = not isinstance(image, PngImageFile) or b"eXIf" in data or b"Raw profile" in data
+    width, height = image.size
+    return (height, width) if may_turn and _orientation(image) >= 5 else (width, height)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
     """How a picture of `source_wh` was laid into the model's square, and the way back.

@@ -24,7 +24,7 @@ from paligemma.processor.image import (
     pixel_array,
 )
 from paligemma.processor.inputs import ModelInputs
-from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
+from paligemma.processor.sequence import SuffixPart, TokenSequence, build_example, build_prefix
 from paligemma.processor.tokenizer import Tokenizer
 
 
@@ -38,10 +38,10 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleRow:
-    """A prompt with its answer."""
+    """A prompt with its answer: whole, or in parts of which some do not count in the loss."""
 
     prompt: str
-    suffix: str
+    suffix: str | tuple[SuffixPart, ...]
     images: tuple[int, ...] = (0,)
 
 
@@ -97,7 +97,7 @@ class Processor:
     def example_inputs(
         self, rows: Sequence[ExampleRow], images: Sequence[LoadedImage]
     ) -> ModelInputs:
-        """Prompts with their answers, and `loss_mask` on the answers; pads on the right.
+        """Prompts with their answers, and `loss_mask` on what counts of them; pads on the right.
 
         Raises PromptError for text that cannot be tokenized, OptionError for a picture that is
         not there.

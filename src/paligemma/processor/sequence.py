@@ -9,9 +9,18 @@ Knows no pixels, no batch and no padding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from paligemma.processor.tokenizer import Tokenizer, check_text
+
+
+class SuffixPart(NamedTuple):
+    """A piece of a suffix, and whether its tokens count in the loss."""
+
+    text: str
+    counts_in_loss: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +65,47 @@ def build_prefix(
 
 
 def build_example(
-    tokenizer: Tokenizer, prompt: str, suffix: str, num_images: int, num_image_tokens: int
+    tokenizer: Tokenizer,
+    prompt: str,
+    suffix: str | Sequence[SuffixPart],
+    num_images: int,
+    num_image_tokens: int,
 ) -> TokenSequence:
     """A prompt with the answer to learn (or to score), which ends with EOS.
+
+    A suffix in parts is tokenized part by part, so cut it only where tokens end in any case: at a
+    `<loc>`, a `<seg>` or another whole piece. EOS always counts in the loss.
 
     Raises PromptError for text that cannot be tokenized.
     """
     prefix = build_prefix(tokenizer, prompt, 0, num_image_tokens).token_ids
-    answer = [*tokenizer.tokenize_text(suffix), tokenizer.eos_id]
-    return _joined(num_images * num_image_tokens, tokenizer.pad_id, list(prefix), answer)
+    parts = [SuffixPart(suffix, True)] if isinstance(suffix, str) else suffix
+    answer: list[int] = []
+    counts: list[bool] = []
+    for part in parts:
+        ids = tokenizer.tokenize_text(part.text)
+        answer += ids
+        counts += [part.counts_in_loss] * len(ids)
+    return _joined(
+        num_images * num_image_tokens,
+        tokenizer.pad_id,
+        list(prefix),
+        [*answer, tokenizer.eos_id],
+        (*counts, True),
+    )
 
 
 def _joined(
-    num_image_positions: int, placeholder: int, prefix: list[int], suffix: list[int]
+    num_image_positions: int,
+    placeholder: int,
+    prefix: list[int],
+    suffix: list[int],
+    counts_in_loss: tuple[bool, ...] = (),
 ) -> TokenSequence:
-    is_suffix = (False,) * (num_image_positions + len(prefix)) + (True,) * len(suffix)
+    before = (False,) * (num_image_positions + len(prefix))
     return TokenSequence(
         token_ids=(placeholder,) * num_image_positions + (*prefix, *suffix),
         image_mask=(True,) * num_image_positions + (False,) * (len(prefix) + len(suffix)),
-        mask_ar=is_suffix,
-        loss_mask=is_suffix,
+        mask_ar=before + (True,) * len(suffix),
+        loss_mask=before + counts_in_loss,
     )
