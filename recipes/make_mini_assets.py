@@ -9,8 +9,8 @@ It needs what the shipped package does not: a Pillow built with FreeType, the fo
 `--photos` folder. `data/NOTICE.md` says where each of them comes from and under which licence;
 `data/words.txt` and `data/NOTICE.md` are written by hand and not touched here.
 
-It writes `glyphs.png` and `glyphs.json`, `letters.png` and `letters.json`, and `photo_NN.jpg`. It
-does not know how scenes are composed.
+It writes `glyphs.png`, `letters.png` and `digits.png`, each with a JSON file of the same name, and
+`photo_NN.jpg`. It does not know how scenes are composed.
 """
 
 import argparse
@@ -48,6 +48,7 @@ FACES = (
     "LeagueSpartan-Bold.otf",
     "Dosis-Bold.otf",
 )
+DIGIT_FACES = FACES[:4]  # the first faces, in their order
 FONT_PACKAGES = (
     "fonts-noto-color-emoji fonts-dejavu-core fonts-dejavu-extra fonts-lato fonts-roboto-unhinted "
     "fonts-comfortaa fonts-inconsolata fonts-crosextra-caladea fonts-cantarell fonts-quicksand "
@@ -109,34 +110,34 @@ def make_glyphs(font_file: Path, out: Path) -> None:
     (out / "glyphs.json").write_text(json.dumps(table) + "\n")
 
 
-def make_letters(fonts: Path, out: Path) -> None:
-    """A-Z of every face, one row per face; per letter [x, width, height, dx, dy, advance].
+def make_characters(fonts: Path, faces: tuple[str, ...], characters: str, out: Path) -> None:
+    """`characters` of every face, one row per face: `out` and a JSON file of its name beside it.
 
-    x: left edge of the ink in letters.png. dx, dy: from the pen, and from the top of a capital "H",
-    to the ink. All in pixels at cap height 48.
+    Per character [x, width, height, dx, dy, advance]: x is the left edge of the ink in the picture;
+    dx, dy lead from the pen, and from the top of a capital "H", to the ink. All in pixels at cap
+    height 48.
     """
-    faces: list[dict[str, object]] = []
+    table: list[dict[str, object]] = []
     rows: list[Image.Image] = []
-    for name in FACES:
+    for name in faces:
         path = find_font(fonts, name)
         big = ImageFont.truetype(path, 1000).getbbox("H", anchor="ls")
         font = ImageFont.truetype(path, CAP_HEIGHT * 1000 / (big[3] - big[1]))
         cap_top = font.getbbox("H", anchor="ls")[1]
-        letters: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
         inks: list[tuple[int, Image.Image]] = []
         x = 0
-        for letter in string.ascii_uppercase:
+        for character in characters:
             canvas = Image.new("L", (160, 160))
-            ImageDraw.Draw(canvas).text((40, 100), letter, font=font, fill=255, anchor="ls")
+            ImageDraw.Draw(canvas).text((40, 100), character, font=font, fill=255, anchor="ls")
             left, top, right, bottom = canvas.getbbox() or (0, 0, 0, 0)
-            advance = round(font.getlength(letter))
-            letters[letter] = [
+            places[character] = [
                 x,
                 right - left,
                 bottom - top,
                 left - 40,
                 top - 100 - int(cap_top),
-                advance,
+                round(font.getlength(character)),
             ]
             inks.append((x, canvas.crop((left, top, right, bottom))))
             x += right - left
@@ -144,18 +145,18 @@ def make_letters(fonts: Path, out: Path) -> None:
         for ink_x, ink in inks:
             row.paste(ink, (ink_x, 0))
         rows.append(row)
-        faces.append({"font": name, "height": row.height, "letters": letters})
+        table.append({"font": name, "height": row.height, "letters": places})
     atlas = Image.new("L", (max(row.width for row in rows), sum(row.height for row in rows)))
     y = 0
-    for face, row in zip(faces, rows, strict=True):
+    for face, row in zip(table, rows, strict=True):
         atlas.paste(row, (0, y))
         face["y"] = y
         y += row.height
     # Sixteen levels of coverage are enough for a smooth edge and halve the file.
     atlas = atlas.point([round(value / 17) * 17 for value in range(256)])
-    atlas.save(out / "letters.png", optimize=True)
-    table = {"cap_height": CAP_HEIGHT, "faces": faces}
-    (out / "letters.json").write_text(json.dumps(table, separators=(",", ":")) + "\n")
+    atlas.save(out, optimize=True)
+    written = {"cap_height": CAP_HEIGHT, "faces": table}
+    out.with_suffix(".json").write_text(json.dumps(written, separators=(",", ":")) + "\n")
 
 
 def make_photos(photos: Path, out: Path) -> None:
@@ -175,10 +176,12 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="holds the photographs")
     parser.add_argument("--out", type=Path, required=True, help="the package's mini/data folder")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    make_glyphs(find_font(arguments.fonts, EMOJI_FONT), arguments.out)
-    make_letters(arguments.fonts, arguments.out)
-    make_photos(arguments.photos, arguments.out)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    make_glyphs(find_font(arguments.fonts, EMOJI_FONT), out)
+    make_characters(arguments.fonts, FACES, string.ascii_uppercase, out / "letters.png")
+    make_characters(arguments.fonts, DIGIT_FACES, string.digits, out / "digits.png")
+    make_photos(arguments.photos, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The drawn parts of mini's world: glyphs, letters, photographs; loaded once, on first use.
+"""The drawn parts of mini's world: glyphs, letters and digits, photographs; loaded once, on first use.
 
 Everything comes from small pictures shipped in `data/` (made by recipes/make_mini_assets.py), so
 that drawing needs no font and is the same on every machine. This file knows neither scenes nor the
@@ -175,8 +175,16 @@ def _cap_height() -> int:
 
 @cache
 def _faces() -> tuple[dict[str, _Letter], ...]:
-    table = json.loads((_data() / "letters.json").read_text())
-    atlas = _read_image("letters.png", "L")
+    """The letters of every face, and the digits of the first few."""
+    faces = _read_faces("letters")
+    for face, digits in zip(faces, _read_faces("digits"), strict=False):
+        face.update(digits)
+    return tuple(faces)
+
+
+def _read_faces(name: str) -> list[dict[str, _Letter]]:
+    table = json.loads((_data() / f"{name}.json").read_text())
+    atlas = _read_image(f"{name}.png", "L")
     faces = []
     for face in table["faces"]:
         letters = {}
@@ -184,13 +192,19 @@ def _faces() -> tuple[dict[str, _Letter], ...]:
             ink = atlas.crop((x, face["y"], x + width, face["y"] + height))
             letters[letter] = _Letter(ink=ink, dx=dx, dy=dy, advance=advance)
         faces.append(letters)
-    return tuple(faces)
+    return faces
 
 
 @cache
 def num_faces() -> int:
     """How many type faces there are; a face is an index below this."""
     return len(_faces())
+
+
+@cache
+def num_digit_faces() -> int:
+    """How many of them, the first ones, have digits too."""
+    return sum("0" in face for face in _faces())
 
 
 @lru_cache(maxsize=4096)

@@ -9,8 +9,9 @@ and are thrown away after it; this file knows scenes and features, no language a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase, digits
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from torch.nn import functional as F
 
 from paligemma.mini import assets
 from paligemma.mini.scene import Scene, SceneObject, SceneWord
+from paligemma.mini.sheet import Sheet
 
 # I images, P patches, K kinds
 
 NUM_KINDS = len(assets.KIND_CODEPOINTS)
 NONE, WORD = NUM_KINDS, NUM_KINDS + 1
 MAX_LETTERS = 6
-BLANK = 26
+LETTERS = ascii_uppercase + digits
+BLANK = len(LETTERS)
+_NUM_LETTERS = BLANK + 1
 IGNORE = -100
 _MIN_COVER = 0.3  # share of a patch (or of the thing itself) that must be covered
 
@@ -46,7 +50,7 @@ class DenseTargets:
 
     kinds int64[I, P]: kind of the thing that covers the patch, NONE or WORD.
     boxes float32[I, P, 4]: its box, ymin xmin ymax xmax in 0..1 (zeros where NONE).
-    letters int64[I, P, 6]: the whole word, BLANK behind its end (IGNORE where no word).
+    letters int64[I, P, 6]: the whole word, as indices into LETTERS, BLANK behind its end (IGNORE where no word).
     halves int64[I, P, 2]: the letter at the center of the patch's left and right half, or BLANK.
     """
 
@@ -56,8 +60,8 @@ class DenseTargets:
     halves: Tensor
 
 
-def dense_targets(scenes: list[Scene], grid: int) -> DenseTargets:
-    """The targets of scenes on a grid x grid raster of patches."""
+def dense_targets(scenes: Sequence[Scene | Sheet], grid: int) -> DenseTargets:
+    """The targets of pictures on a grid x grid raster of patches."""
     kinds, boxes, letters, halves = zip(
         *(_scene_targets(scene, grid) for scene in scenes), strict=True
     )
@@ -70,7 +74,7 @@ def dense_targets(scenes: list[Scene], grid: int) -> DenseTargets:
 
 
 def _scene_targets(
-    scene: Scene, grid: int
+    scene: Scene | Sheet, grid: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     num_patches = grid * grid
     kinds = np.full(num_patches, NONE)
@@ -96,7 +100,7 @@ def _scene_targets(
             letters[mine], halves[mine] = IGNORE, IGNORE
             continue
         kinds[mine] = WORD
-        spelled = [ord(letter) - ord("A") for letter in thing.text]
+        spelled = [LETTERS.index(letter) for letter in thing.text]
         letters[mine] = spelled + [BLANK] * (MAX_LETTERS - len(spelled))
         columns = np.full((grid, 2), BLANK)
         edges = assets.letter_edges(thing.text, thing.face)
@@ -116,8 +120,8 @@ class DenseHeads(nn.Module):
         self.kind = nn.Linear(width, NUM_KINDS + 2)
         self.box = nn.Linear(width, 4 * 2 * len(FREQUENCIES))
         self.edges = nn.Linear(width, 4)
-        self.letters = nn.Linear(width, MAX_LETTERS * 27)
-        self.halves = nn.Linear(width, 2 * 27)
+        self.letters = nn.Linear(width, MAX_LETTERS * _NUM_LETTERS)
+        self.halves = nn.Linear(width, 2 * _NUM_LETTERS)
 
     def forward(self, features: Tensor, targets: DenseTargets) -> dict[str, Tensor]:
         """float[I, P, width] -> scalar losses by name, and shares right (not to be optimized)."""
@@ -132,8 +136,8 @@ class DenseHeads(nn.Module):
         grid = targets.kinds.shape[1] ** 0.5
         edges = self.edges(features[covered]).float()
         losses["edges"] = F.l1_loss(edges, targets.boxes[covered]) * grid
-        letters = self.letters(features[is_word]).float().unflatten(-1, (MAX_LETTERS, 27))
-        halves = self.halves(features[is_word]).float().unflatten(-1, (2, 27))
+        letters = self.letters(features[is_word]).float().unflatten(-1, (MAX_LETTERS, _NUM_LETTERS))
+        halves = self.halves(features[is_word]).float().unflatten(-1, (2, _NUM_LETTERS))
         word_letters, word_halves = targets.letters[is_word], targets.halves[is_word]
         losses["letters"] = _mean_cross_entropy(letters, word_letters)
         losses["halves"] = _mean_cross_entropy(halves, word_halves)

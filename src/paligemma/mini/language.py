@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
+from string import ascii_uppercase, digits
 from typing import Literal, cast
 
 from paligemma.errors import OptionError
@@ -422,6 +422,35 @@ def ask_reading(words: Sequence[str]) -> tuple[str, str]:
     return "what is written?", " ".join(words) or "nothing"
 
 
+def table_text(rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML without spaces.
+
+    >>> table_text([["OPEN", "7"]])
+    '<table><tr><td>OPEN</td><td>7</td></tr></table>'
+    """
+    lines = ("</td><td>".join(row) for row in rows)
+    return f"<table><tr><td>{'</td></tr><tr><td>'.join(lines)}</td></tr></table>"
+
+
+def chart_text(bars: Sequence[tuple[str, int]]) -> str:
+    """A bar chart's labels and values, from left to right.
+
+    >>> chart_text([("CAT", 3), ("A", 5)])
+    'CAT 3 ; A 5'
+    """
+    return " ; ".join(f"{label} {value}" for label, value in bars)
+
+
+def ask_value(label: str, value: int) -> tuple[str, str]:
+    """Question and answer about a chart: ("what is the value of CAT?", "3")."""
+    return f"what is the value of {label}?", str(value)
+
+
+def ask_highest(label: str) -> tuple[str, str]:
+    """Question and answer about a chart: ("which bar is the highest?", "CAT")."""
+    return "which bar is the highest?", label
+
+
 def position(box_xyxy: tuple[float, float, float, float]) -> str | None:
     """In which ninth of the picture the box's center lies; None within 0.04 of a dividing line.
 
@@ -484,6 +513,18 @@ def all_texts(languages: Sequence[str] = LANGUAGES) -> Iterator[str]:
             yield from (f"detect {names}", f"segment {names}")
     yield from ("ocr", ask_listing([])[1])
     yield from letters
+
+
+def sheet_texts() -> Iterator[str]:
+    """What is said of tables and charts, and the prompts that came with them; none twice.
+
+    Printed words and numbers stand alone, as in `all_texts`.
+    """
+    yield from ("table", "chart", "detect text")
+    yield from ("<table><tr><td>", "</td><td>", "</td></tr><tr><td>", "</td></tr></table>")
+    yield f"answer en {ask_value('A', 0)[0]}"
+    yield f"answer en {ask_highest('A')[0]}"
+    yield from digits
 
 
 def _grammar(language: str) -> _Grammar:

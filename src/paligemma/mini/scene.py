@@ -19,6 +19,7 @@ from paligemma.masks import mask_to_rle
 from paligemma.mini import assets
 
 Split = Literal["train", "test"]
+Sizes = Literal["usual", "wide"]
 Box = tuple[float, float, float, float]
 RGB = tuple[int, int, int]
 
@@ -81,6 +82,8 @@ _SPLIT_IDS: dict[str, int] = {"train": 0, "test": 1}
 _GAP = 0.01  # least distance between two boxes, and from a box to the picture's edge
 _MIN_SIDE, _MAX_SIDE = 0.17, 0.46  # an object's longer side
 _MAX_SIDE_OF_COUNT = (0.46, 0.46, 0.42, 0.37, 0.33, 0.30)  # by the number of objects
+_MIN_WIDE_SIDE = 0.10  # the same where sizes are "wide"
+_MAX_WIDE_SIDE_OF_COUNT = (0.85, 0.85, 0.60, 0.50, 0.42, 0.38)
 _MAX_WORD_WIDTH = 0.8
 _MIN_CAP_HEIGHT, _MAX_CAP_HEIGHT = 0.09, 0.17
 _MIN_CONTRAST = 0.35  # in luminance (0..1), between a word and the mean of what is under it
@@ -213,12 +216,7 @@ class Scene:
             place = _place(picture, layer)
             behind = place * (255 - layer.pixels[..., 3:].astype(np.uint16))
             place[:] = np.minimum(layer.pixels[..., :3] + (behind + 127) // 255, 255)
-        for word in self.words:
-            layer = assets.draw_word(word.text, word.face, _scaled(word.box_xyxy, resolution))
-            place = _place(picture, layer)
-            cover = layer.pixels[..., None].astype(np.uint16)
-            ink = np.array(word.color, np.uint16) * cover
-            place[:] = (place * (255 - cover) + ink + 127) // 255
+        draw_words(picture, self.words)
         return picture
 
     def object_mask(self, index: int, resolution: int) -> NDArray[np.bool_]:
@@ -255,6 +253,16 @@ class Scene:
             "objects": objects,
             "words": words,
         }
+
+
+def draw_words(picture: NDArray[np.uint8], words: Sequence[SceneWord]) -> None:
+    """Print words on a square picture, uint8[R, R, 3], in place."""
+    for word in words:
+        layer = assets.draw_word(word.text, word.face, _scaled(word.box_xyxy, len(picture)))
+        place = _place(picture, layer)
+        cover = layer.pixels[..., None].astype(np.uint16)
+        ink = np.array(word.color, np.uint16) * cover
+        place[:] = (place * (255 - cover) + ink + 127) // 255
 
 
 def _scaled(box: Box, resolution: int) -> Box:
@@ -297,10 +305,12 @@ def make_scene(
     index: int,
     *,
     word_weights: tuple[float, ...] = WORD_WEIGHTS,
+    sizes: Sizes = "usual",
 ) -> Scene:
     """Scene number `index` of the stream (split, seed); the same arguments give the same scene.
 
     `word_weights`: the chances of 0, 1, 2, ... printed words (training may ask for more of them).
+    `sizes`: "wide" also draws objects much smaller (a tenth of the side) and larger than usual.
 
     >>> scene = make_scene("train", seed=0, index=0)
     >>> scene.draw(128).shape
@@ -318,7 +328,7 @@ def make_scene(
     kinds = _choose_kinds(rng)
     if not kinds:
         num_words = max(1, num_words)
-    items = [_make_object(rng, kind, len(kinds)) for kind in kinds]
+    items = [_make_object(rng, kind, len(kinds), sizes) for kind in kinds]
     items += [_make_word(rng) for _ in range(num_words)]
     items.sort(key=lambda item: item.width * item.height, reverse=True)
     placed = _place_items(rng, items)
@@ -377,9 +387,16 @@ def _choose_kinds(rng: np.random.Generator) -> list[int]:
     return kinds
 
 
-def _make_object(rng: np.random.Generator, kind: int, num_objects: int) -> _Item:
-    high = _MAX_SIDE_OF_COUNT[num_objects]
-    longer = _uniform(rng, 0.20 if num_objects < 4 else _MIN_SIDE, high)
+def _make_object(
+    rng: np.random.Generator, kind: int, num_objects: int, sizes: Sizes
+) -> _Item:
+    if sizes == "wide":
+        shortest, high = _MIN_WIDE_SIDE, _MAX_WIDE_SIDE_OF_COUNT[num_objects]
+        # Small and large ones alike: the logarithm is what is evenly drawn.
+        longer = shortest * (high / shortest) ** float(rng.random())
+    else:
+        shortest, high = _MIN_SIDE, _MAX_SIDE_OF_COUNT[num_objects]
+        longer = _uniform(rng, 0.20 if num_objects < 4 else shortest, high)
     pose = int(rng.integers(assets.NUM_POSES))
     width_px, height_px = assets.sprite_size_wh(kind, pose)
     scale = longer / max(width_px, height_px)
@@ -388,7 +405,7 @@ def _make_object(rng: np.random.Generator, kind: int, num_objects: int) -> _Item
         pose=pose,
         width=width_px * scale,
         height=height_px * scale,
-        shrink_limit=_MIN_SIDE / longer,
+        shrink_limit=shortest / longer,
     )
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from paligemma.config import VisionConfig
 from paligemma.mini.dense import DenseHeads, DenseTargets, dense_targets, total
-from paligemma.mini.language import LANGUAGES
+from paligemma.mini.language import FIRST_LANGUAGES
 from paligemma.mini.scene import make_scene
 from paligemma.mini.texts import SceneTexts
 from paligemma.model.siglip import VisionEncoder
@@ -52,7 +52,7 @@ class Stage0Source:
             for index in range(step * self.batch_size, (step + 1) * self.batch_size)
         ]
         rng = random.Random(f"stage0 {self.seed} {step}")
-        texts = [SceneTexts(scene).describe(rng.choice(LANGUAGES)) for scene in scenes]
+        texts = [SceneTexts(scene).describe(rng.choice(FIRST_LANGUAGES)) for scene in scenes]
         rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]
         pictures = np.stack([scene.draw(self.resolution) for scene in scenes])
         return Stage0Batch(

@@ -106,7 +106,7 @@ void quantize_row(const bf16* x, int inputs, const Linear& l, const QuantizedRow
 
 #ifdef PG_AVX512
 
-constexpr int64_t AHEAD = 1024;  // bytes to fetch before they are needed, in each panel
+constexpr int64_t AHEAD = 2048;  // bytes to fetch before they are needed, in each panel
 
 // How far ahead lies what is needed AHEAD bytes later: in this panel, or, at its end, at the start
 // of the panel that takes its place in the next block.
@@ -192,7 +192,10 @@ void rows_integer(const Linear& l, const QuantizedRow* x, int64_t row, int panel
         }
 #pragma GCC unroll 8
         for (int p = 0; p < NP; p++) {
-            __m512 scale = widen16(l.panel_scales(panel + p) + g * LANES);
+            const bf16* scales = l.panel_scales(panel + p) + g * LANES;
+            // Those of the panel that takes this one's place: too few for the processor to foresee.
+            _mm_prefetch(reinterpret_cast<const char*>(scales + NP * groups * LANES), _MM_HINT_T1);
+            __m512 scale = widen16(scales);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 sums[p][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[p][r]),
