@@ -142,7 +142,11 @@ def build(name: str, config: PaliGemmaConfig) -> OursRunner:
 def seconds_to_load(name: str, folder: Path) -> float:
     """From a checkpoint folder to a model whose weights are all in memory."""
     start = time.perf_counter()
-    read_every_page(_prepared(load_model(folder, dtype=torch.bfloat16), name))
+    fast = name != "ours-plain"
+    quantization = _QUANTIZATION[name] if fast else None
+    read_every_page(
+        load_model(folder, dtype=torch.bfloat16, quantization=quantization, fast=fast)
+    )
     return time.perf_counter() - start
 
 

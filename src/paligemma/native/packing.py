@@ -109,8 +109,9 @@ def to_stored(rows: Tensor, weight_format: WeightFormat) -> Tensor:
     bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], of
     every eight inputs four in the low halves of four bytes, the next four in the high halves.
     """
-    num_inputs = rows.shape[1]
-    rows = F.pad(rows, (0, weight_format.padded_inputs(num_inputs) - num_inputs)).contiguous()
+    if missing := weight_format.padded_inputs(rows.shape[1]) - rows.shape[1]:
+        rows = F.pad(rows, (0, missing))
+    rows = rows.contiguous()
     if weight_format.name == "bfloat16":
         return rows
     unsigned = rows.view(torch.uint8) + weight_format.offset
@@ -137,8 +138,9 @@ def words_of_rows(stored: Tensor, weight_format: WeightFormat) -> Tensor:
     In every format the weights that stand together in a panel, four bytes, stand together in a
     row: packing moves words and looks into none.
     """
-    padding = (0, 0, 0, -stored.shape[0] % LANES)
-    words = F.pad(stored, padding, value=weight_format.stored_zero).view(torch.int32)
+    if missing := -stored.shape[0] % LANES:
+        stored = F.pad(stored, (0, 0, 0, missing), value=weight_format.stored_zero)
+    words = stored.view(torch.int32)
     panels: Tensor = words.view(-1, LANES, words.shape[1]).transpose(1, 2)
     return panels
 
