@@ -72,7 +72,7 @@ def test_memory_is_counted_by_the_written_formula():
     assert need.weights == 4 * count_parameters(config)
     assert need.kv_cache == 2 * 18 * 1 * 256 * tokens * 4
     assert need.activations == 12 * 8 * tokens**2
-    assert need.total == need.weights + need.kv_cache + need.activations
+    assert need.total == need.weights + need.kv_cache + need.activations + need.process
 
 
 def test_a_machine_has_no_more_free_memory_than_it_has():

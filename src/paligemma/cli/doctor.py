@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from paligemma.bench.machine import peak_bytes
 from paligemma.cli.console import print_json, print_table, print_text
 from paligemma.cli.memory import in_gigabytes, machine_memory, memory_need
 from paligemma.config import RELEASES, Release
@@ -172,6 +173,7 @@ def _try_mini() -> dict[str, Any]:
         "truth": SceneTexts(scene).caption("en"),
         "load_seconds": round(loaded - start, 3),
         "caption_seconds": round(time.perf_counter() - loaded, 3),
+        "peak_memory_bytes": peak_bytes(),
     }
 
 
@@ -221,7 +223,8 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
     if tried["ok"]:
         yield (
             f"mini loads in {tried['load_seconds']} s and answers in {tried['caption_seconds']} s: "
-            f"it sees {tried['caption']!r} where there is {tried['truth']!r}"
+            f"it sees {tried['caption']!r} where there is {tried['truth']!r}; "
+            f"memory at most {in_gigabytes(tried['peak_memory_bytes'])}"
         )
     else:
         yield f"mini does NOT work: {tried['problem']}"

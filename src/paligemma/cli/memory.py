@@ -12,6 +12,8 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BITS = {"int8": 8 + 16 / 128, "int4": 4 + 16 / 32}
 """Bits a weight of the decoder's linear layers, with the bfloat16 scales of its group."""
 
+_PROCESS_BYTES = 300_000_000  # Python, torch and their buffers, before and beside any model
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryNeed:
@@ -20,10 +22,11 @@ class MemoryNeed:
     weights: int
     kv_cache: int
     activations: int
+    process: int = _PROCESS_BYTES
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations
+        return self.weights + self.kv_cache + self.activations + self.process
 
 
 def memory_need(config: PaliGemmaConfig, form: str, text_length: int) -> MemoryNeed:
@@ -38,6 +41,8 @@ def memory_need(config: PaliGemmaConfig, form: str, text_length: int) -> MemoryN
         activations  the largest moment of the prefill: one layer's attention logits in float32,
                      three at a time (raw, with the mask added, after the softmax), so
                      12 * heads * T^2; or the three products of one MLP, 3 * mlp dim * T * b
+
+        process      what Python and torch take by themselves
 
     It is an estimate of the plain form of attention; a faster one needs less.
 

@@ -84,7 +84,7 @@ def info(name: Name, as_json: Json = False) -> None:
         print_json(described)
         return
     memory = described.pop("memory")
-    parts = ("weights", "kv cache", "activations", "total")
+    parts = ("weights", "kv cache", "activations", "process", "total")
     print_table(None, ("field", "value"), [(k, _cell(v)) for k, v in described.items()])
     print_table(
         "memory for one picture and one prompt (estimate)",
