@@ -12,8 +12,14 @@
     stage 4      the same, with words tied to what they name, and prompts that must be read
     stage 5      the same, with patches told whether they are asked for
     stages 6, 7  the same with more masks and more again, while the learning rate falls to zero
+    first        the first version: a checkpoint folder that knows scenes, in four languages
+    stage 8      it goes on learning: two more languages, printed words with their places, objects
+                 of all sizes, tables and charts, on a longer vocabulary
     export       a checkpoint folder in the released format, float16
     evaluate     500 test scenes: prints a table, writes evaluation.json
+
+Stage 8 starts from the folder OUT/first, with the vocabulary and mask codec in it, and needs no
+other state: `--stages 8,export,evaluate` goes on from any such folder.
 
 Each stage saves its state every few minutes; the same command goes on where it was stopped.
 `--stages` runs a part. Two CPU cores take about two hours with tcmalloc preloaded
@@ -34,16 +40,24 @@ from torch import Tensor, nn
 
 from paligemma.checkpoints.save import save_model
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.state import load_weights
-from paligemma.finetune.trainer import STATE_NAME, train
+from paligemma.finetune.state import FOLDER, load_weights
+from paligemma.finetune.trainer import Objective, train
 from paligemma.loading import load
 from paligemma.mini.codec_training import reconstruction_iou, seg_codes, train_mask_codec
 from paligemma.mini.evaluate import evaluate
-from paligemma.mini.examples import TASK_WEIGHTS, Asking, SegCodes
-from paligemma.mini.joint import Joint, JointSource, build_mini, mini_config
+from paligemma.mini.examples import TASK_WEIGHTS, Asking
+from paligemma.mini.joint import (
+    Joint,
+    JointSource,
+    build_mini,
+    extend_rows,
+    fit_heads,
+    mini_config,
+)
+from paligemma.mini.language import FIRST_LANGUAGES, LATER_LANGUAGES
 from paligemma.mini.scene import WORD_WEIGHTS
 from paligemma.mini.stage0 import Stage0, Stage0Source
-from paligemma.mini.vocabulary import train_vocabulary
+from paligemma.mini.vocabulary import train_first_vocabulary, train_vocabulary
 from paligemma.model.siglip import resample_positions
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
@@ -81,12 +95,18 @@ class JointStage:
     asking: Asking = field(default_factory=Asking)
     num_scenes: int = 32
     prompts_per_scene: int = 3
+    num_wide: int = 0
+    num_sheets: int = 0
+    head_steps: int = 0
+    """Steps in which fresh heads learn alone, the model standing still."""
 
 
+_CODEC = "mask_codec.npz"
 _TRAIN = TrainConfig(
     num_steps=1,
     num_workers=1,
     learning_rate=1e-3,
+    warmup_steps=100,
     weight_decay=0.02,
     betas=(0.9, 0.98),
     save_every=100,
@@ -170,6 +190,7 @@ _STAGE6 = replace(
     },
     train=replace(_STAGE5.train, num_steps=350, learning_rate=2.4e-4, final_learning_rate=0.0),
 )
+_FIRST = "first"
 _STAGE7 = replace(
     _STAGE6,
     start=("6",),
@@ -183,6 +204,34 @@ _STAGE7 = replace(
         "question": 0.03,
     },
     train=replace(_STAGE6.train, num_steps=170, learning_rate=1.8e-4, warmup_steps=10),
+)
+_STAGE8 = replace(
+    _STAGE7,
+    start=(_FIRST,),
+    drawn_at=(160, 224, 256, 384),
+    seed=9,
+    task_weights={
+        "caption": 0.28,
+        "describe": 0.02,
+        "detect": 0.23,
+        "segment": 0.19,
+        "ocr": 0.08,
+        "detect_text": 0.06,
+        "count": 0.10,
+        "question": 0.03,
+        "caption_box": 0.01,
+    },
+    asking=replace(
+        _STAGE7.asking,
+        languages={
+            **dict.fromkeys(FIRST_LANGUAGES, 1.0),
+            **dict.fromkeys(LATER_LANGUAGES, 0.7),
+        },
+    ),
+    num_wide=6,
+    num_sheets=6,
+    head_steps=60,
+    train=replace(_STAGE7.train, num_steps=600, learning_rate=3e-4, warmup_steps=30, save_every=50),
 )
 STAGES: dict[str, EncoderStage | JointStage] = {
     "0": EncoderStage(
@@ -252,8 +301,9 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "5": _STAGE5,
     "6": _STAGE6,
     "7": _STAGE7,
+    "8": _STAGE8,
 }
-LAST = "7"
+LAST_OF_FIRST, LAST = "7", "8"
 
 
 def main() -> None:
@@ -263,43 +313,52 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,first,8,export,evaluate",
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _vocabulary(out)
-    codes = _mask_codes(out)
     stages = arguments.stages.split(",")
+    if any(name in stages for name in STAGES if name != LAST):
+        _prepare(out)
     for name, stage in STAGES.items():
+        if name == LAST and _FIRST in stages:
+            _export(out, out / _FIRST, LAST_OF_FIRST, _tokenizer(out))
         if name not in stages:
             continue
         if isinstance(stage, EncoderStage):
-            _run_encoder(out, tokenizer, name, stage)
+            _run_encoder(out, _tokenizer(out), name, stage)
         else:
-            _run_joint(out, tokenizer, codes, name, stage, arguments.compile)
+            _run_joint(out, name, stage, arguments.compile)
     if "export" in stages:
-        _export(out, tokenizer)
+        _export(out, out / "model", LAST, _tokenizer(out, LAST))
     if "evaluate" in stages:
         _evaluate(out)
 
 
-def _vocabulary(out: Path) -> Tokenizer:
-    path = out / "tokenizer.model"
-    if not path.exists():
-        path.write_bytes(train_vocabulary())
-    return Tokenizer.from_file(path)
-
-
-def _mask_codes(out: Path) -> SegCodes:
-    path = out / "mask_codec.npz"
+def _prepare(out: Path) -> None:
+    """The first vocabulary and the mask codec."""
+    if not (out / "tokenizer.model").exists():
+        (out / "tokenizer.model").write_bytes(train_first_vocabulary())
+    path = out / _CODEC
     if not path.exists():
         codec = train_mask_codec()
         save_mask_codec_npz(codec, path)
         print(f"mask codec: IoU {reconstruction_iou(codec):.3f} on the world's own shapes")
-    return seg_codes(load_mask_codec_npz(path))
+
+
+def _tokenizer(out: Path, stage: str = LAST_OF_FIRST) -> Tokenizer:
+    """The vocabulary of a stage: the first one, or the longer one of the last stage."""
+    if stage == LAST:
+        return Tokenizer(train_vocabulary())
+    return Tokenizer.from_file(out / "tokenizer.model")
+
+
+def _codec_path(out: Path) -> Path:
+    """The mask codec of the run, or of the first version that it goes on from."""
+    return out / _CODEC if (out / _CODEC).exists() else out / _FIRST / _CODEC
 
 
 def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage) -> None:
@@ -314,12 +373,13 @@ def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage
         batch_size=stage.train.batch_size,
         seed=stage.seed,
     )
-    train(module, source, module.losses, stage.train, out / f"stage{name}", on_log=_report)
+    objective = Objective(losses=module.losses)
+    train(module, source, objective, stage.train, out / f"stage{name}", on_log=_report)
 
 
-def _run_joint(
-    out: Path, tokenizer: Tokenizer, codes: SegCodes, name: str, stage: JointStage, compiled: bool
-) -> None:
+def _run_joint(out: Path, name: str, stage: JointStage, compiled: bool) -> None:
+    tokenizer = _tokenizer(out, name)
+    codes = seg_codes(load_mask_codec_npz(_codec_path(out)))
     config = mini_config(tokenizer.vocab_size, stage.resolution)
     model = build_mini(config, tokenizer.loc_offset, stage.seed)
     joint = Joint(
@@ -332,7 +392,10 @@ def _run_joint(
         loc_sigma=stage.loc_sigma,
         reduction=stage.train.loss_reduction,
     )
-    weights = _weights_of(out, stage.start, config.vision.num_image_tokens)
+    if stage.start == (_FIRST,):
+        weights = _first_version(out, tokenizer)
+    else:
+        weights = _weights_of(out, stage.start, config.vision.num_image_tokens)
     _take_over(model, weights)
     _take_over(joint, weights)
     if compiled:
@@ -354,15 +417,20 @@ def _run_joint(
         prompts_per_scene=stage.prompts_per_scene,
         drawn_at=stage.drawn_at,
         seed=stage.seed,
+        num_wide=stage.num_wide,
+        num_sheets=stage.num_sheets,
     )
-    train(joint, source, joint.losses, stage.train, out / f"stage{name}", on_log=_report)
+    if stage.head_steps and not (out / f"stage{name}" / FOLDER).exists():
+        fit_heads(joint, replace(source, seed=stage.seed + 1000), stage.head_steps)
+    objective = Objective(losses=joint.losses)
+    train(joint, source, objective, stage.train, out / f"stage{name}", on_log=_report)
 
 
 def _weights_of(out: Path, stages: tuple[str, ...], num_positions: int) -> dict[str, Tensor]:
     """What these stages have learned, the later ones winning; positions stretched if need be."""
     weights: dict[str, Tensor] = {}
     for stage in stages:
-        for name, tensor in load_weights(out / f"stage{stage}" / STATE_NAME).items():
+        for name, tensor in load_weights(out / f"stage{stage}").items():
             weights[name.removeprefix("model.")] = tensor
     table = "vision_encoder.position_embedding.weight"
     if table in weights:
@@ -376,20 +444,30 @@ def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
     module.load_state_dict(own, strict=False)
 
 
-def _export(out: Path, tokenizer: Tokenizer) -> None:
-    config = mini_config(tokenizer.vocab_size, STAGES[LAST].resolution)
+def _first_version(out: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Its weights, with rows for the pieces of a longer vocabulary."""
+    predictor = load(out / _FIRST, dtype="float32", fast=False)
+    weights = dict(predictor.model.named_parameters())
+    old = Tokenizer.from_file(out / _FIRST / "tokenizer.model")
+    table = "decoder.embedding.weight"
+    return {name: p.detach() for name, p in weights.items()} | {
+        table: extend_rows(weights[table].detach(), old, tokenizer)
+    }
+
+
+def _export(out: Path, folder: Path, stage: str, tokenizer: Tokenizer) -> None:
+    config = mini_config(tokenizer.vocab_size, STAGES[stage].resolution)
     model = build_mini(config, tokenizer.loc_offset, 0)
-    weights = _weights_of(out, (LAST,), config.vision.num_image_tokens)
+    weights = _weights_of(out, (stage,), config.vision.num_image_tokens)
     model.load_state_dict({name: weights[name] for name, _ in model.named_parameters()})
-    folder = out / "model"
     save_model(
         model,
         folder,
         dtype=torch.float16,  # small weights: three more bits than bfloat16, same size
         tokenizer_proto=tokenizer.model_proto,
-        extra_files={"mask_codec.npz": (out / "mask_codec.npz").read_bytes()},
+        extra_files={_CODEC: _codec_path(out).read_bytes()},
     )
-    print(f"wrote {folder}; copy it to src/paligemma/mini/model")
+    print(f"wrote {folder}")
 
 
 def _evaluate(out: Path) -> None:

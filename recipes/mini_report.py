@@ -3,8 +3,10 @@
     python recipes/mini_report.py --out runs/mini --report docs/mini
 
 Writes curves.png and log.jsonl (every stage's log in one file) into the report folder, and copies
-evaluation.json there. Needs matplotlib (pip install matplotlib). Suffix losses compare within a
-stage only: the stages differ in how places are smoothed and in what is averaged.
+evaluation.json there. Stages that the run did not train, because it went on from a first version,
+keep the records that the report has of them. Needs matplotlib (pip install matplotlib). Suffix
+losses compare within a stage only: the stages differ in how places are smoothed, in what is
+averaged and in what is asked.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("stage0", "stage1", "stage2", "stage2b", "stage3", "stage4", "stage5", "stage6", "stage7")
-_JOINT_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7")
+STAGES = tuple(f"stage{name}" for name in ("0", "1", "2", "2b", "3", "4", "5", "6", "7", "8"))
+_JOINT_STAGES = tuple(name for name in STAGES if name not in ("stage0", "stage2b"))
 _PATCH_PANEL = {
     "kind_right": "patches that name the object on them",
     "half_right": "half patches that name the letter on them",
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
     parser.add_argument("--report", type=Path, required=True, help="folder for the report")
     arguments = parser.parse_args()
-    records = _read(arguments.out)
+    records = _read(arguments.out, arguments.report / "log.jsonl")
     arguments.report.mkdir(parents=True, exist_ok=True)
     log = "".join(json.dumps(record) + "\n" for record in records)
     (arguments.report / "log.jsonl").write_text(log)
@@ -45,11 +47,17 @@ def main() -> None:
     (arguments.report / "evaluation.json").write_text(evaluation)
 
 
-def _read(out: Path) -> list[dict[str, Any]]:
+def _read(out: Path, reported: Path) -> list[dict[str, Any]]:
+    lines = reported.read_text().splitlines() if reported.exists() else []
+    before = [json.loads(line) for line in lines]
     records = []
     for stage in STAGES:
-        for line in (out / stage / "log.jsonl").read_text().splitlines():
-            records.append({"stage": stage, **json.loads(line)})
+        log = out / stage / "log.jsonl"
+        if log.exists():
+            own = [{"stage": stage, **json.loads(line)} for line in log.read_text().splitlines()]
+        else:
+            own = [record for record in before if record["stage"] == stage]
+        records += own
     return records
 
 

@@ -53,6 +53,15 @@ def test_the_outline_lies_on_the_boxs_own_pixels() -> None:
     assert tuple(drawn[120, 100]) == (128, 128, 128)
 
 
+def test_scores_may_be_left_out() -> None:
+    result = found(GRAY.size, detection("cat", (40, 60, 200, 180)))
+    scored = np.asarray(draw_detections(GRAY, result))
+    plain = np.asarray(draw_detections(GRAY, result, scores=False))
+    plates = [(picture[:59] != 128).any(axis=(0, 2)).sum() for picture in (scored, plain)]
+    assert plates[0] > plates[1] > 0
+    assert np.array_equal(scored[62:], plain[62:])
+
+
 def test_the_picture_itself_stays_as_it_was() -> None:
     before = GRAY.tobytes()
     array = np.array(GRAY)

@@ -84,6 +84,21 @@ def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
         paligemma.load(folder, device="cuda")
 
 
+def test_the_processor_comes_without_the_weights(folder: Path, tmp_path: Path) -> None:
+    whole = loading.load(folder)
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    processor, codec = loading.load_processor(tmp_path)
+    assert processor.num_image_tokens == whole.processor.num_image_tokens
+    assert processor.resolution == whole.processor.resolution
+    ids = processor.tokenizer.tokenize_text("detect cat")
+    assert ids == whole.processor.tokenizer.tokenize_text("detect cat")
+    assert (codec is None) == (whole.mask_codec is None)
+    with pytest.raises(OptionError, match="resize is 'crop'"):
+        loading.load_processor(tmp_path, resize="crop")  # type: ignore[arg-type]
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(HubError, match="paligemma2-3b-mix-224"):
         paligemma.load("paligemma2-3b-mix-225")

@@ -41,8 +41,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no other parser of Pillow's 
 def draw_detections(
     image: str | Path | bytes | Image.Image | npt.NDArray[np.uint8],
     detections: Objects[Detection],
+    *,
+    scores: bool = True,
 ) -> Image.Image:
-    """The picture as a new RGB image with each object's outline, mask, label and score.
+    """The picture as a new RGB image with each object's outline, mask, label and (maybe) score.
 
     `image` is the picture that was asked about, uint8[H, W, 3] if an array. A label keeps its
     color over pictures that were asked the same. Letters beyond Latin ones depend on the font.
@@ -70,7 +72,8 @@ def draw_detections(
     font = ImageFont.load_default(size=min(max(12.0, shorter / 32), 48.0))
     taken: list[_Rect] = []
     for found, rect, color in zip(detections, rects, colors, strict=True):
-        text = f"{' '.join(found.label.split())} {found.score:.2f}".strip()
+        score = f"{found.score:.2f}" if scores else ""
+        text = f"{' '.join(found.label.split())} {score}".strip()
         taken.append(_draw_tag(draw, text, rect, color, font, canvas.size, taken))
     return canvas
 

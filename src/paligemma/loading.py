@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
+from paligemma.checkpoints.adapter import Adapter, read_adapter
 from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hub import fetch_checkpoint, resolve
 from paligemma.checkpoints.load import load_model
@@ -23,7 +24,8 @@ from paligemma.config import (
     VisionConfig,
     count_parameters,
 )
-from paligemma.errors import OptionError, TokenizerError
+from paligemma.errors import CheckpointError, OptionError, TokenizerError
+from paligemma.frozen_linear import FrozenFormat
 from paligemma.model.paligemma import PaliGemma
 from paligemma.native.library import kernels
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
@@ -60,6 +62,9 @@ def load(
     device: str = "auto",
     dtype: DtypeName = "auto",
     quantization: Quantization | None = None,
+    adapter: str | Path | None = None,
+    merge_adapter: bool = True,
+    frozen_base: FrozenFormat | None = None,
     fast: bool = True,
     resize: Resize = "squash",
     sliding_window: int | None = None,
@@ -74,9 +79,13 @@ def load(
     if it computes correctly, then the CPU), "cpu", "cuda", "cuda:1", "mps". `dtype`: "auto" is
     bfloat16 for large models where it serves, else float32. `quantization`: "int8" or "int4"
     makes the large weights of the decoder so while they are read; a quantized folder needs no
-    asking. `fast=False` keeps the plain modules where packed weights and kernels would compute (on
-    the CPU in bfloat16). `resize`: "squash" as the released models were trained, "pad" keeps the
-    shape of pictures. `sliding_window=4096` gives PaliGemma 2 the window that transformers uses.
+    asking. `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, of this package or of peft; it
+    becomes part of the weights, before these are packed or quantized, or with
+    `merge_adapter=False` stands beside them for more training. `frozen_base`: "nf4" or "int8" keeps
+    the decoder's linear layers small and frozen, for adapters to be trained on. `fast=False` keeps
+    the plain modules where packed weights and kernels would compute (on the CPU in bfloat16).
+    `resize`: "squash" as the released models were trained, "pad" keeps the shape of pictures.
+    `sliding_window=4096` gives PaliGemma 2 the window that transformers uses.
     `mask_codec` is the VQ-VAE's file for segmentation; by default `mask_codec.npz` or
     `vae-oid.npz` in the model's folder. `verify` compares files with their SHA-256 first: those
     that saving wrote down, or those that the hub published.
@@ -112,16 +121,25 @@ def load(
     elif tokenizer.vocab_size < config.decoder.vocab_size:
         note = _UNEQUAL_NOTE.format(tokenizer.vocab_size, config.decoder.vocab_size)
     codec = _find_mask_codec(folder, mask_codec)
+    found_adapter = None
+    if adapter is not None:
+        found_adapter = read_adapter(adapter, config, verify=verify)
+        _check_base_name(found_adapter, name)
+    trains = frozen_base is not None or (adapter is not None and not merge_adapter)
     torch_dtype = choose_dtype(dtype, torch_device, folder, quantized)
     packs = torch_dtype == torch.bfloat16 and torch_device.type == "cpu" and kernels() is not None
+    packs = (packs or quantized is not None) and not trains
     return Predictor(
         model=load_model(
             folder,
             dtype=torch_dtype,
             device=torch_device,
             quantization=quantization,
-            fast=fast and (packs or quantized is not None),
+            fast=fast and packs,
             sliding_window=sliding_window,
+            adapter=found_adapter,
+            merge_adapter=merge_adapter,
+            frozen_base=frozen_base,
             verify=verify,
         ),
         processor=Processor(
@@ -133,9 +151,52 @@ def load(
         mask_codec=codec,
         text_length=next((r.text_length for r in RELEASES if r.hub_id == name), None),
         name=name,
+        adapter=None if adapter is None else str(adapter),
         revision=commit,
         note=note,
     )
+
+
+def _check_base_name(adapter: Adapter, name: str) -> None:
+    """Refuses a release's adapter on another release; other names say too little."""
+    releases = {release.hub_id for release in RELEASES}
+    if name in releases and adapter.base_name in releases - {name}:
+        raise CheckpointError(
+            f"The adapter {adapter.folder} was trained on {adapter.base_name}, and this is {name}. "
+            f"Load it on {adapter.base_name}."
+        )
+
+
+def load_processor(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    resize: Resize = "squash",
+    mask_codec: str | Path | None = None,
+) -> tuple[Processor, MaskCodec | None]:
+    """What `load` puts around a model, without its weights: quick, and little to download.
+
+    Raises CheckpointError, HubError or OptionError.
+    """
+    if resize not in get_args(Resize):
+        raise OptionError(f"resize is {resize!r}; it must be one of {get_args(Resize)}.")
+    name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
+    is_mini = name == MINI and not isinstance(model, Path)
+    found = _MINI_FOLDER if is_mini else resolve(model or name)
+    if not isinstance(found, Path):
+        found = fetch_checkpoint(
+            found, revision=revision, token=token, offline=offline, weights=False
+        ).path
+    config = read_config(found).config
+    processor = Processor(
+        tokenizer=_read_tokenizer(found, config.decoder.vocab_size),
+        resolution=config.vision.resolution,
+        num_image_tokens=config.vision.num_image_tokens,
+        resize=resize,
+    )
+    return processor, _find_mask_codec(found, mask_codec)
 
 
 def choose_device(device: str) -> torch.device:

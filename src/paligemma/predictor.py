@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
 from paligemma.engine.generate import row_limits
@@ -108,6 +109,8 @@ class Predictor:
     """Text positions that the model was trained with, prompt and answer together."""
     name: str = ""
     """What was loaded: a folder, or a model of the hub."""
+    adapter: str | None = None
+    """The adapter's folder, where one was loaded."""
     revision: str | None = None
     """The hub's commit."""
     note: str | None = None
@@ -478,11 +481,23 @@ class Predictor:
             files[MASK_CODEC_FILE] = mask_codec_to_npz(self.mask_codec)
         return save_model(self.model, folder, tokenizer_proto=proto, extra_files=files)
 
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the model's adapters alone, in peft's format; gives back the folder.
+
+        `load(..., adapter=folder)` reads it, and so does peft on transformers' model. Raises
+        OptionError when the model has none (or they are merged), CheckpointError when the folder
+        exists and holds something, NumericalError for NaN and infinity.
+        """
+        return write_adapter(
+            self.model, folder, base_name=self.name or None, revision=self.revision
+        )
+
     def info(self) -> dict[str, Any]:
         """What this is, in numbers, for people and logs."""
         config = self.model.config
         return {
             "name": self.name,
+            "adapter": self.adapter,
             "revision": self.revision,
             "family": config.family,
             "parameters": count_parameters(config),

@@ -26,7 +26,7 @@ def test_scenes_are_written_with_their_truth(run, tmp_path):
     assert (truth["seed"], truth["split"], truth["resolution"]) == (3, "test", 384)
     for one, name in zip(truth["scenes"], names, strict=False):
         assert one["image"] == name
-        assert one["captions"].keys() == {"en", "de", "fr", "es"}
+        assert one["captions"].keys() == {"en", "de", "fr", "es", "it", "pt"}
         assert sum(one["counts"].values()) == len(one["objects"])
         assert all(pair["prompt"].startswith("answer ") for pair in one["questions"])
         for found in one["objects"]:

@@ -210,6 +210,19 @@ def test_a_model_is_fetched_once_and_then_found_without_network(
     assert again == [path, hub_id, revision]
 
 
+def test_all_but_the_weights_can_be_fetched(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, asked = hub
+    [(path, *_)] = call(endpoint, tmp_path, {"hub_id": "owner/model", "weights": False})
+    assert {p.name for p in Path(path).iterdir()} == {
+        "config.json",
+        "tokenizer.model",
+        "checksums.json",
+        "mask_codec.npz",
+        "vae-oid.npz",
+    }
+    assert not any("safetensors" in line for line in asked)
+
+
 def test_it_is_asked_whether_files_would_be_given(
     hub: tuple[str, list[str]], tmp_path: Path
 ) -> None:

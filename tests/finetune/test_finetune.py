@@ -13,7 +13,7 @@ from paligemma.engine.generate import generate
 from paligemma.errors import DataError, ImageError, OptionError
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.dataset import ExampleFile, indices_of_step
+from paligemma.finetune.dataset import ExampleFile, places_of_step
 from paligemma.finetune.finetune import finetune
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
@@ -87,9 +87,10 @@ def test_examples_that_share_a_picture_share_its_encoding(
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7])
 def test_every_epoch_shows_each_example_once(batch_size: int) -> None:
-    shown = [i for step in range(20) for i in indices_of_step(5, batch_size, seed=3, step=step)]
+    shown = [place for s in range(20) for place in places_of_step(5, batch_size, seed=3, step=s)]
     for epoch in range(len(shown) // 5):
-        assert sorted(shown[epoch * 5 : epoch * 5 + 5]) == [0, 1, 2, 3, 4]
+        part = shown[epoch * 5 : epoch * 5 + 5]
+        assert sorted(part) == [(epoch, index) for index in range(5)]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from paligemma.errors import OptionError
+from paligemma.mini import evaluate as evaluate_module
 from paligemma.mini.codec_training import (
     MINI_CODEC,
     reconstruction_iou,
@@ -20,9 +21,10 @@ from paligemma.mini.codec_training import (
     train_mask_codec,
 )
 from paligemma.mini.evaluate import evaluate
-from paligemma.mini.examples import SegCodes, detection_suffix
-from paligemma.mini.language import KINDS
-from paligemma.mini.scene import make_scene
+from paligemma.mini.examples import TEXT_PROMPT, SegCodes, detection_suffix, text_suffix
+from paligemma.mini.language import KINDS, LANGUAGES, chart_text, table_text
+from paligemma.mini.scene import Sizes, make_scene
+from paligemma.mini.sheet import make_sheet
 from paligemma.mini.texts import SceneTexts
 from paligemma.mini.vocabulary import train_vocabulary
 from paligemma.processor.image import ImageTransform, LoadedImage
@@ -46,14 +48,17 @@ class Oracle:
     constrained: list[bool] = field(default_factory=list)
 
     def run(
-        self, tasks: Sequence[tuple[LoadedImage, Task[Any]]], *, constrained: bool
+        self,
+        tasks: Sequence[tuple[LoadedImage, Task[Any]]],
+        *,
+        constrained: bool,
+        max_new_tokens: int | None = None,
     ) -> list[Any]:
         self.constrained.append(constrained)
         return [self._answer(image, task) for image, task in tasks]
 
     def _answer(self, image: LoadedImage, task: Task[Any]) -> Any:
-        texts = SceneTexts(make_scene("test", SEED, int(image.name.split()[-1])))
-        suffix = "" if self.mute else self._suffix(texts, task.prompt())
+        suffix = "" if self.mute else self._truth(image.name, task.prompt())
         token_ids = [*self.tokenizer.tokenize_text(suffix), self.tokenizer.eos_id]
         generated = SimpleNamespace(
             token_ids=token_ids, logprobs=[-0.1] * len(token_ids), stop_reason="eos"
@@ -62,7 +67,18 @@ class Oracle:
         context = TaskContext(transform=transform, mask_codec=self.codec)
         return task.parse(generated, self.tokenizer, context)
 
+    def _truth(self, name: str, prompt: str) -> str:
+        source, number = name.split()
+        if source == "table":
+            return table_text(make_sheet("test", SEED, int(number), "table").rows)
+        if source == "chart":
+            return chart_text(make_sheet("test", SEED, int(number), "chart").bars)
+        sizes: Sizes = "wide" if source == "sizes" else "usual"
+        return self._suffix(SceneTexts(make_scene("test", SEED, int(number), sizes=sizes)), prompt)
+
     def _suffix(self, texts: SceneTexts, prompt: str) -> str:
+        if prompt == TEXT_PROMPT:
+            return text_suffix(texts.scene.words)
         task, _, rest = prompt.partition(" ")
         if task == "caption":
             return texts.caption(rest)
@@ -86,22 +102,64 @@ def test_the_truth_gets_full_marks(oracle: Oracle) -> None:
     seen: list[tuple[int, int]] = []
     scores = evaluate(oracle, scenes=40, seed=SEED, on_progress=lambda *done: seen.append(done))  # type: ignore[arg-type]
     assert scores["map50"] == 1.0
-    assert scores["caption_exact"] == dict.fromkeys(("en", "de", "fr", "es"), 1.0)
+    assert scores["caption_exact"] == dict.fromkeys(LANGUAGES, 1.0)
     assert (scores["count"], scores["ocr_exact"]) == (1.0, 1.0)
     assert (scores["matched_masks"], scores["unparsable"]) == (1.0, 0)
     # The masks themselves are as good as a codec of forty steps.
     assert 0.4 < scores["mask_iou"] < 1.0
+    assert 0.4 < scores["sizes_mask_iou"] < 1.0
+    assert (scores["sizes_matched"], scores["text_f1"]) == (1.0, 1.0)
+    assert (scores["table_cells"], scores["table_exact"]) == (1.0, 1.0)
+    assert (scores["chart_values"], scores["chart_exact"]) == (1.0, 1.0)
     assert seen == [(32, 40), (40, 40)]
-    assert oracle.constrained == [True, True]  # one call for all tasks of a batch of scenes
+    # One call for all tasks of a batch of scenes, then the sizes, the tables and the charts.
+    assert oracle.constrained == [True] * 5
     assert [record["index"] for record in scores["records"]] == list(range(40))
 
 
 def test_silence_gets_none(oracle: Oracle) -> None:
     silent = Oracle(oracle.tokenizer, oracle.codec, oracle.codes, mute=True)
     scores = evaluate(silent, scenes=8, seed=SEED, constrained=False)  # type: ignore[arg-type]
-    assert silent.constrained == [False]
+    assert silent.constrained == [False] * 4
     assert (scores["map50"], scores["count"], scores["ocr_exact"]) == (0.0, 0.0, 0.0)
     assert (scores["mask_iou"], scores["matched_masks"]) == (None, 0.0)
+    assert (scores["sizes_mask_iou"], scores["sizes_matched"]) == (None, 0.0)
+    assert (scores["text_f1"], scores["table_cells"], scores["chart_values"]) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cells", "exact"),
+    [
+        (lambda rows: rows[:-1], 0.5, 0.0),  # a row too few
+        (lambda rows: (*rows, rows[0]), 1.0, 0.0),  # one too many
+        (lambda rows: (rows[0][::-1], *rows[1:]), 0.5, 0.0),  # cells in each other's place
+    ],
+)
+def test_a_table_is_scored_cell_by_cell(
+    oracle: Oracle,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[[tuple[tuple[str, ...], ...]], tuple[tuple[str, ...], ...]],
+    cells: float,
+    exact: float,
+) -> None:
+    sheet = replace(make_sheet("test", SEED, 0, "table"), rows=(("OPEN", "12"), ("CAT", "7")))
+    monkeypatch.setattr(evaluate_module, "make_sheet", lambda *_: sheet)
+    monkeypatch.setattr(Oracle, "_truth", lambda *_: table_text(wrong(sheet.rows)))
+    scores = evaluate(oracle, scenes=1, seed=SEED)  # type: ignore[arg-type]
+    assert (scores["table_cells"], scores["table_exact"]) == (cells, exact)
+
+
+def test_a_word_counts_where_its_letters_and_its_place_are_right(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = next(scene for i in range(99) if len((scene := make_scene("test", SEED, i)).words) == 2)
+    first, second = scene.words
+    moved = replace(second, box_xyxy=(0.0, 0.0, 0.05, 0.05))
+    misread = replace(second, text=second.text[::-1] + "X")
+    monkeypatch.setattr(evaluate_module, "make_scene", lambda *_, **__: scene)
+    for words, f1 in (((first, moved), 0.5), ((first, misread), 0.5), ((first,), 0.6667)):
+        monkeypatch.setattr(Oracle, "_truth", lambda *_, words=words: text_suffix(words))
+        assert evaluate(oracle, scenes=1, seed=SEED)["text_f1"] == f1  # type: ignore[arg-type]
 
 
 def test_at_least_one_scene_is_needed(oracle: Oracle) -> None:

@@ -79,6 +79,21 @@ def test_sizes_and_counts_stay_within_their_limits(scenes: list[Scene]) -> None:
             assert 3 <= len(word.text) <= 6
 
 
+def test_wide_sizes_are_smaller_and_larger_than_usual_and_keep_apart() -> None:
+    many = [make_scene("train", seed=4, index=index, sizes="wide") for index in range(300)]
+    longer = [
+        max(box[2] - box[0], box[3] - box[1])
+        for scene in many
+        for box in (thing.box_xyxy for thing in scene.objects)
+    ]
+    assert 0.10 - 1e-9 <= min(longer) < 0.12
+    assert 0.75 < max(longer) <= 0.85
+    assert sum(side < 0.17 for side in longer) > 0.2 * len(longer)
+    for scene in many:
+        for a, b in combinations(boxes(scene), 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
 def test_every_kind_style_color_and_number_of_objects_occurs() -> None:
     many = [make_scene("train", seed=4, index=index) for index in range(1500)]
     assert {thing.kind for scene in many for thing in scene.objects} == set(range(64))
@@ -164,6 +179,16 @@ def test_every_face_draws_every_letter() -> None:
             bitmap = assets.draw_word(letter, face, (0.0, 0.0, width * 24, height * 24)).pixels
             assert bitmap.max() > 200
             assert 22 <= bitmap.shape[0] <= 36
+
+
+def test_the_first_faces_draw_every_digit() -> None:
+    assert assets.num_digit_faces() == 4
+    for face in range(assets.num_digit_faces()):
+        for digit in "0123456789":
+            width, height = assets.word_size_wh(digit, face)
+            assert 0.9 < height < 1.2
+            bitmap = assets.draw_word(digit, face, (0.0, 0.0, width * 24, height * 24)).pixels
+            assert bitmap.max() > 200
 
 
 def test_sprites_are_tight_in_every_pose() -> None:

@@ -6,13 +6,28 @@ import pytest
 import torch
 
 from paligemma.mini import language
-from paligemma.mini.dense import BLANK, IGNORE, NONE, WORD, DenseHeads, dense_targets
-from paligemma.mini.examples import TASK_WEIGHTS, Asking, SegCodes, draw_example
-from paligemma.mini.joint import JointSource, build_mini, mini_config
-from paligemma.mini.scene import make_scene
+from paligemma.mini.dense import BLANK, IGNORE, LETTERS, NONE, WORD, DenseHeads, dense_targets
+from paligemma.mini.examples import (
+    TASK_WEIGHTS,
+    Asking,
+    SegCodes,
+    draw_example,
+    draw_sheet_example,
+    text_suffix,
+)
+from paligemma.mini.joint import (
+    Joint,
+    JointSource,
+    build_mini,
+    extend_rows,
+    fit_heads,
+    mini_config,
+)
+from paligemma.mini.scene import SceneWord, make_scene
+from paligemma.mini.sheet import make_sheet
 from paligemma.mini.stage0 import Stage0, Stage0Source
 from paligemma.mini.texts import SceneTexts
-from paligemma.mini.vocabulary import train_vocabulary
+from paligemma.mini.vocabulary import train_first_vocabulary, train_vocabulary
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 
@@ -28,8 +43,56 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(train_vocabulary())
 
 
+@pytest.fixture(scope="module")
+def first_tokenizer() -> Tokenizer:
+    return Tokenizer(train_first_vocabulary())
+
+
 def test_the_vocabulary_is_the_same_every_time(tokenizer: Tokenizer) -> None:
     assert train_vocabulary() == tokenizer.model_proto
+
+
+def test_the_longer_vocabulary_cuts_the_first_texts_as_the_first_did(
+    tokenizer: Tokenizer, first_tokenizer: Tokenizer
+) -> None:
+    moved = tokenizer.loc_offset - first_tokenizer.loc_offset
+    assert moved == tokenizer.vocab_size - first_tokenizer.vocab_size > 400
+    texts = list(language.all_texts(language.FIRST_LANGUAGES))
+    texts += [SceneTexts(make_scene("test", 5, i)).describe("es") for i in range(50)]
+    for text in texts:
+        cut = first_tokenizer.tokenize_text(text)
+        assert max(cut) < first_tokenizer.loc_offset
+        assert tokenizer.tokenize_text(text) == cut
+
+
+def test_the_longer_vocabulary_is_short_where_it_is_new(
+    tokenizer: Tokenizer, first_tokenizer: Tokenizer
+) -> None:
+    assert len(tokenizer.tokenize_text("<table><tr><td>A</td><td>7</td></tr></table>")) == 5
+    assert len(tokenizer.tokenize_text("detect text")) == 2
+    nouns = [kind.forms[code].plural for kind in language.KINDS for code in ("it", "pt")]
+    lengths = [
+        sum(len(one.tokenize_text(f" {noun}")) for noun in nouns)
+        for one in (first_tokenizer, tokenizer)
+    ]
+    assert lengths[0] > 3 * len(nouns) > 2 * lengths[1]
+
+
+def test_rows_of_known_pieces_stay_and_new_ones_start_as_what_they_were(
+    tokenizer: Tokenizer, first_tokenizer: Tokenizer
+) -> None:
+    table = torch.randn(first_tokenizer.vocab_size + 7, 4)  # tables are padded
+    rows = extend_rows(table, first_tokenizer, tokenizer)
+    assert rows.shape == (tokenizer.vocab_size, 4)
+    for text in ("caption en", "zwei Hunde", "<loc0000><loc1023><seg127>"):
+        old, new = (one.tokenize_text(text) for one in (first_tokenizer, tokenizer))
+        assert torch.equal(rows[new], table[old])
+    (cane,) = tokenizer.tokenize_text(" cane")
+    dogs = [first_tokenizer.tokenize_text(f" {noun}") for noun in ("dog", "Hund", "chien", "perro")]
+    assert torch.allclose(rows[cane], torch.stack([table[ids].mean(0) for ids in dogs]).mean(0))
+    (row_end,) = tokenizer.tokenize_text("</td><td>")
+    letters = first_tokenizer.tokenize_text("</td><td>")
+    assert torch.allclose(rows[row_end], table[letters].mean(0))
 
 
 def test_words_are_spelled_and_nouns_are_whole(tokenizer: Tokenizer) -> None:
@@ -57,8 +120,19 @@ def test_a_patch_knows_the_thing_that_covers_it() -> None:
     on_word = kinds == WORD
     assert on_word.any()
     spelled = targets.letters[0].view(16, 16, -1)[on_word][0]
-    assert "".join(chr(65 + i) for i in spelled.tolist() if i != BLANK) == word.text
+    assert "".join(LETTERS[i] for i in spelled.tolist() if i != BLANK) == word.text
     assert (targets.letters[0][targets.kinds[0] == NONE] == IGNORE).all()
+
+
+def test_patches_of_a_sheet_know_its_letters_and_digits() -> None:
+    sheet = make_sheet("train", 0, 1, "table")
+    targets = dense_targets([sheet], grid=64)
+    read = {
+        "".join(LETTERS[i] for i in spelled if i != BLANK)
+        for spelled in targets.letters[targets.kinds == WORD].tolist()
+    }
+    assert read == {cell for row in sheet.rows for cell in row}
+    assert set(targets.kinds.unique().tolist()) == {NONE, WORD}
 
 
 def test_half_patches_read_the_letters_from_left_to_right() -> None:
@@ -69,7 +143,7 @@ def test_half_patches_read_the_letters_from_left_to_right() -> None:
     row = int((kinds == WORD).any(dim=1).nonzero()[0])
     on_word = kinds[row] == WORD
     halves = targets.halves[0].view(32, 32, 2)[row][on_word].flatten().tolist()
-    letters = [chr(65 + i) for i in halves if i != BLANK]
+    letters = [LETTERS[i] for i in halves if i != BLANK]
     seen = "".join(c for i, c in enumerate(letters) if i == 0 or letters[i - 1] != c)
     doubled_letters_folded = "".join(
         c for i, c in enumerate(word.text) if i == 0 or word.text[i - 1] != c
@@ -97,8 +171,62 @@ def test_segmentation_examples_hold_twenty_places_an_object() -> None:
     assert suffix.count("<seg") == 4 * suffix.count("<loc")
 
 
-def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
-    source = JointSource(
+def test_words_are_listed_as_they_are_read() -> None:
+    def word(text: str, left: float, top: float) -> SceneWord:
+        box = (left, top, left + 0.2, top + 0.1)
+        return SceneWord(text=text, face=0, color=(0, 0, 0), box_xyxy=box)
+
+    words = (word("C", 0.1, 0.5), word("B", 0.6, 0.12), word("A", 0.1, 0.16), word("D", 0.5, 0.56))
+    # A and B stand side by side though B is a little higher; D begins below the middle of C.
+    told = [part.split(">")[-1].strip() for part in text_suffix(words).split(" ; ")]
+    assert told == ["A", "B", "C", "D"]
+    assert text_suffix(words[:1]) == "<loc0512><loc0102><loc0614><loc0307> C"
+
+
+def test_text_detection_examples_hold_every_word() -> None:
+    scene = make_scene("train", 5, 0, word_weights=(0.0, 0.0, 1.0))
+    prefix, suffix = draw_example(scene, random.Random(1), {"detect_text": 1.0}, SEG_CODES)
+    assert prefix == "detect text"
+    assert len(scene.words) == 2
+    assert all(f" {word.text}" in suffix for word in scene.words)
+
+
+def test_sheet_examples_are_true_of_the_sheet() -> None:
+    rng = random.Random(0)
+    prefixes = set()
+    for index in range(300):
+        sheet = make_sheet("train", 5, index)
+        prefix, suffix = draw_sheet_example(sheet, rng)
+        prefixes.add(" ".join(prefix.split()[:4]))
+        if prefix == "table":
+            assert suffix.count("<td>") == sum(len(row) for row in sheet.rows)
+            assert all(f"<tr><td>{row[0]}</td><td>{row[1]}<" in suffix for row in sheet.rows)
+        elif prefix == "chart":
+            assert suffix == " ; ".join(" ".join(row) for row in sheet.rows)
+        elif prefix == "detect text":
+            assert suffix.count("<loc") == 4 * len(sheet.words)
+        elif "value" in prefix:
+            assert (prefix.removesuffix("?").split()[-1], suffix) in sheet.rows
+        else:
+            highest = max(sheet.bars, key=lambda bar: bar[1])
+            assert suffix == highest[0]
+    questions = {"answer en what is", "answer en which bar"}
+    assert prefixes == {"table", "chart", "detect text", *questions}
+
+
+def test_captions_are_asked_for_in_the_languages_given() -> None:
+    scene, rng = make_scene("train", 5, 0), random.Random(0)
+    for codes in (("it", "pt"), language.FIRST_LANGUAGES):
+        asking = Asking(languages=dict.fromkeys(codes, 1.0))
+        asked = {
+            draw_example(scene, rng, {"caption": 1.0}, SEG_CODES, asking)[0] for _ in range(60)
+        }
+        assert asked == {f"caption {code}" for code in codes}
+    assert Asking().languages.keys() == set(language.FIRST_LANGUAGES)
+
+
+def small_source(tokenizer: Tokenizer) -> JointSource:
+    return JointSource(
         processor=Processor(tokenizer=tokenizer, resolution=32, num_image_tokens=4),
         seg_codes=SEG_CODES,
         task_weights=TASK_WEIGHTS,
@@ -108,9 +236,38 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
         prompts_per_scene=3,
         drawn_at=(32, 48),
         seed=9,
+        num_wide=1,
+        num_sheets=2,
     )
+
+
+def test_fresh_heads_learn_and_the_model_stays(tokenizer: Tokenizer) -> None:
+    model = build_mini(mini_config(tokenizer.vocab_size, 32), tokenizer.loc_offset, seed=0)
+    joint = Joint(
+        model,
+        tokenizer,
+        dense_weight=0.3,
+        edges_weight=1.0,
+        names_weight=0.5,
+        asked_weight=1.0,
+        loc_sigma=4.0,
+        reduction="example",
+    )
+    before = {name: weight.clone() for name, weight in joint.named_parameters()}
+    source = small_source(tokenizer)
+    start = joint.losses(source.batch(0))["loss"].item()
+    fit_heads(joint, source, num_steps=3)
+    assert joint.losses(source.batch(0))["loss"].item() < start
+    for name, weight in joint.named_parameters():
+        assert torch.equal(weight, before[name]) == name.startswith("model.")
+        assert weight.requires_grad
+
+
+def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
+    source = small_source(tokenizer)
     first, again, other = source.batch(4), source.batch(4), source.batch(5)
-    assert sum(len(part.token_ids) for part in first.parts) == 6
+    assert sum(len(part.token_ids) for part in first.parts) == 2 * 3 + 2
+    assert len(first.parts[0].pixel_values) == len(first.targets.kinds) == 4
     for one, two in zip(first.parts, again.parts, strict=True):
         assert torch.equal(one.token_ids, two.token_ids)
         assert torch.equal(one.pixel_values, two.pixel_values)

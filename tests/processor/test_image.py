@@ -36,6 +36,7 @@ from paligemma.processor.image import (
     ImageTransform,
     load_image,
     pixel_array,
+    read_size_wh,
     resize_to_square,
 )
 
@@ -232,12 +233,22 @@ def test_a_turned_arrow_is_shown_upright(file_format: str, orientation: int) -> 
     data = saved(image, file_format, exif=exif.tobytes(), **options)
     expected = upright(arrow, orientation)
     loaded = load_image(data)
-    assert loaded.size_wh == (expected.shape[1], expected.shape[0])
+    assert loaded.size_wh == (expected.shape[1], expected.shape[0]) == read_size_wh(data)
     assert np.abs(np.asarray(loaded.rgb).astype(int) - expected).max() <= 8
     # Once, however often the picture passes through.
     assert np.array_equal(np.asarray(load_image(loaded.rgb).rgb), np.asarray(loaded.rgb))
     with Image.open(io.BytesIO(data)) as opened:
         assert load_image(opened).rgb == loaded.rgb
+
+
+def test_the_size_alone_comes_from_any_source(tmp_path: Path) -> None:
+    image = Image.fromarray(noise(9, 5))
+    image.save(tmp_path / "1.png")
+    for source in (tmp_path / "1.png", str(tmp_path / "1.png"), image, np.asarray(image)):
+        assert read_size_wh(source) == (9, 5)
+    for source in (b"no picture", tmp_path / "none.png"):
+        with pytest.raises(ImageError):
+            read_size_wh(source)
 
 
 def test_damaged_exif_leaves_the_picture_as_stored() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paligemma.errors import PromptError
-from paligemma.processor.sequence import build_example, build_prefix
+from paligemma.processor.sequence import SuffixPart, build_example, build_prefix
 from paligemma.processor.tokenizer import Tokenizer
 
 
@@ -25,6 +25,22 @@ def test_an_example_is_causal_and_scored_from_the_suffix_on(tiny_tokenizer: Toke
     assert row.token_ids == (*prefix.token_ids, *suffix)
     assert row.mask_ar == row.loss_mask == (False,) * len(prefix) + (True,) * len(suffix)
     assert row.image_mask == prefix.image_mask + (False,) * len(suffix)
+
+
+def test_parts_of_a_suffix_count_in_the_loss_or_not(tiny_tokenizer: Tokenizer) -> None:
+    parts = (SuffixPart("<loc0001><loc0002>", False), SuffixPart(" cow", True))
+    row = build_example(tiny_tokenizer, "caption en", parts, 1, 4)
+    whole = build_example(tiny_tokenizer, "caption en", "<loc0001><loc0002> cow", 1, 4)
+    assert (row.token_ids, row.mask_ar) == (whole.token_ids, whole.mask_ar)
+    counts = whole.loss_mask
+    first = counts.index(True)
+    assert row.loss_mask == (*counts[:first], False, False, *counts[first + 2 :])
+
+
+def test_a_suffix_of_no_parts_is_eos_which_counts(tiny_tokenizer: Tokenizer) -> None:
+    row = build_example(tiny_tokenizer, "", (), 0, 4)
+    assert row == build_example(tiny_tokenizer, "", "", 0, 4)
+    assert row.loss_mask[-1]
 
 
 def test_an_empty_prompt_is_bos_and_newline(tiny_tokenizer: Tokenizer) -> None:

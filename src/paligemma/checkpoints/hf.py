@@ -116,6 +116,18 @@ def to_released_name(name: str) -> str:
     return name
 
 
+def to_memory_name(released_name: str) -> str:
+    """The released name -> the one in memory of transformers 5, which adapters' files carry.
+
+    >>> to_memory_name("language_model.model.layers.0.mlp.up_proj.weight")
+    'model.language_model.layers.0.mlp.up_proj.weight'
+    """
+    for released, in_memory in ((_VISION, "vision_tower."), (_DECODER, "language_model.")):
+        if released_name.startswith(released):
+            return "model." + in_memory + released_name.removeprefix(released)
+    return "model." + released_name
+
+
 def is_pooling_head(released_name: str) -> bool:
     """SigLIP's pooling head, which PaliGemma never runs but some checkpoints carry."""
     return released_name.startswith(_VISION + "head.")

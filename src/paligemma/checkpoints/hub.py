@@ -14,7 +14,7 @@ from pathlib import Path
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, HubError
 
-# "*.json" is for configs, the index of shards and the checksums; the last two are mask codecs.
+# Weights first. "*.json" is for configs, the index of shards and the checksums; the last two are mask codecs.
 _WANTED = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -65,13 +65,14 @@ def fetch_checkpoint(
     token: str | None = None,
     offline: bool = False,
     progress: bool = True,
+    weights: bool = True,
 ) -> FetchedCheckpoint:
     """Download a model's config, tokenizer, safetensors and mask codec, or find them in the cache.
 
     A download that was cut goes on where it stopped. `revision` is a branch, tag or commit;
     PaliGemma 1 has smaller files on the branches "bfloat16" and "float16". `token` is the hub's
     access token; without it the one of `hf auth login` or HF_TOKEN is used. `offline` uses the
-    cache only.
+    cache only. `weights=False` leaves the safetensors where they are.
 
     Raises HubError with what to do about it.
     """
@@ -91,7 +92,7 @@ def fetch_checkpoint(
             revision=revision,
             token=token,
             local_files_only=offline,
-            allow_patterns=list(_WANTED),
+            allow_patterns=list(_WANTED if weights else _WANTED[1:]),
             ignore_patterns=["*/*"],  # files in folders are not part of the checkpoint
             tqdm_class=None if progress else HiddenBar,
         )

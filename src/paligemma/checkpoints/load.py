@@ -7,7 +7,7 @@ few megabytes at a time. Knows no network and no tokenizer.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paligemma.checkpoints.adapter import Adapter, base_fingerprint
 from paligemma.checkpoints.hf import (
     EMBEDDING,
     OUTPUT_LAYER,
@@ -41,8 +42,10 @@ from paligemma.checkpoints.weight_files import (
     shorten,
 )
 from paligemma.errors import CheckpointError, OptionError
+from paligemma.frozen_linear import FrozenFormat
 from paligemma.fused.accelerate import accelerate, weight_rows
 from paligemma.fused.linear import Rows, WeightRows
+from paligemma.lora import attach_lora, freeze_base
 from paligemma.model.paligemma import PaliGemma
 from paligemma.native.memory import use_huge_pages
 from paligemma.native.packing import WeightFormat, from_stored
@@ -57,6 +60,9 @@ def load_model(
     quantization: Quantization | None = None,
     fast: bool | None = None,
     sliding_window: int | None = None,
+    adapter: Adapter | None = None,
+    merge_adapter: bool = True,
+    frozen_base: FrozenFormat | None = None,
     check_finite: bool = True,
     verify: bool = False,
 ) -> PaliGemma:
@@ -69,8 +75,11 @@ def load_model(
     does so for quantized weights only, and False gives the plain modules, into which a quantized
     folder is widened.
     `sliding_window=4096` gives PaliGemma 2 the window that transformers uses; the default is
-    none, as in the code that trained the weights. `check_finite=False` lets NaN and infinity
-    pass. `verify=True` compares files with their SHA-256 first.
+    none, as in the code that trained the weights. An `adapter` becomes part of the weights while
+    they are read, before they are packed or quantized; with `merge_adapter=False` it stands beside
+    plain modules, for more training. `frozen_base` keeps the decoder's linear layers as "nf4" or
+    "int8" modules, on which adapters can be trained in little memory. `check_finite=False` lets NaN
+    and infinity pass. `verify=True` compares files with their SHA-256 first.
 
     Raises CheckpointError that names what is wrong: files, config keys, or tensors; OptionError
     for options that do not go together.
@@ -87,7 +96,13 @@ def load_model(
         raise CheckpointError(f"{folder} is not a folder. Give a folder with a checkpoint.")
     stored = read_config(folder, sliding_window)
     quantization = _choose_quantization(folder, stored, quantization)
-    fast = quantization is not None if fast is None else fast
+    trains = frozen_base is not None or (adapter is not None and not merge_adapter)
+    if trains and (fast or (quantization is not None and stored.quantization is None)):
+        raise OptionError(
+            "Packed and quantized weights cannot be trained: frozen_base and merge_adapter=False "
+            "go with fast=False and without quantization."
+        )
+    fast = quantization is not None and not trains if fast is None else fast
     if quantization is not None and (fast or stored.quantization is None):
         dtype = _check_quantizable(quantization, fast, dtype)
     with WeightFiles(folder) as weights:
@@ -97,22 +112,29 @@ def load_model(
             model = PaliGemma(stored.config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         sources = _match(weights, shapes, stored)
+        if adapter is not None:
+            adapter.check_base(base_fingerprint(stored.config, _reader(weights, sources)))
         dtype = dtype or _stored_dtype(weights, sources)
         device = torch.device(device)
         model = model.to(dtype)
         if fast:
             model = accelerate(model, quantization)
+        if frozen_base is not None:
+            model = freeze_base(model, frozen_base)
         _check_memory(model, dtype, device)
         model = model.to_empty(device=device)
         for tensor in chain(model.parameters(), model.buffers()):
             use_huge_pages(tensor)
-        broken = _fill(weight_rows(model), weights, sources, dtype, check_finite)
+        merged = adapter if merge_adapter else None
+        broken = _fill(weight_rows(model), weights, sources, dtype, merged, check_finite)
     if broken:
         raise CheckpointError(
             f"{folder} holds NaN, infinity, or values too large for {dtype} in "
             f"{len(broken)} tensor(s): {shorten(broken)}. The weights are broken; get them again, "
             "or load in float32 if they were float32."
         )
+    if adapter is not None and not merge_adapter:
+        attach_lora(model, adapter.layers, dropout=adapter.dropout)
     return model.eval()
 
 
@@ -159,19 +181,31 @@ def _stored_dtype(weights: WeightFiles, sources: Mapping[str, _Source]) -> torch
     return DTYPE_CODES[weights.tensors[table.scales or table.weight].dtype_code]
 
 
+def _reader(weights: WeightFiles, sources: Mapping[str, _Source]) -> Callable[[str], Tensor]:
+    """Gives a whole parameter that is never quantized."""
+
+    def read(name: str) -> Tensor:
+        source = sources[name].weight
+        return weights.read_rows(source, 0, weights.tensors[source].shape[0])
+
+    return read
+
+
 def _fill(
     rows: Mapping[str, Rows],
     weights: WeightFiles,
     sources: Mapping[str, _Source],
     dtype: torch.dtype,
+    adapter: Adapter | None,
     check_finite: bool,
 ) -> list[str]:
     """Write every parameter; gives back the names in the files of those that are not finite."""
     broken: dict[str, None] = {}
     for name, start, block, scales in _read_ahead(rows, weights, sources):
         source, target = sources[name], rows[name]
+        low_rank = adapter.layers.get(name.removesuffix(".weight")) if adapter else None
         if scales is None:
-            values = block.to(dtype)
+            values = (low_rank.merged(block, start) if low_rank else block).to(dtype)
             if check_finite and not is_finite(values):
                 broken[source.weight] = None
             target.write(start, values)
@@ -179,11 +213,12 @@ def _fill(
         if check_finite and not is_finite(scales):
             broken[str(source.scales)] = None
         assert source.weight_format is not None
-        if isinstance(target, WeightRows):
+        if isinstance(target, WeightRows) and low_rank is None:
             target.write_stored(start, block, scales)
         else:
             q = from_stored(block, source.weight_format)[:, : target.shape[1]]
-            target.write(start, dequantize(q, scales, source.weight_format.group_size))
+            values = dequantize(q, scales, source.weight_format.group_size)
+            target.write(start, low_rank.merged(values, start) if low_rank else values)
     return list(broken)
 
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,18 +72,13 @@ def save_model(
     >>> save_model(model, "my-model", dtype=torch.bfloat16)  # doctest: +SKIP
     PosixPath('/home/me/my-model')
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already. Choose another name or remove it first.")
     stored_dtype = dtype or model.dtype
     if stored_dtype not in DTYPE_CODES.values():
         raise CheckpointError(
             f"Weights cannot be stored as {stored_dtype}; choose float32, bfloat16 or float16."
         )
     quantization = quantization_of(model)
-    partial = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(folder) as partial:
         _write_weights(model, partial, stored_dtype, quantization, max_shard_bytes)
         dtype_name = str(stored_dtype).removeprefix("torch.")
         write_config(partial, model.config, dtype_name, quantization)
@@ -91,6 +87,22 @@ def save_model(
             files[TOKENIZER_FILE] = tokenizer_proto
         for name, content in files.items():
             (partial / name).write_bytes(content)
+    return Path(folder).absolute()
+
+
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """A folder to write into that gets the name `folder`, and checksums, when all is on the disk.
+
+    Raises CheckpointError when `folder` exists and is not empty, or the disk refuses.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already. Choose another name or remove it first.")
+    partial = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         write_json(partial / CHECKSUM_FILE, {"sha256": sums})
         for path in (*partial.iterdir(), partial):
@@ -101,7 +113,6 @@ def save_model(
         raise CheckpointError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _write_weights(

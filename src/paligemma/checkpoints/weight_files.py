@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from math import isfinite, prod
@@ -61,9 +61,11 @@ class WeightFiles:
     outside the folder (a hub cache, where names point into `blobs`, is known and allowed).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stems: tuple[str, ...] = (PLAIN, QUANTIZED)) -> None:
         self.folder = folder.resolve()
+        self.stems = stems
         self.tensors: dict[str, StoredTensor] = {}
+        self.metadata: dict[str, str] = {}
         self._files: dict[Path, FileIO] = {}
         try:
             self._open(folder)
@@ -147,7 +149,7 @@ class WeightFiles:
     def _open(self, given: Path) -> None:
         if not self.folder.is_dir():
             raise CheckpointError(f"{given} is not a folder. Give a folder with a checkpoint.")
-        names = [name(stem) for stem in (PLAIN, QUANTIZED) for name in (single_file, index_file)]
+        names = [name(stem) for stem in self.stems for name in (single_file, index_file)]
         found = [name for name in names if (self.folder / name).exists()]
         if len(found) > 1:
             raise CheckpointError(
@@ -205,7 +207,7 @@ class WeightFiles:
             raise CheckpointError(
                 f"{path} is damaged or not a safetensors file: {error}. Copy or download it again."
             ) from error
-        header.pop("__metadata__", None)
+        self.metadata |= header.pop("__metadata__", None) or {}
         tensors = {}
         for name, entry in header.items():
             start, end = entry["data_offsets"]
@@ -282,13 +284,15 @@ class TensorToWrite:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_weight_file(path: Path, tensors: Sequence[TensorToWrite]) -> list[str]:
+def write_weight_file(
+    path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str] | None = None
+) -> list[str]:
     """Write a safetensors file, a block at a time; gives back the names that are not finite.
 
     Differs from the library's own writer in that no second copy of the weights is needed to
     change dtypes, and that the file's mode follows the umask.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.num_bytes

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from paligemma import __version__
-from paligemma.cli import bench, doctor, mini, models, predict
+from paligemma.cli import adapter, bench, data, doctor, eval, mini, models, predict, recipes, train
 from paligemma.cli.console import print_error
 from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
 
@@ -40,10 +40,16 @@ for command in (
     models.download,
     models.info,
     models.quantize,
+    adapter.merge,
+    recipes.recipes,
+    train.train,
+    train.fit,
     doctor.doctor,
     bench.bench,
 ):
     app.command()(command)
+app.add_typer(data.app, name="data")
+app.command("eval")(eval.evaluate)
 app.add_typer(mini.app, name="mini")
 
 

@@ -37,7 +37,7 @@ def scene(
     """Draw pictures that mini was not trained on.
 
     Writes scene_0000.png, ... of 384 x 384 pixels and truth.json: objects with boxes and masks,
-    words, captions in four languages, questions with answers. Files of these names are replaced,
+    words, captions in six languages, questions with answers. Files of these names are replaced,
     others are left alone; nothing is written unless everything could be.
     """
     from PIL import Image

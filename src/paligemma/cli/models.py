@@ -146,6 +146,24 @@ def _find_release(name: str) -> Release | None:
     return next((r for r in RELEASES if name in (r.variant, r.hub_id)), None)
 
 
+def config_of(name: str) -> PaliGemmaConfig:
+    """Of a release or of a folder, without its weights."""
+    from paligemma.checkpoints.hf_config import read_config
+
+    release = _find_release(name)
+    return release.config if release else read_config(_folder_of(name)).config
+
+
+def _folder_of(name: str) -> Path:
+    folder = _MINI if name == "mini" else Path(name)
+    if not folder.is_dir():
+        raise OptionError(
+            f"There is no release and no folder {name!r}. `paligemma models` lists the releases; "
+            "another model of the hub can be looked at after `paligemma download`."
+        )
+    return folder
+
+
 def _describe_release(release: Release) -> dict[str, Any]:
     return {
         **asdict(release),
@@ -159,12 +177,7 @@ def _describe_folder(name: str) -> dict[str, Any]:
     from paligemma.checkpoints.hf_config import read_config
     from paligemma.checkpoints.weight_files import WeightFiles
 
-    folder = _MINI if name == "mini" else Path(name)
-    if not folder.is_dir():
-        raise OptionError(
-            f"There is no release and no folder {name!r}. `paligemma models` lists the releases; "
-            "another model of the hub can be looked at after `paligemma download`."
-        )
+    folder = _folder_of(name)
     stored = read_config(folder)
     config = stored.config
     with WeightFiles(folder) as files:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from paligemma.predictor import Predictor
     from paligemma.processor.image import LoadedImage
-    from paligemma.results import Result
+    from paligemma.results import Objects, Result
 
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
@@ -43,6 +43,8 @@ QuantizationOption = Annotated[
     Literal["int8", "int4"] | None,
     typer.Option(help="Of the decoder's large weights.", show_default="as they are stored"),
 ]
+
+FoundT = TypeVar("FoundT", bound="Objects[Any]")
 
 _PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 _MIX = "google/paligemma2-3b-mix-224"
@@ -58,6 +60,9 @@ class Options:
     ] = "mini"
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
+    ] = None
+    adapter: Annotated[
+        Path | None, typer.Option(help="A folder with an adapter to merge into the model.")
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     dtype: DtypeOption = "auto"
@@ -98,7 +103,20 @@ Draw = Annotated[
     ),
 ]
 MinScore = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Leave out what scores lower than this.")
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Leave out what scores lower than this.",
+        show_default="0, or the calibration's",
+    ),
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="Make scores probabilities with this calibration.json of `paligemma eval`.",
+    ),
 ]
 AnyLabel = Annotated[
     bool,
@@ -176,19 +194,21 @@ def detect(
     words: ImagesAndPrompt,
     *,
     draw: Draw = None,
-    min_score: MinScore = 0.0,
+    min_score: MinScore = None,
+    calibration: CalibrationFile = None,
     any_label: AnyLabel = False,
     max_objects: MaxObjects = None,
     options: Options,
 ) -> None:
     """Find boxes of things, such as "dog ; key"."""
     images, things = _split(words, "detect")
+    kept = _keeper(min_score, calibration)
     settings = _search(any_label, max_objects) | _limit(options)
     _each(
         "detect",
         images,
         options,
-        lambda p, image: p.detect(image, things, **settings).filter(min_score),
+        lambda p, image: kept(p.detect(image, things, **settings)),
         draw,
     )
 
@@ -198,21 +218,39 @@ def segment(
     words: ImagesAndPrompt,
     *,
     draw: Draw = None,
-    min_score: MinScore = 0.0,
+    min_score: MinScore = None,
+    calibration: CalibrationFile = None,
     any_label: AnyLabel = False,
     max_objects: MaxObjects = None,
     options: Options,
 ) -> None:
     """Find outlines of things, such as "dog ; key"."""
     images, things = _split(words, "segment")
+    kept = _keeper(min_score, calibration)
     settings = _search(any_label, max_objects) | _limit(options)
     _each(
         "segment",
         images,
         options,
-        lambda p, image: p.segment(image, things, **settings).filter(min_score),
+        lambda p, image: kept(p.segment(image, things, **settings)),
         draw,
     )
+
+
+def _keeper(min_score: float | None, calibration_file: Path | None) -> Callable[[FoundT], FoundT]:
+    """What becomes of the objects that were found: calibrated, and those of low score left out."""
+    if calibration_file is None:
+        return lambda found: found.filter(min_score or 0.0)
+    from paligemma.evals.calibration import load_calibration
+
+    calibration = load_calibration(calibration_file)
+    if calibration.subject != "boxes":
+        raise OptionError(
+            f"{str(calibration_file)!r} is a calibration of {calibration.subject}; boxes need "
+            "their own: paligemma eval DATA --calibrate with data that have boxes."
+        )
+    least = (calibration.threshold or 0.0) if min_score is None else min_score
+    return lambda found: calibration.apply(found).filter(least)
 
 
 @with_options
@@ -361,6 +399,7 @@ def _load(options: Options) -> Predictor:
     predictor = paligemma.load(
         options.model,
         revision=options.revision,
+        adapter=options.adapter,
         device=options.device,
         dtype=options.dtype,
         quantization=options.quantization,

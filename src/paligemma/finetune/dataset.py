@@ -6,19 +6,37 @@ form in use for this model; image paths are relative to the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
+from PIL import Image
 
-from paligemma.errors import DataError
+from paligemma.data.open import Records, open_data
+from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.finetune.collate import Example, collate
-from paligemma.processor.image import load_image
+from paligemma.finetune.config import OnBadExample
+from paligemma.processor.image import LoadedImage
 from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
+
+
+class Examples(Protocol):
+    """What training needs of a data set: any sequence of examples will do.
+
+    Where there is more, it is used: `in_epoch(epoch)`, the examples as that epoch shows them;
+    `id_of(index)`, the name of one that cannot be read; `fingerprint`, another for other data.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,27 +44,27 @@ class ExampleFile:
     """A JSON Lines file of examples; pictures are read when an example is asked for."""
 
     path: Path
-    records: tuple[dict[str, str], ...]
+    records: Records
 
     @classmethod
     def open(cls, path: str | Path) -> ExampleFile:
         """Reads and checks every line. Raises DataError that names the line."""
-        path = Path(path)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"The data file {str(path)!r} cannot be read as UTF-8 text. Give a JSON Lines "
-                'file of {"image": ..., "prefix": ..., "suffix": ...}.'
-            ) from error
-        records = tuple(
-            _parse_line(path, number, line)
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        )
-        if not records:
-            raise DataError(f"The data file {str(path)!r} holds no example.")
-        return cls(path=path, records=records)
+        records = open_data(path, format="jsonl")
+        for record in records:
+            if not record.suffix:
+                raise DataError(
+                    f'{record.where} must be an object with text under "suffix"; references and '
+                    "objects are read by open_data and learned as RecordExamples."
+                )
+        return cls(path=Path(path), records=records)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint_of`."""
+        return fingerprint_of(self.records)
+
+    def id_of(self, index: int) -> str:
+        return self.records[index].record_id
 
     def __len__(self) -> int:
         return len(self.records)
@@ -54,24 +72,96 @@ class ExampleFile:
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
         return Example(
-            image=load_image(self.path.parent / record["image"]),
-            prefix=record["prefix"],
-            suffix=record["suffix"],
+            image=record.load_image(),
+            prefix=record.prefix,
+            suffix=record.suffix,
+            example_id=record.record_id,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleSource:
-    """Batches of a file's examples; the batch of a step is a function of (seed, step)."""
+class BadExample:
+    """An example that could not be used, and why."""
 
-    examples: ExampleFile
+    example_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleBatch:
+    """A micro-batch, and which examples it is made of."""
+
+    inputs: ModelInputs
+    ids: tuple[str, ...]
+    bad: tuple[BadExample, ...] = ()
+    """Left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSource:
+    """Micro-batches of a data set; a function of (seed, number) only.
+
+    Step s of a batch of `batch_size` is cut into `accumulation` times `world_size` equal parts;
+    this process gets part `rank` of every micro-batch. However it is cut, a step sees the same
+    examples.
+    """
+
+    examples: Examples
     processor: Processor
     batch_size: int
     seed: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+    on_bad_example: OnBadExample = "error"
 
-    def batch(self, step: int) -> ModelInputs:
-        chosen = indices_of_step(len(self.examples), self.batch_size, self.seed, step)
-        return collate(self.processor, [self.examples[index] for index in chosen])
+    def __post_init__(self) -> None:
+        if self.batch_size % (parts := self.accumulation * self.world_size):
+            raise OptionError(
+                f"A batch of {self.batch_size} cannot be cut into {parts} equal parts "
+                f"({self.accumulation} micro-batches in each of {self.world_size} processes). "
+                f"Make the batch size a multiple of {parts}."
+            )
+        if len(self.examples) == 0:
+            raise DataError("There is no example to learn from.")
+
+    def batch(self, number: int) -> ExampleBatch:
+        """Raises what an example raises, unless bad ones are to be skipped."""
+        together = self.batch_size // self.accumulation  # in all processes
+        rows = together // self.world_size
+        places = places_of_step(len(self.examples), together, self.seed, number)
+        good, bad = [], []
+        for epoch, index in places[self.rank * rows : (self.rank + 1) * rows]:
+            example_id = self._id_of(index)
+            try:
+                example = self._in_epoch(epoch)[index]
+                if self.on_bad_example == "skip":  # text that has no tokens comes out here
+                    collate(self.processor, [example])
+                good.append((example.example_id or example_id, example))
+            except PaliGemmaError as error:
+                if self.on_bad_example == "error":
+                    raise
+                bad.append(BadExample(example_id=example_id, reason=str(error)))
+        # Processes compute together, so one with nothing left goes along and learns nothing.
+        inputs = collate(self.processor, [example for _, example in good] or [_BLANK])
+        if not good and inputs.loss_mask is not None:
+            inputs = replace(inputs, loss_mask=torch.zeros_like(inputs.loss_mask))
+        return ExampleBatch(
+            inputs=inputs, ids=tuple(example_id for example_id, _ in good), bad=tuple(bad)
+        )
+
+    def _id_of(self, index: int) -> str:
+        id_of: Callable[[int], str] = getattr(self.examples, "id_of", str)
+        return id_of(index)
+
+    def _in_epoch(self, epoch: int) -> Examples:
+        in_epoch: Callable[[int], Examples] | None = getattr(self.examples, "in_epoch", None)
+        return self.examples if in_epoch is None else in_epoch(epoch)
+
+
+_BLANK = Example(
+    image=LoadedImage(rgb=Image.new("RGB", (1, 1)), name="blank"), prefix="", suffix=""
+)
 
 
 @lru_cache(maxsize=2)  # a batch reaches into two epochs at most, unless it is larger than one
@@ -80,29 +170,23 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, epoch]).permutation(num_examples).tolist())
 
 
-def indices_of_step(num_examples: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Which examples step `step` (from 0) trains on; epochs follow each other without a gap.
+def places_of_step(
+    num_examples: int, batch_size: int, seed: int, step: int
+) -> list[tuple[int, int]]:
+    """Epoch and index of what step `step` (from 0) trains on; epochs follow without a gap.
 
-    >>> sorted(indices_of_step(4, 2, 0, 0) + indices_of_step(4, 2, 0, 1))
+    >>> sorted(index for s in (0, 1) for _, index in places_of_step(4, 2, seed=0, step=s))
     [0, 1, 2, 3]
     """
     first = step * batch_size
     chosen = []
     for position in range(first, first + batch_size):
         epoch, place = divmod(position, num_examples)
-        chosen.append(epoch_order(num_examples, seed, epoch)[place])
+        chosen.append((epoch, epoch_order(num_examples, seed, epoch)[place]))
     return chosen
 
 
-def _parse_line(path: Path, number: int, line: str) -> dict[str, str]:
-    where = f"Line {number} of {str(path)!r}"
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}. Write one object a line.") from error
-    fields: Sequence[str] = ("image", "prefix", "suffix")
-    if not isinstance(record, dict) or not all(isinstance(record.get(f), str) for f in fields):
-        raise DataError(
-            f'{where} must be an object with text under "image", "prefix" and "suffix".'
-        )
-    return {field: record[field] for field in fields}
+def fingerprint_of(records: Records) -> str:
+    """Another one means other data: of ids and texts, not of the pictures' pixels."""
+    said = [(r.record_id, r.prefix, r.suffix, r.references) for r in records]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

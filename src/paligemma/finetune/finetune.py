@@ -1,64 +1,215 @@
-"""A model and a file of examples -> the same model, adapted."""
+"""A model and examples -> the same model, adapted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from paligemma.errors import OptionError
+from paligemma.errors import CheckpointError, DataError, OptionError
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.dataset import ExampleFile, ExampleSource
-from paligemma.finetune.loss import suffix_loss
-from paligemma.finetune.trainer import train
+from paligemma.finetune.dataset import ExampleBatch, Examples, ExampleSource
+from paligemma.finetune.distributed import World, shard, whole_weights
+from paligemma.finetune.loss import loss_count, suffix_loss
+from paligemma.finetune.optim import freeze
+from paligemma.finetune.state import folder_weights
+from paligemma.finetune.trainer import Objective, train
+from paligemma.model.gemma import DecoderBlock
+from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
-from paligemma.processor.inputs import ModelInputs
+
+Method = Literal["full", "frozen-encoder", "marked"]
+BAD_NAME = "bad_examples.jsonl"
 
 
 def finetune(
     predictor: Predictor,
-    examples: ExampleFile,
+    examples: Examples,
     config: TrainConfig,
     out: Path,
     *,
-    on_log: Callable[[dict[str, float]], None] | None = None,
-) -> None:
-    """Train all weights of the predictor's model in place; the same `out` again resumes.
+    method: Method = "full",
+    validate: Callable[[], Mapping[str, float]] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> PaliGemma | None:
+    """Train the predictor's model in place; the same `out` again resumes. See `trainer.train`.
 
-    Raises OptionError unless the model is loaded in float32: at usual learning rates nearly every
-    update would vanish in the rounding of bfloat16. Autocast still computes in bfloat16.
+    `method` "full" trains all weights, "frozen-encoder" all but the vision encoder's, "marked"
+    those that require a gradient already, such as adapters. `config.frozen` takes out more.
+    `settings` are further facts (JSON values) that a resumed run must share; the number of
+    examples, and their `fingerprint` where they have one, are among them always.
+
+    Several processes (`distributed.joined`) share the work: each holds a part of the weights while
+    training, the model is not whole in any of them afterwards, and the first one returns a whole
+    copy on the host. `validate` is then called by all of them, and must do the same in all.
+    Otherwise returns the predictor's model.
+
+    Raises OptionError unless trained weights are float32: at usual learning rates nearly every
+    update would vanish in the rounding of bfloat16. Autocast still computes in bfloat16. With
+    `config.master_weights` a bfloat16 model is trained through a float32 copy.
 
     >>> predictor = paligemma.load("google/paligemma2-3b-pt-224", dtype="float32")
     >>> examples = ExampleFile.open("train.jsonl")
-    >>> finetune(predictor, examples, TrainConfig(num_steps=200, learning_rate=1e-5), Path("run"))
+    >>> finetune(predictor, examples, TrainConfig(epochs=3, learning_rate=1e-5), Path("run"))
     >>> predictor.save("my-model")
     """
     model = predictor.model
-    if model.dtype != torch.float32:
-        raise OptionError(
-            f"The model is loaded in {model.dtype}; fine-tuning all weights needs float32. "
-            "Load it with dtype='float32'."
-        )
-
-    def losses(batch: ModelInputs) -> dict[str, Tensor]:
-        inputs = batch.to(model.device)
-        total, count = suffix_loss(
-            model.decoder,
-            model.hidden_states(inputs),
-            inputs,
-            reduction=config.loss_reduction,
-            final_logit_softcap=config.final_logit_softcap_in_loss,
-        )
-        return {"loss": total / count}
-
+    _choose(model, method, config)
+    config = config.resolved(len(examples))
+    facts = {
+        "method": method,
+        "num_examples": len(examples),
+        "data": getattr(examples, "fingerprint", None),
+        **(settings or {}),
+    }
+    world = World.current()
     source = ExampleSource(
         examples=examples,
         processor=predictor.processor,
         batch_size=config.batch_size,
         seed=config.seed,
+        accumulation=config.accumulation,
+        rank=world.rank,
+        world_size=world.size,
+        on_bad_example=config.on_bad_example,
     )
-    model.requires_grad_(True)
-    train(model, source, losses, config, out, on_log=on_log)
-    model.eval().requires_grad_(False)
+    learner = Learner(model, config, BadExamples(out, len(examples), config, world))
+    if world.size > 1:
+        shard(learner, model, bfloat16=config.master_weights)
+    _set_up(model, dropout=config.llm_dropout, checkpointing=config.checkpoint_activations)
+    try:
+        train(
+            learner,
+            source,
+            learner.objective(),
+            replace(config, master_weights=config.master_weights and world.size == 1),
+            out,
+            settings=facts,
+            steps_per_epoch=len(examples) / config.batch_size,
+            validate=validate,
+            on_log=on_log,
+        )
+    finally:
+        _set_up(model, dropout=0.0, checkpointing=False)
+        model.eval().requires_grad_(False)
+    if world.size == 1:
+        return model
+    weights = whole_weights(model, world)
+    if not world.is_first:
+        return None
+    with torch.device("meta"):
+        whole = PaliGemma(model.config)
+    whole.load_state_dict(weights, assign=True)
+    return whole.eval().requires_grad_(False)
+
+
+class Learner(nn.Module):
+    """The model with its loss: one call a micro-batch, the unit that is cut among processes."""
+
+    def __init__(self, model: PaliGemma, config: TrainConfig, bad: BadExamples) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.bad = bad
+
+    def forward(self, batch: ExampleBatch) -> Tensor:
+        """The loss, summed over what `loss_count` counts; 0 for a batch without any."""
+        inputs = batch.inputs.to(self.model.device)
+        hidden = self.model.hidden_states(inputs)
+        if loss_count(batch.inputs, self.config.loss_reduction) == 0:
+            return 0.0 * hidden.sum()
+        total, _ = suffix_loss(
+            self.model.decoder,
+            hidden,
+            inputs,
+            reduction=self.config.loss_reduction,
+            final_logit_softcap=self.config.final_logit_softcap_in_loss,
+            label_smoothing=self.config.label_smoothing,
+        )
+        return total
+
+    def objective(self) -> Objective[ExampleBatch]:
+        return Objective(
+            losses=lambda batch: {"loss": self(batch)},
+            count=self._count,
+            num_tokens=lambda batch: int(batch.inputs.input_mask.sum()),
+            ids=lambda batch: batch.ids,
+        )
+
+    def _count(self, batch: ExampleBatch) -> float:
+        self.bad.note(batch)
+        return loss_count(batch.inputs, self.config.loss_reduction)
+
+
+def restore(model: PaliGemma, folder: Path) -> None:
+    """Put the weights of a checkpoint folder (`state.best_folder(out)`) into a model, in place.
+
+    Parts that were frozen are not in it and stay. Raises CheckpointError when it does not fit.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in folder_weights(folder).items():
+        own = parameters.get(name.removeprefix("model."))
+        if own is None or own.shape != tensor.shape:
+            raise CheckpointError(
+                f"{folder} holds {name} of shape {tuple(tensor.shape)}, which the model does not "
+                "have. Use the model that the run started from, with the same adapters."
+            )
+        with torch.no_grad():
+            own.copy_(tensor)
+
+
+class BadExamples:
+    """Which examples were left out: counted once each, and written to a file of ids."""
+
+    def __init__(self, out: Path, num_examples: int, config: TrainConfig, world: World) -> None:
+        name = BAD_NAME if world.is_first else f"{world.rank}.{BAD_NAME}"
+        self.path = out / name
+        self.largest = max(1, int(config.max_bad_share * num_examples))
+        self.num_examples = num_examples
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.ids = {json.loads(line)["id"] for line in lines if line.endswith("}")}
+
+    def note(self, batch: ExampleBatch) -> None:
+        """Raises DataError when there are more than the config allows."""
+        for bad in batch.bad:
+            if bad.example_id not in self.ids:
+                self.ids.add(bad.example_id)
+                with self.path.open("a", encoding="utf-8") as file:
+                    line = {"id": bad.example_id, "reason": bad.reason}
+                    file.write(json.dumps(line) + "\n")
+        if len(self.ids) > self.largest:
+            raise DataError(
+                f"{len(self.ids)} of {self.num_examples} examples cannot be used, more than "
+                f"{self.largest}; they are named in {self.path}. Mend them, or raise max_bad_share."
+            )
+
+
+def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
+    """Mark what is trained, and refuse weights that cannot take small updates."""
+    if method not in get_args(Method):
+        raise OptionError(f"The method is {method!r}; it must be one of {get_args(Method)}.")
+    if method != "marked":
+        model.requires_grad_(True)
+    if method == "frozen-encoder":
+        freeze(model, ["vision_encoder.*"])
+    freeze(model, config.frozen)
+    dtypes = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
+    if dtypes and not config.master_weights:
+        raise OptionError(
+            f"Weights to be trained are {dtypes.pop()}; training needs float32. Load the model "
+            "with dtype='float32', or set master_weights, which keeps a float32 copy."
+        )
+
+
+def _set_up(model: PaliGemma, *, dropout: float, checkpointing: bool) -> None:
+    for block in model.decoder.blocks:
+        if isinstance(block, DecoderBlock):
+            block.dropout.p = dropout
+    model.decoder.checkpoint_activations = checkpointing
+    model.vision_encoder.checkpoint_activations = checkpointing

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from paligemma.config import NUM_LOC_TOKENS
 from paligemma.errors import DataError
 from paligemma.finetune.config import Reduction
+from paligemma.finetune.cross_entropy import Ruler, cross_entropy_sum
 from paligemma.model.gemma import Decoder
 from paligemma.processor.inputs import ModelInputs
 
@@ -25,6 +25,7 @@ def suffix_loss(
     *,
     reduction: Reduction = "example",
     final_logit_softcap: bool = False,
+    label_smoothing: float = 0.0,
     loc_offset: int | None = None,
     loc_sigma: float = 0.0,
 ) -> tuple[Tensor, int]:
@@ -39,27 +40,39 @@ def suffix_loss(
     bins of 1/1023: one bin beside the edge is nearly right, and a model trained from nothing
     learns that 1024 tokens are a ruler. Raises DataError when no token counts.
     """
-    if inputs.loss_mask is None or not inputs.loss_mask.any():
+    count = loss_count(inputs, reduction)
+    if inputs.loss_mask is None or count == 0:
         raise DataError(
             "No token of this batch counts in the loss, so nothing would be learned. "
             "Give examples with a suffix, built with their loss mask."
         )
     counts = inputs.loss_mask[:, 1:]
-    targets = inputs.token_ids[:, 1:][counts]
-    # Only the positions that predict: the table is the largest matrix of the model.
-    logits = decoder.logits(hidden[:, :-1][counts], softcap=final_logit_softcap)
-    log_probs = F.log_softmax(logits, dim=-1)
-    losses = -log_probs.gather(1, targets[:, None])[:, 0]
-    if loc_sigma > 0 and loc_offset is not None:
-        bins = targets - loc_offset
-        is_loc = (bins >= 0) & (bins < NUM_LOC_TOKENS)
-        ruler = torch.arange(NUM_LOC_TOKENS, device=bins.device)
-        distance = (ruler[None, :] - bins[is_loc][:, None]) / loc_sigma
-        weights = torch.softmax(-0.5 * distance.square(), dim=-1)
-        places = log_probs[is_loc, loc_offset : loc_offset + NUM_LOC_TOKENS]
-        losses = losses.masked_scatter(is_loc, -(weights * places).sum(dim=-1))
-    if reduction == "token":
-        return losses.sum(), len(targets)
-    row_of_token = counts.nonzero()[:, 0]
     tokens_of_row = counts.sum(dim=1)
-    return (losses / tokens_of_row[row_of_token]).sum(), int((tokens_of_row > 0).sum())
+    row_of_token = counts.nonzero()[:, 0]
+    weights = torch.ones(len(row_of_token), device=hidden.device)
+    if reduction == "example":
+        weights = 1.0 / tokens_of_row[row_of_token]
+    ruler = None
+    if loc_sigma > 0 and loc_offset is not None:
+        ruler = Ruler(first=loc_offset, count=NUM_LOC_TOKENS, sigma=loc_sigma)
+    total = cross_entropy_sum(
+        hidden[:, :-1][counts],  # only the positions that predict
+        decoder.embedding.weight,
+        inputs.token_ids[:, 1:][counts],
+        weights,
+        softcap=decoder.config.final_logit_softcap if final_logit_softcap else None,
+        label_smoothing=label_smoothing,
+        ruler=ruler,
+    )
+    return total, count
+
+
+def loss_count(inputs: ModelInputs, reduction: Reduction) -> int:
+    """What the summed loss of a batch is divided by: rows that have something to learn, or tokens.
+
+    The first position is predicted by nothing, and never counts.
+    """
+    if inputs.loss_mask is None:
+        return 0
+    tokens_of_row = inputs.loss_mask[:, 1:].sum(dim=1)
+    return int((tokens_of_row > 0).sum() if reduction == "example" else tokens_of_row.sum())

@@ -1,38 +1,118 @@
-"""Parameter groups and the learning-rate schedule."""
+"""What is trained and how: frozen parts, parameter groups, master copies, the learning rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from paligemma.errors import OptionError
 from paligemma.finetune.config import TrainConfig
 
 
-def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; matrices decay, vectors (norms, biases) do not.
+def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
+    """Take parameters out of training by name: "vision_encoder.*", "decoder.embedding.weight".
+
+    Raises OptionError for a pattern that names nothing: it would be a typo.
+    """
+    parameters = dict(module.named_parameters())
+    for pattern in patterns:
+        named = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not named:
+            raise OptionError(
+                f"The frozen pattern {pattern!r} names no parameter. The first names here are "
+                f"{', '.join(list(parameters)[:3])}; * stands for anything."
+            )
+        for name in named:
+            parameters[name].requires_grad_(False)
+
+
+class Trained:
+    """The parameters that an optimizer moves, by name.
+
+    With master copies, those of bfloat16 parameters stand in float32: gradients are added up
+    there, micro-batch by micro-batch, and `publish` rounds the moved copies into the model.
+    """
+
+    def __init__(self, module: nn.Module, *, master_weights: bool) -> None:
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._hooks: list[RemovableHandle] = []
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            moved = parameter
+            if master_weights and parameter.dtype != torch.float32:
+                moved = nn.Parameter(parameter.detach().float())
+                self._copies.append((parameter, moved))
+                hook = parameter.register_post_accumulate_grad_hook(_hand_on_gradient(moved))
+                self._hooks.append(hook)
+            self.parameters[name] = moved
+        if not self.parameters:
+            raise OptionError(
+                "No parameter requires a gradient, so nothing would be learned. Freeze less."
+            )
+
+    def publish(self) -> None:
+        """Bring the model up to date with its master copies."""
+        with torch.no_grad():
+            for parameter, moved in self._copies:
+                parameter.copy_(moved)
+
+    def release(self) -> None:
+        """Leave the model alone: gradients stay with its own parameters again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def clip_gradients(self, largest: float | None) -> float:
+        """Scale all gradients down to a norm of `largest` together; the norm they had."""
+        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters.values(), largest or math.inf)
+        if hasattr(norm, "full_tensor"):  # sharded over processes
+            norm = norm.full_tensor()
+        return norm.item()
+
+
+def _hand_on_gradient(moved: nn.Parameter) -> Callable[[Tensor], None]:
+    def hand_on(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            wide = parameter.grad.float()
+            moved.grad = wide if moved.grad is None else moved.grad.add_(wide)
+            parameter.grad = None
+
+    return hand_on
+
+
+def build_optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over what is trained. See `TrainConfig.weight_decay_kind` for what decays.
 
     Each group carries the `scale` of its learning rate, which the loop applies.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            key = ("vision_encoder." in name, parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if is_matrix else 0.0,
-                "scale": config.vision_learning_rate_scale if is_vision else 1.0,
-            }
-            for (is_vision, is_matrix), parameters in groups.items()
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.parameters.items():
+        scale = config.vision_learning_rate_scale if "vision_encoder." in name else 1.0
+        key = scale, _weight_decay(name, parameter, config, scale)
+        groups.setdefault(key, []).append(parameter)
+    described = [
+        {"params": parameters, "weight_decay": weight_decay, "scale": scale}
+        for (scale, weight_decay), parameters in groups.items()
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(described, lr=config.learning_rate)
+    return torch.optim.AdamW(described, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _weight_decay(name: str, parameter: Tensor, config: TrainConfig, scale: float) -> float:
+    if config.weight_decay_kind == "adamw":
+        return config.weight_decay if parameter.ndim > 1 else 0.0  # no norms, no biases
+    # torch shrinks by learning rate * weight decay; without the rate's peak, the schedule is left.
+    is_kernel = parameter.ndim > 1 and "position_embedding" not in name
+    has_kernels = any(part in name for part in ("vision_encoder.", "projector."))
+    peak = config.learning_rate * scale
+    return config.weight_decay / peak if is_kernel and has_kernels and peak else 0.0
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
@@ -42,10 +122,13 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     >>> [round(learning_rate_at(config, s), 2) for s in (0, 9, 55, 99)]
     [0.1, 1.0, 0.5, 0.0]
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+    warmup = config.warmup
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
     if config.schedule == "constant":
         return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    if config.schedule == "rsqrt":
+        return config.learning_rate * math.sqrt(max(1, warmup) / max(1, step))
+    done = (step - warmup) / max(1, config.total_steps - warmup)
     span = config.learning_rate - config.final_learning_rate
     return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from paligemma.errors import OptionError
+from paligemma.frozen_linear import FrozenLinear
 from paligemma.fused.embedding import PackedEmbedding
 from paligemma.fused.gemma import FusedDecoder, FusedDecoderBlock
 from paligemma.fused.linear import ParameterRows, Rows
@@ -75,6 +76,8 @@ def weight_rows(model: PaliGemma) -> dict[str, Rows]:
     for prefix, module in model.named_modules():
         if isinstance(module, FusedVisionBlock | FusedDecoderBlock | PackedEmbedding):
             rows |= {f"{prefix}.{name}": row for name, row in module.weight_rows().items()}
+        elif isinstance(module, FrozenLinear):
+            rows[f"{prefix}.weight"] = module
     return rows
 
 

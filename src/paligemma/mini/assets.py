@@ -1,4 +1,4 @@
-"""The drawn parts of mini's world: glyphs, letters and digits, photographs; loaded once, on first use.
+"""The drawn parts of mini's world: glyphs, letters, digits, photographs; loaded on first use.
 
 Everything comes from small pictures shipped in `data/` (made by recipes/make_mini_assets.py), so
 that drawing needs no font and is the same on every machine. This file knows neither scenes nor the

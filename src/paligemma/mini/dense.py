@@ -50,7 +50,8 @@ class DenseTargets:
 
     kinds int64[I, P]: kind of the thing that covers the patch, NONE or WORD.
     boxes float32[I, P, 4]: its box, ymin xmin ymax xmax in 0..1 (zeros where NONE).
-    letters int64[I, P, 6]: the whole word, as indices into LETTERS, BLANK behind its end (IGNORE where no word).
+    letters int64[I, P, 6]: the whole word as indices into LETTERS, BLANK behind its end (IGNORE
+        where no word).
     halves int64[I, P, 2]: the letter at the center of the patch's left and right half, or BLANK.
     """
 

@@ -10,12 +10,23 @@
     unparsable     outputs of `detect` and `segment` that held a malformed or cut object, or text
                    without any object
     repeating      outputs of the two that named an object twice (the repetition is left out)
+    text_f1        `detect text`: F1 of printed words, found where box IoU is 0.5 and every letter
+                   is right (words may stand in any order)
+    sizes_mask_iou, sizes_matched
+                   as mask_iou and matched_masks, on scenes with objects of all sizes
+    table_cells    `table`: share of cells that are right in their place
+    table_exact    share of tables of which every cell is right
+    chart_values   `chart`: share of bars with the right label and value in their place
+    chart_exact    share of charts of which every bar is right
 
-Each scene's truth and predictions stand in `records`, from which all of it can be computed anew.
+There are a quarter as many scenes of all sizes, tables and charts as there are scenes. Each scene's
+truth and predictions stand in `records`, from which all of it can be computed anew.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +39,7 @@ from paligemma.evals.average_precision import Labeled, mean_average_precision
 from paligemma.evals.box_iou import match_boxes
 from paligemma.mini import language
 from paligemma.mini.scene import RESOLUTION, Scene, make_scene
+from paligemma.mini.sheet import Sheet, SheetKind, make_sheet
 from paligemma.mini.texts import SceneTexts
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
@@ -40,6 +52,8 @@ from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 
 _CHUNK = 32
+_MAX_WORDS = 20
+_MAX_SHEET_TOKENS = 96
 
 
 def evaluate(
@@ -61,6 +75,7 @@ def evaluate(
     predicted: list[Labeled] = []
     true: list[Labeled] = []
     mask_ious: list[float] = []
+    texts: list[tuple[int, int, int]] = []
     for start in range(0, scenes, _CHUNK):
         batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
         for scene, answers in zip(batch, _predict(predictor, batch, constrained), strict=True):
@@ -69,6 +84,8 @@ def evaluate(
             predicted.append(guess)
             true.append(truth)
             mask_ious += _mask_ious(scene, answers["segment"])
+            if answers["words"] is not None:
+                texts.append(_text_matches(scene, answers["words"]))
         if on_progress is not None:
             on_progress(len(records), scenes)
     map50 = mean_average_precision(predicted, true)
@@ -89,6 +106,9 @@ def evaluate(
         "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.labels) for t in true))),
         "unparsable": sum(record["num_unparsable"] for record in records),
         "repeating": sum(record["num_repeating"] for record in records),
+        "text_f1": _f1(texts),
+        **_scores_of_sizes(predictor, math.ceil(scenes / 4), seed, constrained),
+        **_scores_of_sheets(predictor, math.ceil(scenes / 4), seed, constrained),
         "records": records,
     }
 
@@ -99,15 +119,14 @@ def _predict(
     """All answers about each scene."""
     asked: list[tuple[int, LoadedImage, Task[Any]]] = []
     for number, scene in enumerate(scenes):
-        picture = LoadedImage(
-            rgb=Image.fromarray(scene.draw(RESOLUTION)), name=f"scene {scene.index}"
-        )
+        picture = _picture(scene, f"scene {scene.index}")
         asked += [(number, picture, task) for task in _tasks(scene)]
     results = predictor.run(
         [(picture, task) for _, picture, task in asked], constrained=constrained
     )
     answers: list[dict[str, Any]] = [
-        {"captions": {}, "counts": [], "detect": None, "segment": None} for _ in scenes
+        {"captions": {}, "counts": [], "detect": None, "segment": None, "words": None}
+        for _ in scenes
     ]
     for (number, _, task), result in zip(asked, results, strict=True):
         answer = answers[number]
@@ -118,6 +137,8 @@ def _predict(
                 answer["ocr"] = result.text
             case AnswerTask():
                 answer["counts"].append(result.text)
+            case DetectTask(labels="any"):
+                answer["words"] = result
             case DetectTask():
                 answer["detect"] = result
             case SegmentTask():
@@ -125,14 +146,121 @@ def _predict(
     return answers
 
 
+def _scores_of_sizes(
+    predictor: Predictor, scenes: int, seed: int, constrained: bool
+) -> dict[str, float | None]:
+    """The masks of objects of all sizes."""
+    ious: list[float] = []
+    num_objects = 0
+    for start in range(0, scenes, _CHUNK):
+        batch = [
+            scene
+            for index in range(start, min(start + _CHUNK, scenes))
+            if (scene := make_scene("test", seed, index, sizes="wide")).objects
+        ]
+        asked = [
+            (_picture(scene, f"sizes {scene.index}"), SegmentTask.of(_phrases(scene)))
+            for scene in batch
+        ]
+        results = predictor.run(asked, constrained=constrained)
+        for scene, segments in zip(batch, results, strict=True):
+            ious += _mask_ious(scene, segments)
+            num_objects += len(scene.objects)
+    return {
+        "sizes_mask_iou": _share(ious),
+        "sizes_matched": _rounded(len(ious) / max(1, num_objects)),
+    }
+
+
+def _scores_of_sheets(
+    predictor: Predictor, sheets: int, seed: int, constrained: bool
+) -> dict[str, float | None]:
+    """Cells of tables and bars of charts, read from free text."""
+    scores: dict[str, float | None] = {}
+    kinds: tuple[tuple[SheetKind, str], ...] = (("table", "cells"), ("chart", "values"))
+    for kind, part in kinds:
+        right: list[bool] = []
+        exact: list[bool] = []
+        for start in range(0, sheets, _CHUNK):
+            batch = [
+                make_sheet("test", seed, index, kind)
+                for index in range(start, min(start + _CHUNK, sheets))
+            ]
+            pictures = [
+                _picture(sheet, f"{kind} {index}") for index, sheet in enumerate(batch, start)
+            ]
+            # A question without a language goes to the model as it stands.
+            task = AnswerTask(question=kind)
+            replies = predictor.run(
+                [(picture, task) for picture in pictures],
+                max_new_tokens=_MAX_SHEET_TOKENS,
+                constrained=constrained,
+            )
+            for sheet, reply in zip(batch, replies, strict=True):
+                guess = _read_sheet(kind, reply.text)
+                row_of = dict(enumerate(guess))
+                if kind == "table":
+                    right += [
+                        dict(enumerate(row_of.get(i, ()))).get(j) == cell
+                        for i, row in enumerate(sheet.rows)
+                        for j, cell in enumerate(row)
+                    ]
+                else:
+                    right += [row_of.get(i) == row for i, row in enumerate(sheet.rows)]
+                exact.append(guess == sheet.rows)
+        scores |= {f"{kind}_{part}": _share(right), f"{kind}_exact": _share(exact)}
+    return scores
+
+
+def _read_sheet(kind: SheetKind, text: str) -> tuple[tuple[str, ...], ...]:
+    """Rows of a table's HTML or a chart's list; text of another form gives what can be read."""
+    if kind == "chart":
+        return tuple(tuple(bar.split()) for bar in text.split(";"))
+    rows = re.findall("<tr>(.*?)</tr>", text)
+    return tuple(tuple(re.findall("<td>(.*?)</td>", row)) for row in rows)
+
+
+def _picture(drawn: Scene | Sheet, name: str) -> LoadedImage:
+    return LoadedImage(rgb=Image.fromarray(drawn.draw(RESOLUTION)), name=name)
+
+
+def _phrases(scene: Scene) -> list[str]:
+    return [language.KINDS[kind].name for kind, _ in SceneTexts(scene).counts]
+
+
+def _text_matches(scene: Scene, found: Detections) -> tuple[int, int, int]:
+    """Words found, words told and words there are; found: IoU of 0.5 and the same letters."""
+    num_found = 0
+    for text in {word.text for word in scene.words}:
+        wanted = [word.box_xyxy for word in scene.words if word.text == text]
+        mine = [detection for detection in found if detection.label == text]
+        matches = match_boxes(
+            np.asarray([one.box_normalized_xyxy for one in mine], dtype=np.float64).reshape(-1, 4),
+            [one.score for one in mine],
+            np.asarray(wanted, dtype=np.float64),
+            0.5,
+        )
+        num_found += sum(match is not None for match in matches)
+    return num_found, len(found), len(scene.words)
+
+
+def _f1(matches: Sequence[tuple[int, int, int]]) -> float | None:
+    if not matches:
+        return None
+    found, told, there = (sum(column) for column in zip(*matches, strict=True))
+    return _rounded(2 * found / (told + there))
+
+
 def _tasks(scene: Scene) -> list[Task[Any]]:
     tasks: list[Task[Any]] = [CaptionTask(language=code) for code in language.LANGUAGES]
     tasks.append(OcrTask())
+    if scene.words:
+        tasks.append(DetectTask.of("text", labels="any", max_objects=_MAX_WORDS))
     for kind, _ in _counted_kinds(scene):
         question, _ = language.ask_count(kind, 0, "en")
         tasks.append(AnswerTask(question=question, language="en"))
     if scene.objects:
-        phrases = [language.KINDS[kind].name for kind, _ in SceneTexts(scene).counts]
+        phrases = _phrases(scene)
         tasks += [DetectTask.of(phrases), SegmentTask.of(phrases)]
     return tasks
 
@@ -166,6 +294,7 @@ def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
         "ocr": answers["ocr"],
         "ocr_truth": texts.reading(),
         "detections": [] if answers["detect"] is None else answers["detect"].to_dict()["objects"],
+        "words": [] if answers["words"] is None else answers["words"].to_dict()["objects"],
         "segments": [] if answers["segment"] is None else answers["segment"].to_dict()["objects"],
         "objects_truth": scene.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])[
             "objects"

@@ -1,17 +1,19 @@
-"""Training examples from a scene: a task is drawn, its prefix and suffix are written.
+"""Training examples from a scene or a sheet: a task is drawn, its prefix and suffix are written.
 
 The formats are the family's own: `detect dog ; key` is answered by
-`<loc....>x4 dog ; <loc....>x4 key`, in the order of the prompt and from left to right.
+`<loc....>x4 dog ; <loc....>x4 key`, in the order of the prompt and from left to right;
+`detect text` by every printed word behind its box, from top to bottom.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from paligemma.mini import language
-from paligemma.mini.scene import Scene, SceneObject
+from paligemma.mini.scene import Scene, SceneObject, SceneWord
+from paligemma.mini.sheet import Sheet
 from paligemma.mini.texts import SceneTexts
 from paligemma.tasks.answer import AnswerTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
@@ -21,6 +23,7 @@ from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 
 Pair = tuple[str, str]
+TEXT_PROMPT = "detect text"
 SegCodes = Mapping[tuple[int, int], tuple[int, ...]]
 """The 16 mask codes of every (kind, pose); a scene's objects are never covered."""
 
@@ -34,6 +37,7 @@ TASK_WEIGHTS: dict[str, float] = {
     "question": 0.07,
     "caption_box": 0.03,
 }
+"""The tasks of the first version; "detect_text" came later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,13 @@ class Asking:
     """Chance that they also ask for a kind that is absent."""
     count_absent: float = 0.2
     """Chance that a kind drawn from all is counted, so mostly one that is absent."""
+    languages: Mapping[str, float] = field(
+        default_factory=lambda: dict.fromkeys(language.FIRST_LANGUAGES, 1.0)
+    )
+    """Languages of captions and counting questions, with weights."""
+
+    def draw_language(self, rng: random.Random) -> str:
+        return rng.choices(list(self.languages), list(self.languages.values()))[0]
 
 
 def draw_example(
@@ -67,6 +78,39 @@ def draw_example(
         pair = _TASKS[task](world, rng)
         if pair is not None:
             return pair
+
+
+def draw_sheet_example(sheet: Sheet, rng: random.Random) -> Pair:
+    """A (prefix, suffix) that is true of the sheet: mostly all that it says, or its words."""
+    if rng.random() < 0.1:
+        return TEXT_PROMPT, text_suffix(sheet.words)
+    if sheet.kind == "table":
+        return "table", language.table_text(sheet.rows)
+    chance = rng.random()
+    bars = sheet.bars
+    if chance < 0.25:
+        question, answer = language.ask_value(*rng.choice(bars))
+        return AnswerTask(question=question, language="en").prompt(), answer
+    highest = max(value for _, value in bars)
+    names = [label for label, value in bars if value == highest]
+    if chance < 0.4 and len(names) == 1:
+        question, answer = language.ask_highest(names[0])
+        return AnswerTask(question=question, language="en").prompt(), answer
+    return "chart", language.chart_text(bars)
+
+
+def text_suffix(words: Sequence[SceneWord]) -> str:
+    """Every printed word behind its box, from top to bottom, side by side from left to right."""
+    # Two words stand side by side where the center of one lies within the height of the other.
+    lines: list[list[SceneWord]] = []
+    for word in sorted(words, key=lambda word: word.box_xyxy[1] + word.box_xyxy[3]):
+        middle = (word.box_xyxy[1] + word.box_xyxy[3]) / 2
+        if lines and middle < lines[-1][0].box_xyxy[3]:
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    in_order = [word for line in lines for word in sorted(line, key=lambda w: w.box_xyxy[0])]
+    return " ; ".join(f"{format_box(word.box_xyxy)} {word.text}" for word in in_order)
 
 
 def detection_suffix(texts: SceneTexts, kinds: list[int], seg_codes: SegCodes | None = None) -> str:
@@ -91,12 +135,12 @@ class _World:
 
 
 def _caption(world: _World, rng: random.Random) -> Pair:
-    code = rng.choice(language.LANGUAGES)
+    code = world.asking.draw_language(rng)
     return CaptionTask(language=code).prompt(), world.texts.caption(code)
 
 
 def _describe(world: _World, rng: random.Random) -> Pair:
-    code = rng.choice(language.LANGUAGES)
+    code = world.asking.draw_language(rng)
     return CaptionTask(language=code, style="describe").prompt(), world.texts.describe(code)
 
 
@@ -140,8 +184,14 @@ def _ocr(world: _World, rng: random.Random) -> Pair | None:
     return OcrTask().prompt(), world.texts.reading()
 
 
+def _detect_text(world: _World, rng: random.Random) -> Pair | None:
+    if not world.texts.words and rng.random() < 0.8:
+        return None
+    return TEXT_PROMPT, text_suffix(world.texts.scene.words)
+
+
 def _count(world: _World, rng: random.Random) -> Pair:
-    code = rng.choice(language.LANGUAGES)
+    code = world.asking.draw_language(rng)
     counts = dict(world.texts.counts)
     if counts and rng.random() >= world.asking.count_absent:
         kind = rng.choice(list(counts))
@@ -195,4 +245,5 @@ _TASKS: dict[str, Callable[[_World, random.Random], Pair | None]] = {
     "count": _count,
     "question": _question,
     "caption_box": _caption_box,
+    "detect_text": _detect_text,
 }

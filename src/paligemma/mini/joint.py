@@ -1,4 +1,4 @@
-"""Stages 1 to 3 of mini: the whole model on scenes and tasks, at growing resolution.
+"""The joint stages of mini: the whole model on scenes, sheets and their tasks.
 
 The suffix loss of `finetune/loss.py`, with the dense targets of stage 0 kept beside it so that the
 encoder goes on learning while the decoder does. What is kept is the model; the heads go.
@@ -28,9 +28,10 @@ from paligemma.mini.dense import (
     fourier_features,
 )
 from paligemma.mini.dense import total as dense_total
-from paligemma.mini.examples import Asking, SegCodes, draw_example
-from paligemma.mini.language import KINDS
+from paligemma.mini.examples import Asking, SegCodes, draw_example, draw_sheet_example
+from paligemma.mini.language import FIRST_LANGUAGES, KINDS, LATER_LANGUAGES
 from paligemma.mini.scene import make_scene
+from paligemma.mini.sheet import make_sheet
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.inputs import ModelInputs
@@ -86,7 +87,7 @@ class JointBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class JointSource:
-    """Scenes with several tasks each; a function of (seed, step)."""
+    """Scenes with several tasks each, sheets with one; a function of (seed, step)."""
 
     processor: Processor
     seg_codes: SegCodes
@@ -98,13 +99,26 @@ class JointSource:
     drawn_at: tuple[int, ...]
     """Sizes at which scenes are drawn; one is picked, the processor then resizes."""
     seed: int
+    num_wide: int = 0
+    """How many of the scenes hold objects of all sizes."""
+    num_sheets: int = 0
 
     def batch(self, step: int) -> JointBatch:
         rng = random.Random(f"joint {self.seed} {step}")
         first = step * self.num_scenes
         scenes = [
-            make_scene("train", self.seed, index, word_weights=self.word_weights)
-            for index in range(first, first + self.num_scenes)
+            make_scene(
+                "train",
+                self.seed,
+                first + place,
+                word_weights=self.word_weights,
+                sizes="wide" if place < self.num_wide else "usual",
+            )
+            for place in range(self.num_scenes)
+        ]
+        first = step * self.num_sheets
+        sheets = [
+            make_sheet("train", self.seed, index) for index in range(first, first + self.num_sheets)
         ]
         examples = []
         for scene in scenes:
@@ -115,11 +129,43 @@ class JointSource:
                     scene, rng, self.task_weights, self.seg_codes, self.asking
                 )
                 examples.append(Example(image=image, prefix=prefix, suffix=suffix))
+        for sheet in sheets:
+            picture = Image.fromarray(sheet.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=picture, name="sheet")
+            prefix, suffix = draw_sheet_example(sheet, rng)
+            examples.append(Example(image=image, prefix=prefix, suffix=suffix))
         grid = round(self.processor.num_image_tokens**0.5)
         return JointBatch(
             parts=split_by_length(collate(self.processor, examples), 3),
-            targets=dense_targets(scenes, grid),
+            targets=dense_targets([*scenes, *sheets], grid),
         )
+
+
+def extend_rows(table: Tensor, old: Tokenizer, new: Tokenizer) -> Tensor:
+    """The rows of an old vocabulary's pieces, as those of a longer one that holds all of them.
+
+    A new piece starts as the mean of what it was before: the nouns of the first languages, for a
+    noun of a later one; else the pieces that it was cut into. [V, D] -> [new.vocab_size, D].
+    """
+    extra = new.vocab_size - old.vocab_size
+    rows = table.new_zeros(new.vocab_size, table.shape[1])
+    rows[: old.loc_offset] = table[: old.loc_offset]
+    rows[new.loc_offset :] = table[old.loc_offset : old.vocab_size]
+    relatives = {
+        f" {getattr(kind.forms[code], number)}": [
+            f" {getattr(kind.forms[first], number)}" for first in FIRST_LANGUAGES
+        ]
+        for kind in KINDS
+        for code in LATER_LANGUAGES
+        for number in ("singular", "plural")
+    }
+    for index in range(old.loc_offset, old.loc_offset + extra):
+        piece = new.detokenize([index])
+        if new.tokenize_text(piece) != [index]:
+            piece = piece.strip()
+        alike = [old.tokenize_text(text) for text in relatives.get(piece, [piece])]
+        rows[index] = torch.stack([table[ids].mean(0) for ids in alike]).mean(0)
+    return rows
 
 
 def _noun_pieces(tokenizer: Tokenizer) -> list[list[list[int]]]:
@@ -263,3 +309,16 @@ class Joint(nn.Module):
             "asked": grounding,
             **{name: dense[name] for name in logged},
         }
+
+
+def fit_heads(joint: Joint, source: JointSource, num_steps: int) -> None:
+    """Teach fresh heads beside a model that knows its world, before they may change it."""
+    joint.model.requires_grad_(False)
+    heads = [parameter for parameter in joint.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(heads, lr=5e-3)
+    for step in range(num_steps):
+        losses = joint.losses(source.batch(step))
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    joint.model.requires_grad_(True)

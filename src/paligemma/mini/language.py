@@ -1,7 +1,7 @@
 """What can be said about mini's pictures: the 64 kinds by name, captions, questions and answers.
 
-Speaks English, German, French, Spanish, Italian and Portuguese. Takes plain values (kind indices, counts, color names,
-boxes); does not know scenes, pixels, tokens or the model.
+Speaks English, German, French, Spanish, Italian and Portuguese. Takes plain values (kind indices,
+counts, color names, boxes); does not know scenes, pixels, tokens or the model.
 """
 
 from __future__ import annotations

@@ -387,9 +387,7 @@ def _choose_kinds(rng: np.random.Generator) -> list[int]:
     return kinds
 
 
-def _make_object(
-    rng: np.random.Generator, kind: int, num_objects: int, sizes: Sizes
-) -> _Item:
+def _make_object(rng: np.random.Generator, kind: int, num_objects: int, sizes: Sizes) -> _Item:
     if sizes == "wide":
         shortest, high = _MIN_WIDE_SIDE, _MAX_WIDE_SIDE_OF_COUNT[num_objects]
         # Small and large ones alike: the logarithm is what is evenly drawn.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from paligemma.config import DecoderConfig
 from paligemma.model.attention import Attention, soft_cap
@@ -51,6 +52,8 @@ class GatedMLP(nn.Module):
 
 
 class DecoderBlock(nn.Module):
+    """Attention and MLP, each between norms; `dropout` is for training, and off at first."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.pre_attention_norm = RMSNorm(config.width, config.rms_norm_eps)
@@ -60,6 +63,7 @@ class DecoderBlock(nn.Module):
         post = config.post_norms
         self.post_attention_norm = RMSNorm(config.width, config.rms_norm_eps) if post else None
         self.post_mlp_norm = RMSNorm(config.width, config.rms_norm_eps) if post else None
+        self.dropout = nn.Dropout(0.0)
 
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
@@ -67,11 +71,12 @@ class DecoderBlock(nn.Module):
         attended: Tensor = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache)
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm(attended)
-        x = x + attended
+        x = x + self.dropout(attended)
         transformed: Tensor = self.mlp(self.pre_mlp_norm(x))
         if self.post_mlp_norm is not None:
             transformed = self.post_mlp_norm(transformed)
-        return x + transformed
+        out: Tensor = x + self.dropout(transformed)
+        return out
 
 
 class TiedEmbedding(nn.Embedding):
@@ -93,6 +98,9 @@ class TiedEmbedding(nn.Embedding):
 
 class Decoder(nn.Module):
     """Embeddings in, hidden states out; `embed` and `logits` share one table."""
+
+    checkpoint_activations = False
+    """Training keeps only what goes from block to block, and computes the rest once more."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -134,7 +142,10 @@ class Decoder(nn.Module):
         kv_cache: Cache | None,
     ) -> Tensor:
         for block, bias in zip(self.blocks, biases, strict=True):
-            x = block(x, angles, bias, kv_cache)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, bias, kv_cache, use_reentrant=False)
+            else:
+                x = block(x, angles, bias, kv_cache)
         return x
 
     def logits(

@@ -6,8 +6,10 @@ class token, one norm after the last block.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from paligemma.config import VisionConfig
 
@@ -63,6 +65,9 @@ class VisionBlock(nn.Module):
 class VisionEncoder(nn.Module):
     """float[I, 3, resolution, resolution] in [-1, 1] -> float[I, P, W], patches row by row."""
 
+    checkpoint_activations = False
+    """As `Decoder.checkpoint_activations`."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
@@ -75,7 +80,10 @@ class VisionEncoder(nn.Module):
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (I, P, W)
         x = patches + self.position_embedding.weight
         for block in self.blocks:
-            x = block(x)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         out: Tensor = self.post_layernorm(x)
         return out
 

@@ -1,0 +1,312 @@
+"""`paligemma eval`: how well a model does on data of one's own, or on a named benchmark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.predict import DtypeOption, QuantizationOption
+from paligemma.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paligemma.data.record import Record
+    from paligemma.data.source import ObjectTask
+    from paligemma.evals.evaluate import Evaluation, Grouping, Published, Score
+    from paligemma.evals.named_metrics import NamedMetric
+    from paligemma.evals.predictions import TaskName
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is evaluated, however it was named."""
+
+    name: str
+    records: Sequence[Record]
+    metrics: tuple[NamedMetric, ...] = ()
+    task: TaskName | None = None
+    object_task: ObjectTask = "detect"
+    class_names: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    published: tuple[Published, ...] = ()
+    grouping: Grouping | None = None
+    dont_care: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|BENCHMARK",
+            show_default=False,
+            help="A file or folder of labelled pictures, or a benchmark such as refcoco, whose "
+            "official files lie in --folder.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for predictions, scores and report; a run goes on there.")
+    ],
+    model: Annotated[
+        str, typer.Option(envvar="PALIGEMMA_MODEL", help="mini, a hub id or a folder.")
+    ] = "mini",
+    adapter: Annotated[
+        Path | None, typer.Option(help="A folder with an adapter to merge into the model.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where a benchmark's files were unpacked.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Part of the data.", show_default="the first")
+    ] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="Form of the data.", show_default="guessed")
+    ] = None,
+    task: Annotated[
+        Literal["caption", "answer", "ocr", "detect", "segment", "read_text", "generate"] | None,
+        typer.Option(help="What the answers are.", show_default="by the prefix"),
+    ] = None,
+    ask: Annotated[
+        Literal["dataset", "present", "all classes"],
+        typer.Option(help="Which classes to ask for where the data bring no prefix."),
+    ] = "dataset",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a metric; may be repeated.", show_default="by task"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many records.", show_default="all")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Records at a time.", show_default="by resolution")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="by task")
+    ] = None,
+    beams: Annotated[int, typer.Option(min=1, help="More than 1: beam search.")] = 1,
+    free: Annotated[
+        bool, typer.Option("--free", help="Do not hold lists of objects to their form.")
+    ] = False,
+    any_label: Annotated[
+        bool, typer.Option("--any-label", help="Allow labels that the prefix does not name.")
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Fit a temperature and a threshold for scores: calibration.json, reliability.svg.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples for intervals.")] = 0,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what is already downloaded.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Score a model: predictions, scores with 95 % intervals, published figures beside them.
+
+    Writes predictions.jsonl, records.jsonl (the scores of each record) and report.json. The same
+    command goes on with a run that was interrupted, and with another --metric scores anew without
+    asking again.
+    """
+    import paligemma
+    from paligemma.evals.evaluate import DONT_CARE, REPORT_FILE
+    from paligemma.evals.evaluate import evaluate as measure
+    from paligemma.evals.named_metrics import metric_named
+    from paligemma.evals.predictions import PredictOptions
+
+    chosen = tuple(metric_named(name) for name in metric or ())
+    if not Path(data).exists() and folder is None:
+        _refuse_name(data)
+    if folder is None:  # data of one's own are looked at before a model is loaded
+        job = _own_data(data, data_format, split, ask)
+    predictor = paligemma.load(
+        model,
+        adapter=adapter,
+        revision=revision,
+        offline=offline,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+    )
+    if folder is not None:
+        job = _benchmark(data, folder, split, predictor.processor.resolution)
+    for note in (predictor.note, *job.notes):
+        if note:
+            print_note(note)
+    options = PredictOptions(
+        task=task or job.task,
+        max_new_tokens=max_new_tokens or job.max_new_tokens,
+        num_beams=beams,
+        constrained=not free,
+        labels="any" if any_label else None,
+    )
+    from rich.progress import Progress
+
+    with Progress(
+        console=stderr(),
+        transient=True,
+        disable=not stderr().is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
+        bar = progress.add_task("asking", total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        evaluation = measure(
+            predictor,
+            job.records[:limit],
+            out,
+            options=options,
+            metrics=chosen or job.metrics,
+            ask=ask,
+            object_task=job.object_task if task != "segment" else "segment",
+            class_names=job.class_names,
+            batch_size=batch_size,
+            data=job.name,
+            published=job.published,
+            grouping=_first(job.grouping, limit),
+            dont_care=DONT_CARE if job.dont_care is None else job.dont_care,
+            calibrates=calibrate,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json(json.loads((out / REPORT_FILE).read_text(encoding="utf-8")))
+    else:
+        _show(evaluation, predictor.name, predictor.processor.resolution, out)
+
+
+def _refuse_name(data: str) -> None:
+    from paligemma.evals.benchmarks.open import find_benchmark
+
+    try:
+        title = find_benchmark(data).title
+    except OptionError as error:
+        raise OptionError(f"There is no file or folder {data!r}. {error}") from None
+    raise OptionError(
+        f"{title} is a benchmark: download its official files and name their folder with "
+        "--folder. What is missing there will be listed."
+    )
+
+
+def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -> _Job:
+    from paligemma.data.open import open_data
+
+    records = open_data(data, format=data_format, split=split)
+    kept, left_out = list(records), ""
+    if ask == "present":
+        kept = [one for one in records if one.prefix or one.objects != ()]
+        if len(kept) < len(records):
+            left_out = f"{len(records) - len(kept)} pictures show no object and are left out"
+    return _Job(
+        name=records.name,
+        records=kept,
+        class_names=records.class_names,
+        notes=(records.found, *records.notes, left_out),
+        object_task=records.task,
+    )
+
+
+def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> _Job:
+    from paligemma.evals.benchmarks.open import open_benchmark
+    from paligemma.evals.benchmarks.spotting import IGNORED
+    from paligemma.evals.evaluate import Grouping
+    from paligemma.evals.named_metrics import NamedMetric
+
+    found = open_benchmark(name, folder, split=split, resolution=resolution)
+    benchmark = found.benchmark
+    return _Job(
+        name=f"{benchmark.name} {found.split}",
+        records=found.records,
+        metrics=tuple(NamedMetric(name=n, metric=m) for n, m in found.metrics.items()),
+        task="generate" if found.task == "write" else found.task,
+        max_new_tokens=benchmark.max_new_tokens,
+        published=found.published,
+        grouping=Grouping(names=found.groups, is_mean=benchmark.mean_of_groups),
+        dont_care=(IGNORED[benchmark.name],) if benchmark.name in IGNORED else None,
+        notes=(benchmark.note,),
+    )
+
+
+def _first(grouping: Grouping | None, limit: int | None) -> Grouping | None:
+    return None if grouping is None else replace(grouping, names=grouping.names[:limit])
+
+
+def _show(evaluation: Evaluation, model: str, resolution: int, out: Path) -> None:
+    figures = evaluation.published_for(model, resolution)
+    rows = [
+        row
+        for number, score in enumerate(evaluation.scores)
+        for row in _rows(score, figures if number == 0 else ())
+    ]
+    columns = ("task", "metric", "value", "95 % interval", "records", "published")
+    print_table(None, columns, rows, right=("value", "records"))
+    if evaluation.published and not figures:
+        known = "; ".join(str(figure) for figure in evaluation.published)
+        print_text(f"Published for other models: {known}")
+    found = evaluation.calibration
+    if found is not None:
+        print_text(
+            f"Calibration of {found.subject}: temperature {found.temperature:.3g}, bias "
+            f"{found.bias:.3g}; expected calibration error {found.ece_before:.3f} -> "
+            f"{found.ece_after:.3f} on the half that was not fitted on."
+        )
+        if found.held is not None and found.threshold is not None:
+            print_text(
+                f"Recommended threshold {found.threshold:.3f} (calibrated): there precision "
+                f"{found.held.precision:.3f}, recall {found.held.recall:.3f}, F1 "
+                f"{found.held.f1:.3f}."
+            )
+    if evaluation.formulas:
+        rows_of_formulas = [
+            (
+                row.name,
+                f"{row.box_map:.4f}",
+                f"{row.difference:+.4f}",
+                ""
+                if row.interval is None
+                else f"{row.interval.low:+.4f} .. {row.interval.high:+.4f}",
+            )
+            for row in evaluation.formulas
+        ]
+        print_table(
+            "Scores of boxes by other formulas",
+            ("formula", "box mAP", "to the one in use", "95 % interval"),
+            rows_of_formulas,
+            right=("box mAP", "to the one in use"),
+        )
+    print_text(f"Predictions, scores of each record and the report are in {out}")
+
+
+def _rows(score: Score, figures: Sequence[Published]) -> list[tuple[str, ...]]:
+    """The metric's row, then its further figures; those of single labels are in the report."""
+    interval = score.interval
+    rows: list[tuple[str, ...]] = [
+        (
+            score.task,
+            score.result.name,
+            f"{score.result.value:.4f}",
+            "" if interval is None else f"{interval.low:.4f} .. {interval.high:.4f}",
+            str(score.num_records),
+            "; ".join(str(figure) for figure in figures),
+        )
+    ]
+    for name, value in score.result.details.items():
+        if not name.startswith("ap/"):
+            rows.append(("", f"  {name}", f"{value:.4f}", "", "", ""))
+    return rows

@@ -1,0 +1,201 @@
+"""A data set of Hugging Face's `datasets` library: a folder, or a name on the hub.
+
+Columns are known by their names, the picture by its type:
+
+    prefix, or question ("answer en {question}")
+    suffix, caption(s), answer(s), text, or label with class names; a list gives references
+    objects: bbox as x, y, width, height in pixels, and category or label
+
+Only a name asks the network, through that library. Pictures are read when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paligemma.data.annotation import make_object
+from paligemma.data.record import Record, TrueObject
+from paligemma.data.source import Entry, ReadOptions, Source, choose_split
+from paligemma.errors import DataError, MissingExtraError
+from paligemma.processor.image import ImageSource, read_size_wh
+
+NAME = "huggingface"
+_SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+_ANSWERS = ("suffix", "caption", "captions", "answer", "answers", "text", "label")
+_CATEGORIES = ("category", "categories", "label", "labels", "category_id")
+
+
+class _Columns(NamedTuple):
+    """Where the answers are."""
+
+    answer: str | None
+    answer_names: list[str] | None
+    """Of a column of class numbers."""
+    category: str | None
+    """The field of `objects` that says what they are."""
+    class_names: list[str] | None
+
+
+def is_here(path: Path) -> bool:
+    """A folder that the library saved, or one of Parquet files."""
+    return path.is_dir() and (
+        any((path / name).is_file() for name in _SAVED)
+        or any(path.glob("*.parquet"))
+        or any(path.glob("data/*.parquet"))
+    )
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    """Raises DataError where the columns say too little, MissingExtraError without `datasets`."""
+    table = _load(path, options.split)
+    pictures = [name for name, kind in table.features.items() if type(kind).__name__ == "Image"]
+    answers = [name for name in _ANSWERS if name in table.features]
+    if len(pictures) != 1 or not (answers or "objects" in table.features):
+        raise DataError(
+            f"The data set {str(path)!r} has the columns {', '.join(table.features)}. One picture "
+            f"column is needed and one of: {', '.join(_ANSWERS)}, objects. Rename its columns, or "
+            "write JSON Lines of image, prefix and suffix."
+        )
+    picture, answer = pictures[0], answers[0] if answers else None
+    from datasets import Image  # type: ignore[import-untyped]
+
+    table = table.cast_column(picture, Image(decode=False))
+    rows = table.select_columns([name for name in table.features if name != picture])
+    category, classes = _category(table.features.get("objects"))
+    columns = _Columns(
+        answer=answer,
+        answer_names=_names(table.features[answer]) if answer else None,
+        category=category,
+        class_names=classes,
+    )
+    tally: Counter[str] = Counter()
+    entries = []
+    for index in range(len(table)):
+        where = f"Row {index} of {str(path)!r}"
+        image = partial(_picture, table, index, picture)
+        build = partial(_build, rows, index, image, where, columns, options, tally)
+        entries.append(Entry(f"row {index}", where, build))
+    if not entries:
+        raise DataError(f"The data set {str(path)!r} has no rows.")
+    return Source(
+        format=NAME,
+        found=f"{len(entries)} rows with the columns {', '.join(table.features)}",
+        entries=entries,
+        class_names=tuple(classes or ()) if answer is None else (),
+        tally=tally,
+    )
+
+
+def _load(path: Path, split: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", "Reading a Hugging Face data set") from error
+    try:
+        if any((path / name).is_file() for name in _SAVED):
+            found = datasets.load_from_disk(str(path))
+        elif path.is_dir():
+            found = datasets.load_dataset(path.resolve().as_posix())
+        else:
+            found = datasets.load_dataset(path.as_posix())
+    except Exception as error:  # the library lets through whatever is below it
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(
+            f"The data set {str(path)!r} cannot be loaded: {type(error).__name__}: {first}"
+        ) from error
+    return choose_split(found, split, str(path))[1] if isinstance(found, dict) else found
+
+
+def _names(feature: Any) -> list[str] | None:
+    """The class names of a column of class numbers."""
+    names = getattr(feature, "names", None)
+    return None if names is None else list(names)
+
+
+def _category(objects: Any) -> tuple[str | None, list[str] | None]:
+    """The field of `objects` that says what they are, and its class names."""
+    inner = getattr(objects, "feature", objects)
+    for name in _CATEGORIES if isinstance(inner, dict) else ():
+        if name in inner:
+            kind = inner[name]
+            return name, _names(getattr(kind, "feature", kind))
+    return None, None
+
+
+def _picture(table: Any, index: int, column: str) -> ImageSource:
+    value = table[index][column]
+    if value is None:
+        raise DataError(f"Row {index} has no picture.")
+    source: ImageSource = value["bytes"] if value["bytes"] is not None else Path(value["path"])
+    return source
+
+
+def _build(
+    rows: Any,
+    index: int,
+    image: partial[ImageSource],
+    where: str,
+    columns: _Columns,
+    options: ReadOptions,
+    tally: Counter[str],
+) -> Record:
+    row = rows[index]
+    texts: tuple[str, ...] = ()
+    answer, names = columns.answer, columns.answer_names
+    if answer is not None:
+        value = row[answer]
+        if names is not None and value is not None:
+            value = names[value]
+        texts = tuple(value) if isinstance(value, list) else (value,)
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"{where}: {answer} is {value!r}; text is needed.")
+    prefix = row.get("prefix", options.prefix)
+    if prefix is None and isinstance(row.get("question"), str):
+        prefix = f"answer en {row['question']}"
+    if prefix is None and answer is not None:
+        prefix = "caption en"
+    size_wh = objects = None
+    if answer is None:
+        size_wh = read_size_wh(image())
+        objects = _objects(row["objects"], columns, size_wh, where, tally)
+    return Record(
+        record_id=f"row {index}",
+        image=image,
+        prefix=prefix or "",
+        suffix=texts[0] if len(texts) == 1 else "",
+        objects=objects,
+        references=texts,
+        size_wh=size_wh,
+        where=where,
+    )
+
+
+def _objects(
+    value: Any,
+    columns: _Columns,
+    size_wh: tuple[int, int],
+    where: str,
+    tally: Counter[str],
+) -> tuple[TrueObject, ...]:
+    if isinstance(value, dict):  # a column of lists, which the library turns inside out
+        lengths = {len(column) for column in value.values()}
+        if len(lengths) > 1:
+            raise DataError(f"{where}: the lists of its objects have unequal lengths.")
+        rows = zip(*value.values(), strict=True)
+        value = [dict(zip(value, row, strict=True)) for row in rows]
+    category, classes = columns.category, columns.class_names
+    objects = []
+    for item in value or ():
+        box, kind = item.get("bbox"), item.get(category) if category else None
+        if box is None or len(box) != 4 or kind is None:
+            raise DataError(
+                f"{where}: an object has the fields {', '.join(item)}; bbox (x, y, width, height) "
+                f"and one of {', '.join(_CATEGORIES)} are needed."
+            )
+        label = classes[kind] if classes is not None and isinstance(kind, int) else kind
+        x, y, width, height = box
+        objects.append(make_object(label, (x, y, x + width, y + height), size_wh, where, tally))
+    return tuple(objects)

@@ -1,0 +1,132 @@
+"""webdataset shards: tar files in which the files of one sample share their name.
+
+    000017.jpg + 000017.json     a record's fields (see `fields.py`)
+    000017.jpg + 000017.txt      a caption
+
+Pictures are read from the tar when they are needed, at the place where it has them; so shards
+must not be compressed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paligemma.data.fields import record_of_fields
+from paligemma.data.record import Record
+from paligemma.data.source import PICTURE_SUFFIXES, Entry, ReadOptions, Source, choose_split
+from paligemma.errors import DataError
+from paligemma.processor.image import MAX_FILE_BYTES
+
+NAME = "webdataset"
+_DEFAULT_PREFIX = "caption en"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+
+
+class _Member(NamedTuple):
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        if self.size > MAX_FILE_BYTES:
+            raise DataError(
+                f"{str(self.shard)!r} holds a file of {self.size} bytes; at most {MAX_FILE_BYTES} "
+                "are read."
+            )
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def is_here(path: Path) -> bool:
+    """A tar file, or a folder with some."""
+    return bool(_shards(path)) or path.name.endswith(_COMPRESSED)
+
+
+def read(path: Path, options: ReadOptions) -> Source:
+    """Raises DataError for a damaged or a compressed shard. Only headers are read."""
+    if path.name.endswith(_COMPRESSED):
+        raise DataError(f"The shard {str(path)!r} is compressed. Unpack it to a plain tar file.")
+    _, shards = choose_split(_shards(path), options.split, str(path))
+    tally: Counter[str] = Counter()
+    entries = []
+    for shard in shards:
+        for key, members in _index(shard).items():
+            where = f"Sample {key!r} of {str(shard)!r}"
+            build = partial(_build, members, key, where, options, tally)
+            entries.append(Entry(key, where, build))
+    if not entries:
+        raise DataError(f"The shards of {str(path)!r} hold no samples.")
+    return Source(
+        format=NAME,
+        found=f"{len(entries)} samples in {len(shards)} tar files",
+        entries=entries,
+        tally=tally,
+    )
+
+
+def _shards(path: Path) -> dict[str, list[Path]]:
+    """By split, which is the letters that a name begins with: train-000001.tar."""
+    if path.is_file():
+        return {"": [path]} if path.suffix == ".tar" else {}
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(path.glob("*.tar")) if path.is_dir() else ():
+        letters = re.match(r"[A-Za-z]*", file.stem)
+        groups.setdefault(letters[0] if letters else "", []).append(file)
+    return groups
+
+
+def _index(shard: Path) -> dict[str, dict[str, _Member]]:
+    """Members by sample and by what follows the first dot of their names."""
+    samples: dict[str, dict[str, _Member]] = {}
+    try:
+        with tarfile.open(shard, mode="r:") as tar:
+            for info in tar:
+                folder, _, name = info.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                if info.isfile() and suffix and stem:
+                    key = f"{folder}/{stem}".removeprefix("./").lstrip("/")
+                    member = _Member(shard, info.offset_data, info.size)
+                    samples.setdefault(key, {})[suffix.lower()] = member
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"The shard {str(shard)!r} is no whole tar file: {error}.") from error
+    return samples
+
+
+def _build(
+    members: dict[str, _Member],
+    key: str,
+    where: str,
+    options: ReadOptions,
+    tally: Counter[str],
+) -> Record:
+    picture = next((members[s] for s in members if f".{s}" in PICTURE_SUFFIXES), None)
+    if picture is None:
+        raise DataError(f"{where} has no picture; its files are: {', '.join(members)}.")
+    fields: Any = {}
+    if "json" in members:
+        try:
+            fields = json.loads(members["json"].read())
+        except ValueError as error:
+            raise DataError(f"{where}: its JSON cannot be read: {error}.") from error
+        if not isinstance(fields, dict):
+            raise DataError(f"{where}: its JSON must be an object.")
+    if "txt" in members and not {"suffix", "references", "objects"} & fields.keys():
+        try:
+            fields["suffix"] = members["txt"].read().decode().strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: its text is not UTF-8: {error}.") from error
+    return record_of_fields(
+        fields,
+        record_id=key,
+        where=where,
+        image=picture.read,
+        default_prefix=options.prefix or (None if "objects" in fields else _DEFAULT_PREFIX),
+        tally=tally,
+    )

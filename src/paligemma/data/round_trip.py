@@ -1,0 +1,132 @@
+"""How much of boxes and masks survives the tokens: what a perfect model could reach.
+
+Boxes lose by 1024 bins and by the edge of the picture, masks by the codec's 16 codes of a 64 x 64
+grid. Worth a look before training: a low box IoU means tiny objects, a low mask IoU thin or holed
+ones, or polygons that do not fit their boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from paligemma.data.record import Mask, Record
+from paligemma.data.targets import TargetBuilder
+from paligemma.results import BoxXyxy, Result
+from paligemma.tasks.loc_codec import decode_box
+from paligemma.tasks.seg_codec import paste_mask
+
+NUM_WORST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstObject(Result):
+    """One of the objects that lose most."""
+
+    record_id: str
+    label: str
+    box_xyxy: BoxXyxy
+    iou: float
+    of: str
+    """"box" or "mask"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTripReport(Result):
+    """IoU of what was annotated with what its tokens say; None where there was nothing."""
+
+    num_records: int
+    num_boxes: int
+    num_masks: int
+    box_iou_mean: float | None
+    box_iou_min: float | None
+    mask_iou_mean: float | None
+    mask_iou_min: float | None
+    worst: tuple[WorstObject, ...]
+    """The lowest, of boxes and of masks."""
+
+
+def round_trip(records: Sequence[Record], builder: TargetBuilder) -> RoundTripReport:
+    """Through the tokens and back, for all objects that become targets of the builder.
+
+    Masks are measured where the builder's task is "segment". Raises DataError as the builder does.
+    """
+    boxes: list[WorstObject] = []
+    masks: list[WorstObject] = []
+    num_records = 0
+    for record in records:
+        if record.suffix or not record.objects:
+            continue
+        num_records += 1
+        boxes += _boxes(record, builder)
+        if builder.task == "segment":
+            masks += _masks(record, builder)
+    worst = [o for group in (boxes, masks) for o in sorted(group, key=lambda o: o.iou)[:NUM_WORST]]
+    return RoundTripReport(
+        num_records=num_records,
+        num_boxes=len(boxes),
+        num_masks=len(masks),
+        box_iou_mean=_mean(boxes),
+        box_iou_min=min((o.iou for o in boxes), default=None),
+        mask_iou_mean=_mean(masks),
+        mask_iou_min=min((o.iou for o in masks), default=None),
+        worst=tuple(worst),
+    )
+
+
+def _boxes(record: Record, builder: TargetBuilder) -> list[WorstObject]:
+    assert record.objects is not None
+    assert record.size_wh is not None
+    transform = builder.transform(record.size_wh)
+    found = []
+    for item in record.objects:
+        bins = builder.bins_of(item.box_xyxy, record.size_wh)
+        back = transform.box_to_source(decode_box(bins), order="xyxy")
+        found.append(_lost(record, item.label, item.box_xyxy, box_iou(item.box_xyxy, back), "box"))
+    return found
+
+
+def _masks(record: Record, builder: TargetBuilder) -> list[WorstObject]:
+    assert record.objects is not None
+    assert record.size_wh is not None
+    assert builder.mask_codec is not None
+    transform = builder.transform(record.size_wh)
+    codes = torch.tensor(builder.codes_of(record.objects, record), dtype=torch.int64)
+    decoded = builder.mask_codec.decode_masks(codes).cpu().numpy()
+    found = []
+    for item, mask64 in zip(record.objects, decoded, strict=True):
+        box = decode_box(builder.bins_of(item.box_xyxy, record.size_wh))
+        whole = transform.box_to_source(box, order="xyxy", clamp=False)
+        back = paste_mask(mask64, whole, record.size_wh)
+        mask = item.mask
+        assert mask is not None
+        found.append(_lost(record, item.label, item.box_xyxy, mask_iou(mask, back), "mask"))
+    return found
+
+
+def _lost(record: Record, label: str, box: BoxXyxy, iou: float, of: str) -> WorstObject:
+    return WorstObject(record_id=record.record_id, label=label, box_xyxy=box, iou=iou, of=of)
+
+
+def _mean(objects: Sequence[WorstObject]) -> float | None:
+    return sum(o.iou for o in objects) / len(objects) if objects else None
+
+
+def box_iou(a: BoxXyxy, b: BoxXyxy) -> float:
+    """Of two boxes with area.
+
+    >>> box_iou((0, 0, 2, 2), (1, 0, 3, 2))
+    0.3333333333333333
+    """
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    both = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b))
+    return shared / (both - shared)
+
+
+def mask_iou(a: Mask, b: Mask) -> float:
+    """Of two masks bool[H, W], of which the first is not empty."""
+    return float((a & b).sum() / (a | b).sum())

@@ -1,0 +1,582 @@
+"""A model, records and metrics -> predictions, scores with intervals, and a report.
+
+    records -> predictions.jsonl -> scores -> records.jsonl (one line a record), report.json
+
+Scoring works from the file of predictions, so that a run that was interrupted, or is scored anew by
+another metric, asks the model nothing twice. Knows which metric a task has by default; the metrics
+themselves know no records.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from paligemma.data.record import Record
+from paligemma.data.source import ObjectTask
+from paligemma.errors import DataError, OptionError
+from paligemma.evals.bootstrap import (
+    NUM_RESAMPLES,
+    Counts,
+    Interval,
+    Statistic,
+    confidence_interval,
+    mean_of,
+)
+from paligemma.evals.calibration import (
+    Calibration,
+    FormulaScore,
+    calibrate,
+    compare_formulas,
+    judge_answers,
+    judge_boxes,
+    reliability_svg,
+)
+from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
+from paligemma.evals.metrics.result import MetricResult
+from paligemma.evals.metrics.text_detection import Word
+from paligemma.evals.named_metrics import NamedMetric, Reads, metric_named
+from paligemma.evals.polygon_overlap import polygon_of_box
+from paligemma.evals.predictions import (
+    OBJECT_TASKS,
+    Prediction,
+    PredictOptions,
+    TaskName,
+    objects_in_text,
+    predict,
+)
+from paligemma.masks import mask_to_rle
+from paligemma.predictor import Predictor
+from paligemma.results import BoxXyxy
+
+Ask = Literal["dataset", "present", "all classes"]
+"""What to ask for where records bring objects and no prefix; as in training."""
+
+PREDICTIONS_FILE = "predictions.jsonl"
+RECORDS_FILE = "records.jsonl"
+REPORT_FILE = "report.json"
+CALIBRATION_FILE = "calibration.json"
+DIAGRAM_FILE = "reliability.svg"
+
+DONT_CARE = ("###",)
+"""Labels of words that are neither right nor wrong to find, as ICDAR writes them."""
+_MANY_ANSWERS = 3  # from here on VQA accuracy says something
+_RESAMPLES_BY_SCORING = 200  # where a metric must score each resample anew
+
+
+class Published(Protocol):
+    """A figure of a paper, in its unit: percent, CIDEr times 100."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def resolution(self) -> int | None: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def source(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One metric on the records of one task."""
+
+    task: TaskName
+    result: MetricResult
+    interval: Interval | None
+    num_records: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the scores of single records, which have a file of their own."""
+        values = self.result.to_dict()
+        del values["per_example"]
+        interval = None if self.interval is None else asdict(self.interval)
+        return {"task": self.task, "num_records": self.num_records, **values, "interval": interval}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All that came out."""
+
+    model: str
+    data: str
+    scores: tuple[Score, ...]
+    published: tuple[Published, ...]
+    num_records: int
+    seconds: float
+    """For asking; little where the answers were there already."""
+    calibration: Calibration | None = None
+    formulas: tuple[FormulaScore, ...] = ()
+
+    def published_for(self, model: str, resolution: int) -> tuple[Published, ...]:
+        """The papers' figures for this model's family and size at this resolution."""
+        name = model.rpartition("/")[2]
+        return tuple(
+            figure
+            for figure in self.published
+            if figure.resolution == resolution and name.startswith(f"{figure.model}-")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """Groups of records whose scores a benchmark averages, such as languages."""
+
+    names: tuple[str, ...]
+    """One a record."""
+    is_mean: bool
+    """The value is the plain mean over groups; otherwise groups are further figures."""
+
+
+def evaluate(
+    predictor: Predictor,
+    records: Sequence[Record],
+    folder: Path,
+    *,
+    options: PredictOptions | None = None,
+    metrics: Sequence[NamedMetric] = (),
+    ask: Ask = "dataset",
+    object_task: ObjectTask = "detect",
+    class_names: Sequence[str] = (),
+    batch_size: int | None = None,
+    data: str = "",
+    published: Sequence[Published] = (),
+    grouping: Grouping | None = None,
+    dont_care: Sequence[str] = DONT_CARE,
+    calibrates: bool = False,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Ask, score, and write all of it into a folder.
+
+    `metrics` come from `metric_named`; none takes those of each task: CIDEr and BLEU-4 for
+    captions; VQA accuracy for answers with three references and more, else exact match; error rates
+    for text that is read; box mAP; mask IoU by RefCOCO's rules where each record has one object,
+    else mask and box mAP; F1 of words; exact match and edit distance for other text. Intervals hold
+    95 % of resampled records; `seed` draws the resamples. `ask`, `object_task` and `class_names`
+    make the prefix of records that bring objects and none, as in training.
+
+    Raises DataError for records that cannot be asked or scored, and what `predict` raises.
+
+    >>> evaluation = evaluate(model, open_data("valid.json"), Path("out"))    # doctest: +SKIP
+    >>> evaluation.scores[0].result.value                                     # doctest: +SKIP
+    0.71
+    """
+    options = options or PredictOptions()
+    if not records:
+        raise DataError("There is nothing to evaluate: the data hold no record.")
+    asked = [with_prefix(record, object_task, ask, class_names) for record in records]
+    start = time.perf_counter()
+    predictions = predict(
+        predictor,
+        asked,
+        folder / PREDICTIONS_FILE,
+        options,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    seconds = time.perf_counter() - start
+    examples = _Examples(predictor, asked, predictions, dont_care)
+    scores = _scores(examples, metrics, grouping, seed)
+    calibration: Calibration | None = None
+    formulas: tuple[FormulaScore, ...] = ()
+    if calibrates:
+        calibration, formulas = _calibrate(examples, scores, seed, predictor.name, data)
+        calibration.save(folder / CALIBRATION_FILE)
+        (folder / DIAGRAM_FILE).write_text(reliability_svg(calibration), encoding="utf-8")
+    evaluation = Evaluation(
+        model=predictor.name,
+        data=data,
+        scores=scores,
+        published=tuple(published),
+        num_records=len(records),
+        seconds=seconds,
+        calibration=calibration,
+        formulas=formulas,
+    )
+    _write_records(folder / RECORDS_FILE, examples, scores)
+    report = _report(evaluation, predictor, options)
+    (folder / REPORT_FILE).write_text(
+        json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    return evaluation
+
+
+def with_prefix(
+    record: Record,
+    object_task: ObjectTask = "detect",
+    ask: Ask = "dataset",
+    class_names: Sequence[str] = (),
+) -> Record:
+    """The record with something to ask: objects without a prefix are asked for by label.
+
+    `class_names` are those of the training data ("dataset" names them all). Raises DataError where
+    there is nothing to ask.
+    """
+    if record.prefix.strip() or record.objects is None:
+        return record
+    names = list(class_names)
+    if ask == "present":
+        there = {thing.label for thing in record.objects}
+        names = [name for name in names if name in there] or sorted(there)
+    asked = "all classes" if ask == "all classes" else " ; ".join(names)
+    if not asked:
+        raise DataError(
+            f"The record {record.record_id!r} has neither a prefix nor classes to ask for. Give "
+            "class names, or ask for all classes."
+        )
+    return replace(record, prefix=f"{object_task} {asked}")
+
+
+# What metrics read
+
+
+class _Examples:
+    """Predictions beside their records, in the forms that metrics read."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        records: Sequence[Record],
+        predictions: Sequence[Prediction],
+        dont_care: Sequence[str],
+    ) -> None:
+        self.predictor = predictor
+        self.records = records
+        self.predictions = predictions
+        self.dont_care = frozenset(dont_care)
+
+    def places(self, task: TaskName) -> list[int]:
+        return [i for i, one in enumerate(self.predictions) if one.task == task]
+
+    def pairs(self, reads: Reads, places: Sequence[int]) -> tuple[list[Any], list[Any]]:
+        """What a metric compares: predictions and references, aligned with `places`."""
+        return [self._found(reads, i) for i in places], [self._known(reads, i) for i in places]
+
+    def _found(self, reads: Reads, place: int) -> Any:
+        prediction = self.predictions[place]
+        match reads:
+            case "text":
+                return prediction.text
+            case "words":
+                return [
+                    Word(polygon=polygon_of_box(f.box_xyxy), text=f.label)
+                    for f in prediction.objects
+                ]
+            case "regions":
+                return [polygon_of_box(f.box_xyxy) for f in prediction.objects]
+            case "points":
+                return [_middle(f.box_xyxy) for f in prediction.objects]
+            case "expression":
+                return prediction.objects[0] if prediction.is_valid else None
+            case _:
+                return prediction.objects
+
+    def _known(self, reads: Reads, place: int) -> Any:
+        if reads == "text":
+            return self.references(place)
+        known = self.known_picture(place, has_masks=reads in ("masks", "expression"))
+        if reads == "words":
+            return [
+                Word(
+                    polygon=polygon_of_box(thing.box_xyxy),
+                    text=thing.label,
+                    is_ignored=thing.label in self.dont_care,
+                )
+                for thing in known.objects
+            ]
+        if reads == "regions":
+            things = [t for t in known.objects if t.label not in self.dont_care]
+            return [polygon_of_box(thing.box_xyxy) for thing in things]
+        if reads == "points":
+            return [thing.box_xyxy for thing in known.objects]
+        if reads == "expression":
+            if len(known.objects) != 1:
+                raise DataError(
+                    f"The record {self.records[place].record_id!r} has {len(known.objects)} "
+                    "objects; mask IoU by RefCOCO's rules is for one. Use mask_map."
+                )
+            return known.objects[0]
+        return known
+
+    def references(self, place: int) -> tuple[str, ...]:
+        record = self.records[place]
+        references = record.references or ((record.suffix,) if record.suffix else ())
+        if not references:
+            raise DataError(
+                f"The record {record.record_id!r} has no answer to compare with: neither "
+                "references nor a suffix."
+            )
+        return references
+
+    def known_picture(self, place: int, *, has_masks: bool) -> KnownPicture:
+        record, size_wh = self.records[place], self.predictions[place].size_wh
+        if record.objects is None:
+            things = self._objects_of_suffix(record, size_wh, has_masks)
+            return KnownPicture(size_wh=size_wh, objects=things)
+        objects = []
+        for thing in record.objects:
+            mask = thing.mask if has_masks else None
+            if has_masks and mask is None:
+                raise DataError(
+                    f"The object {thing.label!r} of the record {record.record_id!r} has no mask. "
+                    "Score boxes: box_map."
+                )
+            rle = None if mask is None else mask_to_rle(mask)
+            objects.append(KnownObject(label=thing.label, box_xyxy=thing.box_xyxy, rle=rle))
+        return KnownPicture(size_wh=size_wh, objects=tuple(objects))
+
+    def _objects_of_suffix(
+        self, record: Record, size_wh: tuple[int, int], has_masks: bool
+    ) -> tuple[KnownObject, ...]:
+        found, problems = objects_in_text(
+            self.predictor, record.suffix, record.prefix, size_wh, has_masks=has_masks
+        )
+        if problems:
+            raise DataError(
+                f"The suffix of the record {record.record_id!r} is no list of objects: "
+                f"{problems[0]} Correct {record.suffix!r}."
+            )
+        return tuple(KnownObject(label=f.label, box_xyxy=f.box_xyxy, rle=f.rle) for f in found)
+
+
+def _middle(box_xyxy: BoxXyxy) -> tuple[float, float]:
+    x1, y1, x2, y2 = box_xyxy
+    return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+# Scoring
+
+
+def _scores(
+    examples: _Examples,
+    metrics: Sequence[NamedMetric],
+    grouping: Grouping | None,
+    seed: int,
+) -> tuple[Score, ...]:
+    scores = []
+    for task in dict.fromkeys(prediction.task for prediction in examples.predictions):
+        places = examples.places(task)
+        chosen = list(metrics) or [
+            metric_named(name) for name in _default_metrics(examples, task, places)
+        ]
+        for named in chosen:
+            if not _fits(named.reads, task):
+                continue
+            result, interval = _score(named, examples, places, grouping, seed)
+            scores.append(
+                Score(task=task, result=result, interval=interval, num_records=len(places))
+            )
+    if not scores:
+        tasks = sorted({prediction.task for prediction in examples.predictions})
+        raise OptionError(
+            f"None of the metrics {', '.join(named.name for named in metrics)} is for the task "
+            f"{', '.join(tasks)}."
+        )
+    return tuple(scores)
+
+
+def _fits(reads: Reads, task: TaskName) -> bool:
+    if reads in ("masks", "expression"):
+        return task == "segment"
+    return reads == "text" or task in OBJECT_TASKS
+
+
+def _default_metrics(examples: _Examples, task: TaskName, places: Sequence[int]) -> tuple[str, ...]:
+    match task:
+        case "caption":
+            return ("cider", "bleu_4")
+        case "answer":
+            many = all(len(examples.references(p)) >= _MANY_ANSWERS for p in places)
+            return ("vqa_accuracy",) if many else ("exact_match",)
+        case "ocr":
+            return ("cer", "wer", "exact_match")
+        case "detect":
+            return ("box_map",)
+        case "segment":
+            counts = {len(examples.known_picture(p, has_masks=False).objects) for p in places}
+            return ("refcoco_miou",) if counts == {1} else ("mask_map", "box_map")
+        case "read_text":
+            return ("text_spotting_f1", "text_detection_f1")
+        case "generate":
+            return ("exact_match", "normalized_edit_distance")
+
+
+def _score(
+    named: NamedMetric,
+    examples: _Examples,
+    places: Sequence[int],
+    grouping: Grouping | None,
+    seed: int,
+) -> tuple[MetricResult, Interval | None]:
+    found, known = examples.pairs(named.reads, places)
+    whole = named.metric.score(found, known)
+    members = _members(grouping, places)
+    if not members:
+        result = replace(whole, name=named.name)
+        statistic, quick = _statistic(named, result, found, known)
+    else:
+        parts = {
+            name: ([found[i] for i in inside], [known[i] for i in inside])
+            for name, inside in members.items()
+        }
+        results = {name: named.metric.score(*part) for name, part in parts.items()}
+        figures = {f"group/{name}": part.value for name, part in results.items()}
+        result = replace(whole, name=named.name, details={**whole.details, **figures})
+        if grouping is not None and grouping.is_mean:
+            result = replace(result, value=float(np.mean(list(figures.values()))))
+            pieces = {name: _statistic(named, results[name], *parts[name]) for name in members}
+            statistic = _mean_over(pieces, members)
+            quick = all(is_quick for _, is_quick in pieces.values())
+        else:
+            statistic, quick = _statistic(named, whole, found, known)
+    resamples = NUM_RESAMPLES if quick else _RESAMPLES_BY_SCORING
+    interval = confidence_interval(statistic, len(places), num_resamples=resamples, seed=seed)
+    return result, interval
+
+
+def _members(grouping: Grouping | None, places: Sequence[int]) -> dict[str, list[int]]:
+    """Group -> places within `places`; nothing where all are in one group without a name."""
+    members: dict[str, list[int]] = {}
+    for number, place in enumerate(places if grouping is not None else ()):
+        assert grouping is not None
+        members.setdefault(grouping.names[place], []).append(number)
+    return {} if set(members) == {""} else members
+
+
+def _mean_over(
+    pieces: Mapping[str, tuple[Statistic, bool]], members: Mapping[str, list[int]]
+) -> Statistic:
+    def mean(counts: Counts) -> float:
+        values = []
+        for name, inside in members.items():
+            drawn = counts[inside]
+            # A group that was not drawn has no score, and so the mean has none.
+            values.append(pieces[name][0](drawn) if drawn.any() else math.nan)
+        return float(np.mean(values))
+
+    return mean
+
+
+class _Resampled(Protocol):
+    def statistic(self, predictions: Any, references: Any) -> Statistic: ...
+
+
+def _statistic(
+    named: NamedMetric, result: MetricResult, found: Sequence[Any], known: Sequence[Any]
+) -> tuple[Statistic, bool]:
+    """The value by how often each example was drawn, and whether that is quick to work out."""
+    own = getattr(named.metric, "statistic", None)
+    if own is not None:
+        metric: _Resampled = named.metric  # type: ignore[assignment]
+        return metric.statistic(found, known), True
+    if result.per_example and math.isclose(
+        float(np.mean(result.per_example)), result.value, abs_tol=1e-9
+    ):
+        return mean_of(result.per_example), True
+
+    def by_scoring(counts: Counts) -> float:
+        drawn = np.repeat(np.arange(len(found)), counts).tolist()
+        return named.metric.score([found[i] for i in drawn], [known[i] for i in drawn]).value
+
+    return by_scoring, False
+
+
+# Calibration
+
+
+def _calibrate(
+    examples: _Examples, scores: Sequence[Score], seed: int, model: str, data: str
+) -> tuple[Calibration, tuple[FormulaScore, ...]]:
+    """Of boxes where the data have some, else of answers by their first metric."""
+    places = [i for i, one in enumerate(examples.predictions) if one.task in ("detect", "segment")]
+    if places:
+        found: list[tuple[FoundObject, ...]] = [examples.predictions[i].objects for i in places]
+        known = [examples.known_picture(i, has_masks=False) for i in places]
+        judged = judge_boxes(found, known)
+        calibration = calibrate(judged, "boxes", seed=seed, model=model, data=data)
+        return calibration, compare_formulas(found, known, seed=seed)
+    for score in scores:
+        right = score.result.per_example
+        if right and score.result.higher_is_better and min(right) >= 0 and max(right) <= 1:
+            answers = [examples.predictions[i].score for i in examples.places(score.task)]
+            judged = judge_answers(answers, right)
+            return calibrate(judged, "answers", seed=seed, model=model, data=data), ()
+    raise OptionError(
+        "There is nothing to calibrate: no boxes, and no metric that says of each answer whether "
+        "it is right, from 0 to 1. Add one, such as exact_match."
+    )
+
+
+# Files
+
+
+def _write_records(path: Path, examples: _Examples, scores: Sequence[Score]) -> None:
+    by_place: list[dict[str, float | None]] = [{} for _ in examples.predictions]
+    for score in scores:
+        per_example = score.result.per_example
+        for place, value in zip(examples.places(score.task), per_example, strict=False):
+            by_place[place][score.result.name] = None if math.isnan(value) else float(value)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for record, prediction, own in zip(
+            examples.records, examples.predictions, by_place, strict=True
+        ):
+            line: dict[str, Any] = {
+                "id": record.record_id,
+                "task": prediction.task,
+                "prefix": record.prefix,
+                "text": prediction.text,
+                "score": prediction.score,
+                "references": list(record.references or (record.suffix,)),
+                "metrics": own,
+            }
+            if prediction.task in OBJECT_TASKS:
+                line |= {
+                    "found": [
+                        {"label": f.label, "box_xyxy": f.box_xyxy, "score": f.score}
+                        for f in prediction.objects
+                    ],
+                    "true": [
+                        {"label": t.label, "box_xyxy": t.box_xyxy} for t in record.objects or ()
+                    ],
+                    "problems": list(prediction.problems),
+                }
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _report(
+    evaluation: Evaluation, predictor: Predictor, options: PredictOptions
+) -> dict[str, Any]:
+    return {
+        "model": predictor.info(),
+        "data": evaluation.data,
+        "num_records": evaluation.num_records,
+        "options": asdict(options),
+        "scores": [score.to_dict() for score in evaluation.scores],
+        "published": [
+            {
+                "model": figure.model,
+                "resolution": figure.resolution,
+                "value": figure.value,
+                "source": figure.source,
+            }
+            for figure in evaluation.published
+        ],
+        "formulas": [asdict(row) for row in evaluation.formulas],
+        "seconds": round(evaluation.seconds, 3),
+        "versions": {
+            "paligemma": version("paligemma"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }

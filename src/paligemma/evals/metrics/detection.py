@@ -1,0 +1,353 @@
+"""COCO's average precision of boxes and of masks, with the model's own scores.
+
+The figures are faster-coco-eval's, which equal those of pycocotools: the mean over IoU 0.50, 0.55,
+... 0.95 and over labels of the area under the precision-recall curve, read at 101 recalls, at most
+100 objects a picture and label; crowd regions are neither right nor wrong. `MatchTable` holds the
+same matching in numpy, so that a resample of pictures gets its average precision without matching
+again; tests hold the two together. Text normalisation: labels are compared as they stand.
+
+Knows no model. Needs the package faster-coco-eval (extra "eval").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from paligemma.errors import DataError, MissingExtraError
+from paligemma.evals.metrics.objects import (
+    FoundObject,
+    KnownObject,
+    KnownPicture,
+    area_of,
+)
+from paligemma.evals.metrics.result import MetricResult, check_lengths
+
+Kind = Literal["box", "mask"]
+Found = Sequence[Sequence[FoundObject]]
+"""The objects of each picture."""
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_RECALLS = np.linspace(0.0, 1.0, 101)
+_MAX_FOUND = 100
+# The twelve figures in the order of the COCO API.
+_FIGURES = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanAveragePrecision:
+    """mAP of boxes or masks over IoU 0.50:0.95.
+
+    `details`: ap50, ap75, ap_small (below 32 x 32 pixels of area), ap_medium, ap_large (from
+    96 x 96), ar1, ar10, ar100 (average recall with so many objects a picture), ar_small, ...,
+    "ap/LABEL" for each label, and f1 at IoU 0.5 over all pictures; NaN where there is nothing to
+    find. `per_example` is each picture's F1 at IoU 0.5 with all its objects, whatever their score
+    (1 where nothing is there and nothing was found): its mean is not the value.
+
+    >>> MeanAveragePrecision(kind="box").score(found, known).value     # doctest: +SKIP
+    0.5046
+    """
+
+    kind: Kind = "box"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_map"
+
+    def score(self, predictions: Found, references: Sequence[KnownPicture]) -> MetricResult:
+        """Raises DataError for unequal lengths or an object without the mask that is compared."""
+        check_lengths(len(predictions), len(references))
+        _check_masks(predictions, references, self.kind)
+        run = _run_coco(predictions, references, self.kind)
+        figures = {
+            name: math.nan if value < 0 else float(value)
+            for name, value in zip(_FIGURES, run.stats, strict=True)
+        }
+        labels = _labels(references)
+        precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # (IoU, recall, label)
+        for place, label in enumerate(labels):
+            figures[f"ap/{label}"] = _mean_or_nan(precision[:, :, place])
+        table = match_table(predictions, references, self.kind)
+        tallies = table.tallies()
+        totals = tallies.sum(axis=0)
+        figures["f1"] = f1_of(*totals)
+        return MetricResult(
+            name=self.name,
+            value=figures.pop("ap"),
+            per_example=tuple(f1_of(*row) for row in tallies),
+            details=figures,
+        )
+
+    def statistic(
+        self, predictions: Found, references: Sequence[KnownPicture]
+    ) -> Callable[[npt.NDArray[np.int64]], float]:
+        """The value as a function of how often each picture was drawn."""
+        return match_table(predictions, references, self.kind).mean_average_precision
+
+
+def f1_of(right: float, num_found: float, num_true: float) -> float:
+    """2 right / (num_found + num_true); 1 where nothing is there and nothing was found.
+
+    >>> f1_of(1, 2, 2)
+    0.5
+    """
+    return float(2 * right / (num_found + num_true)) if num_found + num_true else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LabelTable:
+    """Everything found under one label, by falling score; F rows."""
+
+    picture: npt.NDArray[np.int64]  # (F,)
+    score: npt.NDArray[np.float64]  # (F,)
+    hit: npt.NDArray[np.bool_]  # (F, 10), at each IoU threshold
+    ignored: npt.NDArray[np.bool_]  # (F, 10)
+    num_true: npt.NDArray[np.int64]  # (P,), by picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchTable:
+    """Which found object stands for which true one, at ten IoU thresholds, by label."""
+
+    num_pictures: int
+    labels: dict[str, _LabelTable]
+    num_strays: npt.NDArray[np.int64]
+    """(P,), objects found under a label that no picture holds; they count for F1 alone."""
+
+    def mean_average_precision(self, counts: npt.NDArray[np.int64] | None = None) -> float:
+        """The mean over labels and thresholds, where picture p counts `counts[p]` times.
+
+        NaN where nothing is to be found.
+        """
+        if counts is None:
+            counts = np.ones(self.num_pictures, dtype=np.int64)
+        values = [_average_precision(table, counts) for table in self.labels.values()]
+        values = [value for value in values if not math.isnan(value)]
+        return float(np.mean(values)) if values else math.nan
+
+    def tallies(self, threshold: int = 0) -> npt.NDArray[np.int64]:
+        """int64[P, 3]: right, found and true objects of each picture at one IoU threshold."""
+        rows = np.zeros((self.num_pictures, 3), dtype=np.int64)
+        rows[:, 1] = self.num_strays
+        for table in self.labels.values():
+            counted = ~table.ignored[:, threshold]
+            np.add.at(rows[:, 0], table.picture[counted & table.hit[:, threshold]], 1)
+            np.add.at(rows[:, 1], table.picture[counted], 1)
+            rows[:, 2] += table.num_true
+        return rows
+
+    def judged(self, threshold: int = 0) -> tuple[npt.NDArray[np.float64], ...]:
+        """(score, right, picture) of everything found, float64[F] each, at one IoU threshold.
+
+        What lies in a crowd region is left out; what was found under a label that no picture
+        holds is in no table.
+        """
+        parts = [
+            (t.score[keep], t.hit[keep, threshold].astype(np.float64), t.picture[keep])
+            for t in self.labels.values()
+            for keep in [~t.ignored[:, threshold]]
+        ]
+        if not parts:
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        scores, right, pictures = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return scores, right, pictures.astype(np.float64)
+
+
+def match_table(
+    predictions: Found, references: Sequence[KnownPicture], kind: Kind = "box"
+) -> MatchTable:
+    """COCO's greedy matching, picture by picture and label by label.
+
+    The surest object first takes the free true object that it overlaps most; a crowd region only
+    where no other is left for it, and then it does not count.
+    """
+    _check_masks(predictions, references, kind)
+    labels = _labels(references)
+    rows: dict[str, list[tuple[int, float, Any, Any]]] = {label: [] for label in labels}
+    num_true = {label: np.zeros(len(references), dtype=np.int64) for label in labels}
+    strays = np.zeros(len(references), dtype=np.int64)
+    for number, (found, known) in enumerate(zip(predictions, references, strict=True)):
+        strays[number] = sum(item.label not in num_true for item in found)
+        here = {item.label for item in found} | {thing.label for thing in known.objects}
+        for label in here & num_true.keys():
+            # Crowds last, as COCO tries them; both sorts are stable.
+            true = sorted((t for t in known.objects if t.label == label), key=lambda t: t.is_crowd)
+            mine = sorted((f for f in found if f.label == label), key=lambda f: -f.score)
+            mine = mine[:_MAX_FOUND]
+            num_true[label][number] = sum(not t.is_crowd for t in true)
+            if not mine:
+                continue
+            crowd = np.array([t.is_crowd for t in true], dtype=bool)
+            overlaps = np.zeros((len(mine), 0))
+            if true:
+                shapes = [[_shape(item, kind) for item in group] for group in (mine, true)]
+                ious = _coco().mask.iou(*shapes, [int(c) for c in crowd])
+                overlaps = np.asarray(ious, dtype=np.float64).reshape(len(mine), len(true))
+            hits, ignored = _match(overlaps, crowd)
+            rows[label] += [
+                (number, item.score, hits[i], ignored[i]) for i, item in enumerate(mine)
+            ]
+    return MatchTable(
+        num_pictures=len(references),
+        labels={label: _label_table(rows[label], num_true[label]) for label in labels},
+        num_strays=strays,
+    )
+
+
+def _match(
+    overlaps: npt.NDArray[np.float64], crowd: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """(F, T) overlaps, rows by falling score, crowds in the last columns -> (F, 10) twice."""
+    shape = (len(overlaps), len(IOU_THRESHOLDS))
+    hits, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for step, threshold in enumerate(IOU_THRESHOLDS):
+        free = np.ones(len(crowd), dtype=bool)
+        for row, overlap in enumerate(overlaps):
+            for candidates in (free & ~crowd, crowd):
+                # Of equal overlaps COCO takes the last one.
+                usable = np.flatnonzero(candidates & (overlap >= min(threshold, 1 - 1e-10)))
+                if usable.size:
+                    best = usable[::-1][overlap[usable[::-1]].argmax()]
+                    hits[row, step], ignored[row, step] = not crowd[best], crowd[best]
+                    free[best] = False
+                    break
+    return hits, ignored
+
+
+def _label_table(
+    rows: list[tuple[int, float, Any, Any]], num_true: npt.NDArray[np.int64]
+) -> _LabelTable:
+    rows = sorted(rows, key=lambda row: -row[1])
+    steps = len(IOU_THRESHOLDS)
+    return _LabelTable(
+        picture=np.array([row[0] for row in rows], dtype=np.int64),
+        score=np.array([row[1] for row in rows], dtype=np.float64),
+        hit=np.array([row[2] for row in rows], dtype=bool).reshape(-1, steps),
+        ignored=np.array([row[3] for row in rows], dtype=bool).reshape(-1, steps),
+        num_true=num_true,
+    )
+
+
+def _average_precision(table: _LabelTable, counts: npt.NDArray[np.int64]) -> float:
+    num_true = int(counts @ table.num_true)
+    if not num_true:
+        return math.nan
+    weight = counts[table.picture]
+    drawn = weight > 0
+    weight, hit, ignored = weight[drawn], table.hit[drawn], table.ignored[drawn]
+    if not len(weight):
+        return 0.0
+    right = np.cumsum((hit & ~ignored) * weight[:, None], axis=0)
+    found = np.cumsum(~ignored * weight[:, None], axis=0)
+    precision = right / np.maximum(found, 1)
+    precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    recall = right / num_true
+    total = 0.0
+    for step in range(recall.shape[1]):
+        at = np.searchsorted(recall[:, step], _RECALLS, side="left")
+        total += np.append(precision[:, step], 0.0)[at].mean()
+    return float(total / recall.shape[1])
+
+
+def _labels(references: Sequence[KnownPicture]) -> list[str]:
+    return sorted({thing.label for known in references for thing in known.objects})
+
+
+def _check_masks(predictions: Found, references: Sequence[KnownPicture], kind: Kind) -> None:
+    if kind == "box":
+        return
+    for number, (found, known) in enumerate(zip(predictions, references, strict=True)):
+        things: list[FoundObject | KnownObject] = [*found, *known.objects]
+        bare = next((thing for thing in things if thing.rle is None), None)
+        if bare is not None:
+            which = "An object found" if isinstance(bare, FoundObject) else "A true object"
+            raise DataError(
+                f"{which} in picture {number}, {bare.label!r}, has a box and no mask. Score "
+                "boxes (box_map), or give masks."
+            )
+
+
+def _shape(item: Any, kind: Kind) -> Any:
+    if kind == "mask":
+        return {"size": item.rle["size"], "counts": item.rle["counts"].encode()}
+    return _xywh(item.box_xyxy)
+
+
+def _xywh(box: Sequence[float]) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
+
+
+def _coco() -> ModuleType:
+    try:
+        import faster_coco_eval
+    except ImportError:
+        raise MissingExtraError(
+            "faster-coco-eval", "eval", "Average precision over 0.50:0.95"
+        ) from None
+    module: ModuleType = faster_coco_eval
+    return module
+
+
+def _run_coco(predictions: Found, references: Sequence[KnownPicture], kind: Kind) -> Any:
+    coco = _coco()
+    ids = {label: place for place, label in enumerate(_labels(references), start=1)}
+
+    def rows(groups: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for picture, group in enumerate(groups, start=1):
+            for item in group:
+                if item.label not in ids:
+                    continue
+                row: dict[str, Any] = {
+                    "id": len(found) + 1,
+                    "image_id": picture,
+                    "category_id": ids[item.label],
+                    "bbox": _xywh(item.box_xyxy),
+                }
+                if kind == "mask":
+                    row["segmentation"] = _shape(item, "mask")
+                if isinstance(item, FoundObject):
+                    row["score"] = item.score
+                else:
+                    row |= {"area": area_of(item), "iscrowd": int(item.is_crowd)}
+                found.append(row)
+        return found
+
+    pictures = [
+        {"id": number, "width": known.size_wh[0], "height": known.size_wh[1]}
+        for number, known in enumerate(references, start=1)
+    ]
+    truth = coco.COCO(
+        {
+            "images": pictures,
+            "categories": [{"id": number, "name": label} for label, number in ids.items()],
+            "annotations": rows([known.objects for known in references]),
+        }
+    )
+    results = rows(predictions)
+    empty = {"images": pictures, "categories": truth.dataset["categories"], "annotations": []}
+    run = coco.COCOeval_faster(
+        truth,
+        truth.loadRes(results) if results else coco.COCO(empty),
+        "bbox" if kind == "box" else "segm",
+        rle_iou_max_workers=1,
+    )
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return run
+
+
+def _mean_or_nan(precision: npt.NDArray[np.float64]) -> float:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else math.nan

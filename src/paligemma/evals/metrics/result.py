@@ -1,0 +1,107 @@
+"""What every metric gives back, and the pairing of predictions with references.
+
+Knows no metric. Values are fractions (0.83, not 83) unless the metric's own file says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from paligemma.errors import DataError
+
+# One entry an example: its only reference, or all that are accepted.
+References = Sequence[str | Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricResult:
+    """A score over a set, with what it is made of.
+
+    `value` is the figure that a benchmark prints, as a fraction; `per_example` holds one score an
+    example in the order of the predictions (empty where a metric exists only over the whole set);
+    `details` are further figures of the same run, by name.
+    """
+
+    name: str
+    value: float
+    per_example: tuple[float, ...] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+    higher_is_better: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold; what is undefined (NaN) becomes None."""
+        return {
+            "name": self.name,
+            "value": _plain(self.value),
+            "per_example": [_plain(score) for score in self.per_example],
+            "details": {name: _plain(value) for name, value in self.details.items()},
+            "higher_is_better": self.higher_is_better,
+        }
+
+
+class TextMetric(Protocol):
+    """What every metric on texts can do."""
+
+    def score(self, predictions: Sequence[str], references: References) -> MetricResult: ...
+
+
+def mean_result(
+    name: str,
+    per_example: Sequence[float],
+    details: Mapping[str, float] | None = None,
+    *,
+    higher_is_better: bool = True,
+) -> MetricResult:
+    """The result whose value is the plain mean over the examples."""
+    return MetricResult(
+        name=name,
+        value=math.fsum(per_example) / len(per_example),
+        per_example=tuple(per_example),
+        details=dict(details or {}),
+        higher_is_better=higher_is_better,
+    )
+
+
+def pair(
+    predictions: Sequence[str], references: References, *, single: bool = False
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Each prediction with all its references, checked.
+
+    Raises DataError where the two lists differ in length, are empty, an example has no reference,
+    or, with `single`, more than one.
+    """
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise DataError(
+            "Predictions and references are lists with one entry an example, and a plain text came."
+        )
+    check_lengths(len(predictions), len(references))
+    pairs = []
+    for index, (prediction, given) in enumerate(zip(predictions, references, strict=True)):
+        accepted = (given,) if isinstance(given, str) else tuple(given)
+        if not accepted:
+            raise DataError(f"Example {index} has no reference to compare with. Give at least one.")
+        if single and len(accepted) > 1:
+            raise DataError(
+                f"Example {index} has {len(accepted)} references; this metric is defined for one. "
+                "Choose one, or score each set on its own."
+            )
+        pairs.append((prediction, accepted))
+    return pairs
+
+
+def check_lengths(num_predictions: int, num_references: int) -> None:
+    """Raises DataError unless there are as many references as predictions, and at least one."""
+    if num_predictions != num_references:
+        raise DataError(
+            f"There are {num_predictions} predictions and {num_references} references. "
+            "They must be aligned, one entry an example."
+        )
+    if num_predictions == 0:
+        raise DataError("There is nothing to score: the list of predictions is empty.")
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

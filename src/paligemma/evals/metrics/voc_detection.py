@@ -1,0 +1,92 @@
+"""Pascal VOC's average precision at one IoU threshold, averaged over labels.
+
+Unlike COCO's: an object stands for the true box that it overlaps most, and is wrong where that one
+is taken; boxes hold their last pixel, so a side is x2 - x1 + 1; the area under the precision curve
+is taken whole (VOC from 2010 on), or read at 11 recalls (VOC 2007). Objects marked difficult have
+no place here (leave them out). Text normalisation: labels are compared as they stand.
+
+Knows numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from paligemma.evals.metrics.detection import Found
+from paligemma.evals.metrics.objects import FoundObject, KnownPicture
+from paligemma.evals.metrics.result import MetricResult, check_lengths
+from paligemma.results import BoxXyxy
+
+Curve = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocAveragePrecision:
+    """`details` holds "ap/LABEL"; a score a picture does not exist."""
+
+    iou_threshold: float = 0.5
+    eleven_points: bool = False
+
+    name = "voc_ap"
+
+    def score(self, predictions: Found, references: Sequence[KnownPicture]) -> MetricResult:
+        """NaN where nothing is to be found. Raises DataError for unequal lengths."""
+        check_lengths(len(predictions), len(references))
+        labels = sorted({thing.label for known in references for thing in known.objects})
+        details = {}
+        for label in labels:
+            precision, recall = precision_recall(predictions, references, label, self.iou_threshold)
+            area = _eleven_points if self.eleven_points else _every_point
+            details[f"ap/{label}"] = area(precision, recall)
+        value = float(np.mean(list(details.values()))) if details else math.nan
+        return MetricResult(name=self.name, value=value, details=details)
+
+
+def precision_recall(
+    predictions: Found, references: Sequence[KnownPicture], label: str, iou_threshold: float
+) -> tuple[Curve, Curve]:
+    """Precision and recall after each object found under a label, by falling score."""
+    ranked: list[tuple[int, FoundObject]] = [
+        (number, item)
+        for number, found in enumerate(predictions)
+        for item in found
+        if item.label == label
+    ]
+    ranked.sort(key=lambda row: -row[1].score)
+    true = [[t.box_xyxy for t in known.objects if t.label == label] for known in references]
+    taken = [[False] * len(boxes) for boxes in true]
+    right = np.zeros(len(ranked))
+    for rank, (number, item) in enumerate(ranked):
+        overlaps = [_pixel_iou(item.box_xyxy, box) for box in true[number]]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        if best >= 0 and overlaps[best] >= iou_threshold and not taken[number][best]:
+            taken[number][best] = True
+            right[rank] = 1.0
+    found = np.cumsum(right)
+    return found / np.arange(1, len(ranked) + 1), found / max(1, sum(map(len, true)))
+
+
+def _every_point(precision: Curve, recall: Curve) -> float:
+    # Precision at a recall is the best that any recall from there on has.
+    best = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1][:-1]
+    return float((np.diff(recall, prepend=0.0) * best).sum())
+
+
+def _eleven_points(precision: Curve, recall: Curve) -> float:
+    return float(
+        np.mean([precision[recall >= at].max(initial=0.0) for at in np.linspace(0.0, 1.0, 11)])
+    )
+
+
+def _pixel_iou(first: BoxXyxy, second: BoxXyxy) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
+    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(b[2] - b[0] + 1) * (b[3] - b[1] + 1) for b in (first, second)]
+    return width * height / (sum(areas) - width * height)

@@ -1,0 +1,122 @@
+"""Metrics by the names that a command line can say, and what each reads.
+
+Knows which metric there is and how it is set for its name; knows no model and no records.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from paligemma.errors import OptionError
+from paligemma.evals.metrics.accuracy import ExactMatch, RelaxedAccuracy
+from paligemma.evals.metrics.anls import Anls
+from paligemma.evals.metrics.bleu import Bleu
+from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.counting import CountAccuracy, PointingAccuracy
+from paligemma.evals.metrics.detection import MeanAveragePrecision
+from paligemma.evals.metrics.deteval import DetEval
+from paligemma.evals.metrics.error_rates import ErrorRate, NormalizedEditDistance
+from paligemma.evals.metrics.grits import Grits
+from paligemma.evals.metrics.hooks import RadGraphF1
+from paligemma.evals.metrics.mask_iou import MaskIou
+from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
+from paligemma.evals.metrics.result import MetricResult
+from paligemma.evals.metrics.rouge import RougeL
+from paligemma.evals.metrics.teds import Teds
+from paligemma.evals.metrics.text_detection import TextDetection
+from paligemma.evals.metrics.voc_detection import VocAveragePrecision
+from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy, VqaAccuracy
+
+Reads = Literal["text", "boxes", "masks", "expression", "words", "regions", "points"]
+"""What a metric compares: texts; lists of objects as boxes or as masks; the one object that an
+expression means; boxes with what is written in them; their outlines alone; or the middles of boxes
+with the boxes that they should lie in."""
+
+
+class Metric(Protocol):
+    """What every metric can do, whatever it reads."""
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any], /) -> MetricResult: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedMetric:
+    """A metric, set for what its name says."""
+
+    name: str
+    metric: Metric
+
+    @property
+    def reads(self) -> Reads:
+        """What it compares; most compare texts."""
+        match self.metric:
+            case MeanAveragePrecision(kind="mask"):
+                return "masks"
+            case MeanAveragePrecision() | VocAveragePrecision():
+                return "boxes"
+            case MaskIou():
+                return "expression"
+            case TextDetection():
+                return "words"
+            case DetEval():
+                return "regions"
+            case PointingAccuracy():
+                return "points"
+            case _:
+                return "text"
+
+
+_MAKERS: Mapping[str, Callable[[], Metric]] = {
+    "anls": Anls,
+    "bleu_4": Bleu,
+    "cer": ErrorRate,
+    "cider": Cider,
+    "counting_accuracy": CountAccuracy,
+    "exact_match": ExactMatch,
+    "exact_match_lower": lambda: ExactMatch(ignore_case=True),
+    "grits_con": lambda: Grits(of="content"),
+    "grits_top": Grits,
+    "ler": lambda: ErrorRate(unit="line"),
+    "normalized_edit_distance": NormalizedEditDistance,
+    "radgraph_f1": RadGraphF1,
+    "relaxed_accuracy": RelaxedAccuracy,
+    "rouge_l": RougeL,
+    "ser": lambda: ErrorRate(unit="symbol"),
+    "smiles_exact_match": SmilesExactMatch,
+    "tanimoto": TanimotoSimilarity,
+    "teds": Teds,
+    "teds_struct": lambda: Teds(structure_only=True),
+    "vqa_accuracy": VqaAccuracy,
+    "vqa_accuracy_simple": DirectAnswerAccuracy,
+    "wer": lambda: ErrorRate(unit="word"),
+    "box_map": MeanAveragePrecision,
+    "deteval_f1": DetEval,
+    "pointing_f1": PointingAccuracy,
+    "mask_map": lambda: MeanAveragePrecision(kind="mask"),
+    "voc_ap50": VocAveragePrecision,
+    "refcoco_miou": MaskIou,
+    "text_detection_f1": TextDetection,
+    "text_spotting_f1": lambda: TextDetection(with_text=True),
+}
+_OTHER_NAMES = {"coco_map": "box_map", "mask_iou": "refcoco_miou"}
+
+
+def metric_names() -> tuple[str, ...]:
+    """All names, sorted."""
+    return tuple(sorted((*_MAKERS, *_OTHER_NAMES)))
+
+
+def metric_named(name: str) -> NamedMetric:
+    """Raises OptionError for an unknown name, with those most alike.
+
+    >>> metric_named("exact_match").reads
+    'text'
+    """
+    known = _OTHER_NAMES.get(name, name)
+    if known not in _MAKERS:
+        alike = difflib.get_close_matches(name, metric_names(), n=3) or metric_names()
+        raise OptionError(f"There is no metric {name!r}. Did you mean: {', '.join(alike)}?")
+    return NamedMetric(name=name, metric=_MAKERS[known]())

@@ -1,0 +1,522 @@
+"""A model's answers to the records of a data set, in a file that can be gone on with.
+
+    line 1         what wrote the file: model with a fingerprint of its weights, and the options
+    line 2, 3, ... one answer: record id, prefix, text, score, objects with boxes and masks
+
+Lines are written as answers come. A run that finds the file goes on behind it: a last line that was
+cut is answered anew, and a file of another model, of other options or of another prefix for the
+same id is refused with the difference. Knows no metric.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from paligemma.data.record import Record
+from paligemma.errors import DataError, InputError, OptionError, PaliGemmaError
+from paligemma.evals.metrics.objects import FoundObject
+from paligemma.fused.accelerate import quantization_of
+from paligemma.masks import mask_to_rle
+from paligemma.predictor import Predictor
+from paligemma.processor.image import ImageTransform
+from paligemma.results import Generation, StopReason
+from paligemma.tasks.detect import read_detections
+from paligemma.tasks.object_grammar import (
+    MAX_OBJECTS,
+    LabelRule,
+    ObjectList,
+    TokenWriter,
+    object_list,
+)
+from paligemma.tasks.objects import (
+    NUM_LOCS,
+    ParsedObject,
+    TokenReader,
+    before_eos,
+    split_phrases,
+)
+from paligemma.tasks.scores import mean_probability
+from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import Generated, TaskContext
+
+TaskName = Literal["caption", "answer", "ocr", "detect", "segment", "read_text", "generate"]
+"""read_text: boxes whose labels are what stands there. generate: any other text."""
+OBJECT_TASKS = ("detect", "segment", "read_text")
+
+_FORMAT = 1
+_CHUNK = 64  # records whose pictures are in memory at a time
+_MAX_NEW_TOKENS: dict[str, int] = {
+    "caption": 64,
+    "answer": 48,
+    "ocr": 256,
+    "detect": 512,
+    "segment": 512,
+    "read_text": 1024,
+    "generate": 256,
+}
+_FIRST_WORDS: dict[str, TaskName] = {
+    "caption": "caption",
+    "cap": "caption",
+    "describe": "caption",
+    "answer": "answer",
+    "question": "answer",
+    "ocr": "ocr",
+    "detect": "detect",
+    "segment": "segment",
+}
+_ALL_CLASSES = "all classes"
+"""What stands after "detect" in the training of PaliGemma 2 for detection (arXiv 2412.03555)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How the model is asked. The prefix of each record is used to the letter.
+
+    `task`: what the answers are; None tells it from the first word of each prefix. `max_new_tokens`
+    None is a limit by task. `constrained` holds lists of objects to their form; `labels`: "asked"
+    allows only labels that the prefix names, "any" all, and None is "any" for "detect all classes"
+    and for `read_text`.
+    """
+
+    task: TaskName | None = None
+    max_new_tokens: int | None = None
+    num_beams: int = 1
+    constrained: bool = True
+    labels: LabelRule | None = None
+    max_objects: int = MAX_OBJECTS
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in get_args(TaskName):
+            raise OptionError(
+                f"There is no task {self.task!r}. Tasks: {', '.join(get_args(TaskName))}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer to one record."""
+
+    record_id: str
+    task: TaskName
+    prefix: str
+    text: str
+    score: float
+    """exp of the mean log-probability of all tokens, the closing EOS too."""
+    size_wh: tuple[int, int]
+    stop_reason: StopReason
+    objects: tuple[FoundObject, ...] = ()
+    problems: tuple[str, ...] = ()
+    """What was no whole object, in words."""
+    is_valid: bool = True
+    """Whether an output of objects begins with a whole one: RefCOCO's rule."""
+
+    def to_line(self) -> str:
+        """One line of JSON, without the line break."""
+        values = asdict(self)
+        values["objects"] = [_without_nothing(found) for found in values["objects"]]
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_line(cls, line: str) -> Prediction:
+        """Raises ValueError, TypeError or KeyError for what `to_line` did not write."""
+        values = json.loads(line)
+        values["size_wh"] = tuple(values["size_wh"])
+        values["problems"] = tuple(values["problems"])
+        for found in values["objects"]:
+            for name in ("box_xyxy", "coordinate_logprobs", "label_logprobs"):
+                found[name] = tuple(found.get(name, ()))
+        values["objects"] = tuple(FoundObject(**found) for found in values["objects"])
+        return cls(**values)
+
+
+def task_of(record: Record, options: PredictOptions) -> TaskName:
+    """What kind of answer a record asks for.
+
+    >>> task_of(Record(record_id="1", image=Path("a.png"), prefix="detect cat"), PredictOptions())
+    'detect'
+    """
+    if options.task is not None:
+        return options.task
+    first = record.prefix.split(maxsplit=1)[:1]
+    return _FIRST_WORDS.get(first[0] if first else "", "generate")
+
+
+def predict(
+    predictor: Predictor,
+    records: Sequence[Record],
+    path: Path,
+    options: PredictOptions | None = None,
+    *,
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Answers to all records, in their order, read from the file or asked for and written to it.
+
+    `on_progress` is called with (records done, records in all). The batch size may change from
+    call to call: it changes the speed, and in float32 nothing else.
+
+    Raises DataError for a record without prefix, two records of one id, a file that does not go on
+    from here, and, with the record's id, what `Predictor` raises; what was answered until then is
+    in the file.
+    """
+    options = options or PredictOptions()
+    _check_records(records)
+    done = _open(path, _header(predictor, options), records)
+    todo = [record for record in records if record.record_id not in done]
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        for start in range(0, len(todo), _CHUNK):
+            if on_progress is not None:
+                on_progress(len(records) - len(todo) + start, len(records))
+            chunk = todo[start : start + _CHUNK]
+            for prediction in _predict_chunk(predictor, chunk, options, batch_size):
+                file.write(prediction.to_line() + "\n")
+                done[prediction.record_id] = prediction
+            file.flush()
+    if on_progress is not None:
+        on_progress(len(records), len(records))
+    return [done[record.record_id] for record in records]
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All whole answers in a file. Raises DataError where it is no file of predictions."""
+    lines, _ = _whole_lines(path)
+    if not lines:
+        raise DataError(f"{str(path)!r} is empty; a file of predictions starts with its header.")
+    _read_header(lines[0], path)
+    return [_read_line(line, number, path) for number, line in enumerate(lines[1:], start=2)]
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A short text that changes when training changes the weights: 64 numbers of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        flat = tensor.detach().flatten()
+        step = max(1, len(flat) // 64)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(flat[::step].to(torch.float64).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def objects_in_text(
+    predictor: Predictor, text: str, prefix: str, size_wh: tuple[int, int], *, has_masks: bool
+) -> tuple[tuple[FoundObject, ...], tuple[str, ...]]:
+    """The objects that a suffix of <loc> and <seg> tokens says, and what is none, in words.
+
+    Boxes come in pixels of a picture of `size_wh`. Raises CheckpointError for masks without codec.
+    """
+    tokenizer = predictor.processor.tokenizer
+    ids = tokenizer.tokenize_text(text)
+    generated = Generation(
+        text=text, token_ids=tuple(ids), logprobs=(0.0,) * len(ids), stop_reason="eos"
+    )
+    transform = ImageTransform(
+        source_wh=size_wh,
+        resolution=predictor.processor.resolution,
+        resize=predictor.processor.resize,
+    )
+    name: TaskName = "segment" if has_masks else "detect"
+    record = Record(record_id="", image=Path(), prefix=prefix)
+    task = _task_for(record, name, PredictOptions())
+    written = task.parse(
+        generated, tokenizer, TaskContext(transform=transform, mask_codec=predictor.mask_codec)
+    )
+    return written.objects, written.problems
+
+
+# Asking
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """What the model wrote after one prefix."""
+
+    text: str
+    score: float
+    stop_reason: StopReason
+    size_wh: tuple[int, int]
+    objects: tuple[FoundObject, ...] = ()
+    problems: tuple[str, ...] = ()
+    is_valid: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextTask:
+    """Any text in answer to a prefix."""
+
+    prefix: str
+
+    def prompt(self) -> str:
+        return self.prefix
+
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Written:
+        return _Written(
+            text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
+            score=mean_probability(generated.logprobs),
+            stop_reason=generated.stop_reason,
+            size_wh=context.transform.source_wh,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ListTask(_TextTask):
+    """A list of objects in answer to a prefix of any form, with the tokens' log-probabilities."""
+
+    phrases: tuple[str, ...]
+    labels: LabelRule
+    max_objects: int
+    has_masks: bool
+
+    def grammar(self, tokenizer: TokenWriter) -> ObjectList:
+        return object_list(
+            tokenizer,
+            self.phrases,
+            labels=self.labels,
+            max_objects=self.max_objects,
+            has_masks=self.has_masks,
+        )
+
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Written:
+        pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
+        rles: list[Any] = [None] * len(pairs)
+        if self.has_masks:
+            # Raises where there is no codec, and leaves out what has no usable mask.
+            segments = SegmentTask(phrases=self.phrases).parse(generated, tokenizer, context)
+            problems = list(segments.problems)
+            assert context.mask_codec is not None
+            num_codes = context.mask_codec.config.num_codes
+            pairs = [(d, p) for d, p in pairs if p.seg_codes and max(p.seg_codes) < num_codes]
+            rles = [mask_to_rle(segment.mask) for segment in segments]
+        objects = []
+        for (found, item), rle in zip(pairs, rles, strict=True):
+            coordinates, label = _logprobs_of(item, generated, tokenizer)
+            objects.append(
+                FoundObject(
+                    label=found.label,
+                    box_xyxy=found.box_xyxy,
+                    score=found.score,
+                    rle=rle,
+                    coordinate_logprobs=coordinates,
+                    label_logprobs=label,
+                )
+            )
+        written = super().parse(generated, tokenizer, context)
+        return _Written(
+            text=written.text,
+            score=written.score,
+            stop_reason=written.stop_reason,
+            size_wh=written.size_wh,
+            objects=tuple(objects),
+            problems=tuple(str(problem) for problem in problems),
+            is_valid=bool(pairs) and pairs[0][1].token_span[0] == 0,
+        )
+
+
+def _logprobs_of(
+    item: ParsedObject, generated: Generated, tokenizer: TokenReader
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of the four location tokens, and of the label's."""
+    start, end = item.token_span
+    label_start = start + NUM_LOCS
+    for place in range(label_start, end):
+        if tokenizer.is_seg(generated.token_ids[place]):
+            label_start = place + 1
+    logprobs = generated.logprobs
+    return tuple(logprobs[start : start + NUM_LOCS]), tuple(logprobs[label_start:end])
+
+
+def _task_for(record: Record, name: TaskName, options: PredictOptions) -> _TextTask:
+    if name not in OBJECT_TASKS:
+        return _TextTask(prefix=record.prefix)
+    first, _, rest = record.prefix.partition(" ")
+    phrases = split_phrases(rest) if first in ("detect", "segment") else (record.prefix,)
+    is_free = name == "read_text" or phrases == (_ALL_CLASSES,)
+    return _ListTask(
+        prefix=record.prefix,
+        phrases=phrases,
+        labels=options.labels or ("any" if is_free else "asked"),
+        max_objects=options.max_objects,
+        has_masks=name == "segment",
+    )
+
+
+def _predict_chunk(
+    predictor: Predictor,
+    records: Sequence[Record],
+    options: PredictOptions,
+    batch_size: int | None,
+) -> list[Prediction]:
+    names = [task_of(record, options) for record in records]
+    written: dict[int, _Written] = {}
+    for name in dict.fromkeys(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        limit = options.max_new_tokens or _MAX_NEW_TOKENS[name]
+        if options.max_new_tokens is None and predictor.text_length is not None:
+            limit = min(limit, predictor.text_length)
+        single = [place for place in places if not records[place].more_images]
+        tasks = [(records[p].load_image(), _task_for(records[p], name, options)) for p in single]
+        results = predictor.run(
+            tasks,
+            batch_size=batch_size,
+            max_new_tokens=limit,
+            num_beams=options.num_beams,
+            constrained=options.constrained,
+            errors="return",
+        )
+        for place, result in zip(single, results, strict=True):
+            if isinstance(result, PaliGemmaError):
+                raise _named(result, records[place])
+            written[place] = result
+        for place in places:
+            if records[place].more_images:
+                written[place] = _ask_about_several(predictor, records[place], options, limit)
+    return [
+        Prediction(
+            record_id=record.record_id,
+            task=names[place],
+            prefix=record.prefix,
+            **vars(written[place]),
+        )
+        for place, record in enumerate(records)
+    ]
+
+
+def _ask_about_several(
+    predictor: Predictor, record: Record, options: PredictOptions, limit: int
+) -> _Written:
+    """A text about more than one picture."""
+    pictures = record.load_images()
+    try:
+        generation = predictor.generate(
+            pictures, record.prefix, max_new_tokens=limit, num_beams=options.num_beams
+        )
+    except PaliGemmaError as error:
+        raise _named(error, record) from error
+    return _Written(
+        text=generation.text.strip(),
+        score=mean_probability(generation.logprobs),
+        stop_reason=generation.stop_reason,
+        size_wh=pictures[0].size_wh,
+    )
+
+
+def _named(error: PaliGemmaError, record: Record) -> PaliGemmaError:
+    """The error with the record's id, where the record is at fault."""
+    if not isinstance(error, InputError):
+        return error
+    return DataError(f"The record {record.record_id!r} cannot be asked about. {error}")
+
+
+# The file
+
+
+def _header(predictor: Predictor, options: PredictOptions) -> dict[str, Any]:
+    return {
+        "paligemma_predictions": _FORMAT,
+        "model": {
+            "name": predictor.name,
+            "revision": predictor.revision,
+            "adapter": predictor.adapter,
+            "weights": weights_fingerprint(predictor.model),
+            "dtype": str(predictor.model.dtype).removeprefix("torch."),
+            "quantization": quantization_of(predictor.model),
+            "resolution": predictor.processor.resolution,
+            "resize": predictor.processor.resize,
+        },
+        "options": asdict(options),
+    }
+
+
+def _open(path: Path, header: dict[str, Any], records: Sequence[Record]) -> dict[str, Prediction]:
+    """What was answered before; the file is begun, or cut back to its last whole line."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines, num_bytes = _whole_lines(path) if path.exists() else ([], 0)
+        if not lines:
+            path.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
+            return {}
+        _check_header(_read_header(lines[0], path), header, path)
+        if num_bytes < path.stat().st_size:
+            with path.open("r+b") as file:
+                file.truncate(num_bytes)
+    except OSError as error:
+        raise OptionError(f"The file {str(path)!r} cannot be written: {error}.") from error
+    prefixes = {record.record_id: record.prefix for record in records}
+    done: dict[str, Prediction] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        found = _read_line(line, number, path)
+        asked = prefixes.get(found.record_id, found.prefix)
+        if found.prefix != asked:
+            raise DataError(
+                f"{str(path)!r} holds an answer of the record {found.record_id!r} to the prefix "
+                f"{found.prefix!r}, which is {asked!r} now. Write to another folder."
+            )
+        done[found.record_id] = found
+    return done
+
+
+def _whole_lines(path: Path) -> tuple[list[str], int]:
+    """All lines but a last one that was cut, and how many bytes they take."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    return data[:end].decode("utf-8", errors="replace").split("\n")[:-1], end
+
+
+def _read_header(line: str, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("paligemma_predictions") != _FORMAT:
+        raise DataError(
+            f"{str(path)!r} does not start with the header of a file of predictions. Name a new "
+            "file, or one that an evaluation has written."
+        )
+    return header
+
+
+def _read_line(line: str, number: int, path: Path) -> Prediction:
+    try:
+        return Prediction.from_line(line)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"Line {number} of {str(path)!r} is no prediction ({type(error).__name__}). Take the "
+            "line out, and it is answered anew."
+        ) from error
+
+
+def _check_header(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    differences = [
+        f"{group} {name} was {found.get(group, {}).get(name)!r} and is {value!r}"
+        for group in ("model", "options")
+        for name, value in wanted[group].items()
+        if found.get(group, {}).get(name) != value
+    ]
+    if differences:
+        raise DataError(
+            f"{str(path)!r} was begun otherwise: {'; '.join(differences)}. Answers of both would "
+            "be mixed: write to another folder, or delete the file."
+        )
+
+
+def _check_records(records: Sequence[Record]) -> None:
+    seen: set[str] = set()
+    for record in records:
+        if not record.prefix.strip():
+            raise DataError(
+                f"The record {record.record_id!r} has no prefix, so there is nothing to ask. Give "
+                "the prefixes of the training, such as 'detect cat ; dog'."
+            )
+        if record.record_id in seen:
+            raise DataError(f"Two records have the id {record.record_id!r}; ids must differ.")
+        seen.add(record.record_id)
+
+
+def _without_nothing(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if value not in (None, ())}

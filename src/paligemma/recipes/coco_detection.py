@@ -1,0 +1,35 @@
+r"""COCO detection: all boxes of a picture.
+
+    paligemma train DATA --recipe coco-detection --model google/paligemma2-3b-pt-224 \
+        --out runs/coco-detection-224
+"""
+
+from __future__ import annotations
+
+from paligemma.evals.benchmarks.prompts import DETECT_ALL
+from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
+
+RECIPE = Recipe(
+    name="coco-detection",
+    title="COCO detection",
+    prompt=DETECT_ALL,
+    suffix="all boxes in random order with their labels, then noise boxes labelled <noise>",
+    text_length=1024,
+    settings=(
+        Setting(resolution=224, epochs=50, batch_size=None, learning_rate=None),
+        Setting(resolution=448, epochs=50, batch_size=None, learning_rate=None),
+        Setting(resolution=896, epochs=50, batch_size=None, learning_rate=None),
+    ),
+    benchmarks=("coco-detection",),
+    model="paligemma2-3b",
+    noise_boxes=True,
+    train_split="train2017",
+    evaluated_on="val",
+    metric="mAP, scored by the likelihood of the label",
+    note=(
+        "Noise boxes fill the text up; their places count nothing in the loss, their label "
+        "does. <noise> and the end are never drawn in evaluation. Batch size, learning rate"
+        " and text length are not printed."
+    ),
+    source=PALIGEMMA_2,
+)

@@ -1,0 +1,77 @@
+"""Generated answers and the loss on held-back records, while training goes on.
+
+Knows a predictor, records and metrics; knows no training loop.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from paligemma.data.open import Records
+from paligemma.data.targets import Ask, TargetBuilder
+from paligemma.evals.evaluate import Evaluation, evaluate
+from paligemma.evals.named_metrics import metric_named
+from paligemma.finetune.collate import collate
+from paligemma.finetune.examples import RecordExamples
+from paligemma.finetune.loss import suffix_loss
+from paligemma.predictor import Predictor
+
+SCORE = "score"
+"""The first metric's value, turned so that more is better: it chooses the best checkpoint."""
+_ROWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What a model is asked after every epoch. `limit` records at most, the first ones."""
+
+    predictor: Predictor
+    records: Records
+    targets: TargetBuilder
+    folder: Path
+    metrics: tuple[str, ...] = ()
+    ask: Ask = "dataset"
+    limit: int | None = None
+
+    def __call__(self) -> Mapping[str, float]:
+        """Metrics by name, `loss`, and `score`. What a call before wrote is overwritten."""
+        evaluation = self.evaluate(self.folder, limit=self.limit)
+        values = {score.result.name: score.result.value for score in evaluation.scores}
+        first = evaluation.scores[0].result
+        sign = 1.0 if first.higher_is_better else -1.0
+        return {**values, "loss": self.loss(), SCORE: sign * first.value}
+
+    def evaluate(self, folder: Path, *, limit: int | None = None) -> Evaluation:
+        """Ask and score; predictions and report into `folder`, which is emptied first."""
+        shutil.rmtree(folder, ignore_errors=True)  # answers of other weights
+        folder.mkdir(parents=True)
+        records: Sequence = self.records[:limit] if limit else self.records  # type: ignore[type-arg]
+        return evaluate(
+            self.predictor,
+            records,
+            folder,
+            metrics=[metric_named(name) for name in self.metrics],
+            ask=self.ask,
+            class_names=self.targets.class_names,
+            data=self.records.name,
+        )
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The mean over records of the mean loss over suffix tokens."""
+        examples = RecordExamples(records=self.records, targets=self.targets)
+        model = self.predictor.model
+        count = min(len(examples), self.limit or len(examples))
+        total = 0.0
+        for start in range(0, count, _ROWS_AT_ONCE):
+            rows = [examples[i] for i in range(start, min(start + _ROWS_AT_ONCE, count))]
+            inputs = collate(self.predictor.processor, rows).to(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16):
+                hidden = model.hidden_states(inputs)
+                total += float(suffix_loss(model.decoder, hidden, inputs)[0])
+        return total / count

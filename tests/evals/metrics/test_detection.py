@@ -1,0 +1,179 @@
+"""Average precision of boxes and masks: the figures of the COCO API."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paligemma.errors import DataError, MissingExtraError
+from paligemma.evals.metrics.detection import MeanAveragePrecision, f1_of, match_table
+from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture, area_of
+from paligemma.masks import mask_to_rle
+
+pytest.importorskip("faster_coco_eval", reason="the package of the extra 'eval' is not installed")
+
+
+def xyxy(xywh: list[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = xywh
+    return x, y, x + width, y + height
+
+
+@pytest.fixture(scope="module")
+def coco_sample(shared_data: Path) -> dict[str, Any]:
+    folder = shared_data / "metrics" / "coco"
+    truth = json.loads((folder / "instances_val2014_100.json").read_text())
+    rows = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    names = {c["id"]: c["name"] for c in truth["categories"]}
+    # Equal scores rank by picture, and the COCO API takes pictures by number.
+    truth["images"].sort(key=lambda image: image["id"])
+    known = [
+        KnownPicture(
+            size_wh=(image["width"], image["height"]),
+            objects=tuple(
+                KnownObject(
+                    label=names[a["category_id"]],
+                    box_xyxy=xyxy(a["bbox"]),
+                    is_crowd=bool(a["iscrowd"]),
+                    area=a["area"],
+                )
+                for a in truth["annotations"]
+                if a["image_id"] == image["id"]
+            ),
+        )
+        for image in truth["images"]
+    ]
+    found = [
+        [
+            FoundObject(
+                label=names[row["category_id"]], box_xyxy=xyxy(row["bbox"]), score=row["score"]
+            )
+            for row in rows
+            if row["image_id"] == image["id"]
+        ]
+        for image in truth["images"]
+    ]
+    expected = json.loads((folder / "expected.json").read_text())["bbox"]
+    return {"known": known, "found": found, "expected": expected}
+
+
+def test_all_twelve_figures_are_those_of_the_coco_api(coco_sample: dict[str, Any]) -> None:
+    result = MeanAveragePrecision().score(coco_sample["found"], coco_sample["known"])
+    ours = {"AP": result.value} | {
+        name.replace("ap_", "AP").replace("ar_", "AR").upper(): value
+        for name, value in result.details.items()
+    }
+    for name, value in coco_sample["expected"].items():
+        own = {"APs": "APSMALL", "APm": "APMEDIUM", "APl": "APLARGE"}.get(name, name)
+        own = {"ARs": "ARSMALL", "ARm": "ARMEDIUM", "ARl": "ARLARGE"}.get(own, own)
+        assert ours[own] == pytest.approx(value, abs=1e-9), name
+
+
+def test_the_mean_over_labels_is_the_value(coco_sample: dict[str, Any]) -> None:
+    result = MeanAveragePrecision().score(coco_sample["found"], coco_sample["known"])
+    labels = [value for name, value in result.details.items() if name.startswith("ap/")]
+    assert np.nanmean(labels) == pytest.approx(result.value, abs=1e-12)
+
+
+def test_the_table_for_resampling_gives_the_same_figure_crowds_included(
+    coco_sample: dict[str, Any],
+) -> None:
+    assert sum(thing.is_crowd for known in coco_sample["known"] for thing in known.objects) > 5
+    table = match_table(coco_sample["found"], coco_sample["known"])
+    assert table.mean_average_precision() == pytest.approx(coco_sample["expected"]["AP"], abs=1e-9)
+
+
+def test_a_picture_drawn_twice_counts_as_two_pictures(coco_sample: dict[str, Any]) -> None:
+    found, known = coco_sample["found"][:30], coco_sample["known"][:30]
+    counts = np.random.default_rng(3).integers(0, 3, 30)
+    picks = np.repeat(np.arange(30), counts)
+    drawn = MeanAveragePrecision().score([found[i] for i in picks], [known[i] for i in picks])
+    statistic = MeanAveragePrecision().statistic(found, known)
+    # Labels that are in no drawn picture are not in its mean, here and there.
+    assert statistic(counts) == pytest.approx(drawn.value, abs=1e-9)
+
+
+def rectangle(box: tuple[int, int, int, int], size: int = 40) -> Any:
+    mask = np.zeros((size, size), dtype=np.bool_)
+    x1, y1, x2, y2 = box
+    mask[y1:y2, x1:x2] = True
+    return mask_to_rle(mask)
+
+
+def test_masks_are_scored_like_the_boxes_that_they_fill() -> None:
+    rng = np.random.default_rng(0)
+    found, known = [], []
+    for _ in range(12):
+        corners = rng.integers(0, 20, (3, 2))
+        boxes = [(int(x), int(y), int(x) + 10, int(y) + 14) for x, y in corners]
+        moved = [(x1 + 1, y1, x2 + int(rng.integers(0, 5)), y2) for x1, y1, x2, y2 in boxes]
+        known.append(
+            KnownPicture(
+                size_wh=(40, 40),
+                objects=tuple(
+                    KnownObject(label="cat", box_xyxy=box, rle=rectangle(box)) for box in boxes
+                ),
+            )
+        )
+        found.append(
+            [
+                FoundObject(label="cat", box_xyxy=box, rle=rectangle(box), score=rng.random())
+                for box in moved
+            ]
+        )
+    boxes_result = MeanAveragePrecision(kind="box").score(found, known)
+    masks_result = MeanAveragePrecision(kind="mask").score(found, known)
+    assert 0.2 < boxes_result.value < 1
+    assert masks_result.value == pytest.approx(boxes_result.value, abs=1e-9)
+    statistic = MeanAveragePrecision(kind="mask").statistic(found, known)
+    assert statistic(np.ones(12, dtype=np.int64)) == pytest.approx(masks_result.value, abs=1e-9)
+
+
+def one(label: str = "cat", score: float = 0.5) -> FoundObject:
+    return FoundObject(label=label, box_xyxy=(0, 0, 10, 10), score=score)
+
+
+def picture(*labels: str) -> KnownPicture:
+    return KnownPicture(
+        size_wh=(40, 40),
+        objects=tuple(KnownObject(label=label, box_xyxy=(0, 0, 10, 10)) for label in labels),
+    )
+
+
+def test_nothing_found_scores_zero_and_nothing_to_find_has_no_score() -> None:
+    nothing = MeanAveragePrecision().score([[]], [picture("cat")])
+    assert nothing.value == 0.0
+    assert nothing.per_example == (0.0,)
+    empty = MeanAveragePrecision().score([[], [one()]], [picture(), picture()])
+    assert math.isnan(empty.value)
+    assert empty.per_example == (1.0, 0.0)
+
+
+def test_a_label_that_is_nowhere_true_lowers_a_pictures_f1_and_not_the_mean() -> None:
+    result = MeanAveragePrecision().score([[one(), one("noise")]], [picture("cat")])
+    assert result.value == 1.0
+    assert result.per_example == pytest.approx((2 / 3,))
+    assert f1_of(1, 2, 1) == pytest.approx(2 / 3)
+
+
+def test_a_box_where_a_mask_is_compared_is_refused() -> None:
+    with pytest.raises(DataError, match="no mask"):
+        MeanAveragePrecision(kind="mask").score([[one()]], [picture("cat")])
+
+
+def test_the_area_is_the_annotations_then_the_masks_then_the_boxs() -> None:
+    box = (0, 0, 10, 10)
+    assert area_of(KnownObject(label="a", box_xyxy=box)) == 100
+    assert area_of(KnownObject(label="a", box_xyxy=box, rle=rectangle((0, 0, 3, 3)))) == 9
+    assert area_of(KnownObject(label="a", box_xyxy=box, area=5.0)) == 5.0
+
+
+def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(MissingExtraError, match=r"paligemma\[eval\]"):
+        MeanAveragePrecision().score([[one()]], [picture("cat")])
