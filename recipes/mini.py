@@ -15,11 +15,12 @@
     first        the first version: a checkpoint folder that knows scenes, in four languages
     stage 8      it goes on learning: two more languages, printed words with their places, objects
                  of all sizes, tables and charts, on a longer vocabulary
+    stage 9      the same, while the learning rate falls to zero
     export       a checkpoint folder in the released format, float16
     evaluate     500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, with the vocabulary and mask codec in it, and needs no
-other state: `--stages 8,export,evaluate` goes on from any such folder.
+other state: `--stages 8,9,export,evaluate` goes on from any such folder.
 
 Each stage saves its state every few minutes; the same command goes on where it was stopped.
 `--stages` runs a part. Two CPU cores take about two hours with tcmalloc preloaded
@@ -231,7 +232,28 @@ _STAGE8 = replace(
     num_wide=6,
     num_sheets=6,
     head_steps=60,
-    train=replace(_STAGE7.train, num_steps=600, learning_rate=3e-4, warmup_steps=30, save_every=50),
+    train=replace(
+        _STAGE7.train,
+        num_steps=150,
+        learning_rate=3e-4,
+        final_learning_rate=2.7e-4,
+        warmup_steps=30,
+        save_every=50,
+    ),
+)
+_STAGE9 = replace(
+    _STAGE8,
+    start=("8",),
+    seed=10,
+    head_steps=0,
+    train=replace(
+        _STAGE8.train,
+        num_steps=160,
+        learning_rate=2.7e-4,
+        final_learning_rate=0.0,
+        warmup_steps=10,
+        save_every=40,
+    ),
 )
 STAGES: dict[str, EncoderStage | JointStage] = {
     "0": EncoderStage(
@@ -302,8 +324,10 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "6": _STAGE6,
     "7": _STAGE7,
     "8": _STAGE8,
+    "9": _STAGE9,
 }
-LAST_OF_FIRST, LAST = "7", "8"
+LAST_OF_FIRST, LAST = "7", "9"
+_LATER = ("8", "9")  # with the longer vocabulary
 
 
 def main() -> None:
@@ -313,7 +337,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,first,8,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,first,8,9,export,evaluate",
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
@@ -321,10 +345,10 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     stages = arguments.stages.split(",")
-    if any(name in stages for name in STAGES if name != LAST):
+    if any(name in stages for name in STAGES if name not in _LATER):
         _prepare(out)
     for name, stage in STAGES.items():
-        if name == LAST and _FIRST in stages:
+        if name == _LATER[0] and _FIRST in stages:
             _export(out, out / _FIRST, LAST_OF_FIRST, _tokenizer(out))
         if name not in stages:
             continue
@@ -350,8 +374,8 @@ def _prepare(out: Path) -> None:
 
 
 def _tokenizer(out: Path, stage: str = LAST_OF_FIRST) -> Tokenizer:
-    """The vocabulary of a stage: the first one, or the longer one of the last stage."""
-    if stage == LAST:
+    """The vocabulary of a stage: the first one, or the longer one of the later stages."""
+    if stage in _LATER:
         return Tokenizer(train_vocabulary())
     return Tokenizer.from_file(out / "tokenizer.model")
 

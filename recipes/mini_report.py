@@ -21,13 +21,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = tuple(f"stage{name}" for name in ("0", "1", "2", "2b", "3", "4", "5", "6", "7", "8"))
+STAGES = tuple(f"stage{name}" for name in ("0", "1", "2", "2b", "3", "4", "5", "6", "7", "8", "9"))
 _JOINT_STAGES = tuple(name for name in STAGES if name not in ("stage0", "stage2b"))
 _PATCH_PANEL = {
     "kind_right": "patches that name the object on them",
     "half_right": "half patches that name the letter on them",
     "word_right": "patches that spell the whole word",
 }
+_MEAN_OF = 25  # steps to a point: every step is logged
 _JOINT_PANEL = {"suffix": "suffix loss"}
 
 
@@ -54,11 +55,24 @@ def _read(out: Path, reported: Path) -> list[dict[str, Any]]:
     for stage in STAGES:
         log = out / stage / "log.jsonl"
         if log.exists():
-            own = [{"stage": stage, **json.loads(line)} for line in log.read_text().splitlines()]
+            own = [{"stage": stage, **record} for record in _means(log)]
         else:
             own = [record for record in before if record["stage"] == stage]
         records += own
     return records
+
+
+def _means(log: Path) -> list[dict[str, Any]]:
+    """A record for every `_MEAN_OF` steps."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for line in log.read_text().splitlines():
+        record = json.loads(line)
+        groups.setdefault((record["step"] - 1) // _MEAN_OF, []).append(record)
+    return [
+        {name: sum(record[name] for record in group) / len(group) for name in group[-1]}
+        | {"step": group[-1]["step"]}
+        for group in groups.values()
+    ]
 
 
 def _plot(records: list[dict[str, Any]], path: Path) -> None:

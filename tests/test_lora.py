@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from paligemma.checkpoints.save import save_model
 from paligemma.errors import CheckpointError, OptionError
@@ -135,6 +136,14 @@ def test_dora_keeps_the_lengths_that_it_learned() -> None:
     assert torch.allclose(lengths, layer.magnitude)
 
 
+def test_a_row_of_zeros_stays_one_with_dora() -> None:
+    base = torch.nn.Linear(8, 6, bias=False)
+    torch.nn.init.zeros_(base.weight)
+    layer = LoraLinear(base, rank=2, alpha=2, use_dora=True)
+    assert layer(torch.ones(3, 8)).abs().max() == 0
+    assert layer.merged(torch.float32).weight.abs().max() == 0
+
+
 def test_by_default_every_linear_layer_of_the_decoder_is_adapted_and_no_other() -> None:
     model = add_lora(tiny_model("paligemma"), LoraConfig())
     depth = model.config.decoder.depth
@@ -232,6 +241,28 @@ def test_adapters_can_be_taken_off_one_model_and_put_on_another() -> None:
     other = attach_lora(tiny_model(), adapter)
     assert torch.equal(logits_of(other), logits_of(model))
     assert all(p.requires_grad for p in lora_parameters(other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("frozen", [None, "nf4"])
+def test_autocast_gives_nearly_the_same_gradients(kind: str, frozen: Any) -> None:
+    model = tiny_model("paligemma")
+    if frozen is not None:
+        freeze_base(model, frozen)
+    add_lora(model, LoraConfig(rank=3, **KINDS[kind]))
+    disturb(model)
+    inputs = tiny_inputs(model.config, [Row(suffix=4), Row(prefix=8, suffix=3)])
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            total, count = suffix_loss(model.decoder, model.hidden_states(inputs), inputs)
+        (total / count).backward()
+        gradients.append([p.grad for p in lora_parameters(model) if p.grad is not None])
+        model.zero_grad()
+    assert len(gradients[0]) == len(gradients[1]) == len(lora_parameters(model))
+    one, two = (torch.cat([g.flatten() for g in found]) for found in gradients)
+    assert two.dtype == torch.float32
+    assert F.cosine_similarity(one, two, dim=0) > 0.95
 
 
 @pytest.fixture(params=["nf4", "int8"])

@@ -10,6 +10,9 @@
     ├── HubError (OSError)               a model could not be fetched
     ├── DataError (ValueError)           a training or evaluation set is wrong
     ├── BusyError (RuntimeError)         too much is waiting already
+    ├── UnavailableError (RuntimeError)  the model is loading, shutting down, or has failed
+    ├── TimeLimitError (TimeoutError)    an answer was not there in time
+    ├── CancelledError (RuntimeError)    whoever asked does not want the answer any more
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── NumericalError (ArithmeticError) the model produced NaN or infinity
 
@@ -57,6 +60,22 @@ class DataError(PaliGemmaError, ValueError):
 
 class BusyError(PaliGemmaError, RuntimeError):
     """Too many requests are waiting already; a later try may be taken."""
+
+
+class UnavailableError(PaliGemmaError, RuntimeError):
+    """The model is loading, shutting down, or has failed: nothing about the request is wrong."""
+
+
+class TimeLimitError(PaliGemmaError, TimeoutError):
+    """An answer was not there in time: it waited too long for its turn, or took too long."""
+
+    def __init__(self, message: str, *, was_running: bool) -> None:
+        super().__init__(message)
+        self.was_running = was_running
+
+
+class CancelledError(PaliGemmaError, RuntimeError):
+    """Whoever asked does not want the answer any more."""
 
 
 class NumericalError(PaliGemmaError, ArithmeticError):

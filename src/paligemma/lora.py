@@ -118,8 +118,7 @@ class LowRank:
         wide = torch.addmm(rows.float(), self.b[here].float(), self.a.float(), alpha=self.scaling)
         if self.magnitude is None:
             return wide
-        lengths = torch.linalg.vector_norm(wide, dim=1)
-        wide *= (self.magnitude[here].float() / lengths)[:, None]
+        wide *= (self.magnitude[here].float() / _lengths(wide))[:, None]
         return wide
 
 
@@ -160,7 +159,7 @@ class LoraLinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(num_outputs, rank, device=device))
         self.magnitude: nn.Parameter | None = None
         if use_dora:
-            self.magnitude = nn.Parameter(torch.linalg.vector_norm(self.wide(), dim=1))
+            self.magnitude = nn.Parameter(_lengths(self.wide()))
         self.train(base.training)
 
     @property
@@ -200,7 +199,7 @@ class LoraLinear(nn.Module):
         for start in range(0, len(lengths), step):
             rows = self._rows(start, min(start + step, len(lengths)))
             rows.addmm_(self.lora_b[start : start + step], self.lora_a, alpha=self.scaling)
-            lengths[start : start + step] = torch.linalg.vector_norm(rows, dim=1)
+            lengths[start : start + step] = _lengths(rows)
         return lengths
 
     @torch.no_grad()
@@ -366,6 +365,12 @@ def check_adaptable(model: PaliGemma) -> None:
             "The model's weights are packed for kernels, which cannot be trained. Load it with "
             "fast=False and without quantization."
         )
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """float32[n]: of rows [n, K]; never zero, so that a row of zeros stays one with DoRA."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _is_named(name: str, ends: tuple[str, ...] | None) -> bool:

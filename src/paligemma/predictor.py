@@ -552,7 +552,8 @@ class Predictor:
             )
         return batch_size
 
-    def _limit(self, task: Task[Any]) -> int:
+    def answer_limit(self, task: Task[Any]) -> int:
+        """New tokens that an answer may take when nobody says how many."""
         limit = _TASK_MAX_NEW_TOKENS.get(type(task), MAX_NEW_TOKENS)
         if isinstance(task, CaptionTask) and task.style == "describe":
             limit = _DESCRIBE_MAX_NEW_TOKENS
@@ -566,14 +567,15 @@ class Predictor:
         max_new_tokens: int | None,
         constrained: bool,
     ) -> TextRow:
-        self._check_codec(task)
-        (limit,) = row_limits(self._limit(task) if max_new_tokens is None else max_new_tokens, 1)
+        self.check_codec(task)
+        (limit,) = row_limits(self.answer_limit(task) if max_new_tokens is None else max_new_tokens, 1)
         grammar = None
         if constrained and isinstance(task, GuidedTask):
             grammar = task.grammar(self.processor.tokenizer)
         return texts.build_row(task.prompt(), (image,), limit, grammar)
 
-    def _check_codec(self, task: Task[Any]) -> None:
+    def check_codec(self, task: Task[Any]) -> None:
+        """Raises CheckpointError for a task that wants masks from a model without a codec."""
         if isinstance(task, SegmentTask) and self.mask_codec is None:
             raise CheckpointError(
                 f"{self.name or 'The model'} came without a mask codec, which turns <seg> tokens "

@@ -35,8 +35,8 @@ def coco(tmp_path: Path) -> Path:
     folder.mkdir()
     images, annotations = [], list[dict[str, object]]()
     names = [kind.name for kind in language.KINDS]
-    for number in range(5):
-        scene = make_scene("test", 11, number)
+    for number in range(6):
+        scene = make_scene("test", 7, number)
         Image.fromarray(scene.draw(RESOLUTION)).save(folder / f"{number}.png")
         images.append(
             {
@@ -95,12 +95,13 @@ def test_boxes_in_cocos_form_are_asked_for_and_scored(
 ) -> None:
     pytest.importorskip("faster_coco_eval")
     out = tmp_path / "out"
-    ran = run("eval", coco, "--out", out, "--ask", "present", "--limit", "3")
+    ran = run("eval", coco, "--out", out, "--ask", "present", "--limit", "5")
     assert ran.code == 0, ran.err
+    assert "without an object, left out: 1" in ran.err
     report = json.loads((out / "report.json").read_text())
     (score,) = report["scores"]
     assert score["name"] == "box_map"
-    assert score["num_records"] == 3
+    assert score["num_records"] == 5
     assert score["value"] > 0.1, "mini finds things in its own world"
     assert "ap50" in ran.out
     asked = json.loads((out / "records.jsonl").read_text().splitlines()[0])
@@ -118,6 +119,10 @@ def test_a_benchmark_without_its_folder_says_what_to_do(run, tmp_path: Path, no_
     assert ran.code == 2
     assert "no file or folder 'refcooc'" in ran.err
     assert "refcoco" in ran.err
+    ran = run("eval", tmp_path / "valid.json", "--out", tmp_path)
+    assert ran.code == 2
+    assert ran.err.startswith("error: There is no file or folder ")
+    assert "Did you mean" not in ran.err
 
 
 def test_a_benchmarks_missing_files_are_listed(run, tmp_path: Path, mini_folder: Path) -> None:

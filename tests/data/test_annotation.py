@@ -58,6 +58,6 @@ def test_a_size_is_two_whole_numbers_or_nothing() -> None:
     assert size_of("40", 20, "x") == (40, 20)
     assert size_of(None, None, "x") is None
     assert size_of(0, "0", "x") is None
-    for width, height in ((40, 0), (-1, 20), ("wide", 20), (None, 20)):
+    for width, height in ((40, 0), (-1, 20), ("wide", 20), (None, 20), (10**6, 10**6)):
         with pytest.raises(DataError, match="size is given"):
             size_of(width, height, "x")

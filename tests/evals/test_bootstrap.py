@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma.errors import OptionError
-from paligemma.evals.bootstrap import confidence_interval, difference_of, mean_of
+from paligemma.evals.bootstrap import confidence_interval, interval_of, mean_of, resampled
 
 
 def test_a_means_interval_is_the_one_that_theory_gives() -> None:
@@ -21,12 +21,25 @@ def test_a_means_interval_is_the_one_that_theory_gives() -> None:
 def test_the_interval_holds_the_true_mean_nineteen_times_in_twenty() -> None:
     rng = np.random.default_rng(2)
     held = 0
-    for trial in range(200):
+    for trial in range(100):
         scores = (rng.random(100) < 0.7).astype(np.float64)
-        interval = confidence_interval(mean_of(scores), 100, num_resamples=400, seed=trial)
+        interval = confidence_interval(mean_of(scores), 100, num_resamples=200, seed=trial)
         assert interval is not None
         held += 0.7 in interval
-    assert 180 <= held <= 199
+    assert 88 <= held <= 100
+
+
+def test_a_score_that_resampling_moves_keeps_its_place() -> None:
+    """The share of examples that were drawn at all is 1, and 1 - 1/e of them in a resample."""
+    scores = np.random.default_rng(6).random(300)
+
+    def moved(counts: np.ndarray) -> float:
+        return float(counts @ scores / 300) - 0.1 * float((counts == 0).mean())
+
+    interval = confidence_interval(moved, 300)
+    assert interval is not None
+    assert (interval.low + interval.high) / 2 == pytest.approx(scores.mean(), abs=0.004)
+    assert interval.high - interval.low == pytest.approx(4 * scores.std() / 300**0.5, rel=0.1)
 
 
 def test_a_seed_repeats_and_another_does_not() -> None:
@@ -39,7 +52,7 @@ def test_a_seed_repeats_and_another_does_not() -> None:
 def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     base = np.random.default_rng(4).random(200)
     better = base + 0.01
-    interval = confidence_interval(difference_of(mean_of(better), mean_of(base)), 200)
+    interval = interval_of(resampled(mean_of(better), 200) - resampled(mean_of(base), 200), 0.01)
     assert interval is not None
     assert interval.low == pytest.approx(0.01)
     assert interval.high == pytest.approx(0.01)
@@ -52,5 +65,5 @@ def test_a_single_example_or_an_undefined_score_has_no_interval() -> None:
 
 def test_levels_and_numbers_that_make_no_sense_are_refused() -> None:
     for wrong in ({"level": 1.0}, {"level": 0.0}, {"num_resamples": 0}):
-        with pytest.raises(OptionError, match="level"):
+        with pytest.raises(OptionError, match=r"level|resamples"):
             confidence_interval(mean_of([0.0, 1.0]), 2, **wrong)

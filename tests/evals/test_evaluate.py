@@ -15,7 +15,14 @@ from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
 from paligemma.evals import evaluate as module
 from paligemma.evals.bootstrap import confidence_interval, mean_of
-from paligemma.evals.evaluate import Ask, Evaluation, Grouping, evaluate, with_prefix
+from paligemma.evals.evaluate import (
+    Ask,
+    Evaluation,
+    Grouping,
+    evaluate,
+    score_predictions,
+    with_prefix,
+)
 from paligemma.evals.metrics.objects import FoundObject
 from paligemma.evals.named_metrics import metric_named
 from paligemma.evals.predictions import Prediction, PredictOptions, task_of
@@ -285,6 +292,22 @@ def test_a_record_with_nothing_to_ask_is_told() -> None:
         with_prefix(empty)
     kept = blank("b", "detect cup", objects=())
     assert with_prefix(kept) is kept
+
+
+def test_answers_in_a_file_are_scored_without_a_model(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Answers(monkeypatch, {"a": "two", "b": "red"})
+    records = [blank(i, "answer en what?", suffix="two") for i in ("a", "b")]
+    given = answers.predict(predictor, records, tmp_path / "p", PredictOptions())
+    (score,) = score_predictions(given[::-1], records)
+    assert (score.result.value, score.result.per_example) == (0.5, (1.0, 0.0))
+    with pytest.raises(DataError, match="1 of 2 records have no prediction, the first is 'b'"):
+        score_predictions(given[:1], records)
+    boxed = [blank(i, "detect cat", suffix="<loc0000> cat") for i in ("a", "b")]
+    found_there = answers.predict(predictor, boxed, tmp_path / "p", PredictOptions())
+    with pytest.raises(DataError, match="tokenizer"):
+        score_predictions(found_there, boxed)
 
 
 @dataclasses.dataclass(frozen=True)

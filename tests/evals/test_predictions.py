@@ -117,7 +117,7 @@ def test_a_line_says_everything() -> None:
     assert Prediction.from_line(one.to_line()) == one
 
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_answers(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     records = make_records()

@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from paligemma.finetune.collate import Example
+from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import joined
 from paligemma.finetune.finetune import finetune
+from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
@@ -67,18 +68,34 @@ def predictor(tokenizer: Tokenizer) -> Predictor:
 
 
 def config(**fields: Any) -> TrainConfig:
-    defaults = {
+    defaults: dict[str, Any] = {
         "num_steps": 30,
         "learning_rate": 1e-4,
         "batch_size": 4,
         "save_every": 4,
         "autocast": False,
+        "best_metric": "score",
     }
     return TrainConfig(**defaults | fields)
 
 
-def run(tokenizer: Tokenizer, out: Path, **fields: Any) -> PaliGemma | None:
-    return finetune(predictor(tokenizer), DrawnExamples(), config(**fields), out)
+def run(
+    tokenizer: Tokenizer, out: Path, *, dtype: torch.dtype = torch.float32, **fields: Any
+) -> PaliGemma | None:
+    """Validates by the answers' mean log-probability and what the model says to two pictures."""
+    small = predictor(tokenizer)
+    small.model.to(dtype)
+    held_back = [DrawnExamples()[index] for index in (3, 4, 5)]
+    batch = collate(small.processor, held_back)
+
+    def validate() -> dict[str, float]:
+        hidden = small.model.hidden_states(batch)
+        total, count = suffix_loss(small.model.decoder, hidden, batch)
+        image = held_back[0].image.rgb
+        said = small.generate(image, "caption en", max_new_tokens=3)
+        return {"score": -float(total) / count, "length": float(len(said.token_ids))}
+
+    return finetune(small, DrawnExamples(), config(**fields), out, validate=validate)
 
 
 def killed(tokenizer: Tokenizer, out: Path, *, kills: int, seed: int, **fields: Any) -> None:
@@ -124,6 +141,7 @@ def both(tokenizer: Tokenizer, out: Path, **fields: Any) -> None:
     model = run(tokenizer, out / "half", keep_last=99, **fields)
     if model is not None:
         save_file(dict(model.named_parameters()), out / "half.safetensors")
+    run(tokenizer, out / "bfloat16", dtype=torch.bfloat16, master_weights=True, **fields)
 
 
 def main() -> None:

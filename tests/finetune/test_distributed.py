@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from paligemma.finetune.state import load_weights
-from paligemma.finetune.trainer import LOG_NAME
 from paligemma.processor.tokenizer import Tokenizer
 from tests.finetune.runner import run
-from tests.finetune.test_resume import REPOSITORY, command, environment, losses
+from tests.finetune.test_resume import REPOSITORY, command, environment, numbers, records
 
-FIELDS = {"num_steps": 8, "checkpoint_activations": True, "batch_size": 8}
+FIELDS: dict[str, Any] = {
+    "num_steps": 8,
+    "checkpoint_activations": True,
+    "batch_size": 8,
+    "accumulation": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +39,9 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) 
 
 
 def values(out: Path, name: str) -> list[float]:
-    lines = (out / LOG_NAME).read_text().splitlines()
-    return [json.loads(line)[name] for line in lines]
+    """Of every step, or of every validation."""
+    kept = [record.get("validation", record) for record in records(out)]
+    return [record[name] for record in kept if name in record]
 
 
 def test_losses_and_weights_are_those_of_one_process(
@@ -55,7 +61,7 @@ def test_losses_and_weights_are_those_of_one_process(
 
 
 def test_two_processes_resume_bit_equal(by_two: Path) -> None:
-    assert losses(by_two / "whole") == losses(by_two / "half")
+    assert numbers(by_two / "whole") == numbers(by_two / "half")
     whole, half = (load_file(by_two / f"{name}.safetensors") for name in ("whole", "half"))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
 
@@ -78,3 +84,14 @@ def test_every_process_wrote_its_share(by_two: Path) -> None:
     folder = by_two / "whole" / "checkpoints" / "step-8"
     assert len(list(folder.glob("*.safetensors"))) == 2
     assert json.loads((folder / "state.json").read_text())["world_size"] == 2
+
+
+def test_two_processes_compute_in_bfloat16_from_float32_shards_as_one_does_from_copies(
+    by_two: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    run(tiny_tokenizer, tmp_path, dtype=torch.bfloat16, master_weights=True, **FIELDS)
+    alone, together = values(tmp_path, "loss"), values(by_two / "bfloat16", "loss")
+    assert together == pytest.approx(alone, rel=0.01)
+    assert together != pytest.approx(values(by_two / "whole", "loss"), rel=0.01)
+    for folder in (tmp_path, by_two / "bfloat16"):
+        assert {weight.dtype for weight in load_weights(folder).values()} == {torch.float32}

@@ -15,8 +15,11 @@ from paligemma.finetune.collate import Example
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.dataset import ExampleSource
 from paligemma.finetune.finetune import finetune, restore
-from paligemma.finetune.state import best_folder
+from paligemma.finetune.state import best_folder, folder_weights
 from paligemma.finetune.trainer import LOG_NAME
+from paligemma.fused.accelerate import accelerate
+from paligemma.lora import LoraConfig, add_lora
+from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
@@ -25,7 +28,12 @@ from tests.tiny import Row, tiny_inputs, tiny_model
 
 
 def config(**fields: Any) -> TrainConfig:
-    defaults = {"num_steps": 3, "learning_rate": 1e-4, "batch_size": 8, "autocast": False}
+    defaults: dict[str, Any] = {
+        "num_steps": 3,
+        "learning_rate": 1e-4,
+        "batch_size": 8,
+        "autocast": False,
+    }
     return TrainConfig(**defaults | fields)
 
 
@@ -83,6 +91,44 @@ def test_only_what_is_marked_is_trained_saved_and_restored(
     assert not changed(fresh, weights(small.model))
 
 
+def test_adapters_are_trained_saved_and_resumed_alone(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    runs = []
+    for name, ends in (("whole", [4]), ("parts", [2, 4])):
+        for end in ends:
+            small = predictor(tiny_tokenizer)
+            add_lora(small.model, LoraConfig(rank=2), seed=3)
+            before = weights(small.model)
+            marked = {n for n, p in small.model.named_parameters() if p.requires_grad}
+            examples = Stopping(end)
+            how = config(num_steps=4, save_every=2, llm_dropout=0.1)
+            try:
+                finetune(small, examples, how, tmp_path / name, method="marked")
+            except DataError:
+                assert end == 2
+        assert changed(small.model, before) <= marked
+        saved = folder_weights(best_folder(tmp_path / name))
+        assert {f"model.{n}" for n in marked} == saved.keys()
+        assert len(marked) < len(before) / 2
+        runs.append(saved)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+class Stopping(DrawnExamples):
+    """Cannot be read any more after so many steps of 8 examples."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.left = 8 * num_steps
+
+    def __getitem__(self, index: int) -> Example:
+        self.left -= 1
+        if self.left < 0:
+            raise DataError("no more")
+        return super().__getitem__(index)
+
+
 def test_unknown_methods_are_refused(tmp_path: Path, small: Predictor) -> None:
     method: Any = "lora"
     with pytest.raises(OptionError, match="'lora'; it must be one of"):
@@ -99,8 +145,14 @@ def test_a_bfloat16_model_learns_through_master_copies(tmp_path: Path, small: Pr
     small.model.float()
     restore(small.model, state)
     # What was saved is finer than what the model shows.
-    fine = small.model.decoder.blocks[0].mlp.up_proj.weight
+    fine = small.model.get_parameter("decoder.blocks.0.mlp.up_proj.weight")
     assert not torch.equal(fine, fine.bfloat16().float())
+
+
+def test_packed_weights_are_refused(tmp_path: Path, small: Predictor) -> None:
+    accelerate(small.model.to(torch.bfloat16))
+    with pytest.raises(OptionError, match="fast=False"):
+        finetune(small, DrawnExamples(), config(master_weights=True), tmp_path)
 
 
 # How cut
@@ -125,7 +177,7 @@ def test_however_it_is_cut_a_step_sees_the_same_examples(
     small: Predictor, world_size: int, accumulation: int
 ) -> None:
     def shown(step: int, world_size: int, accumulation: int) -> list[str]:
-        ids = []
+        ids: list[str] = []
         for part in range(accumulation):
             for rank in range(world_size):
                 source = ExampleSource(
@@ -171,6 +223,7 @@ def test_checkpointed_activations_give_the_same_gradients_from_less_memory(dropo
         model = tiny_model()
         model.train()
         for block in model.decoder.blocks:
+            assert isinstance(block, DecoderBlock)
             block.dropout.p = dropout
         model.decoder.checkpoint_activations = checkpointing
         model.vision_encoder.checkpoint_activations = checkpointing
@@ -186,8 +239,9 @@ def test_checkpointed_activations_give_the_same_gradients_from_less_memory(dropo
             total = model(inputs).square().mean()
         kept.append(sum(sizes))
         total.backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert kept[1] < 0.4 * kept[0]
+    assert gradients[0].keys() == gradients[1].keys() == dict(model.named_parameters()).keys()
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
 
@@ -197,6 +251,7 @@ def test_dropout_is_on_attention_and_mlp_outputs_while_training_only(
 ) -> None:
     seen: list[tuple[float, bool]] = []
     block = small.model.decoder.blocks[0]
+    assert isinstance(block, DecoderBlock)
     handle = block.dropout.register_forward_hook(
         lambda module, _, __: seen.append((module.p, module.training))
     )
@@ -256,7 +311,7 @@ def test_skipped_examples_are_named_once_and_leave_the_others_in_place(
     finetune(small, Bad(3), how, tmp_path)
     (line,) = (tmp_path / "bad_examples.jsonl").read_text().splitlines()
     assert json.loads(line) == {"id": "3", "reason": "picture 3 is damaged"}
-    parts = {"processor": small.processor, "batch_size": 8, "seed": 0}
+    parts: dict[str, Any] = {"processor": small.processor, "batch_size": 8, "seed": 0}
     for number in range(4):
         good = ExampleSource(examples=DrawnExamples(), **parts).batch(number)
         left = ExampleSource(examples=Bad(3), on_bad_example="skip", **parts).batch(number)
@@ -273,7 +328,12 @@ def test_too_many_bad_examples_are_an_error(tmp_path: Path, small: Predictor) ->
 def test_a_micro_batch_of_bad_examples_alone_teaches_nothing(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
-    how = {"batch_size": 2, "on_bad_example": "skip", "max_bad_share": 0.5, "num_steps": 11}
+    how: dict[str, Any] = {
+        "batch_size": 2,
+        "on_bad_example": "skip",
+        "max_bad_share": 0.5,
+        "num_steps": 11,
+    }
     for accumulation in (1, 2):
         out = tmp_path / str(accumulation)
         how["accumulation"] = accumulation
@@ -282,12 +342,12 @@ def test_a_micro_batch_of_bad_examples_alone_teaches_nothing(
 
 
 def test_no_examples_are_an_error(tmp_path: Path, small: Predictor) -> None:
-    class None_(DrawnExamples):
+    class Empty(DrawnExamples):
         def __len__(self) -> int:
             return 0
 
     with pytest.raises(DataError, match="no example to learn from"):
-        finetune(small, None_(), config(), tmp_path)
+        finetune(small, Empty(), config(), tmp_path)
 
 
 def test_the_model_itself_comes_back_ready_for_use(tmp_path: Path, small: Predictor) -> None:

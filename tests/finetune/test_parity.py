@@ -35,6 +35,7 @@ ROWS = [
 def their_loss(reference: Any, inputs: ModelInputs, vocab_size: int) -> torch.Tensor:
     """Mean over all label tokens, as in training with labels -100 elsewhere."""
     logits = reference(**reference_arguments(inputs, reference)).logits[..., :vocab_size]
+    assert inputs.loss_mask is not None
     labels = inputs.token_ids.masked_fill(~inputs.loss_mask, -100)
     loss: torch.Tensor = reference.loss_function(logits, labels, vocab_size=vocab_size)
     return loss

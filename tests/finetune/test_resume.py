@@ -19,7 +19,7 @@ from paligemma.finetune.trainer import LOG_NAME
 from paligemma.processor.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
-FIELDS = {"llm_dropout": 0.1, "accumulation": 2, "label_smoothing": 0.1}
+FIELDS: dict[str, Any] = {"llm_dropout": 0.1, "accumulation": 2, "label_smoothing": 0.1}
 
 
 def command(way: str, tokenizer: Tokenizer, out: Path, fields: dict[str, Any]) -> list[str]:
@@ -34,20 +34,30 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def losses(out: Path) -> list[tuple[int, str]]:
-    lines = (out / LOG_NAME).read_text().splitlines()
-    return [(record["step"], record["loss"].hex()) for record in map(json.loads, lines)]
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / LOG_NAME).read_text().splitlines()]
+
+
+def numbers(out: Path) -> list[tuple[int, str]]:
+    """Every loss, gradient norm and score, to the last bit."""
+    found = []
+    for record in records(out):
+        kept = record.get("validation", record)
+        names = kept.keys() & {"loss", "grad_norm", "score", "length"}
+        found += [(record["step"], float(kept[name]).hex()) for name in sorted(names)]
+    return found
 
 
 def assert_equal_runs(whole: Path, other: Path) -> None:
-    assert losses(whole) == losses(other)
+    assert numbers(whole) == numbers(other)
     weights, others = load_weights(whole), load_weights(other)
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(4, id="4 kills"), pytest.param(20, id="20", marks=pytest.mark.slow)]
+    "kills",
+    [pytest.param(4, id="4 kills"), pytest.param(20, id="20 kills", marks=pytest.mark.slow)],
 )
 def test_a_run_killed_at_random_moments_is_bit_equal_to_one_that_was_not(
     tmp_path: Path, tiny_tokenizer: Tokenizer, kills: int
@@ -60,7 +70,7 @@ def test_a_run_killed_at_random_moments_is_bit_equal_to_one_that_was_not(
     assert made.returncode == 0, made.stderr
     disturbed = sorted(tmp_path.glob("killed-*"))
     assert disturbed
-    assert len(losses(tmp_path / "whole")) == 24
+    assert len(numbers(tmp_path / "whole")) == 24 * 2 + 4 * 2  # and a validation every 5.5 steps
     for other in disturbed:
         assert_equal_runs(tmp_path / "whole", other)
 
@@ -82,4 +92,6 @@ def test_a_process_that_gets_sigterm_ends_with_75_and_a_state(
         finally:
             process.kill()
     assert process.returncode == 75, errors
-    assert (tmp_path / "checkpoints" / "latest").read_text() == f"step-{losses(tmp_path)[-1][0]}\n"
+    assert (
+        tmp_path / "checkpoints" / "latest"
+    ).read_text() == f"step-{records(tmp_path)[-1]['step']}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from paligemma.errors import CheckpointError
-from paligemma.finetune import state
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.optim import Trained, build_optimizer
 from paligemma.finetune.state import Best, Checkpoints, Progress, best_folder, load_weights
@@ -165,8 +166,9 @@ def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[list[str]]:
         patch.setattr(os, "fsync", counted("fsync", os.fsync))
         patch.setattr(Path, "replace", counted("replace", Path.replace))
         patch.setattr(Path, "write_text", counted("write_text", Path.write_text))
-        patch.setattr(state.shutil, "rmtree", counted("rmtree", state.shutil.rmtree))
-        patch.setattr(state, "save_tensors", counted("save_tensors", state.save_tensors))
+        patch.setattr(shutil, "rmtree", counted("rmtree", shutil.rmtree))
+        saving = counted("save_tensors", save_tensors)
+        patch.setattr("paligemma.finetune.state.save_tensors", saving)
         yield calls
 
 
@@ -237,6 +239,16 @@ def test_the_manifest_names_every_file_with_its_size(tmp_path: Path) -> None:
     assert {"torch", "python", "paligemma"} == json.loads((folder / "state.json").read_text())[
         "versions"
     ].keys()
+
+
+def test_a_large_state_is_written_in_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paligemma.finetune.state._FILE_BYTES", 16)
+    Run(tmp_path).save(5)
+    assert len(list((tmp_path / "checkpoints" / "step-5").glob("*.safetensors"))) > 2
+    assert Run(tmp_path).resume() == 5
+    assert load_weights(tmp_path)["weight"].tolist() == [[5.0] * 3] * 2
 
 
 def test_saving_warns_of_nothing(tmp_path: Path) -> None:

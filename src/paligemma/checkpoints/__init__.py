@@ -7,4 +7,5 @@ hf_config.py      config.json <-> PaliGemmaConfig
 hub.py            fetch a model from the hub; no other file speaks to it
 load.py           folder -> model
 save.py           model -> folder, whole or not at all
+adapter.py        adapters in peft's format, both ways
 """

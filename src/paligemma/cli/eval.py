@@ -128,7 +128,7 @@ def evaluate(
     from paligemma.evals.predictions import PredictOptions
 
     chosen = tuple(metric_named(name) for name in metric or ())
-    if not Path(data).exists() and folder is None:
+    if folder is None and data_format is None and not Path(data).exists():
         _refuse_name(data)
     if folder is None:  # data of one's own are looked at before a model is loaded
         job = _own_data(data, data_format, split, ask)
@@ -194,6 +194,8 @@ def evaluate(
 def _refuse_name(data: str) -> None:
     from paligemma.evals.benchmarks.open import find_benchmark
 
+    if any(mark in data for mark in "./\\"):  # no benchmark has such a name
+        raise OptionError(f"There is no file or folder {data!r}. Give the path of labelled data.")
     try:
         title = find_benchmark(data).title
     except OptionError as error:
@@ -212,7 +214,7 @@ def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -
     if ask == "present":
         kept = [one for one in records if one.prefix or one.objects != ()]
         if len(kept) < len(records):
-            left_out = f"{len(records) - len(kept)} pictures show no object and are left out"
+            left_out = f"pictures without an object, left out: {len(records) - len(kept)}"
     return _Job(
         name=records.name,
         records=kept,
@@ -303,10 +305,16 @@ def _rows(score: Score, figures: Sequence[Published]) -> list[tuple[str, ...]]:
             f"{score.result.value:.4f}",
             "" if interval is None else f"{interval.low:.4f} .. {interval.high:.4f}",
             str(score.num_records),
-            "; ".join(str(figure) for figure in figures),
+            _beside(score.result.value, figures),
         )
     ]
     for name, value in score.result.details.items():
         if not name.startswith("ap/"):
             rows.append(("", f"  {name}", f"{value:.4f}", "", "", ""))
     return rows
+
+
+def _beside(value: float, figures: Sequence[Published]) -> str:
+    """Ours in the unit of the papers, and theirs."""
+    theirs = "; ".join(str(figure) for figure in figures)
+    return f"{100 * value:.1f}, published {theirs}" if theirs else ""

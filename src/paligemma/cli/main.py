@@ -14,7 +14,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from paligemma import __version__
-from paligemma.cli import adapter, bench, data, doctor, eval, mini, models, predict, recipes, train
+from paligemma.cli import (
+    adapter,
+    bench,
+    data,
+    doctor,
+    eval,
+    mini,
+    models,
+    predict,
+    recipes,
+    serve,
+    train,
+)
 from paligemma.cli.console import print_error
 from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
 
@@ -46,6 +58,7 @@ for command in (
     train.fit,
     doctor.doctor,
     bench.bench,
+    serve.serve,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -15,6 +15,7 @@ import numpy as np
 
 from paligemma.data.record import Mask, TrueObject
 from paligemma.errors import DataError
+from paligemma.processor.image import MAX_PIXELS
 from paligemma.results import BoxXyxy
 
 MAX_OVERHANG = 2.0
@@ -107,9 +108,9 @@ def size_of(width: Any, height: Any, where: str) -> tuple[int, int] | None:
         size = int(width), int(height)
     except (TypeError, ValueError, OverflowError):
         size = 0, 0
-    if min(size) < 1:
+    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         raise DataError(
             f"{where}: the picture's size is given as {width!r} x {height!r}; two whole numbers "
-            "above 0 are needed."
+            f"above 0 are needed, and at most {MAX_PIXELS} pixels are read."
         )
     return size

@@ -261,7 +261,7 @@ def _about_objects(
         yield _finding(
             "warning" if too_many else "note",
             f"{len(empty)} of {len(with_objects)} pictures have no object; the model learns to "
-            "say nothing there.",
+            f"{'call every box noise' if builder.options.noise_token else 'say nothing'} there.",
             empty,
         )
     if left_out := sum(target.num_left_out for _, target in with_objects):

@@ -24,13 +24,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from paligemma.engine.adapters import AdapterBank
 from paligemma.engine.constraint import choose_allowed, common_range, sound_rows
-from paligemma.engine.image_cache import ImageCache
-from paligemma.engine.request import Request, RequestEnd, RequestState
+from paligemma.engine.image_cache import ImageCache, KeyedImage
+from paligemma.engine.request import Request, RequestEnd, RequestState, TopLogprob
 from paligemma.engine.scheduler import Scheduler
 from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import OptionError, PromptError
@@ -44,7 +46,9 @@ from paligemma.processor.inputs import ModelInputs
 class Event:
     """What a step brought one request: a token, its end, or both.
 
-    `error` is the exception of a request that "failed".
+    `error` is the exception of a request that "failed". `top_logprobs` are of the model's own
+    distribution, whatever temperature or grammar chose the token; where all rows of a pass were
+    held to a range, of that range.
     """
 
     request_id: int
@@ -52,6 +56,7 @@ class Event:
     logprob: float | None
     stop_reason: RequestEnd | None
     error: Exception | None
+    top_logprobs: tuple[TopLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,8 @@ class Engine:
     wait. A group of prefixes takes at most `max_prefill_positions`, pads counted: the memory that
     attention takes grows with it, and running requests wait while it is computed. Image tokens of
     pictures seen before are kept up to `image_cache_bytes`, or in an `image_cache` that other
-    engines of this model share.
+    engines of this model share. With `adapters`, which stand beside the model's layers, each
+    request has its own, or none.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Engine:
         kv_cache_bytes: int | None = None,
         image_cache_bytes: int = 256 * 2**20,
         image_cache: ImageCache | None = None,
+        adapters: AdapterBank | None = None,
         max_queued: int = 1024,
         max_prefill_positions: int = 8192,
         clock: Callable[[], float] = time.monotonic,
@@ -107,6 +114,7 @@ class Engine:
         self.model = model
         self.num_positions = num_positions
         self._clock = clock
+        self._adapters = adapters
         self._images = ImageCache(image_cache_bytes) if image_cache is None else image_cache
         self._scheduler = Scheduler(
             max_rows=max_rows,
@@ -212,6 +220,10 @@ class Engine:
     def _checked(self, request: Request) -> RequestState:
         """Its state at the beginning, if it fits this model and this cache."""
         config = self.model.config
+        if self._adapters is not None:
+            self._adapters.check(request.adapter)
+        elif request.adapter:
+            raise OptionError("The request wants an adapter, and the engine has none.")
         if request.num_positions > self.num_positions:
             raise PromptError(
                 f"The request takes {request.num_positions} positions, {request.max_new_tokens} "
@@ -241,6 +253,18 @@ class Engine:
                     f"{list(shape)}. Prepare it with a processor of the model's own resolution."
                 )
         return RequestState(request_id=self._next_id, request=request, vocab_size=vocab_size)
+
+    # What is shared with passes that are not a request's
+
+    @torch.inference_mode()
+    def image_tokens(self, images: Sequence[KeyedImage]) -> Tensor:
+        """float[I, P, D] of at least one picture, from the engine's cache where they are known."""
+        return self._images.encode(images, self.model)
+
+    def select_adapters(self, names: Sequence[str]) -> None:
+        """Before a pass of the model: whose rows it has, one name a row; "" for no adapter."""
+        if self._adapters is not None:
+            self._adapters.select(names)
 
     # One step
 
@@ -286,6 +310,7 @@ class Engine:
         vocab_range = common_range(state.constraint for state in group)
         try:
             inputs, image_tokens = self._inputs(group)
+            self.select_adapters([state.request.adapter for state in group])
             logits = self.model.prefill(
                 inputs, self._slots.fresh(len(group)), image_tokens, vocab_range
             )
@@ -345,6 +370,7 @@ class Engine:
         last_ids = torch.tensor([s.token_ids[-1] for s in running], device=self.model.device)
         vocab_range = common_range(state.constraint for state in running)
         try:
+            self.select_adapters([state.request.adapter for state in running])
             logits = self.model.decode_step(last_ids, self._slots, vocab_range)
             chosen = _choose(logits, running, vocab_range)
         except BaseException as error:
@@ -373,28 +399,27 @@ class Engine:
         self._scheduler.put_back(state for state in states if state.stop_reason is None)
 
     def _accept(
-        self, states: Sequence[RequestState], chosen: Sequence[tuple[int, float, bool]]
+        self, states: Sequence[RequestState], chosen: Sequence[_Chosen]
     ) -> None:
         """Give rows the tokens chosen for them; those that end leave at once."""
-        for state, (token_id, logprob, is_sound) in zip(states, chosen, strict=True):
-            if is_sound:
-                state.accept(token_id, logprob)
-                self._tell(state, token_id, logprob)
+        for state, one in zip(states, chosen, strict=True):
+            if one.is_sound:
+                state.accept(one.token_id, one.logprob)
+                self._tell(state, one)
             else:
                 state.stop_reason = "numerical_error"
                 self._tell(state)
         self._free_ended()
 
-    def _tell(
-        self, state: RequestState, token_id: int | None = None, logprob: float | None = None
-    ) -> None:
+    def _tell(self, state: RequestState, chosen: _Chosen | None = None) -> None:
         self._events.append(
             Event(
                 request_id=state.request_id,
-                token_id=token_id,
-                logprob=logprob,
+                token_id=None if chosen is None else chosen.token_id,
+                logprob=None if chosen is None else chosen.logprob,
                 stop_reason=state.stop_reason,
                 error=state.error,
+                top_logprobs=() if chosen is None else chosen.top_logprobs,
             )
         )
         if state.stop_reason is not None:
@@ -413,10 +438,17 @@ class Engine:
         return self._scheduler.remove(row)
 
 
+class _Chosen(NamedTuple):
+    token_id: int
+    logprob: float
+    is_sound: bool
+    top_logprobs: tuple[TopLogprob, ...]
+
+
 def _choose(
     logits: Tensor, states: Sequence[RequestState], vocab_range: range | None
-) -> list[tuple[int, float, bool]]:
-    """For each row of float32[B, V] a token, its log-probability, and whether the row is sound."""
+) -> list[_Chosen]:
+    """For each row of float32[B, V] a token, and whether the row is sound."""
     token_ids, logprobs = [0] * len(states), [0.0] * len(states)
     for sampler in {state.request.sampler for state in states}:
         rows = [row for row, state in enumerate(states) if state.request.sampler == sampler]
@@ -431,4 +463,20 @@ def _choose(
         for row, token_id, logprob in zip(rows, ids.tolist(), values.tolist(), strict=True):
             token_ids[row], logprobs[row] = token_id, logprob
     sound = sound_rows(logits, [state.constraint for state in states], vocab_range)
-    return list(zip(token_ids, logprobs, sound, strict=True))
+    first_id = 0 if vocab_range is None else vocab_range.start
+    tops = [
+        _top_logprobs(logits[row], state.request.num_top_logprobs, first_id)
+        for row, state in enumerate(states)
+    ]
+    return [_Chosen(*found) for found in zip(token_ids, logprobs, sound, tops, strict=True)]
+
+
+def _top_logprobs(logits: Tensor, number: int, first_id: int) -> tuple[TopLogprob, ...]:
+    """The likeliest ids by float32[V] logits, of which the first is that of `first_id`."""
+    if number == 0:
+        return ()
+    values, places = torch.log_softmax(logits, dim=0).topk(min(number, len(logits)))
+    return tuple(
+        TopLogprob(place + first_id, value)
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+    )

@@ -73,6 +73,8 @@ class ImageCache:
             )
         self.max_bytes = max_bytes
         self.num_bytes = 0
+        self.num_hits = 0
+        self.num_misses = 0
         self._tokens: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -87,7 +89,9 @@ class ImageCache:
         """The image tokens float[P, D] of that key, or None; they count as used now."""
         with self._lock:
             if key not in self._tokens:
+                self.num_misses += 1
                 return None
+            self.num_hits += 1
             self._tokens.move_to_end(key)
             return self._tokens[key]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,13 @@ from paligemma.processor.inputs import ModelInputs
 RequestEnd = RowEnd | Literal["cancelled", "expired", "failed"]
 """As for a row of the plain loop, and: "cancelled" (someone asked for it), "expired" (its deadline
 passed), "failed" (an exception of its own callbacks, or no memory for it)."""
+
+
+class TopLogprob(NamedTuple):
+    """A token that might have come, with its log-probability."""
+
+    token_id: int
+    logprob: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +53,8 @@ class Request:
     sampler: Sampling = GREEDY
     row_number: int = 0
     """Decides, with the sampler's seed, the row's randomness."""
+    num_top_logprobs: int = 0
+    """Likeliest tokens to tell beside each token that was chosen."""
     should_stop: Callable[[list[int]], bool] | None = None
     """The new token ids so far -> True to end there."""
     constraint: Constraint | None = None
@@ -53,6 +62,8 @@ class Request:
     """When to give up, on the engine's clock."""
     client: str = ""
     """Whose request it is: clients take turns."""
+    adapter: str = ""
+    """Which of the engine's adapters writes the answer; "" is the model itself."""
 
     def __post_init__(self) -> None:
         ids, mask = self.token_ids, self.image_mask
@@ -69,7 +80,13 @@ class Request:
         ):
             raise PromptError("images must be a tuple of KeyedImage.")
         row_limits(self.max_new_tokens, 1)
-        for name, kind in (("eos_id", int), ("row_number", int), ("client", str)):
+        for name, kind in (
+            ("eos_id", int),
+            ("row_number", int),
+            ("num_top_logprobs", int),
+            ("client", str),
+            ("adapter", str),
+        ):
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise OptionError(f"{name} is {value!r}; it must be of type {kind.__name__}.")

@@ -1,5 +1,9 @@
 """How sure a score is: percentile intervals from resampled examples (Efron, 1979).
 
+Resampling itself moves some scores: an average precision over few objects a label rises, since a
+picture drawn twice doubles its objects. Where the mean of the resamples lies further from the score
+than chance explains, all of them are shifted back by that much before the interval is read.
+
 A resample draws as many examples as there are, with replacement; it is told to a statistic as how
 often each example was drawn, so that a score over a whole set (an average precision, an F1) need
 not be worked out from its examples anew. Examples are independent of each other: where several
@@ -10,6 +14,7 @@ Knows numbers only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +30,7 @@ none, as for a mean over a label that was not drawn."""
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
+_CHANCE = 4.0  # standard errors of the mean of the resamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +63,46 @@ def confidence_interval(
     >>> (round(interval.low, 2), round(interval.high, 2))
     (0.4, 0.6)
     """
-    if not 0 < level < 1 or num_resamples < 1:
-        raise OptionError(
-            f"An interval of level {level} from {num_resamples} resamples was asked for; the level "
-            "lies between 0 and 1, and there is at least one resample."
-        )
+    values = resampled(statistic, num_examples, num_resamples, seed)
+    estimate = statistic(np.ones(num_examples, dtype=np.int64)) if num_examples else math.nan
+    return interval_of(values, estimate, level)
+
+
+def resampled(
+    statistic: Statistic,
+    num_examples: int,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> npt.NDArray[np.float64]:
+    """float64[num_resamples], the statistic on each; empty for fewer than two examples.
+
+    With the same seed and number of examples, two statistics see the same resamples, so that the
+    difference of what they give is a paired comparison.
+    """
+    if num_resamples < 1:
+        raise OptionError(f"{num_resamples} resamples were asked for; there is at least one.")
     if num_examples < 2:
-        return None
-    values = np.array([statistic(c) for c in _resamples(num_examples, num_resamples, seed)])
+        return np.zeros(0)
+    rng = np.random.default_rng(seed)
+    even = np.full(num_examples, 1 / num_examples)
+    return np.array(
+        [statistic(rng.multinomial(num_examples, even)) for _ in range(num_resamples)],
+        dtype=np.float64,
+    )
+
+
+def interval_of(
+    values: npt.NDArray[np.float64], estimate: float, level: float = LEVEL
+) -> Interval | None:
+    """The middle `level` of the resamples that are finite, about the score; None for none."""
+    if not 0 < level < 1:
+        raise OptionError(f"The level of an interval is {level}; it lies between 0 and 1.")
     values = values[np.isfinite(values)]
     if not values.size:
         return None
+    moved = float(values.mean()) - estimate
+    if abs(moved) > _CHANCE * float(values.std()) / math.sqrt(values.size):
+        values = values - moved
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(low=float(low), high=float(high), level=level)
 
@@ -76,16 +111,3 @@ def mean_of(scores: Sequence[float] | npt.NDArray[np.float64]) -> Statistic:
     """The statistic of a plain mean over the examples."""
     per_example = np.asarray(scores, dtype=np.float64)
     return lambda counts: float(counts @ per_example / counts.sum())
-
-
-def difference_of(first: Statistic, second: Statistic) -> Statistic:
-    """`first` minus `second` on the same resample: the paired comparison of two systems."""
-    return lambda counts: first(counts) - second(counts)
-
-
-def _resamples(num_examples: int, num_resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """int64[num_resamples, num_examples]; each row sums to the number of examples."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(
-        num_examples, np.full(num_examples, 1 / num_examples), size=num_resamples
-    ).astype(np.int64)

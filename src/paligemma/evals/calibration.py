@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paligemma.errors import DataError
-from paligemma.evals.bootstrap import Interval, confidence_interval, difference_of
+from paligemma.evals.bootstrap import Interval, interval_of, resampled
 from paligemma.evals.metrics.detection import Found, f1_of, match_table
 from paligemma.evals.metrics.objects import FoundObject, KnownPicture
 from paligemma.results import Detection, Objects
@@ -358,7 +358,6 @@ def _mean(logprobs: Sequence[float]) -> float:
 FORMULAS: Mapping[str, Formula] = {
     "geometric mean": lambda box, label: math.exp((_mean(box) + _mean(label)) / 2),
     "all tokens": lambda box, label: math.exp(_mean([*box, *label])),
-    "product of means": lambda box, label: math.exp(_mean(box) + _mean(label)),
     "product of tokens": lambda box, label: math.exp(math.fsum(box) + math.fsum(label)),
     "label product, box mean": lambda box, label: math.exp(_mean(box) + math.fsum(label)),
     "least token": lambda box, label: math.exp(min((*box, *label), default=0.0)),
@@ -403,17 +402,15 @@ def compare_formulas(
         )
     in_use = match_table(predictions, references).mean_average_precision
     base = in_use()
+    size = len(references)
+    base_values = resampled(in_use, size, num_resamples, seed)
     rows = []
     for name, formula in formulas.items():
         rescored = [[_rescored(thing, formula) for thing in found] for found in predictions]
         statistic = match_table(rescored, references).mean_average_precision
         value = statistic()
-        interval = confidence_interval(
-            difference_of(statistic, in_use),
-            len(references),
-            num_resamples=num_resamples,
-            seed=seed,
-        )
+        values = resampled(statistic, size, num_resamples, seed)
+        interval = interval_of(values - base_values, value - base)
         rows.append(
             FormulaScore(name=name, box_map=value, difference=value - base, interval=interval)
         )

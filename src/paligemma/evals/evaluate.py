@@ -212,6 +212,34 @@ def evaluate(
     return evaluation
 
 
+def score_predictions(
+    predictions: Sequence[Prediction],
+    records: Sequence[Record],
+    metrics: Sequence[NamedMetric] = (),
+    *,
+    grouping: Grouping | None = None,
+    dont_care: Sequence[str] = DONT_CARE,
+    seed: int = 0,
+) -> tuple[Score, ...]:
+    """The scores of answers that are there already, without a model; metrics as for `evaluate`.
+
+    Raises DataError for a record without answer, or one whose objects stand in its suffix: reading
+    those takes the model's tokenizer.
+
+    >>> score_predictions(read_predictions(path), records)               # doctest: +SKIP
+    """
+    by_id = {one.record_id: one for one in predictions}
+    missing = [record.record_id for record in records if record.record_id not in by_id]
+    if missing or not records:
+        raise DataError(
+            f"{len(missing)} of {len(records)} records have no prediction"
+            + (f", the first is {missing[0]!r}. " if missing else ". ")
+            + "Give the records that were asked about."
+        )
+    aligned = [by_id[record.record_id] for record in records]
+    return _scores(_Examples(None, records, aligned, dont_care), metrics, grouping, seed)
+
+
 def with_prefix(
     record: Record,
     object_task: ObjectTask = "detect",
@@ -246,7 +274,7 @@ class _Examples:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Predictor | None,
         records: Sequence[Record],
         predictions: Sequence[Prediction],
         dont_care: Sequence[str],
@@ -339,6 +367,11 @@ class _Examples:
     def _objects_of_suffix(
         self, record: Record, size_wh: tuple[int, int], has_masks: bool
     ) -> tuple[KnownObject, ...]:
+        if self.predictor is None:
+            raise DataError(
+                f"The objects of the record {record.record_id!r} stand in its suffix, and only a "
+                "model's tokenizer reads those. Evaluate with the model."
+            )
         found, problems = objects_in_text(
             self.predictor, record.suffix, record.prefix, size_wh, has_masks=has_masks
         )
@@ -537,7 +570,7 @@ def _write_records(path: Path, examples: _Examples, scores: Sequence[Score]) -> 
                 "prefix": record.prefix,
                 "text": prediction.text,
                 "score": prediction.score,
-                "references": list(record.references or (record.suffix,)),
+                "references": list(record.references or filter(None, (record.suffix,))),
                 "metrics": own,
             }
             if prediction.task in OBJECT_TASKS:

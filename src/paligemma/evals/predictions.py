@@ -51,7 +51,7 @@ TaskName = Literal["caption", "answer", "ocr", "detect", "segment", "read_text",
 OBJECT_TASKS = ("detect", "segment", "read_text")
 
 _FORMAT = 1
-_CHUNK = 64  # records whose pictures are in memory at a time
+_CHUNK = 32  # records whose pictures are in memory at a time, and that a kill can lose
 _MAX_NEW_TOKENS: dict[str, int] = {
     "caption": 64,
     "answer": 48,

@@ -125,6 +125,24 @@ def shard(root: nn.Module, model: PaliGemma, *, bfloat16: bool) -> None:
     fully_shard(root, mesh=mesh, mp_policy=policy)
 
 
+@contextmanager
+def usable(root: nn.Module) -> Iterator[None]:
+    """Within, the methods of a cut model may be called without going through `root`.
+
+    What belongs to no block stands whole in every process; blocks gather themselves when called.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(root, FSDPModule):
+        yield
+        return
+    root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
+
+
 def whole_weights(module: nn.Module, world: World) -> dict[str, Tensor]:
     """All parameters in one piece on the first process's host memory; none on the others.
 

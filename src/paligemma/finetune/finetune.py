@@ -81,6 +81,8 @@ def finetune(
     )
     learner = Learner(model, config, BadExamples(out, len(examples), config, world))
     if world.size > 1:
+        if config.master_weights:
+            model.float()  # what is cut is the master copy
         shard(learner, model, bfloat16=config.master_weights)
     _set_up(model, dropout=config.llm_dropout, checkpointing=config.checkpoint_activations)
     try:
@@ -195,6 +197,11 @@ def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
     if method not in get_args(Method):
         raise OptionError(f"The method is {method!r}; it must be one of {get_args(Method)}.")
     if method != "marked":
+        if not all(isinstance(block, DecoderBlock) for block in model.decoder.blocks):
+            raise OptionError(
+                "The model's weights are packed for speed and cannot be trained. Load it with "
+                "fast=False."
+            )
         model.requires_grad_(True)
     if method == "frozen-encoder":
         freeze(model, ["vision_encoder.*"])

@@ -48,6 +48,7 @@ LATEST = "latest"
 BEST = "best"
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
+_FILE_BYTES = 2**30
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -98,13 +99,13 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             self.world.wait()
+            tensors = _tensors_of(trained, optimizer)
+            writer = HuggingFaceStorageWriter(
+                str(partial), fqn_to_index_mapping=_files_of(tensors), save_distributed=True
+            )
             with warnings.catch_warnings():  # of the intent to save in a single process
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                save_tensors(
-                    _tensors_of(trained, optimizer),
-                    storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
-                    no_dist=self.world.size == 1,
-                )
+                save_tensors(tensors, storage_writer=writer, no_dist=self.world.size == 1)
             if self.world.is_first:
                 _seal(partial, progress)
                 if final.exists():  # made before a damaged one was left behind
@@ -135,6 +136,11 @@ class Checkpoints:
                 found = self._newest(strict)
             except CheckpointError as error:
                 found = error
+            except OSError as error:
+                found = CheckpointError(
+                    f"The training states in {self.root} cannot be gone through: "
+                    f"{_first_line(error)}. Mend the folder's rights, or make space on its disk."
+                )
         found = self.world.from_first(found)
         if isinstance(found, CheckpointError):
             raise found
@@ -253,6 +259,15 @@ def _tensors_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str,
         kept = optimizer.state.get(parameter, {})
         tensors |= {f"{moment}/{name}": kept[moment] for moment in _MOMENTS if moment in kept}
     return tensors
+
+
+def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Which file, from 1, each tensor goes to: a file is put together in memory to be written."""
+    files, written = {}, 0
+    for name, tensor in tensors.items():
+        files[name] = 1 + written // _FILE_BYTES
+        written += tensor.numel() * tensor.element_size()
+    return files
 
 
 def _empty_moment(moment: str, parameter: Tensor) -> Tensor:

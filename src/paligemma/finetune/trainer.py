@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from paligemma.errors import CheckpointError, DataError, NumericalError, PaliGemmaError
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.distributed import World
+from paligemma.finetune.distributed import World, usable
 from paligemma.finetune.optim import Trained, build_optimizer, learning_rate_at
 from paligemma.finetune.state import Best, Checkpoints, Progress, write_whole
 
@@ -287,7 +287,7 @@ class _Run(Generic[Batch]):
         assert self.validate is not None
         training = {part: part.training for part in self.module.modules()}
         self.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), usable(self.module):
             metrics = dict(self.validate())
         for part, was_training in training.items():
             part.training = was_training
@@ -343,9 +343,16 @@ class _Log:
         self.world = world
 
     def write(self, record: Mapping[str, Any]) -> None:
-        if self.world.is_first:
+        if not self.world.is_first:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_without_nan(record)) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"The log {self.path} cannot be written: {error.strerror}. Free some space or mend "
+                "the folder's rights; the same command goes on from the last saved state."
+            ) from error
 
     def sync(self) -> None:
         """What stands in the log of a saved step must outlive the machine as the state does."""

@@ -22,6 +22,11 @@ class GrowingText:
         """Take in a token; True when the text has come to a stop string."""
         return self._add(self._detokenizer.push(token_id))
 
+    @property
+    def text(self) -> str:
+        """All of it so far, whether taken or not."""
+        return self._text
+
     def take(self) -> str:
         """What is new and certain."""
         held = max((self._overlap(stop) for stop in self._stop), default=0)

@@ -27,6 +27,7 @@ from paligemma.errors import PromptError, TokenizerError
 MAX_CHARACTERS = 16_384
 _MAX_MODEL_BYTES = 64 * 2**20
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"  # how SentencePiece writes a space
 
 LOC_PIECES = tuple(f"<loc{i:04d}>" for i in range(NUM_LOC_TOKENS))
 SEG_PIECES = tuple(f"<seg{i:03d}>" for i in range(NUM_SEG_TOKENS))
@@ -112,6 +113,20 @@ class Tokenizer:
             self._pieces.decode(list(run)) if is_known else _REPLACEMENT * len(list(run))
             for is_known, run in runs
         )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 that one token stands for: a whole text, or a piece of a character.
+
+        Those of all tokens joined are `detokenize` of them. Control tokens have none.
+        """
+        if not 0 <= token_id < self.vocab_size:
+            return _REPLACEMENT.encode()
+        if self._pieces.is_control(token_id):
+            return b""
+        piece: str = self._pieces.id_to_piece(token_id)
+        if self._pieces.is_byte(token_id):
+            return bytes([int(piece[3:-1], 16)])  # such as <0x0A>
+        return piece.replace(_SPACE, " ").encode()
 
     def is_loc(self, token_id: int) -> bool:
         """True for `<loc0000>` to `<loc1023>`."""

@@ -23,9 +23,9 @@ BITS: dict[FrozenFormat, float] = {"nf4": 4 + 16 / 64, "int8": 8 + 16 / 64}
 """Of a frozen weight, with its group's scale at 16 bits."""
 _PROCESS_BYTES = 450_000_000  # Python, torch, pictures and buffers
 _LOGITS_AT_ONCE = 512  # tokens whose logits stand in memory together, three times
-_EFFICIENCY = 0.45
-"""Of the rate of large products that training as a whole reaches; measured with mini and with two
-blocks of 3B shapes on processors."""
+_EFFICIENCY = 0.22
+"""Of the rate of large products that training as a whole reaches: measured on two cores with mini,
+for LoRA and for all weights. Expect to be off by a factor of two elsewhere."""
 _PROBE_SIDE, _PROBE_SECONDS = 1024, 0.4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -512,3 +513,36 @@ def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     path = shard(tmp_path / "d.tar", {"1.png": b"no picture", "1.json": b'{"objects": []}'})
     with pytest.raises(DataError, match=r"Sample '1' of .*unknown format"):
         open_data(path)
+
+
+# Whatever stands in a file
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """The same, with some of its parts lost or replaced by something of another kind."""
+    if rng.random() < 0.1:
+        return rng.choice([None, 3, -1, "x", [], {}, [1], True, 1e400, {"a": 1}])
+    if isinstance(value, dict):
+        return {k: mutated(v, rng) for k, v in value.items() if rng.random() > 0.03}
+    return [mutated(item, rng) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_json_gives_records_or_one_error(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    shapes = ([[5, 3, 15, 3, 15, 7]], {"size": [20, 40], "counts": [800]})
+    item = {"image_id": 1, "category_id": 1, "bbox": [5, 3, 10, 4]}
+    boxes = coco(tmp_path / "coco", [{**item, "segmentation": shape} for shape in shapes])
+    line = {"objects": [{"label": "dog", "box_xyxy": [1, 2, 3, 4], "polygons": shapes[0]}]}
+    lines = jsonl(tmp_path / "jsonl", [line])
+    whole = {path: json.loads(path.read_text()) for path in (boxes, lines)}
+    outcomes: list[list[Any] | None] = []
+    for path, content in list(whole.items()) * 100:
+        path.write_text(json.dumps(mutated(content, rng)))
+        try:
+            records = open_data(path)
+            outcomes.append([o.mask for record in records for o in record.objects or ()])
+        except DataError:
+            outcomes.append(None)
+    assert None in outcomes
+    assert any(outcomes)

@@ -134,6 +134,75 @@ def test_masks_are_scored_like_the_boxes_that_they_fill() -> None:
     assert statistic(np.ones(12, dtype=np.int64)) == pytest.approx(masks_result.value, abs=1e-9)
 
 
+def moved(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mask a few pixels on, with a bite taken out."""
+    down, right = (int(step) for step in rng.integers(-4, 5, 2))
+    shifted = np.roll(mask, (down, right), axis=(0, 1))
+    rows, columns = np.nonzero(shifted)
+    if len(rows):
+        place = int(rng.integers(len(rows)))
+        size = max(2, int(len(rows) ** 0.5 / 3))
+        shifted[rows[place] : rows[place] + size, columns[place] : columns[place] + size] = False
+    return shifted
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_masks_with_crowds_and_sizes_are_scored_as_pycocotools_does(shared_data: Path) -> None:
+    """COCO's own polygons and crowds of 40 pictures; guesses are the same masks, moved."""
+    pycocotools = pytest.importorskip("pycocotools.coco", reason="the oracle is not installed")
+    evaluator = pytest.importorskip("pycocotools.cocoeval")
+    path = shared_data / "metrics" / "coco" / "instances_val2014_100.json"
+    whole = json.loads(path.read_text())
+    images = sorted(whole["images"], key=lambda image: image["id"])[:40]
+    chosen = {image["id"] for image in images}
+    truth = pycocotools.COCO()
+    annotations = [a for a in whole["annotations"] if a["image_id"] in chosen]
+    truth.dataset = {**whole, "images": images, "annotations": annotations}
+    truth.createIndex()
+    names = {c["id"]: c["name"] for c in whole["categories"]}
+    rng = np.random.default_rng(0)
+    known, found, rows = [], [], []
+    for image in images:
+        things, guesses = [], []
+        for a in (a for a in annotations if a["image_id"] == image["id"]):
+            mask = truth.annToMask(a).astype(bool)
+            box, label = xyxy(a["bbox"]), names[a["category_id"]]
+            things.append(
+                KnownObject(
+                    label=label,
+                    box_xyxy=box,
+                    rle=mask_to_rle(mask),
+                    is_crowd=bool(a["iscrowd"]),
+                    area=a["area"],
+                )
+            )
+            for _ in range(int(rng.integers(0, 3))):
+                rle, score = mask_to_rle(moved(mask, rng)), float(rng.random())
+                guesses.append(FoundObject(label=label, box_xyxy=box, rle=rle, score=score))
+                rows.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": a["category_id"],
+                        "segmentation": {**rle, "counts": rle["counts"].encode()},
+                        "score": score,
+                    }
+                )
+        known.append(KnownPicture(size_wh=(image["width"], image["height"]), objects=(*things,)))
+        found.append(guesses)
+    assert sum(a["iscrowd"] for a in annotations) > 2
+    run = evaluator.COCOeval(truth, truth.loadRes(rows), "segm")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    metric = MeanAveragePrecision(kind="mask")
+    result = metric.score(found, known)
+    ours = [result.value, *list(result.details.values())[:11]]
+    assert ours == pytest.approx(run.stats.tolist(), abs=1e-9)
+    assert 0.2 < result.value < 0.9
+    every_one = np.ones(len(known), dtype=np.int64)
+    assert metric.statistic(found, known)(every_one) == pytest.approx(result.value, abs=1e-9)
+
+
 def one(label: str = "cat", score: float = 0.5) -> FoundObject:
     return FoundObject(label=label, box_xyxy=(0, 0, 10, 10), score=score)
 

@@ -60,7 +60,7 @@ def read(path: Path, options: ReadOptions) -> Source:
             "write JSON Lines of image, prefix and suffix."
         )
     picture, answer = pictures[0], answers[0] if answers else None
-    from datasets import Image  # type: ignore[import-untyped]
+    from datasets import Image
 
     table = table.cast_column(picture, Image(decode=False))
     rows = table.select_columns([name for name in table.features if name != picture])

@@ -84,7 +84,7 @@ def _yaml_file(path: Path) -> Path | None:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError as error:
         raise MissingExtraError("PyYAML", "data", "Reading a YOLO data.yaml") from error
     try:
@@ -112,7 +112,7 @@ def _pictures(places: Any, root: Any, file: Path) -> list[Path]:
     if not folder.is_dir():  # a path on the machine where the set was made
         folder = file.parent
     pictures: list[Path] = []
-    for place in [places] if isinstance(places, str) else places:
+    for place in places if isinstance(places, list) else [places]:
         path = folder / str(place)
         if not path.exists() and str(place).startswith("../"):
             path = folder / str(place)[3:]  # some exports count from a folder that is not there

@@ -312,10 +312,9 @@ def _run_coco(predictions: Found, references: Sequence[KnownPicture], kind: Kind
                     "id": len(found) + 1,
                     "image_id": picture,
                     "category_id": ids[item.label],
-                    "bbox": _xywh(item.box_xyxy),
                 }
-                if kind == "mask":
-                    row["segmentation"] = _shape(item, "mask")
+                # With a box beside the mask, the split by size would go by the box.
+                row["bbox" if kind == "box" else "segmentation"] = _shape(item, kind)
                 if isinstance(item, FoundObject):
                     row["score"] = item.score
                 else:

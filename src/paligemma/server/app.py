@@ -1,0 +1,156 @@
+"""The web application: routes inside, guards around them.
+
+    Edge -> HeaderLimits -> Authentication -> Hosts -> BodyLimits -> routes
+
+`create_app` joins parts made elsewhere and decides nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Scope
+
+from paligemma import __version__
+from paligemma.errors import PaliGemmaError
+from paligemma.server.batch_api import batch_routes
+from paligemma.server.errors import ApiError, ClientGoneError, error_response, to_api_error
+from paligemma.server.health import LIVE_PATH, health_routes
+from paligemma.server.images import Fetcher
+from paligemma.server.logs import log_error
+from paligemma.server.metrics import Metrics, metrics_routes
+from paligemma.server.middleware import Authentication, BodyLimits, Edge, HeaderLimits, Hosts
+from paligemma.server.native_api import BODIES, Desk, native_routes
+from paligemma.server.openai_api import OPENAI_BODIES, openai_routes
+from paligemma.server.schemas import Body
+from paligemma.server.service import Service
+from paligemma.server.settings import Settings
+
+PAGE_FOLDER = Path(__file__).parent / "page"
+
+_DESCRIPTION = (
+    "PaliGemma: captions, answers, text, boxes and masks from pictures. "
+    "Errors have the form of OpenAI's API."
+)
+
+
+def create_app(
+    service: Service,
+    settings: Settings | None = None,
+) -> ASGIApp:
+    """The application around a service, which the caller starts and ends."""
+    settings = settings or Settings()
+    desk = Desk(
+        service=service,
+        settings=settings,
+        fetcher=Fetcher(settings.image_domains, settings.limits),
+    )
+    metrics = Metrics(service)
+    app = FastAPI(
+        title="paligemma",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    for router in (
+        native_routes(desk),
+        batch_routes(desk),
+        openai_routes(desk),
+        health_routes(desk),
+        metrics_routes(metrics),
+    ):
+        app.include_router(router)
+    page = _page_routes(app)
+    app.add_exception_handler(PaliGemmaError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    schemas = [*BODIES.values(), *OPENAI_BODIES]
+    app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
+
+    live = [route for route in app.routes if getattr(route, "path", None) == LIVE_PATH]
+    guarded: ASGIApp = BodyLimits(app, settings.limits)
+    guarded = Hosts(guarded, settings, open_routes=live)
+    guarded = Authentication(guarded, settings.keys, open_routes=[*live, *page])
+    guarded = HeaderLimits(guarded, settings.limits)
+    return Edge(guarded, metrics.saw)
+
+
+class _Page(StaticFiles):
+    """The page's files, which browsers ask for anew each time: a new server brings a new page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        scope["route"] = self  # its files count as one
+        return await super().get_response(path, scope)
+
+    path = "/page"
+
+
+def _page_routes(app: FastAPI) -> list[BaseRoute]:
+    """`/` and `/page/...`: the same files for everybody, so no key is asked for them."""
+    if not PAGE_FOLDER.is_dir():
+        return []
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE_FOLDER / "index.html", headers={"cache-control": "no-cache"})
+
+    app.mount("/page", _Page(directory=PAGE_FOLDER))
+    return [
+        route
+        for route in app.routes
+        if getattr(route, "path", None) == "/"
+        or (isinstance(route, Mount) and route.path == "/page")
+    ]
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGoneError) or (isinstance(error, ApiError) and error.closes):
+        raise error
+    found = to_api_error(error)
+    request.state.error_code = found.code
+    if found.status >= 500 and found.code in ("internal_error", "numerical_error"):
+        log_error("request_failed", error, request_id=request.state.request_id)
+    return error_response(found)
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {404: "There is no such route.", 405: "This route does not know this method."}
+    message = words.get(error.status_code, "The request cannot be used.")
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    headers = {name: value for name, value in (error.headers or {}).items() if name == "Allow"}
+    return error_response(ApiError(error.status_code, code, message, headers=headers))
+
+
+def _openapi(app: FastAPI, bodies: Sequence[type[Body]]) -> dict[str, Any]:
+    """FastAPI's document, with the schemas of bodies that routes read by themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        _, found = models_json_schema(
+            [(body, "validation") for body in bodies],
+            ref_template="#/components/schemas/{model}",
+        )
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(found.get("$defs", {}))
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,240 @@
+"""Pictures as requests bring them: base64, data URLs, web addresses, multipart -> bytes of a file.
+
+Everything is bounded before it is decoded. Addresses go through the package's one fetcher, after
+a look at the list of domains. Whether the bytes are a picture is found out where they are decoded.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from paligemma.errors import ImageError
+from paligemma.processor.fetch import fetch_image_bytes
+from paligemma.server.errors import ApiError
+from paligemma.server.limits import Limits
+
+_DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp|gif|bmp);base64,")
+_MAX_URL_CHARACTERS = 2048
+_MAX_FETCHES = 4
+_MAX_PARTS = 2
+_MAX_PART_HEADERS = 8
+_MAX_PART_HEADER_BYTES = 2048
+
+
+def decode_base64(text: str, limits: Limits) -> bytes:
+    """The bytes of a base64 text or of a data URL of a picture.
+
+    Strict: the standard alphabet, right padding, no white space. The size is known from the
+    text's length, before anything is decoded. Raises ApiError.
+    """
+    if text[:5].lower() == "data:":
+        head = _DATA_URL.match(text)
+        if head is None:
+            raise _unreadable(
+                "A data URL must begin with data:image/TYPE;base64, where TYPE is jpeg, png, webp, "
+                "gif or bmp."
+            )
+        start = head.end()
+    else:
+        start = 0
+    if (len(text) - start) * 3 // 4 > limits.max_image_bytes + 2:
+        raise _too_large(limits)
+    try:
+        if (len(text) - start) % 4:  # strict mode lets one "=" too many pass
+            raise ValueError
+        data = binascii.a2b_base64(text[start:], strict_mode=True)
+    except ValueError:  # binascii.Error is one, and so is what text beyond ASCII gives
+        raise _unreadable(
+            "The picture is not base64: the standard alphabet with padding is expected, without "
+            "white space."
+        ) from None
+    return checked_size(data, limits)
+
+
+def checked_size(data: bytes, limits: Limits) -> bytes:
+    """The bytes themselves. Raises ApiError for none, and for too many."""
+    if not data:
+        raise _unreadable("The picture is empty: it has 0 bytes.")
+    if len(data) > limits.max_image_bytes:
+        raise _too_large(limits)
+    return data
+
+
+def is_allowed(host: str, domains: Sequence[str]) -> bool:
+    """True when a host name is on the list, or under a name that is there as "*.name".
+
+    >>> is_allowed("a.example.com", ["*.example.com"]), is_allowed("example.com.evil", ["*.com"])
+    (True, False)
+    """
+    host = host.lower()
+    for domain in domains:
+        if domain.startswith("*."):
+            if host.endswith(domain[1:].lower()) and len(host) > len(domain) - 1:
+                return True
+        elif host == domain.lower():
+            return True
+    return False
+
+
+class Fetcher:
+    """Fetches pictures from the domains that the operator named; from nowhere by default."""
+
+    def __init__(self, domains: Sequence[str], limits: Limits) -> None:
+        self._domains = tuple(domains)
+        self._limits = limits
+        self._slots = anyio.CapacityLimiter(_MAX_FETCHES)
+
+    async def fetch(self, url: str) -> bytes:
+        """The body behind an https address.
+
+        Raises ApiError. What failed out there is not said: the words would tell a stranger about
+        this machine's network.
+        """
+        if not self._domains:
+            raise _unreadable("This server fetches no pictures. Send the picture itself.")
+        try:
+            parts = urlsplit(url)
+            is_plain = len(url) <= _MAX_URL_CHARACTERS and parts.port in (None, 443)
+        except ValueError:
+            is_plain = False
+        if not is_plain or parts.scheme != "https" or "@" in parts.netloc:
+            raise _unreadable("A picture's address must be of the form https://NAME/PATH.")
+        if not is_allowed(parts.hostname or "", self._domains):
+            raise _unreadable("This server does not fetch pictures from there.")
+
+        def fetch() -> bytes:
+            return fetch_image_bytes(
+                url, max_bytes=self._limits.max_image_bytes, seconds=self._limits.fetch_seconds
+            )
+
+        try:
+            data = await anyio.to_thread.run_sync(
+                fetch, limiter=self._slots, abandon_on_cancel=True
+            )
+        except ImageError:
+            raise ApiError(
+                400,
+                "image_fetch_failed",
+                "The picture could not be fetched from its address. Send the picture itself.",
+                param="image",
+            ) from None
+        return checked_size(data, self._limits)
+
+
+@dataclass(kw_only=True)
+class Form:
+    """The two fields of a multipart request."""
+
+    image: bytes | None = None
+    request: bytes | None = None
+
+
+def read_form(body: bytes, content_type: str, limits: Limits) -> Form:
+    """Reads the file field `image` and the text field `request`. Raises ApiError."""
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
+        raise _bad_form("The content type of a form needs a boundary of 1 to 70 characters.")
+    parts = _Parts()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": parts.begin,
+                "on_header_field": parts.header_name,
+                "on_header_value": parts.header_value,
+                "on_header_end": parts.header_end,
+                "on_part_data": parts.data,
+                "on_end": parts.end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError:
+        raise _bad_form("The form cannot be read: its parts do not follow the boundary.") from None
+    if not parts.is_whole:
+        raise _bad_form("The form is cut short: its closing boundary is missing.")
+    form = Form()
+    for part in parts.found:
+        if part.name == "image" and form.image is None:
+            form.image = checked_size(bytes(part.data), limits)
+        elif part.name == "request" and form.request is None:
+            form.request = bytes(part.data)
+        else:
+            raise _bad_form("A form has one file field, image, and one text field, request.")
+    return form
+
+
+@dataclass(kw_only=True)
+class _Part:
+    name: str = ""
+    data: bytearray = field(default_factory=bytearray)
+    num_headers: int = 0
+    num_header_bytes: int = 0
+
+
+class _Parts:
+    """Takes in what the parser finds, as long as it stays within bounds."""
+
+    def __init__(self) -> None:
+        self.found: list[_Part] = []
+        self.is_whole = False
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+
+    def begin(self) -> None:
+        if len(self.found) == _MAX_PARTS:
+            raise _bad_form(f"A form has at most {_MAX_PARTS} parts.")
+        self.found.append(_Part())
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        self._header_name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        self._header_value += data[start:end]
+
+    def header_end(self) -> None:
+        part = self.found[-1]
+        part.num_headers += 1
+        if part.num_headers > _MAX_PART_HEADERS:
+            raise _bad_form("A part of the form has too many headers.")
+        if self._header_name.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self._header_value))
+            part.name = options.get(b"name", b"").decode("latin-1")
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self.found[-1].data += data[start:end]
+
+    def end(self) -> None:
+        self.is_whole = True
+
+    def _count(self, num_bytes: int) -> None:
+        part = self.found[-1]
+        part.num_header_bytes += num_bytes
+        if part.num_header_bytes > _MAX_PART_HEADER_BYTES:
+            raise _bad_form("A part of the form has too large headers.")
+
+
+def _unreadable(message: str) -> ApiError:
+    return ApiError(400, "invalid_image", message, param="image")
+
+
+def _too_large(limits: Limits) -> ApiError:
+    return _unreadable(f"The picture is larger than {limits.max_image_bytes} bytes.")
+
+
+def _bad_form(message: str) -> ApiError:
+    return ApiError(400, "invalid_form", message)

@@ -1,0 +1,102 @@
+"""Log lines as JSON objects: sizes, times, codes and ids, never what people sent or got.
+
+An exception is written as its class and where it was raised: messages may quote a prompt or a
+path. Other libraries' lines come without their words for the same reason, but for uvicorn's.
+Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import traceback
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+_OWN = "paligemma.server"
+_TRUSTED_WORDS = {_OWN, "uvicorn.error"}
+_MAX_CHARACTERS = 200
+
+logger = logging.getLogger(_OWN)
+
+
+def log(event: str, *, level: int = logging.INFO, **fields: object) -> None:
+    """One line with these fields; None is left out.
+
+    >>> log("request", status=200, ms=12.5)                    # doctest: +SKIP
+    {"time": "2026-01-01T00:00:00.000Z", "level": "info", "event": "request", "status": 200, ...}
+    """
+    logger.log(level, event, extra={"fields": fields})
+
+
+def log_error(event: str, error: BaseException, **fields: object) -> None:
+    """One line about an exception that nobody foresaw."""
+    log(event, level=logging.ERROR, **fields, **describe(error))
+
+
+def describe(error: BaseException) -> dict[str, object]:
+    """The class of an exception and the places it came through, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return {
+        "error": type(error).__name__,
+        "where": [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames],
+    }
+
+
+def set_up_logs() -> None:
+    """Sends every line of this process to stderr in this form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(
+        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+    )
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of ASCII JSON: control characters are escaped, long texts are cut."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, object] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+        }
+        if record.name in _TRUSTED_WORDS:
+            line["event"] = record.getMessage()
+            fields = getattr(record, "fields", {})
+            line |= {name: value for name, value in fields.items() if value is not None}
+        else:
+            where = f"{_short(record.pathname)}:{record.lineno}"
+            line |= {"event": "library", "logger": record.name, "at": where}
+        if record.exc_info and record.exc_info[1] is not None:
+            line |= describe(record.exc_info[1])
+        return json.dumps({name: _cut(value) for name, value in line.items()}, allow_nan=False)
+
+
+def _cut(value: object) -> Any:
+    if isinstance(value, bool | int | list):
+        return value
+    if isinstance(value, float):
+        return round(value, 3)
+    text = str(value)
+    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "..."
+
+
+def _short(path: str) -> str:
+    """The last two parts of a path: enough to find the line, nothing about the machine."""
+    return "/".join(path.replace("\\", "/").split("/")[-2:])
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    log_error("uncaught", error.with_traceback(trace))

@@ -1,0 +1,317 @@
+// One model's answer: waiting, streaming, whole, stopped or failed, beside its picture.
+// Knows results and how to show them; knows no server.
+
+import { toCoco, toCurl, toJson, toPython } from "./copies.js";
+import { element, toast } from "./dom.js";
+import { colorOf, css, Overlay } from "./overlay.js";
+
+const SCORE_HINT =
+  "How sure the model was. Compare scores with each other, not with 1: a sure model still " +
+  "spreads its belief over neighboring places.";
+
+export class AnswerView {
+  /** `remedy(view, name)` is called when the person picks what is offered after an error. */
+  constructor(stage, section, remedy) {
+    this.stage = stage;
+    this.section = section;
+    this.remedy = remedy;
+    this.invitation = element(
+      "p",
+      { class: "invitation" },
+      element("img", { src: "page/icon.svg", alt: "", width: 52, height: 52 }),
+      element("strong", {}, "Drop a picture here"),
+      " or paste one, choose a file, or take one of the samples.",
+    );
+    this.modelName = element("p", { class: "model-name", hidden: true });
+    this.stage.append(this.modelName, this.invitation);
+    this.overlay = new Overlay(this.stage, (object) => this.light(object));
+    this.overlay.pane.hidden = true;
+    this.heading = element("h2", {}, "Answer");
+    this.state = element("p", { class: "state", role: "status" });
+    this.body = element("div", { class: "answer-body" });
+    this.section.append(
+      element("div", { class: "answer-head" }, this.heading, this.state),
+      this.body,
+    );
+    this.clear();
+  }
+
+  showPicture(picture) {
+    this.invitation.hidden = true;
+    this.overlay.pane.hidden = false;
+    this.overlay.show(picture);
+    this.clear();
+  }
+
+  /** Names the model on picture and answer, where there are two of them. */
+  nameModel(model) {
+    this.modelName.textContent = model;
+    this.modelName.hidden = model === "";
+    this.heading.textContent = model ? `Answer of ${model}` : "Answer";
+  }
+
+  clear() {
+    this.asked = null;
+    this.outcome = null;
+    this.overlay.clear();
+    this.setState("idle", "");
+    const hint = "The answer appears here, word by word, or box by box.";
+    this.body.replaceChildren(element("p", { class: "hint" }, hint));
+  }
+
+  setState(name, words) {
+    this.section.dataset.state = name;
+    this.stage.dataset.state = name;
+    this.state.textContent = words;
+  }
+
+  /** `asked`: {route, fields, model, base, picture, address, withKey}. */
+  begin(asked) {
+    this.asked = asked;
+    this.outcome = null;
+    this.overlay.clear();
+    this.setState("waiting", "Looking at the picture …");
+    this.text = "";
+    this.objects = [];
+    this.hidden = new Set();
+    this.least = 0;
+    this.rows = new Map();
+    // Not a live region: a screen reader gets the whole answer at the end, not every piece of it.
+    this.stream = element("p", { class: "stream", dir: "auto" });
+    this.list = element("ul", { class: "objects" });
+    this.body.replaceChildren(this.givesObjects() ? this.list : this.stream);
+    this.stage.classList.toggle("sticks", this.givesObjects());
+  }
+
+  /** On a narrow page the answer is below; boxes are looked at beside their picture. */
+  comeIntoView() {
+    if (matchMedia("(max-width: 899px)").matches) this.section.scrollIntoView({ block: "start" });
+  }
+
+  givesObjects() {
+    return this.asked.route === "detect" || this.asked.route === "segment";
+  }
+
+  addToken(text) {
+    this.text += text;
+    if (!this.givesObjects()) this.stream.textContent = this.text;
+    this.setState("streaming", "Answering …");
+  }
+
+  addObject(object) {
+    if (!isObject(object)) return;
+    this.objects.push(object);
+    this.list.append(this.row(object));
+    this.overlay.set(this.objects, this.labels());
+    const count = this.objects.length;
+    this.setState("streaming", count === 1 ? "One found so far …" : `${count} found so far …`);
+  }
+
+  /** What was asked for, in order, then what else the model named. */
+  labels() {
+    return [...new Set([...(this.asked.fields.phrases ?? []), ...this.objects.map((o) => o.label)])];
+  }
+
+  /** `outcome`: {result, usage, model, seconds} as `api.answer` gives it. */
+  finish(outcome) {
+    this.outcome = outcome;
+    const { result } = outcome;
+    if (this.givesObjects()) this.finishObjects(result);
+    else this.finishText(result);
+    this.body.append(this.measures(outcome), this.copyButtons());
+    this.setState("done", this.summary());
+  }
+
+  finishText(result) {
+    this.text = String(result.text ?? "");
+    const shown = this.text || "(nothing: the model ended at once)";
+    const kind = this.text ? "stream" : "stream nothing";
+    const attributes = { class: kind, dir: "auto" };
+    if (this.asked.fields.lang) attributes.lang = this.asked.fields.lang;
+    this.body.replaceChildren(element("p", attributes, shown));
+  }
+
+  finishObjects(result) {
+    this.objects = (result.objects ?? []).filter(isObject);
+    this.rows.clear();
+    this.list.replaceChildren(...this.objects.map((object) => this.row(object)));
+    this.none = element("p", { class: "hint", hidden: true });
+    this.body.replaceChildren(this.filters(), this.list, this.none);
+    const add = (words) => this.body.append(element("p", { class: "hint" }, words));
+    if (result.missing?.length) add(`Not found: ${result.missing.join(", ")}`);
+    for (const problem of result.problems ?? []) add(`Left out, ${problem.kind}: ${problem.detail}`);
+    const raw = element("pre", { tabindex: 0, "aria-label": "What the model wrote" }, result.text ?? "");
+    this.body.append(
+      element("details", {}, element("summary", {}, "What the model wrote"), raw),
+    );
+    this.filter();
+  }
+
+  row(object) {
+    const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
+    swatch.style.backgroundColor = css(colorOf(object.label, this.labels()));
+    const box = object.box_xyxy.map(Math.round);
+    const place = `${box[0]}, ${box[1]} to ${box[2]}, ${box[3]}`;
+    const button = element(
+      "button",
+      { type: "button", class: "object", title: SCORE_HINT },
+      swatch,
+      element("span", { class: "object-label", dir: "auto" }, object.label || "(no name)"),
+      element("span", { class: "object-place" }, place),
+      element("span", { class: "object-score" }, object.score.toFixed(2)),
+    );
+    const light = () => this.light(object);
+    const dim = () => this.light(null);
+    button.addEventListener("pointerenter", light);
+    button.addEventListener("pointerleave", dim);
+    button.addEventListener("focus", light);
+    button.addEventListener("blur", dim);
+    const row = element("li", {}, button);
+    this.rows.set(object, row);
+    return row;
+  }
+
+  light(object) {
+    for (const [other, row] of this.rows) row.classList.toggle("lit", other === object);
+    this.overlay.light(object);
+  }
+
+  filters() {
+    const place = element("div", { class: "filters" });
+    if (!this.objects.length) return place;
+    // Scores of places are small numbers: the slider ends where the best object does.
+    const best = Math.max(...this.objects.map((object) => object.score));
+    const most = Math.min(1, Math.ceil(best * 100) / 100);
+    const id = `threshold-${this.section.id}`;
+    const value = element("output", { for: id }, "0.00");
+    const slider = element("input", { id, type: "range", min: 0, max: most, step: 0.01, value: 0 });
+    slider.addEventListener("input", () => {
+      this.least = Number(slider.value);
+      value.textContent = this.least.toFixed(2);
+      this.filter();
+      this.state.textContent = this.summary();
+    });
+    place.append(
+      element("div", { class: "threshold" }, element("label", { for: id }, "Lowest score"), slider, value),
+    );
+    const group = element("div", { class: "toggles", role: "group", "aria-label": "Labels shown" });
+    const labels = this.labels().filter((label) => this.objects.some((o) => o.label === label));
+    for (const label of labels) {
+      const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
+      swatch.style.backgroundColor = css(colorOf(label, this.labels()));
+      const count = this.objects.filter((object) => object.label === label).length;
+      const toggle = element(
+        "button",
+        { type: "button", class: "toggle", "aria-pressed": "true" },
+        swatch,
+        element("span", { dir: "auto" }, label || "(no name)"),
+        element("span", { class: "count" }, String(count)),
+      );
+      toggle.addEventListener("click", () => {
+        const shown = this.hidden.has(label);
+        if (shown) this.hidden.delete(label);
+        else this.hidden.add(label);
+        toggle.setAttribute("aria-pressed", String(shown));
+        this.filter();
+        this.state.textContent = this.summary();
+      });
+      group.append(toggle);
+    }
+    place.append(group);
+    return place;
+  }
+
+  /** The objects that threshold and toggles leave. */
+  seen() {
+    return this.objects.filter((o) => o.score >= this.least && !this.hidden.has(o.label));
+  }
+
+  filter() {
+    const seen = new Set(this.seen());
+    for (const [object, row] of this.rows) row.hidden = !seen.has(object);
+    this.none.hidden = seen.size > 0;
+    this.none.textContent = this.objects.length
+      ? "Nothing reaches this score, or its label is switched off."
+      : "The model found nothing of this kind.";
+    this.overlay.set([...seen], this.labels());
+  }
+
+  summary() {
+    if (!this.givesObjects()) return "Done.";
+    const found = this.objects.length;
+    const seen = this.seen().length;
+    const words = found === 1 ? "1 found" : `${found} found`;
+    return seen === found ? `${words}.` : `${words}, ${seen} shown.`;
+  }
+
+  measures({ result, usage, seconds }) {
+    const words = [];
+    if (typeof result.score === "number") words.push(`score ${result.score.toFixed(2)}`);
+    words.push(seconds < 0.95 ? `${Math.ceil(seconds * 100) * 10} ms` : `${seconds.toFixed(1)} s`);
+    if (usage?.completion_tokens !== undefined) words.push(`${usage.completion_tokens} tokens written`);
+    if (result.stop_reason === "length") words.push("cut at the longest answer allowed");
+    return element("p", { class: "measures", title: SCORE_HINT }, words.join(" · "));
+  }
+
+  copyButtons() {
+    const { route, fields, model, base, picture, address, withKey } = this.asked;
+    const { result } = this.outcome;
+    const forms = [["JSON", () => toJson(result, this.givesObjects() ? this.seen() : null)]];
+    if (this.givesObjects()) {
+      forms.push(["COCO", () => toCoco(result, this.seen(), picture.name)]);
+    }
+    forms.push(["Python", () => toPython(route, fields, picture.name, model, base)]);
+    forms.push(["curl", () => toCurl(address, route, { ...fields, model }, picture.name, withKey)]);
+    const buttons = forms.map(([name, text]) =>
+      element(
+        "button",
+        { type: "button", class: "quiet", "aria-label": `Copy as ${name}`, onclick: () => copy(text(), name) },
+        name,
+      ),
+    );
+    return element("div", { class: "copies" }, element("span", { class: "hint" }, "Copy as"), ...buttons);
+  }
+
+  /** `failure`: {title, detail, remedy}, and what had come stays on screen. */
+  fail(failure, id = "") {
+    this.setState("failed", "");
+    const names = { retry: "Try again", key: "Enter a key", shrink: "Use a smaller copy" };
+    const children = [element("h3", {}, failure.title)];
+    if (failure.detail) children.push(element("p", {}, failure.detail));
+    if (id) children.push(element("p", { class: "request-id" }, `Request ${id}`));
+    if (failure.remedy) {
+      const act = () => this.remedy(failure.remedy);
+      children.push(element("button", { type: "button", onclick: act }, names[failure.remedy]));
+    }
+    this.body.querySelector(".problem")?.remove();
+    this.body.prepend(element("div", { class: "problem", role: "alert" }, ...children));
+  }
+}
+
+/** What the page can draw: everything else is left out, whoever sent it. */
+function isObject(object) {
+  const box = object?.box_normalized_xyxy;
+  return (
+    typeof object?.label === "string" && typeof object.score === "number" &&
+    Array.isArray(object.box_xyxy) && Array.isArray(box) && box.length === 4 &&
+    [...box, ...object.box_xyxy].every(Number.isFinite)
+  );
+}
+
+async function copy(text, name) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Pages that did not come over https or from this machine have no clipboard: the old way.
+    const area = element("textarea", { "aria-hidden": "true", class: "offscreen" });
+    area.value = text;
+    document.body.append(area);
+    const focused = document.activeElement;
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+    if (!copied) return toast("This browser does not let the page copy.");
+  }
+  return toast(`Copied as ${name}.`);
+}

@@ -1,0 +1,114 @@
+// Talks to the server: which models it has, what it takes, and one streamed answer.
+// Knows the addresses and the form of requests and events; knows nothing of what is on screen.
+
+import { events } from "./sse.js";
+
+/** Why there is no (whole) answer: an HTTP status, or kind "unreachable", "cut" or "stopped". */
+export class AnswerError extends Error {
+  constructor(kind, message = "", { status = 0, retryAfter = null, id = "" } = {}) {
+    super(message);
+    this.kind = kind;
+    this.status = status;
+    this.retryAfter = retryAfter; // seconds that the server asks to wait, or null
+    this.id = id; // by which the server's log names the request
+  }
+}
+
+let key = "";
+
+/** The key that goes with every further request; "" for none. Kept here and nowhere else. */
+export function useKey(text) {
+  key = text;
+}
+
+export function hasKey() {
+  return key !== "";
+}
+
+async function request(path, options = {}) {
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw new AnswerError("stopped");
+    throw new AnswerError("unreachable");
+  }
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+async function refusal(response) {
+  let message = "";
+  try {
+    const body = await response.json();
+    message = typeof body?.error?.message === "string" ? body.error.message : "";
+  } catch {
+    // A proxy's page or nothing at all: the status says enough.
+  }
+  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  return new AnswerError("refused", message, {
+    status: response.status,
+    retryAfter: Number.isFinite(seconds) ? Math.max(0, seconds) : null,
+    id: response.headers.get("x-request-id") ?? "",
+  });
+}
+
+/** The models as the server lists them: [{id, ...}], the base model first. */
+export async function models() {
+  const body = await (await request("v1/models")).json();
+  const data = Array.isArray(body?.data) ? body.data : [];
+  return data.filter((model) => typeof model?.id === "string");
+}
+
+export async function limits() {
+  return (await request("v1/limits")).json();
+}
+
+/**
+ * One answer, streamed.
+ *
+ * `route` is "caption", "ask", ...; `picture` a {blob, name}; `fields` the rest of the request.
+ * `on.token(text)` and `on.object(object)` are called as they come. Gives {result, usage, model};
+ * throws AnswerError.
+ */
+export async function answer(route, picture, fields, on, signal) {
+  const form = new FormData();
+  form.append("request", JSON.stringify({ ...fields, stream: true }));
+  form.append("image", picture.blob, picture.name);
+  const response = await request(`v1/${route}`, { method: "POST", body: form, signal });
+  const id = response.headers.get("x-request-id") ?? "";
+  let whole = null;
+  try {
+    for await (const { event, data } of events(response.body)) {
+      if (data === "[DONE]") {
+        if (whole) return whole;
+        break;
+      }
+      const body = JSON.parse(data);
+      if (event === "token") on.token(String(body.text ?? ""));
+      else if (event === "object") on.object(body);
+      else if (event === "result") whole = readWhole(body);
+      else if (event === "error") {
+        const { message = "", code = "" } = body.error ?? {};
+        throw new AnswerError("failed", String(message), { id, status: statusOf(code) });
+      }
+    }
+  } catch (error) {
+    if (error instanceof AnswerError) throw error;
+    if (signal.aborted) throw new AnswerError("stopped");
+    throw new AnswerError("cut", "", { id });
+  }
+  throw new AnswerError(signal.aborted ? "stopped" : "cut", "", { id });
+}
+
+function readWhole(body) {
+  const { result = null, usage = null, model = null, ...rest } = body;
+  return { result: result ?? rest, usage, model };
+}
+
+/** Codes in the middle of a stream may be numbers of HTTP. */
+function statusOf(code) {
+  const status = Number(code);
+  return Number.isInteger(status) ? status : 0;
+}

@@ -1,0 +1,79 @@
+// An answer in the forms that people carry elsewhere: JSON, COCO, Python and curl.
+// Knows results and quoting; knows no elements.
+
+import { area } from "./masks.js";
+
+/** The result as the server gave it, with the objects that are seen. */
+export function toJson(result, objects) {
+  return JSON.stringify(objects ? { ...result, objects } : result, null, 2);
+}
+
+/** A COCO dataset of this picture, in the form of paligemma's `to_coco()`. */
+export function toCoco(result, objects, name) {
+  const names = [...new Set([...result.phrases, ...objects.map((object) => object.label)])];
+  const [width, height] = result.size_wh;
+  const annotations = objects.map((object, index) => {
+    const [x1, y1, x2, y2] = object.box_xyxy;
+    const annotation = {
+      id: index + 1,
+      image_id: 1,
+      category_id: names.indexOf(object.label) + 1,
+      bbox: [x1, y1, x2 - x1, y2 - y1],
+      area: (x2 - x1) * (y2 - y1),
+      iscrowd: 0,
+      score: object.score,
+    };
+    if (object.mask) Object.assign(annotation, { area: area(object.mask), segmentation: object.mask });
+    return annotation;
+  });
+  const images = [{ id: 1, file_name: name, width, height }];
+  const categories = names.map((label, index) => ({ id: index + 1, name: label }));
+  return JSON.stringify({ images, annotations, categories }, null, 2);
+}
+
+/** The same question in Python. `base` is the server's base model, `model` the one that answered. */
+export function toPython(route, fields, name, model, base) {
+  const text = JSON.stringify; // a JSON string is a Python string
+  const adapter = model === base ? "" : `, adapter=${text(`FOLDER OF ${model}`)}`;
+  const image = text(fileName(name));
+  const calls = {
+    caption: () => `caption(${image}, ${text(fields.lang)})`,
+    ask: () => `ask(${image}, ${text(fields.question)}${fields.lang ? `, ${text(fields.lang)}` : ""})`,
+    ocr: () => `ocr(${image})`,
+    detect: () => `detect(${image}, ${phrases(fields)})`,
+    segment: () => `segment(${image}, ${phrases(fields)})`,
+    generate: () => `generate(${image}, ${text(fields.prompt)})`,
+  };
+  const phrases = ({ phrases: list }) => `[${list.map((phrase) => text(phrase)).join(", ")}]`;
+  return [
+    "import paligemma",
+    "",
+    `model = paligemma.load(${text(base)}${adapter})`,
+    `result = model.${calls[route]()}`,
+    "print(result)",
+    "",
+  ].join("\n");
+}
+
+/** The same request with curl. A key is named, never written out. */
+export function toCurl(address, route, fields, name, withKey) {
+  // Inside the double quotes that curl's -F reads, backslash and quote are escaped.
+  const file = fileName(name).replace(/["\\]/g, "\\$&");
+  return [
+    `curl ${shell(`${address}v1/${route}`)}`,
+    ...(withKey ? ['-H "Authorization: Bearer $PALIGEMMA_API_KEY"'] : []),
+    `-F ${shell(`image=@"${file}"`)}`,
+    // Taken literally, where -F would give ";" and "@" a meaning.
+    `--form-string ${shell(`request=${JSON.stringify(fields)}`)}`,
+  ].join(" \\\n  ");
+}
+
+/** One word for a POSIX shell, whatever is in it. */
+function shell(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+/** The name without what could deceive in a terminal: control characters and changed direction. */
+function fileName(name) {
+  return name.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, "_");
+}

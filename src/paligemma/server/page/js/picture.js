@@ -1,0 +1,161 @@
+// Where pictures come from: drop, paste, file, camera, samples. Knows files and the page's
+// elements for them; knows no models and no answers.
+
+import { byId, element } from "./dom.js";
+import { fileProblem } from "./words.js";
+
+const SMALLER_SIDE = 1600;
+
+// Drawn in the world of the model in the package, so that it has something to say about each.
+export const SAMPLES = [
+  {
+    file: "pandas.jpg",
+    about: "two pandas and the word COFFEE before branches",
+    phrases: "panda",
+    question: "how many pandas are there?",
+  },
+  {
+    file: "boat-and-frog.jpg",
+    about: "a boat, a frog and the word ALARM in a meadow",
+    phrases: "boat ; frog",
+    question: "where is the frog?",
+  },
+  {
+    file: "strawberries.jpg",
+    about: "three strawberries and the word GLASS on yellow",
+    phrases: "strawberry",
+    question: "how many strawberries are there?",
+  },
+  {
+    file: "crowns-and-drum.jpg",
+    about: "two crowns, a drum and the word ART at the sea",
+    phrases: "crown ; drum",
+    question: "what is written?",
+  },
+  {
+    file: "bees-and-hamburger.jpg",
+    about: "two bees and a hamburger among leaves",
+    phrases: "bee ; hamburger",
+    question: "how many bees are there?",
+  },
+  {
+    file: "owls.jpg",
+    about: "two owls at the sea",
+    phrases: "owl",
+    question: "is there an owl?",
+  },
+  {
+    file: "pigs.jpg",
+    about: "three pigs, an elephant and a hamburger on violet",
+    phrases: "pig",
+    question: "what is in the picture?",
+  },
+];
+
+/** {blob, name, url, width, height, about} of a file; throws an Error in words. */
+export async function openPicture(blob, name, about = name) {
+  const url = URL.createObjectURL(blob);
+  const image = new Image();
+  image.src = url;
+  try {
+    await image.decode();
+  } catch {
+    URL.revokeObjectURL(url);
+    throw new Error(`“${name}” is broken, or is not the picture that its name says.`);
+  }
+  return { blob, name, url, about, width: image.naturalWidth, height: image.naturalHeight };
+}
+
+/** A copy that any server takes: JPEG, no side longer than 1600 pixels. */
+export async function smaller(picture) {
+  const image = new Image();
+  image.src = picture.url;
+  await image.decode();
+  const scale = Math.min(1, SMALLER_SIDE / Math.max(picture.width, picture.height));
+  const canvas = element("canvas");
+  canvas.width = Math.max(1, Math.round(picture.width * scale));
+  canvas.height = Math.max(1, Math.round(picture.height * scale));
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff"; // JPEG knows no transparency; the server lays pictures on white too
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9));
+  if (!blob) throw new Error("This browser could not make the picture smaller.");
+  const name = `${picture.name.replace(/\.[^.]*$/, "")}-small.jpg`;
+  return openPicture(blob, name, picture.about);
+}
+
+/**
+ * Connects every way a picture can come in.
+ *
+ * `onPicture(picture, sample | null)` hears of each one, `onProblem(text)` of what is none.
+ */
+export function listen(onPicture, onProblem) {
+  let latest = 0;
+  const take = async (load, sample = null) => {
+    const turn = (latest += 1);
+    try {
+      const picture = await load();
+      if (turn === latest) onPicture(picture, sample);
+    } catch (error) {
+      if (turn === latest) onProblem(error.message);
+    }
+  };
+  const takeFile = (file) => {
+    const problem = fileProblem(file);
+    if (problem) {
+      latest += 1;
+      onProblem(problem);
+    } else take(() => openPicture(file, file.name || "pasted.png"));
+  };
+
+  for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
+    byId(button).addEventListener("click", () => byId(input).click());
+    byId(input).addEventListener("change", () => {
+      if (byId(input).files.length) takeFile(byId(input).files[0]);
+      byId(input).value = ""; // the same file again is a choice again
+    });
+  }
+
+  document.addEventListener("paste", (event) => {
+    const file = event.clipboardData?.files[0];
+    if (!file) return; // text, for the field that has the focus
+    event.preventDefault();
+    takeFile(file);
+  });
+
+  let inside = 0;
+  const mark = () => document.body.classList.toggle("dropping", inside > 0);
+  const holdsFile = (event) => event.dataTransfer?.types.includes("Files");
+  addEventListener("dragenter", (event) => {
+    if (!holdsFile(event)) return;
+    inside += 1;
+    mark();
+  });
+  addEventListener("dragleave", (event) => {
+    if (!holdsFile(event)) return;
+    inside = Math.max(0, inside - 1);
+    mark();
+  });
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault(); // else the browser leaves the page and opens the file
+    inside = 0;
+    mark();
+    const file = event.dataTransfer?.files[0];
+    if (file) takeFile(file);
+    else onProblem("That was no file. Save the picture first, then drop the file here.");
+  });
+
+  for (const sample of SAMPLES) {
+    const address = `page/samples/${sample.file}`;
+    const pick = () =>
+      take(async () => {
+        const response = await fetch(address).catch(() => null);
+        if (!response?.ok) throw new Error("The server cannot be reached for the sample picture.");
+        return openPicture(await response.blob(), sample.file, sample.about);
+      }, sample);
+    const image = element("img", { src: address, alt: sample.about, width: 72, height: 72 });
+    byId("samples").append(element("li", {}, element("button", { type: "button", onclick: pick }, image)));
+  }
+}

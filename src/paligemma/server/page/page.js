@@ -1,0 +1,398 @@
+// The page: joins picture, question, models, answers and history. Knows every part and does none
+// of their work.
+
+import { AnswerView } from "./js/answer.js";
+import * as api from "./js/api.js";
+import { byId, element, toast } from "./js/dom.js";
+import { History } from "./js/history.js";
+import { listen, smaller } from "./js/picture.js";
+import { LANGUAGES, TASKS, taskOf } from "./js/tasks.js";
+import { explain, sizeProblem } from "./js/words.js";
+
+const POLL_MILLISECONDS = 3000;
+const THEMES = ["auto", "light", "dark"];
+
+let picture = null;
+let models = [];
+let limits = null;
+let afterKey = null; // what to do again once a key was typed in
+
+const views = [0, 1].map((number) => {
+  const view = new AnswerView(byId(`stage-${number}`), byId(`answer-${number}`), (name) =>
+    remedy(view, name),
+  );
+  view.abort = null; // an AbortController while the view waits for its answer
+  return view;
+});
+const history = new History(restore);
+
+// What is asked
+
+function route() {
+  return document.querySelector("input[name=task]:checked").value;
+}
+
+function chooseTask(name) {
+  const task = taskOf(name);
+  document.querySelector(`input[name=task][value=${name}]`).checked = true;
+  for (const field of document.querySelectorAll(".field")) {
+    field.hidden = !field.dataset.for.split(" ").includes(name);
+  }
+  byId("task-hint").textContent = task.hint;
+  byId("run").textContent = task.run;
+  // A caption is always in some language; a question may leave it to the model.
+  const none = byId("language").options[0];
+  none.hidden = none.disabled = name === "caption";
+  if (name === "caption" && byId("language").value === "") byId("language").value = "en";
+}
+
+function formValues() {
+  const ids = ["question", "phrases", "prompt", "language"];
+  return Object.fromEntries(ids.map((id) => [id, byId(id).value]));
+}
+
+function buildControls() {
+  for (const task of TASKS) {
+    const id = `task-${task.route}`;
+    const radio = element("input", { type: "radio", name: "task", id, value: task.route });
+    radio.addEventListener("change", () => chooseTask(task.route));
+    byId("tasks").append(element("div", { class: "task" }, radio, element("label", { for: id }, task.name)));
+  }
+  const names = new Intl.DisplayNames(["en"], { type: "language" });
+  const languages = LANGUAGES.map((code) => [code, names.of(code)]);
+  languages.sort((one, other) => one[1].localeCompare(other[1]));
+  byId("language").append(
+    element("option", { value: "" }, "not named"),
+    ...languages.map(([code, name]) => element("option", { value: code }, name)),
+  );
+  byId("language").value = "en";
+  chooseTask("caption");
+}
+
+// The picture
+
+function setPicture(chosen, sample = null) {
+  stop();
+  picture = chosen;
+  for (const view of views) view.showPicture(chosen);
+  byId("picture-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
+  byId("choose").textContent = "Another file";
+  byId("samples-heading").textContent = "Samples";
+  sayProblem(null);
+  if (sample) {
+    byId("phrases").value = sample.phrases;
+    byId("question").value = sample.question;
+  }
+  const problem = sizeProblem(chosen, limits);
+  if (problem) sayProblem(problem, true);
+}
+
+function sayProblem(text, canShrink = false) {
+  const place = byId("picture-problem");
+  place.hidden = text === null;
+  place.replaceChildren(element("p", {}, text ?? ""));
+  if (canShrink) {
+    const shrink = () => useSmaller();
+    place.append(element("button", { type: "button", onclick: shrink }, "Use a smaller copy"));
+  }
+}
+
+async function useSmaller() {
+  try {
+    setPicture(await smaller(picture));
+    return true;
+  } catch (error) {
+    sayProblem(error.message);
+    return false;
+  }
+}
+
+// Asking
+
+function run() {
+  if (isBusy()) return; // a double click asks once
+  const task = taskOf(route());
+  if (!picture) {
+    sayProblem("Choose a picture first: your own, or one of the samples.");
+    byId("choose").focus();
+    return;
+  }
+  if (task.needs && !formValues()[task.needs[0]].trim(" ;")) {
+    toast(task.needs[1]);
+    byId(task.needs[0]).focus();
+    return;
+  }
+  const problem = sizeProblem(picture, limits);
+  if (problem) {
+    sayProblem(problem, true);
+    byId("picture-problem").scrollIntoView({ block: "nearest" });
+    return;
+  }
+  const fields = task.fields(formValues());
+  const base = models[0]?.id ?? "mini";
+  const names = [byId("model").value || base, ...(isBeside() ? [byId("beside").value] : [])];
+  const address = new URL(".", document.baseURI).href;
+  const withKey = api.hasKey();
+  ask(
+    names.map((model, number) => [
+      views[number],
+      { route: task.route, fields, model, base, picture, address, withKey },
+    ]),
+  );
+}
+
+/** Asks each [view, asked] at the same time, and remembers what was answered. */
+async function ask(questions) {
+  const answers = Promise.all(questions.map(([view, asked]) => askOne(view, asked)));
+  showBusy();
+  questions[0][0].comeIntoView();
+  await answers;
+  showBusy();
+  const done = questions.filter(([view, asked]) => view.outcome && view.asked === asked);
+  if (done.length) remember(done);
+}
+
+async function askOne(view, asked) {
+  const abort = new AbortController();
+  view.abort = abort;
+  view.begin(asked);
+  const started = performance.now();
+  const alive = (act) => (value) => view.abort === abort && act(value);
+  const on = {
+    token: alive((text) => view.addToken(text)),
+    object: alive((object) => view.addObject(object)),
+  };
+  const fields = { ...asked.fields, model: asked.model };
+  try {
+    const outcome = await api.answer(asked.route, asked.picture, fields, on, abort.signal);
+    if (view.abort !== abort) return;
+    view.finish({ ...outcome, seconds: (performance.now() - started) / 1000 });
+  } catch (error) {
+    if (!(error instanceof api.AnswerError)) console.error(error);
+    if (view.abort !== abort) return;
+    view.fail(explain(error, asked.picture, limits), error.id);
+    if (error.status === 401) askForKey(() => remedy(view, "retry"));
+    if (error.kind === "unreachable" || error.status === 503) connect();
+  } finally {
+    if (view.abort === abort) view.abort = null;
+  }
+}
+
+function isBusy() {
+  return views.some((view) => view.abort !== null);
+}
+
+function showBusy() {
+  const busy = isBusy();
+  // Not `disabled`: that would throw the keyboard's focus away.
+  byId("run").setAttribute("aria-disabled", String(busy));
+  byId("stop").hidden = !busy;
+}
+
+function stop() {
+  for (const view of views) view.abort?.abort();
+}
+
+async function remedy(view, name) {
+  const { asked } = view;
+  if (isBusy() && view.abort) return;
+  if (name === "key") askForKey(() => remedy(view, "retry"));
+  else if (name === "retry") ask([[view, { ...asked, withKey: api.hasKey() }]]);
+  else if (await useSmaller()) run();
+}
+
+// History
+
+function remember(done) {
+  const [, { route: name, fields, picture: shown }] = done[0];
+  const answers = done.map(([view, asked]) => ({ asked, outcome: view.outcome }));
+  const summary = done
+    .map(([view]) => (view.givesObjects() ? view.summary() : view.text || "(nothing)"))
+    .join(" | ");
+  const title = taskOf(name).title(fields);
+  history.add({ picture: shown, title, summary, answers, form: { ...formValues(), route: name } });
+}
+
+function restore(entry) {
+  setPicture(entry.picture);
+  const { route: name, ...values } = entry.form;
+  for (const [id, value] of Object.entries(values)) byId(id).value = value;
+  chooseTask(name);
+  const [first, second] = entry.answers;
+  byId("model").value = first.asked.model;
+  byId("beside").value = second?.asked.model ?? "";
+  showBeside();
+  entry.answers.forEach(({ asked, outcome }, number) => {
+    views[number].begin(asked);
+    views[number].finish(outcome);
+  });
+  byId("main").scrollIntoView({ block: "start" });
+}
+
+// Models, key, theme
+
+async function connect() {
+  clearTimeout(connect.next);
+  const again = () => {
+    clearTimeout(connect.next);
+    connect.next = setTimeout(connect, POLL_MILLISECONDS);
+  };
+  try {
+    const found = await api.models();
+    if (!limits) limits = await api.limits().catch(() => null);
+    showModels(found);
+    setStatus("ready", "ready");
+    return true;
+  } catch (error) {
+    if (error.status === 401 || error.status === 403) {
+      setStatus("key", "asks for a key");
+      askForKey(null);
+    } else if (error.status === 503) {
+      setStatus("loading", "loading the model");
+      again();
+    } else {
+      setStatus("unreachable", "cannot be reached");
+      again();
+    }
+    return false;
+  }
+}
+
+function setStatus(state, words) {
+  if (byId("status").dataset.state === state) return;
+  byId("status").dataset.state = state;
+  byId("status").textContent = words;
+}
+
+function showModels(found) {
+  const same = found.map((model) => model.id).join("\0") === models.map((model) => model.id).join("\0");
+  models = found;
+  if (!same) {
+    const options = () => found.map(({ id }) => element("option", { value: id }, id));
+    byId("model").replaceChildren(...options());
+    byId("beside").replaceChildren(element("option", { value: "" }, "no other"), ...options());
+  }
+  for (const part of document.querySelectorAll(".beside-part")) part.hidden = found.length < 2;
+  showFacts();
+}
+
+function isBeside() {
+  return byId("beside").value !== "";
+}
+
+function showBeside() {
+  const beside = isBeside();
+  document.body.classList.toggle("beside", beside);
+  byId("stage-1").hidden = byId("answer-1").hidden = !beside;
+  views[0].nameModel(beside ? byId("model").value : "");
+  views[1].nameModel(beside ? byId("beside").value : "");
+  if (!beside) views[1].abort?.abort();
+  showFacts();
+}
+
+/** Name, size and license of each model that answers. */
+function showFacts() {
+  const place = byId("facts");
+  place.replaceChildren();
+  for (const id of new Set([byId("model").value, byId("beside").value])) {
+    const model = models.find((other) => other.id === id);
+    if (!model) continue;
+    const [license, address] = licenseOf(model);
+    const words = [model.id];
+    if (model.parameters) words.push(`${(model.parameters / 1e6).toFixed(1)} M parameters`);
+    if (model.resolution) words.push(`sees ${model.resolution} × ${model.resolution} pixels`);
+    place.append(element("span", { class: "fact" }, `${words.join(" · ")} · license: `, link(license, address)));
+    if (typeof model.note === "string") place.append(element("span", { class: "fact" }, model.note));
+  }
+}
+
+function licenseOf({ id, license, license_url: address }) {
+  if (typeof license === "string") return [license, address];
+  if (id === "mini") return ["Apache-2.0"];
+  if (/^(google\/)?paligemma/.test(id)) return ["Gemma terms", "https://ai.google.dev/gemma/terms"];
+  return ["not stated"];
+}
+
+/** A link, if the address is one of the web; else the words alone. */
+function link(words, address) {
+  if (typeof address !== "string" || !address.startsWith("https://")) return words;
+  return element("a", { href: address, rel: "noreferrer noopener", target: "_blank" }, words);
+}
+
+function askForKey(then) {
+  afterKey = then;
+  byId("key-button").hidden = false;
+  if (!byId("key-dialog").open) byId("key-dialog").showModal();
+}
+
+async function takeKey(event) {
+  event.preventDefault();
+  api.useKey(byId("key").value.trim());
+  const then = afterKey;
+  let accepted = false;
+  try {
+    await api.models();
+    accepted = true;
+  } catch (error) {
+    accepted = error.status !== 401 && error.status !== 403;
+  }
+  if (!accepted) {
+    byId("key-problem").textContent = "The server does not accept this key.";
+    byId("key").select();
+    return;
+  }
+  byId("key-problem").textContent = "";
+  byId("key").value = "";
+  byId("key-dialog").close();
+  connect();
+  then?.();
+}
+
+function setTheme(name) {
+  if (name === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = name;
+  byId("theme-name").textContent = name;
+}
+
+function nextTheme() {
+  const name = THEMES[(THEMES.indexOf(byId("theme-name").textContent) + 1) % THEMES.length];
+  setTheme(name);
+  try {
+    localStorage.setItem("theme", name);
+  } catch {
+    // A browser that keeps nothing shows the theme until the page is closed.
+  }
+}
+
+function storedTheme() {
+  try {
+    const name = localStorage.getItem("theme");
+    return THEMES.includes(name) ? name : "auto";
+  } catch {
+    return "auto";
+  }
+}
+
+buildControls();
+setTheme(storedTheme());
+listen(setPicture, (text) => sayProblem(text));
+byId("controls").addEventListener("submit", (event) => {
+  event.preventDefault();
+  run();
+});
+byId("stop").addEventListener("click", () => {
+  stop();
+  byId("run").focus();
+});
+byId("model").addEventListener("change", showBeside);
+byId("beside").addEventListener("change", showBeside);
+byId("theme").addEventListener("click", nextTheme);
+byId("key-button").addEventListener("click", () => askForKey(null));
+byId("key-form").addEventListener("submit", takeKey);
+byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+  if (event.key === "Escape" && !byId("key-dialog").open) stop();
+});
+addEventListener("pagehide", stop); // whoever leaves wants no more of the answer
+connect();

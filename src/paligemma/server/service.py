@@ -1,0 +1,662 @@
+"""Many questions at a time to one model: accepted or refused at once, answered as they come.
+
+    submit -> line -> decoders -> engine thread -> writer -> Ticket
+              (by client)         (EngineLoop)     (Draft)   (asyncio)
+
+Four kinds of threads, and none waits for a client: decoders make pictures and prompts ready, one
+thread owns the model, one writes answers and keeps the time, one lays masks into pictures. What
+is accepted ends in one of three ways: a result, an error, or cancelled by who asked. Knows no
+HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from paligemma.engine.adapters import AdapterBank
+from paligemma.engine.engine import Engine, Event
+from paligemma.engine.image_cache import ImageCache
+from paligemma.engine.slot_cache import SlotCache
+from paligemma.errors import (
+    BusyError,
+    CancelledError,
+    OptionError,
+    PaliGemmaError,
+    TimeLimitError,
+    UnavailableError,
+)
+from paligemma.lora import LowRank
+from paligemma.model.paligemma import PaliGemma
+from paligemma.predictor import Predictor
+from paligemma.server.engine_loop import EngineLoop, Outcome, is_end
+from paligemma.server.faults import Faults
+from paligemma.server.faulty_model import FaultyModel
+from paligemma.server.jobs import Job, Photo, ScoreJob, Ticket, Update, Usage
+from paligemma.server.limits import Limits
+from paligemma.server.preparing import PhotoCache, Preparer, ReadyJob, ReadyPhoto, ReadyScore
+from paligemma.server.waiting_line import WaitingLine
+from paligemma.server.writing import Draft, ours
+from paligemma.tasks.answer import AnswerTask, QuestionTask
+from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.segment import SegmentTask
+from paligemma.text_engine import CONTEXT_LENGTH
+
+State = Literal["loading", "ready", "draining", "dead"]
+Outcomes = Literal["answered", "failed", "cancelled", "expired"]
+
+_TICK_SECONDS = 0.05  # how exactly time limits are kept
+_PREFILL_POSITIONS = 4096  # computed at once, while all running answers wait
+
+_log = logging.getLogger("paligemma.server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a server serves: a predictor, and adapters of its model by name."""
+
+    predictor: Predictor
+    adapters: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
+    """Each by its layers' names, as `checkpoints.adapter.read_adapter` gives them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How one job went, in seconds since it was accepted."""
+
+    kind: str
+    """"caption", "detect", "prompt", "score", ...: never anything that a client wrote."""
+    outcome: Outcomes
+    first_token_seconds: float | None
+    seconds: float
+    usage: Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Numbers of this moment, and totals since the start."""
+
+    state: State
+    waiting: int
+    """Accepted, without a token yet."""
+    running: int
+    max_running: int
+    accepted: int
+    rejected: int
+    answered: int
+    failed: int
+    cancelled: int
+    expired: int
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    steps: int
+    image_cache_bytes: int
+    image_cache_hits: int
+    image_cache_misses: int
+    heartbeat_age: float
+    """Seconds since the engine's thread was last seen between two steps, if it has work."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Work:
+    """One accepted job, until it is let go."""
+
+    ticket: Ticket
+    job: Job | ScoreJob
+    kind: str
+    accepted_at: float
+    queue_deadline: float
+    deadline: float
+    photo_bytes: int
+    ready: ReadyJob | ReadyScore | None = None
+    draft: Draft | None = None
+    first_token_at: float | None = None
+    has_ended: bool = False
+    """Its client has been told."""
+    is_in_engine: bool = False
+
+
+class Service:
+    """Answers jobs with one model.
+
+    `load` makes what is served, in the engine's thread; `name` is what clients call the model,
+    and `adapter_names` what they may call its adapters. `clock` counts seconds, like
+    time.monotonic. `on_end` is called, in some thread, with each job that has ended.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded | Predictor],
+        *,
+        name: str,
+        adapter_names: Sequence[str] = (),
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        faults: Faults | None = None,
+        on_end: Callable[[Ended], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.adapter_names = tuple(adapter_names)
+        self.limits = limits or Limits()
+        self.faults = faults or Faults()
+        self.failure: BaseException | None = None
+        """Why the model could not be loaded, or why the engine's thread ended."""
+        self.on_end = on_end
+        self.predictor: Predictor | None = None
+        self._load = load
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Work] = {}  # accepted and not let go
+        self._by_client: Counter[str] = Counter()
+        self._photo_bytes = 0
+        self._totals: Counter[str] = Counter()
+        self._is_draining = False
+        self._is_closing = False
+        self._max_running = self.limits.max_running
+        self._loop: EngineLoop | None = None
+        self._preparer: Preparer | None = None
+        self._image_cache: ImageCache | None = None
+        self._line: WaitingLine[list[_Work]] = WaitingLine()
+        self._outbox: queue.SimpleQueue[list[tuple[_Work, Outcome]] | None] = queue.SimpleQueue()
+        self._masks = ThreadPoolExecutor(1, thread_name_prefix="paligemma-masks")
+        self._threads: list[threading.Thread] = []
+
+    # Life
+
+    def start(self) -> None:
+        """Load the model, in a thread of its own; `state()` says how far it is."""
+        bodies = [("engine", self._run_engine), ("writer", self._run_writer)]
+        bodies += [(f"decoder-{n}", self._run_decoder) for n in range(self.limits.num_decoders)]
+        self._threads = [
+            threading.Thread(target=body, name=f"paligemma-{name}", daemon=True)
+            for name, body in bodies
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def wait_until_ready(self) -> None:
+        """Raises UnavailableError, caused by `failure`, when the model cannot be loaded."""
+        while (state := self.state()) == "loading":
+            await asyncio.sleep(_TICK_SECONDS)
+        if state == "dead":
+            raise UnavailableError("The model could not be loaded.") from self.failure
+
+    def state(self) -> State:
+        """ "dead": the engine's thread has ended, or its step has taken too long."""
+        if self.failure is not None or self._is_closing or self._is_stalled():
+            return "dead"
+        if self._is_draining:
+            return "draining"
+        return "loading" if self._loop is None else "ready"
+
+    def is_alive(self) -> bool:
+        """False when only a new process will help."""
+        return self.state() != "dead"
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Take nothing more; give what was accepted so long to finish, then end it."""
+        self._is_draining = True
+        until = self._clock() + (self.limits.drain_seconds if seconds is None else seconds)
+        while self._open and self._clock() < until and self.is_alive():
+            await asyncio.sleep(_TICK_SECONDS)
+        self._end_all("The server is shutting down.")
+
+    def close(self) -> None:
+        """End everything now, and the threads."""
+        self._is_closing = True
+        self._end_all("The server is shutting down.")
+        self._line.close()
+        if self._loop is not None:
+            self._loop.close()
+        self._outbox.put(None)
+        self._masks.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads:
+            thread.join(timeout=5.0)
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """What can be asked for: name -> `JobOptions.adapter`; the model itself comes first."""
+        return {self.name: None} | {name: name for name in self.adapter_names}
+
+    # Jobs
+
+    def submit(self, job: Job | ScoreJob) -> Ticket:
+        """Accept a job, on the running event loop; takes no longer than a moment.
+
+        Raises InputError for what can be refused at a glance, BusyError when too much is waiting,
+        UnavailableError when the model is loading, draining or dead.
+        """
+        return self.submit_all([job])[0]
+
+    def submit_all(self, jobs: Sequence[Job | ScoreJob]) -> list[Ticket]:
+        """All of these or none; a picture that several bring is decoded once."""
+        for job in jobs:
+            job.check(self.limits)
+            adapter = job.adapter if isinstance(job, ScoreJob) else job.options.adapter
+            if adapter is not None and adapter not in self.adapter_names:
+                raise OptionError("There is no adapter of that name. See the list of models.")
+        if (state := self.state()) != "ready":
+            raise UnavailableError(f"The model takes no requests: it is {state}.")
+        loop = asyncio.get_running_loop()
+        now = self._clock()
+        works = [self._work(job, loop, now) for job in jobs]
+        with self._lock:
+            try:
+                self._check_room(works)
+            except BusyError:
+                self._totals["rejected"] += len(works)
+                raise
+            for work in works:
+                self._open[work.ticket.number] = work
+                self._by_client[work.job.client] += 1
+                self._photo_bytes += work.photo_bytes
+            self._totals["accepted"] += len(works)
+        self._line.put(jobs[0].client if jobs else "", works)
+        return [work.ticket for work in works]
+
+    def score(
+        self,
+        prompt: str,
+        suffixes: Sequence[str],
+        images: Sequence[Photo] = (),
+        *,
+        adapter: str | None = None,
+        client: str = "",
+        deadline: float | None = None,
+    ) -> Ticket:
+        """Submit a `ScoreJob`, whose result is list[Score]."""
+        return self.submit(
+            ScoreJob(
+                prompt=prompt,
+                suffixes=tuple(suffixes),
+                images=tuple(images),
+                adapter=adapter,
+                client=client,
+                deadline=deadline,
+            )
+        )
+
+    def stats(self) -> Stats:
+        """Cheap enough to ask for at any time."""
+        with self._lock:
+            works = list(self._open.values())
+            totals = dict(self._totals)
+        loop, cache = self._loop, self._image_cache
+        return Stats(
+            state=self.state(),
+            waiting=sum(work.first_token_at is None for work in works),
+            running=sum(work.first_token_at is not None for work in works),
+            max_running=self._max_running,
+            **{name: totals.get(name, 0) for name in _TOTALS},
+            steps=0 if loop is None else loop.num_steps,
+            image_cache_bytes=0 if cache is None else cache.num_bytes,
+            image_cache_hits=0 if cache is None else cache.num_hits,
+            image_cache_misses=0 if cache is None else cache.num_misses,
+            heartbeat_age=self._heartbeat_age(),
+        )
+
+    # Admission
+
+    def _work(self, job: Job | ScoreJob, loop: asyncio.AbstractEventLoop, now: float) -> _Work:
+        number = next(self._numbers)
+        deadline = now + self.limits.request_seconds
+        if job.deadline is not None:
+            deadline = min(deadline, job.deadline)
+        ticket = Ticket(number=number, loop=loop, cancel=lambda: self._cancel(work))
+        work = _Work(
+            ticket=ticket,
+            job=job,
+            kind=_kind(job),
+            accepted_at=now,
+            queue_deadline=min(deadline, now + self.limits.queue_seconds),
+            deadline=deadline,
+            photo_bytes=sum(len(image) for image in job.images if isinstance(image, bytes)),
+        )
+        return work
+
+    def _check_room(self, works: Sequence[_Work]) -> None:
+        limits = self.limits
+        room = self._max_running + limits.max_queued - len(self._open)
+        if len(works) > room:
+            raise BusyError(
+                f"{len(self._open)} requests are running or waiting, and there is room for "
+                f"{max(0, room)} more. Try again later."
+            )
+        client = works[0].job.client if works else ""
+        if client and self._by_client[client] + len(works) > limits.streams_per_client:
+            raise BusyError(
+                f"A client may have {limits.streams_per_client} requests at a time. Wait for "
+                "some to end."
+            )
+        # One job finds room for its pictures when no other waits.
+        new_bytes = sum(work.photo_bytes for work in works)
+        if self._photo_bytes and self._photo_bytes + new_bytes > limits.max_waiting_image_bytes:
+            raise BusyError("Too many bytes of pictures are waiting. Try again later.")
+
+    def _photos_are_read(self, work: _Work) -> None:
+        with self._lock:
+            self._photo_bytes -= work.photo_bytes
+            work.photo_bytes = 0
+
+    def _let_go(self, work: _Work) -> None:
+        """Nothing works on it any more: its place is free."""
+        with self._lock:
+            if self._open.pop(work.ticket.number, None) is None:
+                return
+            self._by_client[work.job.client] -= 1
+            if not self._by_client[work.job.client]:
+                del self._by_client[work.job.client]
+            self._photo_bytes -= work.photo_bytes
+
+    # Ends
+
+    def _end(
+        self,
+        work: _Work,
+        outcome: Outcomes,
+        result: Any = None,
+        error: Exception | None = None,
+        last: Update | None = None,
+        post: Post | None = None,
+    ) -> None:
+        """Tell the client, once; `post` brings it to the client's event loop."""
+        with self._lock:
+            if work.has_ended:
+                return
+            work.has_ended = True
+            usage = work.draft.usage if work.draft is not None else _score_usage(work.ready)
+            self._totals[outcome] += 1
+            self._totals["prompt_tokens"] += usage.prompt_tokens
+            self._totals["image_tokens"] += usage.image_tokens
+            self._totals["completion_tokens"] += usage.completion_tokens
+        ticket = work.ticket
+        tops = () if work.draft is None else work.draft.top_logprobs
+
+        def tell() -> None:
+            if last is not None:
+                ticket.deliver(last)
+            ticket.top_logprobs = tops
+            ticket.end(result, error, usage)
+
+        (post or _post_now)(ticket.loop, tell)
+        if self.on_end is not None:
+            first = work.first_token_at
+            self.on_end(
+                Ended(
+                    kind=work.kind,
+                    outcome=outcome,
+                    first_token_seconds=None if first is None else first - work.accepted_at,
+                    seconds=self._clock() - work.accepted_at,
+                    usage=usage,
+                )
+            )
+
+    def _give_up(self, work: _Work, outcome: Outcomes, error: PaliGemmaError) -> None:
+        """End a job wherever it is; its place is free when the engine has let it go."""
+        self._end(work, outcome, error=error)
+        if work.is_in_engine and self._loop is not None:
+            self._loop.cancel(work)
+
+    def _cancel(self, work: _Work) -> None:
+        self._give_up(work, "cancelled", CancelledError("The job was cancelled."))
+
+    def _end_all(self, message: str) -> None:
+        for work in list(self._open.values()):
+            self._give_up(work, "failed", UnavailableError(message))
+
+    # The decoders' threads
+
+    def _run_decoder(self) -> None:
+        while (works := self._line.take()) is not None:
+            photos: dict[int, ReadyPhoto] = {}  # by id(): the jobs keep their pictures alive
+            for work in works:
+                try:
+                    if work.has_ended:
+                        self._let_go(work)
+                        continue
+                    self._prepare(work, photos)
+                except Exception as error:
+                    self._note(error)
+                    self._end(work, "failed", error=ours(error))
+                    self._let_go(work)
+
+    def _prepare(self, work: _Work, photos: dict[int, ReadyPhoto]) -> None:
+        preparer, loop, job = self._preparer, self._loop, work.job
+        assert preparer is not None and loop is not None
+        for image in job.images:
+            if id(image) not in photos:
+                photos[id(image)] = preparer.photo(image)
+        own = tuple(photos[id(image)] for image in job.images)
+        if isinstance(job, ScoreJob):
+            work.ready = preparer.score(job, own)
+        else:
+            work.ready = preparer.job(job, own)
+            assert self.predictor is not None
+            work.draft = Draft(
+                work.ready,
+                self.predictor,
+                self.limits,
+                self.faults,
+                stop=job.options.stop,
+                stream=job.stream,
+            )
+        self._photos_are_read(work)
+        work.is_in_engine = True
+        loop.add(work, work.ready)
+        if work.has_ended:  # meanwhile, when the engine did not know it yet
+            loop.cancel(work)
+
+    # The engine's thread
+
+    def _run_engine(self) -> None:
+        try:
+            self.faults.hit("load")
+            loaded = self._load()
+            self._open_engine(Loaded(predictor=loaded) if isinstance(loaded, Predictor) else loaded)
+            assert self._loop is not None
+            self._loop.run()
+        except BaseException as error:
+            self.failure = error
+            self._note(error)
+            self._end_all("The engine has failed.")
+            for work in list(self._open.values()):
+                self._let_go(work)
+
+    def _open_engine(self, loaded: Loaded) -> None:
+        predictor, limits = loaded.predictor, self.limits
+        if set(loaded.adapters) != set(self.adapter_names):
+            raise OptionError("The adapters loaded are not those that the service was told of.")
+        model = predictor.model
+        bank = AdapterBank(model, loaded.adapters) if loaded.adapters else None
+        num_places = predictor.processor.num_image_tokens * limits.max_images
+        num_positions = min(
+            CONTEXT_LENGTH, num_places + limits.max_prompt_tokens + limits.max_tokens
+        )
+        row_bytes = num_positions * SlotCache.bytes_per_position(model.config.decoder, model.dtype)
+        max_rows = max(1, min(limits.max_running, limits.kv_cache_bytes // row_bytes))
+        # Half for what the model has seen, half for pictures that are ready for it.
+        image_cache = ImageCache(limits.image_cache_bytes // 2)
+        engine = Engine(
+            cast("PaliGemma", FaultyModel(model, self.faults)) if self.faults.are_allowed else model,
+            num_positions=num_positions,
+            max_rows=max_rows,
+            max_queued=max_rows + limits.max_queued,
+            max_prefill_positions=max(_PREFILL_POSITIONS, num_positions),
+            image_cache=image_cache,
+            adapters=bank,
+            clock=self._clock,
+        )
+        self.predictor = predictor
+        self._max_running = max_rows
+        self._image_cache = image_cache
+        self._preparer = Preparer(
+            predictor,
+            limits,
+            num_positions=num_positions,
+            score_rows=max(1, _PREFILL_POSITIONS // num_positions),
+            photo_cache=PhotoCache(limits.image_cache_bytes // 2),
+            faults=self.faults,
+        )
+        self._loop = EngineLoop(
+            engine,
+            image_cache,
+            tell=self._outbox.put,  # type: ignore[arg-type]
+            clock=self._clock,
+            faults=self.faults,
+        )
+
+    def _is_stalled(self) -> bool:
+        return self._heartbeat_age() > self.limits.stall_seconds
+
+    def _heartbeat_age(self) -> float:
+        loop = self._loop
+        if loop is None or not loop.is_busy:
+            return 0.0
+        return max(0.0, self._clock() - loop.last_beat)
+
+    # The writer's thread
+
+    def _run_writer(self) -> None:
+        while True:
+            try:
+                told = self._outbox.get(timeout=_TICK_SECONDS)
+            except queue.Empty:
+                told = []
+            if told is None:
+                return
+            self._write(told)
+            self._keep_time()
+
+    def _write(self, told: Sequence[tuple[_Work, Outcome]]) -> None:
+        posts: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+
+        def post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+            posts.setdefault(loop, []).append(call)
+
+        for work, outcome in told:
+            if work.first_token_at is None and _has_token(outcome):
+                work.first_token_at = self._clock()
+            if is_end(outcome):
+                self._let_go(work)
+            if work.has_ended:
+                continue
+            if isinstance(work.ready, ReadyJob) and isinstance(work.ready.task, SegmentTask):
+                self._masks.submit(self._write_one, work, outcome, _post_now)
+            else:
+                self._write_one(work, outcome, post)
+        # One call a turn of the engine, however many answers have grown.
+        for loop, calls in posts.items():
+            _post_now(loop, lambda calls=calls: [call() for call in calls])  # type: ignore[misc]
+
+    def _write_one(self, work: _Work, outcome: Outcome, post: Post) -> None:
+        """What a job's client is told of a token or an end."""
+        if work.has_ended:
+            return
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, list):
+                self._end(work, "answered", outcome, post=post)
+                return
+            assert work.draft is not None
+            if (update := work.draft.push(outcome)) is not None:
+                post(work.ticket.loop, lambda: work.ticket.deliver(update))
+            if outcome.stop_reason is not None:
+                last, result = work.draft.finish(outcome)
+                self._end(work, "answered", result, last=last, post=post)
+        except CancelledError as error:
+            self._end(work, "cancelled", error=error, post=post)
+        except Exception as error:
+            self._note(error)
+            self._end(work, "failed", error=ours(error), post=post)
+            if not is_end(outcome) and self._loop is not None:
+                self._loop.cancel(work)
+
+    def _keep_time(self) -> None:
+        """End what is late, and everything when the engine hangs."""
+        now = self._clock()
+        if self._is_stalled():
+            self._end_all("The engine hangs.")
+        for work in list(self._open.values()):
+            if work.has_ended:
+                continue
+            if now >= work.deadline:
+                was_running = work.first_token_at is not None
+            elif now >= work.queue_deadline and work.first_token_at is None:
+                was_running = False
+            else:
+                continue
+            message = "The answer was not there in time."
+            self._give_up(work, "expired", TimeLimitError(message, was_running=was_running))
+
+    def _note(self, error: BaseException) -> None:
+        """Log where an error that is not one of ours came from; its words may be a client's."""
+        if isinstance(error, PaliGemmaError):
+            return
+        places = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        _log.error("%s at %s", type(error).__name__, " < ".join(reversed(places)))
+
+
+Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
+
+
+def _post_now(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:  # the loop is closed: nobody waits there any more
+        _log.debug("an answer came after its event loop was closed")
+
+
+def _has_token(outcome: Outcome) -> bool:
+    return isinstance(outcome, list) or (
+        isinstance(outcome, Event) and outcome.token_id is not None
+    )
+
+
+def _kind(job: Job | ScoreJob) -> str:
+    """A name of few, for counting: "caption", "detect", "prompt", "score"."""
+    if isinstance(job, ScoreJob):
+        return "score"
+    if job.task is None:
+        return "prompt"
+    return "box_caption" if callable(job.task) else _KINDS.get(type(job.task), "task")
+
+
+def _score_usage(ready: ReadyJob | ReadyScore | None) -> Usage:
+    if not isinstance(ready, ReadyScore):
+        return Usage()
+    return Usage(
+        prompt_tokens=ready.num_prompt_tokens,
+        image_tokens=ready.num_image_tokens,
+        completion_tokens=ready.num_suffix_tokens,
+    )
+
+
+_KINDS: dict[type, str] = {
+    CaptionTask: "caption",
+    BoxCaptionTask: "box_caption",
+    AnswerTask: "ask",
+    QuestionTask: "question",
+    OcrTask: "ocr",
+    DetectTask: "detect",
+    SegmentTask: "segment",
+}
+
+_TOTALS = (
+    "accepted", "rejected", "answered", "failed", "cancelled", "expired",
+    "prompt_tokens", "image_tokens", "completion_tokens",
+)  # fmt: skip

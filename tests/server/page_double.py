@@ -1,0 +1,322 @@
+"""A server that only looks like one: it serves the page, and answers or fails as a test tells it.
+
+Stands in where a real server would have to be brought into a state that tests cannot wait for:
+busy, gone in mid-stream, refusing keys, slow. The canned answers have the form of
+`results.py`'s `to_dict()`.
+"""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.results import (
+    Answer,
+    Caption,
+    Detection,
+    Detections,
+    Generation,
+    Result,
+    Segment,
+    Segments,
+    Text,
+)
+
+PAGE = Path(str(files("paligemma"))) / "server" / "page"
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_WRITTEN: dict[str, Any] = {"token_ids": (5, 1), "logprobs": (-0.1, -0.2), "stop_reason": "eos"}
+
+Reply = Callable[["Answering"], None]
+
+
+@dataclass
+class Asked:
+    """One request as it came."""
+
+    route: str
+    fields: dict[str, Any]
+    image: bytes
+    image_name: str
+    key: str | None
+    hung_up: threading.Event = field(default_factory=threading.Event)
+
+
+class Answering:
+    """What a reply can do with a request: refuse it, send events, wait, hang up."""
+
+    def __init__(self, handler: BaseHTTPRequestHandler, asked: Asked) -> None:
+        self.asked = asked
+        self._handler = handler
+        self._begun = False
+
+    def refuse(self, status: int, message: str, **headers: str) -> None:
+        body = json.dumps({"error": {"message": message, "type": "x", "code": "x", "param": None}})
+        send(self._handler, status, body.encode(), "application/json", headers)
+
+    def event(self, name: str, data: Any) -> None:
+        self.raw(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
+
+    def raw(self, data: bytes) -> None:
+        if not self._begun:
+            self._begun = True
+            self._handler.send_response(200)
+            self._handler.send_header("Content-Type", "text/event-stream")
+            self._handler.send_header("x-request-id", "req-7")
+            self._handler.end_headers()
+        try:
+            self._handler.wfile.write(data)
+            self._handler.wfile.flush()
+        except OSError:
+            self.asked.hung_up.set()
+            raise
+
+    def done(self) -> None:
+        self.raw(b"data: [DONE]\n\n")
+
+    def result(self, result: Result) -> None:
+        usage = {"prompt_tokens": 5, "completion_tokens": 8, "image_tokens": 100}
+        model = self.asked.fields["model"]
+        self.event(
+            "result", {"id": "a", "model": model, "result": result.to_dict(), "usage": usage}
+        )
+        self.done()
+
+    def text(self, result: Generation, pause: float = 0.0) -> None:
+        """Word by word, then the whole."""
+        for piece in result.text.split(" "):
+            self.event("token", {"text": f" {piece}" if piece != result.text[:9] else piece})
+            time.sleep(pause)
+        self.result(result)
+
+    def objects(self, result: Detections | Segments, pause: float = 0.0) -> None:
+        """Object by object, then the whole."""
+        for found in result:
+            self.event("object", found.to_dict())
+            time.sleep(pause)
+        self.result(result)
+
+    def wait_for_hang_up(self, seconds: float = 5.0) -> None:
+        """Comments until the client is gone."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.asked.hung_up.is_set():
+            self.raw(b": still here\n\n")
+            time.sleep(0.02)
+
+
+@dataclass
+class Double:
+    """The server's script and its memory."""
+
+    url: str
+    replies: dict[str, Reply]
+    """Route -> what it answers, until a test says otherwise."""
+    asked: list[Asked] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    limits: dict[str, Any] = field(default_factory=dict)
+    models_status: int = 200
+    key: str | None = None
+    """The key that is needed."""
+
+    def last(self) -> Asked:
+        return self.asked[-1]
+
+
+def send(
+    handler: BaseHTTPRequestHandler,
+    status: int,
+    body: bytes,
+    kind: str,
+    headers: dict[str, str] | None = None,
+) -> None:
+    handler.send_response(status)
+    for name, value in {
+        "Content-Type": kind,
+        "Content-Length": str(len(body)),
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        **(headers or {}),
+    }.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    double: Double
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/v1/models":
+            if self._is_keyless():
+                return
+            if self.double.models_status != 200:
+                self._refuse(self.double.models_status, "The model is being loaded.")
+                return
+            self._json({"object": "list", "data": self.double.models})
+        elif path == "/v1/limits":
+            self._json(self.double.limits)
+        else:
+            inside = path.removeprefix("/").removeprefix("page/") or "index.html"
+            file = PAGE / inside
+            kind = "text/javascript" if file.suffix == ".js" else mimetypes.guess_type(file)[0]
+            send(self, 200, file.read_bytes(), kind or "application/octet-stream")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = self._read(body)
+        self.double.asked.append(asked)
+        if not self._is_keyless():
+            try:
+                self.double.replies[asked.route](Answering(self, asked))
+            except OSError:
+                asked.hung_up.set()
+        self.close_connection = True
+
+    def _read(self, body: bytes) -> Asked:
+        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        parts = {
+            str(part.get_param("name", header="content-disposition")): part
+            for part in message_from_bytes(head + body, policy=policy.HTTP).iter_parts()  # type: ignore[attr-defined]
+        }
+        return Asked(
+            route=self.path.removeprefix("/v1/"),
+            fields=json.loads(parts["request"].get_payload(decode=True)),
+            image=parts["image"].get_payload(decode=True),
+            image_name=parts["image"].get_filename(),
+            key=self.headers.get("Authorization"),
+        )
+
+    def _is_keyless(self) -> bool:
+        needed = self.double.key
+        if needed is None or self.headers.get("Authorization") == f"Bearer {needed}":
+            return False
+        self._refuse(401, "A key is needed.")
+        return True
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._json({"error": {"message": message}}, status)
+
+    def _json(self, value: Any, status: int = 200) -> None:
+        send(self, status, json.dumps(value).encode(), "application/json")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # browsers hang up when they like
+
+
+@contextmanager
+def serving() -> Iterator[Double]:
+    """The double on a free port of this machine."""
+    handler = type("Handler", (_Handler,), {})
+    server = _Server(("127.0.0.1", 0), handler)
+    double = Double(url=f"http://127.0.0.1:{server.server_port}/", replies=canned())
+    double.models = [
+        {
+            "id": "mini",
+            "parameters": 10_508_032,
+            "resolution": 160,
+            "license": "Apache-2.0",
+            "note": "mini knows only its own world of simple pictures.",
+        }
+    ]
+    double.limits = {"max_image_bytes": 20_000_000, "max_pixels": 50_000_000, "max_side": 16_384}
+    handler.double = double
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield double
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def detection(label: str, box: tuple[float, float, float, float], score: float) -> Detection:
+    """A box, given in fractions, in a picture of 384 x 384 pixels."""
+    return Detection(
+        label=label,
+        box_xyxy=tuple(384 * edge for edge in box),  # type: ignore[arg-type]
+        box_normalized_xyxy=box,
+        score=score,
+        coordinate_score=score,
+        label_score=1.0,
+    )
+
+
+def segment(label: str, box: tuple[float, float, float, float], score: float) -> Segment:
+    """The same with an ellipse as its mask."""
+    found = detection(label, box, score)
+    x1, y1, x2, y2 = found.box_xyxy
+    rows, columns = np.mgrid[:384, :384] + 0.5
+    across = (columns - (x1 + x2) / 2) / ((x2 - x1) / 2)
+    down = (rows - (y1 + y2) / 2) / ((y2 - y1) / 2)
+    return Segment(**vars(found), mask=across**2 + down**2 <= 1, mask_score=0.9)
+
+
+_BOXES = (
+    ("panda", (0.044, 0.506, 0.341, 0.786), 0.14),
+    ("panda", (0.540, 0.458, 0.910, 0.798), 0.12),
+    ("sign", (0.298, 0.24, 0.832, 0.415), 0.07),
+)
+
+
+def detections() -> Detections:
+    return Detections(
+        objects=tuple(detection(*box) for box in _BOXES),
+        prompt="detect panda ; sign ; dog",
+        phrases=("panda", "sign", "dog"),
+        problems=(),
+        size_wh=(384, 384),
+        stop_reason="eos",
+        text="<loc0518><loc0045><loc0804><loc0349> panda ; ...",
+    )
+
+
+def segments() -> Segments:
+    return Segments(
+        objects=tuple(segment(*box) for box in _BOXES[:2]),
+        prompt="segment panda",
+        phrases=("panda",),
+        problems=(),
+        size_wh=(384, 384),
+        stop_reason="eos",
+        text="<loc0518>...",
+    )
+
+
+def caption(text: str = "two pandas before a tree", language: str = "en") -> Caption:
+    return Caption(text=text, score=0.83, language=language, **_WRITTEN)
+
+
+def canned() -> dict[str, Reply]:
+    return {
+        "caption": lambda to: to.text(caption(language=to.asked.fields["lang"])),
+        "ask": lambda to: to.text(
+            Answer(text="2", score=0.9, question=to.asked.fields["question"], **_WRITTEN)
+        ),
+        "ocr": lambda to: to.text(Text(text="COFFEE", score=0.7, **_WRITTEN)),
+        "detect": lambda to: to.objects(detections()),
+        "segment": lambda to: to.objects(segments()),
+        "generate": lambda to: to.text(Generation(text="a raw answer", **_WRITTEN)),
+    }
