@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -30,10 +31,8 @@ def test_ordinary_values_come_through_unchanged(value: object) -> None:
 
 @given(st.binary(max_size=60))
 def test_c7_any_bytes_give_a_value_or_a_json_error(data: bytes) -> None:
-    try:
-        write_json(read_json(data))
-    except JsonError as error:
-        assert str(error)
+    with suppress(JsonError):
+        assert write_json(read_json(data))
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,10 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     """A short text that changes when training changes the weights: 64 numbers of each tensor."""
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        flat = tensor.detach().flatten()
+        flat = tensor.detach()
+        if hasattr(flat, "to_local"):  # a part of it, where processes share the model
+            flat = flat.to_local()
+        flat = flat.flatten()
         step = max(1, len(flat) // 64)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(flat[::step].to(torch.float64).cpu().numpy().tobytes())

@@ -47,8 +47,9 @@ def finetune(
 
     Several processes (`distributed.joined`) share the work: each holds a part of the weights while
     training, the model is not whole in any of them afterwards, and the first one returns a whole
-    copy on the host. `validate` is then called by all of them, and must do the same in all.
-    Otherwise returns the predictor's model.
+    copy on the host; of a "marked" training nobody does: `restore` has what was trained. `validate`
+    is then called by all of them, and must do the same in all. Otherwise returns the predictor's
+    model.
 
     Raises OptionError unless trained weights are float32: at usual learning rates nearly every
     update would vanish in the rounding of bfloat16. Autocast still computes in bfloat16. With
@@ -102,6 +103,8 @@ def finetune(
         model.eval().requires_grad_(False)
     if world.size == 1:
         return model
+    if method == "marked":
+        return None
     weights = whole_weights(model, world)
     if not world.is_first:
         return None

@@ -21,7 +21,7 @@ from paligemma.recipes.recipe import Model, Recipe, train_config
 Size = Literal["mini", "3b", "10b", "28b"]
 
 _SMALL_RATE_FACTOR = 5.0
-"""Models far smaller than 3B take larger steps: the factor was tried on mini with sixty pictures."""
+"""Models far smaller than 3B take larger steps; tried on mini with sixty pictures."""
 _DEFAULT_EPOCHS = 10.0
 _DEFAULT_BATCH_SIZE = 8
 _MIN_STEPS_BETWEEN_STATES = 50

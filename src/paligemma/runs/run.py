@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -22,17 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from paligemma.data.check import CheckReport, check_data
 from paligemma.data.open import Records, open_data
 from paligemma.data.targets import DEFAULT_NOISE_TOKEN, TargetBuilder, TargetOptions
 from paligemma.errors import DataError, OptionError
 from paligemma.evals.evaluate import Evaluation
 from paligemma.finetune.config import TrainConfig
+from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
-from paligemma.finetune.finetune import finetune
-from paligemma.finetune.state import best_folder, folder_weights
+from paligemma.finetune.finetune import finetune, restore
+from paligemma.finetune.state import best_folder
 from paligemma.loading import DtypeName, load
 from paligemma.lora import add_lora
 from paligemma.predictor import Predictor
@@ -70,8 +68,35 @@ def run(
     result. Raises DataError for data that would teach nothing, and what loading and training
     raise.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    tell = on_event if rank == 0 else (lambda text: None)
+    with joined() as world:
+        predictor, validation = _train(options, out, world, on_event, on_log)
+    if not world.is_first:
+        return None
+    if world.size > 1:  # the model was cut among processes; what it learned is in the checkpoints
+        predictor = _load(options)
+        if options.trains_adapters:
+            add_lora(predictor.model, options.lora_config(), seed=options.seed)
+        validation = None if validation is None else replace(validation, predictor=predictor)
+    restore(predictor.model, best_folder(out))
+    saved = _save(options, predictor, out)
+    on_event(f"saved {saved}")
+    evaluation = None
+    if validation is not None:
+        on_event(f"scoring {len(validation.records)} records")
+        evaluation = validation.evaluate(out / EVALUATION_FOLDER)
+    report = write_report(out, saved, evaluation, validation)
+    return RunResult(saved=saved, report=report, evaluation=evaluation)
+
+
+def _train(
+    options: RunOptions,
+    out: Path,
+    world: World,
+    on_event: Callable[[str], None],
+    on_log: Callable[[dict[str, Any], TrainConfig], None] | None,
+) -> tuple[Predictor, Validation | None]:
+    """All that the processes do together."""
+    tell = on_event if world.is_first else (lambda text: None)
     out.mkdir(parents=True, exist_ok=True)
     records = _open(options, options.data, out / "bad_records.jsonl")
     tell(f"{records.found} ({len(records)} records)")
@@ -85,8 +110,9 @@ def run(
     config = replace(config, best_metric=SCORE if held_back else None)
     if options.trains_adapters:
         add_lora(predictor.model, options.lora_config(), seed=options.seed)
-    _write_facts(out, options, config, predictor, rank)
-    folder = out / _VALIDATION_FOLDER if rank == 0 else out / f".{rank}.{_VALIDATION_FOLDER}"
+    if world.is_first:
+        _write_facts(out, options, config, predictor)
+    folder = out / (_VALIDATION_FOLDER if world.is_first else f".{world.rank}.{_VALIDATION_FOLDER}")
     validation = None
     if held_back:
         validation = Validation(
@@ -100,7 +126,7 @@ def run(
         )
         tell(f"{len(training)} records to learn from, {len(held_back)} held back")
     tell(_said(options, config, predictor))
-    model = finetune(
+    finetune(
         predictor,
         RecordExamples(records=training, targets=targets),
         config,
@@ -110,22 +136,9 @@ def run(
         on_log=None if on_log is None else (lambda record: on_log(record, config)),
         settings={"model": options.model, "adapters": _adapters(options)},
     )
-    if rank != 0:
+    if not world.is_first:
         shutil.rmtree(folder, ignore_errors=True)
-    if model is None:
-        return None
-    if model is not predictor.model:  # a whole copy of what was cut among processes
-        predictor = replace(predictor, model=model)
-        validation = None if validation is None else replace(validation, predictor=predictor)
-    _take_best(predictor, out)
-    saved = _save(options, predictor, out)
-    tell(f"saved {saved}")
-    evaluation = None
-    if validation is not None:
-        tell(f"scoring {len(validation.records)} records")
-        evaluation = validation.evaluate(out / EVALUATION_FOLDER)
-    report = write_report(out, saved, evaluation, validation)
-    return RunResult(saved=saved, report=report, evaluation=evaluation)
+    return predictor, validation
 
 
 def _open(options: RunOptions, data: str, bad_file: Path) -> Records:
@@ -249,18 +262,6 @@ def _said(options: RunOptions, config: TrainConfig, predictor: Predictor) -> str
     )
 
 
-def _take_best(predictor: Predictor, out: Path) -> None:
-    """The weights with the best validation, into the model; the last ones without validation."""
-    weights = {
-        name.removeprefix("model."): tensor
-        for name, tensor in folder_weights(best_folder(out)).items()
-    }
-    parameters = dict(predictor.model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            parameters[name].copy_(tensor)
-
-
 def _save(options: RunOptions, predictor: Predictor, out: Path) -> Path:
     """Whole or not at all; takes the place of what the same run saved before."""
     name = ADAPTER_FOLDER if options.trains_adapters else MODEL_FOLDER
@@ -272,11 +273,7 @@ def _save(options: RunOptions, predictor: Predictor, out: Path) -> Path:
     return final
 
 
-def _write_facts(
-    out: Path, options: RunOptions, config: TrainConfig, predictor: Predictor, rank: int
-) -> None:
-    if rank != 0:
-        return
+def _write_facts(out: Path, options: RunOptions, config: TrainConfig, predictor: Predictor) -> None:
     facts: Mapping[str, Any] = {
         "command": shlex.join(["paligemma", *sys.argv[1:]]),
         "options": asdict(options),

@@ -57,6 +57,7 @@ class Validation:
             folder,
             metrics=[metric_named(name) for name in self.metrics],
             ask=self.ask,
+            object_task=self.targets.task,
             class_names=self.targets.class_names,
             data=self.records.name,
         )

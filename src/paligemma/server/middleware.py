@@ -248,7 +248,7 @@ class BodyLimits:
             self._held -= body.num_bytes
 
     def hold(self, num_bytes: int) -> None:
-        """Counts bytes of bodies in memory. Raises ApiError when all bodies together are too much."""
+        """Counts bytes of bodies in memory. Raises ApiError when all together are too much."""
         if self._held + num_bytes > self._budget:
             raise ApiError(
                 429,

@@ -18,6 +18,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from paligemma.errors import PaliGemmaError
 from paligemma.results import Objects, Result
 from paligemma.server.errors import ApiError, to_api_error
 from paligemma.server.images import Fetcher, Form, decode_base64, read_form
@@ -237,7 +238,7 @@ def _route(desk: Desk, body: type[Asked]) -> Callable[[Request], Awaitable[Any]]
         if streams:
             model, tickets = await until_gone(request.receive, submit())
             frames = _frames(request.state.request_id, model, asked, tickets)
-            return EventStream(await until_gone(request.receive, _begun(frames)))
+            return EventStream(await until_gone(request.receive, begun(frames)))
 
         async def work() -> bytes:
             model, tickets = await submit()
@@ -313,7 +314,7 @@ def _to_dict(result: Result, asked: Asked) -> dict[str, Any]:
     return result.to_dict()
 
 
-async def _begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same frames, once the first is there: what fails before has a status of its own.
 
     Who waits long for it gets the stream's beginning instead, and errors as events.
@@ -321,9 +322,8 @@ async def _begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     first = asyncio.ensure_future(anext(frames))
     try:
         await asyncio.wait({first}, timeout=_PATIENCE_SECONDS)
-        if first.done() and (error := first.exception()) is not None:
-            if not isinstance(error, StopAsyncIteration):
-                raise error
+        if first.done() and isinstance(error := first.exception(), PaliGemmaError):
+            raise error
     except BaseException:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)

@@ -44,6 +44,7 @@ OPENAI_BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody)
 _LEAST_LOGPROB = -9999.0
 """OpenAI's number for what cannot come, such as a token that a grammar bans."""
 
+_ABOUT = ("family", "parameters", "resolution", "image_tokens", "dtype", "quantization", "note")
 _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -180,9 +181,9 @@ class _Dialect(Protocol):
 
 
 class _Chat:
-    id_prefix = "chatcmpl"
-    whole = "chat.completion"
-    chunk = "chat.completion.chunk"
+    id_prefix: ClassVar[str] = "chatcmpl"
+    whole: ClassVar[str] = "chat.completion"
+    chunk: ClassVar[str] = "chat.completion.chunk"
 
     def choice(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -206,9 +207,9 @@ class _Chat:
 
 
 class _Completions:
-    id_prefix = "cmpl"
-    whole = "text_completion"
-    chunk = "text_completion"
+    id_prefix: ClassVar[str] = "cmpl"
+    whole: ClassVar[str] = "text_completion"
+    chunk: ClassVar[str] = "text_completion"
 
     def choice(self, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"text": text, "logprobs": logprobs}
@@ -495,9 +496,7 @@ async def _frames(asked: _Asked) -> AsyncIterator[bytes]:
             async for index, update in updates:
                 logprobs = None
                 if asked.has_logprobs and update.token_ids:
-                    told = words[index].told(
-                        update.token_ids, update.logprobs, update.top_logprobs
-                    )
+                    told = words[index].told(update.token_ids, update.logprobs, update.top_logprobs)
                     logprobs = dialect.logprobs(words[index], told) if told else None
                 if update.text or logprobs:
                     piece = dialect.piece(update.text, logprobs)
@@ -561,10 +560,20 @@ def _models(desk: Desk, created: int) -> list[dict[str, Any]]:
             "owned_by": "paligemma",
             "parent": None if name == base else base,
             **about,
-            **_LICENSES["mini" if predictor.name == "mini" else "gemma"],
+            **_license(predictor.name),
         }
         for name in desk.service.models
     ]
+
+
+def _license(name: str) -> dict[str, str]:
+    """The terms of a model's weights, where the name tells them."""
+    if name == "mini":
+        return {"license": "Apache-2.0"}
+    if name.startswith("google/paligemma"):
+        address = "https://ai.google.dev/gemma/terms"
+        return {"license": "Gemma Terms of Use", "license_url": address}
+    return {}
 
 
 def _json(value: dict[str, Any]) -> Response:

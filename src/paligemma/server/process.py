@@ -198,7 +198,7 @@ class _GuardedProtocol(H11Protocol):
             self._stop_waiting()
 
     def send_400_response(self, msg: str) -> None:
-        """Called while h11's error is handled; reads on for a moment, so that the answer arrives."""
+        """Called while h11's error is handled. Reads on a while, so that the answer arrives."""
         error = sys.exc_info()[1]
         if self._is_answering:
             self.cycle.disconnected = True

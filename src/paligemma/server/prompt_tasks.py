@@ -50,7 +50,7 @@ def _text_task(word: str, rest: str) -> Task[Any] | None:
     language, _, text = rest.partition(" ")
     match word:
         case "caption" | "cap" | "describe":
-            return CaptionTask(language=rest, style=word)  # type: ignore[arg-type]
+            return CaptionTask(language=rest, style=word)
         case "answer":
             return AnswerTask(question=text, language=language)
         case "question":

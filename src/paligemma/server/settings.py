@@ -1,4 +1,4 @@
-"""What an operator decides about the server: limits, keys, host names, where pictures may come from.
+"""What an operator decides: limits, keys, host names, where pictures may be fetched from.
 
 Keys come from a file or the environment, never from the command line, and only their SHA-256
 stays in memory. Knows no HTTP.

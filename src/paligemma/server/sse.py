@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from paligemma.errors import PaliGemmaError
@@ -43,7 +44,7 @@ def error_frame(error: Exception, name: str | None = "error") -> bytes:
     return event_frame(name, to_api_error(error).body)
 
 
-class EventStream:
+class EventStream(Response):
     """An ASGI response that sends frames as they come; an error becomes the last but one frame.
 
     `frames` gives whole frames, without the closing one. `error_name` is the name of the event
@@ -59,6 +60,7 @@ class EventStream:
         done: bytes = DONE,
         ping: bytes = b": still here\n\n",
     ) -> None:
+        super().__init__()  # FastAPI hands on nothing but responses
         self._frames = frames
         self._media_type = media_type
         self._error_name = error_name

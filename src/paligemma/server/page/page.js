@@ -380,6 +380,9 @@ byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   run();
 });
+byId("controls").addEventListener("focusin", () => {
+  for (const view of views) view.stage.classList.remove("sticks"); // it would cover the fields
+});
 byId("stop").addEventListener("click", () => {
   stop();
   byId("run").focus();
