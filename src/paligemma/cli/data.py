@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.data_options import (
+    Ask,
+    DataFormat,
+    MaxObjects,
+    NoiseToken,
+    ObjectTask,
+    Order,
+    Prefix,
+    Split,
+)
 from paligemma.errors import DataError, ImageError, OptionError
 
 if TYPE_CHECKING:
@@ -46,37 +56,17 @@ def check(
             show_default="mini",
         ),
     ] = None,
-    format: Annotated[str | None, typer.Option(help="Of the data.", show_default="guessed")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Where there are several.", show_default="train")
-    ] = None,
+    format: DataFormat = None,
+    split: Split = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of the pictures.", show_default="beside the labels")
     ] = None,
-    prefix: Annotated[
-        str | None, typer.Option(help="For records that bring none.", show_default="by format")
-    ] = None,
-    task: Annotated[
-        Literal["detect", "segment"] | None,
-        typer.Option(help="What to make of objects.", show_default="by format"),
-    ] = None,
-    ask: Annotated[
-        Literal["dataset", "present", "all classes"],
-        typer.Option(help="Which classes the prefix names."),
-    ] = "dataset",
-    order: Annotated[
-        Literal["random", "position", "area", "given"], typer.Option(help="Of the objects.")
-    ] = "random",
-    max_objects: Annotated[
-        int | None, typer.Option(min=1, help="Objects a picture.", show_default="all")
-    ] = None,
-    noise_token: Annotated[
-        str | None,
-        typer.Option(
-            help="Fill up to --max-objects with random boxes of this label, such as <unused0>.",
-            show_default="none",
-        ),
-    ] = None,
+    prefix: Prefix = None,
+    task: ObjectTask = None,
+    ask: Ask = "dataset",
+    order: Order = "random",
+    max_objects: MaxObjects = None,
+    noise_token: NoiseToken = None,
     labels: Annotated[bool, typer.Option(help="Write labels behind boxes.")] = True,
     max_tokens: Annotated[
         int | None,

@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.data_options import (
+    Ask,
+    DataFormat,
+    MaxObjects,
+    NoiseToken,
+    ObjectTask,
+    Order,
+    Prefix,
+    Split,
+)
 from paligemma.cli.memory import in_gigabytes, machine_memory
 
 if TYPE_CHECKING:
@@ -46,36 +56,14 @@ def train(
     hold_out: Annotated[
         float, typer.Option(min=0, max=0.9, help="The part that is held back; 0: none.")
     ] = 0.1,
-    data_format: Annotated[
-        str | None, typer.Option("--format", help="Of the data.", show_default="guessed")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Where there are several.", show_default="train")
-    ] = None,
-    prefix: Annotated[
-        str | None, typer.Option(help="For records that bring none.", show_default="by format")
-    ] = None,
-    task: Annotated[
-        Literal["detect", "segment"] | None,
-        typer.Option(help="What to make of objects.", show_default="by format"),
-    ] = None,
-    ask: Annotated[
-        Literal["dataset", "present", "all classes"],
-        typer.Option(help="Which classes the prefix names."),
-    ] = "dataset",
-    order: Annotated[
-        Literal["random", "position", "area", "given"], typer.Option(help="Of the objects.")
-    ] = "random",
-    max_objects: Annotated[
-        int | None, typer.Option(min=1, help="Objects a picture.", show_default="all")
-    ] = None,
-    noise_token: Annotated[
-        str | None,
-        typer.Option(
-            help="Fill up to --max-objects with random boxes of this label, such as <unused0>.",
-            show_default="none",
-        ),
-    ] = None,
+    data_format: DataFormat = None,
+    split: Split = None,
+    prefix: Prefix = None,
+    task: ObjectTask = None,
+    ask: Ask = "dataset",
+    order: Order = "random",
+    max_objects: MaxObjects = None,
+    noise_token: NoiseToken = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="Name of a metric; may be repeated.", show_default="by task"),

@@ -117,7 +117,7 @@ function run() {
     byId("choose").focus();
     return;
   }
-  if (task.needs && !formValues()[task.needs[0]].trim(" ;")) {
+  if (task.needs && !/[^\s;]/.test(formValues()[task.needs[0]])) {
     toast(task.needs[1]);
     byId(task.needs[0]).focus();
     return;
