@@ -196,6 +196,7 @@ class Predictor:
         *,
         labels: LabelRule = "asked",
         max_objects: int = MAX_OBJECTS,
+        min_objects: int = 0,
         constrained: bool = True,
         max_new_tokens: int | None = None,
     ) -> Detections:
@@ -203,9 +204,12 @@ class Predictor:
 
         The model is held to the form of a list: whole boxes, no box twice, at most `max_objects`,
         and no labels but those asked for; with labels="any" whatever it calls what it finds.
+        `min_objects` keeps a model that learned with noise boxes going; see `DetectTask`.
         With `constrained=False` it writes freely, and what is no object goes into `problems`.
         """
-        task = DetectTask.of(phrases, labels=labels, max_objects=max_objects)
+        task = DetectTask.of(
+            phrases, labels=labels, max_objects=max_objects, min_objects=min_objects
+        )
         return self._one(image, task, max_new_tokens, constrained)
 
     def segment(

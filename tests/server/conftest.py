@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from starlette.types import ASGIApp
-from tests.server.server_process import ServerProcess
 
 import paligemma
 from paligemma.predictor import Predictor
@@ -24,6 +23,7 @@ from paligemma.server.faults import SWITCH, Faults
 from paligemma.server.limits import Limits
 from paligemma.server.service import Service
 from paligemma.server.settings import Settings
+from tests.server.server_process import ServerProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -107,7 +107,7 @@ def shared_server(start_server: StartServer, scene: bytes) -> ServerProcess:
     server = start_server("--limit", "idle_seconds=2", "--limit", "body_seconds=3")
     for _ in range(3):  # what is made at the first requests is there before the level is taken
         server.ask(scene)
-    server.take_level()
+    server.take_level(scene)
     return server
 
 

@@ -162,9 +162,9 @@ class ServerProcess:
 
     # Health
 
-    def take_level(self) -> None:
-        """Remembers how it is now."""
-        self._level = self._measure()
+    def take_level(self, picture: bytes) -> None:
+        """Remembers how it is now, and what it says to a picture."""
+        self._level = self._measure(picture)
 
     def check_alive(self, picture: bytes) -> None:
         """Ready, the same answer as before, and nothing left over of what went on."""
@@ -186,7 +186,7 @@ class ServerProcess:
                 assert is_well, (before, now)
                 break
             time.sleep(0.1)
-        assert now.tokens == before.tokens or not before.tokens
+        assert now.tokens == before.tokens
         assert CANARY not in self.log
         assert not any(line.get("event") == "uncaught" for line in self.log_lines())
         assert list(self.temporary.iterdir()) == []
@@ -198,14 +198,14 @@ class ServerProcess:
                 return int(line.split()[1]) * 1024
         raise AssertionError(field)
 
-    def _measure(self, picture: bytes | None = None) -> Level:
+    def _measure(self, picture: bytes) -> Level:
         process = psutil.Process(self.pid)
         return Level(
             num_files=process.num_fds(),
             num_threads=process.num_threads(),
             num_children=len(process.children(recursive=True)),
             num_bytes=process.memory_info().rss,
-            tokens=() if picture is None else self.ask(picture),
+            tokens=self.ask(picture),
         )
 
 

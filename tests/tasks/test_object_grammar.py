@@ -192,6 +192,25 @@ def test_a_list_ends_at_the_largest_number_of_objects(labels, writer: TokenWrite
     assert after(grammar, f"{BOX} cat ; {BOX2} cat ; ", writer).allowed == (writer.eos_id,)
 
 
+def test_a_list_goes_on_until_the_least_number_of_objects(writer: TokenWriter) -> None:
+    grammar = DetectTask.of("cat ; dog", min_objects=2).grammar(writer)
+    assert not may_take(grammar, writer.eos_id)
+    assert not admits(grammar, f"{BOX} cat", writer)
+    assert not may_take(after(grammar, f"{BOX} cat ; ", writer), writer.eos_id)
+    assert admits(grammar, f"{BOX} cat ; {BOX2} dog", writer)
+    assert admits(grammar, f"{BOX} cat ; {BOX2} dog ; {BOX2} cat", writer)
+
+
+def test_a_repeated_object_ends_even_a_list_that_is_too_short(writer: TokenWriter) -> None:
+    grammar = DetectTask.of("cat", min_objects=3).grammar(writer)
+    assert after(grammar, f"{BOX} cat ; {BOX}", writer).allowed == (writer.eos_id,)
+
+
+def test_more_objects_at_least_than_at_most_are_refused() -> None:
+    with pytest.raises(OptionError, match="from 0 to max_objects, which is 2"):
+        DetectTask.of("cat", max_objects=2, min_objects=3)
+
+
 def test_an_endless_label_is_closed(writer: TokenWriter) -> None:
     state = after(DetectTask.of("cat", labels="any").grammar(writer), BOX, writer)
     (letter,) = writer.tokenize_text("x")

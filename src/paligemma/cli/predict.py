@@ -127,6 +127,9 @@ AnyLabel = Annotated[
 MaxObjects = Annotated[
     int | None, typer.Option(min=1, help="End after this many objects.", show_default="100")
 ]
+MinObjects = Annotated[
+    int, typer.Option(min=0, help="Do not end before; for models that learned with noise boxes.")
+]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -198,12 +201,15 @@ def detect(
     calibration: CalibrationFile = None,
     any_label: AnyLabel = False,
     max_objects: MaxObjects = None,
+    min_objects: MinObjects = 0,
     options: Options,
 ) -> None:
     """Find boxes of things, such as "dog ; key"."""
     images, things = _split(words, "detect")
     kept = _keeper(min_score, calibration)
     settings = _search(any_label, max_objects) | _limit(options)
+    if min_objects:
+        settings["min_objects"] = min_objects
     _each(
         "detect",
         images,

@@ -123,6 +123,8 @@ class Tokenizer:
             return _REPLACEMENT.encode()
         if self._pieces.is_control(token_id):
             return b""
+        if token_id == self.unk_id:
+            return self.detokenize([token_id]).encode()
         piece: str = self._pieces.id_to_piece(token_id)
         if self._pieces.is_byte(token_id):
             return bytes([int(piece[3:-1], 16)])  # such as <0x0A>

@@ -36,7 +36,10 @@ class DetectTask:
 
     Decoding that is held to `grammar()` gives only boxes labelled with a phrase that was asked
     for, or with labels="any" with whatever the model calls them ("detect all classes"), and at
-    most `max_objects` of them. Raises OptionError for other values of these two.
+    most `max_objects` of them. `min_objects` is for models that were trained with noise boxes and
+    so never learned where to stop: the list goes on until there are as many, and `label_score`
+    says how much of a thing each is (arXiv 2412.03555, appendix C). Raises OptionError for other
+    values of these.
 
     >>> DetectTask.of("cat; dog ;").prompt()
     'detect cat ; dog'
@@ -45,11 +48,12 @@ class DetectTask:
     phrases: tuple[str, ...]
     labels: LabelRule = "asked"
     max_objects: int = MAX_OBJECTS
+    min_objects: int = 0
 
     def __post_init__(self) -> None:
         if not self.phrases:
             raise PromptError("There is nothing to detect. Name one or more things.")
-        check_list_options(self.labels, self.max_objects)
+        check_list_options(self.labels, self.max_objects, self.min_objects)
 
     @classmethod
     def of(
@@ -58,9 +62,15 @@ class DetectTask:
         *,
         labels: LabelRule = "asked",
         max_objects: int = MAX_OBJECTS,
+        min_objects: int = 0,
     ) -> Self:
         """Raises PromptError when no phrase is left after cleaning."""
-        return cls(phrases=split_phrases(phrases), labels=labels, max_objects=max_objects)
+        return cls(
+            phrases=split_phrases(phrases),
+            labels=labels,
+            max_objects=max_objects,
+            min_objects=min_objects,
+        )
 
     def prompt(self) -> str:
         return f"detect {SEPARATOR.join(self.phrases)}"
@@ -71,6 +81,7 @@ class DetectTask:
             self.phrases,
             labels=self.labels,
             max_objects=self.max_objects,
+            min_objects=self.min_objects,
             has_masks=False,
         )
 

@@ -3,7 +3,8 @@
     output  = EOS | object (separator object)* [separator] EOS
     object  = y1 x1 y2 x2 [16 seg] label            y1 < y2, x1 < x2
 
-A list ends where it would repeat an object, or at `max_objects`. All that this allows,
+A list ends where it would repeat an object, or at `max_objects`, and not before `min_objects`. All
+that this allows,
 `objects.py` reads without a fault. Knows the tokenizer by a few methods; knows no model and no
 engine, whose `Constraint` it fits in shape.
 """
@@ -123,6 +124,7 @@ class ObjectGrammar:
     """Mask tokens, or None for boxes alone."""
     labels: Labels
     max_objects: int
+    min_objects: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,8 @@ class ObjectList:
             return (grammar.eos_id,)
         # A box has an area: no first edge is the last place, no second edge before the first.
         if not self.box:
-            return (grammar.eos_id, places[:-1])
+            may_end = len(self.written) >= grammar.min_objects
+            return (grammar.eos_id, places[:-1]) if may_end else places[:-1]
         if len(self.box) == 1:
             return places[:-1]
         if len(self.box) < NUM_LOCS:
@@ -159,7 +162,10 @@ class ObjectList:
         if name is None:
             return grammar.labels.after(self.tail, may_close=True)
         is_new = (name, self.box) not in self.written
-        return (grammar.eos_id, *grammar.labels.after(self.tail, may_close=is_new))
+        following = grammar.labels.after(self.tail, may_close=is_new)
+        if following and len(self.written) + is_new < grammar.min_objects:
+            return following
+        return (grammar.eos_id, *following)
 
     def advance(self, token_id: int, /) -> ObjectList:
         """The state after an allowed id; EOS leads nowhere."""
@@ -185,6 +191,7 @@ def object_list(
     *,
     labels: LabelRule,
     max_objects: int,
+    min_objects: int = 0,
     has_masks: bool,
 ) -> ObjectList:
     """The beginning of a list of the things asked for."""
@@ -196,17 +203,24 @@ def object_list(
             codes=codes if has_masks else None,
             labels=AnyLabels(tokenizer) if labels == "any" else AskedLabels(phrases, tokenizer),
             max_objects=max_objects,
+            min_objects=min_objects,
         )
     )
 
 
-def check_list_options(labels: object, max_objects: object) -> None:
-    """Raises OptionError for a rule of labels or a number of objects that makes no sense."""
+def check_list_options(labels: object, max_objects: object, min_objects: object = 0) -> None:
+    """Raises OptionError for a rule of labels or numbers of objects that make no sense."""
     if labels not in ("asked", "any"):
         raise OptionError(f"labels is {labels!r}; it must be 'asked' or 'any'.")
     if isinstance(max_objects, bool) or not isinstance(max_objects, int) or max_objects < 1:
         raise OptionError(
             f"max_objects is {max_objects!r}; it must be a whole number of at least 1."
+        )
+    is_whole = isinstance(min_objects, int) and not isinstance(min_objects, bool)
+    if not is_whole or not 0 <= min_objects <= max_objects:  # type: ignore[operator]
+        raise OptionError(
+            f"min_objects is {min_objects!r}; it must be a whole number from 0 to max_objects, "
+            f"which is {max_objects}."
         )
 
 
