@@ -15,12 +15,13 @@
     first        the first version: a checkpoint folder that knows scenes, in four languages
     stage 8      it goes on learning: two more languages, printed words with their places, objects
                  of all sizes, tables and charts, on a longer vocabulary
-    stage 9      the same, while the learning rate falls to zero
+    stages 9, 10 the same
+    stage 11     the same for longer, with more sheets, while the learning rate falls to zero
     export       a checkpoint folder in the released format, float16
     evaluate     500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, with the vocabulary and mask codec in it, and needs no
-other state: `--stages 8,9,export,evaluate` goes on from any such folder.
+other state: `--stages 8,9,10,11,export,evaluate` goes on from any such folder.
 
 Each stage saves its state every few minutes; the same command goes on where it was stopped.
 `--stages` runs a part. Two CPU cores take about two hours with tcmalloc preloaded
@@ -55,7 +56,7 @@ from paligemma.mini.joint import (
     fit_heads,
     mini_config,
 )
-from paligemma.mini.language import FIRST_LANGUAGES, LATER_LANGUAGES
+from paligemma.mini.language import FIRST_LANGUAGES, LANGUAGES, LATER_LANGUAGES
 from paligemma.mini.scene import WORD_WEIGHTS
 from paligemma.mini.stage0 import Stage0, Stage0Source
 from paligemma.mini.vocabulary import train_first_vocabulary, train_vocabulary
@@ -255,6 +256,49 @@ _STAGE9 = replace(
         save_every=40,
     ),
 )
+_STAGE10 = replace(
+    _STAGE9,
+    start=("9",),
+    seed=11,
+    task_weights={
+        "caption": 0.30,
+        "describe": 0.02,
+        "detect": 0.23,
+        "segment": 0.18,
+        "ocr": 0.10,
+        "detect_text": 0.05,
+        "count": 0.09,
+        "question": 0.02,
+        "caption_box": 0.01,
+    },
+    train=replace(_STAGE9.train, num_steps=80, learning_rate=2.5e-4, final_learning_rate=2e-4),
+)
+_STAGE11 = replace(
+    _STAGE10,
+    start=("10",),
+    seed=12,
+    task_weights={
+        "caption": 0.29,
+        "describe": 0.02,
+        "detect": 0.22,
+        "segment": 0.18,
+        "ocr": 0.09,
+        "detect_text": 0.09,
+        "count": 0.08,
+        "question": 0.02,
+        "caption_box": 0.01,
+    },
+    asking=replace(_STAGE10.asking, languages=dict.fromkeys(LANGUAGES, 1.0)),
+    num_sheets=10,
+    train=replace(
+        _STAGE10.train,
+        num_steps=1800,
+        learning_rate=4e-4,
+        final_learning_rate=0.0,
+        warmup_steps=30,
+        save_every=50,
+    ),
+)
 STAGES: dict[str, EncoderStage | JointStage] = {
     "0": EncoderStage(
         resolution=128,
@@ -325,9 +369,11 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "7": _STAGE7,
     "8": _STAGE8,
     "9": _STAGE9,
+    "10": _STAGE10,
+    "11": _STAGE11,
 }
-LAST_OF_FIRST, LAST = "7", "9"
-_LATER = ("8", "9")  # with the longer vocabulary
+LAST_OF_FIRST, LAST = "7", "11"
+_LATER = ("8", "9", "10", "11")  # with the longer vocabulary
 
 
 def main() -> None:
@@ -337,7 +383,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,first,8,9,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,export,evaluate",
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")

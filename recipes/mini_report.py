@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = tuple(f"stage{name}" for name in ("0", "1", "2", "2b", "3", "4", "5", "6", "7", "8", "9"))
+STAGES = tuple(f"stage{name}" for name in ("0", "1", "2", "2b", *range(3, 12)))
 _JOINT_STAGES = tuple(name for name in STAGES if name not in ("stage0", "stage2b"))
 _PATCH_PANEL = {
     "kind_right": "patches that name the object on them",

@@ -572,7 +572,9 @@ class Predictor:
         constrained: bool,
     ) -> TextRow:
         self.check_codec(task)
-        (limit,) = row_limits(self.answer_limit(task) if max_new_tokens is None else max_new_tokens, 1)
+        (limit,) = row_limits(
+            self.answer_limit(task) if max_new_tokens is None else max_new_tokens, 1
+        )
         grammar = None
         if constrained and isinstance(task, GuidedTask):
             grammar = task.grammar(self.processor.tokenizer)

@@ -360,7 +360,6 @@ def test_a10_equal_pixels_in_another_shape_are_another_picture(
         file = io.BytesIO()
         Image.fromarray(pixels.reshape(shape)).save(file, "BMP")
         files.append(file.getvalue())
-    assert files[0][-64:] == files[1][-64:] or True
     for data in (*files, *files):
         answer = post(mini_app, "/v1/caption", {"image": encoded(data), "max_tokens": 8})
         expected = mini.caption(data, max_new_tokens=8)
@@ -517,7 +516,10 @@ DOCUMENTS = st.dictionaries(
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.sampled_from(["caption", "ask", "ocr", "detect", "segment", "score"]), DOCUMENTS)
+@given(
+    task=st.sampled_from(["caption", "ask", "ocr", "detect", "segment", "score"]),
+    document=DOCUMENTS,
+)
 def test_c7_no_document_makes_the_server_fail(
     task: str, document: dict[str, Any], mini_app: ASGIApp
 ) -> None:

@@ -13,8 +13,6 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.types import ASGIApp
-from tests.server.conftest import MakeService, StartServer
-from tests.server.server_process import CANARY
 
 from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
@@ -23,6 +21,8 @@ from paligemma.server.service import Service
 from paligemma.server.settings import KeyRing, Settings
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
+from tests.server.conftest import MakeService, StartServer
+from tests.server.server_process import CANARY
 
 ValueT = TypeVar("ValueT")
 Talk = Callable[[openai.AsyncOpenAI], Awaitable[ValueT]]
@@ -202,12 +202,13 @@ def test_what_a_grammar_bans_is_still_a_number(mini_app: ASGIApp, scene: bytes) 
 def test_samples_are_those_of_python_with_the_same_seed(
     mini_app: ASGIApp, mini: Predictor, scene: bytes
 ) -> None:
-    options: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "seed": 5}
-    expected = mini.generate(scene, ["caption en"] * 3, **options)
+    sampling: dict[str, Any] = {"temperature": 2.0, "top_p": 0.95, "seed": 5}
+    expected = mini.generate(scene, ["caption en"] * 3, max_new_tokens=8, **sampling)
+    options = sampling | {"n": 3, "max_tokens": 8}
 
     async def speak(client: openai.AsyncOpenAI) -> tuple[list[str], list[str]]:
-        whole = await chat(client, message("caption en", scene), n=3, **options)
-        streamed = await chunks(client, message("caption en", scene), n=3, **options)
+        whole = await chat(client, message("caption en", scene), **options)
+        streamed = await chunks(client, message("caption en", scene), **options)
         texts = ["", "", ""]
         for chunk in streamed:
             for choice in chunk.choices:
@@ -542,19 +543,19 @@ def test_a_failure_in_mid_stream_is_an_error_after_the_pieces(
     service = make_service(plan="detok@3=raise")
     app = create_app(service, Settings())
 
-    async def speak(client: openai.AsyncOpenAI) -> list[str]:
-        pieces = []
+    pieces: list[str] = []
+
+    async def speak(client: openai.AsyncOpenAI) -> None:
         stream = await client.chat.completions.create(
             model="mini", messages=message("caption en", scene), stream=True
         )
-        with pytest.raises(openai.APIError) as caught:
-            async for chunk in stream:
-                pieces.append(chunk.choices[0].delta.content or "")
-        assert not isinstance(caught.value, openai.APIStatusError)
-        assert caught.value.code == "internal_error"
-        return pieces
+        async for chunk in stream:
+            pieces.append(chunk.choices[0].delta.content or "")
 
-    pieces = talk(app, speak)
+    with pytest.raises(openai.APIError) as caught:
+        talk(app, speak)
+    assert not isinstance(caught.value, openai.APIStatusError)
+    assert caught.value.code == "internal_error"
     whole = talk(app, lambda client: chat(client, message("caption en", scene)))
     text = whole.choices[0].message.content or ""
     assert "".join(pieces) == "".join(text.partition(" and")[:2])

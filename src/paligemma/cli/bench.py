@@ -1,4 +1,7 @@
-"""`paligemma bench`: how fast this machine runs the model, beside transformers."""
+"""`paligemma bench`: how fast this machine runs the model, beside transformers.
+
+`paligemma bench serve` is in `bench_serve.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,12 @@ _LARGE = "paligemma2-3b-224"
 _OTHERS = ("transformers", "keras-hub")
 _ROOM = 18_000_000_000  # bytes that the default comparison takes with it
 
+app = typer.Typer(rich_markup_mode=None)
 
+
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +73,8 @@ def bench(
     is, and the share of what memory and matrix units allow, both measured in the same run. Compare
     the ratios: they hold where milliseconds do not.
     """
+    if context.invoked_subcommand is not None:
+        return
     from paligemma.bench.harness import RUNNERS, Plan, measure
     from paligemma.bench.plot import draw
     from paligemma.bench.report import build_report, headlines, table

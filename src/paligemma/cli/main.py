@@ -17,6 +17,7 @@ from paligemma import __version__
 from paligemma.cli import (
     adapter,
     bench,
+    bench_serve,
     data,
     doctor,
     eval,
@@ -57,13 +58,14 @@ for command in (
     train.train,
     train.fit,
     doctor.doctor,
-    bench.bench,
     serve.serve,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.command("eval")(eval.evaluate)
 app.add_typer(mini.app, name="mini")
+bench.app.command("serve")(bench_serve.bench_serve)
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

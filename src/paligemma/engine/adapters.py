@@ -145,6 +145,6 @@ def _lengths(base: nn.Linear | FrozenLinear, low_rank: LowRank) -> Tensor:
         wide = base.read(0, base.out_features)
     else:
         wide = base.weight.detach().float()
-    device = wide.device
-    a, b = low_rank.a.float().to(device), low_rank.b.float().to(device)
-    return torch.linalg.vector_norm(torch.addmm(wide, b, a, alpha=low_rank.scaling), dim=1)
+    a, b = low_rank.a.float().to(wide.device), low_rank.b.float().to(wide.device)
+    lengths: Tensor = torch.linalg.vector_norm(wide + low_rank.scaling * (b @ a), dim=1)
+    return lengths

@@ -23,7 +23,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -398,9 +398,7 @@ class Engine:
             state.has_failed_before = True
         self._scheduler.put_back(state for state in states if state.stop_reason is None)
 
-    def _accept(
-        self, states: Sequence[RequestState], chosen: Sequence[_Chosen]
-    ) -> None:
+    def _accept(self, states: Sequence[RequestState], chosen: Sequence[_Chosen]) -> None:
         """Give rows the tokens chosen for them; those that end leave at once."""
         for state, one in zip(states, chosen, strict=True):
             if one.is_sound:
@@ -450,8 +448,10 @@ def _choose(
 ) -> list[_Chosen]:
     """For each row of float32[B, V] a token, and whether the row is sound."""
     token_ids, logprobs = [0] * len(states), [0.0] * len(states)
-    for sampler in {state.request.sampler for state in states}:
-        rows = [row for row, state in enumerate(states) if state.request.sampler == sampler]
+    # Rows of other seeds are chosen together: each has its own generator.
+    samplers = [replace(state.request.sampler, seed=0) for state in states]
+    for sampler in dict.fromkeys(samplers):
+        rows = [row for row, own in enumerate(samplers) if own == sampler]
         of_all = len(rows) == len(states)
         ids, values = choose_allowed(
             logits if of_all else logits[torch.tensor(rows, device=logits.device)],

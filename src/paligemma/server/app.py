@@ -23,10 +23,9 @@ from starlette.types import ASGIApp, Scope
 from paligemma import __version__
 from paligemma.errors import PaliGemmaError
 from paligemma.server.batch_api import batch_routes
-from paligemma.server.errors import ApiError, ClientGoneError, error_response, to_api_error
-from paligemma.server.health import LIVE_PATH, health_routes
+from paligemma.server.errors import ApiError, error_response, to_api_error
+from paligemma.server.health import add_liveness, health_routes
 from paligemma.server.images import Fetcher
-from paligemma.server.logs import log_error
 from paligemma.server.metrics import Metrics, metrics_routes
 from paligemma.server.middleware import Authentication, BodyLimits, Edge, HeaderLimits, Hosts
 from paligemma.server.native_api import BODIES, Desk, native_routes
@@ -64,6 +63,7 @@ def create_app(
         openapi_url="/openapi.json",
         redirect_slashes=False,
     )
+    live = add_liveness(app, service)
     for router in (
         native_routes(desk),
         batch_routes(desk),
@@ -75,13 +75,13 @@ def create_app(
     page = _page_routes(app)
     app.add_exception_handler(PaliGemmaError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(Exception, _answer_error)
     schemas = [*BODIES.values(), *OPENAI_BODIES]
     app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
 
-    live = [route for route in app.routes if getattr(route, "path", None) == LIVE_PATH]
     guarded: ASGIApp = BodyLimits(app, settings.limits)
-    guarded = Hosts(guarded, settings, open_routes=live)
-    guarded = Authentication(guarded, settings.keys, open_routes=[*live, *page])
+    guarded = Hosts(guarded, settings, open_routes=[live])
+    guarded = Authentication(guarded, settings.keys, open_routes=[live, *page])
     guarded = HeaderLimits(guarded, settings.limits)
     return Edge(guarded, metrics.saw)
 
@@ -120,12 +120,8 @@ def _page_routes(app: FastAPI) -> list[BaseRoute]:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientGoneError) or (isinstance(error, ApiError) and error.closes):
-        raise error
     found = to_api_error(error)
     request.state.error_code = found.code
-    if found.status >= 500 and found.code in ("internal_error", "numerical_error"):
-        log_error("request_failed", error, request_id=request.state.request_id)
     return error_response(found)
 
 

@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paligemma.engine.engine import Engine, Event
-from paligemma.engine.image_cache import ImageCache
 from paligemma.engine.score import score
-from paligemma.errors import PaliGemmaError
 from paligemma.results import Score
 from paligemma.server.faults import Faults
 from paligemma.server.preparing import ReadyJob, ReadyScore
@@ -43,7 +41,6 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        image_cache: ImageCache,
         *,
         tell: Callable[[list[tuple[Hashable, Outcome]]], None],
         clock: Callable[[], float],
@@ -53,7 +50,6 @@ class EngineLoop:
         self.last_beat = clock()
         """When the last turn began or ended."""
         self.num_steps = 0
-        self._images = image_cache
         self._tell = tell
         self._clock = clock
         self._faults = faults
@@ -70,12 +66,16 @@ class EngineLoop:
     def add(self, key: Hashable, ready: ReadyJob | ReadyScore) -> None:
         """Hand over work; what becomes of it is told under this key, its end last."""
         with self._news:
+            if not self.is_busy:  # it rested, and nobody can say since when it should not
+                self.last_beat = self._clock()
             self._new.append((key, ready))
             self._news.notify()
 
     def cancel(self, key: Hashable) -> None:
         """End it before the next step; that is told, too. Does nothing when it has ended."""
         with self._news:
+            if not self.is_busy:
+                self.last_beat = self._clock()
             self._cancelled.append(key)
             self._news.notify()
 
@@ -173,8 +173,3 @@ class EngineLoop:
 def is_end(outcome: Outcome) -> bool:
     """Whether nothing comes after it."""
     return not isinstance(outcome, Event) or outcome.stop_reason is not None
-
-
-def is_expected(error: Exception) -> bool:
-    """Whether an error is one of ours: it may be told as it is."""
-    return isinstance(error, PaliGemmaError)

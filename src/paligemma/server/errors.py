@@ -92,6 +92,8 @@ def to_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ClientGoneError():
+            return ApiError(499, "client_gone", "The client hung up.")
         case ImageError():
             return ApiError(400, "invalid_image", str(error), param="image")
         case PromptError():

@@ -86,6 +86,11 @@ class Faults:
         with self._lock:
             self._planted.append((fault, [0]))
 
+    @property
+    def is_planted(self) -> bool:
+        """True while there is any fault."""
+        return bool(self._planted)
+
     def clear(self) -> None:
         """Pull out all faults."""
         with self._lock:

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what are its limits, what does it serve?
+"""Is it alive, is it ready, what are its limits?
 
 Alive looks at the engine's heartbeat, not at whether this code can run.
 """
@@ -7,25 +7,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from paligemma.server.native_api import Desk
+from paligemma.server.service import Service
 from paligemma.server.strict_json import write_json
 
-LIVE_PATH = "/health/live"
 
+def add_liveness(app: FastAPI, service: Service) -> BaseRoute:
+    """Adds `/health/live`; gives back the route, the one that everybody may ask."""
 
-def health_routes(desk: Desk) -> APIRouter:
-    """`/health/live`, `/health/ready` and `/v1/limits`."""
-    router = APIRouter(tags=["server"])
-    service = desk.service
-
-    @router.get(LIVE_PATH, response_class=Response, responses=_STATES)
+    @app.get("/health/live", response_class=Response, responses=_STATES, tags=["server"])
     async def live() -> Response:
         """200 while the process is worth keeping: its engine's thread answers."""
         is_alive = service.is_alive()
         return _json(200 if is_alive else 503, {"status": "live" if is_alive else "dead"})
+
+    return app.routes[-1]
+
+
+def health_routes(desk: Desk) -> APIRouter:
+    """`/health/ready` and `/v1/limits`."""
+    router = APIRouter(tags=["server"])
+    service = desk.service
 
     @router.get("/health/ready", response_class=Response, responses=_STATES)
     async def ready() -> Response:

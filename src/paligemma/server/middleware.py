@@ -12,12 +12,11 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paligemma.server.errors import ApiError, ClientGoneError, error_response, to_api_error
+from paligemma.server.errors import ApiError, error_response, to_api_error
 from paligemma.server.limits import Limits
 from paligemma.server.logs import describe, log
 from paligemma.server.settings import KeyRing, Settings
@@ -60,9 +59,10 @@ class Edge:
         )
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
+        is_whole = False
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_whole
             if message["type"] == "http.response.start":
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
@@ -73,13 +73,12 @@ class Edge:
                     (b"x-request-id", request_id.encode()),
                 ]
             await send(message)
+            is_whole = message["type"] == "http.response.body" and not message.get("more_body")
 
         problem: dict[str, object] = {}
         level = logging.INFO
         try:
             await self.app(scope, receive, send_marked)
-        except ClientGoneError:
-            status = 499
         except asyncio.CancelledError:
             status = status or 503
             raise
@@ -87,9 +86,11 @@ class Edge:
             found = to_api_error(error)
             if not isinstance(error, ApiError):
                 problem, level = describe(error), logging.ERROR
-            if status:  # an answer had begun: all that is left is to break it off
+            scope["state"]["error_code"] = found.code
+            if not status:
+                await error_response(found)(scope, receive, send_marked)
+            elif not is_whole:  # an answer had begun: all that is left is to break it off
                 raise _BrokenOffError from None
-            await error_response(found)(scope, receive, send_marked)
         finally:
             seconds = time.monotonic() - started
             route = route_of(scope)
@@ -234,15 +235,15 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         body = _Body(receive, self._limits, self)
+        send_last = _lingering(body, receive, send)
+        announced = _header(scope, b"content-length")
         try:
-            announced = _header(scope, b"content-length")
             if announced is not None and int(announced) > self._limits.max_body_bytes:
-                raise body.too_large()
-            await self.app(scope, body.receive, send)
-        except ApiError as error:
-            if not error.closes:
-                raise
-            await _answer_and_linger(error, scope, receive, send)
+                error = body.too_large()
+                scope["state"]["error_code"] = error.code
+                await error_response(error)(scope, receive, send_last)
+            else:
+                await self.app(scope, body.receive, send_last)
         finally:
             scope["state"]["received_bytes"] = body.num_bytes
             self._held -= body.num_bytes
@@ -269,6 +270,7 @@ class _Body:
         self._total = total
         self._deadline = time.monotonic() + limits.body_seconds
         self._is_whole = False
+        self.was_given_up = False
         self.num_bytes = 0
 
     async def receive(self) -> Message:
@@ -278,6 +280,7 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), max(patience, 0))
         except TimeoutError:
+            self.was_given_up = True
             raise ApiError(
                 408, "body_timeout", "The request's body came too slowly.", closes=True
             ) from None
@@ -285,12 +288,17 @@ class _Body:
             size = len(message.get("body", b""))
             if self.num_bytes + size > self._limits.max_body_bytes:
                 raise self.too_large()
-            self._total.hold(size)
+            try:
+                self._total.hold(size)
+            except ApiError:
+                self.was_given_up = True
+                raise
             self.num_bytes += size
             self._is_whole = not message.get("more_body", False)
         return message
 
     def too_large(self) -> ApiError:
+        self.was_given_up = True
         return ApiError(
             413,
             "body_too_large",
@@ -299,29 +307,32 @@ class _Body:
         )
 
 
-async def _answer_and_linger(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers, then reads on for a moment without keeping anything.
+def _lingering(body: _Body, receive: Receive, send: Send) -> Send:
+    """A `send` that after giving up on a body reads on for a moment, without keeping anything.
 
     To close a connection on bytes that were not read is to reset it, and the client would lose
     the answer that says why.
     """
-    scope["state"]["error_code"] = error.code
-    response = error_response(error)
-    await send(
-        {"type": "http.response.start", "status": error.status, "headers": response.raw_headers}
-    )
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    deadline = time.monotonic() + _LINGER_SECONDS
-    num_bytes = 0
-    while num_bytes < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:
-        try:
-            message: dict[str, Any] = dict(await asyncio.wait_for(receive(), left))
-        except TimeoutError:
-            break
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            break
-        num_bytes += len(message["body"])
-    await send({"type": "http.response.body", "body": b""})
+
+    async def send_last(message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not (is_last and body.was_given_up):
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        deadline = time.monotonic() + _LINGER_SECONDS
+        num_bytes = 0
+        while num_bytes < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:
+            try:
+                piece = await asyncio.wait_for(receive(), left)
+            except TimeoutError:
+                break
+            if piece["type"] != "http.request" or not piece.get("more_body", False):
+                break
+            num_bytes += len(piece["body"])
+        await send({"type": "http.response.body", "body": b""})
+
+    return send_last
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes | None:

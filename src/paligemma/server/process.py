@@ -53,13 +53,12 @@ class _Server(uvicorn.Server):
     def __init__(
         self, app: ASGIApp, service: Service, limits: Limits, host: str, port: int
     ) -> None:
-        protocol = type("_LimitedProtocol", (_GuardedProtocol,), {"idle": limits.idle_seconds})
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
-                http=protocol,
+                http=limited_protocol(limits),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -160,14 +159,27 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def limited_protocol(limits: Limits) -> type[H11Protocol]:
+    """The protocol of connections with these limits."""
+    patience = {"idle": limits.idle_seconds, "patience": limits.body_seconds}
+    return type("_LimitedProtocol", (_GuardedProtocol,), patience)
+
+
 class _GuardedProtocol(H11Protocol):
-    """A connection that must bring whole headers in time, and whose refusals are JSON."""
+    """A connection that must bring whole headers in time and take its answers in time.
+
+    Its own refusals are JSON as those of the routes.
+    """
 
     idle: ClassVar[float]
+    """Seconds for the headers of a request, and between two requests."""
+    patience: ClassVar[float]
+    """Seconds for a client to take what is ready for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._patience: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
         self._num_discarded: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -179,6 +191,7 @@ class _GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._take_note(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -222,18 +235,33 @@ class _GuardedProtocol(H11Protocol):
         else:
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        """More is ready than the client takes."""
+        super().pause_writing()
+        self._take_note(self.loop.call_later(self.patience, self.transport.abort))
+
+    def resume_writing(self) -> None:
+        """The client has taken it."""
+        super().resume_writing()
+        self._take_note(None)
+
+    def _take_note(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+        self._stuck = timer
+
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait_for_request(self) -> None:
         self._stop_waiting()
-        self._patience = self.loop.call_later(self.idle, self._give_up)
+        self._waiting = self.loop.call_later(self.idle, self._give_up)
 
     def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def _give_up(self) -> None:
         if not self._is_answering:

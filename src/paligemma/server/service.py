@@ -12,6 +12,7 @@ HTTP.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import queue
@@ -21,7 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from paligemma.engine.adapters import AdapterBank
@@ -55,10 +56,12 @@ from paligemma.tasks.segment import SegmentTask
 from paligemma.text_engine import CONTEXT_LENGTH
 
 State = Literal["loading", "ready", "draining", "dead"]
-Outcomes = Literal["answered", "failed", "cancelled", "expired"]
+HowEnded = Literal["answered", "failed", "cancelled", "expired"]
+Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
+"""Brings a call to an event loop."""
 
 _TICK_SECONDS = 0.05  # how exactly time limits are kept
-_PREFILL_POSITIONS = 4096  # computed at once, while all running answers wait
+_PREFILL_POSITIONS = 1024  # computed at once, while all running answers wait
 
 _log = logging.getLogger("paligemma.server")
 
@@ -78,7 +81,7 @@ class Ended:
 
     kind: str
     """"caption", "detect", "prompt", "score", ...: never anything that a client wrote."""
-    outcome: Outcomes
+    outcome: HowEnded
     first_token_seconds: float | None
     seconds: float
     usage: Usage
@@ -244,6 +247,8 @@ class Service:
 
     def submit_all(self, jobs: Sequence[Job | ScoreJob]) -> list[Ticket]:
         """All of these or none; a picture that several bring is decoded once."""
+        if not jobs:
+            return []
         for job in jobs:
             job.check(self.limits)
             adapter = job.adapter if isinstance(job, ScoreJob) else job.options.adapter
@@ -265,7 +270,7 @@ class Service:
                 self._by_client[work.job.client] += 1
                 self._photo_bytes += work.photo_bytes
             self._totals["accepted"] += len(works)
-        self._line.put(jobs[0].client if jobs else "", works)
+        self._line.put(jobs[0].client, works)
         return [work.ticket for work in works]
 
     def score(
@@ -336,7 +341,7 @@ class Service:
                 f"{len(self._open)} requests are running or waiting, and there is room for "
                 f"{max(0, room)} more. Try again later."
             )
-        client = works[0].job.client if works else ""
+        client = works[0].job.client
         if client and self._by_client[client] + len(works) > limits.streams_per_client:
             raise BusyError(
                 f"A client may have {limits.streams_per_client} requests at a time. Wait for "
@@ -348,6 +353,7 @@ class Service:
             raise BusyError("Too many bytes of pictures are waiting. Try again later.")
 
     def _photos_are_read(self, work: _Work) -> None:
+        work.job = replace(work.job, images=())  # their bytes are not needed any more
         with self._lock:
             self._photo_bytes -= work.photo_bytes
             work.photo_bytes = 0
@@ -367,7 +373,7 @@ class Service:
     def _end(
         self,
         work: _Work,
-        outcome: Outcomes,
+        outcome: HowEnded,
         result: Any = None,
         error: Exception | None = None,
         last: Update | None = None,
@@ -395,17 +401,19 @@ class Service:
         (post or _post_now)(ticket.loop, tell)
         if self.on_end is not None:
             first = work.first_token_at
-            self.on_end(
-                Ended(
-                    kind=work.kind,
-                    outcome=outcome,
-                    first_token_seconds=None if first is None else first - work.accepted_at,
-                    seconds=self._clock() - work.accepted_at,
-                    usage=usage,
-                )
+            ended = Ended(
+                kind=work.kind,
+                outcome=outcome,
+                first_token_seconds=None if first is None else first - work.accepted_at,
+                seconds=self._clock() - work.accepted_at,
+                usage=usage,
             )
+            try:
+                self.on_end(ended)
+            except Exception as error:  # whoever counts must not stop the thread that answers
+                self._note(error)
 
-    def _give_up(self, work: _Work, outcome: Outcomes, error: PaliGemmaError) -> None:
+    def _give_up(self, work: _Work, outcome: HowEnded, error: PaliGemmaError) -> None:
         """End a job wherever it is; its place is free when the engine has let it go."""
         self._end(work, outcome, error=error)
         if work.is_in_engine and self._loop is not None:
@@ -436,7 +444,8 @@ class Service:
 
     def _prepare(self, work: _Work, photos: dict[int, ReadyPhoto]) -> None:
         preparer, loop, job = self._preparer, self._loop, work.job
-        assert preparer is not None and loop is not None
+        assert preparer is not None
+        assert loop is not None
         for image in job.images:
             if id(image) not in photos:
                 photos[id(image)] = preparer.photo(image)
@@ -470,11 +479,15 @@ class Service:
             assert self._loop is not None
             self._loop.run()
         except BaseException as error:
-            self.failure = error
-            self._note(error)
-            self._end_all("The engine has failed.")
-            for work in list(self._open.values()):
-                self._let_go(work)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A thread that all rely on has ended: so does everything."""
+        self.failure = error
+        self._note(error)
+        self._end_all("The engine has failed.")
+        for work in list(self._open.values()):
+            self._let_go(work)
 
     def _open_engine(self, loaded: Loaded) -> None:
         predictor, limits = loaded.predictor, self.limits
@@ -491,11 +504,13 @@ class Service:
         # Half for what the model has seen, half for pictures that are ready for it.
         image_cache = ImageCache(limits.image_cache_bytes // 2)
         engine = Engine(
-            cast("PaliGemma", FaultyModel(model, self.faults)) if self.faults.are_allowed else model,
+            cast("PaliGemma", FaultyModel(model, self.faults))
+            if self.faults.are_allowed
+            else model,
             num_positions=num_positions,
             max_rows=max_rows,
             max_queued=max_rows + limits.max_queued,
-            max_prefill_positions=max(_PREFILL_POSITIONS, num_positions),
+            max_prefill_positions=_PREFILL_POSITIONS,
             image_cache=image_cache,
             adapters=bank,
             clock=self._clock,
@@ -513,7 +528,6 @@ class Service:
         )
         self._loop = EngineLoop(
             engine,
-            image_cache,
             tell=self._outbox.put,  # type: ignore[arg-type]
             clock=self._clock,
             faults=self.faults,
@@ -531,15 +545,18 @@ class Service:
     # The writer's thread
 
     def _run_writer(self) -> None:
-        while True:
-            try:
-                told = self._outbox.get(timeout=_TICK_SECONDS)
-            except queue.Empty:
-                told = []
-            if told is None:
-                return
-            self._write(told)
-            self._keep_time()
+        try:
+            while (told := self._next_told()) is not None:
+                self._write(told)
+                self._keep_time()
+        except BaseException as error:  # nobody would be told anything any more
+            self._fail(error)
+
+    def _next_told(self) -> list[tuple[_Work, Outcome]] | None:
+        try:
+            return self._outbox.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            return []
 
     def _write(self, told: Sequence[tuple[_Work, Outcome]]) -> None:
         posts: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
@@ -560,7 +577,7 @@ class Service:
                 self._write_one(work, outcome, post)
         # One call a turn of the engine, however many answers have grown.
         for loop, calls in posts.items():
-            _post_now(loop, lambda calls=calls: [call() for call in calls])  # type: ignore[misc]
+            _post_now(loop, functools.partial(_call_all, calls))
 
     def _write_one(self, work: _Work, outcome: Outcome, post: Post) -> None:
         """What a job's client is told of a token or an end."""
@@ -611,14 +628,16 @@ class Service:
         _log.error("%s at %s", type(error).__name__, " < ".join(reversed(places)))
 
 
-Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
-
-
 def _post_now(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     try:
         loop.call_soon_threadsafe(call)
     except RuntimeError:  # the loop is closed: nobody waits there any more
         _log.debug("an answer came after its event loop was closed")
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _has_token(outcome: Outcome) -> bool:

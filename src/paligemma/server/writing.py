@@ -166,5 +166,3 @@ def ours(error: BaseException | None) -> PaliGemmaError:
         found = PaliGemmaError("The server failed at this request; it is not the request's fault.")
     found.__cause__ = error
     return found
-
-

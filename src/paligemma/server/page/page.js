@@ -40,10 +40,19 @@ function chooseTask(name) {
   }
   byId("task-hint").textContent = task.hint;
   byId("run").textContent = task.run;
-  // A caption is always in some language; a question may leave it to the model.
-  const none = byId("language").options[0];
-  none.hidden = none.disabled = name === "caption";
-  if (name === "caption" && byId("language").value === "") byId("language").value = "en";
+  showLanguages();
+}
+
+/** Those that the model knows, if it says so. A caption is always in some language. */
+function showLanguages() {
+  const known = models.find((model) => model.id === byId("model").value)?.languages;
+  for (const option of byId("language").options) {
+    const fits = option.value
+      ? !Array.isArray(known) || known.includes(option.value)
+      : route() !== "caption"; // a question may leave it to the model
+    option.hidden = option.disabled = !fits;
+  }
+  if (byId("language").selectedOptions[0]?.disabled !== false) byId("language").value = "en";
 }
 
 function formValues() {
@@ -72,7 +81,7 @@ function buildControls() {
 // The picture
 
 function setPicture(chosen, sample = null) {
-  stop();
+  forget(...views);
   picture = chosen;
   for (const view of views) view.showPicture(chosen);
   byId("picture-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
@@ -189,8 +198,18 @@ function showBusy() {
   byId("stop").hidden = !busy;
 }
 
+/** Ends what runs; its view says so, and keeps what had come. */
 function stop() {
   for (const view of views) view.abort?.abort();
+}
+
+/** Ends what runs in these views, which have no more use for it. */
+function forget(...those) {
+  for (const view of those) {
+    view.abort?.abort();
+    view.abort = null;
+  }
+  showBusy();
 }
 
 async function remedy(view, name) {
@@ -274,6 +293,7 @@ function showModels(found) {
   }
   for (const part of document.querySelectorAll(".beside-part")) part.hidden = found.length < 2;
   showFacts();
+  showLanguages();
 }
 
 function isBeside() {
@@ -286,8 +306,9 @@ function showBeside() {
   byId("stage-1").hidden = byId("answer-1").hidden = !beside;
   views[0].nameModel(beside ? byId("model").value : "");
   views[1].nameModel(beside ? byId("beside").value : "");
-  if (!beside) views[1].abort?.abort();
+  if (!beside) forget(views[1]);
   showFacts();
+  showLanguages();
 }
 
 /** Name, size and license of each model that answers. */

@@ -2,8 +2,8 @@
 // Knows results and how to show them; knows no server.
 
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
-import { element, toast } from "./dom.js";
-import { colorOf, css, Overlay } from "./overlay.js";
+import { byId, element, toast } from "./dom.js";
+import { colorOf, css, Overlay, scoreText } from "./overlay.js";
 
 const SCORE_HINT =
   "How sure the model was. Compare scores with each other, not with 1: a sure model still " +
@@ -19,9 +19,10 @@ export class AnswerView {
       "p",
       { class: "invitation" },
       element("img", { src: "page/icon.svg", alt: "", width: 52, height: 52 }),
-      element("strong", {}, "Drop a picture here"),
-      " or paste one, choose a file, or take one of the samples.",
+      element("strong", {}, "Start with a picture"),
+      "Drop or paste one here, choose a file, or take one of the samples.",
     );
+    this.invitation.addEventListener("click", () => byId("choose").click()); // as the button does
     this.modelName = element("p", { class: "model-name", hidden: true });
     this.stage.append(this.modelName, this.invitation);
     this.overlay = new Overlay(this.stage, (object) => this.light(object));
@@ -158,7 +159,7 @@ export class AnswerView {
       swatch,
       element("span", { class: "object-label", dir: "auto" }, object.label || "(no name)"),
       element("span", { class: "object-place" }, place),
-      element("span", { class: "object-score" }, object.score.toFixed(2)),
+      element("span", { class: "object-score" }, scoreText(object.score)),
     );
     const light = () => this.light(object);
     const dim = () => this.light(null);
@@ -179,15 +180,17 @@ export class AnswerView {
   filters() {
     const place = element("div", { class: "filters" });
     if (!this.objects.length) return place;
-    // Scores of places are small numbers: the slider ends where the best object does.
+    // Scores of places are small numbers: the slider ends where the best object is just left.
     const best = Math.max(...this.objects.map((object) => object.score));
-    const most = Math.min(1, Math.ceil(best * 100) / 100);
+    const step = best < 0.05 ? 0.001 : 0.01;
+    const digits = best < 0.05 ? 3 : 2;
+    const most = (Math.floor(best / step + 1e-9) * step).toFixed(digits);
     const id = `threshold-${this.section.id}`;
-    const value = element("output", { for: id }, "0.00");
-    const slider = element("input", { id, type: "range", min: 0, max: most, step: 0.01, value: 0 });
+    const value = element("output", { for: id }, (0).toFixed(digits));
+    const slider = element("input", { id, type: "range", min: 0, max: most, step, value: 0 });
     slider.addEventListener("input", () => {
       this.least = Number(slider.value);
-      value.textContent = this.least.toFixed(2);
+      value.textContent = this.least.toFixed(digits);
       this.filter();
       this.state.textContent = this.summary();
     });
@@ -246,7 +249,7 @@ export class AnswerView {
 
   measures({ result, usage, seconds }) {
     const words = [];
-    if (typeof result.score === "number") words.push(`score ${result.score.toFixed(2)}`);
+    if (typeof result.score === "number") words.push(`score ${scoreText(result.score)}`);
     words.push(seconds < 0.95 ? `${Math.ceil(seconds * 100) * 10} ms` : `${seconds.toFixed(1)} s`);
     if (usage?.completion_tokens !== undefined) words.push(`${usage.completion_tokens} tokens written`);
     if (result.stop_reason === "length") words.push("cut at the longest answer allowed");

@@ -23,6 +23,11 @@ export function css([r, g, b]) {
   return `rgb(${r} ${g} ${b})`;
 }
 
+/** Two digits, and no false zero. */
+export function scoreText(score) {
+  return score > 0 && score < 0.005 ? "<0.01" : score.toFixed(2);
+}
+
 /** Black or white, whichever reads better on the color (relative luminance of WCAG 2). */
 function inkOn(color) {
   const [r, g, b] = color.map((level) => {
@@ -170,7 +175,7 @@ export class Overlay {
   drawTag(group, object, color, [x1, y1, , y2], [width, height], taken) {
     const text = svg("text", { class: "tag", fill: inkOn(color) });
     const name = object.label.length > 28 ? `${object.label.slice(0, 27)}…` : object.label;
-    text.textContent = `${name} ${object.score.toFixed(2)}`.trim();
+    text.textContent = `${name} ${scoreText(object.score)}`.trim();
     group.append(text);
     const wide = text.getComputedTextLength() + 12;
     const x = Math.max(0, Math.min(x1 - 1, width - wide));

@@ -47,7 +47,7 @@ export const TASKS = [
   {
     route: "segment",
     name: "Segment",
-    hint: "A box and the exact shape of each thing you name.",
+    hint: "A box and the shape of each thing you name.",
     run: "Cut them out",
     needs: ["phrases", "Name at least one thing first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),

@@ -1,10 +1,11 @@
-"""A headless Chromium whose every word is heard: console errors, failed answers, far requests.
+"""A headless Chromium whose every word is heard, and the steps that people take on the page.
 
 Needs Debian's chromium and the package playwright; tests skip where one is missing.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,11 +16,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+DESKTOP = {"width": 1360, "height": 860}
+PHONE = {"width": 390, "height": 844}
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SHOTS_VARIABLE = "PALIGEMMA_PAGE_SHOTS"
 """A folder that keeps a picture of each state, for people to look at."""
 
@@ -83,3 +93,38 @@ def keep_shot(page: Any, name: str) -> None:
     """A picture of the whole page, where someone wants to see it."""
     if (folder := os.environ.get(SHOTS_VARIABLE)) is not None:
         page.screenshot(path=Path(folder) / f"page-{name}.png", full_page=True)
+
+
+def png(width: int = 64, height: int = 48) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 60, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pick_sample(page: Any, number: int = 0) -> None:
+    page.locator("#samples button").nth(number).click()
+    page.wait_for_selector("#stage-0 .pane:visible")
+
+
+def choose(page: Any, task: str, **fields: str) -> None:
+    page.get_by_role("radio", name=task).check()
+    for name, value in fields.items():
+        if name == "language":
+            page.select_option("#language", value)
+        else:
+            page.fill(f"#{name}", value)
+
+
+def run(page: Any, state: str = "done") -> None:
+    page.click("#run")
+    page.wait_for_selector(f"#answer-0[data-state={state}]")
+
+
+def words(page: Any, selector: str = "#answer-0") -> str:
+    return str(page.inner_text(selector))
+
+
+def copied(page: Any, form: str) -> str:
+    page.click(f"text={form} >> visible=true")
+    page.wait_for_selector(f".toast.shown:has-text('Copied as {form}')")
+    return str(page.evaluate("navigator.clipboard.readText()"))

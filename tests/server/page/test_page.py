@@ -3,110 +3,39 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import math
 import shlex
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from paligemma.masks import mask_to_rle
-from paligemma.results import Generation
-from tests.server.browser import Watch, chromium, keep_shot
-from tests.server.page_double import (
+from tests.server.page.browser import (
+    DESKTOP,
+    PHONE,
+    Watch,
+    choose,
+    copied,
+    keep_shot,
+    pick_sample,
+    png,
+    run,
+    words,
+)
+from tests.server.page.double import (
     PAGE,
     Answering,
     Double,
     caption,
     detections,
     segments,
-    serving,
 )
-
-DESKTOP = {"width": 1360, "height": 860}
-PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def double() -> Iterator[Double]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def watch() -> Watch:
-    return Watch()
-
-
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    made = browser.new_context(viewport=DESKTOP)
-    made.set_default_timeout(5000)
-    made.grant_permissions(["clipboard-read", "clipboard-write"])
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def page(context: Any, double: Double, watch: Watch) -> Iterator[Any]:
-    """The page, loaded and ready; afterwards nothing may have gone wrong in it."""
-    made = context.new_page()
-    watch.follow(made)
-    made.goto(double.url)
-    made.wait_for_selector(".status[data-state=ready]")
-    yield made
-    made.close()
-    watch.check()
-
-
-def png(width: int = 64, height: int = 48) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 60, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def pick_sample(page: Any, number: int = 0) -> None:
-    page.locator("#samples button").nth(number).click()
-    page.wait_for_selector("#stage-0 .pane:visible")
-
-
-def choose(page: Any, task: str, **fields: str) -> None:
-    page.get_by_role("radio", name=task).check()
-    for name, value in fields.items():
-        if name == "language":
-            page.select_option("#language", value)
-        else:
-            page.fill(f"#{name}", value)
-
-
-def run(page: Any, state: str = "done") -> None:
-    page.click("#run")
-    page.wait_for_selector(f"#answer-0[data-state={state}]")
-
-
-def words(page: Any, selector: str = "#answer-0") -> str:
-    return str(page.inner_text(selector))
-
-
-def copied(page: Any, form: str) -> str:
-    page.click(f"text={form} >> visible=true")
-    page.wait_for_selector(f".toast.shown:has-text('Copied as {form}')")
-    return str(page.evaluate("navigator.clipboard.readText()"))
-
 
 # The page itself
 
@@ -127,7 +56,7 @@ def test_the_files_are_small_and_ask_nothing_of_others() -> None:
 
 
 def test_the_empty_page_invites_a_picture_and_shows_model_and_license(page: Any) -> None:
-    assert "Drop a picture here" in words(page, "#stage-0")
+    assert "Start with a picture" in words(page, "#stage-0")
     assert "mini" in words(page, "#facts")
     assert "Apache-2.0" in words(page, "#facts")
     assert "its own world" in words(page, "#facts")
@@ -154,9 +83,7 @@ def by_chooser(page: Any, data: bytes) -> None:
 
 def by_camera(page: Any, data: bytes) -> None:
     assert page.get_attribute("#camera", "capture") == "environment"
-    page.set_input_files(
-        "#camera", {"name": "my own.png", "mimeType": "image/png", "buffer": data}
-    )
+    page.set_input_files("#camera", {"name": "my own.png", "mimeType": "image/png", "buffer": data})
 
 
 def _transfer(page: Any, data: bytes, event: str) -> None:
@@ -165,9 +92,9 @@ def _transfer(page: Any, data: bytes, event: str) -> None:
             const held = new DataTransfer();
             held.items.add(new File([new Uint8Array(bytes)], "my own.png", {type: "image/png"}));
             const made = event === "paste"
-                ? new ClipboardEvent("paste", {clipboardData: held, bubbles: true, cancelable: true})
-                : new DragEvent("drop", {dataTransfer: held, bubbles: true, cancelable: true});
-            document.body.dispatchEvent(made);
+                ? new ClipboardEvent("paste", {clipboardData: held, cancelable: true})
+                : new DragEvent("drop", {dataTransfer: held, cancelable: true});
+            (event === "paste" ? document : window).dispatchEvent(made);
         }""",
         [list(data), event],
     )
@@ -417,12 +344,12 @@ def test_the_threshold_leaves_what_scores_higher(page: Any) -> None:
 
 def test_labels_are_switched_off_and_on(page: Any) -> None:
     ask_for_boxes(page)
-    toggle = page.get_by_role("button", name="panda 2")
+    toggle = page.get_by_role("button", name="panda 2", exact=True)
     assert toggle.get_attribute("aria-pressed") == "true"
     toggle.click()
     assert toggle.get_attribute("aria-pressed") == "false"
     assert len(outlines(page)) == 1
-    page.get_by_role("button", name="sign 1").click()
+    page.get_by_role("button", name="sign 1", exact=True).click()
     assert "its label is switched off" in words(page)
     toggle.click()
     assert len(outlines(page)) == 2
@@ -454,10 +381,10 @@ def test_masks_are_drawn_pixel_by_pixel(page: Any) -> None:
             const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
             const alphas = [];
             for (let place = 3; place < data.length; place += 4) alphas.push(data[place]);
-            return {width, height, alphas};
+            return {width, height, seen: alphas.map((alpha) => alpha > 0 ? 1 : 0).join("")};
         }"""
     )
-    seen = np.array(drawn["alphas"]).reshape(drawn["height"], drawn["width"]) > 0
+    seen = np.array([c == "1" for c in drawn["seen"]]).reshape(drawn["height"], drawn["width"])
     assert (seen == segments().masks.any(axis=0)).all()
     keep_shot(page, "mask")
 
@@ -475,14 +402,16 @@ def test_run_lengths_are_read_as_they_were_written(page: Any) -> None:
             const {decode, area} = await import("/page/js/masks.js");
             return masks.map((mask) => {
                 const {width, height, pixels} = decode(mask, 1024);
-                return {width, height, pixels: [...pixels], area: area(mask)};
+                return {width, height, pixels: [...pixels].join(""), area: area(mask)};
             });
         }""",
         [mask_to_rle(mask) for mask in masks],
     )
     for mask, found in zip(masks, decoded, strict=True):
         step = max(1, math.ceil(max(mask.shape) / 1024))
-        pixels = np.array(found["pixels"]).reshape(found["height"], found["width"])
+        pixels = np.array([c == "1" for c in found["pixels"]]).reshape(
+            found["height"], found["width"]
+        )
         assert (pixels == mask[::step, ::step]).all()
         assert found["area"] == mask.sum()
 
@@ -513,40 +442,35 @@ def test_coco_of_masks_is_that_of_python(page: Any) -> None:
 NASTY = """a'b"; touch $(x) `y` \\ \u202e@<.png"""
 
 
-@pytest.mark.parametrize(
-    ("task", "fields", "call"),
-    [
-        ("Caption", {"language": "de"}, ("caption", ["de"])),
-        ("Ask", {"question": 'who\'s "\\n" 🐼?', "language": ""}, ("ask", ['who\'s "\\n" 🐼?'])),
-        ("Ask", {"question": "why?", "language": "fr"}, ("ask", ["why?", "fr"])),
-        ("Read", {}, ("ocr", [])),
-        ("Detect", {"phrases": "a'; b"}, ("detect", [["a'", "b"]])),
-        ("Segment", {"phrases": "panda"}, ("segment", [["panda"]])),
-        ("Prompt", {"prompt": "two\nlines"}, ("generate", ["two\nlines"])),
-    ],
-)
-def test_python_and_curl_ask_the_same_again(
-    page: Any, double: Double, task: str, fields: dict[str, str], call: tuple[str, list[Any]]
-) -> None:
-    page.set_input_files(
-        "#file", {"name": NASTY, "mimeType": "image/png", "buffer": png()}
-    )
+CALLS: list[tuple[str, dict[str, str], str, list[Any]]] = [
+    ("Caption", {"language": "de"}, "caption", ["de"]),
+    ("Ask", {"question": 'who\'s "\\n" 🐼?', "language": ""}, "ask", ['who\'s "\\n" 🐼?']),
+    ("Ask", {"question": "why?", "language": "fr"}, "ask", ["why?", "fr"]),
+    ("Read", {}, "ocr", []),
+    ("Detect", {"phrases": "a'; b"}, "detect", [["a'", "b"]]),
+    ("Segment", {"phrases": "panda"}, "segment", [["panda"]]),
+    ("Prompt", {"prompt": "two\nlines"}, "generate", ["two\nlines"]),
+]
+
+
+def test_python_and_curl_ask_the_same_again(page: Any, double: Double) -> None:
+    page.set_input_files("#file", {"name": NASTY, "mimeType": "image/png", "buffer": png()})
     page.wait_for_selector("#stage-0 .pane:visible")
-    choose(page, task, **fields)
-    run(page)
-    asked = double.last()
     name = NASTY.replace("\u202e", "_")
+    for task, fields, method, arguments in CALLS:
+        choose(page, task, **fields)
+        run(page)
+        asked = double.last()
 
-    tree = ast.parse(copied(page, "Python"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    (asking,) = [c for c in calls if ast.unparse(c.func) == f"model.{call[0]}"]
-    assert [ast.literal_eval(argument) for argument in asking.args] == [name, *call[1]]
+        tree = ast.parse(copied(page, "Python"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        (asking,) = [call for call in calls if ast.unparse(call.func) == f"model.{method}"]
+        assert [ast.literal_eval(argument) for argument in asking.args] == [name, *arguments]
 
-    command = copied(page, "curl")
-    parts = shlex.split(command)
-    assert parts[:2] == ["curl", f"{double.url}v1/{asked.route}"]
-    request = parts[parts.index("--form-string") + 1].removeprefix("request=")
-    assert json.loads(request) == {k: v for k, v in asked.fields.items() if k != "stream"}
+        parts = shlex.split(copied(page, "curl"))
+        assert parts[:2] == ["curl", f"{double.url}v1/{asked.route}"]
+        request = parts[parts.index("--form-string") + 1].removeprefix("request=")
+        assert json.loads(request) == {k: v for k, v in asked.fields.items() if k != "stream"}
 
 
 def test_the_curl_command_works(page: Any, double: Double, tmp_path: Path) -> None:
@@ -699,7 +623,7 @@ def test_a_phone_needs_no_sideways_scrolling(page: Any, size: dict[str, int]) ->
     # The picture stays in sight beside the list that points into it.
     picture = page.locator("#stage-0").bounding_box()
     row = page.locator(".object").first.bounding_box()
-    assert 0 <= picture["y"]
+    assert picture["y"] >= 0
     assert row["y"] + row["height"] <= size["height"]
     assert picture["y"] + picture["height"] <= row["y"]
     keep_shot(page, f"phone-boxes-{size['width']}")
@@ -751,7 +675,7 @@ def test_axe_finds_nothing(
     check("empty")
     ask_for_boxes(page)
     page.locator("details summary").click()
-    page.get_by_role("button", name="sign 1").click()
+    page.get_by_role("button", name="sign 1", exact=True).click()
     page.hover(".object >> nth=0")
     check("boxes")
     choose(page, "Caption")
@@ -779,122 +703,5 @@ def test_the_theme_is_chosen_and_kept(page: Any) -> None:
     page.reload()
     page.wait_for_selector(".status[data-state=ready]")
     assert page.evaluate(ground) == dark
-    page.click("#theme")
+    page.click("#theme")  # auto again, for the next test
     assert page.evaluate(ground) == light
-
-
-# Nothing a model or a file says becomes part of the page
-
-PAYLOADS = (
-    "<img src=x onerror=alert(1)>",
-    "<script>alert(1)</script>",
-    "[click](javascript:alert(1))",
-    "<svg onload=alert(1)><a href='javascript:alert(1)'>x</a>",
-    "</p></section><h1>owned</h1>",
-)
-
-
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_i4_what_a_model_writes_is_shown_as_text(page: Any, double: Double, payload: str) -> None:
-    elements = "[...document.querySelectorAll('script, iframe, a, h1')].map((e) => e.outerHTML)"
-    pick_sample(page)
-    before = page.evaluate(elements)
-    written: dict[str, Any] = {"token_ids": (1,), "logprobs": (0.0,), "stop_reason": "eos"}
-
-    def malicious(to: Answering) -> None:
-        to.text(Generation(text=payload, **written))
-
-    double.replies["generate"] = malicious
-    choose(page, "Prompt", prompt=payload)
-    run(page)
-    assert page.inner_text(".stream") == payload
-
-    found = detections().to_dict()
-    found["objects"] = [{**found["objects"][0], "label": payload}]
-    found |= {"text": payload, "missing": [payload]}
-    found["problems"] = [{"kind": payload, "detail": payload, "token_span": [0, 1]}]
-
-    def malicious_objects(to: Answering) -> None:
-        to.event("object", found["objects"][0])
-        to.event("result", {"model": payload, "result": found, "usage": {}})
-        to.done()
-
-    double.replies["detect"] = malicious_objects
-    choose(page, "Detect", phrases=payload)
-    run(page)
-    assert page.inner_text(".object-label") == payload
-    assert page.locator(".past-title").first.text_content() == f"Detect {payload}".replace(
-        ";", " ; "
-    ) or payload in page.locator(".past-title").first.text_content()
-
-    double.replies["detect"] = lambda to: to.refuse(400, payload)
-    page.click("#run")
-    page.wait_for_selector("#answer-0[data-state=failed]")
-    assert payload in words(page, ".problem")
-    assert page.evaluate(elements) == before
-    page.wait_for_timeout(50)  # an injected handler would have raised its dialog: see Watch
-
-
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_i4_what_a_file_is_called_is_shown_as_text(
-    page: Any, double: Double, payload: str
-) -> None:
-    name = f"{payload}.png"
-    page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": png()})
-    page.wait_for_selector("#stage-0 .pane:visible")
-    assert page.locator("#picture-name").text_content() == f"{name}, 64 × 48"
-    assert page.locator("#picture-name > *").count() == 0
-    run(page)
-    assert double.last().image_name
-
-
-def test_i4_a_model_named_by_an_attacker_is_shown_as_text(page: Any, double: Double) -> None:
-    double.models[0] |= {
-        "id": PAYLOADS[0],
-        "license": PAYLOADS[1],
-        "license_url": "javascript:alert(1)",
-        "note": PAYLOADS[3],
-    }
-    page.reload()
-    page.wait_for_selector(".status[data-state=ready]")
-    for text in (PAYLOADS[0], PAYLOADS[1], PAYLOADS[3]):
-        assert text in words(page, "#facts")
-    assert page.locator("#facts a").count() == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "data"),
-    [
-        ("x.svg", "image/svg+xml", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"),
-        ("x.html", "text/html", b"<script>alert(1)</script>"),
-        ("x.png", "image/png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-        ("x.png", "image/png", b""),
-    ],
-)
-def test_i4_what_is_no_picture_is_refused_in_words(
-    page: Any, double: Double, name: str, kind: str, data: bytes
-) -> None:
-    page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
-    page.wait_for_selector("#picture-problem:visible")
-    assert name in words(page, "#picture-problem")
-    assert page.locator("#stage-0 .pane").is_hidden()
-    page.click("#run")
-    assert double.asked == []
-
-
-def test_i4_the_policy_of_the_page_lets_no_foreign_code_run(page: Any, watch: Watch) -> None:
-    ran = page.evaluate(
-        """() => {
-            const script = document.createElement("script");
-            script.textContent = "window.ran = true";
-            document.body.append(script);
-            const image = document.createElement("img");
-            image.setAttribute("onerror", "window.ran = true");
-            image.src = "data:,";
-            document.body.append(image);
-            return new Promise((done) => setTimeout(() => done(window.ran === true), 100));
-        }"""
-    )
-    assert not ran
-    assert any("Content Security Policy" in text for text in watch.console)
-    watch.console.clear()

@@ -1,0 +1,160 @@
+"""The page in front of the real server: what it shows is what Python says, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paligemma.predictor import Predictor
+from paligemma.results import Detections, Segments
+from tests.server.conftest import StartServer
+from tests.server.page.browser import (
+    Watch,
+    choose,
+    copied,
+    keep_shot,
+    pick_sample,
+    run,
+    words,
+)
+from tests.server.page.double import PAGE
+from tests.server.server_process import ServerProcess
+
+SLOW = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "forward*0=sleep:0.2"}
+
+
+@pytest.fixture
+def opened(context: Any, watch: Watch) -> Iterator[Any]:
+    """Opens the page of a server; afterwards nothing may have gone wrong in it."""
+    pages = []
+
+    def open_page(server: ServerProcess) -> Any:
+        page = context.new_page()
+        pages.append(page)
+        watch.follow(page)
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.wait_for_selector(".status[data-state=ready]")
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    watch.check()
+
+
+def test_the_page_shows_what_python_says(
+    opened: Any, shared_server: ServerProcess, mini: Predictor, watch: Watch
+) -> None:
+    page = opened(shared_server)
+    assert "mini" in words(page, "#facts")
+    assert "Apache-2.0" in words(page, "#facts")
+    names = sorted(path.name for path in (PAGE / "samples").iterdir())
+    assert page.locator("#samples img").count() == len(names)
+
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(copied(page, "JSON"))
+        return found
+
+    for number in (0, 4):
+        pick_sample(page, number)
+        picture = PAGE / "samples" / page.inner_text("#picture-name").partition(",")[0]
+        choose(page, "Caption", language="de")
+        run(page)
+        assert page.inner_text(".stream") == mini.caption(picture, "de").text
+        choose(page, "Ask", language="en")
+        run(page)
+        question = page.input_value("#question")
+        assert page.inner_text(".stream") == mini.ask(picture, question, "en").text
+        choose(page, "Read")
+        run(page)
+        assert shown()["text"] == mini.ocr(picture).text
+        choose(page, "Detect")
+        run(page)
+        phrases = page.input_value("#phrases")
+        expect_objects(shown(), mini.detect(picture, phrases))
+        choose(page, "Segment")
+        run(page)
+        expect_objects(shown(), mini.segment(picture, phrases))
+        choose(page, "Prompt", prompt="caption fr")
+        run(page)
+        assert page.inner_text(".stream") == mini.generate(picture, "caption fr").text
+    assert watch.failures == []
+    keep_shot(page, "real")
+
+
+def expect_objects(shown: dict[str, Any], found: Detections | Segments) -> None:
+    """The same objects; scores may differ in the last digits, as batches do."""
+    expected = found.to_dict()
+    assert [o["label"] for o in shown["objects"]] == [o["label"] for o in expected["objects"]]
+    for one, other in zip(shown["objects"], expected["objects"], strict=True):
+        assert one["box_xyxy"] == pytest.approx(other["box_xyxy"])
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert one.get("mask") == other.get("mask")
+    assert {k: shown[k] for k in ("prompt", "text", "size_wh", "missing", "stop_reason")} == {
+        k: expected[k] for k in ("prompt", "text", "size_wh", "missing", "stop_reason")
+    }
+
+
+def test_what_is_no_picture_is_refused_by_the_server_in_words(
+    opened: Any, shared_server: ServerProcess, tmp_path: Path
+) -> None:
+    page = opened(shared_server)
+    whole = (PAGE / "samples" / "pandas.jpg").read_bytes()
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(whole[: len(whole) // 2])  # browsers show half a picture, the server does not
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#stage-0 .pane:visible")
+    run(page, state="failed")
+    assert "The server cannot use this request." in words(page)
+    pick_sample(page)
+    run(page)
+    assert words(page, ".stream") == "two pandas"
+
+
+def test_i5_stopping_frees_the_slot_on_the_server(
+    opened: Any, start_server: StartServer, mini: Predictor
+) -> None:
+    server = start_server(env=SLOW)
+    page = opened(server)
+    pick_sample(page)
+    choose(page, "Segment")
+    run(page, state="waiting")
+    page.wait_for_timeout(400)
+    assert server.metric("paligemma_running") == 1
+    page.click("#stop")
+    page.wait_for_selector("#answer-0[data-state=failed]")
+    assert "Stopped." in words(page)
+    for _ in range(50):
+        if server.metric("paligemma_running") == 0:
+            break
+        page.wait_for_timeout(50)
+    assert server.metric("paligemma_running") == 0
+    server.kill()
+
+
+def test_i5_a_server_killed_in_mid_stream_and_started_again(
+    opened: Any, start_server: StartServer, mini: Predictor
+) -> None:
+    server = start_server(env=SLOW)
+    page = opened(server)
+    pick_sample(page)
+    choose(page, "Detect")
+    run(page, state="streaming")
+    server.signal(signal.SIGKILL)
+    page.wait_for_selector("#answer-0[data-state=failed]")
+    assert "went away in the middle of the answer" in words(page)
+    keep_shot(page, "killed")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_selector("#answer-0 .problem:has-text('cannot be reached')")
+    again = start_server("--port", str(server.port))
+    page.wait_for_selector(".status[data-state=ready]")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_selector("#answer-0[data-state=done]")
+    picture = PAGE / "samples" / "pandas.jpg"
+    expect_objects(json.loads(copied(page, "JSON")), mini.detect(picture, "panda"))
+    again.kill()
