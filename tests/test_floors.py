@@ -39,6 +39,7 @@ FLOORS: dict[str, int] = {
     "recipes": 9,
     "runs": 10,
     "server": 11,
+    "gradio_demo": 11,
     "__init__": 10,
     "cli": 12,
     "__main__": 13,

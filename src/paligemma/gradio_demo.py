@@ -5,19 +5,18 @@
     from paligemma.gradio_demo import build_demo     # app.py of a Space
     build_demo("google/paligemma2-3b-mix-224").launch()
 
-Knows the predictor and Gradio (extra `demo`), and no server of ours: `paligemma serve` has a page
-of its own, with streaming.
+Knows the predictor and Gradio (extra `demo`); `paligemma serve` has a page of its own.
 """
 
 from __future__ import annotations
 
+import html
 import os
 from typing import TYPE_CHECKING, Any
 
 import paligemma
 from paligemma.errors import MissingExtraError, PaliGemmaError
 from paligemma.predictor import Predictor
-from paligemma.results import Objects
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -43,14 +42,12 @@ def answer(
     Raises PaliGemmaError for what it cannot use.
     """
     text = text.strip()
-    if task == "Detect" or task == "Segment":
-        ask = predictor.detect if task == "Detect" else predictor.segment
-        found: Objects[Any] = ask(image, text)
-        marks = [
-            (o.mask if task == "Segment" else tuple(round(edge) for edge in o.box_xyxy), o.label)
-            for o in found
-        ]
-        return str(found), (image, marks)
+    if task == "Detect":
+        boxes = predictor.detect(image, text)
+        return str(boxes), (image, [(tuple(map(round, o.box_xyxy)), o.label) for o in boxes])
+    if task == "Segment":
+        masks = predictor.segment(image, text)
+        return str(masks), (image, [(o.mask, o.label) for o in masks])
     if task == "Caption":
         return predictor.caption(image, text or "en").text, (image, [])
     if task == "Ask":
@@ -78,7 +75,7 @@ def build_demo(model: str | Predictor | None = None) -> Any:
         try:
             return answer(predictor, image, task, text)
         except PaliGemmaError as error:
-            raise gradio.Error(str(error)) from None
+            raise gradio.Error(html.escape(str(error))) from None  # Gradio shows it as HTML
 
     with gradio.Blocks(title="paligemma") as demo:
         gradio.Markdown(f"# paligemma: {predictor.name}\n\n{predictor.note or ''}")

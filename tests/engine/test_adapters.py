@@ -23,7 +23,7 @@ def low_rank(
     model: PaliGemma, name: str, rank: int, seed: int, *, use_rslora: bool, use_dora: bool
 ) -> LowRank:
     generator = torch.Generator().manual_seed(seed)
-    num_outputs, num_inputs = model.get_submodule(name).weight.shape  # type: ignore[union-attr,misc]
+    num_outputs, num_inputs = model.get_submodule(name).weight.shape  # type: ignore[misc]
     magnitude = torch.rand(num_outputs, generator=generator) + 0.5 if use_dora else None
     return LowRank(
         a=torch.randn(rank, num_inputs, generator=generator) * num_inputs**-0.5,
@@ -122,5 +122,5 @@ def test_what_cannot_be_is_refused(adapters: dict[str, Mapping[str, LowRank]]) -
     bank = AdapterBank(model, adapters)
     with pytest.raises(OptionError, match="no adapter of that name"):
         Engine(model, num_positions=60, adapters=bank).add(requests(model, ["other"])[0])
-    with pytest.raises(OptionError, match="adapters already|packed"):
+    with pytest.raises(OptionError, match="adapters already"):
         AdapterBank(attach_lora(varied_model(), adapters["plain"]), adapters)

@@ -30,14 +30,10 @@ def grow(
     return [one for one in [*found, growing.finish(answer.stop_reason)] if one is not None]
 
 
-def answer_of(
-    ids: list[int], stop_reason: StopReason, seed: int = 0
-) -> Generation:
+def answer_of(ids: list[int], stop_reason: StopReason, seed: int = 0) -> Generation:
     rng = random.Random(seed)
     logprobs = tuple(-rng.random() for _ in ids)
-    return Generation(
-        text="", token_ids=tuple(ids), logprobs=logprobs, stop_reason=stop_reason
-    )
+    return Generation(text="", token_ids=tuple(ids), logprobs=logprobs, stop_reason=stop_reason)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -77,7 +73,12 @@ def test_masks_come_with_their_boxes(tiny_tokenizer: Tokenizer) -> None:
     task = SegmentTask.of("cat ; dog")
     box = [tiny_tokenizer.loc_offset + bin_ for bin_ in (400, 100, 700, 900)]
     codes = [tiny_tokenizer.seg_offset + code for code in range(16)]
-    one = [*box, *codes, *tiny_tokenizer.tokenize_text(" cat"), *tiny_tokenizer.tokenize_text(" ; ")]
+    one = [
+        *box,
+        *codes,
+        *tiny_tokenizer.tokenize_text(" cat"),
+        *tiny_tokenizer.tokenize_text(" ; "),
+    ]
     two = [*box, *codes[::-1], *tiny_tokenizer.tokenize_text(" dog"), tiny_tokenizer.eos_id]
     answer = answer_of([*one, *two], "eos")
     whole = task.parse(answer, tiny_tokenizer, context)
@@ -86,9 +87,7 @@ def test_masks_come_with_their_boxes(tiny_tokenizer: Tokenizer) -> None:
 
 
 def test_a_box_is_told_before_the_next_is_whole(tiny_tokenizer: Tokenizer) -> None:
-    growing = GrowingObjects(
-        DetectTask.of("cat"), tiny_tokenizer, TaskContext(transform=TRANSFORM)
-    )
+    growing = GrowingObjects(DetectTask.of("cat"), tiny_tokenizer, TaskContext(transform=TRANSFORM))
     box = [tiny_tokenizer.loc_offset + bin_ for bin_ in (400, 100, 600, 900)]
     tail = tiny_tokenizer.tokenize_text(" cat") + tiny_tokenizer.tokenize_text(" ; ")
     assert [growing.push(token_id, -0.1) for token_id in (*box, *tail)] == [None] * (4 + len(tail))

@@ -76,6 +76,15 @@ def test_c1_every_route_but_liveness_asks_for_a_key(keyed: ASGIApp) -> None:
         assert get(keyed, path).status == 401
 
 
+def test_c1_readiness_is_open_to_probes_only_when_that_is_asked_for(mini_service: Service) -> None:
+    for is_open, statuses in ((False, (401, 401)), (True, (200, 401))):
+        keys = KeyRing([KEY])
+        app = create_app(mini_service, Settings(keys=keys, open_readiness=is_open))
+        probe = {"host": "10.1.2.3:8000"}
+        found = tuple(get(app, path, probe).status for path in ("/health/ready", "/v1/limits"))
+        assert found == statuses
+
+
 def test_c1_the_page_alone_is_open_beside_liveness(keyed: ASGIApp) -> None:
     inner: Any = keyed
     while not hasattr(inner, "routes"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvicorn
@@ -311,6 +311,21 @@ def test_d9_a_request_that_breaks_is_alone_in_it(busy: Service) -> None:
             assert answer.json()["result"]["token_ids"] == alone["token_ids"]
         else:
             assert answer.error["code"] == "internal_error"
+
+
+@pytest.mark.parametrize("point", ["fetch", "send"])
+def test_d9_a_fault_on_the_way_in_or_out_ends_that_request_alone(
+    point: Literal["fetch", "send"], busy: Service
+) -> None:
+    app = create_app(busy, Settings(limits=busy.limits, image_domains=("example.com",)))
+    busy.faults.plant(Fault(point=point, action="raise"))
+    before = busy.faults.hits[point]
+    image = {"image": {"url": "https://example.com/a"}} if point == "fetch" else {}
+    answer = asyncio.run(ask(app, asked(stream=point == "send", **image)))
+    assert busy.faults.hits[point] == before + 1
+    assert (answer.status, answer.error["code"]) == (500, "internal_error")
+    asyncio.run(idle(busy))
+    assert asyncio.run(ask(app)).status == 200
 
 
 def test_e5_nan_in_one_row_ends_that_request_alone(busy: Service) -> None:

@@ -14,6 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.types import ASGIApp
 
+from paligemma.mini.language import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
 from paligemma.server.limits import Limits
@@ -329,6 +330,7 @@ def test_models_are_listed_with_what_they_are(mini_app: ASGIApp, mini: Predictor
     assert one == listed[0]
     assert one.license == "Apache-2.0"
     assert one.resolution == mini.info()["resolution"]
+    assert one.languages == list(LANGUAGES)
 
 
 # What cannot be done
@@ -575,7 +577,7 @@ def test_several_pictures_are_taken_where_the_server_allows_them(
 def test_the_client_of_other_peoples_programs_talks_to_a_whole_server(
     start_server: StartServer, scene: bytes, mini: Predictor
 ) -> None:
-    server = start_server(env={"PALIGEMMA_API_KEYS": KEY})
+    server = start_server("--open-readiness", env={"PALIGEMMA_API_KEYS": KEY})
     base_url = f"http://localhost:{server.port}/v1"
     with openai.OpenAI(api_key=KEY, base_url=base_url) as client:
         assert [model.id for model in client.models.list()] == ["mini"]

@@ -1,4 +1,4 @@
-"""What the service answers is what the predictor answers: alone, among others, and piece by piece."""
+"""What the service answers is what the predictor answers: alone, among others, in pieces."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def pictures(scene: bytes) -> list[bytes]:
     """The scene upright, mirrored and cut."""
     whole = Image.open(io.BytesIO(scene))
     found = [scene]
-    for changed in (whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT), whole.crop((0, 20, 150, 160))):
+    for changed in (
+        whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        whole.crop((0, 20, 150, 160)),
+    ):
         file = io.BytesIO()
         changed.save(file, "PNG")
         found.append(file.getvalue())
@@ -173,9 +176,7 @@ def test_the_likeliest_tokens_are_told(mini_service: Service, scene: bytes) -> N
         assert tops[0].logprob >= tops[1].logprob >= tops[2].logprob
 
 
-def test_scores_are_the_predictors(
-    mini: Predictor, mini_service: Service, scene: bytes
-) -> None:
+def test_scores_are_the_predictors(mini: Predictor, mini_service: Service, scene: bytes) -> None:
     suffixes = ("two frogs and a mushroom", "a dog", "", "deux grenouilles", "x", "y", "z")
     expected = mini.score(scene, "caption en", suffixes)
 

@@ -365,9 +365,7 @@ def test_counts_agree_with_what_was_sent(tiny: Predictor) -> None:
             for job in jobs:
                 await outcome(service.submit(job))
             await outcome(service.score("ab", ["b"]))
-            caption = Job(
-                task=CaptionTask(), images=(png(1),), options=JobOptions(max_tokens=2)
-            )
+            caption = Job(task=CaptionTask(), images=(png(1),), options=JobOptions(max_tokens=2))
             await outcome(service.submit(caption))
             await settle(service)
             stats = service.stats()

@@ -22,6 +22,7 @@ from paligemma.cli.console import print_note, print_table
 from paligemma.errors import MissingExtraError, OptionError, UnavailableError
 
 KEY_VARIABLE = "PALIGEMMA_API_KEY"
+KEYS_VARIABLE = "PALIGEMMA_API_KEYS"  # those that a server asks for: its own asks for none
 
 _START_SECONDS = 300.0
 _END_SECONDS = 60.0
@@ -169,6 +170,7 @@ def _own_server(model: str) -> Iterator[str]:
             ],
             stdout=log,
             stderr=log,
+            env={name: value for name, value in os.environ.items() if name != KEYS_VARIABLE},
         )
         try:
             yield f"http://127.0.0.1:{_port_of(process, log.fileno())}"

@@ -11,7 +11,7 @@ import re
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,6 +59,13 @@ def serve(
             "repeated.",
         ),
     ] = None,
+    open_readiness: Annotated[
+        bool,
+        typer.Option(
+            "--open-readiness",
+            help="Answer /health/ready without a key and under any name, for probes.",
+        ),
+    ] = False,
     allow_urls_from: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,14 +108,21 @@ def serve(
     from paligemma.server.service import Loaded, Service
     from paligemma.server.settings import LOOPBACK_HOSTS, Settings, read_keys
 
-    limits = _limits(Limits(), limit or [])
+    limit = limit or []
+    limits = _limits(Limits(), limit)
     adapters = _adapters(adapter or [], model)
     settings = Settings(
         limits=limits,
         keys=read_keys(api_key_file),
         hosts=(*LOOPBACK_HOSTS, *_names(host, allow_host or [])),
+        open_readiness=open_readiness,
         image_domains=_domains(allow_urls_from or []),
     )
+    if settings.keys is None and "streams_per_client" not in {c.partition("=")[0] for c in limit}:
+        # Without keys a client is an address, and behind a proxy all have one.
+        everything = limits.max_running + limits.max_queued
+        limits = replace(limits, streams_per_client=everything)
+        settings = replace(settings, limits=limits)
     if settings.keys is None and not _is_loopback(host):
         print_note(
             f"Warning: {host} can be reached from other machines, and no API key is asked for. "
@@ -155,7 +169,8 @@ def _limits(limits: Limits, changes: list[str]) -> Limits:
             value = int(text) if kinds[name] == "int" else float(text)
         except ValueError:
             raise OptionError(f"--limit {change!r} must be of the form NAME=NUMBER.") from None
-        limits = replace(limits, **{name: value})
+        change_by_name: dict[str, Any] = {name: value}
+        limits = replace(limits, **change_by_name)
     return limits
 
 

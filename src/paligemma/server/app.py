@@ -24,7 +24,7 @@ from paligemma import __version__
 from paligemma.errors import PaliGemmaError
 from paligemma.server.batch_api import batch_routes
 from paligemma.server.errors import ApiError, error_response, to_api_error
-from paligemma.server.health import add_liveness, health_routes
+from paligemma.server.health import add_health, limits_routes
 from paligemma.server.images import Fetcher
 from paligemma.server.metrics import Metrics, metrics_routes
 from paligemma.server.middleware import Authentication, BodyLimits, Edge, HeaderLimits, Hosts
@@ -63,12 +63,12 @@ def create_app(
         openapi_url="/openapi.json",
         redirect_slashes=False,
     )
-    live = add_liveness(app, service)
+    health = add_health(app, service, open_readiness=settings.open_readiness)
     for router in (
         native_routes(desk),
         batch_routes(desk),
         openai_routes(desk),
-        health_routes(desk),
+        limits_routes(desk),
         metrics_routes(metrics),
     ):
         app.include_router(router)
@@ -80,8 +80,8 @@ def create_app(
     app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
 
     guarded: ASGIApp = BodyLimits(app, settings.limits)
-    guarded = Hosts(guarded, settings, open_routes=[live])
-    guarded = Authentication(guarded, settings.keys, open_routes=[live, *page])
+    guarded = Hosts(guarded, settings, open_routes=health)
+    guarded = Authentication(guarded, settings.keys, open_routes=[*health, *page])
     guarded = HeaderLimits(guarded, settings.limits)
     return Edge(guarded, metrics.saw)
 

@@ -16,8 +16,8 @@ from paligemma.server.service import Service
 from paligemma.server.strict_json import write_json
 
 
-def add_liveness(app: FastAPI, service: Service) -> BaseRoute:
-    """Adds `/health/live`; gives back the route, the one that everybody may ask."""
+def add_health(app: FastAPI, service: Service, *, open_readiness: bool) -> list[BaseRoute]:
+    """Adds `/health/live` and `/health/ready`; gives back the routes that everybody may ask."""
 
     @app.get("/health/live", response_class=Response, responses=_STATES, tags=["server"])
     async def live() -> Response:
@@ -25,21 +25,21 @@ def add_liveness(app: FastAPI, service: Service) -> BaseRoute:
         is_alive = service.is_alive()
         return _json(200 if is_alive else 503, {"status": "live" if is_alive else "dead"})
 
-    return app.routes[-1]
+    live_route = app.routes[-1]
 
-
-def health_routes(desk: Desk) -> APIRouter:
-    """`/health/ready` and `/v1/limits`."""
-    router = APIRouter(tags=["server"])
-    service = desk.service
-
-    @router.get("/health/ready", response_class=Response, responses=_STATES)
+    @app.get("/health/ready", response_class=Response, responses=_STATES, tags=["server"])
     async def ready() -> Response:
         """200 while new work is taken; the state says why not."""
         state = service.state()
-        is_ready = state == "ready" and service.is_alive()
-        headers = {} if is_ready else {"retry-after": "1"}
-        return _json(200 if is_ready else 503, {"status": state}, headers)
+        headers = {} if state == "ready" else {"retry-after": "1"}
+        return _json(200 if state == "ready" else 503, {"status": state}, headers)
+
+    return [live_route, app.routes[-1]] if open_readiness else [live_route]
+
+
+def limits_routes(desk: Desk) -> APIRouter:
+    """`/v1/limits`."""
+    router = APIRouter(tags=["server"])
 
     @router.get("/v1/limits", response_class=Response)
     async def limits() -> Response:

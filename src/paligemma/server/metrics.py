@@ -14,7 +14,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from paligemma.server.service import Ended, Service
+from paligemma.server.service import Service
+from paligemma.server.stats import Ended
 
 _METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

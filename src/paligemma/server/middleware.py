@@ -235,6 +235,7 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         body = _Body(receive, self._limits, self)
+        scope.setdefault("state", {})["let_go_of_body"] = body.let_go
         send_last = _lingering(body, receive, send)
         announced = _header(scope, b"content-length")
         try:
@@ -246,7 +247,7 @@ class BodyLimits:
                 await self.app(scope, body.receive, send_last)
         finally:
             scope["state"]["received_bytes"] = body.num_bytes
-            self._held -= body.num_bytes
+            body.let_go()
 
     def hold(self, num_bytes: int) -> None:
         """Counts bytes of bodies in memory. Raises ApiError when all together are too much."""
@@ -260,6 +261,10 @@ class BodyLimits:
             )
         self._held += num_bytes
 
+    def let_go(self, num_bytes: int) -> None:
+        """The opposite."""
+        self._held -= num_bytes
+
 
 class _Body:
     """One request's receive channel, with its limits."""
@@ -272,6 +277,7 @@ class _Body:
         self._is_whole = False
         self.was_given_up = False
         self.num_bytes = 0
+        self._num_held = 0
 
     async def receive(self) -> Message:
         if self._is_whole:
@@ -294,8 +300,14 @@ class _Body:
                 self.was_given_up = True
                 raise
             self.num_bytes += size
+            self._num_held += size
             self._is_whole = not message.get("more_body", False)
         return message
+
+    def let_go(self) -> None:
+        """The body is not in memory any more; called twice it counts once."""
+        self._total.let_go(self._num_held)
+        self._num_held = 0
 
     def too_large(self) -> ApiError:
         self.was_given_up = True

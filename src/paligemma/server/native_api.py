@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from paligemma.errors import PaliGemmaError
 from paligemma.results import Objects, Result
 from paligemma.server.errors import ApiError, to_api_error
+from paligemma.server.faults import Point
 from paligemma.server.images import Fetcher, Form, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket, Update, Usage
 from paligemma.server.limits import Limits
@@ -84,11 +84,13 @@ class Desk:
             )
         body = await read_body(request)
         if kind == "application/json":
-            return await in_thread(_json, body, size=len(body)), None
-        form: Form = await in_thread(read_form, body, content_type, self.limits, size=len(body))
-        if form.request is None:
-            return {}, form.image
-        return _json(form.request), form.image
+            document, image = await in_thread(_json, body, size=len(body)), None
+        else:
+            form: Form = await in_thread(read_form, body, content_type, self.limits, size=len(body))
+            document = {} if form.request is None else _json(form.request)
+            image = form.image
+        request.state.let_go_of_body()  # from here on the service counts pictures
+        return document, image
 
     async def picture(self, asked: Asked, in_form: bytes | None) -> tuple[bytes, ...]:
         """The picture's bytes; () where there is none and none is needed. Raises ApiError."""
@@ -101,7 +103,7 @@ class Desk:
                 raise ApiError(400, "missing_image", "There is no picture.", param="image")
             return ()
         if isinstance(asked.image, ImageAddress):
-            await anyio.to_thread.run_sync(self.service.faults.hit, "fetch")
+            await self.pass_point("fetch")
             return (await self.fetcher.fetch(asked.image.url),)
         text = asked.image
         return (await in_thread(decode_base64, text, self.limits, size=len(text)),)
@@ -121,6 +123,11 @@ class Desk:
                 param="model",
             )
         return name, models[name]
+
+    async def pass_point(self, point: Point) -> None:
+        """Where tests plant faults; nothing otherwise."""
+        if self.service.faults.are_allowed:
+            await anyio.to_thread.run_sync(self.service.faults.hit, point)
 
     async def jobs(
         self, asked: Asked, images: tuple[bytes, ...], client: str, *, stream: bool
@@ -237,17 +244,21 @@ def _route(desk: Desk, body: type[Asked]) -> Callable[[Request], Awaitable[Any]]
 
         if streams:
             model, tickets = await until_gone(request.receive, submit())
-            frames = _frames(request.state.request_id, model, asked, tickets)
+            frames = _frames(desk, request.state.request_id, model, asked, tickets)
             return EventStream(await until_gone(request.receive, begun(frames)))
 
         async def work() -> bytes:
             model, tickets = await submit()
             results = await gather(tickets)
-            return await anyio.to_thread.run_sync(
-                lambda: write_json(
+
+            def write() -> bytes:
+                return write_json(
                     answer_body(request.state.request_id, model, asked, tickets, results)
                 )
-            )
+
+            # Only masks take long to encode.
+            is_large = isinstance(asked, SegmentBody)
+            return await anyio.to_thread.run_sync(write) if is_large else write()
 
         data = await until_gone(request.receive, work())
         return Response(data, media_type="application/json")
@@ -322,7 +333,8 @@ async def begun(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     first = asyncio.ensure_future(anext(frames))
     try:
         await asyncio.wait({first}, timeout=_PATIENCE_SECONDS)
-        if first.done() and isinstance(error := first.exception(), PaliGemmaError):
+        error = first.exception() if first.done() else None
+        if error is not None and not isinstance(error, StopAsyncIteration):
             raise error
     except BaseException:
         first.cancel()
@@ -346,7 +358,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 async def _frames(
-    answer_id: str, model: str, asked: Asked, tickets: Sequence[Ticket]
+    desk: Desk, answer_id: str, model: str, asked: Asked, tickets: Sequence[Ticket]
 ) -> AsyncIterator[bytes]:
     """The events of an answer: of several questions, each event says whose it is by `index`."""
     has_list = isinstance(asked, Written) and asked.has_list
@@ -355,6 +367,7 @@ async def _frames(
         async with aclosing(merged(tickets)) as updates:
             async for index, update in updates:
                 place = {"index": index} if has_list else {}
+                await desk.pass_point("send")
                 if update.text:
                     yield event_frame("token", {"text": update.text, **place})
                 if update.object is not None and update.object.score >= min_score:
@@ -369,7 +382,7 @@ async def _frames(
             ticket.cancel()
 
 
-async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Update]]:
+async def merged(tickets: Sequence[Ticket]) -> AsyncGenerator[tuple[int, Update], None]:
     """The updates of all tickets as they come, each with its ticket's place."""
     queue: asyncio.Queue[tuple[int, Update | None]] = asyncio.Queue(maxsize=1)
 

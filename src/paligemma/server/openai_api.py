@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from paligemma.engine.request import TopLogprob
 from paligemma.errors import UnavailableError
+from paligemma.mini.language import LANGUAGES
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.errors import ApiError
 from paligemma.server.images import decode_base64
@@ -560,16 +561,16 @@ def _models(desk: Desk, created: int) -> list[dict[str, Any]]:
             "owned_by": "paligemma",
             "parent": None if name == base else base,
             **about,
-            **_license(predictor.name),
+            **_known_of(predictor.name),
         }
         for name in desk.service.models
     ]
 
 
-def _license(name: str) -> dict[str, str]:
-    """The terms of a model's weights, where the name tells them."""
+def _known_of(name: str) -> dict[str, Any]:
+    """The terms of a model's weights, and what it was taught, where the name tells them."""
     if name == "mini":
-        return {"license": "Apache-2.0"}
+        return {"license": "Apache-2.0", "languages": list(LANGUAGES)}
     if name.startswith("google/paligemma"):
         address = "https://ai.google.dev/gemma/terms"
         return {"license": "Gemma Terms of Use", "license_url": address}

@@ -103,7 +103,7 @@ class _Server(uvicorn.Server):
         config.load()
 
         def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg, operator]
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
                 config=config, server_state=self.server_state, app_state={}
             )
             return made
@@ -124,7 +124,7 @@ class _Server(uvicorn.Server):
         self.started = True
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Signals are taken care of here."""
         yield
 

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from paligemma.engine.adapters import AdapterBank
 from paligemma.engine.engine import Engine, Event
@@ -46,17 +46,12 @@ from paligemma.server.faulty_model import FaultyModel
 from paligemma.server.jobs import Job, Photo, ScoreJob, Ticket, Update, Usage
 from paligemma.server.limits import Limits
 from paligemma.server.preparing import PhotoCache, Preparer, ReadyJob, ReadyPhoto, ReadyScore
+from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats, kind_of
 from paligemma.server.waiting_line import WaitingLine
 from paligemma.server.writing import Draft, ours
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
-from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.text_engine import CONTEXT_LENGTH
 
-State = Literal["loading", "ready", "draining", "dead"]
-HowEnded = Literal["answered", "failed", "cancelled", "expired"]
 Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 """Brings a call to an event loop."""
 
@@ -73,44 +68,6 @@ class Loaded:
     predictor: Predictor
     adapters: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
     """Each by its layers' names, as `checkpoints.adapter.read_adapter` gives them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How one job went, in seconds since it was accepted."""
-
-    kind: str
-    """"caption", "detect", "prompt", "score", ...: never anything that a client wrote."""
-    outcome: HowEnded
-    first_token_seconds: float | None
-    seconds: float
-    usage: Usage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """Numbers of this moment, and totals since the start."""
-
-    state: State
-    waiting: int
-    """Accepted, without a token yet."""
-    running: int
-    max_running: int
-    accepted: int
-    rejected: int
-    answered: int
-    failed: int
-    cancelled: int
-    expired: int
-    prompt_tokens: int
-    image_tokens: int
-    completion_tokens: int
-    steps: int
-    image_cache_bytes: int
-    image_cache_hits: int
-    image_cache_misses: int
-    heartbeat_age: float
-    """Seconds since the engine's thread was last seen between two steps, if it has work."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -306,7 +263,7 @@ class Service:
             waiting=sum(work.first_token_at is None for work in works),
             running=sum(work.first_token_at is not None for work in works),
             max_running=self._max_running,
-            **{name: totals.get(name, 0) for name in _TOTALS},
+            **{name: totals.get(name, 0) for name in TOTALS},
             steps=0 if loop is None else loop.num_steps,
             image_cache_bytes=0 if cache is None else cache.num_bytes,
             image_cache_hits=0 if cache is None else cache.num_hits,
@@ -325,7 +282,7 @@ class Service:
         work = _Work(
             ticket=ticket,
             job=job,
-            kind=_kind(job),
+            kind=kind_of(job),
             accepted_at=now,
             queue_deadline=min(deadline, now + self.limits.queue_seconds),
             deadline=deadline,
@@ -383,8 +340,8 @@ class Service:
         with self._lock:
             if work.has_ended:
                 return
-            work.has_ended = True
             usage = work.draft.usage if work.draft is not None else _score_usage(work.ready)
+            work.has_ended = True
             self._totals[outcome] += 1
             self._totals["prompt_tokens"] += usage.prompt_tokens
             self._totals["image_tokens"] += usage.image_tokens
@@ -410,8 +367,8 @@ class Service:
             )
             try:
                 self.on_end(ended)
-            except Exception as error:  # whoever counts must not stop the thread that answers
-                self._note(error)
+            except Exception as fault:  # whoever counts must not stop the thread that answers
+                self._note(fault)
 
     def _give_up(self, work: _Work, outcome: HowEnded, error: PaliGemmaError) -> None:
         """End a job wherever it is; its place is free when the engine has let it go."""
@@ -646,15 +603,6 @@ def _has_token(outcome: Outcome) -> bool:
     )
 
 
-def _kind(job: Job | ScoreJob) -> str:
-    """A name of few, for counting: "caption", "detect", "prompt", "score"."""
-    if isinstance(job, ScoreJob):
-        return "score"
-    if job.task is None:
-        return "prompt"
-    return "box_caption" if callable(job.task) else _KINDS.get(type(job.task), "task")
-
-
 def _score_usage(ready: ReadyJob | ReadyScore | None) -> Usage:
     if not isinstance(ready, ReadyScore):
         return Usage()
@@ -663,19 +611,3 @@ def _score_usage(ready: ReadyJob | ReadyScore | None) -> Usage:
         image_tokens=ready.num_image_tokens,
         completion_tokens=ready.num_suffix_tokens,
     )
-
-
-_KINDS: dict[type, str] = {
-    CaptionTask: "caption",
-    BoxCaptionTask: "box_caption",
-    AnswerTask: "ask",
-    QuestionTask: "question",
-    OcrTask: "ocr",
-    DetectTask: "detect",
-    SegmentTask: "segment",
-}
-
-_TOTALS = (
-    "accepted", "rejected", "answered", "failed", "cancelled", "expired",
-    "prompt_tokens", "image_tokens", "completion_tokens",
-)  # fmt: skip

@@ -33,6 +33,8 @@ class Settings:
     """None: no key is asked for."""
     hosts: tuple[str, ...] = LOOPBACK_HOSTS
     """What may stand in the Host header, in small letters, without a port."""
+    open_readiness: bool = False
+    """Tell whether it is ready without a key and under any name, as probes ask."""
     image_domains: tuple[str, ...] = ()
     """Where pictures may be fetched from: "example.com", or "*.example.com" for what is under it.
     Empty: nothing is fetched."""

@@ -11,7 +11,7 @@ The generator of events is closed as soon as the client hangs up. Knows no model
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -95,7 +95,7 @@ async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
-async def with_pings(frames: AsyncIterator[bytes], ping: bytes) -> AsyncIterator[bytes]:
+async def with_pings(frames: AsyncIterator[bytes], ping: bytes) -> AsyncGenerator[bytes, None]:
     """The frames, and a ping after every `PING_SECONDS` without one. Closes `frames` at its end."""
     try:
         while True:

@@ -17,10 +17,17 @@ def browser() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture
-def double() -> Iterator[Double]:
+@pytest.fixture(scope="module")
+def serving_double() -> Iterator[Double]:
     with serving() as running:
         yield running
+
+
+@pytest.fixture
+def double(serving_double: Double) -> Double:
+    """The double, as if it were new; browsers may keep the page's files."""
+    serving_double.reset()
+    return serving_double
 
 
 @pytest.fixture

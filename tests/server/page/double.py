@@ -77,6 +77,7 @@ class Answering:
             self._handler.send_response(200)
             self._handler.send_header("Content-Type", "text/event-stream")
             self._handler.send_header("x-request-id", "req-7")
+            self._handler.send_header("Connection", "close")
             self._handler.end_headers()
         try:
             self._handler.wfile.write(data)
@@ -123,14 +124,26 @@ class Double:
     """The server's script and its memory."""
 
     url: str
-    replies: dict[str, Reply]
-    """Route -> what it answers, until a test says otherwise."""
-    asked: list[Asked] = field(default_factory=list)
-    models: list[dict[str, Any]] = field(default_factory=list)
-    limits: dict[str, Any] = field(default_factory=dict)
-    models_status: int = 200
-    key: str | None = None
-    """The key that is needed."""
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As at the beginning: one model, no key, good answers, nothing asked yet."""
+        self.asked: list[Asked] = []
+        self.replies: dict[str, Reply] = canned()
+        self.models_status = 200
+        self.key: str | None = None
+        self.models: list[dict[str, Any]] = [
+            {
+                "id": "mini",
+                "parameters": 10_508_032,
+                "resolution": 160,
+                "license": "Apache-2.0",
+                "note": "mini knows only its own world of simple pictures.",
+            }
+        ]
+        self.limits = {"max_image_bytes": 20_000_000, "max_pixels": 50_000_000}
 
     def last(self) -> Asked:
         return self.asked[-1]
@@ -157,6 +170,7 @@ def send(
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     double: Double
 
     def do_GET(self) -> None:
@@ -174,7 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
             inside = path.removeprefix("/").removeprefix("page/") or "index.html"
             file = PAGE / inside
             kind = "text/javascript" if file.suffix == ".js" else mimetypes.guess_type(file)[0]
-            send(self, 200, file.read_bytes(), kind or "application/octet-stream")
+            kept = {"Cache-Control": "max-age=600"}
+            send(self, 200, file.read_bytes(), kind or "application/octet-stream", kept)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -189,15 +204,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, body: bytes) -> Asked:
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-        parts = {
-            str(part.get_param("name", header="content-disposition")): part
-            for part in message_from_bytes(head + body, policy=policy.HTTP).iter_parts()  # type: ignore[attr-defined]
-        }
+        message = message_from_bytes(head + body, policy=policy.HTTP)
+        contents: dict[str, bytes] = {}
+        file_name = ""
+        for part in message.iter_parts():
+            content = part.get_payload(decode=True)
+            assert isinstance(content, bytes)
+            contents[str(part.get_param("name", header="content-disposition"))] = content
+            file_name = part.get_filename() or file_name
         return Asked(
             route=self.path.removeprefix("/v1/"),
-            fields=json.loads(parts["request"].get_payload(decode=True)),
-            image=parts["image"].get_payload(decode=True),
-            image_name=parts["image"].get_filename(),
+            fields=json.loads(contents["request"]),
+            image=contents["image"],
+            image_name=file_name,
             key=self.headers.get("Authorization"),
         )
 
@@ -228,20 +247,13 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[Double]:
     """The double on a free port of this machine."""
-    handler = type("Handler", (_Handler,), {})
-    server = _Server(("127.0.0.1", 0), handler)
-    double = Double(url=f"http://127.0.0.1:{server.server_port}/", replies=canned())
-    double.models = [
-        {
-            "id": "mini",
-            "parameters": 10_508_032,
-            "resolution": 160,
-            "license": "Apache-2.0",
-            "note": "mini knows only its own world of simple pictures.",
-        }
-    ]
-    double.limits = {"max_image_bytes": 20_000_000, "max_pixels": 50_000_000, "max_side": 16_384}
-    handler.double = double
+
+    class Handler(_Handler):
+        pass
+
+    server = _Server(("127.0.0.1", 0), Handler)
+    double = Double(url=f"http://127.0.0.1:{server.server_port}/")
+    Handler.double = double
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

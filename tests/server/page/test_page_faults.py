@@ -21,7 +21,7 @@ from tests.server.page.browser import (
     run,
     words,
 )
-from tests.server.page.double import Answering, Double, caption, detections
+from tests.server.page.double import Answering, Double, Reply, caption, detections
 
 
 def try_again(page: Any) -> None:
@@ -350,23 +350,34 @@ PAYLOADS = (
 )
 
 
+def replies_of(payload: str, found: dict[str, Any]) -> dict[str, Reply]:
+    """A model and a server that say the payload wherever they can."""
+    written: dict[str, Any] = {"token_ids": (1,), "logprobs": (0.0,), "stop_reason": "eos"}
+
+    def say(to: Answering) -> None:
+        to.text(Generation(text=payload, **written))
+
+    def find(to: Answering) -> None:
+        to.event("object", found["objects"][0])
+        to.event("result", {"model": payload, "result": found, "usage": {}})
+        to.done()
+
+    def refuse(to: Answering) -> None:
+        to.refuse(400, payload)
+
+    return {"generate": say, "detect": find, "segment": refuse}
+
+
 def test_i4_what_a_model_writes_is_shown_as_text(page: Any, double: Double) -> None:
     elements = "[...document.querySelectorAll('script, iframe, a, h1')].map((e) => e.outerHTML)"
     pick_sample(page)
     before = page.evaluate(elements)
-    written: dict[str, Any] = {"token_ids": (1,), "logprobs": (0.0,), "stop_reason": "eos"}
     for payload in PAYLOADS:
         found = detections().to_dict()
         found["objects"] = [{**found["objects"][0], "label": payload}]
         found |= {"text": payload, "missing": [payload]}
         found["problems"] = [{"kind": payload, "detail": payload, "token_span": [0, 1]}]
-        whole = {"model": payload, "result": found, "usage": {}}
-        said = Generation(text=payload, **written)
-        double.replies |= {
-            "generate": lambda to, said=said: to.text(said),
-            "detect": lambda to, whole=whole: (to.event("result", whole), to.done()),
-            "segment": lambda to, payload=payload: to.refuse(400, payload),
-        }
+        double.replies |= replies_of(payload, found)
         choose(page, "Prompt", prompt=payload)
         run(page)
         assert page.inner_text(".stream") == payload

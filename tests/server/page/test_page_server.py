@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import paligemma
+from paligemma.lora import LoraConfig, add_lora
 from paligemma.predictor import Predictor
 from paligemma.results import Detections, Segments
 from tests.server.conftest import StartServer
@@ -24,6 +26,7 @@ from tests.server.page.browser import (
 )
 from tests.server.page.double import PAGE
 from tests.server.server_process import ServerProcess
+from tests.test_lora import disturb
 
 SLOW = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "forward*0=sleep:0.2"}
 
@@ -116,42 +119,59 @@ def test_what_is_no_picture_is_refused_by_the_server_in_words(
     assert words(page, ".stream") == "two pandas"
 
 
-def test_i5_stopping_frees_the_slot_on_the_server(
-    opened: Any, start_server: StartServer, mini: Predictor
-) -> None:
-    server = start_server(env=SLOW)
-    page = opened(server)
+@pytest.fixture(scope="module")
+def slow_server(
+    start_server: StartServer, tmp_path_factory: pytest.TempPathFactory, mini: Predictor
+) -> ServerProcess:
+    """A server that takes 0.2 s for each token, with an adapter that changes what mini says."""
+    trained = paligemma.load("mini", device="cpu", fast=False)
+    add_lora(trained.model, LoraConfig(rank=2), seed=3)
+    disturb(trained.model)
+    folder = trained.save_adapter(tmp_path_factory.mktemp("adapters") / "changed")
+    return start_server("--adapter", f"changed={folder}", env=SLOW)
+
+
+def test_base_and_adapter_answer_side_by_side(opened: Any, slow_server: ServerProcess) -> None:
+    page = opened(slow_server)
+    pick_sample(page)
+    page.select_option("#beside", "changed")
+    run(page)
+    page.wait_for_selector("#answer-1[data-state=done]")
+    assert words(page, "#answer-0 .stream") == "two pandas"
+    assert words(page, "#answer-1 .stream") != "two pandas"
+
+
+def test_i5_stopping_frees_the_slot_on_the_server(opened: Any, slow_server: ServerProcess) -> None:
+    page = opened(slow_server)
     pick_sample(page)
     choose(page, "Segment")
     run(page, state="waiting")
     page.wait_for_timeout(400)
-    assert server.metric("paligemma_running") == 1
+    assert slow_server.metric("paligemma_running") == 1
     page.click("#stop")
     page.wait_for_selector("#answer-0[data-state=failed]")
     assert "Stopped." in words(page)
     for _ in range(50):
-        if server.metric("paligemma_running") == 0:
+        if slow_server.metric("paligemma_running") == 0:
             break
         page.wait_for_timeout(50)
-    assert server.metric("paligemma_running") == 0
-    server.kill()
+    assert slow_server.metric("paligemma_running") == 0
 
 
 def test_i5_a_server_killed_in_mid_stream_and_started_again(
-    opened: Any, start_server: StartServer, mini: Predictor
+    opened: Any, slow_server: ServerProcess, start_server: StartServer, mini: Predictor
 ) -> None:
-    server = start_server(env=SLOW)
-    page = opened(server)
+    page = opened(slow_server)
     pick_sample(page)
     choose(page, "Detect")
     run(page, state="streaming")
-    server.signal(signal.SIGKILL)
+    slow_server.signal(signal.SIGKILL)
     page.wait_for_selector("#answer-0[data-state=failed]")
     assert "went away in the middle of the answer" in words(page)
     keep_shot(page, "killed")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector("#answer-0 .problem:has-text('cannot be reached')")
-    again = start_server("--port", str(server.port))
+    again = start_server("--port", str(slow_server.port))
     page.wait_for_selector(".status[data-state=ready]")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector("#answer-0[data-state=done]")

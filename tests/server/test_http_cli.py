@@ -1,0 +1,129 @@
+"""The command `paligemma serve`: what it refuses before anything listens, and what it warns of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paligemma.cli.main import main
+from paligemma.server import logs, process
+from paligemma.server.service import Service
+from paligemma.server.settings import KEYS_VARIABLE
+
+KEY = "canary-7f3a-0123456789"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Service, dict[str, Any]]]:
+    """What would have been served; nothing is."""
+    found: list[tuple[Service, dict[str, Any]]] = []
+
+    def serve(app: Any, service: Service, limits: Any, **address: Any) -> int:
+        found.append((service, address))
+        return 0
+
+    monkeypatch.setattr(process, "serve", serve)
+    monkeypatch.setattr(logs, "set_up_logs", lambda: None)
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
+    monkeypatch.delenv("PALIGEMMA_MODEL", raising=False)
+    return found
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", *arguments])
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--adapter", "a=/none/such"], "/none/such"),
+        (["--adapter", "../a=/tmp"], "NAME=FOLDER"),
+        (["--adapter", "a/b=/tmp"], "NAME=FOLDER"),
+        (["--adapter", "a="], "NAME=FOLDER"),
+        (["--adapter", "mini=/tmp"], "'mini'"),
+        (["--adapter", "a=/tmp", "--adapter", "a=/tmp"], "'a'"),
+        (["--api-key-file", "/none/such"], "/none/such"),
+        (["--limit", "max_cats=3"], "max_cats"),
+        (["--limit", "max_queued=-1"], "max_queued"),
+        (["--limit", "max_queued=many"], "NAME=NUMBER"),
+        (["--limit", "max_queued=1.5"], "NAME=NUMBER"),
+        (["--allow-host", "a/b"], "--allow-host"),
+        (["--allow-host", "a:80"], "--allow-host"),
+        (["--allow-urls-from", "*"], "--allow-urls-from"),
+        (["--allow-urls-from", "https://example.com"], "--allow-urls-from"),
+    ],
+    ids=range(15),
+)
+def test_d7_wrong_options_are_one_line_and_exit_code_2(
+    options: list[str], words: str, started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not started
+
+
+def test_i3_the_defaults_are_loopback_and_mini(started: list[Any]) -> None:
+    assert run() == 0
+    ((service, address),) = started
+    assert address == {"host": "127.0.0.1", "port": 8000}
+    assert list(service.models) == ["mini"]
+
+
+def test_c1_a_key_cannot_be_given_on_the_command_line(
+    started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--api-key", KEY) == 2
+    assert not started
+    assert run("--help") == 0
+    assert "--api-key-file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.com"])
+def test_i3_being_reachable_without_a_key_is_warned_of(
+    host: str,
+    started: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run("--host", host) == 0
+    assert f"Warning: {host}" in capsys.readouterr().err
+    file = tmp_path / "keys"
+    file.write_text(KEY)
+    assert run("--host", host, "--api-key-file", str(file)) == 0
+    monkeypatch.setenv(KEYS_VARIABLE, KEY)
+    assert run("--host", host) == 0
+    assert "Warning" not in capsys.readouterr().err
+    assert len(started) == 3
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
+def test_i3_loopback_needs_no_key(
+    host: str, started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--host", host) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_adapters_and_limits_reach_the_service(started: list[Any], tmp_path: Path) -> None:
+    assert run("--adapter", f"birds-1.0={tmp_path}", "--limit", "max_queued=7") == 0
+    ((service, _),) = started
+    assert list(service.models) == ["mini", "birds-1.0"]
+    assert service.limits.max_queued == 7
+
+
+def test_without_keys_an_address_may_ask_for_all_there_is(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--limit", "max_queued=7", "--limit", "max_running=5") == 0
+    assert run("--limit", "streams_per_client=3") == 0
+    monkeypatch.setenv(KEYS_VARIABLE, KEY)
+    assert run() == 0
+    assert [service.limits.streams_per_client for service, _ in started] == [12, 3, 32]

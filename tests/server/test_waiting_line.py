@@ -1,0 +1,35 @@
+"""Clients take turns in the line, and nobody waits in it after its end."""
+
+from __future__ import annotations
+
+import threading
+
+from paligemma.server.waiting_line import WaitingLine
+
+
+def test_clients_take_turns_and_keep_their_own_order() -> None:
+    line: WaitingLine[str] = WaitingLine()
+    for item in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+        line.put(item[0], item)
+    assert [line.take() for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+def test_who_waits_is_served_by_the_next_to_come_and_sent_away_at_the_end() -> None:
+    line: WaitingLine[int] = WaitingLine()
+    found: list[int | None] = []
+    done = threading.Event()
+
+    def wait() -> None:
+        while (item := line.take()) is not None:
+            found.append(item)
+            done.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    line.put("a", 1)
+    assert done.wait(5)
+    line.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert found == [1]
+    assert line.take() is None
