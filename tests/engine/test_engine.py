@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paligemma.engine import engine as engine_module
+from paligemma.engine.constraint import choose_allowed
 from paligemma.engine.engine import Engine, Event, FinishedRequest
 from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request
@@ -655,3 +656,40 @@ def test_a_decode_step_allocates_the_same_however_large_the_cache_is(model: Watc
                 engine.step()
         totals.append(allocations.total)
     assert totals[0] == totals[1] > 0
+
+
+# What else a token brings
+
+
+def test_the_likeliest_tokens_are_told_where_they_were_asked_for(model: WatchedModel) -> None:
+    asked, other = texts(model, 2)
+    engine = engine_of(model)
+    numbers = [engine.add(replace(asked, num_top_logprobs=3)), engine.add(other)]
+    found = by_request(finish(engine))
+    for event in found[numbers[0]]:
+        assert len(event.top_logprobs) == 3
+        assert event.top_logprobs[0].token_id == event.token_id
+        assert event.top_logprobs[0].logprob == pytest.approx(event.logprob, abs=1e-6)
+        values = [top.logprob for top in event.top_logprobs]
+        assert values == sorted(values, reverse=True)
+    assert all(event.top_logprobs == () for event in found[numbers[1]])
+
+
+def test_rows_of_different_seeds_are_chosen_in_one_go(
+    model: WatchedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samplers: list[Sampling] = []
+    choose = choose_allowed
+
+    def recorded(logits: Any, held: Any, sampler: Sampling, *rest: Any) -> Any:
+        samplers.append(sampler)
+        return choose(logits, held, sampler, *rest)
+
+    request = texts(model, 1, max_new_tokens=4)[0]
+    seeds = [replace(request, sampler=Sampling(temperature=2.0, seed=seed)) for seed in range(4)]
+    alone = [engine_of(model).run([one])[0] for one in seeds]
+    monkeypatch.setattr(engine_module, "choose_allowed", recorded)
+    together = engine_of(model).run(seeds)
+    assert len(samplers) == 4, "one choice a step"
+    assert all(close(one, other) for one, other in zip(together, alone, strict=True))
+    assert len({row.token_ids for row in together}) > 1

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import paligemma
 from paligemma.cli.main import main
+from paligemma.lora import LoraConfig, add_lora, lora_layers
 from paligemma.server import logs, process
+from paligemma.server.app import create_app
 from paligemma.server.service import Service
-from paligemma.server.settings import KEYS_VARIABLE
+from paligemma.server.settings import KEYS_VARIABLE, Settings
+from tests.server.asgi import call
 
 KEY = "canary-7f3a-0123456789"
 
@@ -117,6 +125,44 @@ def test_adapters_and_limits_reach_the_service(started: list[Any], tmp_path: Pat
     ((service, _),) = started
     assert list(service.models) == ["mini", "birds-1.0"]
     assert service.limits.max_queued == 7
+
+
+def test_an_adapter_given_by_name_and_folder_answers_under_its_name(
+    started: list[Any], tmp_path: Path, scene: bytes
+) -> None:
+    other = paligemma.load("mini", merge_adapter=False)
+    add_lora(other.model, LoraConfig(rank=2))
+    with torch.no_grad():
+        for number, layer in enumerate(lora_layers(other.model).values()):
+            generator = torch.Generator().manual_seed(number)
+            layer.lora_b.copy_(torch.randn(layer.lora_b.shape, generator=generator) / 10)
+    folder = other.save_adapter(tmp_path / "adapter")
+    assert run("--adapter", f"frogs={folder}") == 0
+    ((service, _),) = started
+    service.start()
+    try:
+        asyncio.run(service.wait_until_ready())
+        app = create_app(service, Settings())
+        texts = {}
+        for model in ("mini", "frogs"):
+            image = base64.b64encode(scene).decode()
+            document = {"image": image, "model": model, "max_tokens": 8}
+            answer = asyncio.run(
+                call(
+                    app,
+                    "POST",
+                    "/v1/caption",
+                    json.dumps(document).encode(),
+                    {"content-type": "application/json"},
+                )
+            )
+            assert (answer.status, answer.json()["model"]) == (200, model)
+            texts[model] = answer.json()["result"]["token_ids"]
+    finally:
+        service.close()
+    assert texts["mini"] == list(paligemma.load("mini").caption(scene, max_new_tokens=8).token_ids)
+    assert texts["frogs"] == list(other.caption(scene, max_new_tokens=8).token_ids)
+    assert texts["frogs"] != texts["mini"]
 
 
 def test_without_keys_an_address_may_ask_for_all_there_is(

@@ -371,8 +371,8 @@ def test_d4_a_second_signal_ends_it_now(second: signal.Signals, start_server: St
         time.sleep(0.3)
         started = time.monotonic()
         server.signal(second)
-        assert server.wait(10) == 1
-        assert time.monotonic() - started < 4
+        assert server.wait(20) == 1
+        assert time.monotonic() - started < 10  # the drain would take 30 s
 
 
 def test_d5_sigkill_leaves_nothing_behind(

@@ -6,24 +6,32 @@ import asyncio
 import base64
 import math
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 import openai
 import pytest
+import torch
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.types import ASGIApp
 
+from paligemma.checkpoints.adapter import read_adapter, write_adapter
+from paligemma.lora import LoraConfig, add_lora, lora_layers
 from paligemma.mini.language import LANGUAGES
 from paligemma.predictor import Predictor
+from paligemma.processor.tokenizer import Tokenizer
+from paligemma.results import Detections, Text
 from paligemma.server.app import create_app
 from paligemma.server.limits import Limits
-from paligemma.server.service import Service
+from paligemma.server.service import Loaded, Service
 from paligemma.server.settings import KeyRing, Settings
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
+from tests.agreement.tiny_predictor import build_predictor
 from tests.server.conftest import MakeService, StartServer
 from tests.server.server_process import CANARY
+from tests.server.serving import png
 
 ValueT = TypeVar("ValueT")
 Talk = Callable[[openai.AsyncOpenAI], Awaitable[ValueT]]
@@ -94,7 +102,7 @@ def without_floats(value: Any) -> Any:
 
 
 def test_answers_are_those_of_python(mini_app: ASGIApp, mini: Predictor, scene: bytes) -> None:
-    expected = [
+    expected: list[Text | Detections] = [
         mini.caption(scene),
         mini.ocr(scene),
         mini.ask(scene, "how many frogs are there?", "en"),
@@ -331,6 +339,44 @@ def test_models_are_listed_with_what_they_are(mini_app: ASGIApp, mini: Predictor
     assert one.license == "Apache-2.0"
     assert one.resolution == mini.info()["resolution"]
     assert one.languages == list(LANGUAGES)
+
+
+def test_c12_adapters_are_models_of_their_own(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trained = build_predictor(tiny_tokenizer)
+    add_lora(trained.model, LoraConfig(rank=2), seed=0)
+    with torch.no_grad():
+        for layer in lora_layers(trained.model).values():
+            layer.lora_b.copy_(torch.randn(layer.lora_b.shape, generator=torch.Generator()))
+    folder = write_adapter(trained.model, tmp_path / "birds", base_name=None, revision=None)
+    base = build_predictor(tiny_tokenizer)
+    adapter = read_adapter(folder, base.model.config)
+    picture = png(7)
+    expected = {
+        "tiny": build_predictor(tiny_tokenizer).generate(picture, "ab", max_new_tokens=6).text,
+        "birds": trained.generate(picture, "ab", max_new_tokens=6).text,
+    }
+    assert expected["tiny"] != expected["birds"]
+
+    async def speak(client: openai.AsyncOpenAI) -> tuple[list[Any], list[ChatCompletion]]:
+        listed = [model async for model in client.models.list()]
+        asks = (
+            client.chat.completions.create(
+                model=name, messages=message("ab", picture), max_tokens=6
+            )
+            for name in expected
+        )
+        return listed, list(await asyncio.gather(*asks))
+
+    loaded = Loaded(predictor=base, adapters={"birds": adapter.layers})
+    service = Service(lambda: loaded, name="tiny", adapter_names=["birds"])
+    service.start()
+    try:
+        asyncio.run(service.wait_until_ready())
+        listed, answers = talk(create_app(service, Settings()), speak)
+    finally:
+        service.close()
+    assert [(model.id, model.parent) for model in listed] == [("tiny", None), ("birds", "tiny")]
+    assert {one.model: one.choices[0].message.content for one in answers} == expected
 
 
 # What cannot be done

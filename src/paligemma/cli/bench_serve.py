@@ -25,6 +25,7 @@ KEY_VARIABLE = "PALIGEMMA_API_KEY"
 KEYS_VARIABLE = "PALIGEMMA_API_KEYS"  # those that a server asks for: its own asks for none
 
 _START_SECONDS = 300.0
+_READY_SECONDS = 10.0  # for one that runs already
 _END_SECONDS = 60.0
 _MAX_ARRIVALS = 100_000
 
@@ -99,6 +100,8 @@ def bench_serve(
     if max(numbers) * seconds > _MAX_ARRIVALS:
         raise OptionError(f"That is more than {_MAX_ARRIVALS} requests: lower --seconds.")
     mix = choose_mix([name.strip() for name in kinds.split(",") if name.strip()])
+    if url is not None:
+        Target(base_url=url)  # checks it, before anything takes time
     files = draw_pictures(pictures, seed)
     runs = []
     with contextlib.ExitStack() as stack:
@@ -109,7 +112,9 @@ def bench_serve(
             model=model if url else None,
             timeout=timeout,
         )
-        if not asyncio.run(wait_until_ready(target, seconds=_START_SECONDS if url is None else 10)):
+        if not asyncio.run(
+            wait_until_ready(target, seconds=_START_SECONDS if url is None else _READY_SECONDS)
+        ):
             raise UnavailableError(f"The server at {address} is not ready.")
         warm_up = [Arrival(due=0.0, kind=kind, picture=0) for kind in mix]
         if failed := [o for o in asyncio.run(run_load(target, warm_up, files)) if o.status != 200]:

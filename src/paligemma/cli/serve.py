@@ -131,7 +131,7 @@ def serve(
 
     def load() -> Loaded:
         import paligemma
-        from paligemma.checkpoints.adapter import read_adapter
+        from paligemma.checkpoints.adapter import fingerprint_of, read_adapter
 
         predictor = paligemma.load(
             model,
@@ -141,14 +141,16 @@ def serve(
             quantization=quantization,
             offline=offline,
             verify=verify,
+            fast=not adapters,  # adapters stand beside plain layers, not packed ones
         )
         config = predictor.model.config
+        found = {
+            name: read_adapter(folder, config, verify=verify) for name, folder in adapters.items()
+        }
+        for one in found.values():
+            one.check_base(fingerprint_of(predictor.model))
         return Loaded(
-            predictor=predictor,
-            adapters={
-                name: read_adapter(folder, config, verify=verify).layers
-                for name, folder in adapters.items()
-            },
+            predictor=predictor, adapters={name: one.layers for name, one in found.items()}
         )
 
     set_up_logs()

@@ -276,8 +276,8 @@ class _Connection:
         self, method: str, path: str, headers: list[tuple[str, str]], body: bytes
     ) -> tuple[int, bytes]:
         request = h11.Request(method=method, target=path, headers=headers)
-        for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-            self._writer.write(self._protocol.send(event) or b"")
+        for part in (request, h11.Data(data=body), h11.EndOfMessage()):
+            self._writer.write(self._protocol.send(part) or b"")
         await self._writer.drain()
         status, answer = 0, bytearray()
         while True:

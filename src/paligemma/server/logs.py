@@ -71,7 +71,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
         }
         if record.name in _TRUSTED_WORDS:
-            line["event"] = record.getMessage()
+            line["event"] = record.getMessage().strip()
             fields = getattr(record, "fields", {})
             line |= {name: value for name, value in fields.items() if value is not None}
         else:

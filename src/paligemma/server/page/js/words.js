@@ -35,7 +35,7 @@ export function explain(error, picture, limits) {
   if (error.kind === "cut") {
     return {
       title: "The server went away in the middle of the answer.",
-      detail: "What had come so far is kept, but it is not the whole answer.",
+      detail: "What is here is not the whole answer.",
       remedy: "retry",
     };
   }
