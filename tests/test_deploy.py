@@ -7,9 +7,12 @@ import asyncio
 import importlib.util
 import inspect
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +25,7 @@ pytest.importorskip("fastapi")
 from fastapi import FastAPI  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+import paligemma  # noqa: E402
 from paligemma.cli.main import app as program  # noqa: E402
 from paligemma.cli.serve import serve  # noqa: E402
 from paligemma.server.app import create_app  # noqa: E402
@@ -258,24 +262,43 @@ def test_a_ray_replica_loads_before_it_is_ready_and_drains_before_it_ends(
     asyncio.run(live())
 
 
-def test_local_ray_serves_it(tmp_path: Path) -> None:
+def test_local_ray_serves_it() -> None:
     pytest.importorskip("ray.serve")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     script = f"""
-import sys, urllib.request
-sys.path.insert(0, {str(DEPLOY)!r})
+import base64, json, urllib.request
 import ray, ray_serve
 from ray import serve
-ray.init(num_cpus=2, include_dashboard=False, _temp_dir={str(tmp_path)!r})
-serve.start(http_options={{"host": "127.0.0.1", "port": 0}})
+
+ray.init(num_cpus=2, include_dashboard=False)
+serve.start(http_options={{"host": "127.0.0.1", "port": {port}}})
 serve.run(ray_serve.build({{"model": "mini", "cpus": "0.5", "replicas": "2"}}), route_prefix="/")
-print("served")
+picture = base64.b64encode(open({str(ROOT / "examples" / "scene.png")!r}, "rb").read()).decode()
+request = urllib.request.Request(
+    "http://localhost:{port}/v1/caption",
+    json.dumps({{"image": picture}}).encode(),
+    {{"content-type": "application/json"}},
+)
+print("said:", json.load(urllib.request.urlopen(request))["result"]["text"])
 serve.shutdown()
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT / 'src'}:{DEPLOY}"},
-    )
-    assert "served" in ran.stdout, ran.stderr
+    # Paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray") as home:
+        ran = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": home,
+                "PYTHONPATH": f"{ROOT / 'src'}:{DEPLOY}",
+                "OMP_NUM_THREADS": "1",
+                "RAY_TMPDIR": home,
+                "RAY_AUTH_MODE": "disabled",
+                "RAY_USAGE_STATS_ENABLED": "0",
+            },
+        )
+    expected = paligemma.load("mini").caption(ROOT / "examples" / "scene.png")
+    assert f"said: {expected.text}\n" in ran.stdout, ran.stderr

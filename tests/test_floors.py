@@ -132,7 +132,8 @@ def test_nothing_that_runs_code_from_files_is_used(file: str) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in NETWORK_FILES])
 def test_the_network_is_used_in_two_files_only(file: str) -> None:
-    assert not NETWORK_MODULES & {name.split(".")[0] for name in imports(parse(file))}
+    names = set(imports(parse(file))) - {"urllib.parse"}  # which only reads addresses
+    assert not NETWORK_MODULES & {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in COMPARING_FILES])

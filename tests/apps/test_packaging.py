@@ -13,9 +13,16 @@ from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Gradio wants an older Pillow than the rest is tested with: `demo` is for an environment of its own.
 REQUIREMENTS = [
     *PROJECT["dependencies"],
-    *(each for extra in PROJECT["optional-dependencies"].values() for each in extra),
+    *(
+        each
+        for name, extra in PROJECT["optional-dependencies"].items()
+        if name != "demo"
+        for each in extra
+        if not each.startswith("paligemma[")
+    ),
 ]
 
 

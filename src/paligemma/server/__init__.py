@@ -1,12 +1,26 @@
 """Many questions at a time to one model, over HTTP.
 
+Without HTTP:
+
 limits.py           every bound, with its default
 jobs.py             what one asks, and the ticket that one holds
-service.py          jobs in, results out; knows no HTTP
+service.py          jobs in, results out
+stats.py            what it counts
 waiting_line.py     clients take turns
 preparing.py        pictures and prompts made ready
 engine_loop.py      the thread that owns the model
 writing.py          tokens to text, boxes and results
 growing_objects.py  each box as soon as it is whole
-faults.py           where tests break it
+faults.py, faulty_model.py  where tests break it
+
+With it:
+
+app.py              routes inside, guards around them: middleware.py, settings.py, errors.py, logs.py
+native_api.py       a route a task: schemas.py, images.py, strict_json.py, sse.py
+batch_api.py        many questions in one request
+openai_api.py       OpenAI's dialect: openai_schemas.py, prompt_tasks.py
+health.py, metrics.py  how it does
+process.py          one server process, from beginning to end
+load_generator.py, load_report.py  load for a server, and what became of it
+page/               the page at /
 """
