@@ -15,7 +15,7 @@ faults.py, faulty_model.py  where tests break it
 
 With it:
 
-app.py              routes inside, guards around them: middleware.py, settings.py, errors.py, logs.py
+app.py              routes inside, guards around: middleware.py, settings.py, errors.py, logs.py
 native_api.py       a route a task: schemas.py, images.py, strict_json.py, sse.py
 batch_api.py        many questions in one request
 openai_api.py       OpenAI's dialect: openai_schemas.py, prompt_tasks.py

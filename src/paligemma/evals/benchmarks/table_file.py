@@ -30,7 +30,7 @@ def read_table(path: Path, column: str, *, color_only: bool = False) -> Iterator
     KeyError for a column that is not there.
     """
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "data", f"Reading {path.name!r}") from error
     for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
