@@ -173,10 +173,22 @@ def test_the_image_is_built_of_files_that_are_there_and_let_in() -> None:
     assert re.search(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 
 
-def test_the_kustomization_names_every_manifest() -> None:
-    [found] = documents("kubernetes/kustomization.yaml")
-    files = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")}
-    assert set(found["resources"]) == files - {"kustomization.yaml"}
+def test_all_manifests_speak_of_the_same_pods() -> None:
+    labels = {"app": "paligemma"}
+    [deployment] = documents("kubernetes/deployment.yaml")
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+    assert deployment["spec"]["template"]["metadata"]["labels"] == labels
+    [service] = documents("kubernetes/service.yaml")
+    assert service["spec"]["selector"] == labels
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    [policy] = documents("kubernetes/network-policy.yaml")
+    assert policy["spec"]["podSelector"]["matchLabels"] == labels
+    [budget] = documents("kubernetes/disruption-budget.yaml")
+    assert budget["spec"]["selector"]["matchLabels"] == labels
+    # Clients in the cluster call it by the service's name.
+    name = service["metadata"]["name"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert f"--allow-host={name}" in container["args"]
 
 
 def test_the_dashboard_asks_for_numbers_that_the_server_has() -> None:

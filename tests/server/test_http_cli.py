@@ -35,6 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Service, dict[str, An
     monkeypatch.setattr(process, "serve", serve)
     monkeypatch.setattr(logs, "set_up_logs", lambda: None)
     monkeypatch.delenv(KEYS_VARIABLE, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.delenv("PALIGEMMA_MODEL", raising=False)
     return found
 

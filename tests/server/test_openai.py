@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from paligemma.server.settings import KeyRing, Settings
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
 from tests.agreement.tiny_predictor import build_predictor
+from tests.server.asgi import call
 from tests.server.conftest import MakeService, StartServer
 from tests.server.server_process import CANARY
 from tests.server.serving import png
@@ -607,6 +609,34 @@ def test_a_failure_in_mid_stream_is_an_error_after_the_pieces(
     whole = talk(app, lambda client: chat(client, message("caption en", scene)))
     text = whole.choices[0].message.content or ""
     assert "".join(pieces) == "".join(text.partition(" and")[:2])
+
+
+def test_a_client_that_leaves_a_stream_frees_its_place(
+    make_service: MakeService, scene: bytes
+) -> None:
+    service = make_service(plan="step@0*0=sleep:0.02")
+    app = create_app(service, Settings())
+    body = {"model": "mini", "messages": message("segment frog", scene), "stream": True}
+
+    async def leave() -> None:
+        gone = asyncio.Event()
+        answer = await call(
+            app,
+            "POST",
+            "/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+            hang_up=gone,
+            seen=lambda data: gone.set() if b"content" in data else None,
+        )
+        assert answer.status == 200
+        assert not answer.is_whole
+        async with asyncio.timeout(5):
+            while (stats := service.stats()).running + stats.waiting:
+                await asyncio.sleep(0.01)
+        assert stats.cancelled == 1
+
+    asyncio.run(leave())
 
 
 def test_several_pictures_are_taken_where_the_server_allows_them(

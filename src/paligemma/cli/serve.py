@@ -7,6 +7,7 @@ listens; what is wrong with the model's files, while it loads, ends the process 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import sys
 from dataclasses import fields, replace
@@ -94,6 +95,8 @@ def serve(
 
     Ends on SIGTERM and Ctrl-C after what was accepted is answered; at once when told again.
     """
+    # Before torch is there: its threads would spin while they wait, on cores that others want.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

@@ -307,11 +307,11 @@ async def _ask_chat(desk: Desk, body: ChatBody, client: str) -> _Asked:
             param="messages",
         )
     model, adapter = desk.adapter(body.model)
+    num_top = (body.top_logprobs or 0) if body.logprobs else 0
+    spread = _spread(_options(body, adapter, num_top), body, desk, 1)
     images = tuple([await _picture_at(desk, url) for url in body.urls])
     # What a task asks is about one picture; of several, the prompt's meaning is the checkpoint's.
     task = task_of(body.prompt) if len(images) == 1 else None
-    num_top = (body.top_logprobs or 0) if body.logprobs else 0
-    options = _options(body, adapter, num_top)
     jobs = [
         Job(
             task=task,
@@ -322,21 +322,20 @@ async def _ask_chat(desk: Desk, body: ChatBody, client: str) -> _Asked:
             deadline=_deadline(desk),
             stream=True,  # a typed result is no longer the model's own text, the pieces are
         )
-        for one in _spread(options, body, desk, 1)
+        for one in spread
     ]
     return _submitted(desk, _CHAT, body, model, jobs, has_logprobs=bool(body.logprobs))
 
 
 async def _ask_completions(desk: Desk, body: CompletionBody, client: str) -> _Asked:
     model, adapter = desk.adapter(body.model)
+    spread = _spread(_options(body, adapter, body.logprobs or 0), body, desk, len(body.prompts))
     images: tuple[bytes, ...] = ()
     if isinstance(body.image, ImageAddress):
         images = (await _picture_at(desk, body.image.url),)
     elif body.image is not None:
         text = body.image
         images = (await in_thread(decode_base64, text, desk.limits, size=len(text)),)
-    options = _options(body, adapter, body.logprobs or 0)
-    spread = _spread(options, body, desk, len(body.prompts))
     jobs = [
         Job(
             prompt=prompt,
@@ -377,15 +376,15 @@ def _spread(
     options: JobOptions, body: OpenAiBody, desk: Desk, num_prompts: int
 ) -> list[JobOptions]:
     """The options of each of n answers to one prompt. Raises ApiError."""
-    number = body.n or 1
-    if number * num_prompts > desk.limits.max_n:
+    num_answers = body.n or 1
+    if num_answers * num_prompts > desk.limits.max_n:
         raise ApiError(
             400,
             "invalid_field",
             f"At most {desk.limits.max_n} answers are written in one request.",
-            param="n" if number > 1 else "prompt",
+            param="n" if num_answers > 1 else "prompt",
         )
-    if number > 1 and not body.temperature:
+    if num_answers > 1 and not body.temperature:
         raise ApiError(
             400,
             "invalid_field",
@@ -394,7 +393,7 @@ def _spread(
             param="n",
         )
     options.check(desk.limits)
-    return [replace(options, n_th=number) for number in range(number)]
+    return [replace(options, n_th=number) for number in range(num_answers)]
 
 
 def _deadline(desk: Desk) -> float:
