@@ -1,7 +1,7 @@
 """The server on several machines: each replica of a Ray Serve application is one whole server.
 
     pip install 'paligemma[serve]' 'ray[serve]'
-    serve run --app-dir deploy ray_serve:build model=mini replicas=2 cpus=2
+    serve run --working-dir deploy --app-dir deploy ray_serve:build model=mini replicas=2 cpus=2
 
 Ray's proxy spreads requests over the replicas; each has its own model, batcher and limits, and
 drains before it is taken away. Keys come from $PALIGEMMA_API_KEYS of the replicas' environment.

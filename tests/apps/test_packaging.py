@@ -13,7 +13,7 @@ from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Gradio wants an older Pillow than the rest is tested with: `demo` is for an environment of its own.
+# Gradio wants an older Pillow than the rest is tested with: `demo` has an environment of its own.
 REQUIREMENTS = [
     *PROJECT["dependencies"],
     *(

@@ -144,9 +144,7 @@ def seconds_to_load(name: str, folder: Path) -> float:
     start = time.perf_counter()
     fast = name != "ours-plain"
     quantization = _QUANTIZATION[name] if fast else None
-    read_every_page(
-        load_model(folder, dtype=torch.bfloat16, quantization=quantization, fast=fast)
-    )
+    read_every_page(load_model(folder, dtype=torch.bfloat16, quantization=quantization, fast=fast))
     return time.perf_counter() - start
 
 
