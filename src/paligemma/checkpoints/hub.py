@@ -14,8 +14,8 @@ from pathlib import Path
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, HubError
 
-# Weights first. "*.json" is for configs, the index of shards and the checksums; the last two are mask
-# codecs.
+# Weights first. "*.json" is for configs, the index of shards and the checksums; the last two are
+# mask codecs.
 _WANTED = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
