@@ -152,7 +152,7 @@ def test_d6_an_engine_that_raises_is_dead_and_says_so(
             assert isinstance(service.failure, PlantedFaultError)
             with pytest.raises(UnavailableError, match="dead"):
                 service.submit(prompt())
-            assert service.stats().waiting + service.stats().running == 0
+            await until(lambda: service.stats().waiting + service.stats().running == 0)
 
     with caplog.at_level(logging.INFO):
         asyncio.run(main())

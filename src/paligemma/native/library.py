@@ -150,4 +150,4 @@ def _keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
-        libc.mallopt(trim_threshold, 256 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)

@@ -64,8 +64,13 @@ def test_the_page_shows_what_python_says(
         return found
 
     for number in (0, 4):
+        source = page.locator("#samples img").nth(number).get_attribute("src")
+        name = source.rpartition("/")[2]
         pick_sample(page, number)
-        picture = PAGE / "samples" / page.inner_text("#picture-name").partition(",")[0]
+        page.wait_for_function(
+            "name => document.querySelector('#picture-name').textContent.startsWith(name)", arg=name
+        )
+        picture = PAGE / "samples" / name
         choose(page, "Caption", language="de")
         run(page)
         assert page.inner_text(".stream") == mini.caption(picture, "de").text
