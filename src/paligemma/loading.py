@@ -6,6 +6,7 @@ Knows where the embedded model lies and what a checkpoint folder holds; reads no
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -99,24 +100,17 @@ def load(
     >>> predictor.caption("cat.jpg").text
     'a cat on a sofa'
     """
-    if resize not in get_args(Resize):
-        raise OptionError(f"resize is {resize!r}; it must be one of {get_args(Resize)}.")
+    _check_resize(resize)
     torch_device = choose_device(device)
-    name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
-    is_mini = name == MINI and not isinstance(model, Path)
-    found = _MINI_FOLDER if is_mini else resolve(model or name)
-    commit = None
-    if isinstance(found, Path):
-        folder = found
-    else:
-        fetched = fetch_checkpoint(found, revision=revision, token=token, offline=offline)
-        name, folder, commit = fetched.hub_id, fetched.path, fetched.revision
+    found = _find(model, revision=revision, token=token, offline=offline, weights=True)
+    name, folder = found.name, found.folder
     stored = read_config(folder, sliding_window)
     config = stored.config
     quantized = quantization or stored.quantization
-    tokenizer = _read_tokenizer(folder, config.decoder.vocab_size)
+    processor = _build_processor(folder, config, resize)
+    tokenizer = processor.tokenizer
     note = None
-    if is_mini:
+    if found.is_mini:
         note = _MINI_NOTE
     elif tokenizer.vocab_size < config.decoder.vocab_size:
         note = _UNEQUAL_NOTE.format(tokenizer.vocab_size, config.decoder.vocab_size)
@@ -142,17 +136,12 @@ def load(
             frozen_base=frozen_base,
             verify=verify,
         ),
-        processor=Processor(
-            tokenizer=tokenizer,
-            resolution=config.vision.resolution,
-            num_image_tokens=config.vision.num_image_tokens,
-            resize=resize,
-        ),
+        processor=processor,
         mask_codec=codec,
         text_length=next((r.text_length for r in RELEASES if r.hub_id == name), None),
         name=name,
         adapter=None if adapter is None else str(adapter),
-        revision=commit,
+        revision=found.commit,
         note=note,
     )
 
@@ -180,23 +169,55 @@ def load_processor(
 
     Raises CheckpointError, HubError or OptionError.
     """
+    _check_resize(resize)
+    found = _find(model, revision=revision, token=token, offline=offline, weights=False)
+    processor = _build_processor(found.folder, read_config(found.folder).config, resize)
+    return processor, _find_mask_codec(found.folder, mask_codec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Where a model lies, and what it is called."""
+
+    name: str
+    folder: Path
+    commit: str | None = None
+    is_mini: bool = False
+
+
+def _find(
+    model: str | Path | None,
+    *,
+    revision: str | None,
+    token: str | None,
+    offline: bool,
+    weights: bool,
+) -> _Found:
+    """A name's folder, downloaded if it has to be."""
+    name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
+    if name == MINI and not isinstance(model, Path):
+        return _Found(name=name, folder=_MINI_FOLDER, is_mini=True)
+    place = resolve(model or name)
+    if isinstance(place, Path):
+        return _Found(name=name, folder=place)
+    fetched = fetch_checkpoint(
+        place, revision=revision, token=token, offline=offline, weights=weights
+    )
+    return _Found(name=fetched.hub_id, folder=fetched.path, commit=fetched.revision)
+
+
+def _check_resize(resize: Resize) -> None:
     if resize not in get_args(Resize):
         raise OptionError(f"resize is {resize!r}; it must be one of {get_args(Resize)}.")
-    name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
-    is_mini = name == MINI and not isinstance(model, Path)
-    found = _MINI_FOLDER if is_mini else resolve(model or name)
-    if not isinstance(found, Path):
-        found = fetch_checkpoint(
-            found, revision=revision, token=token, offline=offline, weights=False
-        ).path
-    config = read_config(found).config
-    processor = Processor(
-        tokenizer=_read_tokenizer(found, config.decoder.vocab_size),
+
+
+def _build_processor(folder: Path, config: PaliGemmaConfig, resize: Resize) -> Processor:
+    return Processor(
+        tokenizer=_read_tokenizer(folder, config.decoder.vocab_size),
         resolution=config.vision.resolution,
         num_image_tokens=config.vision.num_image_tokens,
         resize=resize,
     )
-    return processor, _find_mask_codec(found, mask_codec)
 
 
 def choose_device(device: str) -> torch.device:

@@ -106,9 +106,9 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
         sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         write_json(partial / CHECKSUM_FILE, {"sha256": sums})
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            flush(path)
         partial.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except OSError as error:
         raise CheckpointError(f"{folder} could not be written: {error}.") from error
     finally:
@@ -179,7 +179,7 @@ def _quantized(name: str, rows: Rows, weight_format: WeightFormat) -> Iterator[T
     )
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Make sure that a file, or a folder's list of names, has reached the disk."""
     if os.name == "nt":  # which cannot flush what is open for reading only
         return

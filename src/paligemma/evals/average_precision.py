@@ -62,7 +62,14 @@ def _average_precision(
     order = np.argsort(-np.asarray(scores), kind="stable")
     right = np.cumsum(np.asarray(hits)[order])
     recall = right / num_true
-    precision = right / np.arange(1, len(right) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    return area_under(right / np.arange(1, len(right) + 1), recall)
+
+
+def area_under(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> float:
+    """Of a precision-recall curve float64[F] as COCO reads it, at 101 recalls; recall rises.
+
+    Precision at a recall is the best that any recall from there on has, and 0 beyond the last.
+    """
+    best = np.maximum.accumulate(precision[::-1])[::-1]
     at = np.searchsorted(recall, _RECALLS, side="left")
-    return float(np.append(precision, 0.0)[np.minimum(at, len(precision))].mean())
+    return float(np.append(best, 0.0)[at].mean())

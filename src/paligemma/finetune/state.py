@@ -15,9 +15,7 @@ no random state to keep: data and dropout are functions of (seed, step).
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -39,6 +37,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from paligemma.checkpoints.save import flush
+from paligemma.checkpoints.weight_files import sha256_of
 from paligemma.errors import CheckpointError
 from paligemma.finetune.distributed import World
 from paligemma.finetune.optim import Trained
@@ -111,7 +111,7 @@ class Checkpoints:
                 if final.exists():  # made before a damaged one was left behind
                     _remove(final)
                 partial.replace(final)
-                _sync(self.root)
+                flush(self.root)
                 self._point(progress)
                 self._forget(progress)
             self.world.wait()
@@ -246,9 +246,9 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a small file, so that it is the old one or the new one at any moment."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
-    _sync(partial)
+    flush(partial)
     partial.replace(path)
-    _sync(path.parent)
+    flush(path.parent)
 
 
 def _tensors_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -299,13 +299,13 @@ def _seal(folder: Path, progress: Progress) -> None:
     state = {**vars(progress), "best": best, "versions": _versions()}
     (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
     }
     (folder / _MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        flush(path)
+    flush(folder)
 
 
 def _damage(folder: Path) -> str | None:
@@ -316,7 +316,7 @@ def _damage(folder: Path) -> str | None:
             path = folder / name
             if path.stat().st_size != written["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {written['bytes']}"
-            if _sha256(path) != written["sha256"]:
+            if sha256_of(path) != written["sha256"]:
                 return f"{name} is not what was written (its SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_first_line(error)} ({type(error).__name__})"
@@ -351,20 +351,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
     shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

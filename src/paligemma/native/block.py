@@ -16,10 +16,9 @@ from torch import Tensor
 
 from paligemma.native.layers import FEW_QUERIES, compiled_for
 from paligemma.native.packing import LANES, WeightFormat
+from paligemma.native.products import ACTIVATION_CODES, Activation
 
 # B batch, T tokens in this call, S slots, K key/value heads, H head dim, D width
-
-_EPILOGUES = {"none": 0, "gelu": 1, "geglu": 2}
 
 
 class Projection(ctypes.Structure):
@@ -65,7 +64,7 @@ def projection(
     scales: Tensor | None,
     weight_format: WeightFormat,
     num_inputs: int,
-    activation: str,
+    activation: Activation,
 ) -> Projection:
     return Projection(
         values.data_ptr(),
@@ -75,7 +74,7 @@ def projection(
         values.shape[0],
         weight_format.padded_inputs(num_inputs),
         num_inputs,
-        _EPILOGUES[activation],
+        ACTIVATION_CODES[activation],
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from paligemma.errors import OptionError
+from paligemma.native.allocator import keep_freed_memory
 from paligemma.native.build import LEVELS, library_path
 
 LEVEL_VARIABLE = "PALIGEMMA_KERNELS"
@@ -102,7 +103,7 @@ def kernels() -> Kernels | None:
     found = (load_kernels(level) for level in levels[levels.index(wanted) :])
     best = next((one for one in found if one is not None), None)
     if best is not None:
-        _keep_freed_memory()
+        keep_freed_memory()
     return best
 
 
@@ -138,16 +139,3 @@ def _allow_tiles() -> bool:
     """Ask Linux for the tile registers, which are large and therefore not given unasked."""
     arch_prctl, request, tile_data = 158, 0x1023, 18
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what a layer frees for the next one.
-
-    By default glibc returns blocks of a few megabytes to the system at once, and every layer's
-    output comes back as fresh pages, which cost more time than filling them.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # names of glibc's <malloc.h>
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
-        libc.mallopt(trim_threshold, 64 << 20)

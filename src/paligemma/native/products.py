@@ -26,7 +26,7 @@ Activation = Literal["none", "gelu", "geglu"]
 FEW_ROWS = 16
 """Rows up to which a quantized weight stays integer: above, widening it once costs less."""
 
-_ACTIVATION_CODES = {"none": 0, "gelu": 1, "geglu": 2}
+ACTIVATION_CODES = {"none": 0, "gelu": 1, "geglu": 2}
 
 
 def packed_linear(
@@ -63,7 +63,7 @@ def packed_linear(
         num_panels,
         weight_format.padded_inputs(x.shape[-1]),
         None if bias is None else bias.data_ptr(),
-        _ACTIVATION_CODES[activation],
+        ACTIVATION_CODES[activation],
         rows.data_ptr(),
         rows.stride(0),
         rows.shape[0],

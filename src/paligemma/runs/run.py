@@ -29,7 +29,7 @@ from paligemma.evals.evaluate import Evaluation
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
-from paligemma.finetune.finetune import finetune, restore
+from paligemma.finetune.finetune import Method, finetune, restore
 from paligemma.finetune.state import best_folder
 from paligemma.loading import DtypeName, load
 from paligemma.lora import add_lora
@@ -43,7 +43,13 @@ MODEL_FOLDER = "model"
 RUN_FILE = "run.json"
 EVALUATION_FOLDER = "evaluation"
 _VALIDATION_FOLDER = "validation"
-_PARTS = 2**32
+_METHODS: Mapping[str, Method] = {
+    "full": "full",
+    "frozen-encoder": "frozen-encoder",
+    "lora": "marked",
+    "qlora": "marked",
+}
+"""What training makes of a person's choice: adapters are marked by having been added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +137,7 @@ def _train(
         RecordExamples(records=training, targets=targets),
         config,
         out,
-        method="marked" if options.trains_adapters else _full_method(options),
+        method=_METHODS[options.method],
         validate=validation,
         on_log=None if on_log is None else (lambda record: on_log(record, config)),
         settings={"model": options.model, "adapters": _adapters(options)},
@@ -236,10 +242,6 @@ def _check(records: Records, targets: TargetBuilder, tell: Callable[[str], None]
     for finding in report.findings:
         tell(f"{finding.level}: {finding.text}")
     return report
-
-
-def _full_method(options: RunOptions) -> Any:
-    return "frozen-encoder" if options.method == "frozen-encoder" else "full"
 
 
 def _adapters(options: RunOptions) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from paligemma.native.allocator import return_freed_memory
 from paligemma.server.errors import ApiError, error_response, to_api_error
 from paligemma.server.limits import Limits
 from paligemma.server.logs import describe, log
@@ -36,6 +37,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(:[0-9]{1,5})?")
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 256 * 2**20
+_LARGE_BODY = 8 * 2**20
+"""Bytes from which on what a request used is given back to the system at once."""
 
 Seen = Callable[[str, str, int, float], None]
 """Called after each request with method, route, status and seconds."""
@@ -248,6 +251,8 @@ class BodyLimits:
         finally:
             scope["state"]["received_bytes"] = body.num_bytes
             body.let_go()
+            if body.was_given_up or body.num_bytes > _LARGE_BODY:
+                return_freed_memory()
 
     def hold(self, num_bytes: int) -> None:
         """Counts bytes of bodies in memory. Raises ApiError when all together are too much."""

@@ -31,7 +31,6 @@ from paligemma.server.schemas import (
     Body,
     CaptionBody,
     DetectBody,
-    ErrorBody,
     GenerateBody,
     ImageAddress,
     ObjectsBody,
@@ -39,6 +38,7 @@ from paligemma.server.schemas import (
     ScoreBody,
     SegmentBody,
     Written,
+    error_responses,
     validate,
 )
 from paligemma.server.service import Service
@@ -192,24 +192,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "model": AnswerBody,
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    **{
-        status: {"description": text, "model": ErrorBody}
-        for status, text in {
-            400: "The request cannot be used.",
-            401: "No valid API key.",
-            403: "A page of another site.",
-            404: "No such model.",
-            408: "The body came too slowly.",
-            413: "The body is too large.",
-            415: "Neither JSON nor a form.",
-            421: "Not this server's name.",
-            429: "Too much is waiting.",
-            431: "Headers too large.",
-            500: "The server failed.",
-            503: "Not serving at the moment.",
-            504: "Not finished in time.",
-        }.items()
-    },
+    **error_responses(),
 }
 
 

@@ -36,7 +36,7 @@ from paligemma.server.openai_schemas import (
     without_unsupported,
 )
 from paligemma.server.prompt_tasks import task_of
-from paligemma.server.schemas import Body, ErrorBody, ImageAddress, validate
+from paligemma.server.schemas import Body, ImageAddress, error_responses, validate
 from paligemma.server.sse import EventStream, event_frame, until_gone
 from paligemma.server.strict_json import write_json
 
@@ -100,17 +100,7 @@ def openai_routes(desk: Desk) -> APIRouter:
     return router
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "model": ErrorBody}
-    for status, text in {
-        400: "The request cannot be used.",
-        401: "No valid API key.",
-        404: "No such model.",
-        429: "Too much is waiting.",
-        500: "The server failed.",
-        503: "Not serving at the moment.",
-    }.items()
-}
+_ERRORS = error_responses(400, 401, 404, 429, 500, 503)
 _MODEL_RESPONSES = {200: {"description": "What is served."}, **_ERRORS}
 _RESPONSES = {
     200: {

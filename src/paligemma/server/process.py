@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paligemma.errors import OptionError
+from paligemma.native.allocator import share_one_arena
 from paligemma.server.errors import ApiError, error_response
 from paligemma.server.limits import Limits
 from paligemma.server.logs import log
@@ -46,6 +47,7 @@ def serve(app: ASGIApp, service: Service, limits: Limits, *, host: str, port: in
 
     Raises OptionError for an address that cannot be had, and whatever loading the model raised.
     """
+    share_one_arena()
     return asyncio.run(_Server(app, service, limits, host, port).run_to_end())
 
 

@@ -376,3 +376,28 @@ def validate(body: type[BodyT], document: object, limits: Limits) -> BodyT:
         raise ApiError(
             400, "invalid_field", message, param=None if param is None else str(param)
         ) from None
+
+
+_ERROR_TEXTS = {
+    400: "The request cannot be used.",
+    401: "No valid API key.",
+    403: "A page of another site.",
+    404: "No such model.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    415: "Neither JSON nor a form.",
+    421: "Not this server's name.",
+    429: "Too much is waiting.",
+    431: "Headers too large.",
+    500: "The server failed.",
+    503: "Not serving at the moment.",
+    504: "Not finished in time.",
+}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says about errors of these statuses; of all that there are, without any."""
+    return {
+        status: {"description": _ERROR_TEXTS[status], "model": ErrorBody}
+        for status in statuses or _ERROR_TEXTS
+    }

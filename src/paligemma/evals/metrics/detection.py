@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paligemma.errors import DataError, MissingExtraError
+from paligemma.evals.average_precision import area_under
 from paligemma.evals.metrics.objects import (
     FoundObject,
     KnownObject,
@@ -34,7 +35,6 @@ Found = Sequence[Sequence[FoundObject]]
 """The objects of each picture."""
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_RECALLS = np.linspace(0.0, 1.0, 101)
 _MAX_FOUND = 100
 # The twelve figures in the order of the COCO API.
 _FIGURES = (
@@ -72,7 +72,7 @@ class MeanAveragePrecision:
             name: math.nan if value < 0 else float(value)
             for name, value in zip(_FIGURES, run.stats, strict=True)
         }
-        labels = _labels(references)
+        labels = labels_of(references)
         precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # (IoU, recall, label)
         for place, label in enumerate(labels):
             figures[f"ap/{label}"] = _mean_or_nan(precision[:, :, place])
@@ -171,7 +171,7 @@ def match_table(
     where no other is left for it, and then it does not count.
     """
     _check_masks(predictions, references, kind)
-    labels = _labels(references)
+    labels = labels_of(references)
     rows: dict[str, list[tuple[int, float, Any, Any]]] = {label: [] for label in labels}
     num_true = {label: np.zeros(len(references), dtype=np.int64) for label in labels}
     strays = np.zeros(len(references), dtype=np.int64)
@@ -248,17 +248,12 @@ def _average_precision(table: _LabelTable, counts: npt.NDArray[np.int64]) -> flo
         return 0.0
     right = np.cumsum((hit & ~ignored) * weight[:, None], axis=0)
     found = np.cumsum(~ignored * weight[:, None], axis=0)
-    precision = right / np.maximum(found, 1)
-    precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    recall = right / num_true
-    total = 0.0
-    for step in range(recall.shape[1]):
-        at = np.searchsorted(recall[:, step], _RECALLS, side="left")
-        total += np.append(precision[:, step], 0.0)[at].mean()
-    return float(total / recall.shape[1])
+    precision, recall = right / np.maximum(found, 1), right / num_true
+    steps = range(len(IOU_THRESHOLDS))
+    return float(np.mean([area_under(precision[:, step], recall[:, step]) for step in steps]))
 
 
-def _labels(references: Sequence[KnownPicture]) -> list[str]:
+def labels_of(references: Sequence[KnownPicture]) -> list[str]:
     return sorted({thing.label for known in references for thing in known.objects})
 
 
@@ -300,7 +295,7 @@ def _coco() -> ModuleType:
 
 def _run_coco(predictions: Found, references: Sequence[KnownPicture], kind: Kind) -> Any:
     coco = _coco()
-    ids = {label: place for place, label in enumerate(_labels(references), start=1)}
+    ids = {label: place for place, label in enumerate(labels_of(references), start=1)}
 
     def rows(groups: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.evals.metrics.detection import Found
+from paligemma.evals.metrics.detection import Found, labels_of
 from paligemma.evals.metrics.objects import FoundObject, KnownPicture
 from paligemma.evals.metrics.result import MetricResult, check_lengths
 from paligemma.results import BoxXyxy
@@ -37,9 +37,8 @@ class VocAveragePrecision:
     def score(self, predictions: Found, references: Sequence[KnownPicture]) -> MetricResult:
         """NaN where nothing is to be found. Raises DataError for unequal lengths."""
         check_lengths(len(predictions), len(references))
-        labels = sorted({thing.label for known in references for thing in known.objects})
         details = {}
-        for label in labels:
+        for label in labels_of(references):
             precision, recall = precision_recall(predictions, references, label, self.iou_threshold)
             area = _eleven_points if self.eleven_points else _every_point
             details[f"ap/{label}"] = area(precision, recall)
