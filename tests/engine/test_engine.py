@@ -16,7 +16,7 @@ from paligemma.engine import engine as engine_module
 from paligemma.engine.constraint import choose_allowed
 from paligemma.engine.engine import Engine, Event, FinishedRequest
 from paligemma.engine.image_cache import ImageCache, KeyedImage
-from paligemma.engine.request import Request
+from paligemma.engine.request import Request, RequestState
 from paligemma.engine.sampling import Sampling
 from paligemma.errors import BusyError, InputError, OptionError, PromptError
 from paligemma.model.kv_cache import Cache
@@ -40,17 +40,13 @@ class WatchedModel(PaliGemma):
         self.calls.append(("vision", len(pixel_values)))
         return super().embed_images(pixel_values)
 
-    def prefill(
-        self,
-        inputs: ModelInputs,
-        kv_cache: Cache,
-        image_tokens: Tensor | None = None,
-        vocab_range: range | None = None,
+    def prefix_state(
+        self, inputs: ModelInputs, kv_cache: Cache, image_tokens: Tensor | None = None
     ) -> Tensor:
         self.calls.append(("prefill", len(inputs.token_ids)))
-        logits = super().prefill(inputs, kv_cache, image_tokens, vocab_range)
+        hidden = super().prefix_state(inputs, kv_cache, image_tokens)
         self.before_prefill(inputs)
-        return logits
+        return hidden
 
     def decode_step(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
@@ -598,6 +594,98 @@ def test_a_request_to_another_model_is_refused_when_it_is_added(
     assert not engine.has_work
 
 
+# Prefixes that come again
+
+
+def test_a_prefix_that_comes_again_is_not_read_again(model: WatchedModel) -> None:
+    [request] = build(model, [Row(images=(0,), prefix=4)])
+    plain = engine_of(model).run([request])
+    engine = engine_of(model, prefix_cache_bytes=10**8)
+    model.calls.clear()
+    assert all(close(found, plain[0]) for _ in range(3) for found in engine.run([request]))
+    assert model.kinds()["prefill"] == 1
+    assert (engine.prefixes.num_misses, engine.prefixes.num_hits) == (1, 2)
+
+
+def test_equal_prefixes_of_one_group_are_read_once(model: WatchedModel) -> None:
+    one, other = build(model, [Row(images=(0,), prefix=4), Row(images=(0,), prefix=5)])
+    requests = [one, other, one, one]
+    plain = engine_of(model).run(requests)
+    model.calls.clear()
+    found = engine_of(model, prefix_cache_bytes=10**8).run(requests)
+    assert all(map(close, found, plain))
+    assert [call for call in model.calls if call[0] == "prefill"] == [("prefill", 2)]
+
+
+def test_seeds_and_grammars_share_a_prefix_and_nothing_else(model: WatchedModel) -> None:
+    requests = [
+        build(model, [Row(images=(0,), prefix=4)], **options)[0]
+        for options in (
+            {"sampler": Sampling(temperature=1.0, seed=3)},
+            {"sampler": Sampling(temperature=1.0, seed=4)},
+            {"row_number": 2, "sampler": Sampling(temperature=1.0, seed=4)},
+            {"max_new_tokens": 2},
+            {"num_top_logprobs": 2},
+        )
+    ]
+    plain = engine_of(model, max_rows=5).run(requests)
+    engine = engine_of(model, max_rows=5, prefix_cache_bytes=10**8)
+    assert all(map(close, engine.run(requests), plain))
+    assert (engine.prefixes.num_misses, len(engine.prefixes)) == (1, 1)
+
+
+def test_other_words_pictures_and_adapters_are_other_prefixes(model: WatchedModel) -> None:
+    requests = build(
+        model,
+        [
+            Row(images=(0,), prefix=4),
+            Row(images=(1,), prefix=4),
+            Row(images=(0,), prefix=5),
+            Row(images=(), prefix=4),
+            Row(images=(0, 1), prefix=4),
+            Row(images=(1, 0), prefix=4),
+        ],
+    )
+    engine = engine_of(model, max_rows=6, prefix_cache_bytes=10**8)
+    plain = engine_of(model, max_rows=6).run(requests)
+    assert all(map(close, engine.run(requests), plain))
+    assert all(map(close, engine.run(requests), plain))
+    assert len(engine.prefixes) == 6
+    keys = {
+        RequestState(
+            request_id=0, request=replace(requests[0], adapter=name), vocab_size=99
+        ).prefix_key()
+        for name in ("", "a", "b")
+    }
+    assert len(keys) == 3
+
+
+def test_the_longest_unused_prefixes_make_room(model: WatchedModel) -> None:
+    requests = texts(model, 4)
+    unlimited = engine_of(model, prefix_cache_bytes=10**8)
+    unlimited.run(requests)
+    sizes = unlimited.prefixes.num_bytes
+    engine = engine_of(model, max_rows=1, prefix_cache_bytes=sizes // 2)
+    plain = engine_of(model).run(requests)
+    for _ in range(2):
+        assert all(map(close, engine.run(requests), plain))
+    assert 0 < engine.prefixes.num_bytes <= sizes // 2
+
+
+def test_a_broken_prefix_is_not_kept(model: WatchedModel) -> None:
+    [request] = texts(model, 1)
+    engine = engine_of(model, prefix_cache_bytes=10**8)
+    weight = model.decoder.final_norm.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+    assert engine.run([request])[0].stop_reason == "numerical_error"
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert close(engine.run([request])[0], engine_of(model).run([request])[0])
+    assert len(engine.prefixes) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -607,6 +695,7 @@ def test_a_request_to_another_model_is_refused_when_it_is_added(
         {"max_queued": 0},
         {"max_prefill_positions": True},
         {"image_cache_bytes": -1},
+        {"prefix_cache_bytes": 1.5},
         {"kv_cache_bytes": 5},
     ],
 )

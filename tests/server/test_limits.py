@@ -42,7 +42,7 @@ def test_the_defaults_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("field", dataclasses.fields(Limits), ids=lambda field: field.name)
 def test_a_bound_must_bound_something(field: dataclasses.Field[object]) -> None:
     wrong: list[object] = [-1, True, None, "1", float("nan"), float("inf")]
-    if field.name != "image_cache_bytes":
+    if field.name not in ("image_cache_bytes", "prefix_cache_bytes"):
         wrong.append(0)
     if field.type == "int":
         wrong.append(1.5)
@@ -51,5 +51,6 @@ def test_a_bound_must_bound_something(field: dataclasses.Field[object]) -> None:
             Limits(**{field.name: value})  # type: ignore[arg-type]
 
 
-def test_the_cache_of_pictures_may_be_off() -> None:
-    assert Limits(image_cache_bytes=0).image_cache_bytes == 0
+def test_caches_may_be_off() -> None:
+    limits = Limits(image_cache_bytes=0, prefix_cache_bytes=0)
+    assert limits.image_cache_bytes == limits.prefix_cache_bytes == 0

@@ -14,4 +14,5 @@ scheduler.py      who is prefilled next and who decodes
 request.py        one request, how far it has come, and why it stopped
 slot_cache.py     keys and values of rows that come and go
 image_cache.py    image tokens of pictures seen before
+recent_cache.py   values by key, in so many bytes
 """

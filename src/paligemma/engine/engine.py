@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ from torch import Tensor
 from paligemma.engine.adapters import AdapterBank
 from paligemma.engine.constraint import choose_allowed, common_range, sound_rows
 from paligemma.engine.image_cache import ImageCache, KeyedImage
-from paligemma.engine.request import Request, RequestEnd, RequestState, TopLogprob
+from paligemma.engine.recent_cache import RecentCache
+from paligemma.engine.request import PrefixKey, Request, RequestEnd, RequestState, TopLogprob
 from paligemma.engine.scheduler import Scheduler
 from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import OptionError, PromptError
@@ -69,6 +70,20 @@ class FinishedRequest:
     error: Exception | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """All that a prefix of T tokens leaves behind."""
+
+    hidden: Tensor
+    """float[D]: of its last position, behind the last norm."""
+    cache: Tensor
+    """float[2L, K, T, H], as `SlotCache.copy_of` gives it."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.hidden.nbytes + self.cache.nbytes
+
+
 class Engine:
     """Runs any number of requests on one model, at most `max_rows` at a time.
 
@@ -77,8 +92,9 @@ class Engine:
     wait. A group of prefixes takes at most `max_prefill_positions`, pads counted: the memory that
     attention takes grows with it, and running requests wait while it is computed. Image tokens of
     pictures seen before are kept up to `image_cache_bytes`, or in an `image_cache` that other
-    engines of this model share. With `adapters`, which stand beside the model's layers, each
-    request has its own, or none.
+    engines of this model share. What whole prefixes left behind is kept up to
+    `prefix_cache_bytes`: a request that repeats one, pictures and all, is not read again. With
+    `adapters`, which stand beside the model's layers, each request has its own, or none.
     """
 
     def __init__(
@@ -90,19 +106,24 @@ class Engine:
         kv_cache_bytes: int | None = None,
         image_cache_bytes: int = 256 * 2**20,
         image_cache: ImageCache | None = None,
+        prefix_cache_bytes: int = 0,
         adapters: AdapterBank | None = None,
         max_queued: int = 1024,
         max_prefill_positions: int = 8192,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for name, value in (
-            ("num_positions", num_positions),
-            ("max_rows", max_rows),
-            ("max_queued", max_queued),
-            ("max_prefill_positions", max_prefill_positions),
+        for name, value, least in (
+            ("num_positions", num_positions, 1),
+            ("max_rows", max_rows, 1),
+            ("max_queued", max_queued, 1),
+            ("max_prefill_positions", max_prefill_positions, 1),
+            ("image_cache_bytes", image_cache_bytes, 0),
+            ("prefix_cache_bytes", prefix_cache_bytes, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise OptionError(
+                    f"{name} is {value!r}; it must be a whole number of at least {least}."
+                )
         decoder = model.config.decoder
         if kv_cache_bytes is not None:
             row_bytes = num_positions * SlotCache.bytes_per_position(decoder, model.dtype)
@@ -116,6 +137,7 @@ class Engine:
         self._clock = clock
         self._adapters = adapters
         self._images = ImageCache(image_cache_bytes) if image_cache is None else image_cache
+        self.prefixes: RecentCache[Prefix] = RecentCache(prefix_cache_bytes)
         self._scheduler = Scheduler(
             max_rows=max_rows,
             max_queued=max_queued,
@@ -309,11 +331,8 @@ class Engine:
         first = self._slots.num_rows
         vocab_range = common_range(state.constraint for state in group)
         try:
-            inputs, image_tokens = self._inputs(group)
-            self.select_adapters([state.request.adapter for state in group])
-            logits = self.model.prefill(
-                inputs, self._slots.fresh(len(group)), image_tokens, vocab_range
-            )
+            group, hidden = self._read(group)
+            logits = self.model.decoder.logits(hidden, vocab_range=vocab_range)
             chosen = _choose(logits, group, vocab_range)
         except BaseException as error:
             for row, state in enumerate(group, start=first):
@@ -332,6 +351,48 @@ class Engine:
         self._slots.admit([state.num_tokens for state in group])
         self._scheduler.prefilled(group)
         self._accept(group, chosen)
+
+    def _read(self, group: list[RequestState]) -> tuple[list[RequestState], Tensor]:
+        """Fill the next free slots -> whose they are, and the last hidden states, float[B, D].
+
+        Prefixes that are known, or stand in the group twice, are not computed; they come last.
+        """
+        if not self.prefixes.max_bytes:
+            return group, self._compute(group)
+        keys = [state.prefix_key() for state in group]
+        known = {key: self.prefixes.get(key) for key in dict.fromkeys(keys)}
+        new: dict[PrefixKey, RequestState] = {}
+        repeated: list[tuple[PrefixKey, RequestState]] = []
+        for key, state in zip(keys, group, strict=True):
+            if known[key] is None and key not in new:
+                new[key] = state
+            else:
+                repeated.append((key, state))
+        found = {key: prefix for key, prefix in known.items() if prefix is not None}
+        if new:
+            found |= self._keep(new, self._compute(list(new.values())))
+        for slot, (key, _) in enumerate(repeated, self._slots.num_rows + len(new)):
+            self._slots.put_back(slot, found[key].cache)
+        hidden = [found[key].hidden for key in (*new, *(key for key, _ in repeated))]
+        return [*new.values(), *(state for _, state in repeated)], torch.stack(hidden)
+
+    def _keep(
+        self, new: Mapping[PrefixKey, RequestState], hidden: Tensor
+    ) -> dict[PrefixKey, Prefix]:
+        """What was just computed into the next free slots, for those who ask it again."""
+        made = {}
+        for slot, (key, state) in enumerate(new.items(), self._slots.num_rows):
+            row = hidden[slot - self._slots.num_rows].clone()
+            made[key] = Prefix(hidden=row, cache=self._slots.copy_of(slot, state.num_tokens))
+            if bool(row.isfinite().all()):
+                self.prefixes.keep(key, made[key], made[key].num_bytes)
+        return made
+
+    def _compute(self, group: Sequence[RequestState]) -> Tensor:
+        """The prefixes of these into the next free slots -> float[B, D]."""
+        inputs, image_tokens = self._inputs(group)
+        self.select_adapters([state.request.adapter for state in group])
+        return self.model.prefix_state(inputs, self._slots.fresh(len(group)), image_tokens)
 
     def _inputs(self, group: Sequence[RequestState]) -> tuple[ModelInputs, Tensor | None]:
         """The group as one batch with pads on the right, and float[I, P, D] of its pictures.

@@ -7,14 +7,13 @@ image tokens do not. Knows tensors and their bytes; knows no files and no prompt
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from paligemma.engine.recent_cache import RecentCache
 from paligemma.errors import OptionError
 from paligemma.model.paligemma import PaliGemma
 
@@ -58,42 +57,12 @@ class KeyedImage:
         object.__setattr__(self, "key", image_key(pixels))
 
 
-class ImageCache:
-    """Image tokens float[P, D] by key, at most `max_bytes` of them; the longest unused go first.
+class ImageCache(RecentCache[Tensor]):
+    """Image tokens float[P, D] by key, at most `max_bytes` of them.
 
     Tokens with NaN or infinity are never kept. Several engines may share a cache, in any threads,
     as long as they have one model.
     """
-
-    def __init__(self, max_bytes: int) -> None:
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
-            raise OptionError(
-                f"The image cache may take {max_bytes!r} bytes; give a whole number of at least "
-                "0. 0 keeps nothing."
-            )
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self.num_hits = 0
-        self.num_misses = 0
-        self._tokens: OrderedDict[str, Tensor] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[ImageCache], tuple[int]]:
-        # A lock has no copy; a copied cache begins empty.
-        return ImageCache, (self.max_bytes,)
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def get(self, key: str) -> Tensor | None:
-        """The image tokens float[P, D] of that key, or None; they count as used now."""
-        with self._lock:
-            if key not in self._tokens:
-                self.num_misses += 1
-                return None
-            self.num_hits += 1
-            self._tokens.move_to_end(key)
-            return self._tokens[key]
 
     def put(self, key: str, image_tokens: Tensor) -> None:
         """Keep a copy of float[P, D], unless it has broken numbers or is too large."""
@@ -101,14 +70,7 @@ class ImageCache:
             return
         # A copy: a row of a batch would keep the whole batch in memory.
         kept = image_tokens.clone(memory_format=torch.contiguous_format)
-        with self._lock:
-            if (old := self._tokens.pop(key, None)) is not None:
-                self.num_bytes -= old.nbytes
-            self._tokens[key] = kept
-            self.num_bytes += kept.nbytes
-            while self.num_bytes > self.max_bytes:
-                _, oldest = self._tokens.popitem(last=False)
-                self.num_bytes -= oldest.nbytes
+        self.keep(key, kept, kept.nbytes)
 
     def encode(self, images: Sequence[KeyedImage], model: PaliGemma) -> Tensor:
         """float[I, P, D] of at least one picture; the model encodes those that are not kept."""

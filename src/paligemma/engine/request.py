@@ -28,6 +28,10 @@ RequestEnd = RowEnd | Literal["cancelled", "expired", "failed"]
 passed), "failed" (an exception of its own callbacks, or no memory for it)."""
 
 
+PrefixKey = tuple[str, tuple[str, ...], bytes, bytes, tuple[int, ...]]
+"""Adapter, keys of the pictures, token ids, places of image tokens, tokens written so far."""
+
+
 class TopLogprob(NamedTuple):
     """A token that might have come, with its log-probability."""
 
@@ -150,6 +154,17 @@ class RequestState:
     def num_tokens(self) -> int:
         """Tokens that a prefill of it takes: the prefix, and the suffix as far as it is known."""
         return len(self.request.token_ids) + len(self.token_ids)
+
+    def prefix_key(self) -> PrefixKey:
+        """Equal for states whose prefill gives the same."""
+        request = self.request
+        return (
+            request.adapter,
+            tuple(image.key for image in request.images),
+            request.token_ids.cpu().numpy().tobytes(),
+            request.image_mask.cpu().numpy().tobytes(),
+            tuple(self.token_ids),
+        )
 
     def rewind(self) -> None:
         """Forget random numbers that were drawn for a token that did not come."""

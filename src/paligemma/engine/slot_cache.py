@@ -27,7 +27,8 @@ from torch import Tensor
 from paligemma.config import DecoderConfig
 from paligemma.model.kv_cache import KVCache
 
-# R slots, B rows in flight, T tokens in this call, K key/value heads, S positions, H head dim
+# R slots, B rows in flight, T tokens in this call, K key/value heads, S positions, H head dim,
+# L layers
 
 
 class FreshSlots(KVCache):
@@ -122,6 +123,15 @@ class SlotCache:
         assert 0 <= length <= self.row_lengths[row]
         self.lengths[row] = length
         self.row_lengths[row] = length
+
+    def copy_of(self, slot: int, length: int) -> Tensor:
+        """Keys, then values, of all layers: [2L, K, length, H], for `put_back`."""
+        return torch.stack([memory[slot, :, :length] for memory in (*self.keys, *self.values)])
+
+    def put_back(self, slot: int, copy: Tensor) -> None:
+        """Fill a free slot with what `copy_of` gave, before it is admitted."""
+        for memory, own in zip((*self.keys, *self.values), copy, strict=True):
+            memory[slot, :, : own.shape[1]] = own
 
     def wipe(self, row: int) -> None:
         """Zero a slot that may hold NaN or infinity: hidden numbers are multiplied by 0."""

@@ -108,11 +108,20 @@ class PaliGemma(nn.Module):
         The logits are those of each row's last real position, of the ids in `vocab_range` only
         when one is given.
         """
+        hidden = self.prefix_state(inputs, kv_cache, image_tokens)
+        return self.decoder.logits(hidden, vocab_range=vocab_range)
+
+    def prefix_state(
+        self, inputs: ModelInputs, kv_cache: Cache, image_tokens: Tensor | None = None
+    ) -> Tensor:
+        """The prefix as `prefill` reads it -> the hidden state of its last position, [B, D].
+
+        With the keys and values in the cache it is all that a prefix leaves behind.
+        """
         hidden = self.hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
         steps = torch.arange(inputs.input_mask.shape[1], device=hidden.device)
         last = (steps * inputs.input_mask).argmax(dim=1)
-        hidden = hidden[torch.arange(len(last), device=last.device), last]
-        return self.decoder.logits(hidden, vocab_range=vocab_range)
+        return hidden[torch.arange(len(last), device=last.device), last]
 
     def decode_step(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None

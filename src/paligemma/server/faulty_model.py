@@ -15,7 +15,7 @@ from paligemma.server.faults import Faults
 
 
 class FaultyModel:
-    """Passes "forward" before each pass, and "row" for each row of logits, keyed "0", "1", ..."""
+    """Passes "forward" before each pass, and "row" for each of its rows, keyed "0", "1", ..."""
 
     def __init__(self, model: PaliGemma, faults: Faults) -> None:
         self._model = model
@@ -24,17 +24,17 @@ class FaultyModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def prefill(self, *args: Any, **kwargs: Any) -> Tensor:
+    def prefix_state(self, *args: Any, **kwargs: Any) -> Tensor:
         self._faults.hit("forward", "prefill")
-        return self._spoilt(self._model.prefill(*args, **kwargs))
+        return self._spoilt(self._model.prefix_state(*args, **kwargs))
 
     def decode_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self._faults.hit("forward", "decode")
         return self._spoilt(self._model.decode_step(*args, **kwargs))
 
-    def _spoilt(self, logits: Tensor) -> Tensor:
-        for row in range(len(logits)):
+    def _spoilt(self, rows: Tensor) -> Tensor:
+        for row in range(len(rows)):
             if self._faults.hit("row", str(row)):
-                logits = logits.clone()
-                logits[row] = torch.nan
-        return logits
+                rows = rows.clone()
+                rows[row] = torch.nan
+        return rows

@@ -69,6 +69,8 @@ class Limits:
     kv_cache_bytes: int = 2048 * _MIB
     image_cache_bytes: int = 256 * _MIB
     """What the model has seen, and pictures ready for it; 0 keeps nothing."""
+    prefix_cache_bytes: int = 256 * _MIB
+    """What pictures with their prompts left in the model, for who asks the same; 0 keeps none."""
     max_waiting_image_bytes: int = 128 * _MIB
     """Of pictures accepted and not decoded yet, all together."""
     num_decoders: int = 2
@@ -90,7 +92,8 @@ class Limits:
             is_whole = field.type == "int"
             allowed = int if is_whole else int | float
             if isinstance(value, bool) or not isinstance(value, allowed) or not _is_positive(value):
-                if field.name == "image_cache_bytes" and value == 0 and value is not False:
+                is_cache = field.name in ("image_cache_bytes", "prefix_cache_bytes")
+                if is_cache and value == 0 and value is not False:
                     continue
                 kind = "a whole number" if is_whole else "a number of seconds"
                 raise OptionError(f"{field.name} is {value!r}; it must be {kind} above 0.")

@@ -90,6 +90,7 @@ class _ServiceNumbers(Collector):
             ("running", stats.running, "Answers being written."),
             ("max_running", stats.max_running, "Answers that can be written at a time."),
             ("image_cache_bytes", stats.image_cache_bytes, "Kept of pictures seen before."),
+            ("prefix_cache_bytes", stats.prefix_cache_bytes, "Kept of prompts read before."),
             ("heartbeat_age_seconds", stats.heartbeat_age, "Since the engine was last seen."),
         ):
             yield GaugeMetricFamily(f"paligemma_{name}", text, value=float(value))
@@ -113,6 +114,8 @@ class _ServiceNumbers(Collector):
             ("engine_steps", stats.steps, "Steps of the engine."),
             ("image_cache_hits", stats.image_cache_hits, "Pictures that need not be encoded."),
             ("image_cache_misses", stats.image_cache_misses, "Pictures that were encoded."),
+            ("prefix_cache_hits", stats.prefix_cache_hits, "Prompts that need not be read again."),
+            ("prefix_cache_misses", stats.prefix_cache_misses, "Prompts that were read."),
         ):
             yield CounterMetricFamily(f"paligemma_{name}", text, value=float(value))
 

@@ -7,8 +7,6 @@ engine thread and no event loop.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 
 from paligemma.engine.image_cache import KeyedImage
+from paligemma.engine.recent_cache import RecentCache
 from paligemma.engine.request import Request
 from paligemma.errors import ImageError, PromptError
 from paligemma.predictor import MAX_NEW_TOKENS, Predictor
@@ -81,36 +80,6 @@ class ReadyScore:
         return 0 if inputs.loss_mask is None else int(inputs.loss_mask.sum())
 
 
-class PhotoCache:
-    """Pictures that are ready, by the SHA-256 of their file, at most `max_bytes` of them.
-
-    One cache belongs to one processor, so that the bytes alone decide what becomes of them.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._photos: OrderedDict[bytes, ReadyPhoto] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> ReadyPhoto | None:
-        with self._lock:
-            if (photo := self._photos.get(key)) is not None:
-                self._photos.move_to_end(key)
-            return photo
-
-    def put(self, key: bytes, photo: ReadyPhoto) -> None:
-        size = photo.image.pixel_values.nbytes
-        with self._lock:
-            if size > self.max_bytes or key in self._photos:
-                return
-            self._photos[key] = photo
-            self.num_bytes += size
-            while self.num_bytes > self.max_bytes:
-                _, oldest = self._photos.popitem(last=False)
-                self.num_bytes -= oldest.image.pixel_values.nbytes
-
-
 class Preparer:
     """Makes jobs ready; several threads may use it."""
 
@@ -121,7 +90,7 @@ class Preparer:
         *,
         num_positions: int,
         score_rows: int,
-        photo_cache: PhotoCache,
+        photo_cache: RecentCache[ReadyPhoto],
         faults: Faults,
     ) -> None:
         self._predictor = predictor
@@ -151,7 +120,7 @@ class Preparer:
             transform=self._processor.transform(loaded),
         )
         if key is not None:
-            self._cache.put(key, photo)
+            self._cache.keep(key, photo, photo.image.pixel_values.nbytes)
         return photo
 
     def job(self, job: Job, photos: tuple[ReadyPhoto, ...]) -> ReadyJob:

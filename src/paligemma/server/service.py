@@ -25,9 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import torch
+
 from paligemma.engine.adapters import AdapterBank
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.image_cache import ImageCache
+from paligemma.engine.recent_cache import RecentCache
 from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import (
     BusyError,
@@ -45,7 +48,7 @@ from paligemma.server.faults import Faults
 from paligemma.server.faulty_model import FaultyModel
 from paligemma.server.jobs import Job, Photo, ScoreJob, Ticket, Update, Usage
 from paligemma.server.limits import Limits
-from paligemma.server.preparing import PhotoCache, Preparer, ReadyJob, ReadyPhoto, ReadyScore
+from paligemma.server.preparing import Preparer, ReadyJob, ReadyPhoto, ReadyScore
 from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats, kind_of
 from paligemma.server.waiting_line import WaitingLine
 from paligemma.server.writing import Draft, ours
@@ -132,8 +135,11 @@ class Service:
         self._image_cache: ImageCache | None = None
         self._line: WaitingLine[list[_Work]] = WaitingLine()
         self._outbox: queue.SimpleQueue[list[tuple[_Work, Outcome]] | None] = queue.SimpleQueue()
-        self._masks = ThreadPoolExecutor(1, thread_name_prefix="paligemma-masks")
+        self._masks = ThreadPoolExecutor(
+            1, thread_name_prefix="paligemma-masks", initializer=_compute_with, initargs=(1,)
+        )
         self._threads: list[threading.Thread] = []
+        self._num_threads = torch.get_num_threads()
 
     # Life
 
@@ -268,6 +274,9 @@ class Service:
             image_cache_bytes=0 if cache is None else cache.num_bytes,
             image_cache_hits=0 if cache is None else cache.num_hits,
             image_cache_misses=0 if cache is None else cache.num_misses,
+            prefix_cache_bytes=0 if loop is None else loop.engine.prefixes.num_bytes,
+            prefix_cache_hits=0 if loop is None else loop.engine.prefixes.num_hits,
+            prefix_cache_misses=0 if loop is None else loop.engine.prefixes.num_misses,
             heartbeat_age=self._heartbeat_age(),
         )
 
@@ -386,6 +395,7 @@ class Service:
     # The decoders' threads
 
     def _run_decoder(self) -> None:
+        _compute_with(1)
         while (works := self._line.take()) is not None:
             photos: dict[int, ReadyPhoto] = {}  # by id(): the jobs keep their pictures alive
             for work in works:
@@ -430,6 +440,7 @@ class Service:
 
     def _run_engine(self) -> None:
         try:
+            _compute_with(self._num_threads)
             self.faults.hit("load")
             loaded = self._load()
             self._open_engine(Loaded(predictor=loaded) if isinstance(loaded, Predictor) else loaded)
@@ -469,6 +480,7 @@ class Service:
             max_queued=max_rows + limits.max_queued,
             max_prefill_positions=_PREFILL_POSITIONS,
             image_cache=image_cache,
+            prefix_cache_bytes=limits.prefix_cache_bytes,
             adapters=bank,
             clock=self._clock,
         )
@@ -480,7 +492,7 @@ class Service:
             limits,
             num_positions=num_positions,
             score_rows=max(1, _PREFILL_POSITIONS // num_positions),
-            photo_cache=PhotoCache(limits.image_cache_bytes // 2),
+            photo_cache=RecentCache(limits.image_cache_bytes // 2),
             faults=self.faults,
         )
         self._loop = EngineLoop(
@@ -502,6 +514,7 @@ class Service:
     # The writer's thread
 
     def _run_writer(self) -> None:
+        _compute_with(1)
         try:
             while (told := self._next_told()) is not None:
                 self._write(told)
@@ -611,3 +624,14 @@ def _score_usage(ready: ReadyJob | ReadyScore | None) -> Usage:
         image_tokens=ready.num_image_tokens,
         completion_tokens=ready.num_suffix_tokens,
     )
+
+
+def _compute_with(num_threads: int) -> None:
+    """Let this thread's tensor operations use so many threads.
+
+    OpenMP keeps a team for every thread that ever asked for one, and once all teams together are
+    larger than the processor, its workers sleep between operations instead of spinning: prefill
+    then takes up to twice as long. So the engine alone has a team.
+    """
+    torch.get_num_threads()  # a thread's first look takes over what was set last, in any thread
+    torch.set_num_threads(num_threads)

@@ -70,6 +70,9 @@ class Stats:
     image_cache_bytes: int
     image_cache_hits: int
     image_cache_misses: int
+    prefix_cache_bytes: int
+    prefix_cache_hits: int
+    prefix_cache_misses: int
     heartbeat_age: float
     """Seconds since the engine's thread was last seen between two steps, if it has work."""
 
