@@ -28,6 +28,7 @@ from paligemma.config import (
 from paligemma.errors import CheckpointError, OptionError, TokenizerError
 from paligemma.frozen_linear import FrozenFormat
 from paligemma.model.paligemma import PaliGemma
+from paligemma.native.allocator import keep_freed_memory
 from paligemma.native.library import kernels
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
@@ -102,6 +103,8 @@ def load(
     """
     _check_resize(resize)
     torch_device = choose_device(device)
+    if torch_device.type == "cpu":
+        keep_freed_memory()
     found = _find(model, revision=revision, token=token, offline=offline, weights=True)
     name, folder = found.name, found.folder
     stored = read_config(folder, sliding_window)
