@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from paligemma.predictor import Predictor
@@ -237,3 +238,43 @@ def test_questions_about_one_picture_decode_it_once(
     asyncio.run(main())
     assert mini_service.faults.hits["decode"] == decoded + 1
     assert mini_service.stats().image_cache_misses == misses + 1, "the model saw it once, too"
+
+
+def test_what_is_asked_again_is_not_read_again_and_answered_alike(
+    mini_service: Service, pictures: list[bytes]
+) -> None:
+    job = Job(task=CaptionTask(language="de"), images=(pictures[0],))
+
+    async def answers() -> list[Any]:
+        tickets = mini_service.submit_all([job, job])
+        return [await ticket.wait() for ticket in tickets]
+
+    first = asyncio.run(answers())
+    before = mini_service.stats()
+    again = asyncio.run(answers())
+    after = mini_service.stats()
+    assert first + again == [first[0]] * 4
+    assert after.prefix_cache_misses == before.prefix_cache_misses
+    assert after.prefix_cache_hits > before.prefix_cache_hits
+    assert 0 < after.prefix_cache_bytes <= mini_service.limits.prefix_cache_bytes
+
+
+def test_only_the_engine_computes_with_several_threads(mini: Predictor) -> None:
+    found: dict[str, int] = {}
+
+    def load() -> Predictor:
+        found["engine"] = torch.get_num_threads()
+        return mini
+
+    own = torch.get_num_threads()
+    torch.set_num_threads(2)
+    service = Service(load, name="mini")
+    try:
+        service.start()
+        asyncio.run(service.wait_until_ready())
+        found["masks"] = service._masks.submit(torch.get_num_threads).result()
+        assert found == {"engine": 2, "masks": 1}
+        assert torch.get_num_threads() == 2
+    finally:
+        service.close()
+        torch.set_num_threads(own)
