@@ -162,6 +162,46 @@ def test_a_benchmark_becomes_a_job_with_its_own_limits(tmp_path: Path, monkeypat
     assert not job.grouping.is_mean
 
 
+def test_published_figures_stand_beside_the_metric_that_they_are_of(capsys, tmp_path: Path) -> None:
+    from paligemma.evals.benchmarks.published import published_scores
+    from paligemma.evals.evaluate import Evaluation, Score
+    from paligemma.evals.metrics.result import MetricResult
+
+    def shown(model: str, *metrics: str) -> list[str]:
+        scores = tuple(
+            Score(
+                task="generate",
+                result=MetricResult(name=name, value=0.5),
+                interval=None,
+                num_records=2,
+            )
+            for name in metrics
+        )
+        evaluation = Evaluation(
+            model=model,
+            data="fintabnet test",
+            scores=scores,
+            published=published_scores("FinTabNet"),
+            num_records=2,
+            seconds=0.0,
+        )
+        command._show(evaluation, model, 896, tmp_path)
+        return capsys.readouterr().out.splitlines()
+
+    lines = shown("google/paligemma2-3b-pt-896", "S-TEDS", "TEDS")
+    beside = {line.split()[1]: line.partition("published ")[2] for line in lines if "50.0" in line}
+    assert beside["S-TEDS"].startswith("99.2 (paligemma2-3b 896px; arXiv")
+    assert beside["TEDS"].startswith("98.9 (paligemma2-3b 896px; arXiv")
+    assert "98.9" not in beside["S-TEDS"]
+    (others,) = [line for line in lines if line.startswith("Published by other metrics: ")]
+    assert "GriTS-Top 99.4 (" in others
+    assert "GriTS-Con 99.2 (" in others
+    lines = shown("mini", "S-TEDS")
+    (others,) = [line for line in lines if line.startswith("Published for other models: ")]
+    assert "S-TEDS 99.2 (paligemma2-3b" in others
+    assert "S-TEDS 98.9 (prior best" in others
+
+
 def test_detect_takes_a_calibration(run, picture: Path, stand_in, tmp_path: Path) -> None:
     """A stand-in finds a wall of score 0.9 and a dog of 0.2."""
     import numpy as np

@@ -42,7 +42,7 @@ def test_recipes_as_json(run: Run) -> None:
     shown = json.loads(run("recipes", "vqav2", "--json").out)
     assert shown["setting"]["weight_decay"] == 1e-6
     assert shown["command"].endswith("--out runs/vqav2-224")
-    assert [line.split()[2] for line in shown["evaluation_commands"]] == ["vqav2", "pope"]
+    assert [line.split()[2] for line in shown["evaluation_commands"]] == ["vqav2", "pope", "mmvp"]
     assert {score["row"] for score in shown["published"]} >= {"VQAv2 (minival)", "POPE", "MMVP"}
 
 

@@ -34,6 +34,7 @@ from paligemma.results import Detection, Detections
 from paligemma.tasks.scores import mean_probability, object_score
 
 TEMPERATURE, BIAS = 0.25, 3.0
+BOX = (0.0, 0.0, 10.0, 10.0)
 
 
 def drawn(count: int = 8000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -259,3 +260,12 @@ def test_the_diagram_is_one_svg_with_a_bar_for_each_bin() -> None:
     bars = root.findall(f"{name}rect")
     assert len(bars) == 1 + len(found.bins_before) + len(found.bins_after)
     assert f"{found.ece_after:.3f}" in "".join(root.itertext())
+
+
+def test_a_box_under_a_label_that_is_nowhere_true_is_wrong() -> None:
+    pytest.importorskip("faster_coco_eval")
+    known = [KnownPicture(size_wh=(40, 40), objects=(KnownObject(label="cat", box_xyxy=BOX),))]
+    found = [[FoundObject(label=name, box_xyxy=BOX, score=0.5) for name in ("cat", "unicorn")]]
+    judged = judge_boxes(found, known)
+    assert sorted(judged.right.tolist()) == [0.0, 1.0]
+    assert judged.num_true.tolist() == [1]

@@ -315,6 +315,7 @@ class Figure:
     model: str
     resolution: int | None
     value: float
+    metric: str = "acc"
     source: str = "a paper"
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -99,6 +100,22 @@ def track(items: Sequence[Item], what: str) -> Iterator[Item]:
     from rich.progress import track as rich_track
 
     yield from rich_track(items, description=what, console=stderr(), transient=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr if there is someone to watch it; tell it how many are done, of how many."""
+    from rich.progress import Progress
+
+    with Progress(
+        console=stderr(),
+        transient=True,
+        disable=not stderr().is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def show_picture(picture: Image.Image) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
 from paligemma.cli.data_options import (
     Ask,
     DataFormat,
@@ -146,15 +147,15 @@ def check(
 
 
 def _with_progress(records: Records, builder: TargetBuilder, max_tokens: int | None) -> CheckReport:
-    from rich.progress import Progress
-
     from paligemma.data.check import check_data
 
-    hidden = not stderr().is_terminal
-    with Progress(console=stderr(), transient=True, disable=hidden) as progress:
-        bar = progress.add_task("reading", total=len(records))
+    numbers = count(1)
+    with progress_bar("reading") as show:
         return check_data(
-            records, builder, max_tokens=max_tokens, on_record=lambda: progress.advance(bar)
+            records,
+            builder,
+            max_tokens=max_tokens,
+            on_record=lambda: show(next(numbers), len(records)),
         )
 
 
@@ -174,7 +175,7 @@ def _first_batch(
             continue
         try:
             target = builder.build(record, epoch)
-            rows.append(BatchRow(record=record, target=target, image=record.load_image()))
+            rows.append(BatchRow(record=record, target=target, image=record.load_images()[0]))
         except (DataError, ImageError):
             continue
     return rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
 from paligemma.cli.predict import DtypeOption, QuantizationOption
 from paligemma.errors import OptionError
 
@@ -153,20 +153,7 @@ def evaluate(
         constrained=not free,
         labels="any" if any_label else None,
     )
-    from rich.progress import Progress
-
-    with Progress(
-        console=stderr(),
-        transient=True,
-        disable=not stderr().is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as progress:
-        bar = progress.add_task("asking", total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
+    with progress_bar("asking") as on_progress:
         evaluation = measure(
             predictor,
             job.records[:limit],
@@ -251,16 +238,15 @@ def _first(grouping: Grouping | None, limit: int | None) -> Grouping | None:
 
 def _show(evaluation: Evaluation, model: str, resolution: int, out: Path) -> None:
     figures = evaluation.published_for(model, resolution)
-    rows = [
-        row
-        for number, score in enumerate(evaluation.scores)
-        for row in _rows(score, figures if number == 0 else ())
-    ]
+    rows = [row for score in evaluation.scores for row in _rows(score, figures)]
     columns = ("task", "metric", "value", "95 % interval", "records", "published")
     print_table(None, columns, rows, right=("value", "records"))
-    if evaluation.published and not figures:
-        known = "; ".join(str(figure) for figure in evaluation.published)
-        print_text(f"Published for other models: {known}")
+    scored = {score.result.name for score in evaluation.scores}
+    which, others = "for other models", list(evaluation.published)
+    if figures:
+        which, others = "by other metrics", [one for one in figures if one.metric not in scored]
+    if others:
+        print_text(f"Published {which}: " + "; ".join(f"{one.metric} {one}" for one in others))
     found = evaluation.calibration
     if found is not None:
         print_text(
@@ -296,7 +282,10 @@ def _show(evaluation: Evaluation, model: str, resolution: int, out: Path) -> Non
 
 
 def _rows(score: Score, figures: Sequence[Published]) -> list[tuple[str, ...]]:
-    """The metric's row, then its further figures; those of single labels are in the report."""
+    """The metric's row, then its further figures; those of single labels are in the report.
+
+    Of the published figures those by the same metric stand beside it.
+    """
     interval = score.interval
     rows: list[tuple[str, ...]] = [
         (
@@ -305,7 +294,7 @@ def _rows(score: Score, figures: Sequence[Published]) -> list[tuple[str, ...]]:
             f"{score.result.value:.4f}",
             "" if interval is None else f"{interval.low:.4f} .. {interval.high:.4f}",
             str(score.num_records),
-            _beside(score.result.value, figures),
+            _beside(score.result.value, [f for f in figures if f.metric == score.result.name]),
         )
     ]
     for name, value in score.result.details.items():

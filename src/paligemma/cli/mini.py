@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paligemma.cli.console import print_json, print_table, print_text, stderr, track
+from paligemma.cli.console import print_json, print_table, print_text, progress_bar, track
 from paligemma.cli.predict import DtypeOption, QuantizationOption
 from paligemma.errors import OptionError
 
@@ -121,24 +121,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure a model on pictures of mini's world."""
-    from rich.progress import Progress
-
     import paligemma
     from paligemma.mini.evaluate import evaluate as measure
 
     predictor = paligemma.load(model, dtype=dtype, quantization=quantization)
-    with Progress(
-        console=stderr(),
-        transient=True,
-        disable=not stderr().is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as progress:
-        bar = progress.add_task("measuring", total=scenes)
-
-        def on_progress(done: int, _total: int) -> None:
-            progress.update(bar, completed=done)
-
+    with progress_bar("measuring") as on_progress:
         report = measure(predictor, scenes=scenes, seed=seed, on_progress=on_progress)
     if as_json:
         print_json(report)

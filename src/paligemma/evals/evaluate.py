@@ -78,6 +78,8 @@ class Published(Protocol):
     """A figure of a paper, in its unit: percent, CIDEr times 100."""
 
     @property
+    def metric(self) -> str: ...
+    @property
     def model(self) -> str: ...
     @property
     def resolution(self) -> int | None: ...
@@ -598,6 +600,7 @@ def _report(
         "scores": [score.to_dict() for score in evaluation.scores],
         "published": [
             {
+                "metric": figure.metric,
                 "model": figure.model,
                 "resolution": figure.resolution,
                 "value": figure.value,

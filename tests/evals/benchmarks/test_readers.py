@@ -15,6 +15,7 @@ from paligemma.errors import DataError, ImageError
 from paligemma.evals.benchmarks.benchmark import BenchmarkData
 from paligemma.evals.benchmarks.choice import LetterAccuracy
 from paligemma.evals.benchmarks.open import open_benchmark
+from paligemma.evals.benchmarks.probing import PairedAccuracy
 from tests.evals.benchmarks.official import Official
 
 COCO = "COCO_{0}2014_{1:012d}.jpg"
@@ -453,6 +454,55 @@ def test_pope_is_the_mean_of_three_parts(official: Official) -> None:
     assert {score.row for score in part.published} == {"POPE (popular)"}
 
 
+def test_mmvp_accepts_the_right_option_what_sets_it_apart_or_its_letter(
+    official: Official,
+) -> None:
+    official.text(
+        "Questions.csv",
+        "\ufefflndex,Question,Options,Correct Answer\n"
+        "1,Open or closed?,(a) Open (b) Closed,(a)\n"
+        "2,Open or closed?,(a) Open (b) Closed,(b)\n"
+        '3,Where is it?,"(a) On the left, far (b) On the right, far",(b)\n'
+        '4,Where is it?,"(a) On the left, far (b) On the right, far",(a)\n',
+    )
+    for number in range(1, 5):
+        official.picture(f"MMVP Images/{number}.jpg")
+    data = open_benchmark("mmvp", official.folder)
+    assert texts(data) == [
+        ("1", "answer en Open or closed?", ("Open", "(a)")),
+        ("2", "answer en Open or closed?", ("Closed", "(b)")),
+        ("3", "answer en Where is it?", ("On the right, far", "right", "(b)")),
+        ("4", "answer en Where is it?", ("On the left, far", "left", "(a)")),
+    ]
+    assert shown(data.records[3], official.folder) == "MMVP Images/4.jpg"
+    figures = {(s.model, s.resolution): s.value for s in data.published if s.value > 47.3}
+    assert figures == {("paligemma-3b", 224): 47.33}
+
+
+def test_a_pair_counts_only_where_both_answers_are_right() -> None:
+    metric = PairedAccuracy()
+    references = [("Open", "(a)"), ("Closed", "(b)"), ("On the right", "right"), ("left",)]
+    result = metric.score(["open.", "B", "The right", "right"], references)
+    assert result.value == 0.5
+    assert result.per_example == (1.0, 1.0, 0.0, 0.0)
+    assert result.details["single"] == 0.75
+    for empty in ("", "the", "?"):  # which have nothing left in the normal form, as "(a)" has
+        assert metric.score([empty, "b"], references[:2]).value == 0.0
+    assert metric.score(["(A)", "closed"], references[:2]).value == 1.0
+    value = metric.statistic(["open", "b", "no", "no"], references)
+    assert value(np.array([1, 0, 3, 9])) == 0.25
+    assert np.isnan(value(np.array([0, 1, 0, 1])))
+    with pytest.raises(DataError, match="there are 3 examples"):
+        metric.score(["a"] * 3, ["a"] * 3)
+
+
+def test_mmvp_without_two_options_is_an_error(official: Official) -> None:
+    official.text("Questions.csv", "Index,Question,Options,Correct Answer\n1,Open?,Yes,(a)\n")
+    (official.folder / "MMVP Images").mkdir()
+    with pytest.raises(DataError, match="'Yes' with the answer '\\(a\\)' are not two options"):
+        open_benchmark("mmvp", official.folder)
+
+
 def rsvqa(official: Official, stem: str) -> None:
     questions = [
         {"id": n, "img_id": 3, "type": kind, "question": "Is it?", "active": n != 2} | extra
@@ -792,6 +842,56 @@ def test_pubtabnet_cells_go_into_their_structure(official: Official) -> None:
         '<table><thead><tr><td colspan="2"><b>&lt;a</b></td></tr></table>',
     )
     assert list(data.metrics) == ["S-TEDS", "TEDS", "GriTS-Top", "GriTS-Con"]
+
+
+def test_a_table_with_too_few_cells_is_an_error(official: Official) -> None:
+    html = {"structure": {"tokens": ["<tr>", "<td>", "</td>", "</tr>"]}, "cells": []}
+    official.lines("PubTabNet_2.0.0.jsonl", {"filename": "a.png", "split": "val", "html": html})
+    (official.folder / "val").mkdir()
+    with pytest.raises(DataError, match=r"official form .*fewer cells than places"):
+        open_benchmark("pubtabnet", official.folder)
+
+
+def test_fintabnet_cuts_tables_out_of_their_pages(official: Official) -> None:
+    def table(number: int, box: list[float], split: str = "test") -> dict[str, Any]:
+        tokens = ["<table>", "<tr>", "<td>", "</td>", "<td>", "</td>", "</tr>", "</table>"]
+        cells = [{"tokens": ["R", "&", "D"], "bbox": [1, 2, 3, 4]}, {"tokens": []}]
+        html = {"structure": {"tokens": tokens}, "cells": cells}
+        page = "HAL/2009/page_77.pdf"
+        return {"filename": page, "table_id": number, "bbox": box, "split": split, "html": html}
+
+    official.lines(
+        "fintabnet/FinTabNet_1.0.0_cell_test.jsonl",
+        table(7, [10.0, 20.0, 40.0, 45.0]),
+        table(8, [-5.0, 40.2, 70.0, 60.0]),
+        table(9, [100.0, 120.0, 140.0, 145.0]),
+    )
+    # A page of 60 x 50 points, black where the first table stands: 20..80 and, from above, 10..60.
+    page = np.full((100, 120, 3), 255, np.uint8)
+    page[10:60, 20:80] = 0
+    official.picture("fintabnet/pages/HAL/2009/page_77.png")
+    Image.fromarray(page).save(official.folder / "fintabnet/pages/HAL/2009/page_77.png")
+    data = open_benchmark("fintabnet", official.folder)
+    first, second, outside = data.records
+    html = "<table><tr><td>R&amp;D</td><td></td></tr></table>"
+    assert texts(data) == [(number, "table", (html,)) for number in "789"]
+    cut = np.asarray(first.load_image().rgb)
+    assert cut.shape == (50, 60, 3)
+    assert not cut.any()
+    assert second.load_image().size_wh == (120, 20)  # what of it lies on the page
+    with pytest.raises(ImageError, match=r"The table 9: .*page_77.png.*144 pixels an inch"):
+        outside.load_image()
+    assert list(data.metrics) == ["S-TEDS", "TEDS", "GriTS-Top", "GriTS-Con"]
+    assert ("S-TEDS", 99.2) in {(score.metric, score.value) for score in data.published}
+
+
+def test_fintabnet_names_the_pages_that_are_missing(official: Official) -> None:
+    html = {"structure": {"tokens": []}, "cells": []}
+    entry = {"filename": "A/2004/page_5.pdf", "table_id": 1, "bbox": [0, 0, 9, 9], "html": html}
+    official.lines("fintabnet/FinTabNet_1.0.0_cell_test.jsonl", entry)
+    (official.folder / "fintabnet" / "pages").mkdir()
+    with pytest.raises(DataError, match=r"fintabnet/pages/A/2004/page_5\.png.*pdftoppm -r 144"):
+        open_benchmark("fintabnet", official.folder)
 
 
 def test_chemdraw_reads_its_list_of_drawings(official: Official) -> None:

@@ -108,9 +108,9 @@ def test_caption_scores_of_the_official_code(shared_data: Path) -> None:
 def test_bleu_of_another_evaluation(shared_data: Path) -> None:
     vectors = json.loads((shared_data / "metrics" / "text_misc.json").read_text())["torchmetrics"]
     case = next(case for case in vectors if case["metric"] == "BLEU-4")
-    # Alone, a caption is measured by its references' mean length, 6.5, and would be penalised.
-    result = Bleu(text="split").score(case["preds"] * 2, case["target"] * 2)
-    assert result.value == pytest.approx(case["value"], abs=5e-5)
+    for times in (1, 2):  # alone too a caption is measured by its reference of the closest length
+        result = Bleu(text="split").score(case["preds"] * times, case["target"] * times)
+        assert result.value == pytest.approx(case["value"], abs=5e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -134,10 +134,17 @@ def test_scores_of_random_captions_are_the_official_ones(seed: int) -> None:
     cider = Cider(text="split").score(predictions, references)
     assert cider.value == pytest.approx(float(value), abs=1e-9)
     assert cider.per_example == pytest.approx(per_example.tolist(), abs=1e-9)
-    values, per_caption = bleu_oracle.compute_score()
+    values, per_caption = bleu_oracle.compute_score(option="closest")  # as its Bleu class calls it
     bleu = Bleu(text="split").score(predictions, references)
     assert list(bleu.details.values()) == pytest.approx(values, abs=1e-9)
     assert bleu.per_example == pytest.approx(per_caption[3], abs=1e-9)
+    rouge_oracle = pytest.importorskip("pycocoevalcap.rouge.rouge", reason="no oracle").Rouge()
+    expected = [
+        rouge_oracle.calc_score([guess], accepted)
+        for guess, accepted in zip(predictions, references, strict=True)
+    ]
+    rouge = RougeL(text="split").score(predictions, references)
+    assert rouge.per_example == pytest.approx(expected, abs=1e-12)
 
 
 def test_cider_by_hand() -> None:
@@ -169,6 +176,8 @@ def test_rouge_by_hand() -> None:
 
 def test_empty_captions_score_nothing() -> None:
     assert RougeL().score(["", "a"], ["a", ""]).per_example == (0.0, 0.0)
+    assert RougeL().score(["."], [["a", "!?"]]).value == 0.0
+    assert RougeL().score(["."], [["a", ""]]).value == pytest.approx(1.0)
     assert Cider().score(["", "a b"], ["a b c d", ""]).per_example == (0.0, 0.0)
     assert Bleu().score(["", ""], ["a", "b"]).value == pytest.approx(0.0, abs=1e-9)
 

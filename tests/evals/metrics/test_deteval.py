@@ -52,6 +52,28 @@ def test_two_words_found_as_one_count_eight_tenths() -> None:
     assert result.value == pytest.approx(0.8)
 
 
+def test_one_that_covers_a_large_and_a_small_word_is_no_match_of_the_large_one() -> None:
+    """The large word alone has 65 % of what was found, enough for one to one; both were merged."""
+    words = [polygon_of_box((0, 0, 65, 20)), polygon_of_box((68, 0, 98, 20))]
+    result = DetEval().score([[WORD]], [words])
+    assert result.details == {"precision": pytest.approx(0.8), "recall": pytest.approx(0.8)}
+
+
+def test_no_region_counts_twice() -> None:
+    """Of two found regions one is good enough alone, and it touches a second word as well."""
+    found = [polygon_of_box((0, 0, 70, 20)), polygon_of_box((90, 0, 100, 40))]
+    words = [WORD, polygon_of_box((0, 19, 100, 60))]
+    result = DetEval().score([found], [words])
+    assert result.details == {"precision": 0.5, "recall": 0.5}
+
+
+def test_shares_count_with_two_digits() -> None:
+    halves = [polygon_of_box((0, 0, 35, 20)), polygon_of_box((50, 0, 84.6, 20))]
+    assert DetEval().score([halves], [[WORD]]).details["recall"] == pytest.approx(0.8)
+    halves[1] = polygon_of_box((50, 0, 84.4, 20))
+    assert DetEval().score([halves], [[WORD]]).details["recall"] == 0.0
+
+
 def test_a_region_that_hardly_overlaps_counts_nothing() -> None:
     result = DetEval().score([[polygon_of_box((90, 0, 190, 20))], []], [[WORD], []])
     assert result.value == 0.0

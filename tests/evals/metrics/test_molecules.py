@@ -62,6 +62,9 @@ def test_published_molecules_match_themselves_only(shared_data: Path) -> None:
         ("C1CC", "CCC", ()),  # a ring that never closes
         ("", "C", ()),
         ("水", "O", ()),
+        ("\ud800", "O", ()),
+        ("CCO CCO", "CCO", ()),  # rdkit would take the second word for a name
+        ("CCO\tthat is ethanol", "CCO", ()),
     ],
 )
 def test_matches_by_hand(prediction: str, reference: str, matches: tuple[str, ...]) -> None:

@@ -102,6 +102,7 @@ def test_annotated_tables_are_grids_without_holes(shared_data: Path) -> None:
         parsed = parse_table(html)
         assert parsed is not None
         found = table_cells(parsed)
+        assert found is not None
         assert len(found) == len(case["html"]["cells"])
         places = [place for cell in found for place in cell.places()]
         assert len(places) == len(set(places))
@@ -207,6 +208,7 @@ def test_broken_html_is_read_like_a_browser_reads_it(broken: str) -> None:
     parsed = parse_table(broken)
     assert parsed is not None
     cells = table_cells(parsed)
+    assert cells is not None
     assert [(cell.row, cell.column) for cell in cells] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [cell.text for cell in cells][:3] == ["a", "b", "c"]
 
@@ -215,7 +217,7 @@ def test_broken_html_is_read_like_a_browser_reads_it(broken: str) -> None:
 def test_a_span_that_makes_no_sense_is_bounded(span: str) -> None:
     parsed = parse_table(f"<table><tr><td colspan='{span}' rowspan='{span}'>a</td></tr></table>")
     assert parsed is not None
-    (cell,) = table_cells(parsed)
+    (cell,) = table_cells(parsed) or ()
     assert (cell.num_rows, cell.num_columns) in {(1, 1), (100, 100)}
 
 
@@ -225,6 +227,29 @@ def test_a_model_that_repeats_itself_does_not_break_the_scores() -> None:
         html = "<table><tr><td>" + endless * 3000
         assert 0.0 <= Teds().score([html], [truth]).value <= 1.0
         assert 0.0 <= Grits().score([html], [truth]).value <= 1.0
+
+
+@pytest.mark.parametrize("end", ["</td", "<b", "<", " <3", "</", '<td colspan="2', "<!-- "])
+def test_a_tag_that_is_cut_off_is_no_text_of_the_cell(end: str) -> None:
+    parsed = parse_table(f"<table><tr><td>d{end}")
+    assert parsed is not None
+    ((cell,),) = (table_cells(parsed) or (),)
+    assert cell.text == ("d" + end if end in ("<", " <3") else "d")
+    assert parse_table("<table><tr><td>" + "<a " * 20_000) is not None  # and soon
+
+
+def test_spans_that_blow_a_table_up_score_nothing_and_end_soon() -> None:
+    truth = table(*["<td>a</td>" * 10] * 20)
+    vast = table('<td colspan="100" rowspan="100">a</td>' * 300)
+    sparse = table("<td>a</td>" * 300, *["<td>a</td>"] * 300)
+    for html in (vast, sparse):
+        parsed = parse_table(html)
+        assert parsed is not None
+        assert table_cells(parsed) is None
+        assert grits(html, truth) == (0.0, 0.0)
+        with pytest.raises(DataError, match="or one of too many cells"):
+            grits(truth, html)
+    assert grits(truth, truth) == (1.0, 1.0)
 
 
 @settings(deadline=None, derandomize=True)

@@ -11,14 +11,15 @@ documents.py       DocVQA, InfoVQA, ST-VQA, OCR-VQA, ChartQA
 choice.py          AI2D, ScienceQA
 reasoning.py       GQA, xGQA, NLVR2, MaRVL, VSR
 counting.py        TallyQA, CountBenchQA
-probing.py         POPE
+probing.py         POPE, MMVP
 remote_sensing.py  RSVQA
 captions.py        COCO captions, COCO-35L, NoCaps, TextCaps, XM3600, SciCap, DOCCI
 screens.py         Screen2Words, WidgetCap
 referring.py       RefCOCO, RefCOCO+, RefCOCOg
 detection.py       COCO, DocLayNet
 spotting.py        ICDAR'15, Total-Text
-writing.py         PubTabNet, ChemDraw, GrandStaff, MIMIC-CXR
-unread.py          those that only have scores here, and why
+writing.py         PubTabNet, FinTabNet, ChemDraw, GrandStaff, MIMIC-CXR
+videos.py          MSR-VTT, MSVD, ActivityNet, VATEX, from frames
+unread.py          Objaverse, which only has scores here, and why
 open.py            find_benchmark, open_benchmark
 """

@@ -152,7 +152,7 @@ def read_benchmark(
         items = tuple(benchmark.read(place))
     except PaliGemmaError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError) as error:
         raise DataError(
             f"The files of {benchmark.title} below {str(folder)!r} are not of the official form "
             f"({type(error).__name__}: {error}). Unpack the official files anew. "
@@ -181,7 +181,8 @@ def _check_pictures(
         named.update(dict.fromkeys((*own, *item.files)))
     missing = [path for path in named if not path.is_file()]
     if missing:
-        shown = ", ".join(repr(str(path.relative_to(folder))) for path in missing[:_SHOWN])
+        names = [p.relative_to(folder) if p.is_relative_to(folder) else p for p in missing]
+        shown = ", ".join(repr(str(name)) for name in names[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(
             f"{len(missing)} of the {len(named)} pictures of {benchmark.title} ({split}) are not "

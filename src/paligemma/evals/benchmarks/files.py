@@ -16,7 +16,7 @@ def read_json(path: Path) -> Any:
     """Raises DataError for what is no JSON."""
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
             f"The file {str(path)!r} is not JSON: {error}. Download it anew."
         ) from error
@@ -29,7 +29,7 @@ def read_json_lines(path: Path) -> list[Any]:
         if line.strip():
             try:
                 values.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise DataError(
                     f"Line {number} of {str(path)!r} is not JSON: {error}. Download it anew."
                 ) from error
@@ -37,8 +37,11 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows by the names in the first line. Raises DataError for a file that is not text."""
-    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    """Rows by the names in the first line. Raises DataError for what is no text, or no CSV."""
+    try:
+        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise DataError(f"The file {str(path)!r} is not CSV: {error}. Download it anew.") from error
 
 
 def read_lines(path: Path) -> list[str]:

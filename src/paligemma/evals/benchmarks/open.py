@@ -19,6 +19,7 @@ from paligemma.evals.benchmarks import (
     screens,
     spotting,
     unread,
+    videos,
     vqa,
     writing,
 )
@@ -55,6 +56,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     counting.TALLYQA,
     counting.COUNTBENCHQA,
     probing.POPE,
+    probing.MMVP,
     remote_sensing.RSVQA_LR,
     remote_sensing.RSVQA_HR,
     referring.REFCOCO,
@@ -65,10 +67,17 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     spotting.ICDAR15,
     spotting.TOTAL_TEXT,
     writing.PUBTABNET,
+    writing.FINTABNET,
     writing.CHEMDRAW,
     writing.GRANDSTAFF,
     writing.MIMIC_CXR,
-    *unread.UNREAD,
+    videos.MSRVTT_CAP,
+    videos.ACTIVITYNET_CAP,
+    videos.VATEX,
+    videos.MSRVTT_QA,
+    videos.ACTIVITYNET_QA,
+    videos.MSVD_QA,
+    unread.OBJAVERSE,
 )
 
 

@@ -23,8 +23,7 @@ _TINY = 1e-15
 class Bleu:
     """BLEU up to `max_order`; the value is that of `max_order`, `details` has `bleu_1` and so on.
 
-    `per_example` is the BLEU of each caption on its own, so its mean is not the value. A set of
-    one caption takes the mean length of its references, as the official code does. `text`: see
+    `per_example` is the BLEU of each caption on its own, so its mean is not the value. `text`: see
     Cider.
     """
 
@@ -36,7 +35,7 @@ class Bleu:
         parts = []
         for guess, accepted in pairs:
             truths = [words_of(reference, self.text) for reference in accepted]
-            parts.append(self._counts(words_of(guess, self.text), truths, len(pairs) == 1))
+            parts.append(self._counts(words_of(guess, self.text), truths))
         whole = _Counts(
             matched=[sum(part.matched[n] for part in parts) for n in range(self.max_order)],
             written=[sum(part.written[n] for part in parts) for n in range(self.max_order)],
@@ -51,9 +50,7 @@ class Bleu:
             details={f"bleu_{n}": score for n, score in enumerate(scores, 1)},
         )
 
-    def _counts(
-        self, guess: Sequence[str], truths: Sequence[Sequence[str]], mean_length: bool
-    ) -> _Counts:
+    def _counts(self, guess: Sequence[str], truths: Sequence[Sequence[str]]) -> _Counts:
         matched, written = [], []
         for n in range(1, self.max_order + 1):
             most: Counter[tuple[str, ...]] = Counter()
@@ -63,12 +60,11 @@ class Bleu:
             matched.append((own & most).total())
             written.append(own.total())
         lengths = [len(truth) for truth in truths]
-        closest = min(lengths, key=lambda length: (abs(length - len(guess)), length))
         return _Counts(
             matched=matched,
             written=written,
             length=len(guess),
-            wanted_length=sum(lengths) / len(lengths) if mean_length else closest,
+            wanted_length=min(lengths, key=lambda length: (abs(length - len(guess)), length)),
         )
 
 
@@ -77,7 +73,7 @@ class _Counts:
     matched: list[int]
     written: list[int]
     length: int
-    wanted_length: float
+    wanted_length: int
 
     def bleu(self) -> list[float]:
         scores, product = [], 1.0

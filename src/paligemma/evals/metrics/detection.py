@@ -120,8 +120,7 @@ class MatchTable:
 
     num_pictures: int
     labels: dict[str, _LabelTable]
-    num_strays: npt.NDArray[np.int64]
-    """(P,), objects found under a label that no picture holds; they count for F1 alone."""
+    """Of the true objects and of those found; a label that is nowhere true has no precision."""
 
     def mean_average_precision(self, counts: npt.NDArray[np.int64] | None = None) -> float:
         """The mean over labels and thresholds, where picture p counts `counts[p]` times.
@@ -137,7 +136,6 @@ class MatchTable:
     def tallies(self, threshold: int = 0) -> npt.NDArray[np.int64]:
         """int64[P, 3]: right, found and true objects of each picture at one IoU threshold."""
         rows = np.zeros((self.num_pictures, 3), dtype=np.int64)
-        rows[:, 1] = self.num_strays
         for table in self.labels.values():
             counted = ~table.ignored[:, threshold]
             np.add.at(rows[:, 0], table.picture[counted & table.hit[:, threshold]], 1)
@@ -148,8 +146,7 @@ class MatchTable:
     def judged(self, threshold: int = 0) -> tuple[npt.NDArray[np.float64], ...]:
         """(score, right, picture) of everything found, float64[F] each, at one IoU threshold.
 
-        What lies in a crowd region is left out; what was found under a label that no picture
-        holds is in no table.
+        What lies in a crowd region is left out.
         """
         parts = [
             (t.score[keep], t.hit[keep, threshold].astype(np.float64), t.picture[keep])
@@ -171,14 +168,11 @@ def match_table(
     where no other is left for it, and then it does not count.
     """
     _check_masks(predictions, references, kind)
-    labels = labels_of(references)
+    labels = sorted({*labels_of(references), *(f.label for found in predictions for f in found)})
     rows: dict[str, list[tuple[int, float, Any, Any]]] = {label: [] for label in labels}
     num_true = {label: np.zeros(len(references), dtype=np.int64) for label in labels}
-    strays = np.zeros(len(references), dtype=np.int64)
     for number, (found, known) in enumerate(zip(predictions, references, strict=True)):
-        strays[number] = sum(item.label not in num_true for item in found)
-        here = {item.label for item in found} | {thing.label for thing in known.objects}
-        for label in here & num_true.keys():
+        for label in {item.label for item in found} | {thing.label for thing in known.objects}:
             # Crowds last, as COCO tries them; both sorts are stable.
             true = sorted((t for t in known.objects if t.label == label), key=lambda t: t.is_crowd)
             mine = sorted((f for f in found if f.label == label), key=lambda f: -f.score)
@@ -199,7 +193,6 @@ def match_table(
     return MatchTable(
         num_pictures=len(references),
         labels={label: _label_table(rows[label], num_true[label]) for label in labels},
-        num_strays=strays,
     )
 
 

@@ -1,10 +1,11 @@
 """DetEval, the protocol of Total-Text for text regions of any shape, split and merged ones too.
 
 C. Wolf and J.-M. Jolion, "Object count/area graphs for the evaluation of object detection and
-segmentation algorithms" (IJDAR 8, 2006), as the evaluation script of Total-Text has it. Between a
-true region and one found: area recall, the share of the true region that is covered, and area
-precision, the share of the found one that covers it. One to one counts 1; one true region covered
-by several found ones, or several by one, counts `split_score` each. No text is compared.
+segmentation algorithms" (IJDAR 8, 2006), as Total-Text's authors have it in the script that they
+recommend (Python_scripts/Deteval.py; the one for MATLAB counts some regions twice). Between a true
+region and one found: area recall, the share of the true region that is covered, and area precision,
+the share of the found one that covers it. One to one counts 1; one true region covered by several
+found ones, or several by one, counts `split_score` each. No text is compared.
 
 Knows polygons only.
 """
@@ -68,41 +69,39 @@ class DetEval:
         )
 
     def _tally(self, recall: Areas, precision: Areas) -> tuple[float, float]:
-        """What one picture adds to recall and to precision."""
+        """What one picture adds to recall and to precision; shares count with two digits."""
+        recall, precision = recall.round(2), precision.round(2)
         num_true, num_found = recall.shape
-        covers, fits = recall >= self.min_area_recall, precision >= self.min_area_precision
         # One to one asks for more than the thresholds, the other cases for at least them.
-        strictly_covers = recall > self.min_area_recall
-        strictly_fits = precision > self.min_area_precision
+        covers, fits = recall > self.min_area_recall, precision > self.min_area_precision
         true_done, found_done = np.zeros(num_true, dtype=bool), np.zeros(num_found, dtype=bool)
         for_recall = for_precision = 0.0
         for region in range(num_true):
-            if strictly_covers[region].sum() == 1 and strictly_fits[region].sum() == 1:
+            is_alone = covers[region].sum() == fits[region].sum() == 1
+            if is_alone and covers[:, covers[region]].sum() == fits[:, fits[region]].sum() == 1:
                 for_recall, for_precision = for_recall + 1, for_precision + 1
                 true_done[region] = True
-                found_done |= strictly_covers[region]
+                found_done |= covers[region]
         for region in range(num_true):  # one true region, several found
             if true_done[region] or (recall[region] > 0).sum() < 2:
                 continue
-            parts = np.flatnonzero(fits[region] & ~found_done)
-            if len(parts) == 1:
-                if covers[region, parts[0]]:
-                    for_recall, for_precision = for_recall + 1, for_precision + 1
-            elif recall[region, parts].sum() >= self.min_area_recall:
+            parts = np.flatnonzero((precision[region] >= self.min_area_precision) & ~found_done)
+            if recall[region, parts].sum() >= self.min_area_recall:
+                share = 1.0 if len(parts) == 1 else self.split_score
+                for_recall, for_precision = for_recall + share, for_precision + share * len(parts)
                 true_done[region] = True
                 found_done[parts] = True
-                for_recall += self.split_score
-                for_precision += self.split_score * len(parts)
         for guess in range(num_found):  # several true regions, one found
             if found_done[guess] or (precision[:, guess] > 0).sum() < 2:
                 continue
-            parts = np.flatnonzero(covers[:, guess] & ~true_done)
-            if len(parts) == 1:
-                if fits[parts[0], guess]:
-                    for_recall, for_precision = for_recall + 1, for_precision + 1
-            elif precision[parts, guess].sum() >= self.min_area_precision:
-                found_done[guess] = True
+            # That the lower threshold stands here is the script's way.
+            parts = np.flatnonzero((recall[:, guess] >= self.min_area_precision) & ~true_done)
+            is_one = len(parts) == 1
+            if is_one and recall[parts[0], guess] < self.min_area_recall:
+                continue
+            if precision[parts, guess].sum() >= self.min_area_precision:
+                share = 1.0 if is_one else self.split_score
+                for_recall, for_precision = for_recall + share * len(parts), for_precision + share
                 true_done[parts] = True
-                for_recall += self.split_score * len(parts)
-                for_precision += self.split_score
+                found_done[guess] = True
         return for_recall, for_precision

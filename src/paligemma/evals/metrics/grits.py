@@ -43,27 +43,30 @@ class Grits:
 
     "topology" compares spans only, "content" the text of cells. Nothing is normalised: case and
     white space count, tags inside a cell do not (texts around them are joined by a space). Of
-    several tables the first counts, and a prediction without any scores 0. Where a row has fewer
-    cells than the grid is wide, the rest are empty cells. `details`: mean precision and recall.
+    several tables the first counts; a prediction without any, or with a grid of more than 20,000
+    places, scores 0. Where a row has fewer cells than the grid is wide, the rest are empty cells.
+    `details`: mean precision and recall.
     """
 
     of: Literal["topology", "content"] = "topology"
 
     def score(self, predictions: Sequence[str], references: References) -> MetricResult:
-        """References: HTML with a table, exactly one an example; DataError where it has none."""
+        """References: HTML with a table, exactly one an example.
+
+        Raises DataError where a reference has none, or a larger one.
+        """
         scores: list[_Scores] = []
         for index, (prediction, (reference,)) in enumerate(
             pair(predictions, references, single=True)
         ):
-            guess, truth = parse_table(prediction), parse_table(reference)
+            truth = _cells(reference)
             if truth is None:
                 raise DataError(
-                    f"The reference of example {index} has no <table>. GriTS compares tables "
-                    "written as HTML."
+                    f"The reference of example {index} has no <table>, or one of too many cells. "
+                    "GriTS compares tables written as HTML."
                 )
             # Without a table nothing was predicted, which alone would have full precision.
-            own = [] if guess is None else table_cells(guess)
-            scores.append(self.of_cells(own, table_cells(truth)))
+            scores.append(self.of_cells(_cells(prediction) or [], truth))
         return _result("grits_top" if self.of == "topology" else "grits_con", scores)
 
     def of_cells(self, predicted: Sequence[Cell], true: Sequence[Cell]) -> _Scores:
@@ -102,6 +105,11 @@ class GritsLocation:
 
 
 _Scores = tuple[float, float, float]  # F-measure, precision, recall
+
+
+def _cells(html: str) -> list[Cell] | None:
+    table = parse_table(html)
+    return None if table is None else table_cells(table)
 
 
 def _result(name: str, scores: Sequence[_Scores]) -> MetricResult:

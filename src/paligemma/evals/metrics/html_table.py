@@ -7,6 +7,7 @@ is not written is not made up. Knows no metric.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ _VOID = frozenset(("area", "br", "col", "embed", "hr", "img", "input", "link", "
 _CELLS = frozenset(("td", "th"))
 _SECTIONS = frozenset(("thead", "tbody", "tfoot"))
 _STRUCTURE = _CELLS | _SECTIONS | {"tr", "table"}
+_TAG_BEGINS = re.compile(r"<[a-zA-Z/!?]")
 # What a start tag ends, if it is open inside the innermost table.
 _ENDS = {
     "td": _CELLS,
@@ -24,6 +26,7 @@ _ENDS = {
 }
 # A model may write any number as a span; no page of a document has a table as wide.
 _MAX_SPAN = 100
+_MAX_PLACES = 20_000  # of a grid
 # Nor does a page nest elements as deeply; what a model opens beyond lies beside, not inside.
 _MAX_DEPTH = 200
 
@@ -76,22 +79,29 @@ class Cell:
 
 
 def parse_table(html: str) -> Element | None:
-    """The first table, or None where there is none."""
+    """The first table, or None where there is none.
+
+    A tag that the end of the text cuts off is dropped, as browsers drop it.
+    """
+    last = html.rfind(">") + 1
+    if unfinished := _TAG_BEGINS.search(html, last):
+        html = html[: unfinished.start()]
     builder = _TreeBuilder()
     builder.feed(html)
     builder.close()
     return next((node for node in builder.root.descendants() if node.tag == "table"), None)
 
 
-def table_cells(table: Element) -> list[Cell]:
-    """Cells in reading order, each at the first free place of its row.
+def table_cells(table: Element) -> list[Cell] | None:
+    """Cells in reading order, each at the first free place of its row; None for a monstrous grid.
 
     A cell that spans rows keeps its columns in the rows below. Texts on both sides of a tag
-    inside a cell are joined by a space, as GriTS's reference code does.
+    inside a cell are joined by a space, as GriTS's reference code does. Spans that a model repeats
+    make grids of millions of places, which nothing can be compared with in time.
     """
     cells: list[Cell] = []
     taken: set[tuple[int, int]] = set()
-    row = -1
+    row, num_rows, num_columns = -1, 0, 0
     for node in _rows_and_cells(table):
         if node.tag == "tr":
             row += 1
@@ -108,6 +118,10 @@ def table_cells(table: Element) -> list[Cell]:
             num_rows=node.span("rowspan"),
             num_columns=node.span("colspan"),
         )
+        num_rows = max(num_rows, row + cell.num_rows)
+        num_columns = max(num_columns, column + cell.num_columns)
+        if num_rows * num_columns > _MAX_PLACES:
+            return None
         taken.update(cell.places())
         cells.append(cell)
     return cells

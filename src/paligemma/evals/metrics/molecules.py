@@ -39,6 +39,7 @@ def canonical_smiles(smiles: str, *, stereo: Stereo = "all") -> str | None:
 class SmilesExactMatch:
     """1 where prediction and truth are the same molecule, by canonical SMILES.
 
+    A prediction with white space inside is no molecule: rdkit would read it up to there.
     `details`: `invalid` is the share of predictions that are no molecule, `same_text` that of
     predictions that equal the truth before anything is done to them.
     """
@@ -49,7 +50,7 @@ class SmilesExactMatch:
         """Raises DataError where a reference is no molecule."""
         scores, invalid, same_text = [], 0, 0
         for index, (prediction, accepted) in enumerate(pair(predictions, references)):
-            guess = canonical_smiles(prediction.strip(), stereo=self.stereo)
+            guess = canonical_smiles(_one_word(prediction), stereo=self.stereo)
             truths = [canonical_smiles(text.strip(), stereo=self.stereo) for text in accepted]
             if None in truths:
                 raise _bad_reference(index, accepted[truths.index(None)])
@@ -79,7 +80,7 @@ class TanimotoSimilarity:
         compare = _rdkit("similarity").TanimotoSimilarity
         scores, invalid = [], 0
         for index, (prediction, accepted) in enumerate(pair(predictions, references)):
-            guess = _molecule(prediction.strip())
+            guess = _molecule(_one_word(prediction))
             truths = [_molecule(text.strip()) for text in accepted]
             if None in truths:
                 raise _bad_reference(index, accepted[truths.index(None)])
@@ -96,9 +97,14 @@ class TanimotoSimilarity:
         return mean_result("tanimoto", scores, details)
 
 
+def _one_word(prediction: str) -> str:
+    words = prediction.split()
+    return words[0] if len(words) == 1 else ""
+
+
 def _molecule(smiles: str) -> Mol | None:
-    # rdkit reads an empty string as a molecule without atoms.
-    if not smiles:
+    # rdkit reads an empty string as a molecule without atoms, and chokes on half a surrogate pair.
+    if not smiles or not smiles.isascii():
         return None
     with _rdkit("base").BlockLogs():  # what it cannot read it would tell on stderr
         return _rdkit("chem").MolFromSmiles(smiles)  # type: ignore[no-any-return]

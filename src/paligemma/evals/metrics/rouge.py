@@ -25,9 +25,10 @@ class RougeL:
     def score(self, predictions: Sequence[str], references: References) -> MetricResult:
         scores = []
         for prediction, accepted in pair(predictions, references):
-            words = words_of(prediction, self.text)
+            # An empty text is one empty word to the official code: like another, unlike all else.
+            words = words_of(prediction, self.text) or [""]
             precision = recall = 0.0
-            for truth in (words_of(reference, self.text) for reference in accepted):
+            for truth in (words_of(reference, self.text) or [""] for reference in accepted):
                 common = _longest_common_subsequence(words, truth)
                 if common:
                     precision = max(precision, common / len(words))
