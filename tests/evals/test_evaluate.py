@@ -163,6 +163,19 @@ def test_segmentation_of_one_object_each_goes_by_refcocos_rules(
     assert score.result.details["invalid"] == 0.5
 
 
+def test_what_is_found_in_a_crowd_is_neither_right_nor_wrong(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faster_coco_eval")
+    Answers(monkeypatch, {"a": [found("cat", (20, 5, 30, 15)), found("cat", (0, 0, 10, 10))]})
+    thing, crowd = true("cat", (0, 0, 10, 10)), true("cat", (18, 0, 40, 20))
+    for crowds, value in (((crowd,), 1.0), ((), 0.5)):
+        record = blank("a", "detect cat", objects=(thing,), crowds=crowds, size_wh=(40, 20))
+        (score,) = evaluate(predictor, [record], tmp_path / str(value)).scores
+        assert score.result.name == "box_map"
+        assert score.result.value == pytest.approx(value)
+
+
 def test_a_suffix_of_tokens_serves_as_the_truth(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,12 +88,14 @@ def make_object(
     where: str,
     tally: Counter[str],
     make_mask: Callable[[], Mask] | None = None,
+    area: float | None = None,
 ) -> TrueObject:
     """A checked object. Raises DataError that begins with `where`."""
     return TrueObject(
         label=clean_label(label, where),
         box_xyxy=clean_box(box_xyxy, size_wh, where, tally),
         make_mask=make_mask,
+        area=area,
     )
 
 

@@ -28,6 +28,8 @@ class TrueObject:
     """Pixels of the picture as it is shown, upright; inside it, with area."""
     make_mask: Callable[[], Mask] | None = None
     """Gives bool[H, W]; masks of a data set together would not fit into memory."""
+    area: float | None = None
+    """In pixels, where the data say it: that of the thing, as a rule less than its box."""
 
     @property
     def mask(self) -> Mask | None:
@@ -53,6 +55,8 @@ class Record:
     suffix: str = ""
     objects: tuple[TrueObject, ...] | None = None
     """All that is there, maybe nothing; None where the data do not speak of objects."""
+    crowds: tuple[TrueObject, ...] = ()
+    """Regions of many things at once: nothing to learn, and not wrong to find something in."""
     references: tuple[str, ...] = ()
     """All accepted answers or captions; evaluation compares with them."""
     size_wh: tuple[int, int] | None = None

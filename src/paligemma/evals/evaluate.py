@@ -315,7 +315,11 @@ class _Examples:
     def _known(self, reads: Reads, place: int) -> Any:
         if reads == "text":
             return self.references(place)
-        known = self.known_picture(place, has_masks=reads in ("masks", "expression"))
+        known = self.known_picture(
+            place,
+            has_masks=reads in ("masks", "expression"),
+            has_crowds=reads in ("boxes", "masks"),
+        )
         if reads == "words":
             return [
                 Word(
@@ -349,21 +353,30 @@ class _Examples:
             )
         return references
 
-    def known_picture(self, place: int, *, has_masks: bool) -> KnownPicture:
+    def known_picture(
+        self, place: int, *, has_masks: bool = False, has_crowds: bool = False
+    ) -> KnownPicture:
         record, size_wh = self.records[place], self.predictions[place].size_wh
         if record.objects is None:
             things = self._objects_of_suffix(record, size_wh, has_masks)
             return KnownPicture(size_wh=size_wh, objects=things)
+        truth = (*record.objects, *(record.crowds if has_crowds else ()))
         objects = []
-        for thing in record.objects:
+        for number, thing in enumerate(truth):
             mask = thing.mask if has_masks else None
             if has_masks and mask is None:
                 raise DataError(
                     f"The object {thing.label!r} of the record {record.record_id!r} has no mask. "
                     "Score boxes: box_map."
                 )
-            rle = None if mask is None else mask_to_rle(mask)
-            objects.append(KnownObject(label=thing.label, box_xyxy=thing.box_xyxy, rle=rle))
+            known = KnownObject(
+                label=thing.label,
+                box_xyxy=thing.box_xyxy,
+                rle=None if mask is None else mask_to_rle(mask),
+                is_crowd=number >= len(record.objects),
+                area=thing.area,
+            )
+            objects.append(known)
         return KnownPicture(size_wh=size_wh, objects=tuple(objects))
 
     def _objects_of_suffix(
@@ -439,7 +452,7 @@ def _default_metrics(examples: _Examples, task: TaskName, places: Sequence[int])
         case "detect":
             return ("box_map",)
         case "segment":
-            counts = {len(examples.known_picture(p, has_masks=False).objects) for p in places}
+            counts = {len(examples.known_picture(p).objects) for p in places}
             return ("refcoco_miou",) if counts == {1} else ("mask_map", "box_map")
         case "read_text":
             return ("text_spotting_f1", "text_detection_f1")
@@ -537,7 +550,7 @@ def _calibrate(
     places = [i for i, one in enumerate(examples.predictions) if one.task in ("detect", "segment")]
     if places:
         found: list[tuple[FoundObject, ...]] = [examples.predictions[i].objects for i in places]
-        known = [examples.known_picture(i, has_masks=False) for i in places]
+        known = [examples.known_picture(i, has_crowds=True) for i in places]
         judged = judge_boxes(found, known)
         calibration = calibrate(judged, "boxes", seed=seed, model=model, data=data)
         return calibration, compare_formulas(found, known, seed=seed)

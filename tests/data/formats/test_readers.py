@@ -127,11 +127,20 @@ def _runs(mask: np.ndarray[Any, Any]) -> list[int]:
     return runs
 
 
-def test_coco_crowds_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_coco_crowds_are_kept_apart_and_counted(tmp_path: Path) -> None:
     item = {"image_id": 1, "category_id": 1, "bbox": [5, 3, 10, 4]}
-    records = open_data(coco(tmp_path, [item, {**item, "iscrowd": 1}, {**item, "iscrowd": 1}]))
-    assert only(records[0].objects).label == "cat"
-    assert records.notes == ("2 crowd annotations left out",)
+    crowd = {**item, "iscrowd": 1, "bbox": [0, 0, 30, 20]}
+    records = open_data(coco(tmp_path, [crowd, item, crowd]))
+    assert only(records[0].objects).box_xyxy == (5, 3, 15, 7)
+    assert [one.box_xyxy for one in records[0].crowds] == [(0, 0, 30, 20)] * 2
+    assert records.notes == ("2 crowd annotations kept out of training",)
+
+
+def test_coco_areas_are_those_of_the_file(tmp_path: Path) -> None:
+    item = {"image_id": 1, "category_id": 1, "bbox": [5, 3, 10, 4]}
+    areas = [12.5, 0, None, "7", -1]
+    records = open_data(coco(tmp_path, [{**item, "area": area} for area in areas]))
+    assert [one.area for one in records[0].objects or ()] == [12.5, 0.0, None, None, None]
 
 
 def test_coco_captions_are_references(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """COCO annotations: boxes, masks (polygons or run lengths) and captions, in one JSON file.
 
 Boxes are x, y, width, height in pixels. Crowds (`iscrowd`), which stand for many things at once,
-are left out and counted. Pictures are looked for beside the file, in `images` beside it, and
+are kept apart and counted. Pictures are looked for beside the file, in `images` beside it, and
 where COCO's own folders have them.
 """
 
@@ -28,7 +28,7 @@ from paligemma.errors import DataError
 from paligemma.processor.image import read_size_wh
 
 NAME = "coco"
-CROWDS = "crowd annotations left out"
+CROWDS = "crowd annotations kept out of training"
 _ROBOFLOW_FILE = "_annotations.coco.json"
 _HEAD = 4096  # characters; keys of the whole come early, or the name of the file says it
 
@@ -183,20 +183,19 @@ def _object_record(
 ) -> Record:
     path = existing_picture(folder / str(image["file_name"]), where)
     size_wh = size_of(image.get("width"), image.get("height"), where) or read_size_wh(path)
-    objects = []
-    crowds = 0
+    objects: list[TrueObject] = []
+    crowds: list[TrueObject] = []
     for annotation in found:
-        if annotation.get("iscrowd"):
-            crowds += 1
-        else:
-            objects.append(_object(annotation, names, size_wh, where, tally))
+        thing = _object(annotation, names, size_wh, where, tally)
+        (crowds if annotation.get("iscrowd") else objects).append(thing)
     if crowds:
-        tally[CROWDS] += crowds
+        tally[CROWDS] += len(crowds)
     return Record(
         record_id=str(image["id"]),
         image=path,
         prefix=options.prefix or "",
         objects=tuple(objects),
+        crowds=tuple(crowds),
         size_wh=size_wh,
         where=where,
     )
@@ -223,7 +222,16 @@ def _object(
         make = rle_to_mask if isinstance(shape, dict) else polygons_to_mask
         make_mask = partial(make, shape, size_wh, where)
     corners = (x, y, x + width, y + height)
-    return make_object(names[category], corners, size_wh, where, tally, make_mask)
+    area: Any = annotation.get("area")
+    return make_object(
+        names[category],
+        corners,
+        size_wh,
+        where,
+        tally,
+        make_mask,
+        area=float(area) if _is_number(area) and area >= 0 else None,
+    )
 
 
 def _is_number(value: object) -> bool:

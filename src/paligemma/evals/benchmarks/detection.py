@@ -17,7 +17,7 @@ from paligemma.evals.metrics.detection import MeanAveragePrecision
 
 _NOTE = (
     "The paper's detection: every box in random order after 'detect all classes', noise boxes up "
-    "to the full length, <noise> and the end kept from being drawn. "
+    "to the full length, <noise> and the end kept from being drawn."
 )
 
 
@@ -56,7 +56,7 @@ COCO_DETECTION = Benchmark(
     read=partial(_read, *_COCO),
     homepage="https://cocodataset.org",
     max_new_tokens=1024,
-    note=_NOTE + "Crowd regions are left out instead of being passed over in the matching.",
+    note=_NOTE,
 )
 
 _DOCLAYNET = ("COCO/{}.json", "PNG")
@@ -72,5 +72,5 @@ DOCLAYNET = Benchmark(
     read=partial(_read, *_DOCLAYNET),
     homepage="https://github.com/DS4SD/DocLayNet",
     max_new_tokens=1024,
-    note=_NOTE + "The paper does not say which split it scored.",
+    note=_NOTE + " The paper does not say which split it scored.",
 )

@@ -57,7 +57,10 @@ def precision_recall(
         if item.label == label
     ]
     ranked.sort(key=lambda row: -row[1].score)
-    true = [[t.box_xyxy for t in known.objects if t.label == label] for known in references]
+    true = [
+        [t.box_xyxy for t in known.objects if t.label == label and not t.is_crowd]
+        for known in references
+    ]
     taken = [[False] * len(boxes) for boxes in true]
     right = np.zeros(len(ranked))
     for rank, (number, item) in enumerate(ranked):
