@@ -69,14 +69,14 @@ def train(model: PaliGemma, num_steps: int = 3) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_adapter_changes_nothing(family: Any, kind: str) -> None:
+def test_g9_a_new_adapter_changes_nothing(family: Any, kind: str) -> None:
     expected = logits_of(tiny_model(family))
     model = add_lora(tiny_model(family), LoraConfig(parts=ALL_PARTS, **KINDS[kind]))
     assert (logits_of(model) - expected).abs().max() < (1e-5 if kind == "dora" else 1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_changes_the_adapter_and_no_bit_of_the_base(kind: str) -> None:
+def test_g9_training_changes_the_adapter_and_no_bit_of_the_base(kind: str) -> None:
     before = tiny_model()
     model = add_lora(tiny_model(), LoraConfig(rank=3, parts=ALL_PARTS, **KINDS[kind]))
     train(model)
@@ -95,7 +95,7 @@ def test_training_changes_the_adapter_and_no_bit_of_the_base(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_merged_equals_unmerged(family: Any, kind: str) -> None:
+def test_g9_merged_equals_unmerged(family: Any, kind: str) -> None:
     model = add_lora(tiny_model(family), LoraConfig(rank=3, parts=ALL_PARTS, **KINDS[kind]))
     disturb(model)
     unmerged = logits_of(model)
@@ -108,7 +108,7 @@ def test_merged_equals_unmerged(family: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_equals_unmerged_in_bfloat16_within_its_rounding(kind: str) -> None:
+def test_g9_merged_equals_unmerged_in_bfloat16_within_its_rounding(kind: str) -> None:
     model = tiny_model(attn_logit_softcap=20.0, final_logit_softcap=30.0).bfloat16()
     plain = logits_of(model)
     add_lora(model, LoraConfig(rank=3, **KINDS[kind]))

@@ -13,6 +13,7 @@
     ├── UnavailableError (RuntimeError)  the model is loading, shutting down, or has failed
     ├── TimeLimitError (TimeoutError)    an answer was not there in time
     ├── CancelledError (RuntimeError)    whoever asked does not want the answer any more
+    ├── ProcessLostError (RuntimeError)  another process of the same work has ended or hangs
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── NumericalError (ArithmeticError) the model produced NaN or infinity
 
@@ -76,6 +77,10 @@ class TimeLimitError(PaliGemmaError, TimeoutError):
 
 class CancelledError(PaliGemmaError, RuntimeError):
     """Whoever asked does not want the answer any more."""
+
+
+class ProcessLostError(PaliGemmaError, RuntimeError):
+    """Another process of the same work has ended, or does not answer."""
 
 
 class NumericalError(PaliGemmaError, ArithmeticError):

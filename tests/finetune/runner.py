@@ -14,6 +14,9 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,16 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
+from paligemma.errors import NumericalError
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.distributed import joined
+from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.finetune import finetune
 from paligemma.finetune.loss import suffix_loss
+from paligemma.frozen_linear import FrozenFormat
+from paligemma.lora import LoraConfig, add_lora, freeze_base
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
@@ -38,7 +45,7 @@ SUFFIXES = ("a cat", "on the beach", "a dog and a cat stand on the beach", "cow"
 
 
 class DrawnExamples:
-    """22 noise pictures with answers of several lengths."""
+    """22 answers of several lengths to noise pictures: to one, two or none."""
 
     fingerprint = "drawn"
 
@@ -46,13 +53,44 @@ class DrawnExamples:
         return 22
 
     def __getitem__(self, index: int) -> Example:
-        pixels = np.random.default_rng(index).integers(0, 255, (9, 11, 3), dtype=np.uint8)
+        generator = np.random.default_rng(index)
+        num_images = 0 if index % 3 == 1 else 2 if index % 5 == 3 else 1
+        pixels = generator.integers(0, 255, (num_images, 9, 11, 3), dtype=np.uint8)
         return Example(
-            image=LoadedImage(rgb=Image.fromarray(pixels), name=f"drawn {index}"),
+            images=tuple(
+                LoadedImage(rgb=Image.fromarray(one), name=f"drawn {index}") for one in pixels
+            ),
             prefix="caption en" if index % 3 else "detect cat ; dog",
             suffix=SUFFIXES[index % len(SUFFIXES)],
             example_id=f"drawn-{index}",
         )
+
+
+class Deadly(DrawnExamples):
+    """Process 1 gets a signal when it reads its 20th example; once, while `mark` is not there."""
+
+    def __init__(self, mark: Path, number: signal.Signals) -> None:
+        self.mark = mark
+        self.number = number
+        self.num_read = 0
+
+    def __getitem__(self, index: int) -> Example:
+        self.num_read += 1
+        if self.num_read == 20 and os.environ["RANK"] == "1" and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+class Poisoned(Processor):
+    """Example 6 becomes NaN."""
+
+    def pixel_values(self, images: Sequence[LoadedImage]) -> Tensor:
+        pixels = super().pixel_values(images)
+        for image, values in zip(images, pixels, strict=True):
+            if image.name == "drawn 6":
+                values.fill_(float("nan"))
+        return pixels
 
 
 def predictor(tokenizer: Tokenizer) -> Predictor:
@@ -79,23 +117,56 @@ def config(**fields: Any) -> TrainConfig:
     return TrainConfig(**defaults | fields)
 
 
+ADAPTERS: dict[str, tuple[LoraConfig, FrozenFormat | None]] = {
+    "lora": (LoraConfig(rank=2), None),
+    "dora": (
+        LoraConfig(rank=3, use_dora=True, parts=("decoder", "projector", "vision_encoder")),
+        None,
+    ),
+    "qlora": (LoraConfig(rank=2, use_rslora=True), "nf4"),
+}
+"""On a base that is bfloat16, as released weights are."""
+
+
 def run(
-    tokenizer: Tokenizer, out: Path, *, dtype: torch.dtype = torch.float32, **fields: Any
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    adapters: str | None = None,
+    examples: DrawnExamples | None = None,
+    poisoned: bool = False,
+    **fields: Any,
 ) -> PaliGemma | None:
     """Validates by the answers' mean log-probability and what the model says to two pictures."""
     small = predictor(tokenizer)
     small.model.to(dtype)
+    if poisoned:
+        small = replace(small, processor=Poisoned(**vars(small.processor)))
+    if adapters is not None:
+        lora, base = ADAPTERS[adapters]
+        small.model.to(torch.bfloat16)
+        if base is not None:
+            freeze_base(small.model, base)
+        add_lora(small.model, lora, seed=1)
     held_back = [DrawnExamples()[index] for index in (3, 4, 5)]
     batch = collate(small.processor, held_back)
 
     def validate() -> dict[str, float]:
         hidden = small.model.hidden_states(batch)
         total, count = suffix_loss(small.model.decoder, hidden, batch)
-        image = held_back[0].image.rgb
+        image = held_back[0].images[0].rgb
         said = small.generate(image, "caption en", max_new_tokens=3)
         return {"score": -float(total) / count, "length": float(len(said.token_ids))}
 
-    return finetune(small, DrawnExamples(), config(**fields), out, validate=validate)
+    return finetune(
+        small,
+        examples or DrawnExamples(),
+        config(**fields),
+        out,
+        method="full" if adapters is None else "marked",
+        validate=validate,
+    )
 
 
 def killed(tokenizer: Tokenizer, out: Path, *, kills: int, seed: int, **fields: Any) -> None:
@@ -133,7 +204,7 @@ def both(tokenizer: Tokenizer, out: Path, **fields: Any) -> None:
     model = run(tokenizer, out / "whole", keep_last=99, **fields)
     if model is not None:
         save_file(dict(model.named_parameters()), out / "whole.safetensors")
-        shutil.copytree(out / "whole", out / "half")
+        shutil.copytree(out / "whole", out / "half", dirs_exist_ok=True)  # the other may be ahead
         for folder in (out / "half" / "checkpoints").glob("step-*"):
             if folder.name != "step-4":
                 shutil.rmtree(folder)
@@ -142,14 +213,26 @@ def both(tokenizer: Tokenizer, out: Path, **fields: Any) -> None:
     if model is not None:
         save_file(dict(model.named_parameters()), out / "half.safetensors")
     run(tokenizer, out / "bfloat16", dtype=torch.bfloat16, master_weights=True, **fields)
+    for adapters in ADAPTERS:
+        run(tokenizer, out / adapters, adapters=adapters, **fields | {"num_steps": 4})
+    run(tokenizer, out / "skipping", poisoned=True, on_non_finite="skip", **fields)
+    try:
+        run(tokenizer, out / "stopping", poisoned=True, **fields)
+    except NumericalError as error:
+        (out / f"stopped-{World.current().rank}").write_text(str(error))
+
+
+def deadly(tokenizer: Tokenizer, out: Path, *, number: int, **fields: Any) -> None:
+    """Process 1 gets the signal `number` in step 5, and lives if it is started again."""
+    run(tokenizer, out, examples=Deadly(out / "mark", signal.Signals(number)), **fields)
 
 
 def main() -> None:
     way, tokenizer_path, out, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    ways: dict[str, Any] = {"run": run, "killed": killed, "both": both}
+    ways: dict[str, Any] = {"run": run, "killed": killed, "both": both, "deadly": deadly}
     fields = json.loads(more[0]) if more else {}
-    with joined():
+    with joined(timedelta(seconds=fields.pop("patience", 300))):
         ways[way](Tokenizer.from_file(Path(tokenizer_path)), Path(out), **fields)
 
 

@@ -79,8 +79,8 @@ def test_parts_that_do_not_count_stay_out_of_the_loss(tiny_tokenizer: Tokenizer)
     batch = collate(
         processor,
         [
-            Example(image=image, prefix="p", suffix="<loc0001> cat", suffix_parts=parts),
-            Example(image=image, prefix="p", suffix="<loc0001> cat"),
+            Example(images=(image,), prefix="p", suffix="<loc0001> cat", suffix_parts=parts),
+            Example(images=(image,), prefix="p", suffix="<loc0001> cat"),
         ],
     )
     assert batch.loss_mask is not None
@@ -88,4 +88,4 @@ def test_parts_that_do_not_count_stay_out_of_the_loss(tiny_tokenizer: Tokenizer)
     assert batch.mask_ar[0].equal(batch.mask_ar[1])
     assert int(batch.loss_mask[1].sum()) - int(batch.loss_mask[0].sum()) == 1
     with pytest.raises(DataError, match="do not add up"):
-        Example(image=image, prefix="p", suffix="cat", suffix_parts=parts)
+        Example(images=(image,), prefix="p", suffix="cat", suffix_parts=parts)

@@ -49,7 +49,7 @@ def small(tokenizer: Tokenizer) -> Predictor:
     return Predictor(model=model, processor=processor)
 
 
-def test_four_examples_are_learned_by_heart(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+def test_g11_four_examples_are_learned_by_heart(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     examples = ExampleFile.open(write_examples(tmp_path))
     predictor = small(tiny_tokenizer)
     config = TrainConfig(
@@ -76,9 +76,9 @@ def test_examples_that_share_a_picture_share_its_encoding(
     batch = collate(
         processor,
         [
-            Example(image=first, prefix="caption en", suffix="a cat"),
-            Example(image=second, prefix="caption en", suffix="a dog"),
-            Example(image=first, prefix="detect cat ; dog", suffix="a"),
+            Example(images=(first,), prefix="caption en", suffix="a cat"),
+            Example(images=(second,), prefix="caption en", suffix="a dog"),
+            Example(images=(first,), prefix="detect cat ; dog", suffix="a"),
         ],
     )
     assert batch.pixel_values.shape[0] == 2
@@ -86,7 +86,7 @@ def test_examples_that_share_a_picture_share_its_encoding(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7])
-def test_every_epoch_shows_each_example_once(batch_size: int) -> None:
+def test_g5_every_epoch_shows_each_example_once(batch_size: int) -> None:
     shown = [place for s in range(20) for place in places_of_step(5, batch_size, seed=3, step=s)]
     for epoch in range(len(shown) // 5):
         part = shown[epoch * 5 : epoch * 5 + 5]
@@ -102,7 +102,7 @@ def test_every_epoch_shows_each_example_once(batch_size: int) -> None:
         ("\n\n", "holds no example"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_g6_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
@@ -115,7 +115,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_picture_ends_the_run_with_its_own_error(
+def test_g6_a_damaged_picture_ends_the_run_with_its_own_error(
     tmp_path: Path, tiny_tokenizer: Tokenizer, num_workers: int
 ) -> None:
     examples = ExampleFile.open(write_examples(tmp_path))

@@ -32,7 +32,7 @@ def mean_loss(
 
 
 @pytest.mark.parametrize("softcap", [False, True])
-def test_it_is_the_mean_cross_entropy_of_suffix_tokens(softcap: bool) -> None:
+def test_g8_it_is_the_mean_cross_entropy_of_suffix_tokens(softcap: bool) -> None:
     model = tiny_model()
     inputs = tiny_inputs(model.config, ROWS, pad="right")
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_by_default_every_row_counts_the_same() -> None:
     assert float(both) == pytest.approx(float(sum(alone)) / 2, abs=1e-6)
 
 
-def test_pads_on_either_side_do_not_matter() -> None:
+def test_g8_pads_on_either_side_do_not_matter() -> None:
     model = tiny_model()
     with torch.no_grad():
         sides = [
@@ -81,7 +81,7 @@ def test_a_later_answer_token_cannot_change_the_loss_of_an_earlier_one() -> None
     assert torch.equal(before, after)
 
 
-def test_a_batch_in_parts_gives_the_same_loss_and_gradients() -> None:
+def test_g8_a_batch_in_parts_gives_the_same_loss_and_gradients() -> None:
     config = tiny_config()
     inputs = tiny_inputs(config, ROWS, pad="right")
     gradients = []

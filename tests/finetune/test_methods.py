@@ -159,7 +159,7 @@ def test_packed_weights_are_refused(tmp_path: Path, small: Predictor) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_accumulation_does_not_change_the_loss(
+def test_g8_accumulation_does_not_change_the_loss(
     tmp_path: Path, tiny_tokenizer: Tokenizer, num_workers: int
 ) -> None:
     runs = {}
@@ -173,7 +173,7 @@ def test_accumulation_does_not_change_the_loss(
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2)])
-def test_however_it_is_cut_a_step_sees_the_same_examples(
+def test_g5_however_it_is_cut_a_step_sees_the_same_examples(
     small: Predictor, world_size: int, accumulation: int
 ) -> None:
     def shown(step: int, world_size: int, accumulation: int) -> list[str]:
@@ -298,13 +298,13 @@ class Bad(DrawnExamples):
         return super().__getitem__(index)
 
 
-def test_a_bad_example_is_an_error_by_default(tmp_path: Path, small: Predictor) -> None:
+def test_g6_a_bad_example_is_an_error_by_default(tmp_path: Path, small: Predictor) -> None:
     with pytest.raises(ImageError, match="picture 3 is damaged"):
         finetune(small, Bad(3), config(), tmp_path)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_skipped_examples_are_named_once_and_leave_the_others_in_place(
+def test_g6_skipped_examples_are_named_once_and_leave_the_others_in_place(
     tmp_path: Path, small: Predictor, num_workers: int
 ) -> None:
     how = config(num_steps=6, on_bad_example="skip", num_workers=num_workers)
@@ -318,14 +318,14 @@ def test_skipped_examples_are_named_once_and_leave_the_others_in_place(
         assert left.ids == tuple(i for i in good.ids if i != "drawn-3")
 
 
-def test_too_many_bad_examples_are_an_error(tmp_path: Path, small: Predictor) -> None:
+def test_g6_too_many_bad_examples_are_an_error(tmp_path: Path, small: Predictor) -> None:
     how = config(on_bad_example="skip")
     with pytest.raises(DataError, match="2 of 22 examples cannot be used, more than 1"):
         finetune(small, Bad(1, 2), how, tmp_path / "few")
     finetune(small, Bad(1, 2), config(on_bad_example="skip", max_bad_share=0.2), tmp_path / "many")
 
 
-def test_a_micro_batch_of_bad_examples_alone_teaches_nothing(
+def test_g6_a_micro_batch_of_bad_examples_alone_teaches_nothing(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     how: dict[str, Any] = {

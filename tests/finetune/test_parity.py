@@ -29,6 +29,8 @@ ROWS = [
     Row(prefix=9, suffix=2),
     Row(images=(0, 1), prefix=5, suffix=7),
     Row(images=(1,), prefix=1, suffix=1),
+    Row(images=(), prefix=4, suffix=3),
+    Row(images=(1, 1, 0), prefix=2, suffix=5),
 ]
 
 
@@ -60,7 +62,7 @@ def test_loss_and_gradients_equal_those_of_transformers(
         reduction="token",
         final_logit_softcap=True,
     )
-    assert count == 14
+    assert count == 22
     (total / count).backward()
     assert float((total / count).detach()) == pytest.approx(float(theirs.detach()), abs=1e-5)
 

@@ -59,7 +59,7 @@ def assert_equal_runs(whole: Path, other: Path) -> None:
     "kills",
     [pytest.param(4, id="4 kills"), pytest.param(20, id="20 kills", marks=pytest.mark.slow)],
 )
-def test_a_run_killed_at_random_moments_is_bit_equal_to_one_that_was_not(
+def test_g1_a_run_killed_at_random_moments_is_bit_equal_to_one_that_was_not(
     tmp_path: Path, tiny_tokenizer: Tokenizer, kills: int
 ) -> None:
     fields = FIELDS | {"kills": kills, "seed": kills, "num_steps": 24, "save_every": 3}
@@ -75,7 +75,7 @@ def test_a_run_killed_at_random_moments_is_bit_equal_to_one_that_was_not(
         assert_equal_runs(tmp_path / "whole", other)
 
 
-def test_a_process_that_gets_sigterm_ends_with_75_and_a_state(
+def test_g12_a_process_that_gets_sigterm_ends_with_75_and_a_state(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     fields = {"num_steps": 100_000, "save_every": 100_000}

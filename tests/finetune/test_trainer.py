@@ -125,7 +125,7 @@ def test_the_random_state_of_the_caller_stays_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulation_does_not_change_losses(tmp_path: Path, accumulation: int) -> None:
+def test_g8_accumulation_does_not_change_losses(tmp_path: Path, accumulation: int) -> None:
     class Part(Points):
         """Micro-batch n of the same 16 points a step, unevenly cut."""
 
@@ -153,7 +153,7 @@ def test_accumulation_does_not_change_losses(tmp_path: Path, accumulation: int) 
 # What is not finite
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_good_state(tmp_path: Path) -> None:
+def test_g7_a_loss_that_is_not_finite_stops_and_names_the_good_state(tmp_path: Path) -> None:
     line = Line()
     with pytest.raises(NumericalError, match=r"The loss of step 7 is nan.*checkpoints"):
         run(line, Broken(), config(20), tmp_path)
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_good_state(tmp_path: Path
     assert len(json.loads(skipped)["ids"]) == 16
 
 
-def test_a_step_that_is_not_finite_may_be_skipped(tmp_path: Path) -> None:
+def test_g7_a_step_that_is_not_finite_may_be_skipped(tmp_path: Path) -> None:
     skipping = config(20, on_non_finite="skip")
     line, stepwise = Line(), Line()
     told: list[dict[str, Any]] = []
@@ -182,7 +182,7 @@ def test_a_step_that_is_not_finite_may_be_skipped(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
 
 
-def test_when_every_step_is_not_finite_skipping_ends(tmp_path: Path) -> None:
+def test_g7_when_every_step_is_not_finite_skipping_ends(tmp_path: Path) -> None:
     class Poison(Points):
         def batch(self, number: int) -> Tensor:
             return super().batch(number) * float("inf")
@@ -191,7 +191,7 @@ def test_when_every_step_is_not_finite_skipping_ends(tmp_path: Path) -> None:
         run(Line(), Poison(), config(20, on_non_finite="skip"), tmp_path)
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_g7_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     class Overflowing(Line):
         def losses(self, batch: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_batch_in_which_nothing_counts_is_an_error(tmp_path: Path) -> None:
+def test_g7_a_batch_in_which_nothing_counts_is_an_error(tmp_path: Path) -> None:
     line = Line()
     nothing = Objective(losses=line.losses, count=lambda _: 0, ids=lambda _: ["cat.png", "b"])
     with pytest.raises(DataError, match=r"batch of step 0 counts in the loss.*cat\.png, b"):
@@ -223,7 +223,7 @@ def test_a_batch_in_which_nothing_counts_is_an_error(tmp_path: Path) -> None:
         ({"seed": 5}, {"data": "c"}, "data was 'a' and is 'c'; seed was 0 and is 5"),
     ],
 )
-def test_a_run_of_other_settings_or_data_is_not_resumed(
+def test_g4_a_run_of_other_settings_or_data_is_not_resumed(
     tmp_path: Path, changed: dict[str, Any], facts: dict[str, str], message: str
 ) -> None:
     run(Line(), Points(), config(20), tmp_path, settings={"data": "a"})
@@ -239,7 +239,7 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path) -> None:
     assert len(losses(tmp_path)) == 20
 
 
-def test_another_model_is_not_resumed(tmp_path: Path) -> None:
+def test_g4_another_model_is_not_resumed(tmp_path: Path) -> None:
     class Other(Line):
         def __init__(self) -> None:
             super().__init__()
@@ -265,7 +265,7 @@ def test_frozen_parts_stay_and_are_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_is_told_to_stop_saves_and_exits_with_75(
+def test_g12_a_run_that_is_told_to_stop_saves_and_exits_with_75(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     class Stopping(Points):

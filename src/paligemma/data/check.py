@@ -87,7 +87,7 @@ def check_data(
     max_tokens: int | None = None,
     on_record: Callable[[], None] = lambda: None,
 ) -> CheckReport:
-    """Look at every record, its picture included, as the first epoch would show it.
+    """Look at every record, its pictures included, as the first epoch would show it.
 
     `max_tokens` is the longest row that training takes, image tokens included; what is beyond is
     cut, as training would. `on_record` is called after each record.
@@ -101,9 +101,9 @@ def check_data(
     taught: list[tuple[Record, Target]] = []
     for record in records:
         try:
-            record.load_image()
+            num_images = len(record.load_images())
             target = builder.build(record)
-            row = build_row(builder.processor, target)
+            row = build_row(builder.processor, target, num_images)
         except (DataError, ImageError) as error:
             bad.append((record.record_id, str(error)))
         else:
@@ -135,10 +135,14 @@ def check_data(
     )
 
 
-def build_row(processor: Processor, target: Target) -> TokenSequence:
-    """The row of one picture and its target, before pads."""
+def build_row(processor: Processor, target: Target, num_images: int) -> TokenSequence:
+    """The row of a record's pictures and its target, before pads."""
     return build_example(
-        processor.tokenizer, target.prefix, target.suffix_parts, 1, processor.num_image_tokens
+        processor.tokenizer,
+        target.prefix,
+        target.suffix_parts,
+        num_images,
+        processor.num_image_tokens,
     )
 
 

@@ -77,6 +77,7 @@ class BatchRow:
     record: Record
     target: Target
     image: LoadedImage
+    """Of several, the first."""
 
 
 def render_page(

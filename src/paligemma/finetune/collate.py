@@ -14,9 +14,10 @@ from paligemma.processor.sequence import SuffixPart
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture, what is asked of it, and the answer to learn."""
+    """Pictures, what is asked of them, and the answer to learn."""
 
-    image: LoadedImage
+    images: tuple[LoadedImage, ...]
+    """One as a rule; several for pairs and frames of a video, in order; none for text alone."""
     prefix: str
     suffix: str
     example_id: str = ""
@@ -39,11 +40,12 @@ def collate(processor: Processor, examples: Sequence[Example]) -> ModelInputs:
     places: dict[int, int] = {}
     rows = []
     for example in examples:
-        place = places.setdefault(id(example.image), len(images))
-        if place == len(images):
-            images.append(example.image)
+        for image in example.images:
+            if places.setdefault(id(image), len(images)) == len(images):
+                images.append(image)
+        shown = tuple(places[id(image)] for image in example.images)
         suffix = example.suffix if example.suffix_parts is None else example.suffix_parts
-        rows.append(ExampleRow(prompt=example.prefix, suffix=suffix, images=(place,)))
+        rows.append(ExampleRow(prompt=example.prefix, suffix=suffix, images=shown))
     return processor.example_inputs(rows, images)
 
 

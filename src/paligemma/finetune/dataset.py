@@ -1,4 +1,4 @@
-"""Examples: a picture with a prefix and the suffix to learn; and files of them.
+"""Examples: pictures with a prefix and the suffix to learn; and files of them.
 
 A file is JSON Lines of {"image": "pictures/1.jpg", "prefix": "caption en", "suffix": "a dog"}, the
 form in use for this model; image paths are relative to the file.
@@ -72,7 +72,7 @@ class ExampleFile:
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
         return Example(
-            image=record.load_image(),
+            images=record.load_images(),
             prefix=record.prefix,
             suffix=record.suffix,
             example_id=record.record_id,
@@ -160,7 +160,7 @@ class ExampleSource:
 
 
 _BLANK = Example(
-    image=LoadedImage(rgb=Image.new("RGB", (1, 1)), name="blank"), prefix="", suffix=""
+    images=(LoadedImage(rgb=Image.new("RGB", (1, 1)), name="blank"),), prefix="", suffix=""
 )
 
 

@@ -10,13 +10,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, ProcessLostError
 from paligemma.model.paligemma import PaliGemma
 
 
@@ -75,26 +78,51 @@ class World:
             dist.barrier()
 
 
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another one: longer than the first one takes to seal a state."""
+
+
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
     """The processes that `torchrun` started, together; a process that is alone stays so.
 
     Once in a process, around all that they do together: torch cannot bring the same group together
-    twice.
+    twice. Raises ProcessLostError when another process has ended, or has not come to where this one
+    waits for it within `patience`. (A hanging NCCL call cannot be left: torch then ends the
+    process itself.)
     """
     if _num_started() == 1:
         yield World()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    # Started again on one machine, processes find the store as the dead ones left it, their
+    # addresses included, and would wait for them (torch 2.13). Several machines do not count alike.
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt {attempt}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    world = World.current()
     try:
-        yield World.current()
+        yield world
         dist.barrier()  # nobody leaves while another still talks
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        raise ProcessLostError(
+            f"Process {world.rank} of {world.size} lost another one, which has ended or has not "
+            f"answered for {patience.total_seconds():.0f} s. What that one said last tells why; "
+            "the same command goes on from the last saved state."
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    # gloo has no error class of its own, only the path of its source in the message.
+    return isinstance(error, dist.DistError) or "/gloo/transport/" in str(error)
 
 
 def _num_started() -> int:
@@ -106,7 +134,8 @@ def shard(root: nn.Module, model: PaliGemma, *, bfloat16: bool) -> None:
 
     With `bfloat16` every process computes in it, from float32 shards: what master copies are in
     one process. Gradients are averages over the processes. The whole of a parameter stands in
-    memory only while its block computes; call `root` itself, so that it can see to that.
+    memory only while its block computes; call `root` itself, so that it can see to that. Frozen
+    parameters are cut, too, whatever their dtype; buffers, as of a frozen NF4 base, are not.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

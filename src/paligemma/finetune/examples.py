@@ -33,7 +33,7 @@ class RecordExamples:
         return len(self.records.slots)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads the picture.
+        """Reads the pictures.
 
         Raises DataError where a bad record was left out, and as the builder does; ImageError for
         a picture that cannot be read.
@@ -44,7 +44,7 @@ class RecordExamples:
         target = self.targets.build(record, self.epoch)
         whole = all(part.counts_in_loss for part in target.suffix_parts)
         return Example(
-            image=record.load_image(),
+            images=record.load_images(),
             prefix=target.prefix,
             suffix=target.suffix,
             example_id=record.record_id,

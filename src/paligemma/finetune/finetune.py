@@ -22,6 +22,7 @@ from paligemma.finetune.trainer import Objective, train
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
+from paligemma.processor.inputs import ModelInputs
 
 Method = Literal["full", "frozen-encoder", "marked"]
 BAD_NAME = "bad_examples.jsonl"
@@ -126,7 +127,7 @@ class Learner(nn.Module):
     def forward(self, batch: ExampleBatch) -> Tensor:
         """The loss, summed over what `loss_count` counts; 0 for a batch without any."""
         inputs = batch.inputs.to(self.model.device)
-        hidden = self.model.hidden_states(inputs)
+        hidden = self.model.hidden_states(inputs, image_tokens=self._image_tokens(inputs))
         if loss_count(batch.inputs, self.config.loss_reduction) == 0:
             return 0.0 * hidden.sum()
         total, _ = suffix_loss(
@@ -138,6 +139,17 @@ class Learner(nn.Module):
             label_smoothing=self.config.label_smoothing,
         )
         return total
+
+    def _image_tokens(self, inputs: ModelInputs) -> Tensor:
+        """Of the batch's pictures; of a blank one that nobody asks about, for text alone.
+
+        Processes gather weights and add up gradients together, so what one computes all must, and
+        in one order. However a step is cut, the encoder's gradient is then 0, not none.
+        """
+        pixels = inputs.pixel_values
+        if len(pixels) == 0:
+            pixels = pixels.new_zeros(1, *pixels.shape[1:])
+        return self.model.embed_images(pixels)
 
     def objective(self) -> Objective[ExampleBatch]:
         return Objective(

@@ -2,7 +2,7 @@
 
     out/checkpoints/
       step-500/   *.safetensors   weights that are trained, optimizer moments
-                  state.json      step, settings, best so far, versions
+                  state.json      step, settings, best so far, versions, how many tensors
                   manifest.json   size and SHA-256 of the files above
       latest      "step-500"
       best        "step-400", where a metric is followed
@@ -20,7 +20,8 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class Checkpoints:
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 save_tensors(tensors, storage_writer=writer, no_dist=self.world.size == 1)
             if self.world.is_first:
-                _seal(partial, progress)
+                _seal(partial, progress, _counts(tensors))
                 if final.exists():  # made before a damaged one was left behind
                     _remove(final)
                 partial.replace(final)
@@ -161,6 +162,13 @@ class Checkpoints:
                 f"The training state {folder} belongs to another model, or trains other parts: "
                 f"{', '.join(sorted(differing)[:5])} differ. "
                 "Train into an empty folder, or use the settings it was made with."
+            )
+        counts = _counts(stored)
+        written = _read_state(folder).get("tensors", counts)  # the first states did not say
+        if counts != written:
+            raise CheckpointError(
+                f"The training state {folder} is not whole: it holds {counts} tensors, and "
+                f"{written} were written. Remove it to go on from the one before it."
             )
         for name, parameter in trained.parameters.items():
             for moment in _MOMENTS:
@@ -293,10 +301,15 @@ def _load(tensors: dict[str, Tensor], folder: Path, *, no_dist: bool) -> None:
         load_tensors(tensors, storage_reader=reader, no_dist=no_dist)
 
 
-def _seal(folder: Path, progress: Progress) -> None:
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    """How many tensors of each kind: weights, and each of their moments."""
+    return dict(sorted(Counter(name.partition("/")[0] for name in names).items()))
+
+
+def _seal(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None:
     """Add state and manifest, and bring everything to the disk."""
     best = None if progress.best is None else vars(progress.best)
-    state = {**vars(progress), "best": best, "versions": _versions()}
+    state = {**vars(progress), "best": best, "tensors": counts, "versions": _versions()}
     (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -318,16 +331,27 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {written['bytes']}"
             if sha256_of(path) != written["sha256"]:
                 return f"{name} is not what was written (its SHA-256 differs)"
+        _read_progress(folder)  # lacks nothing
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_first_line(error)} ({type(error).__name__})"
     return None
 
 
 def _read_progress(folder: Path) -> Progress:
-    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    del state["versions"]
-    best = state.pop("best")
-    return Progress(**state, best=None if best is None else Best(**best))
+    state = _read_state(folder)
+    best = state["best"]
+    return Progress(
+        step=state["step"],
+        epoch=state["epoch"],
+        settings=state["settings"],
+        best=None if best is None else Best(**best),
+        world_size=state["world_size"],
+    )
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def _newest_whole(out: Path) -> Path:

@@ -128,12 +128,12 @@ class JointSource:
                 prefix, suffix = draw_example(
                     scene, rng, self.task_weights, self.seg_codes, self.asking
                 )
-                examples.append(Example(image=image, prefix=prefix, suffix=suffix))
+                examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
         for sheet in sheets:
             picture = Image.fromarray(sheet.draw(rng.choice(self.drawn_at)))
             image = LoadedImage(rgb=picture, name="sheet")
             prefix, suffix = draw_sheet_example(sheet, rng)
-            examples.append(Example(image=image, prefix=prefix, suffix=suffix))
+            examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
         grid = round(self.processor.num_image_tokens**0.5)
         return JointBatch(
             parts=split_by_length(collate(self.processor, examples), 3),

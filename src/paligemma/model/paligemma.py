@@ -54,13 +54,14 @@ class PaliGemma(nn.Module):
     def embed(self, inputs: ModelInputs, image_tokens: Tensor | None = None) -> Tensor:
         """Text embeddings with image tokens put in their places: [B, T, D]."""
         x = self.decoder.embed(inputs.token_ids)
-        if not any(inputs.image_index):
-            return x
-        if image_tokens is None:
-            image_tokens = self.embed_images(inputs.pixel_values)
         flat_index = [image for row in inputs.image_index for image in row]
+        if image_tokens is None:
+            if not flat_index:
+                return x
+            image_tokens = self.embed_images(inputs.pixel_values)
         # index_select: its gradient sums in a fixed order, so that a resumed run is bit-equal.
-        features = image_tokens.index_select(0, torch.tensor(flat_index, device=x.device))
+        places = torch.tensor(flat_index, dtype=torch.int64, device=x.device)
+        features = image_tokens.index_select(0, places)
         features = features.flatten(0, 1)
         num_places = int(inputs.image_mask.sum())
         if num_places != features.shape[0]:

@@ -1,12 +1,14 @@
 """JSON Lines: one record a line, {"image": "pictures/1.jpg", "prefix": ..., "suffix": ...}.
 
-Paths are relative to the file. The other fields: see `fields.py`.
+Paths are relative to the file; a list of them is a question about several pictures. The other
+fields: see `fields.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -81,13 +83,22 @@ def _build(
     options: ReadOptions,
     tally: Counter[str],
 ) -> Record:
-    if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
+    names = fields.get("image") if isinstance(fields, dict) else None
+    if isinstance(names, str):
+        names = [names]
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not isinstance(fields, dict) or not names or not is_list:
         raise DataError(
             f'{where} must be an object with text under "image", "prefix" and "suffix".'
         )
-    image = (options.images or path.parent) / fields["image"]
-    if fields.get("objects") is not None:  # whose picture's header is read
-        existing_picture(image, where)
+    image, *more = ((options.images or path.parent) / name for name in names)
+    if fields.get("objects") is not None:
+        if more:
+            raise DataError(
+                f"{where} has objects and {len(names)} pictures; boxes refer to one. Give one "
+                "picture, or write the answer as suffix."
+            )
+        existing_picture(image, where)  # its header is read
     record = record_of_fields(
         fields,
         record_id=record_id,
@@ -96,5 +107,5 @@ def _build(
         default_prefix=options.prefix,
         tally=tally,
     )
-    existing_picture(image, where)
-    return record
+    pictures = [existing_picture(one, where) for one in (image, *more)]
+    return replace(record, more_images=tuple(pictures[1:]))
