@@ -14,8 +14,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from paligemma.server.app import create_app
+from paligemma.server.limits import Limits
 from paligemma.server.service import Service
-from paligemma.server.settings import LOOPBACK_HOSTS, Settings, read_keys
+from paligemma.server.settings import (
+    LOOPBACK_HOSTS,
+    Settings,
+    limits_without_keys,
+    read_keys,
+    served_name,
+)
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,9 +63,12 @@ class ServerApp:
     def _start(self) -> Service:
         import paligemma
 
-        settings = Settings(keys=read_keys(None), hosts=(*LOOPBACK_HOSTS, *self.hosts))
+        keys = read_keys(None)
+        limits = Limits() if keys is not None else limits_without_keys(Limits())
+        hosts = (*LOOPBACK_HOSTS, *self.hosts)
+        settings = Settings(limits=limits, keys=keys, hosts=hosts)
         service = Service(
-            lambda: paligemma.load(self.model), name=self.model, limits=settings.limits
+            lambda: paligemma.load(self.model), name=served_name(self.model), limits=limits
         )
         service.start()
         self._app = create_app(service, settings)
@@ -76,7 +86,7 @@ def build(options: dict[str, str]) -> Any:
 
     hosts = tuple(name.lower() for name in options.get("hosts", "").split(",") if name)
     app = ServerApp(options.get("model", "mini"), hosts)
-    drain_seconds = Settings().limits.drain_seconds
+    drain_seconds = Limits().drain_seconds
 
     @serve.deployment(
         name="paligemma",

@@ -31,7 +31,7 @@ from paligemma.cli.serve import serve  # noqa: E402
 from paligemma.server.app import create_app  # noqa: E402
 from paligemma.server.limits import Limits  # noqa: E402
 from paligemma.server.service import Service  # noqa: E402
-from paligemma.server.settings import KEYS_VARIABLE, Settings  # noqa: E402
+from paligemma.server.settings import KEYS_VARIABLE, KeyRing, Settings  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -112,9 +112,24 @@ def test_options_and_variables_are_those_of_the_command(container: dict[str, Any
     assert options
     assert options <= known
     names = {variable["name"] for variable in container["env"]}
-    assert names == {"PALIGEMMA_MODEL", KEYS_VARIABLE}
-    assert names <= set(compose["services"]["paligemma"]["environment"])
+    assert names == {"PALIGEMMA_MODEL", KEYS_VARIABLE, "POD_IP"}
+    assert names - {"POD_IP"} <= set(compose["services"]["paligemma"]["environment"])
     assert "PALIGEMMA_MODEL" in shown.output or "PALIGEMMA_MODEL" in inspect.getsource(serve)
+
+
+def test_scrapers_call_each_pod_by_its_address_and_bring_a_key(container: dict[str, Any]) -> None:
+    from tests.server.asgi import call
+
+    [address] = [variable for variable in container["env"] if variable["name"] == "POD_IP"]
+    assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert "--allow-host=$(POD_IP)" in container["args"]
+    key = "0123456789abcdef"
+    service = Service(lambda: pytest.fail("nothing loads"), name="x")
+    app = create_app(service, Settings(keys=KeyRing([key]), hosts=("10.1.2.3",)))
+    headers = {"host": f"10.1.2.3:{PORT}", "authorization": f"Bearer {key}"}
+    assert asyncio.run(call(app, "GET", "/metrics", headers=headers)).status == 200
+    del headers["authorization"]
+    assert asyncio.run(call(app, "GET", "/metrics", headers=headers)).status == 401
 
 
 def test_d5_there_is_time_to_drain_before_the_process_is_killed(container: dict[str, Any]) -> None:
@@ -238,16 +253,19 @@ def test_the_ray_file_can_be_read_without_ray() -> None:
 
 
 def test_a_ray_replica_loads_before_it_is_ready_and_drains_before_it_ends(
-    ray_serve: ModuleType,
+    ray_serve: ModuleType, tmp_path: Path
 ) -> None:
     import paligemma
     from tests.server.asgi import call
 
-    if not (Path(paligemma.__file__).parent / "mini" / "model" / "model.safetensors").is_file():
+    mini = Path(paligemma.__file__).parent / "mini" / "model"
+    if not (mini / "model.safetensors").is_file():
         pytest.skip("the weights of mini are not there yet")
+    folder = tmp_path / "model-2"
+    folder.symlink_to(mini)
 
     async def live() -> None:
-        server = ray_serve.ServerApp("mini", ("example.com",))
+        server = ray_serve.ServerApp(str(folder), ("example.com",))
         told = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
         said: list[str] = []
         end = asyncio.Event()
@@ -266,6 +284,11 @@ def test_a_ray_replica_loads_before_it_is_ready_and_drains_before_it_ends(
         assert said == ["lifespan.startup.complete"]
         ready = await call(server, "GET", "/health/ready", headers={"host": "example.com"})
         assert ready.status == 200
+        listed = await call(server, "GET", "/v1/models")
+        assert [model["id"] for model in listed.json()["data"]] == ["model-2"]
+        # All come through Ray's proxy, so to the replica they are one client.
+        limits = ray_serve.ServerApp.running.limits
+        assert limits.streams_per_client == limits.max_running + limits.max_queued
         end.set()
         await living
         assert said[-1] == "lifespan.shutdown.complete"

@@ -158,7 +158,7 @@ SCHEDULES = st.lists(
     max_prefill_positions=st.sampled_from([1, 70, 500]),
     num_images_kept=st.sampled_from([0, 1, 9]),
 )
-def test_requests_that_come_and_go_get_what_they_get_alone(
+def test_e4_requests_that_come_and_go_get_what_they_get_alone(
     family: Family,
     schedule: list[tuple[list[int], int | None]],
     max_rows: int,

@@ -74,7 +74,7 @@ def test_shards_stay_below_their_limit(tmp_path: Path) -> None:
     )
 
 
-def test_a_saved_folder_is_complete_and_follows_the_umask(tmp_path: Path) -> None:
+def test_i8_a_saved_folder_is_complete_and_follows_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         folder = save_model(

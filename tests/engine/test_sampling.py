@@ -27,7 +27,7 @@ def draw(sampler: Sampling, logits: torch.Tensor = LOGITS) -> list[int]:
 @pytest.mark.parametrize("top_k", [None, 1, 3, 99])
 @pytest.mark.parametrize("top_p", [None, 0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_option_gives_an_allowed_token(
+def test_e6_every_option_gives_an_allowed_token(
     temperature: float, top_k: int | None, top_p: float | None, seed: int
 ) -> None:
     sampler = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -52,7 +52,7 @@ def test_the_narrowest_sampling_is_greedy(sampler: Sampling) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, BANNED])
 @pytest.mark.parametrize("sampler", [GREEDY, Sampling(), Sampling(top_k=2, top_p=0.5)])
-def test_a_hopeless_row_leaves_the_others_alone(value: float, sampler: Sampling) -> None:
+def test_e6_a_hopeless_row_leaves_the_others_alone(value: float, sampler: Sampling) -> None:
     poisoned = torch.cat([LOGITS[:1], torch.full((1, 5), value), LOGITS[2:]])
     ids = draw(sampler, poisoned)
     assert 0 <= ids[1] < 5

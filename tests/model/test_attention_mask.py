@@ -76,7 +76,7 @@ def changed_by(model: Any, inputs: ModelInputs, before: Tensor, row: int, j: int
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("pad", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prefix_is_seen_by_all_suffix_by_later_ones_and_pads_by_nobody(
+def test_e2_prefix_is_seen_by_all_suffix_by_later_ones_and_pads_by_nobody(
     family: Any, pad: str, train: bool
 ) -> None:
     model = tiny_model(family).train(train)

@@ -72,7 +72,7 @@ def logits_of_both(
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_those_of_transformers(
+def test_e1_logits_equal_those_of_transformers(
     folders: dict[Family, Path], family: Family, batch: str
 ) -> None:
     model = load_model(folders[family])
@@ -84,7 +84,7 @@ def test_logits_equal_those_of_transformers(
     assert (ours - theirs).abs().max() < TOLERANCE
 
 
-def test_a_sliding_window_shorter_than_the_sequence_equals_that_of_transformers(
+def test_e3_a_sliding_window_shorter_than_the_sequence_equals_that_of_transformers(
     tmp_path: Path,
 ) -> None:
     reference = reference_of("paligemma2", sliding_window=9)
@@ -101,7 +101,7 @@ def test_a_sliding_window_shorter_than_the_sequence_equals_that_of_transformers(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_ids_equal_those_of_transformers(
+def test_e1_greedy_ids_equal_those_of_transformers(
     folders: dict[Family, Path], family: Family
 ) -> None:
     model = load_model(folders[family])

@@ -182,7 +182,7 @@ def test_other_objects_are_refused() -> None:
             load_image(source)  # type: ignore[arg-type]
 
 
-def test_file_bytes_array_and_pil_image_are_one_picture(tmp_path: Path) -> None:
+def test_e8_file_bytes_array_and_pil_image_are_one_picture(tmp_path: Path) -> None:
     pixels = noise(13, 9)
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
@@ -497,7 +497,7 @@ def test_a_fetched_picture_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("size", [(60, 40), (224, 224), (1, 300), (700, 33)])
-def test_pixel_values_equal_the_reference(size: tuple[int, int]) -> None:
+def test_e8_pixel_values_equal_the_reference(size: tuple[int, int]) -> None:
     siglip = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
     reference = siglip.SiglipImageProcessorPil(size={"height": 224, "width": 224})
     rgb = Image.fromarray(noise(*size))

@@ -442,13 +442,35 @@ def refused(app: ASGIApp, task: str, document: object) -> dict[str, Any]:
         b'"text"',
         b"",
         b"{",
+        b"{" + b",".join(b'"k%d":1' % number for number in range(200_000)) + b"}",
+        b'{"questions": [' + b"1," * 500_000 + b"1]}",
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_c7_bodies_that_are_no_json_object_are_refused(body: bytes, mini_app: ASGIApp) -> None:
+    started = time.process_time()
     answer = asyncio.run(call(mini_app, "POST", "/v1/caption", body, JSON))
     assert answer.status == 400
     assert answer.error["type"] == "invalid_request_error"
+    assert time.process_time() - started < 1  # all others wait meanwhile
+
+
+@pytest.mark.parametrize(
+    ("task", "document", "words"),
+    [
+        ("caption", None, "The body must be a JSON object."),
+        ("ask", {}, "Give either question or questions."),
+        ("detect", {}, "The field phrases is missing."),
+        ("caption", {"image": {}}, "The field image cannot be used: The field url is missing."),
+        ("caption", {"image": {"url": ""}}, "at least 1 character."),
+        ("caption", {"image": {"url": "a", "b": 1}}, "a field that is not known here."),
+        ("generate", {"prompt": "a", "stop": [""]}, "It must have 1 to 64 characters."),
+    ],
+)
+def test_c7_a_refusal_says_what_is_wrong(
+    task: str, document: object, words: str, mini_app: ASGIApp
+) -> None:
+    assert refused(mini_app, task, document)["message"].endswith(words)
 
 
 @pytest.mark.parametrize(
@@ -633,6 +655,13 @@ def test_c3_other_content_types_are_415(kind: str, mini_app: ASGIApp) -> None:
     assert answer.status == 415
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate, gzip", "br"])
+def test_c5_compressed_bodies_are_refused_in_words(encoding: str, mini_app: ASGIApp) -> None:
+    headers = {**JSON, "content-encoding": encoding}
+    answer = asyncio.run(call(mini_app, "POST", "/v1/caption", b"\x1f\x8b", headers))
+    assert (answer.status, answer.error["code"]) == (415, "wrong_content_encoding")
+
+
 def test_i1_errors_never_quote_what_was_sent(mini_app: ASGIApp, scene: bytes) -> None:
     canary = "canary-7f3a"
     image = encoded(scene)
@@ -648,6 +677,8 @@ def test_i1_errors_never_quote_what_was_sent(mini_app: ASGIApp, scene: bytes) ->
         ("ask", {"image": image, "question": f"{canary}\0"}),
         ("ask", {"image": image, "question": canary * 2000}),
         ("detect", {"image": image, "phrases": [canary, 1]}),
+        ("detect", {"image": image, "phrases": [f"{canary} <loc0001>"]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": canary}]}]}),
         ("detect", {"image": image, "phrases": canary, "labels": canary}),
         ("generate", {"prompt": f"{canary} " * 1300}),
         ("generate", {"prompt": canary, "stop": [canary, ""]}),

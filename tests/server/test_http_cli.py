@@ -14,6 +14,7 @@ import torch
 import paligemma
 from paligemma.cli.main import main
 from paligemma.lora import LoraConfig, add_lora, lora_layers
+from paligemma.predictor import Predictor
 from paligemma.server import logs, process
 from paligemma.server.app import create_app
 from paligemma.server.service import Service
@@ -60,12 +61,15 @@ def run(*arguments: str) -> int:
         (["--limit", "max_queued=-1"], "max_queued"),
         (["--limit", "max_queued=many"], "NAME=NUMBER"),
         (["--limit", "max_queued=1.5"], "NAME=NUMBER"),
+        (["--name", "/srv/models/mine"], "--name"),
+        (["--name", "mine", "--adapter", "mine=/tmp"], "'mine'"),
+        (["--model", "/none/such"], "/none/such"),
         (["--allow-host", "a/b"], "--allow-host"),
         (["--allow-host", "a:80"], "--allow-host"),
         (["--allow-urls-from", "*"], "--allow-urls-from"),
         (["--allow-urls-from", "https://example.com"], "--allow-urls-from"),
     ],
-    ids=range(15),
+    ids=range(18),
 )
 def test_d7_wrong_options_are_one_line_and_exit_code_2(
     options: list[str], words: str, started: list[Any], capsys: pytest.CaptureFixture[str]
@@ -128,6 +132,51 @@ def test_adapters_and_limits_reach_the_service(started: list[Any], tmp_path: Pat
     assert service.limits.max_queued == 7
 
 
+def test_i1_clients_see_a_folders_name_and_never_its_path(
+    started: list[Any],
+    tmp_path: Path,
+    scene: bytes,
+    mini: Predictor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "canary-7f3a" / "frogs-2"
+    mini.save(folder)
+    monkeypatch.chdir(folder)
+    assert run("--model", str(folder)) == 0
+    assert run("--model", f"{folder}/") == 0
+    assert run("--model", ".") == 0
+    assert run("--model", str(folder), "--name", "my/frogs") == 0
+    assert run("--model", "google/paligemma2-3b-mix-448") == 0
+    names = [list(service.models) for service, _ in started]
+    hub_id = "google/paligemma2-3b-mix-448"
+    assert names == [["frogs-2"], ["frogs-2"], ["frogs-2"], ["my/frogs"], [hub_id]]
+
+    service = started[0][0]
+    service.start()
+    try:
+        asyncio.run(service.wait_until_ready())
+        app = create_app(service, Settings())
+        image = base64.b64encode(scene).decode()
+        body = json.dumps({"image": image, "max_tokens": 4}).encode()
+        asks = [
+            ("GET", "/v1/models", b""),
+            ("GET", "/v1/models/frogs-2", b""),
+            ("GET", "/v1/limits", b""),
+            ("GET", "/metrics", b""),
+            ("POST", "/v1/caption", body),
+            ("POST", "/v1/segment", body),  # refused: no phrases
+        ]
+        for method, path, content in asks:
+            answer = asyncio.run(
+                call(app, method, path, content, {"content-type": "application/json"})
+            )
+            assert b"canary-7f3a" not in answer.body
+            if path in ("/v1/caption", "/v1/models/frogs-2"):
+                assert b'"frogs-2"' in answer.body
+    finally:
+        service.close()
+
+
 def test_an_adapter_given_by_name_and_folder_answers_under_its_name(
     started: list[Any], tmp_path: Path, scene: bytes
 ) -> None:
@@ -159,6 +208,11 @@ def test_an_adapter_given_by_name_and_folder_answers_under_its_name(
             )
             assert (answer.status, answer.json()["model"]) == (200, model)
             texts[model] = answer.json()["result"]["token_ids"]
+        base, adapter = asyncio.run(call(app, "GET", "/v1/models")).json()["data"]
+        assert (base["license"], base["parent"]) == ("Apache-2.0", None)
+        assert (adapter["id"], adapter["parent"]) == ("frogs", "mini")
+        # What the base was taught, and its terms, say nothing about an adapter.
+        assert not {"license", "note", "languages"} & adapter.keys()
     finally:
         service.close()
     assert texts["mini"] == list(paligemma.load("mini").caption(scene, max_new_tokens=8).token_ids)

@@ -160,6 +160,41 @@ def test_c6_requests_sent_ahead_are_answered_in_order(server: ServerProcess) -> 
     assert (reply.head + reply.body.decode()).count("HTTP/1.1 200") == 4
 
 
+def test_c6_asking_for_another_protocol_keeps_no_connection_open(server: ServerProcess) -> None:
+    head = "GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+    for protocol in ("websocket", "h2c", CANARY):
+        with server.connected(f"{head}Upgrade: {protocol}\r\n\r\n".encode()) as connection:
+            assert read_reply(connection).status == 200  # read to its end
+    assert "WebSocket" not in server.log
+
+
+@pytest.mark.parametrize("path", ["/", "/page/page.css", "/health/ready", "/v1/models"])
+def test_head_is_get_without_the_body(path: str, server: ServerProcess) -> None:
+    whole, head = (server.exchange(request(method, path)) for method in ("GET", "HEAD"))
+    assert (head.status, head.body) == (200, b"")
+    assert "content-length" in head.head.lower()
+    assert whole.body
+
+
+@pytest.mark.parametrize(
+    "ranges", ["bytes=0-3", "bytes=9-", "bytes=x", "cats=1-2", "bytes=1-1,2-2"]
+)
+def test_ranges_of_the_page_are_the_whole(ranges: str, server: ServerProcess) -> None:
+    for path in ("/", "/page/page.css"):
+        reply = server.get(path, headers=f"Range: {ranges}\r\n")
+        assert (reply.status, reply.body) == (200, server.get(path).body)
+
+
+def test_d3_fifty_streams_broken_off_leave_nothing(server: ServerProcess) -> None:
+    for number in range(50):
+        with server.connected(generate(stream=True)) as connection:
+            connection.recv(200 + 10 * number)
+    deadline = time.monotonic() + 10
+    while server.metric("paligemma_running") + server.metric("paligemma_queued"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a3_a_pixel_bomb_takes_no_memory(server: ServerProcess) -> None:
     from tests.server.test_http_api import bomb
 

@@ -542,7 +542,7 @@ def test_c12_names_that_are_not_served_are_not_found(mini_app: ASGIApp, name: st
 # Errors that are not the request's
 
 
-def test_a_wrong_key_is_an_authentication_error(mini_service: Service, scene: bytes) -> None:
+def test_c14_a_wrong_key_is_an_authentication_error(mini_service: Service, scene: bytes) -> None:
     app = create_app(mini_service, Settings(keys=KeyRing([KEY])))
     assert talk(app, lambda client: chat(client, message("ocr", scene))).choices
     for request in (lambda c: chat(c, message("ocr", scene)), lambda c: c.models.list()):
@@ -551,7 +551,7 @@ def test_a_wrong_key_is_an_authentication_error(mini_service: Service, scene: by
         assert caught.value.code == "invalid_api_key"
 
 
-def test_too_much_is_a_rate_limit_error_that_the_client_waits_out(
+def test_c14_too_much_is_a_rate_limit_error_that_the_client_waits_out(
     make_service: MakeService, scene: bytes
 ) -> None:
     service = make_service(Limits(max_running=1, max_queued=1), "step@0*0=sleep:0.05")
@@ -573,7 +573,7 @@ def test_too_much_is_a_rate_limit_error_that_the_client_waits_out(
     assert len({one.choices[0].message.content for one in waited}) == 1
 
 
-def test_a_server_that_is_loading_is_an_internal_server_error(mini: Predictor) -> None:
+def test_c14_a_server_that_is_loading_is_an_internal_server_error(mini: Predictor) -> None:
     app = create_app(Service(lambda: mini, name="mini"), Settings())
 
     async def speak(client: openai.AsyncOpenAI) -> None:
@@ -587,7 +587,7 @@ def test_a_server_that_is_loading_is_an_internal_server_error(mini: Predictor) -
     talk(app, speak)
 
 
-def test_a_failure_in_mid_stream_is_an_error_after_the_pieces(
+def test_c15_a_failure_in_mid_stream_is_an_error_after_the_pieces(
     make_service: MakeService, scene: bytes
 ) -> None:
     service = make_service(plan="detok@3=raise")

@@ -14,7 +14,7 @@ bins = st.integers(0, 1023)
 
 
 @given(st.tuples(fractions, fractions, fractions, fractions))
-def test_a_box_comes_back_within_half_a_bin(box: tuple[float, float, float, float]) -> None:
+def test_e10_a_box_comes_back_within_half_a_bin(box: tuple[float, float, float, float]) -> None:
     for before, after in zip(box, decode_box(encode_box(box)), strict=True):
         assert abs(before - after) <= 0.5 / 1023 + 1e-12
 
@@ -28,7 +28,7 @@ def test_y_comes_first() -> None:
     assert encode_box((0.0, 1 / 3, 2 / 3, 1.0)) == (341, 0, 1023, 682)
 
 
-def test_edges_beyond_the_picture_move_to_its_border() -> None:
+def test_e10_edges_beyond_the_picture_move_to_its_border() -> None:
     assert encode_box((-0.5, -1e9, 1.5, 1e300)) == (0, 0, 1023, 1023)
 
 

@@ -136,7 +136,7 @@ def test_without_label_the_coordinates_alone_count(tokenizer: CharacterTokenizer
 
 @given(st.data())
 @settings(max_examples=400)
-def test_no_token_soup_breaks_the_parser(data: st.DataObject) -> None:
+def test_e10_no_token_soup_breaks_the_parser(data: st.DataObject) -> None:
     tokenizer = CharacterTokenizer()
     pieces = [
         "<loc0000>",

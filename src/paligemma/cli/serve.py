@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paligemma.server.limits import Limits
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,63}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/\-]{0,127}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,253}|\[[0-9A-Fa-f:.]+\]")
 _DOMAIN = re.compile(r"(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)+")
 
@@ -36,6 +37,12 @@ def serve(
     ] = "mini",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients call the model.", show_default="as --model; a folder's own name"
+        ),
     ] = None,
     adapter: Annotated[
         list[str] | None,
@@ -109,11 +116,18 @@ def serve(
     from paligemma.server.logs import set_up_logs
     from paligemma.server.process import serve as serve_app
     from paligemma.server.service import Loaded, Service
-    from paligemma.server.settings import LOOPBACK_HOSTS, Settings, read_keys
+    from paligemma.server.settings import (
+        LOOPBACK_HOSTS,
+        Settings,
+        limits_without_keys,
+        read_keys,
+        served_name,
+    )
 
     limit = limit or []
     limits = _limits(Limits(), limit)
-    adapters = _adapters(adapter or [], model)
+    own_name = served_name(model) if name is None else _check_name(name)
+    adapters = _adapters(adapter or [], own_name)
     settings = Settings(
         limits=limits,
         keys=read_keys(api_key_file),
@@ -122,9 +136,7 @@ def serve(
         image_domains=_domains(allow_urls_from or []),
     )
     if settings.keys is None and "streams_per_client" not in {c.partition("=")[0] for c in limit}:
-        # Without keys a client is an address, and behind a proxy all have one.
-        everything = limits.max_running + limits.max_queued
-        limits = replace(limits, streams_per_client=everything)
+        limits = limits_without_keys(limits)
         settings = replace(settings, limits=limits)
     if settings.keys is None and not _is_loopback(host):
         print_note(
@@ -157,7 +169,7 @@ def serve(
         )
 
     set_up_logs()
-    service = Service(load, name=model, adapter_names=tuple(adapters), limits=limits)
+    service = Service(load, name=own_name, adapter_names=tuple(adapters), limits=limits)
     code = serve_app(create_app(service, settings), service, limits, host=host, port=port)
     if code:
         sys.exit(code)
@@ -177,6 +189,14 @@ def _limits(limits: Limits, changes: list[str]) -> Limits:
         change_by_name: dict[str, Any] = {name: value}
         limits = replace(limits, **change_by_name)
     return limits
+
+
+def _check_name(name: str) -> str:
+    if not _MODEL_NAME.fullmatch(name):
+        raise OptionError(
+            f"--name {name!r} must be of letters, digits, dots, dashes, underscores and slashes."
+        )
+    return name
 
 
 def _adapters(given: list[str], model: str) -> dict[str, Path]:

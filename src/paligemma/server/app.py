@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
@@ -96,6 +96,8 @@ class _Page(StaticFiles):
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         scope["route"] = self  # its files count as one
+        # They are small and sent whole; ranges would bring errors in words of their own.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         return await super().get_response(path, scope)
 
     path = "/page"
@@ -106,11 +108,13 @@ def _page_routes(app: FastAPI) -> list[BaseRoute]:
     if not PAGE_FOLDER.is_dir():
         return []
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> FileResponse:
-        return FileResponse(PAGE_FOLDER / "index.html", headers={"cache-control": "no-cache"})
+    files = _Page(directory=PAGE_FOLDER)
 
-    app.mount("/page", _Page(directory=PAGE_FOLDER))
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+    app.mount("/page", files)
     return [
         route
         for route in app.routes

@@ -95,7 +95,9 @@ def to_api_error(error: Exception) -> ApiError:
         case ClientGoneError():
             return ApiError(499, "client_gone", "The client hung up.")
         case ImageError():
-            return ApiError(400, "invalid_image", str(error), param="image")
+            # In Python it is named by where it came from.
+            message = str(error).replace("The picture bytes ", "The picture ")
+            return ApiError(400, "invalid_image", message, param="image")
         case PromptError():
             return ApiError(400, "invalid_prompt", str(error))
         case OptionError():

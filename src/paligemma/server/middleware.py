@@ -57,6 +57,9 @@ class Edge:
             return
         started = time.monotonic()
         given = _header(scope, b"x-request-id")
+        method = scope["method"]
+        if method == "HEAD":  # as GET; whoever speaks HTTP leaves the body out
+            scope = {**scope, "method": "GET"}
         request_id = (
             given.decode() if given and _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         )
@@ -97,12 +100,12 @@ class Edge:
         finally:
             seconds = time.monotonic() - started
             route = route_of(scope)
-            self._seen(scope["method"], route, status, seconds)
+            self._seen(method, route, status, seconds)
             log(
                 "request",
                 level=level,
                 request_id=request_id,
-                method=scope["method"],
+                method=method,
                 route=route,
                 status=status,
                 ms=seconds * 1000,
@@ -242,6 +245,10 @@ class BodyLimits:
         send_last = _lingering(body, receive, send)
         announced = _header(scope, b"content-length")
         try:
+            if (_header(scope, b"content-encoding") or b"identity").lower() != b"identity":
+                raise ApiError(
+                    415, "wrong_content_encoding", "Send the body as it is, without compression."
+                )
             if announced is not None and int(announced) > self._limits.max_body_bytes:
                 error = body.too_large()
                 scope["state"]["error_code"] = error.code

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from paligemma.results import Objects, Result
-from paligemma.server.errors import ApiError, to_api_error
+from paligemma.server.errors import ApiError
 from paligemma.server.faults import Point
 from paligemma.server.images import Fetcher, Form, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket, Update, Usage
@@ -395,9 +395,3 @@ def _json(body: bytes) -> object:
         return read_json(body)
     except JsonError as error:
         raise ApiError(400, "invalid_json", f"The body cannot be read. {error}") from None
-
-
-def error_line(error: Exception) -> dict[str, Any]:
-    """Status and error of one line of a batch."""
-    found = to_api_error(error)
-    return {"status": found.status, **found.body}

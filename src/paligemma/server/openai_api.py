@@ -24,6 +24,7 @@ from starlette.responses import Response
 from paligemma.engine.request import TopLogprob
 from paligemma.errors import UnavailableError
 from paligemma.mini.language import LANGUAGES
+from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.errors import ApiError
 from paligemma.server.images import decode_base64
@@ -45,7 +46,7 @@ OPENAI_BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody)
 _LEAST_LOGPROB = -9999.0
 """OpenAI's number for what cannot come, such as a token that a grammar bans."""
 
-_ABOUT = ("family", "parameters", "resolution", "image_tokens", "dtype", "quantization", "note")
+_ABOUT = ("family", "parameters", "resolution", "image_tokens", "dtype", "quantization")
 _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -542,28 +543,25 @@ def _models(desk: Desk, created: int) -> list[dict[str, Any]]:
     info = predictor.info()
     about = {name: info[name] for name in _ABOUT if info[name] is not None}
     base = desk.service.name
-    return [
-        {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "paligemma",
-            "parent": None if name == base else base,
-            **about,
-            **_known_of(predictor.name),
-        }
-        for name in desk.service.models
-    ]
+
+    def entry(name: str) -> dict[str, Any]:
+        found = {"id": name, "object": "model", "created": created, "owned_by": "paligemma"}
+        # What an adapter was taught, and under which terms, its base does not tell.
+        own = {"parent": base} if name != base else {"parent": None, **_known_of(predictor)}
+        return {**found, **own, **about}
+
+    return [entry(name) for name in desk.service.models]
 
 
-def _known_of(name: str) -> dict[str, Any]:
-    """The terms of a model's weights, and what it was taught, where the name tells them."""
-    if name == "mini":
-        return {"license": "Apache-2.0", "languages": list(LANGUAGES)}
-    if name.startswith("google/paligemma"):
+def _known_of(predictor: Predictor) -> dict[str, Any]:
+    """The terms of a model's weights, and what it was taught, where its name tells them."""
+    found: dict[str, Any] = {} if predictor.note is None else {"note": predictor.note}
+    if predictor.name == "mini":
+        return {**found, "license": "Apache-2.0", "languages": list(LANGUAGES)}
+    if predictor.name.startswith("google/paligemma"):
         address = "https://ai.google.dev/gemma/terms"
-        return {"license": "Gemma Terms of Use", "license_url": address}
-    return {}
+        return {**found, "license": "Gemma Terms of Use", "license_url": address}
+    return found
 
 
 def _json(value: dict[str, Any]) -> Response:

@@ -140,7 +140,7 @@ class OpenAiBody(Body):
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _refuse("stream_options need stream: true")
+            raise _refuse("stream_options need stream: true.")
         return self
 
     @property
@@ -190,14 +190,14 @@ class ChatBody(OpenAiBody):
     def _check_message(self) -> Self:
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise _refuse("max_tokens and max_completion_tokens differ: give one of them")
+            raise _refuse("max_tokens and max_completion_tokens differ: give one of them.")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _refuse("top_logprobs need logprobs: true")
+            raise _refuse("top_logprobs need logprobs: true.")
         content = self.messages[0].content
         if not isinstance(content, str):
             num_texts = sum(isinstance(part, TextPart) for part in content)
             if num_texts != 1:
-                raise _refuse(f"The message has {num_texts} texts, and one is the prompt")
+                raise _refuse(f"The message has {num_texts} texts, and one is the prompt.")
         return self
 
     @property

@@ -7,6 +7,7 @@ engine thread and no event loop.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.recent_cache import RecentCache
 from paligemma.engine.request import Request
 from paligemma.errors import ImageError, PromptError
+from paligemma.native.allocator import return_freed_memory
 from paligemma.predictor import MAX_NEW_TOKENS, Predictor
 from paligemma.processor.growing_text import GrowingText
 from paligemma.processor.image import ImageTransform, LoadedImage
@@ -27,6 +29,9 @@ from paligemma.server.jobs import Job, Photo, ScoreJob
 from paligemma.server.limits import Limits
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import GuidedTask, Task
+
+_LARGE_PIXELS = 8_000_000
+"""Pixels from which on what decoding took is given back to the system at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +124,9 @@ class Preparer:
             image=KeyedImage(pixel_values=self._processor.pixel_values([loaded])[0]),
             transform=self._processor.transform(loaded),
         )
+        if math.prod(loaded.size_wh) > _LARGE_PIXELS:
+            del loaded
+            return_freed_memory()
         if key is not None:
             self._cache.keep(key, photo, photo.image.pixel_values.nbytes)
         return photo

@@ -212,6 +212,9 @@ class _GuardedProtocol(H11Protocol):
         if self._is_answering:  # a request that had been sent ahead
             self._stop_waiting()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: who asks for another protocol is answered in this one."""
+
     def send_400_response(self, msg: str) -> None:
         """Called while h11's error is handled. Reads on a while, so that the answer arrives."""
         error = sys.exc_info()[1]

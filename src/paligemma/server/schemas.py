@@ -6,6 +6,7 @@ come in as the context of the validation. Knows no pictures' bytes and no model.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
@@ -38,6 +39,9 @@ _EXAMPLE_PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGNgGAWj"
     "YBSMglEAAAKYAAGZ0CmAAAAAAElFTkSuQmCC"
 )
+
+
+_PLACE = re.compile(r"<(loc|seg)[0-9]+>")
 
 
 def _limits(info: ValidationInfo) -> Limits:
@@ -94,6 +98,8 @@ def _suffixes(value: list[str], info: ValidationInfo) -> list[str]:
 def _phrases(value: str | list[str], info: ValidationInfo) -> str | list[str]:
     for text in [value] if isinstance(value, str) else value:
         _text(text, info)
+        if _PLACE.search(text):
+            raise _refuse("They must be names of things; places stand in answers.")
     if isinstance(value, list) and sum(map(len, value)) > _limits(info).max_prompt_characters:
         raise _refuse("They are too long together.")
     try:
@@ -362,17 +368,31 @@ def validate(body: type[BodyT], document: object, limits: Limits) -> BodyT:
     try:
         return body.model_validate(document, context=limits)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        # Of a field that may be one of several things, the deepest is about what was meant.
+        of_field = [one for one in problems if one["loc"][:1] == problems[0]["loc"][:1]]
+        problem = max(of_field, key=lambda one: len(one["loc"]))
         known = body.model_fields
         param = next((part for part in problem["loc"][:1] if part in known), None)
-        if problem["type"] == "extra_forbidden":
-            message = f"There is a field that is not known here. Known: {', '.join(known)}."
-        elif problem["type"] == "missing":
-            message = f"The field {param} is missing."
-        elif param is None:
-            message = f"{problem['msg']}."
+        match problem["type"]:
+            case "extra_forbidden":
+                words = "There is a field that is not known here."
+            case "missing":  # the schema's own name
+                words = f"The field {problem['loc'][-1]} is missing."
+            case "union_tag_invalid" | "union_tag_not_found":  # its own words repeat what was sent
+                words = "A part of it has no type, or one that is not known here."
+            case "model_type":
+                words = "It must be a JSON object."
+            case "limit":
+                words = problem["msg"]
+            case _:
+                words = f"{problem['msg']}."
+        if problem["type"] == "extra_forbidden" and param is None:
+            message = f"{words} Known: {', '.join(known)}."
+        elif param is None or (problem["loc"] == (param,) and problem["type"] == "missing"):
+            message = words.replace("It must", "The body must")
         else:
-            message = f"The field {param} cannot be used: {problem['msg']}"
+            message = f"The field {param} cannot be used: {words}"
         raise ApiError(
             400, "invalid_field", message, param=None if param is None else str(param)
         ) from None

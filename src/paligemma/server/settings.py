@@ -10,10 +10,12 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from paligemma.checkpoints.hub import resolve
 from paligemma.errors import OptionError
+from paligemma.loading import MINI
 from paligemma.server.limits import Limits
 
 KEYS_VARIABLE = "PALIGEMMA_API_KEYS"
@@ -66,6 +68,21 @@ class KeyRing:
         digest = hashlib.sha256(key).digest()
         found = [hmac.compare_digest(digest, known) for known in self._digests]
         return f"key-{digest.hex()[:8]}" if any(found) else None
+
+
+def served_name(model: str) -> str:
+    """What clients call a model by default: of a folder its last part alone.
+
+    A path is this machine's own. Raises CheckpointError or HubError for what is no model's name.
+    """
+    if model != MINI and isinstance(folder := resolve(model), Path):
+        return Path(os.path.abspath(folder)).name or "model"
+    return model
+
+
+def limits_without_keys(limits: Limits) -> Limits:
+    """One client may have all there is: without keys it is an address, and a proxy has one."""
+    return replace(limits, streams_per_client=limits.max_running + limits.max_queued)
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> KeyRing | None:

@@ -473,6 +473,25 @@ def test_python_and_curl_ask_the_same_again(page: Any, double: Double) -> None:
         assert json.loads(request) == {k: v for k, v in asked.fields.items() if k != "stream"}
 
 
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("mini", "mini"),
+        ("google/paligemma2-3b-mix-448", "google/paligemma2-3b-mix-448"),
+        ("paligemma2-3b-mix-448", "paligemma2-3b-mix-448"),
+        ("frogs-2", "FOLDER OF frogs-2"),
+    ],
+)
+def test_python_names_what_can_be_loaded(page: Any, double: Double, name: str, source: str) -> None:
+    double.models = [{"id": name}]
+    page.reload()
+    page.wait_for_selector(".status[data-state=ready]")
+    assert "license: not stated" in words(page, "#facts")
+    pick_sample(page)
+    run(page)
+    assert f'paligemma.load("{source}")' in copied(page, "Python")
+
+
 def test_the_curl_command_works(page: Any, double: Double, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -518,7 +537,7 @@ def test_the_session_is_kept_and_comes_back(page: Any, double: Double) -> None:
 
 
 def test_two_models_answer_side_by_side(page: Any, double: Double) -> None:
-    double.models.append({"id": "birds", "license": "CC-BY-4.0"})
+    double.models.append({"id": "birds", "license": "CC-BY-4.0", "parent": "mini"})
     page.reload()
     page.wait_for_selector(".status[data-state=ready]")
 
@@ -528,6 +547,7 @@ def test_two_models_answer_side_by_side(page: Any, double: Double) -> None:
     double.replies["caption"] = by_model
     pick_sample(page)
     page.select_option("#beside", "birds")
+    assert "birds, an adapter of mini" in words(page, "#facts")
     assert "CC-BY-4.0" in words(page, "#facts")
     run(page)
     page.wait_for_selector("#answer-1[data-state=done]")

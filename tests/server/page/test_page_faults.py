@@ -114,7 +114,6 @@ def test_i5_a_busy_server_is_asked_again(page: Any, double: Double) -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (400, "The server cannot use this request."),
         (404, "does not know this model"),
         (500, "The server failed (500)."),
         (503, "The server is not ready."),
@@ -128,6 +127,18 @@ def test_i5_a_refusal_is_told_in_words(page: Any, double: Double, status: int, s
     assert said in words(page)
     assert "It says why." in words(page)
     try_again(page)
+
+
+def test_i5_what_asking_again_would_not_mend_offers_no_such_thing(
+    page: Any, double: Double
+) -> None:
+    once(double, "caption", lambda to: to.refuse(400, "It says why."))
+    pick_sample(page)
+    run(page, state="failed")
+    assert "The server cannot use this request." in words(page)
+    assert "It says why." in words(page)
+    assert "Try again" not in words(page)
+    run(page)
 
 
 def test_i5_a_server_that_cannot_be_reached_is_waited_for(

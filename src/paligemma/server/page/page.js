@@ -318,20 +318,13 @@ function showFacts() {
   for (const id of new Set([byId("model").value, byId("beside").value])) {
     const model = models.find((other) => other.id === id);
     if (!model) continue;
-    const [license, address] = licenseOf(model);
-    const words = [model.id];
+    const license = typeof model.license === "string" ? model.license : "not stated";
+    const words = [model.parent ? `${model.id}, an adapter of ${model.parent}` : model.id];
     if (model.parameters) words.push(`${(model.parameters / 1e6).toFixed(1)} M parameters`);
     if (model.resolution) words.push(`sees ${model.resolution} × ${model.resolution} pixels`);
-    place.append(element("span", { class: "fact" }, `${words.join(" · ")} · license: `, link(license, address)));
+    place.append(element("span", { class: "fact" }, `${words.join(" · ")} · license: `, link(license, model.license_url)));
     if (typeof model.note === "string") place.append(element("span", { class: "fact" }, model.note));
   }
-}
-
-function licenseOf({ id, license, license_url: address }) {
-  if (typeof license === "string") return [license, address];
-  if (id === "mini") return ["Apache-2.0"];
-  if (/^(google\/)?paligemma/.test(id)) return ["Gemma terms", "https://ai.google.dev/gemma/terms"];
-  return ["not stated"];
 }
 
 /** A link, if the address is one of the web; else the words alone. */

@@ -139,7 +139,7 @@ export class AnswerView {
     this.none = element("p", { class: "hint", hidden: true });
     this.body.replaceChildren(this.filters(), this.list, this.none);
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
-    if (result.missing?.length) add(`Not found: ${result.missing.join(", ")}`);
+    if (this.objects.length && result.missing?.length) add(`Not found: ${result.missing.join(", ")}`);
     for (const problem of result.problems ?? []) add(`Left out, ${problem.kind}: ${problem.detail}`);
     const raw = element("pre", { tabindex: 0, "aria-label": "What the model wrote" }, result.text ?? "");
     this.body.append(
@@ -251,7 +251,7 @@ export class AnswerView {
     const words = [];
     if (typeof result.score === "number") words.push(`score ${scoreText(result.score)}`);
     words.push(seconds < 0.95 ? `${Math.ceil(seconds * 100) * 10} ms` : `${seconds.toFixed(1)} s`);
-    if (usage?.completion_tokens !== undefined) words.push(`${usage.completion_tokens} tokens written`);
+    if (usage?.completion_tokens !== undefined) words.push(tokens(usage.completion_tokens));
     if (result.stop_reason === "length") words.push("cut at the longest answer allowed");
     return element("p", { class: "measures", title: SCORE_HINT }, words.join(" · "));
   }
@@ -289,6 +289,10 @@ export class AnswerView {
     this.body.querySelector(".problem")?.remove();
     this.body.prepend(element("div", { class: "problem", role: "alert" }, ...children));
   }
+}
+
+function tokens(count) {
+  return count === 1 ? "1 token written" : `${count} tokens written`;
 }
 
 /** What the page can draw: everything else is left out, whoever sent it. */

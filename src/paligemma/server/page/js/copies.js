@@ -34,6 +34,8 @@ export function toCoco(result, objects, name) {
 /** The same question in Python. `base` is the server's base model, `model` the one that answered. */
 export function toPython(route, fields, name, model, base) {
   const text = JSON.stringify; // a JSON string is a Python string
+  // Any other name is one that the server's operator gave to a folder.
+  const source = /^mini$|^paligemma|\//.test(base) ? base : `FOLDER OF ${base}`;
   const adapter = model === base ? "" : `, adapter=${text(`FOLDER OF ${model}`)}`;
   const image = text(fileName(name));
   const calls = {
@@ -48,7 +50,7 @@ export function toPython(route, fields, name, model, base) {
   return [
     "import paligemma",
     "",
-    `model = paligemma.load(${text(base)}${adapter})`,
+    `model = paligemma.load(${text(source)}${adapter})`,
     `result = model.${calls[route]()}`,
     "print(result)",
     "",

@@ -1,6 +1,6 @@
 // What went wrong, in words a person can act on. Knows errors and limits; shows nothing itself.
 
-const READABLE = "JPEG, PNG, WebP, GIF and BMP";
+const READABLE = "JPEG, PNG, WebP, GIF or BMP";
 const TYPES = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
 
 /** "2.4 MB" */
@@ -42,7 +42,7 @@ export function explain(error, picture, limits) {
   switch (error.status) {
     case 400:
     case 422:
-      return { title: "The server cannot use this request.", detail: detail(), remedy: "retry" };
+      return { title: "The server cannot use this request.", detail: detail(), remedy: null };
     case 401:
     case 403:
       return { title: "The server asks for a key.", detail: detail(), remedy: "key" };
