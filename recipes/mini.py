@@ -292,7 +292,7 @@ _STAGE11 = replace(
     num_sheets=10,
     train=replace(
         _STAGE10.train,
-        num_steps=1800,
+        num_steps=1250,
         learning_rate=4e-4,
         final_learning_rate=0.0,
         warmup_steps=30,
