@@ -274,10 +274,10 @@ def test_a_thing_named_like_a_place_is_the_error_of_its_row(predictor: Predictor
 def test_what_is_no_error_of_ours_is_raised(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prefill(*arguments: object) -> None:
+    def prefix_state(*arguments: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(predictor.model, "prefill", prefill)
+    monkeypatch.setattr(predictor.model, "prefix_state", prefix_state)
     with pytest.raises(MemoryError, match="no room"):
         predictor.run([(IMAGE, OcrTask())], errors="return")
     with pytest.raises(MemoryError, match="no room"):

@@ -116,7 +116,7 @@ def test_an_existing_checkpoint_is_never_written_over(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("stage", ["write_config", "write_weight_file", "sha256_of", "_flush"])
+@pytest.mark.parametrize("stage", ["write_config", "write_weight_file", "sha256_of", "flush"])
 def test_a_failure_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,16 @@ def test_two_processes_compute_in_bfloat16_from_float32_shards_as_one_does_from_
         assert {weight.dtype for weight in load_weights(folder).values()} == {torch.float32}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the two processes: cut for more threads, bfloat16 rounds otherwise."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(own)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("adapters", ADAPTERS)
 def test_two_processes_train_adapters_on_a_bfloat16_base_as_one_does(
     by_two: Path, tmp_path: Path, tiny_tokenizer: Tokenizer, adapters: str
