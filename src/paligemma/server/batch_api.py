@@ -182,9 +182,9 @@ async def _answer(
         if isinstance(asked, Written) and asked.stream:
             raise ApiError(400, "invalid_field", "Lines are not streamed.", param="stream")
         images = await desk.picture(asked, None)
+        model, jobs = desk.jobs(asked, images, client, stream=False)
         while True:
             try:
-                model, jobs = await desk.jobs(asked, images, client, stream=False)
                 tickets = desk.service.submit_all(jobs)
                 break
             except BusyError:  # a batch has time

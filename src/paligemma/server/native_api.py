@@ -8,7 +8,6 @@ Knows the service by its jobs and tickets; computes nothing on the event loop bu
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -105,8 +104,11 @@ class Desk:
         if isinstance(asked.image, ImageAddress):
             await self.pass_point("fetch")
             return (await self.fetcher.fetch(asked.image.url),)
-        text = asked.image
-        return (await in_thread(decode_base64, text, self.limits, size=len(text)),)
+        return (await self.decode(asked.image),)
+
+    async def decode(self, text: str) -> bytes:
+        """The bytes of base64 or of a data URL. Raises ApiError."""
+        return await in_thread(decode_base64, text, self.limits, size=len(text))
 
     def adapter(self, model: str | None) -> tuple[str, str | None]:
         """The model's name as it is told, and the adapter's. Raises ApiError for unknown ones.
@@ -129,12 +131,11 @@ class Desk:
         if self.service.faults.are_allowed:
             await anyio.to_thread.run_sync(self.service.faults.hit, point)
 
-    async def jobs(
+    def jobs(
         self, asked: Asked, images: tuple[bytes, ...], client: str, *, stream: bool
     ) -> tuple[str, Sequence[Job | ScoreJob]]:
         """The model's name and one job for each answer. Raises ApiError and the family's errors."""
         model, adapter = self.adapter(asked.model)
-        deadline = time.monotonic() + self.limits.request_seconds
         if isinstance(asked, ScoreBody):
             suffixes = tuple(asked.suffixes or [asked.suffix or ""])
             job = ScoreJob(
@@ -143,7 +144,6 @@ class Desk:
                 images=images,
                 adapter=adapter,
                 client=client,
-                deadline=deadline,
             )
             return model, [job]
         assert isinstance(asked, Written)
@@ -160,7 +160,6 @@ class Desk:
             "images": images,
             "options": options,
             "client": client,
-            "deadline": deadline,
             "stream": stream,
         }
         if isinstance(asked, GenerateBody):
@@ -222,7 +221,7 @@ def _route(desk: Desk, body: type[Asked]) -> Callable[[Request], Awaitable[Any]]
 
         async def submit() -> tuple[str, list[Ticket]]:
             images = await desk.picture(asked, in_form)
-            model, jobs = await desk.jobs(asked, images, client, stream=streams)
+            model, jobs = desk.jobs(asked, images, client, stream=streams)
             return model, desk.service.submit_all(jobs)
 
         if streams:

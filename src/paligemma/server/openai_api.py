@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -27,9 +27,8 @@ from paligemma.mini.language import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.errors import ApiError
-from paligemma.server.images import decode_base64
 from paligemma.server.jobs import Job, JobOptions, Ticket, Update, Usage
-from paligemma.server.native_api import Desk, begun, in_thread, merged, request_schema
+from paligemma.server.native_api import Desk, begun, merged, request_schema
 from paligemma.server.openai_schemas import (
     ChatBody,
     CompletionBody,
@@ -63,11 +62,7 @@ def openai_routes(desk: Desk) -> APIRouter:
     async def chat_completions(request: Request) -> Any:
         """Answer a prompt about a picture, both in one message."""
         body = validate(ChatBody, await _read(desk, request), desk.limits)
-
-        async def submit() -> _Asked:
-            return await _ask_chat(desk, body, request.state.client)
-
-        return await _answer(request, submit)
+        return await _answer(request, _ask_chat(desk, body, request.state.client))
 
     @router.post(
         "/v1/completions",
@@ -78,11 +73,7 @@ def openai_routes(desk: Desk) -> APIRouter:
     async def completions(request: Request) -> Any:
         """Continue prompts, sent to the letter and held to no task's form."""
         body = validate(CompletionBody, await _read(desk, request), desk.limits)
-
-        async def submit() -> _Asked:
-            return await _ask_completions(desk, body, request.state.client)
-
-        return await _answer(request, submit)
+        return await _answer(request, _ask_completions(desk, body, request.state.client))
 
     started = int(time.time())
 
@@ -310,7 +301,6 @@ async def _ask_chat(desk: Desk, body: ChatBody, client: str) -> _Asked:
             images=images,
             options=one,
             client=client,
-            deadline=_deadline(desk),
             stream=True,  # a typed result is no longer the model's own text, the pieces are
         )
         for one in spread
@@ -325,15 +315,13 @@ async def _ask_completions(desk: Desk, body: CompletionBody, client: str) -> _As
     if isinstance(body.image, ImageAddress):
         images = (await _picture_at(desk, body.image.url),)
     elif body.image is not None:
-        text = body.image
-        images = (await in_thread(decode_base64, text, desk.limits, size=len(text)),)
+        images = (await desk.decode(body.image),)
     jobs = [
         Job(
             prompt=prompt,
             images=images,
             options=one,
             client=client,
-            deadline=_deadline(desk),
             stream=True,
         )
         for prompt in body.prompts
@@ -345,7 +333,7 @@ async def _ask_completions(desk: Desk, body: CompletionBody, client: str) -> _As
 
 async def _picture_at(desk: Desk, url: str) -> bytes:
     if url[:5].lower() == "data:":
-        return await in_thread(decode_base64, url, desk.limits, size=len(url))
+        return await desk.decode(url)
     return await desk.fetcher.fetch(url)
 
 
@@ -387,10 +375,6 @@ def _spread(
     return [replace(options, n_th=number) for number in range(num_answers)]
 
 
-def _deadline(desk: Desk) -> float:
-    return time.monotonic() + desk.limits.request_seconds
-
-
 def _submitted(
     desk: Desk,
     dialect: _Dialect,
@@ -418,8 +402,8 @@ def _submitted(
 # Answering
 
 
-async def _answer(request: Request, submit: Callable[[], Awaitable[_Asked]]) -> Any:
-    asked = await until_gone(request.receive, submit())
+async def _answer(request: Request, submitting: Awaitable[_Asked]) -> Any:
+    asked = await until_gone(request.receive, submitting)
     if asked.body.stream:
         frames = await until_gone(request.receive, begun(_frames(asked)))
         return EventStream(frames, error_name=None)

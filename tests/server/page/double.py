@@ -321,6 +321,27 @@ def caption(text: str = "two pandas before a tree", language: str = "en") -> Cap
     return Caption(text=text, score=0.83, language=language, **_WRITTEN)
 
 
+def endless(words: str) -> Reply:
+    """Says this much, and then nothing until the page hangs up."""
+
+    def reply(to: Answering) -> None:
+        to.event("token", {"text": words})
+        to.wait_for_hang_up()
+
+    return reply
+
+
+def late(go_on: threading.Event) -> Reply:
+    """Is there, and has a caption once it may go on."""
+
+    def reply(to: Answering) -> None:
+        to.raw(b": still here\n\n")
+        go_on.wait(5)
+        to.text(caption())
+
+    return reply
+
+
 def canned() -> dict[str, Reply]:
     return {
         "caption": lambda to: to.text(caption(language=to.asked.fields["lang"])),

@@ -34,6 +34,7 @@ from tests.server.page.double import (
     Double,
     caption,
     detections,
+    late,
     segments,
 )
 
@@ -228,13 +229,7 @@ def test_words_are_seen_as_they_come(page: Any, double: Double) -> None:
 
 def test_waiting_is_shown_until_the_first_word(page: Any, double: Double) -> None:
     go_on = threading.Event()
-
-    def late(to: Answering) -> None:
-        to.raw(b": still here\n\n")
-        go_on.wait(5)
-        to.text(caption())
-
-    double.replies["caption"] = late
+    double.replies["caption"] = late(go_on)
     pick_sample(page)
     run(page, state="waiting")
     assert "Looking at the picture" in words(page)

@@ -21,7 +21,14 @@ from tests.server.page.browser import (
     run,
     words,
 )
-from tests.server.page.double import Answering, Double, Reply, caption, detections
+from tests.server.page.double import (
+    Answering,
+    Double,
+    Reply,
+    detections,
+    endless,
+    late,
+)
 
 
 def try_again(page: Any) -> None:
@@ -220,13 +227,7 @@ def test_i5_a_413_offers_a_smaller_copy_and_asks_again(page: Any, double: Double
 
 def test_i5_a_double_click_asks_once(page: Any, double: Double) -> None:
     go_on = threading.Event()
-
-    def late(to: Answering) -> None:
-        to.raw(b": still here\n\n")
-        go_on.wait(5)
-        to.text(caption())
-
-    double.replies["caption"] = late
+    double.replies["caption"] = late(go_on)
     pick_sample(page)
     page.dblclick("#run")
     page.click("#run", force=True)  # it says that it is disabled; people click anyway
@@ -238,11 +239,7 @@ def test_i5_a_double_click_asks_once(page: Any, double: Double) -> None:
 
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_i5_stopping_cancels_the_request_on_the_server(page: Any, double: Double, how: str) -> None:
-    def endless(to: Answering) -> None:
-        to.event("token", {"text": "two pandas"})
-        to.wait_for_hang_up()
-
-    once(double, "caption", endless)
+    once(double, "caption", endless("two pandas"))
     pick_sample(page)
     run(page, state="streaming")
     page.wait_for_selector(".stream:text-is('two pandas')")
@@ -259,11 +256,7 @@ def test_i5_stopping_cancels_the_request_on_the_server(page: Any, double: Double
 
 
 def test_i5_another_picture_cancels_the_request_for_the_first(page: Any, double: Double) -> None:
-    def endless(to: Answering) -> None:
-        to.event("token", {"text": "of the first"})
-        to.wait_for_hang_up()
-
-    once(double, "caption", endless)
+    once(double, "caption", endless("of the first"))
     pick_sample(page)
     run(page, state="streaming")
     page.locator("#samples button").nth(1).click()
@@ -277,11 +270,7 @@ def test_i5_another_picture_cancels_the_request_for_the_first(page: Any, double:
 
 
 def test_i5_leaving_cancels_and_coming_back_works(page: Any, double: Double) -> None:
-    def endless(to: Answering) -> None:
-        to.event("token", {"text": "two"})
-        to.wait_for_hang_up()
-
-    once(double, "caption", endless)
+    once(double, "caption", endless("two"))
     pick_sample(page)
     run(page, state="streaming")
     page.goto(f"{double.url}page/icon.svg")
