@@ -36,7 +36,7 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-KERNELS := $(wildcard src/paligemma/native/csrc/*) src/paligemma/native/build.py hatch_build.py
+KERNELS := $(wildcard src/paligemma/fast/kernels/csrc/*) src/paligemma/fast/kernels/build.py hatch_build.py
 
 .venv/core.stamp: pyproject.toml constraints.txt $(KERNELS) | .venv/bin/python
 	$(PIP_INSTALL) -e .

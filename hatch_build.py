@@ -17,7 +17,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        path = Path(self.root) / "src/paligemma/native/build.py"
+        path = Path(self.root) / "src/paligemma/fast/kernels/build.py"
         spec = importlib.util.spec_from_file_location("kernel_build", path)
         assert spec is not None
         assert spec.loader is not None
@@ -33,4 +33,4 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
         build_data["pure_python"] = False
-        build_data["artifacts"].append("src/paligemma/native/lib/*.so")
+        build_data["artifacts"].append("src/paligemma/fast/kernels/lib/*.so")

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paligemma.adapters.lora import LoraConfig, add_lora, freeze_base, lora_parameters
 from paligemma.config import PaliGemmaConfig, release_config
 from paligemma.finetune.loss import suffix_loss
-from paligemma.lora import LoraConfig, add_lora, freeze_base, lora_parameters
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 _RANK, _ALPHA, _RATE = 16, 32, 1e-4
 _TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"

@@ -21,10 +21,10 @@ import torch
 
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig, release_config
 from paligemma.engine.slot_cache import SlotCache
-from paligemma.fused.cuda.model import accelerate_for_cuda
+from paligemma.fast.cuda.model import accelerate_for_cuda
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 _BUDGET_SECONDS = 540
 _PROMPT_LENGTH = 16

@@ -20,9 +20,9 @@ import torch
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.config import release_config
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 _PROMPT_LENGTH = 16
 

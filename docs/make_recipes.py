@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from paligemma.evals.benchmarks.benchmark import Benchmark
-from paligemma.evals.benchmarks.open import BENCHMARKS
+from paligemma.evals.datasets.benchmark import Benchmark
+from paligemma.evals.datasets.open import BENCHMARKS
 from paligemma.recipes.catalog import RECIPES
 from paligemma.recipes.recipe import Recipe
 

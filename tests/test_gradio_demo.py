@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import paligemma
+from examples.gradio_app import TASKS, answer, build_demo
 from paligemma.errors import MissingExtraError, PromptError
-from paligemma.gradio_demo import TASKS, answer, build_demo
 from paligemma.predictor import Predictor
 from tests.server.page.browser import Watch, chromium, keep_shot
 

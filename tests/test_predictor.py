@@ -19,8 +19,8 @@ from paligemma.errors import (
     OptionError,
     PromptError,
 )
-from paligemma.fused.accelerate import accelerate
-from paligemma.native.library import kernels
+from paligemma.fast.accelerate import accelerate
+from paligemma.fast.kernels.library import kernels
 from paligemma.predictor import MAX_BATCH_SIZE, Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Answer, Caption, Detections, Generation, Segments, Text

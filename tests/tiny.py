@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from paligemma.config import DecoderConfig, Family, PaliGemmaConfig, VisionConfig
+from paligemma.inputs import ModelInputs
 from paligemma.model.attention_mask import positions_of
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 FAMILIES: tuple[Family, ...] = ("paligemma", "paligemma2")
 

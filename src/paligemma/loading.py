@@ -26,16 +26,16 @@ from paligemma.config import (
     count_parameters,
 )
 from paligemma.errors import CheckpointError, OptionError, TokenizerError
-from paligemma.frozen_linear import FrozenFormat
+from paligemma.fast.frozen_linear import FrozenFormat
+from paligemma.fast.kernels.allocator import keep_freed_memory
+from paligemma.fast.kernels.library import kernels
+from paligemma.fast.quantization import Quantization
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.native.allocator import keep_freed_memory
-from paligemma.native.library import kernels
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.quantization import Quantization
 from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
 
 MODEL_VARIABLE = "PALIGEMMA_MODEL"

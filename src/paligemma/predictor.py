@@ -24,9 +24,9 @@ from paligemma.engine.image_cache import ImageCache
 from paligemma.engine.sampling import Sampling
 from paligemma.engine.score import score as score_rows
 from paligemma.errors import CheckpointError, OptionError, PaliGemmaError
-from paligemma.fused.accelerate import quantization_of
+from paligemma.fast.accelerate import quantization_of
+from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
-from paligemma.native.library import kernels
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.processor import ExampleRow, Processor
 from paligemma.results import (

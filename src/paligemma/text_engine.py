@@ -25,12 +25,12 @@ from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request, RequestEnd
 from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.errors import NumericalError, OptionError, PaliGemmaError, PromptError
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.growing_text import GrowingText
 from paligemma.processor.image import ImageSource, ImageTransform, LoadedImage
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import TokenSequence, build_prefix
+from paligemma.processor.text_stream import GrowingText
 from paligemma.results import Generation, StopReason
 
 # I pictures, P image tokens, D decoder width, R resolution

@@ -18,8 +18,8 @@ from paligemma.engine.generate import GeneratedRow, generate
 from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.request import Request
 from paligemma.engine.sampling import GREEDY, Sampling
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import FAMILIES, Row, tiny_inputs, varied_model
 
 NUM_POSITIONS = 100

@@ -11,14 +11,14 @@ from PIL import Image
 
 import paligemma
 from paligemma import loading
+from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.checkpoints.adapter import CONFIG_FILE, Adapter
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, OptionError
-from paligemma.lora import LoraConfig, add_lora, lora_layers
 from paligemma.processor.tokenizer import Tokenizer
+from tests.adapters.test_lora import disturb
 from tests.agreement.tiny_predictor import build_predictor, picture
 from tests.apps.conftest import Run
-from tests.test_lora import disturb
 
 
 @pytest.fixture(scope="module")

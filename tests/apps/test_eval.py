@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mini import language
+from mini.scene import RESOLUTION, make_scene
+from mini.texts import SceneTexts
 from paligemma.cli import eval as command
-from paligemma.mini import language
-from paligemma.mini.scene import RESOLUTION, make_scene
-from paligemma.mini.texts import SceneTexts
 
 
 @pytest.fixture
@@ -141,11 +141,11 @@ def test_an_unknown_metric_is_told_before_a_model_is_loaded(
 
 def test_a_benchmark_becomes_a_job_with_its_own_limits(tmp_path: Path, monkeypatch) -> None:
     """By a small set in the official form: POPE's questions as JSON Lines."""
-    from paligemma.evals.benchmarks import open as opening
+    from paligemma.evals.datasets import open as opening
 
     benchmark = opening.find_benchmark("chartqa")
     from paligemma.data.record import Record
-    from paligemma.evals.benchmarks.benchmark import BenchmarkData
+    from paligemma.evals.datasets.benchmark import BenchmarkData
 
     record = Record(record_id="1", image=tmp_path / "a.png", prefix="how many?", suffix="2")
     data = BenchmarkData(
@@ -163,7 +163,7 @@ def test_a_benchmark_becomes_a_job_with_its_own_limits(tmp_path: Path, monkeypat
 
 
 def test_published_figures_stand_beside_the_metric_that_they_are_of(capsys, tmp_path: Path) -> None:
-    from paligemma.evals.benchmarks.published import published_scores
+    from paligemma.evals.datasets.published import published_scores
     from paligemma.evals.evaluate import Evaluation, Score
     from paligemma.evals.metrics.result import MetricResult
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import paligemma
-from paligemma.mini import evaluate, scene
+from mini import evaluate, scene
 
 
 def truth_in(folder: Path) -> dict:

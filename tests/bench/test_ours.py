@@ -7,7 +7,7 @@ import torch
 
 from paligemma.bench.ours import OursRunner, build
 from paligemma.engine.generate import generate
-from paligemma.processor.inputs import ModelInputs
+from paligemma.inputs import ModelInputs
 from tests.tiny import tiny_config, tiny_model
 
 

@@ -13,14 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from paligemma.checkpoints.adapter import Adapter, fingerprint_of, read_adapter, write_adapter
-from paligemma.checkpoints.load import load_model
-from paligemma.checkpoints.save import save_model
-from paligemma.config import Family
-from paligemma.errors import CheckpointError, NumericalError, OptionError
-from paligemma.finetune.loss import suffix_loss
-from paligemma.fused.accelerate import accelerate, weight_rows
-from paligemma.lora import (
+from paligemma.adapters.lora import (
     LoraConfig,
     add_lora,
     attach_lora,
@@ -28,6 +21,13 @@ from paligemma.lora import (
     lora_parameters,
     merge_lora,
 )
+from paligemma.checkpoints.adapter import Adapter, fingerprint_of, read_adapter, write_adapter
+from paligemma.checkpoints.load import load_model
+from paligemma.checkpoints.save import save_model
+from paligemma.config import Family
+from paligemma.errors import CheckpointError, NumericalError, OptionError
+from paligemma.fast.accelerate import accelerate, weight_rows
+from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
 from tests.test_lora import ALL_PARTS, KINDS, disturb, logits_of
 from tests.tiny import (

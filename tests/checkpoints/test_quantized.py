@@ -19,10 +19,10 @@ from paligemma.checkpoints.quantized import format_of
 from paligemma.checkpoints.save import save_model
 from paligemma.config import Family
 from paligemma.errors import CheckpointError, NumericalError, OptionError
-from paligemma.fused.accelerate import accelerate, quantization_of, weight_rows
-from paligemma.fused.linear import WeightRows
+from paligemma.fast.accelerate import accelerate, quantization_of, weight_rows
+from paligemma.fast.linear import WeightRows
+from paligemma.fast.quantization import Quantization
 from paligemma.model.paligemma import PaliGemma
-from paligemma.quantization import Quantization
 from tests.tiny import FAMILIES, tiny_config, tiny_model
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 MakeModel = Callable[..., PaliGemma]
 MakeInputs = Callable[..., ModelInputs]

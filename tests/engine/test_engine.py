@@ -19,9 +19,9 @@ from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request, RequestState
 from paligemma.engine.sampling import Sampling
 from paligemma.errors import BusyError, InputError, OptionError, PromptError
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import Row, tiny_inputs, varied_model
 
 NEVER = -1

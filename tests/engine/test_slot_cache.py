@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from paligemma.engine.slot_cache import SlotCache
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import Row, tiny_inputs, tiny_model
 
 WINDOW = {"sliding_window": 6, "sliding_layers": (True, False) * 3 + (True,)}

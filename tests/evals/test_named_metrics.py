@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paligemma.errors import OptionError
-from paligemma.evals.benchmarks.open import BENCHMARKS
+from paligemma.evals.datasets.open import BENCHMARKS
 from paligemma.evals.named_metrics import NamedMetric, metric_named, metric_names
 
 NOT_TEXT = {

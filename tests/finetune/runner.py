@@ -26,14 +26,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paligemma.adapters.lora import LoraConfig, add_lora, freeze_base
 from paligemma.errors import NumericalError
+from paligemma.fast.frozen_linear import FrozenFormat
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.finetune import finetune
 from paligemma.finetune.loss import suffix_loss
-from paligemma.frozen_linear import FrozenFormat
-from paligemma.lora import LoraConfig, add_lora, freeze_base
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage

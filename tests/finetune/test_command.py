@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import paligemma
+from paligemma.finetune.run.options import RunOptions
+from paligemma.finetune.run.run import run
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.runs.options import RunOptions
-from paligemma.runs.run import run
 from tests.finetune.runner import DrawnExamples, predictor
 from tests.finetune.test_distributed import torchrun, values
 from tests.finetune.test_resume import records

@@ -17,7 +17,7 @@ import torch
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.loss import loss_count, suffix_loss
 from paligemma.finetune.trainer import LOG_NAME, Objective, train
-from paligemma.processor.inputs import ModelInputs
+from paligemma.inputs import ModelInputs
 from tests.tiny import Row, tiny_config, tiny_inputs, tiny_model
 
 STORED = Path(__file__).with_name("curve.json")

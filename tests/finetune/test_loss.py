@@ -10,8 +10,8 @@ from paligemma.errors import DataError
 from paligemma.finetune.collate import split_by_length
 from paligemma.finetune.config import Reduction
 from paligemma.finetune.loss import suffix_loss
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import Row, tiny_config, tiny_inputs, tiny_model
 
 ROWS = [Row(prefix=3, suffix=4), Row(prefix=6, suffix=2), Row(images=(1, 0), prefix=2, suffix=3)]

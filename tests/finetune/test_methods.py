@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from paligemma.adapters.lora import LoraConfig, add_lora
 from paligemma.errors import DataError, ImageError, OptionError
+from paligemma.fast.accelerate import accelerate
 from paligemma.finetune.collate import Example
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.dataset import ExampleSource
 from paligemma.finetune.finetune import finetune, restore
 from paligemma.finetune.state import best_folder, folder_weights
 from paligemma.finetune.trainer import LOG_NAME
-from paligemma.fused.accelerate import accelerate
-from paligemma.lora import LoraConfig, add_lora
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor

@@ -14,7 +14,7 @@ import torch
 from paligemma.checkpoints.load import load_model
 from paligemma.config import Family
 from paligemma.finetune.loss import suffix_loss
-from paligemma.processor.inputs import ModelInputs
+from paligemma.inputs import ModelInputs
 from tests.tiny import (
     FAMILIES,
     Row,

@@ -22,10 +22,10 @@ from paligemma.finetune.dataset import ExampleBatch
 from paligemma.finetune.distributed import World
 from paligemma.finetune.examples import RecordExamples
 from paligemma.finetune.finetune import BadExamples, Learner, finetune
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 from tests.finetune.runner import predictor

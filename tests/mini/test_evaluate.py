@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from paligemma.errors import OptionError
-from paligemma.mini import evaluate as evaluate_module
-from paligemma.mini.codec_training import (
+from mini import evaluate as evaluate_module
+from mini.codec_training import (
     MINI_CODEC,
     reconstruction_iou,
     seg_codes,
     train_mask_codec,
 )
-from paligemma.mini.evaluate import evaluate
-from paligemma.mini.examples import TEXT_PROMPT, SegCodes, detection_suffix, text_suffix
-from paligemma.mini.language import KINDS, LANGUAGES, chart_text, table_text
-from paligemma.mini.scene import Sizes, make_scene
-from paligemma.mini.sheet import make_sheet
-from paligemma.mini.texts import SceneTexts
-from paligemma.mini.vocabulary import train_vocabulary
+from mini.evaluate import evaluate
+from mini.examples import TEXT_PROMPT, SegCodes, detection_suffix, text_suffix
+from mini.language import KINDS, LANGUAGES, chart_text, table_text
+from mini.scene import Sizes, make_scene
+from mini.sheet import make_sheet
+from mini.texts import SceneTexts
+from mini.vocabulary import train_vocabulary
+from paligemma.errors import OptionError
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz

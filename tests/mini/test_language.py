@@ -8,8 +8,7 @@ from string import ascii_uppercase
 
 import pytest
 
-from paligemma.errors import OptionError
-from paligemma.mini.language import (
+from mini.language import (
     COLORS,
     KINDS,
     LANGUAGES,
@@ -28,6 +27,7 @@ from paligemma.mini.language import (
     position,
     table_text,
 )
+from paligemma.errors import OptionError
 
 INDEX = {kind.name: i for i, kind in enumerate(KINDS)}
 

@@ -1,16 +1,16 @@
 """Scenes of mini's world: the truth they tell must be the truth of the picture."""
 
 import json
-from importlib.resources import files
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mini import assets
+from mini.scene import COLORS, Scene, make_scene
 from paligemma.errors import OptionError
 from paligemma.masks import mask_to_rle
-from paligemma.mini import assets
-from paligemma.mini.scene import COLORS, Scene, make_scene
 
 KIND_NAMES = [f"kind {index}" for index in range(64)]
 
@@ -230,7 +230,7 @@ def test_truth_is_json_and_its_masks_decode_to_the_object_masks(scenes: list[Sce
 
 
 def test_shipped_assets_stay_small_and_words_are_plain() -> None:
-    data = files("paligemma.mini") / "data"
+    data = Path(assets.__file__).parent / "data"
     assert sum(len(entry.read_bytes()) for entry in data.iterdir()) < 1_500_000
     words = assets.words()
     assert len(set(words)) == len(words) >= 400

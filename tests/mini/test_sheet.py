@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from mini.sheet import MAX_VALUE, Sheet, make_sheet
 from paligemma.errors import OptionError
-from paligemma.mini.sheet import MAX_VALUE, Sheet, make_sheet
 
 
 @pytest.fixture(scope="module")

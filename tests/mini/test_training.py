@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from paligemma.mini import language
-from paligemma.mini.dense import BLANK, IGNORE, LETTERS, NONE, WORD, DenseHeads, dense_targets
-from paligemma.mini.examples import (
+from mini import language
+from mini.dense import BLANK, IGNORE, LETTERS, NONE, WORD, DenseHeads, dense_targets
+from mini.examples import (
     TASK_WEIGHTS,
     Asking,
     SegCodes,
@@ -15,7 +15,7 @@ from paligemma.mini.examples import (
     draw_sheet_example,
     text_suffix,
 )
-from paligemma.mini.joint import (
+from mini.joint import (
     Joint,
     JointSource,
     build_mini,
@@ -23,11 +23,11 @@ from paligemma.mini.joint import (
     fit_heads,
     mini_config,
 )
-from paligemma.mini.scene import SceneWord, make_scene
-from paligemma.mini.sheet import make_sheet
-from paligemma.mini.stage0 import Stage0, Stage0Source
-from paligemma.mini.texts import SceneTexts
-from paligemma.mini.vocabulary import train_first_vocabulary, train_vocabulary
+from mini.scene import SceneWord, make_scene
+from mini.sheet import make_sheet
+from mini.stage0 import Stage0, Stage0Source
+from mini.texts import SceneTexts
+from mini.vocabulary import train_first_vocabulary, train_vocabulary
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 

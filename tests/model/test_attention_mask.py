@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from paligemma.inputs import ModelInputs
 from paligemma.model.attention_mask import (
     in_window,
     positions_of,
     prefix_lm_mask,
     sliding_prefix_lm_mask,
 )
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
 
 ROWS = [Row(images=(0, 1), prefix=4, suffix=5), Row(images=(2, 1), prefix=7), Row(suffix=3)]

@@ -9,9 +9,9 @@ import torch
 
 from paligemma.config import DECODERS, count_parameters, release_config
 from paligemma.errors import PromptError
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
 
 # Keras presets list these, except 28b at 448 and 896 (they repeat the number of 224 there):

@@ -20,8 +20,8 @@ from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.config import Family
 from paligemma.engine.generate import generate
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 from tests.tiny import (
     FAMILIES,
     Row,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from paligemma.errors import OptionError
+from paligemma.inputs import ModelInputs
 from paligemma.processor.image import load_image
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import ExampleRow, Processor, PromptRow
 from paligemma.processor.tokenizer import Tokenizer
 

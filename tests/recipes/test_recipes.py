@@ -14,7 +14,7 @@ import pytest
 
 from paligemma.config import RELEASES
 from paligemma.errors import OptionError
-from paligemma.evals.benchmarks.open import BENCHMARKS
+from paligemma.evals.datasets.open import BENCHMARKS
 from paligemma.recipes import recipe as recipe_module
 from paligemma.recipes.catalog import RECIPES, find_recipe
 from paligemma.recipes.recipe import Recipe, command, start_checkpoint, train_config

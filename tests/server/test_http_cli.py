@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import paligemma
+from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.cli.main import main
-from paligemma.lora import LoraConfig, add_lora, lora_layers
 from paligemma.predictor import Predictor
 from paligemma.server import logs, process
 from paligemma.server.app import create_app

@@ -17,9 +17,9 @@ import torch
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.types import ASGIApp
 
+from mini.language import LANGUAGES
+from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.checkpoints.adapter import read_adapter, write_adapter
-from paligemma.lora import LoraConfig, add_lora, lora_layers
-from paligemma.mini.language import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Detections, Text

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from paligemma.adapters.lora import LoraConfig, add_lora, attach_lora, lora_layers
 from paligemma.checkpoints.adapter import read_adapter, write_adapter
 from paligemma.errors import OptionError, UnavailableError
-from paligemma.lora import LoraConfig, add_lora, attach_lora, lora_layers
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.jobs import JobOptions

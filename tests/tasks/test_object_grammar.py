@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma import mini
+import paligemma.mini
 from paligemma.engine.constraint import Allowed, Constraint
 from paligemma.errors import OptionError, PromptError
 from paligemma.processor.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ BOX = "<loc0256><loc0000><loc0512><loc1023>"
 BOX2 = "<loc0001><loc0002><loc0003><loc0004>"
 SEGS = "".join(f"<seg{i:03d}>" for i in range(16))
 CHARACTERS = CharacterTokenizer()
-MINI = Tokenizer.from_file(Path(mini.__file__).parent / "model" / "tokenizer.model")
+MINI = Tokenizer.from_file(Path(paligemma.mini.__file__).parent / "model" / "tokenizer.model")
 
 
 def parts(allowed: Allowed) -> tuple[int | range, ...]:

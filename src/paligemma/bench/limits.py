@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from paligemma.native.library import kernels
+from paligemma.fast.kernels.library import kernels
 
 _BUFFER_BYTES = 2**30  # more than any cache holds
 _PIECE_BYTES = 2**26

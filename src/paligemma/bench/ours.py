@@ -20,11 +20,11 @@ from paligemma.bench.workload import (
 from paligemma.checkpoints.load import load_model
 from paligemma.config import PaliGemmaConfig
 from paligemma.engine.slot_cache import SlotCache
-from paligemma.fused.accelerate import accelerate
+from paligemma.fast.accelerate import accelerate
+from paligemma.fast.quantization import Quantization
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import ImageTransform, load_image, pixel_array
-from paligemma.processor.inputs import ModelInputs
-from paligemma.quantization import Quantization
 
 # B rows, T positions, P image tokens, D width
 

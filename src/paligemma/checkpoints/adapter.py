@@ -24,6 +24,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from paligemma.adapters.lora import LowRank, Part, linear_layers, lora_layers
 from paligemma.checkpoints.hf import to_memory_name, to_released_name, to_released_names
 from paligemma.checkpoints.json_file import read_json, write_json
 from paligemma.checkpoints.save import new_folder
@@ -38,8 +39,7 @@ from paligemma.checkpoints.weight_files import (
 )
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, NumericalError, OptionError
-from paligemma.fused.accelerate import weight_rows
-from paligemma.lora import LowRank, Part, linear_layers, lora_layers
+from paligemma.fast.accelerate import weight_rows
 from paligemma.model.paligemma import PaliGemma
 
 CONFIG_FILE = "adapter_config.json"

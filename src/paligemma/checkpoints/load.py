@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
 from paligemma.checkpoints.hf import (
     EMBEDDING,
@@ -42,14 +43,13 @@ from paligemma.checkpoints.weight_files import (
     shorten,
 )
 from paligemma.errors import CheckpointError, OptionError
-from paligemma.frozen_linear import FrozenFormat
-from paligemma.fused.accelerate import accelerate, weight_rows
-from paligemma.fused.linear import Rows, WeightRows
-from paligemma.lora import attach_lora, freeze_base
+from paligemma.fast.accelerate import accelerate, weight_rows
+from paligemma.fast.frozen_linear import FrozenFormat
+from paligemma.fast.kernels.memory import use_huge_pages
+from paligemma.fast.linear import Rows, WeightRows
+from paligemma.fast.packing import WeightFormat, from_stored
+from paligemma.fast.quantization import Quantization, dequantize
 from paligemma.model.paligemma import PaliGemma
-from paligemma.native.memory import use_huge_pages
-from paligemma.native.packing import WeightFormat, from_stored
-from paligemma.quantization import Quantization, dequantize
 
 
 def load_model(

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from paligemma.errors import CheckpointError
-from paligemma.native.packing import INT4, INT8, WeightFormat
-from paligemma.quantization import Quantization
+from paligemma.fast.packing import INT4, INT8, WeightFormat
+from paligemma.fast.quantization import Quantization
 
 Q_SUFFIX, SCALES_SUFFIX = "_q", "_scales"
 

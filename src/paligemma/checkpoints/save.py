@@ -41,11 +41,11 @@ from paligemma.checkpoints.weight_files import (
     write_weight_file,
 )
 from paligemma.errors import CheckpointError, NumericalError
-from paligemma.fused.accelerate import quantization_of, weight_rows
-from paligemma.fused.linear import Rows, WeightRows
+from paligemma.fast.accelerate import quantization_of, weight_rows
+from paligemma.fast.linear import Rows, WeightRows
+from paligemma.fast.packing import WeightFormat
+from paligemma.fast.quantization import Quantization
 from paligemma.model.paligemma import PaliGemma
-from paligemma.native.packing import WeightFormat
-from paligemma.quantization import Quantization
 
 TOKENIZER_FILE = "tokenizer.model"
 

@@ -77,8 +77,8 @@ def _version(package: str) -> str | None:
 
 def _kernels() -> dict[str, Any]:
     """Which compiled kernels run here, which would, and why one does not."""
-    from paligemma.native.build import LEVELS, find_compiler, library_path
-    from paligemma.native.library import kernels
+    from paligemma.fast.kernels.build import LEVELS, find_compiler, library_path
+    from paligemma.fast.kernels.library import kernels
 
     best = kernels()
     return {
@@ -155,8 +155,8 @@ def _hub(online: bool) -> dict[str, Any]:
 def _try_mini() -> dict[str, Any]:
     """Loads the built-in model and asks it about a picture of its own world."""
     import paligemma
-    from paligemma.mini.scene import RESOLUTION, make_scene
-    from paligemma.mini.texts import SceneTexts
+    from mini.scene import RESOLUTION, make_scene
+    from mini.texts import SceneTexts
 
     scene = make_scene("test", 7, 0)
     try:
@@ -233,9 +233,9 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
 def _describe_kernels(found: dict[str, Any]) -> str:
     missing = [level for level in found["levels"] if level not in found["compiled"]]
     remedy = (
-        "run `python -m paligemma.native.build`"
+        "run `python -m paligemma.fast.kernels.build`"
         if found["compiler"] is not None
-        else "install a C++ compiler (g++), then run `python -m paligemma.native.build`"
+        else "install a C++ compiler (g++), then run `python -m paligemma.fast.kernels.build`"
     )
     if found["level"] is None and missing:
         return (

@@ -179,7 +179,7 @@ def evaluate(
 
 
 def _refuse_name(data: str) -> None:
-    from paligemma.evals.benchmarks.open import find_benchmark
+    from paligemma.evals.datasets.open import find_benchmark
 
     if any(mark in data for mark in "./\\"):  # no benchmark has such a name
         raise OptionError(f"There is no file or folder {data!r}. Give the path of labelled data.")
@@ -212,8 +212,8 @@ def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -
 
 
 def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> _Job:
-    from paligemma.evals.benchmarks.open import open_benchmark
-    from paligemma.evals.benchmarks.spotting import IGNORED
+    from paligemma.evals.datasets.open import open_benchmark
+    from paligemma.evals.datasets.spotting import IGNORED
     from paligemma.evals.evaluate import Grouping
     from paligemma.evals.named_metrics import NamedMetric
 

@@ -15,7 +15,7 @@ from paligemma.cli.predict import DtypeOption, QuantizationOption
 from paligemma.errors import OptionError
 
 if TYPE_CHECKING:
-    from paligemma.mini.scene import Scene
+    from mini.scene import Scene
 
 app = typer.Typer(
     help="Pictures of the built-in model's world.",
@@ -42,7 +42,7 @@ def scene(
     """
     from PIL import Image
 
-    from paligemma.mini.scene import RESOLUTION, make_scene
+    from mini.scene import RESOLUTION, make_scene
 
     _check_folder(out)
     with tempfile.TemporaryDirectory(prefix=".scenes-", dir=out) as staging:
@@ -81,9 +81,9 @@ def _check_folder(out: Path) -> None:
 
 def _truth(one: Scene) -> dict[str, Any]:
     """What is in the picture, in pixels, and what can be said and asked about it."""
-    from paligemma.mini import language
-    from paligemma.mini.scene import RESOLUTION
-    from paligemma.mini.texts import SceneTexts
+    from mini import language
+    from mini.scene import RESOLUTION
+    from mini.texts import SceneTexts
 
     texts, codes = SceneTexts(one), language.LANGUAGES
     names = [kind.name for kind in language.KINDS]
@@ -122,7 +122,7 @@ def evaluate(
 ) -> None:
     """Measure a model on pictures of mini's world."""
     import paligemma
-    from paligemma.mini.evaluate import evaluate as measure
+    from mini.evaluate import evaluate as measure
 
     predictor = paligemma.load(model, dtype=dtype, quantization=quantization)
     with progress_bar("measuring") as on_progress:

@@ -134,8 +134,8 @@ def train(
     A run that was stopped or killed goes on with the same command. Several GPUs or machines:
     torchrun --nproc-per-node 8 -m paligemma train ...
     """
-    from paligemma.runs.options import RunOptions
-    from paligemma.runs.run import run
+    from paligemma.finetune.run.options import RunOptions
+    from paligemma.finetune.run.run import run
 
     parts: Any = tuple(part) if part else ("decoder",)
     options = RunOptions(
@@ -306,9 +306,9 @@ def fit(
 
     import torch
 
+    from paligemma.adapters.lora import Method
     from paligemma.cli.models import config_of
-    from paligemma.lora import Method
-    from paligemma.runs.fit import estimate, measure_rate
+    from paligemma.finetune.run.memory_estimate import estimate, measure_rate
 
     config = config_of(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,8 +19,8 @@ from paligemma.data.record import Record
 from paligemma.data.round_trip import RoundTripReport
 from paligemma.data.targets import Target, TargetBuilder
 from paligemma.draw import draw_detections
+from paligemma.inputs import ModelInputs
 from paligemma.processor.image import ImageTransform, LoadedImage, resize_to_square
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
 from paligemma.results import Detection, Objects, StopReason
 from paligemma.tasks.detect import DetectTask

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from paligemma.engine.generate import GeneratedRow, RowEnd, row_limits
 from paligemma.errors import OptionError
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paligemma.engine.adapters import AdapterBank
+from paligemma.adapters.bank import AdapterBank
 from paligemma.engine.constraint import choose_allowed, common_range, sound_rows
 from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.recent_cache import RecentCache
@@ -37,8 +37,8 @@ from paligemma.engine.request import PrefixKey, Request, RequestEnd, RequestStat
 from paligemma.engine.scheduler import Scheduler
 from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import OptionError, PromptError
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 # B rows of this pass, T positions of the longest, I pictures, P image tokens, D decoder width
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from paligemma.engine.constraint import Constraint, choose_allowed, common_range, sound_rows
 from paligemma.engine.sampling import GREEDY, Sampling, row_generator
 from paligemma.errors import OptionError
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 # B rows of the batch, V vocabulary
 

@@ -19,7 +19,7 @@ from paligemma.engine.generate import RowEnd, row_limits
 from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.sampling import GREEDY, Sampling, row_generator
 from paligemma.errors import OptionError, PromptError
-from paligemma.processor.inputs import ModelInputs
+from paligemma.inputs import ModelInputs
 
 # T tokens of the prefix, image tokens included
 

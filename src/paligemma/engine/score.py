@@ -12,8 +12,8 @@ from torch import Tensor
 
 from paligemma.engine.sampling import logprobs_of
 from paligemma.errors import OptionError
+from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,9 @@ from paligemma.engine.sampling import (
     row_generator,
 )
 from paligemma.errors import OptionError
+from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.processor.inputs import ModelInputs
 
 # T tokens in this call, V vocabulary, I images, P image tokens, D decoder width
 

@@ -22,7 +22,7 @@ import torch
 from paligemma.data.record import Record
 from paligemma.errors import DataError, InputError, OptionError, PaliGemmaError
 from paligemma.evals.metrics.objects import FoundObject
-from paligemma.fused.accelerate import quantization_of
+from paligemma.fast.accelerate import quantization_of
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.processor.image import ImageTransform

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from paligemma.errors import DataError
+from paligemma.inputs import ModelInputs
 from paligemma.processor.image import LoadedImage
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import ExampleRow, Processor
 from paligemma.processor.sequence import SuffixPart
 

@@ -22,8 +22,8 @@ from paligemma.data.open import Records, open_data
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import OnBadExample
+from paligemma.inputs import ModelInputs
 from paligemma.processor.image import LoadedImage
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.processor import Processor
 
 

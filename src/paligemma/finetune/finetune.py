@@ -19,10 +19,10 @@ from paligemma.finetune.loss import loss_count, suffix_loss
 from paligemma.finetune.optim import freeze
 from paligemma.finetune.state import folder_weights
 from paligemma.finetune.trainer import Objective, train
+from paligemma.inputs import ModelInputs
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
-from paligemma.processor.inputs import ModelInputs
 
 Method = Literal["full", "frozen-encoder", "marked"]
 BAD_NAME = "bad_examples.jsonl"

@@ -14,8 +14,8 @@ from paligemma.config import NUM_LOC_TOKENS
 from paligemma.errors import DataError
 from paligemma.finetune.config import Reduction
 from paligemma.finetune.cross_entropy import Ruler, cross_entropy_sum
+from paligemma.inputs import ModelInputs
 from paligemma.model.gemma import Decoder
-from paligemma.processor.inputs import ModelInputs
 
 
 def suffix_loss(

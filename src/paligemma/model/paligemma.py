@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import PromptError
+from paligemma.inputs import ModelInputs
 from paligemma.model.attention_mask import (
     in_window,
     positions_of,
@@ -23,7 +24,6 @@ from paligemma.model.gemma import Decoder
 from paligemma.model.kv_cache import Cache
 from paligemma.model.projector import Projector
 from paligemma.model.siglip import VisionEncoder
-from paligemma.processor.inputs import ModelInputs
 
 # B batch, T tokens, I images, P image tokens an image, D decoder width, V vocabulary
 

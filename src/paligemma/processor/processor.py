@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import OptionError
+from paligemma.inputs import ModelInputs
 from paligemma.processor.image import (
     MAX_PIXELS,
     ImageSource,
@@ -23,7 +24,6 @@ from paligemma.processor.image import (
     load_image,
     pixel_array,
 )
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.sequence import SuffixPart, TokenSequence, build_example, build_prefix
 from paligemma.processor.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ r"""ActivityNet captions: what happens in a part of a video.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CAPTION
+from paligemma.evals.datasets.prompts import CAPTION
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

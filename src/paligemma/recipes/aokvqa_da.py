@@ -6,7 +6,7 @@ r"""A-OKVQA, direct answers.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import ANSWER
+from paligemma.evals.datasets.prompts import ANSWER
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""A-OKVQA, multiple choice.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CHOOSE
+from paligemma.evals.datasets.prompts import CHOOSE
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

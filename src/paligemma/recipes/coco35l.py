@@ -6,7 +6,7 @@ r"""COCO-35L: captions in 35 languages.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CAPTION_IN
+from paligemma.evals.datasets.prompts import CAPTION_IN
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""COCO detection: all boxes of a picture.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import DETECT_ALL
+from paligemma.evals.datasets.prompts import DETECT_ALL
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""DOCCI: long, exact descriptions.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CAPTION
+from paligemma.evals.datasets.prompts import CAPTION
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

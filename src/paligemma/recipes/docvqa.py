@@ -6,7 +6,7 @@ r"""DocVQA: questions about scanned pages.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import QUESTION
+from paligemma.evals.datasets.prompts import QUESTION
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

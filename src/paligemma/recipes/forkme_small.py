@@ -6,7 +6,7 @@ r"""A recipe to copy for one small GPU: plain gradient descent, no memory for Ad
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CAPTION
+from paligemma.evals.datasets.prompts import CAPTION
 from paligemma.recipes.recipe import BIG_VISION, Recipe, Setting
 
 RECIPE = Recipe(

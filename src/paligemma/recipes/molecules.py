@@ -6,7 +6,7 @@ r"""Molecules: a drawing to SMILES.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.writing import MOLECULE_PROMPT
+from paligemma.evals.datasets.writing import MOLECULE_PROMPT
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""Music: a system of piano music to **kern.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.writing import MUSIC_PROMPT
+from paligemma.evals.datasets.writing import MUSIC_PROMPT
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""NLVR2: is a sentence true of two pictures?
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import SENTENCE
+from paligemma.evals.datasets.prompts import SENTENCE
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""MIMIC-CXR: reports of chest X-rays.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.writing import REPORT_PROMPT
+from paligemma.evals.datasets.writing import REPORT_PROMPT
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

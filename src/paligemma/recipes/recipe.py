@@ -14,9 +14,9 @@ from typing import Literal, TypeVar
 
 from paligemma.config import RELEASES
 from paligemma.errors import OptionError
-from paligemma.evals.benchmarks.benchmark import Benchmark
-from paligemma.evals.benchmarks.open import find_benchmark
-from paligemma.evals.benchmarks.published import PublishedScore, best_learning_rate
+from paligemma.evals.datasets.benchmark import Benchmark
+from paligemma.evals.datasets.open import find_benchmark
+from paligemma.evals.datasets.published import PublishedScore, best_learning_rate
 from paligemma.finetune.config import Optimizer, Schedule, TrainConfig
 
 Model = Literal["paligemma-3b", "paligemma2-3b", "paligemma2-10b", "paligemma2-28b"]

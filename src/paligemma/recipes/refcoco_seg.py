@@ -6,7 +6,7 @@ r"""RefCOCO, RefCOCO+ and RefCOCOg: the mask of the thing that a phrase means.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import EXPRESSION
+from paligemma.evals.datasets.prompts import EXPRESSION
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""SciCap: the first sentence below a figure of a paper.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CAPTION
+from paligemma.evals.datasets.prompts import CAPTION
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

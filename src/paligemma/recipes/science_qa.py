@@ -6,7 +6,7 @@ r"""ScienceQA: school questions with a picture, one of several answers.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import SCIENCE
+from paligemma.evals.datasets.prompts import SCIENCE
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

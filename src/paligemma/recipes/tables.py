@@ -6,7 +6,7 @@ r"""Table structure: a picture of a table to HTML.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.writing import TABLE_PROMPT
+from paligemma.evals.datasets.writing import TABLE_PROMPT
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""Text detection and recognition: where words stand, and what they say.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.spotting import PROMPT
+from paligemma.evals.datasets.spotting import PROMPT
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""VSR: is a sentence about where things are true?
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import SENTENCE
+from paligemma.evals.datasets.prompts import SENTENCE
 from paligemma.recipes.recipe import PALIGEMMA_2, Recipe, Setting
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ r"""WidgetCap: what the part of a screen in a red frame is for.
 
 from __future__ import annotations
 
-from paligemma.evals.benchmarks.prompts import CAPTION
+from paligemma.evals.datasets.prompts import CAPTION
 from paligemma.recipes.recipe import Recipe, Setting
 
 RECIPE = Recipe(

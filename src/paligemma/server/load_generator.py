@@ -199,7 +199,7 @@ def draw_pictures(number: int, seed: int) -> list[bytes]:
     """PNG files of scenes of mini's world, each another."""
     from PIL import Image
 
-    from paligemma.mini.scene import RESOLUTION, make_scene
+    from mini.scene import RESOLUTION, make_scene
 
     files = []
     for index in range(number):

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from paligemma.engine.request import TopLogprob
 from paligemma.errors import UnavailableError
-from paligemma.mini.language import LANGUAGES
+from paligemma.mini import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.errors import ApiError

@@ -18,12 +18,12 @@ from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.recent_cache import RecentCache
 from paligemma.engine.request import Request
 from paligemma.errors import ImageError, PromptError
-from paligemma.native.allocator import return_freed_memory
+from paligemma.fast.kernels.allocator import return_freed_memory
+from paligemma.inputs import ModelInputs
 from paligemma.predictor import MAX_NEW_TOKENS, Predictor
-from paligemma.processor.growing_text import GrowingText
 from paligemma.processor.image import ImageTransform, LoadedImage
-from paligemma.processor.inputs import ModelInputs
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
+from paligemma.processor.text_stream import GrowingText
 from paligemma.server.faults import Faults
 from paligemma.server.jobs import Job, Photo, ScoreJob
 from paligemma.server.limits import Limits

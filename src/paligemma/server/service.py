@@ -27,7 +27,8 @@ from typing import Any, cast
 
 import torch
 
-from paligemma.engine.adapters import AdapterBank
+from paligemma.adapters.bank import AdapterBank
+from paligemma.adapters.lora import LowRank
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.image_cache import ImageCache
 from paligemma.engine.recent_cache import RecentCache
@@ -40,7 +41,6 @@ from paligemma.errors import (
     TimeLimitError,
     UnavailableError,
 )
-from paligemma.lora import LowRank
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.server.engine_loop import EngineLoop, Outcome, is_end

@@ -17,7 +17,7 @@ from paligemma.errors import (
     UnavailableError,
 )
 from paligemma.predictor import Predictor
-from paligemma.processor.growing_text import GrowingText
+from paligemma.processor.text_stream import GrowingText
 from paligemma.results import Generation, StopReason
 from paligemma.server.faults import Faults
 from paligemma.server.growing_objects import GrowingObjects

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import paligemma
-from paligemma.lora import LoraConfig, add_lora
+from paligemma.adapters.lora import LoraConfig, add_lora
 from paligemma.predictor import Predictor
 from paligemma.results import Detections, Segments
 from tests.server.conftest import StartServer

@@ -1,0 +1,356 @@
+"""How well a model knows mini's world: fresh test scenes, every task, one table.
+
+    map50          COCO's average precision at IoU 0.5 of `detect`, asked for all kinds present
+                   (None where no scene holds an object)
+    caption_exact  share of captions that equal the truth letter by letter, per language
+    count          share of right answers to "how many ...?": every kind present, and one absent
+    ocr_exact      share of scenes with print whose whole text is read right
+    mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
+    matched_masks  share of all objects that `segment` found so
+    unparsable     outputs of `detect` and `segment` that held a malformed or cut object, or text
+                   without any object
+    repeating      outputs of the two that named an object twice (the repetition is left out)
+    text_f1        `detect text`: F1 of printed words, found where box IoU is 0.5 and every letter
+                   is right (words may stand in any order)
+    sizes_mask_iou, sizes_matched
+                   as mask_iou and matched_masks, on scenes with objects of all sizes
+    table_cells    `table`: share of cells that are right in their place
+    table_exact    share of tables of which every cell is right
+    chart_values   `chart`: share of bars with the right label and value in their place
+    chart_exact    share of charts of which every bar is right
+
+There are a quarter as many scenes of all sizes, tables and charts as there are scenes. Each scene's
+truth and predictions stand in `records`, from which all of it can be computed anew.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mini import language
+from mini.scene import RESOLUTION, Scene, make_scene
+from mini.sheet import Sheet, SheetKind, make_sheet
+from mini.texts import SceneTexts
+from paligemma.errors import OptionError
+from paligemma.evals.average_precision import Labeled, mean_average_precision
+from paligemma.evals.box_iou import match_boxes
+from paligemma.predictor import Predictor
+from paligemma.processor.image import LoadedImage
+from paligemma.results import Detections, Segments
+from paligemma.tasks.answer import AnswerTask
+from paligemma.tasks.caption import CaptionTask
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import Task
+
+_CHUNK = 32
+_MAX_WORDS = 20
+_MAX_SHEET_TOKENS = 96
+
+
+def evaluate(
+    predictor: Predictor,
+    scenes: int = 500,
+    seed: int = 7,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    constrained: bool = True,
+) -> dict[str, Any]:
+    """Scores of a model on test scenes 0..scenes-1 of `seed`, as plain JSON values.
+
+    `on_progress` is called with (scenes done, scenes in all). `constrained=False` lets the model
+    write its lists of objects freely, to see how well it keeps their form by itself.
+    """
+    if scenes < 1:
+        raise OptionError(f"{scenes} scenes were asked for; the evaluation needs at least 1.")
+    records: list[dict[str, Any]] = []
+    predicted: list[Labeled] = []
+    true: list[Labeled] = []
+    mask_ious: list[float] = []
+    texts: list[tuple[int, int, int]] = []
+    for start in range(0, scenes, _CHUNK):
+        batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
+        for scene, answers in zip(batch, _predict(predictor, batch, constrained), strict=True):
+            records.append(_record(scene, answers))
+            guess, truth = _labeled(answers["detect"]), _true_boxes(scene)
+            predicted.append(guess)
+            true.append(truth)
+            mask_ious += _mask_ious(scene, answers["segment"])
+            if answers["words"] is not None:
+                texts.append(_text_matches(scene, answers["words"]))
+        if on_progress is not None:
+            on_progress(len(records), scenes)
+    map50 = mean_average_precision(predicted, true)
+    counts = [right for record in records for right in record["count_right"]]
+    reads = [record["ocr"] == record["ocr_truth"] for record in records if record["ocr_truth"]]
+    return {
+        "model": predictor.name,
+        "scenes": scenes,
+        "seed": seed,
+        "map50": None if map50 is None else _rounded(map50),
+        "caption_exact": {
+            code: _share([r["captions"][code] == r["captions_truth"][code] for r in records])
+            for code in language.LANGUAGES
+        },
+        "count": _share(counts),
+        "ocr_exact": _share(reads),
+        "mask_iou": _share(mask_ious),
+        "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.labels) for t in true))),
+        "unparsable": sum(record["num_unparsable"] for record in records),
+        "repeating": sum(record["num_repeating"] for record in records),
+        "text_f1": _f1(texts),
+        **_scores_of_sizes(predictor, math.ceil(scenes / 4), seed, constrained),
+        **_scores_of_sheets(predictor, math.ceil(scenes / 4), seed, constrained),
+        "records": records,
+    }
+
+
+def _predict(
+    predictor: Predictor, scenes: Sequence[Scene], constrained: bool
+) -> list[dict[str, Any]]:
+    """All answers about each scene."""
+    asked: list[tuple[int, LoadedImage, Task[Any]]] = []
+    for number, scene in enumerate(scenes):
+        picture = _picture(scene, f"scene {scene.index}")
+        asked += [(number, picture, task) for task in _tasks(scene)]
+    results = predictor.run(
+        [(picture, task) for _, picture, task in asked], constrained=constrained
+    )
+    answers: list[dict[str, Any]] = [
+        {"captions": {}, "counts": [], "detect": None, "segment": None, "words": None}
+        for _ in scenes
+    ]
+    for (number, _, task), result in zip(asked, results, strict=True):
+        answer = answers[number]
+        match task:
+            case CaptionTask():
+                answer["captions"][task.language] = result.text
+            case OcrTask():
+                answer["ocr"] = result.text
+            case AnswerTask():
+                answer["counts"].append(result.text)
+            case DetectTask(labels="any"):
+                answer["words"] = result
+            case DetectTask():
+                answer["detect"] = result
+            case SegmentTask():
+                answer["segment"] = result
+    return answers
+
+
+def _scores_of_sizes(
+    predictor: Predictor, scenes: int, seed: int, constrained: bool
+) -> dict[str, float | None]:
+    """The masks of objects of all sizes."""
+    ious: list[float] = []
+    num_objects = 0
+    for start in range(0, scenes, _CHUNK):
+        batch = [
+            scene
+            for index in range(start, min(start + _CHUNK, scenes))
+            if (scene := make_scene("test", seed, index, sizes="wide")).objects
+        ]
+        asked = [
+            (_picture(scene, f"sizes {scene.index}"), SegmentTask.of(_phrases(scene)))
+            for scene in batch
+        ]
+        results = predictor.run(asked, constrained=constrained)
+        for scene, segments in zip(batch, results, strict=True):
+            ious += _mask_ious(scene, segments)
+            num_objects += len(scene.objects)
+    return {
+        "sizes_mask_iou": _share(ious),
+        "sizes_matched": _rounded(len(ious) / max(1, num_objects)),
+    }
+
+
+def _scores_of_sheets(
+    predictor: Predictor, sheets: int, seed: int, constrained: bool
+) -> dict[str, float | None]:
+    """Cells of tables and bars of charts, read from free text."""
+    scores: dict[str, float | None] = {}
+    kinds: tuple[tuple[SheetKind, str], ...] = (("table", "cells"), ("chart", "values"))
+    for kind, part in kinds:
+        right: list[bool] = []
+        exact: list[bool] = []
+        for start in range(0, sheets, _CHUNK):
+            batch = [
+                make_sheet("test", seed, index, kind)
+                for index in range(start, min(start + _CHUNK, sheets))
+            ]
+            pictures = [
+                _picture(sheet, f"{kind} {index}") for index, sheet in enumerate(batch, start)
+            ]
+            # A question without a language goes to the model as it stands.
+            task = AnswerTask(question=kind)
+            replies = predictor.run(
+                [(picture, task) for picture in pictures],
+                max_new_tokens=_MAX_SHEET_TOKENS,
+                constrained=constrained,
+            )
+            for sheet, reply in zip(batch, replies, strict=True):
+                guess = _read_sheet(kind, reply.text)
+                row_of = dict(enumerate(guess))
+                if kind == "table":
+                    right += [
+                        dict(enumerate(row_of.get(i, ()))).get(j) == cell
+                        for i, row in enumerate(sheet.rows)
+                        for j, cell in enumerate(row)
+                    ]
+                else:
+                    right += [row_of.get(i) == row for i, row in enumerate(sheet.rows)]
+                exact.append(guess == sheet.rows)
+        scores |= {f"{kind}_{part}": _share(right), f"{kind}_exact": _share(exact)}
+    return scores
+
+
+def _read_sheet(kind: SheetKind, text: str) -> tuple[tuple[str, ...], ...]:
+    """Rows of a table's HTML or a chart's list; text of another form gives what can be read."""
+    if kind == "chart":
+        return tuple(tuple(bar.split()) for bar in text.split(";"))
+    rows = re.findall("<tr>(.*?)</tr>", text)
+    return tuple(tuple(re.findall("<td>(.*?)</td>", row)) for row in rows)
+
+
+def _picture(drawn: Scene | Sheet, name: str) -> LoadedImage:
+    return LoadedImage(rgb=Image.fromarray(drawn.draw(RESOLUTION)), name=name)
+
+
+def _phrases(scene: Scene) -> list[str]:
+    return [language.KINDS[kind].name for kind, _ in SceneTexts(scene).counts]
+
+
+def _text_matches(scene: Scene, found: Detections) -> tuple[int, int, int]:
+    """Words found, words told and words there are; found: IoU of 0.5 and the same letters."""
+    num_found = 0
+    for text in {word.text for word in scene.words}:
+        wanted = [word.box_xyxy for word in scene.words if word.text == text]
+        mine = [detection for detection in found if detection.label == text]
+        matches = match_boxes(
+            np.asarray([one.box_normalized_xyxy for one in mine], dtype=np.float64).reshape(-1, 4),
+            [one.score for one in mine],
+            np.asarray(wanted, dtype=np.float64),
+            0.5,
+        )
+        num_found += sum(match is not None for match in matches)
+    return num_found, len(found), len(scene.words)
+
+
+def _f1(matches: Sequence[tuple[int, int, int]]) -> float | None:
+    if not matches:
+        return None
+    found, told, there = (sum(column) for column in zip(*matches, strict=True))
+    return _rounded(2 * found / (told + there))
+
+
+def _tasks(scene: Scene) -> list[Task[Any]]:
+    tasks: list[Task[Any]] = [CaptionTask(language=code) for code in language.LANGUAGES]
+    tasks.append(OcrTask())
+    if scene.words:
+        tasks.append(DetectTask.of("text", labels="any", max_objects=_MAX_WORDS))
+    for kind, _ in _counted_kinds(scene):
+        question, _ = language.ask_count(kind, 0, "en")
+        tasks.append(AnswerTask(question=question, language="en"))
+    if scene.objects:
+        phrases = _phrases(scene)
+        tasks += [DetectTask.of(phrases), SegmentTask.of(phrases)]
+    return tasks
+
+
+def _counted_kinds(scene: Scene) -> list[tuple[int, int]]:
+    """Every kind present with its count, and one that is absent."""
+    present = dict(SceneTexts(scene).counts)
+    absent = next(
+        kind
+        for step in range(len(language.KINDS))
+        if (kind := (scene.index + step) % len(language.KINDS)) not in present
+    )
+    return [*present.items(), (absent, 0)]
+
+
+def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
+    texts = SceneTexts(scene)
+    truths = [str(count) for _, count in _counted_kinds(scene)]
+    found: list[Detections | Segments] = [
+        result for result in (answers["detect"], answers["segment"]) if result is not None
+    ]
+    return {
+        "index": scene.index,
+        "captions": answers["captions"],
+        "captions_truth": {code: texts.caption(code) for code in language.LANGUAGES},
+        "counts": answers["counts"],
+        "counts_truth": truths,
+        "count_right": [
+            reply == truth for reply, truth in zip(answers["counts"], truths, strict=True)
+        ],
+        "ocr": answers["ocr"],
+        "ocr_truth": texts.reading(),
+        "detections": [] if answers["detect"] is None else answers["detect"].to_dict()["objects"],
+        "words": [] if answers["words"] is None else answers["words"].to_dict()["objects"],
+        "segments": [] if answers["segment"] is None else answers["segment"].to_dict()["objects"],
+        "objects_truth": scene.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])[
+            "objects"
+        ],
+        "num_unparsable": sum(_is_unparsable(result) for result in found),
+        "num_repeating": sum(
+            any(problem.kind == "repeated" for problem in result.problems) for result in found
+        ),
+    }
+
+
+def _is_unparsable(result: Detections | Segments) -> bool:
+    broken = any(problem.kind != "repeated" for problem in result.problems)
+    return broken or bool(result.text.strip() and not result.objects)
+
+
+def _labeled(detections: Detections | None) -> Labeled:
+    if detections is None:
+        return Labeled(boxes_xyxy=np.zeros((0, 4)), labels=(), scores=())
+    return Labeled(
+        boxes_xyxy=detections.boxes.reshape(-1, 4),
+        labels=detections.labels,
+        scores=detections.scores.tolist(),
+    )
+
+
+def _true_boxes(scene: Scene) -> Labeled:
+    boxes = [[edge * RESOLUTION for edge in thing.box_xyxy] for thing in scene.objects]
+    labels = [language.KINDS[thing.kind].name for thing in scene.objects]
+    return Labeled(boxes_xyxy=np.asarray(boxes, dtype=np.float64).reshape(-1, 4), labels=labels)
+
+
+def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
+    """Mask IoU of every object that was found: same label, box IoU of at least 0.5."""
+    if segments is None:
+        return []
+    truth, ious = _true_boxes(scene), []
+    for label in sorted(set(truth.labels)):
+        wanted = [i for i, other in enumerate(truth.labels) if other == label]
+        mine = [segment for segment in segments if segment.label == label]
+        boxes = np.asarray([segment.box_xyxy for segment in mine], dtype=np.float64).reshape(-1, 4)
+        scores = [segment.score for segment in mine]
+        matches = match_boxes(boxes, scores, truth.boxes_xyxy[wanted], 0.5)
+        for segment, match in zip(mine, matches, strict=True):
+            if match is not None:
+                ious.append(_mask_iou(segment.mask, scene.object_mask(wanted[match], RESOLUTION)))
+    return ious
+
+
+def _mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
+    return float((first & second).sum() / max(1, (first | second).sum()))
+
+
+def _share(values: Sequence[float | bool]) -> float | None:
+    return _rounded(float(np.mean(values))) if values else None
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)

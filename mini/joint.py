@@ -1,0 +1,324 @@
+"""The joint stages of mini: the whole model on scenes, sheets and their tasks.
+
+The suffix loss of `finetune/loss.py`, with the dense targets of stage 0 kept beside it so that the
+encoder goes on learning while the decoder does. What is kept is the model; the heads go.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from mini.dense import (
+    FREQUENCIES,
+    DenseHeads,
+    DenseTargets,
+    dense_targets,
+    fourier_features,
+)
+from mini.dense import total as dense_total
+from mini.examples import Asking, SegCodes, draw_example, draw_sheet_example
+from mini.language import FIRST_LANGUAGES, KINDS, LATER_LANGUAGES
+from mini.scene import make_scene
+from mini.sheet import make_sheet
+from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.finetune.collate import Example, collate, split_by_length
+from paligemma.finetune.config import Reduction
+from paligemma.finetune.loss import suffix_loss
+from paligemma.inputs import ModelInputs
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.image import LoadedImage
+from paligemma.processor.processor import Processor
+from paligemma.processor.tokenizer import Tokenizer
+
+
+def mini_config(vocab_size: int, resolution: int) -> PaliGemmaConfig:
+    """PaliGemma 2 in small: every mechanism of the large ones, a three-hundredth of the size."""
+    return PaliGemmaConfig(
+        vision=VisionConfig(
+            resolution=resolution, patch_size=16, width=256, depth=6, mlp_dim=1024, num_heads=8
+        ),
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            width=256,
+            depth=6,
+            mlp_dim=768,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=64,
+            query_scale=64**-0.5,
+            post_norms=True,
+            attn_logit_softcap=50.0,
+            final_logit_softcap=30.0,
+        ),
+    )
+
+
+def build_mini(config: PaliGemmaConfig, loc_offset: int, seed: int) -> PaliGemma:
+    """A fresh model. Neighboring `<loc>` rows start alike, as places on one ruler are."""
+    torch.manual_seed(seed)
+    model = PaliGemma(config)
+    width = config.decoder.width
+    table = model.decoder.embedding.weight
+    with torch.no_grad():
+        nn.init.normal_(model.vision_encoder.position_embedding.weight, std=0.02)
+        nn.init.normal_(table, std=width**-0.5)
+        ruler = fourier_features(torch.arange(NUM_LOC_TOKENS) / (NUM_LOC_TOKENS - 1))
+        turned = torch.linalg.qr(torch.randn(width, 2 * len(FREQUENCIES)))[0]
+        rows = slice(loc_offset, loc_offset + NUM_LOC_TOKENS)
+        table[rows] = 0.3 * table[rows] + ruler @ turned.T / len(FREQUENCIES) ** 0.5
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointBatch:
+    """Rows in parts of similar length that share their pictures, and what the pictures hold."""
+
+    parts: list[ModelInputs]
+    targets: DenseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSource:
+    """Scenes with several tasks each, sheets with one; a function of (seed, step)."""
+
+    processor: Processor
+    seg_codes: SegCodes
+    task_weights: Mapping[str, float]
+    asking: Asking
+    word_weights: tuple[float, ...]
+    num_scenes: int
+    prompts_per_scene: int
+    drawn_at: tuple[int, ...]
+    """Sizes at which scenes are drawn; one is picked, the processor then resizes."""
+    seed: int
+    num_wide: int = 0
+    """How many of the scenes hold objects of all sizes."""
+    num_sheets: int = 0
+
+    def batch(self, step: int) -> JointBatch:
+        rng = random.Random(f"joint {self.seed} {step}")
+        first = step * self.num_scenes
+        scenes = [
+            make_scene(
+                "train",
+                self.seed,
+                first + place,
+                word_weights=self.word_weights,
+                sizes="wide" if place < self.num_wide else "usual",
+            )
+            for place in range(self.num_scenes)
+        ]
+        first = step * self.num_sheets
+        sheets = [
+            make_sheet("train", self.seed, index) for index in range(first, first + self.num_sheets)
+        ]
+        examples = []
+        for scene in scenes:
+            picture = Image.fromarray(scene.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=picture, name="scene")
+            for _ in range(self.prompts_per_scene):
+                prefix, suffix = draw_example(
+                    scene, rng, self.task_weights, self.seg_codes, self.asking
+                )
+                examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
+        for sheet in sheets:
+            picture = Image.fromarray(sheet.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=picture, name="sheet")
+            prefix, suffix = draw_sheet_example(sheet, rng)
+            examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
+        grid = round(self.processor.num_image_tokens**0.5)
+        return JointBatch(
+            parts=split_by_length(collate(self.processor, examples), 3),
+            targets=dense_targets([*scenes, *sheets], grid),
+        )
+
+
+def extend_rows(table: Tensor, old: Tokenizer, new: Tokenizer) -> Tensor:
+    """The rows of an old vocabulary's pieces, as those of a longer one that holds all of them.
+
+    A new piece starts as the mean of what it was before: the nouns of the first languages, for a
+    noun of a later one; else the pieces that it was cut into. [V, D] -> [new.vocab_size, D].
+    """
+    extra = new.vocab_size - old.vocab_size
+    rows = table.new_zeros(new.vocab_size, table.shape[1])
+    rows[: old.loc_offset] = table[: old.loc_offset]
+    rows[new.loc_offset :] = table[old.loc_offset : old.vocab_size]
+    relatives = {
+        f" {getattr(kind.forms[code], number)}": [
+            f" {getattr(kind.forms[first], number)}" for first in FIRST_LANGUAGES
+        ]
+        for kind in KINDS
+        for code in LATER_LANGUAGES
+        for number in ("singular", "plural")
+    }
+    for index in range(old.loc_offset, old.loc_offset + extra):
+        piece = new.detokenize([index])
+        if new.tokenize_text(piece) != [index]:
+            piece = piece.strip()
+        alike = [old.tokenize_text(text) for text in relatives.get(piece, [piece])]
+        rows[index] = torch.stack([table[ids].mean(0) for ids in alike]).mean(0)
+    return rows
+
+
+def _noun_pieces(tokenizer: Tokenizer) -> list[list[list[int]]]:
+    """The ids of every form (singular and plural in each language) of every kind."""
+    return [
+        [
+            tokenizer.tokenize_text(f" {form}")
+            for noun in kind.forms.values()
+            for form in (noun.singular, noun.plural)
+        ]
+        for kind in KINDS
+    ]
+
+
+class NameAlignment(nn.Module):
+    """Image tokens should resemble the embeddings of the words for what they show.
+
+    Then a word in the prompt finds its patches by likeness, one rule for all kinds and languages
+    instead of one to be learned for each. Cross-entropy over the kinds, once for every form
+    (singular and plural in each language) in which all are named.
+    """
+
+    _SCALE = 10.0  # of cosines
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        rows = [torch.tensor(row) for forms in _noun_pieces(tokenizer) for row in forms]
+        pieces = pad_sequence(rows, batch_first=True)
+        self.register_buffer("pieces", pieces, persistent=False)
+        self.pieces: Tensor
+
+    def forward(self, image_tokens: Tensor, table: Tensor, targets: DenseTargets) -> Tensor:
+        """[I, P, D] image tokens, [V, D] embeddings -> mean loss over patches with an object."""
+        shown = targets.kinds < len(KINDS)
+        present = (self.pieces != 0).float()[..., None]
+        words = (F.embedding(self.pieces, table) * present).sum(1) / present.sum(1)
+        words = F.normalize(words, dim=-1).view(len(KINDS), -1, words.shape[-1])  # (K, forms, D)
+        tokens = F.normalize(image_tokens[shown].float(), dim=-1)
+        logits = self._SCALE * torch.einsum("nd,kfd->nkf", tokens, words)
+        kinds = targets.kinds[shown][:, None].expand(-1, logits.shape[-1])
+        return F.cross_entropy(logits, kinds, reduction="sum") / max(1, kinds.numel())
+
+
+class AskedGrounding(nn.Module):
+    """Halfway through the decoder, image tokens should know whether the prompt asks for them.
+
+    That is the look-up behind counting and detection by name; told so directly, it is learned in
+    minutes. Binary cross-entropy over patches with an object, in rows whose prefix names a kind.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, width: int) -> None:
+        super().__init__()
+        self.asked = nn.Linear(width, 1)
+        kind_of_token = torch.full((tokenizer.vocab_size,), -1)
+        for kind, forms in enumerate(_noun_pieces(tokenizer)):
+            for pieces in forms:
+                if len(pieces) == 1:
+                    kind_of_token[pieces[0]] = kind
+        self.register_buffer("kind_of_token", kind_of_token, persistent=False)
+        self.kind_of_token: Tensor
+
+    def forward(
+        self, hidden: Tensor, inputs: ModelInputs, targets: DenseTargets
+    ) -> tuple[Tensor, int]:
+        """[B, T, D] of a middle layer, one picture a row -> summed loss and number of patches."""
+        is_prefix = inputs.input_mask & ~inputs.mask_ar & ~inputs.image_mask
+        named = self.kind_of_token[inputs.token_ids].masked_fill(~is_prefix, -1)  # (B, T)
+        asked = (named[..., None] == torch.arange(len(KINDS))).any(dim=1)  # (B, K)
+        rows = asked.any(dim=1).nonzero()[:, 0]
+        images = torch.tensor([index[0] for index in inputs.image_index])
+        kinds = targets.kinds[images[rows]]  # (R, P)
+        shown = kinds < len(KINDS)
+        wanted = asked[rows].gather(1, kinds.clamp_max(len(KINDS) - 1))[shown]
+        patches = hidden[rows][inputs.image_mask[rows]].view(*kinds.shape, hidden.shape[-1])[shown]
+        logits = self.asked(patches)[:, 0].float()
+        loss = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="sum")
+        return loss, wanted.numel()
+
+
+class Joint(nn.Module):
+    """The model with its dense heads beside it."""
+
+    def __init__(
+        self,
+        model: PaliGemma,
+        tokenizer: Tokenizer,
+        *,
+        dense_weight: float,
+        edges_weight: float,
+        names_weight: float,
+        asked_weight: float,
+        loc_sigma: float,
+        reduction: Reduction,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = DenseHeads(model.config.vision.width)
+        self.loc_offset = tokenizer.loc_offset
+        self.names = NameAlignment(tokenizer)
+        self.dense_weight = dense_weight
+        self.edges_weight = edges_weight
+        self.names_weight = names_weight
+        self.asked = AskedGrounding(tokenizer, model.config.decoder.width)
+        self.asked_weight = asked_weight
+        self._middle: list[Tensor] = []
+        middle = model.decoder.blocks[model.config.decoder.depth // 2 - 1]
+        middle.register_forward_hook(lambda _, __, hidden: self._middle.append(hidden))
+        self.loc_sigma = loc_sigma
+        self.reduction: Reduction = reduction
+
+    def losses(self, batch: JointBatch) -> dict[str, Tensor]:
+        features = self.model.vision_encoder(batch.parts[0].pixel_values)
+        dense = self.heads(features, batch.targets)
+        image_tokens = self.model.projector(features)
+        names = self.names(image_tokens, self.model.decoder.embedding.weight, batch.targets)
+        total, count = torch.zeros(()), 0
+        grounding, num_patches = torch.zeros(()), 0
+        for part in batch.parts:
+            self._middle.clear()
+            hidden = self.model.hidden_states(part, image_tokens=image_tokens)
+            summed, num = suffix_loss(
+                self.model.decoder,
+                hidden,
+                part,
+                reduction=self.reduction,
+                loc_offset=self.loc_offset,
+                loc_sigma=self.loc_sigma,
+            )
+            total, count = total + summed, count + num
+            asked, num = self.asked(self._middle[0], part, batch.targets)
+            grounding, num_patches = grounding + asked, num_patches + num
+        suffix = total / count
+        logged = ("kind_right", "word_right", "half_right", "box", "edges")
+        grounding = grounding / max(1, num_patches)
+        extra = self.dense_weight * dense_total(dense, self.edges_weight)
+        extra = extra + self.names_weight * names + self.asked_weight * grounding
+        return {
+            "loss": suffix + extra,
+            "suffix": suffix,
+            "names": names,
+            "asked": grounding,
+            **{name: dense[name] for name in logged},
+        }
+
+
+def fit_heads(joint: Joint, source: JointSource, num_steps: int) -> None:
+    """Teach fresh heads beside a model that knows its world, before they may change it."""
+    joint.model.requires_grad_(False)
+    heads = [parameter for parameter in joint.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(heads, lr=5e-3)
+    for step in range(num_steps):
+        losses = joint.losses(source.batch(step))
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    joint.model.requires_grad_(True)

@@ -1,0 +1,102 @@
+"""Stage 0 of mini: the vision encoder learns to see before any decoder listens.
+
+Two losses together: SigLIP's sigmoid loss between pictures and their descriptions
+(arXiv 2303.15343), and the dense targets of `dense.py`. What is kept is the encoder.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from mini.dense import DenseHeads, DenseTargets, dense_targets, total
+from mini.language import FIRST_LANGUAGES
+from mini.scene import make_scene
+from mini.texts import SceneTexts
+from paligemma.config import VisionConfig
+from paligemma.model.siglip import VisionEncoder
+from paligemma.processor.tokenizer import Tokenizer
+
+# More print than in the world itself: reading is the slowest to learn.
+STAGE0_WORD_WEIGHTS = (0.1, 0.3, 0.3, 0.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage0Batch:
+    """pictures uint8[I, 3, R, R]; token_ids int64[I, T] of descriptions, 0 where none."""
+
+    pictures: Tensor
+    token_ids: Tensor
+    targets: DenseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage0Source:
+    """Pictures with their descriptions and dense targets; a function of (seed, step)."""
+
+    tokenizer: Tokenizer
+    resolution: int
+    grid: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> Stage0Batch:
+        scenes = [
+            make_scene("train", self.seed, index, word_weights=STAGE0_WORD_WEIGHTS)
+            for index in range(step * self.batch_size, (step + 1) * self.batch_size)
+        ]
+        rng = random.Random(f"stage0 {self.seed} {step}")
+        texts = [SceneTexts(scene).describe(rng.choice(FIRST_LANGUAGES)) for scene in scenes]
+        rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]
+        pictures = np.stack([scene.draw(self.resolution) for scene in scenes])
+        return Stage0Batch(
+            pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+            token_ids=pad_sequence(rows, batch_first=True),
+            targets=dense_targets(scenes, self.grid),
+        )
+
+
+def to_pixel_values(pictures: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1], as the processor does."""
+    return pictures.float() / 127.5 - 1.0
+
+
+class Stage0(nn.Module):
+    """The encoder with everything that only stage 0 needs around it."""
+
+    def __init__(self, vision: VisionConfig, vocab_size: int, *, edges_weight: float) -> None:
+        super().__init__()
+        self.edges_weight = edges_weight
+        self.vision_encoder = VisionEncoder(vision)
+        nn.init.normal_(self.vision_encoder.position_embedding.weight, std=0.02)
+        self.heads = DenseHeads(vision.width)
+        self.text_embedding = nn.Embedding(vocab_size, vision.width, padding_idx=0)
+        self.text_proj = nn.Linear(vision.width, vision.width)
+        self.image_proj = nn.Linear(vision.width, vision.width)
+        # SigLIP's start: temperature 10, bias -10 (arXiv 2303.15343 section 3).
+        self.log_temperature = nn.Parameter(torch.tensor([2.302585]))
+        self.bias = nn.Parameter(torch.tensor([-10.0]))
+
+    def losses(self, batch: Stage0Batch) -> dict[str, Tensor]:
+        features = self.vision_encoder(to_pixel_values(batch.pictures))
+        losses: dict[str, Tensor] = self.heads(features, batch.targets)
+        losses["contrastive"] = self.sigmoid_loss(features, batch.token_ids)
+        losses["loss"] = total(losses, self.edges_weight) + 0.1 * losses["contrastive"]
+        return losses
+
+    def sigmoid_loss(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Every picture with every text of the batch: +1 for its own, -1 for the others."""
+        present = (token_ids != 0).float()[..., None]
+        words = self.text_embedding(token_ids)
+        text = self.text_proj((words * present).sum(1) / present.sum(1).clamp_min(1))
+        image = self.image_proj(features.mean(1))
+        similarity = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        logits = similarity * self.log_temperature.exp() + self.bias
+        signs = 2 * torch.eye(len(logits)) - 1
+        return -F.logsigmoid(signs * logits).sum(1).mean()

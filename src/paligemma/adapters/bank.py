@@ -1,0 +1,150 @@
+"""Several low-rank adapters on one model in memory: each row of a pass has its own, or none.
+
+    y = W x + [B1 B2 ...] m(row) * [A1; A2; ...] x
+
+The A and B of all adapters stand side by side, and m(row) lets pass what belongs to the row's
+adapter. So a pass takes two thin products more a layer, whatever the rows are, and the weights
+are read once for all. DoRA (arXiv 2402.09353) also scales each output, by row.
+
+Knows the model's linear layers and names; knows no files and no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paligemma.adapters.lora import LowRank, check_adaptable
+from paligemma.errors import OptionError
+from paligemma.fast.frozen_linear import FrozenLinear
+from paligemma.model.paligemma import PaliGemma
+
+# B rows, T tokens, N outputs, K inputs, R ranks of all adapters together
+
+_NO_ADAPTER = 0
+
+
+class _Selection:
+    """Which adapter each row of the next pass has."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.select([])
+
+    def select(self, numbers: Sequence[int]) -> None:
+        self.is_plain = not any(numbers)
+        self.numbers = torch.tensor(list(numbers), device=self.device)
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+
+    def mask(self, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """[B, 1, R]: 1 where a rank belongs to the row's adapter. Most layers share one."""
+        if owners not in self._masks:
+            own = torch.tensor(owners, device=self.device)
+            self._masks[owners] = (self.numbers[:, None] == own).to(dtype)[:, None]
+        return self._masks[owners]
+
+
+class AdapterBank:
+    """Puts adapters beside a plain model's layers, in place; a row without one is unchanged.
+
+    `adapters` are by name, and in each the layers by their names in the plain model. Raises
+    OptionError for a model that has adapters or packed weights already, and for an adapter of
+    another part than the decoder: image tokens are shared between rows.
+    """
+
+    def __init__(self, model: PaliGemma, adapters: Mapping[str, Mapping[str, LowRank]]) -> None:
+        check_adaptable(model)
+        for name, layers in adapters.items():
+            if not name:
+                raise OptionError("An adapter needs a name.")
+            if any(not layer.startswith("decoder.") for layer in layers):
+                raise OptionError(
+                    f"The adapter {name!r} changes more than the decoder, and pictures are encoded "
+                    "once for all adapters. Merge it into a model of its own and serve that."
+                )
+        self.names = tuple(adapters)
+        self._selection = _Selection(model.device)
+        numbers = {name: number for number, name in enumerate(adapters, start=_NO_ADAPTER + 1)}
+        adapted = dict.fromkeys(layer for layers in adapters.values() for layer in layers)
+        for layer in adapted:
+            own = {numbers[n]: layers[layer] for n, layers in adapters.items() if layer in layers}
+            parent, _, leaf = layer.rpartition(".")
+            base = model.get_submodule(layer)
+            assert isinstance(base, nn.Linear | FrozenLinear)
+            setattr(
+                model.get_submodule(parent),
+                leaf,
+                _AdaptedLinear(base, own, len(adapters), self._selection, model.dtype),
+            )
+        self._numbers = numbers | {"": _NO_ADAPTER}
+
+    def check(self, name: str) -> None:
+        """Raises OptionError for a name that is not in the bank; "" is the model itself."""
+        if name not in self._numbers:
+            raise OptionError("There is no adapter of that name.")
+
+    def select(self, names: Sequence[str]) -> None:
+        """Say whose rows the next passes have, one name a row; "" for none."""
+        self._selection.select([self._numbers[name] for name in names])
+
+
+class _AdaptedLinear(nn.Module):
+    """[B, T, K] -> [B, T, N], each row through its own adapter."""
+
+    a: Tensor
+    """[R, K]"""
+    b: Tensor
+    """[N, R], scaled"""
+    scales: Tensor | None
+    """float32[adapters + 1, N] where one is DoRA"""
+
+    def __init__(
+        self,
+        base: nn.Linear | FrozenLinear,
+        adapters: Mapping[int, LowRank],
+        num_adapters: int,
+        selection: _Selection,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        assert getattr(base, "bias", None) is None, "no layer of a decoder has a bias"
+        self.base = base
+        self._selection = selection
+        device = selection.device
+        self._owners = tuple(n for n, one in adapters.items() for _ in range(one.rank))
+        a = torch.cat([one.a.float() for one in adapters.values()])
+        b = torch.cat([one.b.float() * one.scaling for one in adapters.values()], dim=1)
+        self.register_buffer("a", a.to(device, dtype), persistent=False)
+        self.register_buffer("b", b.to(device, dtype), persistent=False)
+        scales = None
+        if any(one.magnitude is not None for one in adapters.values()):
+            scales = torch.ones(num_adapters + 1, base.out_features)
+            for number, one in adapters.items():
+                if one.magnitude is not None:
+                    scales[number] = one.magnitude.float().cpu() / _lengths(base, one).cpu()
+            scales = scales.to(device)
+        self.register_buffer("scales", scales, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        if self._selection.is_plain:
+            return out
+        low = F.linear(x, self.a) * self._selection.mask(self._owners, x.dtype)
+        out = out + F.linear(low, self.b)
+        if self.scales is not None:
+            out = (out * self.scales[self._selection.numbers][:, None]).to(out.dtype)
+        return out
+
+
+def _lengths(base: nn.Linear | FrozenLinear, low_rank: LowRank) -> Tensor:
+    """float32[N]: of the rows of W + s B A."""
+    if isinstance(base, FrozenLinear):
+        wide = base.read(0, base.out_features)
+    else:
+        wide = base.weight.detach().float()
+    a, b = low_rank.a.float().to(wide.device), low_rank.b.float().to(wide.device)
+    lengths: Tensor = torch.linalg.vector_norm(wide + low_rank.scaling * (b @ a), dim=1)
+    return lengths

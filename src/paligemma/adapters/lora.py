@@ -1,0 +1,388 @@
+"""Low-rank adapters: added to a model's linear layers, trained alone, merged into the weights.
+
+    y = W x + s B A x        LoRA (arXiv 2106.09685): A [r, K], B [N, r], s = alpha / r
+                             rsLoRA (arXiv 2312.03732): s = alpha / sqrt(r)
+    y = m * V x / ||V||      DoRA (arXiv 2402.09353): V = W + s B A, lengths by output
+
+W may be frozen in NF4 or int8 (`frozen_linear.py`; QLoRA, arXiv 2305.14314). Knows the model's
+modules; knows no file, no other naming and no training loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paligemma.errors import OptionError
+from paligemma.fast.frozen_linear import FrozenFormat, FrozenLinear, freeze_linears
+from paligemma.model.paligemma import PaliGemma
+
+# N outputs, K inputs, r rank
+
+_CHUNK = 2**18  # weights at once: what is computed from them stays in the processor's cache
+
+Part = Literal["decoder", "vision_encoder", "projector"]
+"""A part of the model whose linear layers may get adapters."""
+
+Method = Literal["full", "frozen-encoder", "lora", "qlora"]
+"""Which weights a training changes."""
+
+LEARNING_RATES: Mapping[Method, Mapping[str, float]] = MappingProxyType(
+    {
+        "full": MappingProxyType({"3b": 1e-5, "10b": 1e-6, "28b": 1e-6}),
+        "frozen-encoder": MappingProxyType({"3b": 1e-5, "10b": 1e-6, "28b": 1e-6}),
+        "lora": MappingProxyType({"3b": 1e-4, "10b": 1e-5, "28b": 1e-5}),
+        "qlora": MappingProxyType({"3b": 1e-4, "10b": 1e-5, "28b": 1e-5}),
+    }
+)
+"""Where to start, by method and size.
+
+All weights: 1e-5 for 3B (arXiv 2407.07726, section 6.2); for 10B and 28B the median of the best
+rates of 47 and 41 transfers (arXiv 2412.03555, table 14; PaliGemma 2 3B itself: 3e-6, a step of
+the sweep below). Freezing the encoder changes neither. No paper has adapters on PaliGemma: theirs
+is ten times the rate of all weights, the ratio that arXiv 2405.09673 (section 5) finds between the
+best rates of the two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Which layers get adapters, and of which kind.
+
+    `rank` 16 on every linear layer of the decoder and `alpha` twice the rank, which arXiv
+    2405.09673 recommends: which layers have adapters matters more than the rank, and alpha sets
+    the step size that the default learning rates belong to. `layers` names linear layers by the
+    end of their name, such as ("q_proj", "v_proj"); None takes all of `parts`. The table of
+    embeddings, which is the output layer too, never gets one.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    """On the input of A only."""
+    use_rslora: bool = False
+    use_dora: bool = False
+    parts: tuple[Part, ...] = ("decoder",)
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise OptionError(f"rank is {self.rank!r}; it must be a whole number of at least 1.")
+        if not math.isfinite(self.alpha) or self.alpha <= 0:
+            raise OptionError(f"alpha is {self.alpha}; it must be above 0.")
+        if not 0 <= self.dropout < 1:
+            raise OptionError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        unknown = [part for part in self.parts if part not in get_args(Part)]
+        if unknown or not self.parts:
+            raise OptionError(f"parts is {self.parts!r}; it must name some of {get_args(Part)}.")
+
+
+def scaling_of(rank: int, alpha: float, use_rslora: bool) -> float:
+    """The factor s before B A."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """What an adapter adds to one weight [N, K]."""
+
+    a: Tensor
+    """float[r, K]"""
+    b: Tensor
+    """float[N, r]"""
+    magnitude: Tensor | None
+    """float[N] with DoRA."""
+    alpha: float
+    use_rslora: bool
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        return scaling_of(self.rank, self.alpha, self.use_rslora)
+
+    def merged(self, rows: Tensor, start: int = 0) -> Tensor:
+        """float[n, K], the weight's rows from `start` on -> float32[n, K], the adapter in them.
+
+        DoRA's lengths are those of rows, so a weight can be merged a few rows at a time.
+        """
+        here = slice(start, start + rows.shape[0])
+        wide = torch.addmm(rows.float(), self.b[here].float(), self.a.float(), alpha=self.scaling)
+        if self.magnitude is None:
+            return wide
+        wide *= (self.magnitude[here].float() / _lengths(wide))[:, None]
+        return wide
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer, `base`, and an adapter beside it; a new adapter changes nothing.
+
+    [..., K] -> [..., N]. A and B are float32 whatever the base is, so that small steps are not
+    rounded away, and compute in the dtype of the input.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear | FrozenLinear,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        num_outputs, num_inputs = base.out_features, base.in_features
+        if rank > max(num_outputs, num_inputs):
+            raise OptionError(
+                f"The rank {rank} is larger than both sides of a weight of {num_outputs} x "
+                f"{num_inputs}, where an adapter takes more room than the weight. Choose a "
+                "smaller one."
+            )
+        self.base = base.requires_grad_(False)
+        self.alpha = alpha
+        self.use_rslora = use_rslora
+        self.dropout = dropout
+        device = next(iter([*base.parameters(), *base.buffers()])).device
+        # Uniform, as peft begins; drawn on the CPU, so that every device begins the same.
+        first = torch.empty(rank, num_inputs).uniform_(-1, 1, generator=generator)
+        self.lora_a = nn.Parameter((first / math.sqrt(num_inputs)).to(device))
+        self.lora_b = nn.Parameter(torch.zeros(num_outputs, rank, device=device))
+        self.magnitude: nn.Parameter | None = None
+        if use_dora:
+            self.magnitude = nn.Parameter(_lengths(self.wide()))
+        self.train(base.training)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[0]
+
+    @property
+    def scaling(self) -> float:
+        return scaling_of(self.rank, self.alpha, self.use_rslora)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        # A and B are small: they take the dtype of x, where the other way x would be kept twice.
+        a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
+        low = F.linear(F.dropout(x, self.dropout, self.training), a)
+        shape, out, low = out.shape, out.flatten(0, -2), low.flatten(0, -2)
+        if self.magnitude is None:
+            out = torch.addmm(out, low, b.T, alpha=self.scaling)
+            return out.view(shape)
+        bias = self.base.bias if isinstance(self.base, nn.Linear) else None
+        if bias is not None:
+            out = out - bias
+        scales = self.magnitude / self._lengths()  # float32: its rounding would be systematic
+        out = (torch.addmm(out, low, b.T, alpha=self.scaling) * scales).to(out.dtype)
+        if bias is not None:
+            out = out + bias
+        return out.view(shape)
+
+    @torch.no_grad()
+    def _lengths(self) -> Tensor:
+        """float32[N]: of the rows of W + s B A, which the gradient takes as given.
+
+        (arXiv 2402.09353, section 4.3.)
+        """
+        lengths = torch.empty_like(self.lora_b[:, 0])
+        step = max(1, _CHUNK // self.lora_a.shape[1])
+        for start in range(0, len(lengths), step):
+            rows = self._rows(start, min(start + step, len(lengths)))
+            rows.addmm_(self.lora_b[start : start + step], self.lora_a, alpha=self.scaling)
+            lengths[start : start + step] = _lengths(rows)
+        return lengths
+
+    @torch.no_grad()
+    def wide(self) -> Tensor:
+        """The base's weight: float32[N, K], a copy."""
+        return self._rows(0, self.base.out_features)
+
+    def _rows(self, start: int, end: int) -> Tensor:
+        if isinstance(self.base, FrozenLinear):
+            return self.base.read(start, end)
+        return self.base.weight[start:end].to(torch.float32, copy=True)
+
+    def low_rank(self) -> LowRank:
+        """The adapter alone, in the tensors that are trained."""
+        return LowRank(
+            a=self.lora_a.detach(),
+            b=self.lora_b.detach(),
+            magnitude=None if self.magnitude is None else self.magnitude.detach(),
+            alpha=self.alpha,
+            use_rslora=self.use_rslora,
+        )
+
+    @torch.no_grad()
+    def merged(self, dtype: torch.dtype) -> nn.Linear:
+        """A plain layer that computes the same, in `dtype`."""
+        base = self.base
+        bias = base.bias if isinstance(base, nn.Linear) else None
+        layer = nn.Linear(base.in_features, base.out_features, bias is not None, device="meta")
+        merged = self.low_rank().merged(self.wide()).to(dtype)
+        layer.weight = nn.Parameter(merged, requires_grad=False)
+        if bias is not None:
+            layer.bias = bias
+        return layer
+
+    def extra_repr(self) -> str:
+        kind = "dora" if self.magnitude is not None else "rslora" if self.use_rslora else "lora"
+        return f"{kind}, rank={self.rank}, alpha={self.alpha:g}"
+
+
+def add_lora(model: PaliGemma, config: LoraConfig, *, seed: int = 0) -> PaliGemma:
+    """Put adapters on a plain model, in place; gives back the same model.
+
+    Only adapters require a gradient afterwards. The same seed makes the same adapters. Raises
+    OptionError when the model has adapters already, when its weights are packed for kernels, and
+    when `config` names layers that are not there.
+
+    >>> add_lora(model, LoraConfig(rank=8))  # doctest: +SKIP
+    >>> optimizer = torch.optim.AdamW(lora_parameters(model), lr=1e-4)  # doctest: +SKIP
+    """
+    check_adaptable(model)
+    chosen = [name for name in linear_layers(model, config.parts) if _is_named(name, config.layers)]
+    for wanted in config.layers or ():
+        if not any(_is_named(name, (wanted,)) for name in chosen):
+            kinds = sorted({n.rpartition(".")[2] for n in linear_layers(model, config.parts)})
+            raise OptionError(
+                f"There is no linear layer {wanted!r} in {', '.join(config.parts)}. "
+                f"There are: {', '.join(kinds)}."
+            )
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name in chosen:
+        layer = LoraLinear(
+            _base(model, name),
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+            generator=generator,
+        )
+        _replace(model, name, layer)
+    return model
+
+
+def attach_lora(
+    model: PaliGemma, adapter: Mapping[str, LowRank], *, dropout: float = 0.0
+) -> PaliGemma:
+    """Put finished adapters, by the names of their layers, on a plain model, in place.
+
+    For further training, or to look at them; `checkpoints.load` merges while it reads. Names and
+    shapes must fit, which reading an adapter's file checks.
+    """
+    check_adaptable(model)
+    model.requires_grad_(False)
+    for name, low_rank in adapter.items():
+        layer = LoraLinear(
+            _base(model, name),
+            rank=low_rank.rank,
+            alpha=low_rank.alpha,
+            dropout=dropout,
+            use_rslora=low_rank.use_rslora,
+            use_dora=low_rank.magnitude is not None,
+        )
+        with torch.no_grad():
+            layer.lora_a.copy_(low_rank.a)
+            layer.lora_b.copy_(low_rank.b)
+            if layer.magnitude is not None and low_rank.magnitude is not None:
+                layer.magnitude.copy_(low_rank.magnitude)
+        _replace(model, name, layer)
+    return model
+
+
+def merge_lora(model: PaliGemma) -> PaliGemma:
+    """Make one weight of every base and its adapter, in place; gives back the same, plain model.
+
+    Bases in NF4 or int8, with or without adapters, become plain too, in the model's dtype.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear):
+            _replace(model, name, module.merged(model.dtype))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FrozenLinear):
+            layer = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            layer.weight = nn.Parameter(module.weight(model.dtype), requires_grad=False)
+            _replace(model, name, layer)
+    return model
+
+
+def freeze_base(
+    model: PaliGemma, frozen_format: FrozenFormat, *, double_quantization: bool = True
+) -> PaliGemma:
+    """Turn the decoder's linear layers into NF4 or int8, in place: the base of QLoRA.
+
+    The vision encoder, the projector and the table of embeddings stay as they are. Raises
+    OptionError for a model that has adapters or packed weights.
+    """
+    check_adaptable(model)
+    names = [
+        n for n in linear_layers(model, ("decoder",)) if isinstance(_base(model, n), nn.Linear)
+    ]
+    parents = ((model.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names)
+    freeze_linears(parents, frozen_format, double_quantization=double_quantization)
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """Every adapted layer by its name in the plain model."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What is trained: A, B and magnitudes, in the order of the model."""
+    return [p for layer in lora_layers(model).values() for p in layer.parameters(recurse=False)]
+
+
+def linear_layers(model: PaliGemma, parts: tuple[Part, ...]) -> Iterator[str]:
+    """The names of the linear layers of these parts, in the order of the model."""
+    for part in get_args(Part):
+        if part in parts:
+            for name, module in model.get_submodule(part).named_modules(prefix=part):
+                if isinstance(module, nn.Linear | FrozenLinear):
+                    yield name
+
+
+def check_adaptable(model: PaliGemma) -> None:
+    """Raises OptionError unless every layer is plain and without an adapter."""
+    if lora_layers(model):
+        raise OptionError(
+            "The model has adapters already. Merge them first, or load the model anew."
+        )
+    if not any(True for _ in linear_layers(model, ("decoder",))):
+        raise OptionError(
+            "The model's weights are packed for kernels, which cannot be trained. Load it with "
+            "fast=False and without quantization."
+        )
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """float32[n]: of rows [n, K]; never zero, so that a row of zeros stays one with DoRA."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _is_named(name: str, ends: tuple[str, ...] | None) -> bool:
+    return ends is None or any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _base(model: PaliGemma, name: str) -> nn.Linear | FrozenLinear:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear | FrozenLinear)
+    return layer
+
+
+def _replace(model: PaliGemma, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)

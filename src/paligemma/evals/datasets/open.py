@@ -1,0 +1,108 @@
+"""find_benchmark, open_benchmark: a benchmark by its name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from paligemma.errors import OptionError
+from paligemma.evals.datasets import (
+    captions,
+    choice,
+    counting,
+    detection,
+    documents,
+    probing,
+    reasoning,
+    referring,
+    remote_sensing,
+    screens,
+    spotting,
+    unread,
+    videos,
+    vqa,
+    writing,
+)
+from paligemma.evals.datasets.benchmark import Benchmark, BenchmarkData, read_benchmark
+
+BENCHMARKS: tuple[Benchmark, ...] = (
+    captions.COCOCAP,
+    captions.NOCAPS,
+    captions.COCO_35L,
+    captions.XM3600,
+    captions.TEXTCAPS,
+    captions.SCICAP,
+    captions.DOCCI,
+    screens.SCREEN2WORDS,
+    screens.WIDGETCAP,
+    vqa.VQAV2,
+    vqa.OKVQA,
+    vqa.AOKVQA_DA,
+    vqa.AOKVQA_MC,
+    vqa.TEXTVQA,
+    vqa.VIZWIZVQA,
+    documents.DOCVQA,
+    documents.INFOVQA,
+    documents.STVQA,
+    documents.OCRVQA,
+    documents.CHARTQA,
+    choice.AI2D,
+    choice.SCIENCEQA,
+    reasoning.GQA,
+    reasoning.XGQA,
+    reasoning.NLVR2,
+    reasoning.MARVL,
+    reasoning.VSR,
+    counting.TALLYQA,
+    counting.COUNTBENCHQA,
+    probing.POPE,
+    probing.MMVP,
+    remote_sensing.RSVQA_LR,
+    remote_sensing.RSVQA_HR,
+    referring.REFCOCO,
+    referring.REFCOCO_PLUS,
+    referring.REFCOCOG,
+    detection.COCO_DETECTION,
+    detection.DOCLAYNET,
+    spotting.ICDAR15,
+    spotting.TOTAL_TEXT,
+    writing.PUBTABNET,
+    writing.FINTABNET,
+    writing.CHEMDRAW,
+    writing.GRANDSTAFF,
+    writing.MIMIC_CXR,
+    videos.MSRVTT_CAP,
+    videos.ACTIVITYNET_CAP,
+    videos.VATEX,
+    videos.MSRVTT_QA,
+    videos.ACTIVITYNET_QA,
+    videos.MSVD_QA,
+    unread.OBJAVERSE,
+)
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """Raises OptionError for an unknown name, with those most alike.
+
+    >>> find_benchmark("ai2d").title
+    'AI2D'
+    """
+    names = [benchmark.name for benchmark in BENCHMARKS]
+    wanted = name.strip().lower().replace("_", "-")
+    if wanted not in names:
+        alike = difflib.get_close_matches(wanted, names, n=3) or names
+        raise OptionError(f"There is no benchmark {name!r}. Did you mean: {', '.join(alike)}?")
+    return BENCHMARKS[names.index(wanted)]
+
+
+def open_benchmark(
+    name: str, folder: str | Path, *, split: str | None = None, resolution: int = 224
+) -> BenchmarkData:
+    """The records of one split, from the official files that lie below `folder`.
+
+    `split` is the benchmark's first one where it is not given; `resolution` is the model's, in
+    pixels (WidgetCap draws into the resized picture).
+
+    Raises OptionError for an unknown name or split; DataError for a missing or unfit file.
+    """
+    return read_benchmark(find_benchmark(name), folder, split=split, resolution=resolution)

@@ -1,0 +1,166 @@
+"""POPE and MMVP: does the model see what is not there, and what tells two pictures apart?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from paligemma.data.record import Record
+from paligemma.errors import DataError
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.files import read_csv, read_json_lines
+from paligemma.evals.datasets.prompts import ANSWER
+from paligemma.evals.metrics.accuracy import ExactMatch
+from paligemma.evals.metrics.result import MetricResult, References, pair
+from paligemma.evals.metrics.vqa_accuracy import normalize_answer
+
+_KINDS = ("random", "popular", "adversarial")
+
+
+def _kinds(split: str) -> tuple[str, ...]:
+    return _KINDS if split == "all" else (split,)
+
+
+def _needs(split: str) -> tuple[Needed, ...]:
+    site = "https://github.com/AoiDragon/POPE, output/coco"
+    return (
+        *(Needed(path=f"pope/coco_pope_{kind}.json", source=site) for kind in _kinds(split)),
+        Needed(path="val2014/", source="http://images.cocodataset.org/zips/val2014.zip"),
+    )
+
+
+def _read(place: Place) -> Iterator[Item]:
+    for kind in _kinds(place.split):
+        entries = read_json_lines(place.folder / "pope" / f"coco_pope_{kind}.json")
+        for number, entry in enumerate(entries):
+            record = Record(
+                record_id=f"{kind}-{number}",
+                image=place.folder / "val2014" / entry["image"],
+                prefix=ANSWER.format(question=entry["text"]),
+                suffix=entry["label"],
+                references=(entry["label"],),
+            )
+            yield Item(record, kind)
+
+
+POPE = Benchmark(
+    name="pope",
+    title="POPE",
+    task="answer",
+    prompt=ANSWER,
+    metrics={"acc": ExactMatch(ignore_case=True)},
+    splits={"all": ("POPE",), **{kind: (f"POPE ({kind})",) for kind in _KINDS}},
+    needs=_needs,
+    read=_read,
+    homepage="https://github.com/AoiDragon/POPE",
+    max_new_tokens=48,
+    mean_of_groups=True,
+    note="Asked of a model that was trained on VQAv2. The prompt is the paper's; big_vision's "
+    "config asks without 'answer en'.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedAccuracy:
+    """The share of pairs of examples, the first with the second and so on, that are both right.
+
+    An answer is right that equals a reference: a letter "(a)", or any text in VQAv2's normal form.
+    `per_example` is 1 for both of a pair or for neither; `details` has the share of single answers.
+    """
+
+    def score(self, predictions: Sequence[str], references: References) -> MetricResult:
+        """Raises DataError for an odd number of examples."""
+        right = [
+            bool(said := _normal(prediction)) and said in map(_normal, accepted)
+            for prediction, accepted in pair(predictions, references)
+        ]
+        if len(right) % 2:
+            raise DataError(
+                f"Pairs are scored, and there are {len(right)} examples. Take an even number, in "
+                "the order of the file."
+            )
+        both = np.logical_and(right[::2], right[1::2])
+        return MetricResult(
+            name="paired_accuracy",
+            value=float(both.mean()),
+            per_example=tuple(np.repeat(both, 2).astype(float).tolist()),
+            details={"single": sum(right) / len(right)},
+        )
+
+    def statistic(
+        self, predictions: Sequence[str], references: References
+    ) -> Callable[[npt.NDArray[np.int64]], float]:
+        """The value where a pair counts as often as its first example was drawn; NaN for none."""
+        both = np.array(self.score(predictions, references).per_example[::2])
+
+        def value(counts: npt.NDArray[np.int64]) -> float:
+            drawn = counts[::2]
+            return float(drawn @ both / drawn.sum()) if drawn.any() else float("nan")
+
+        return value
+
+
+def _normal(answer: str) -> str:
+    """The letter alone would be an article to the normal form, and go."""
+    letter = answer.strip(" ().").lower()
+    return letter if letter in ("a", "b") else normalize_answer(answer)
+
+
+_OPTIONS = re.compile(r"\(a\)\s*(.+?)\s*\(b\)\s*(.+)", re.IGNORECASE | re.DOTALL)
+
+
+def _accepted(options: str, correct: str) -> tuple[str, ...]:
+    """The right option, its words that the other one lacks, and its letter.
+
+    >>> _accepted("(a) On the left (b) On the right", "(b)")
+    ('On the right', 'right', '(b)')
+    """
+    texts = _OPTIONS.fullmatch(options.strip())
+    letter = correct.strip().strip("()").lower()
+    if texts is None or letter not in ("a", "b"):
+        raise ValueError(f"{options!r} with the answer {correct!r} are not two options")
+    right, wrong = texts.groups() if letter == "a" else texts.groups()[::-1]
+    words, others = (normalize_answer(text).split() for text in (right, wrong))
+    apart = [word for word in words if word not in others]
+    between = (" ".join(apart),) if apart and apart != words else ()
+    return right, *between, f"({letter})"
+
+
+def _mmvp_needs(split: str) -> tuple[Needed, ...]:
+    source = "https://huggingface.co/datasets/MMVP/MMVP"
+    return Needed(path="Questions.csv", source=source), Needed(path="MMVP Images/", source=source)
+
+
+def _read_mmvp(place: Place) -> Iterator[Item]:
+    """The picture has the row's number: the column's own name is not the same in all copies."""
+    for number, row in enumerate(read_csv(place.folder / "Questions.csv"), start=1):
+        accepted = _accepted(row["Options"], row["Correct Answer"])
+        record = Record(
+            record_id=str(number),
+            image=place.folder / "MMVP Images" / f"{number}.jpg",
+            prefix=ANSWER.format(question=row["Question"]),
+            suffix=accepted[0],
+            references=accepted,
+        )
+        yield Item(record)
+
+
+MMVP = Benchmark(
+    name="mmvp",
+    title="MMVP",
+    task="answer",
+    prompt=ANSWER,
+    metrics={"paired acc": PairedAccuracy()},
+    splits={"test": ("MMVP",)},
+    needs=_mmvp_needs,
+    read=_read_mmvp,
+    homepage="https://github.com/tsb0601/MMVP",
+    max_new_tokens=32,
+    note="Asked of a model that was trained on VQAv2. The papers do not say how an answer is told "
+    "to be one of the two options (its authors ask a language model): here it must be the right "
+    "option, what sets that apart from the other one, or its letter, in VQAv2's normal form.",
+)

@@ -1,0 +1,140 @@
+"""ICDAR'15 and Total-Text: where words stand in a photograph, and what they say.
+
+Outlines become the upright boxes around them. A word that is not to be counted has the label that
+`IGNORED` names.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.data.record import Record, TrueObject
+from paligemma.data.source import read_text
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.metrics.text_detection import TextDetection
+from paligemma.processor.image import read_size_wh
+
+IGNORED = {"icdar15": "###", "total-text": "#"}
+"""Label of a word that is neither a hit nor a miss, by benchmark."""
+PROMPT = "ocr"
+_NOTE = (
+    "The paper prints neither its prompt nor how boxes and words are written; 'ocr' and the "
+    "form of detection (four loc tokens, then the word) stand in for them."
+)
+_ICDAR_FOLDERS = {
+    "test": ("ch4_test_images", "Challenge4_Test_Task4_GT"),
+    "train": ("ch4_training_images", "ch4_training_localization_transcription_gt"),
+}
+
+
+def _record(path: Path, words: list[tuple[list[float], list[float], str]]) -> Item:
+    """Words as x coordinates, y coordinates, text; boxes are cut to the picture."""
+    width, height = read_size_wh(path)
+    objects = []
+    for xs, ys, text in words:
+        x1, x2 = max(min(xs), 0.0), min(max(xs), float(width))
+        y1, y2 = max(min(ys), 0.0), min(max(ys), float(height))
+        if x1 < x2 and y1 < y2:
+            objects.append(TrueObject(label=text, box_xyxy=(x1, y1, x2, y2)))
+    return Item(
+        Record(
+            record_id=path.stem,
+            image=path,
+            prefix=PROMPT,
+            objects=tuple(objects),
+            size_wh=(width, height),
+            where=path.name,
+        )
+    )
+
+
+def _icdar_needs(split: str) -> tuple[Needed, ...]:
+    source = "https://rrc.cvc.uab.es/?ch=4, task 4 (an account is needed)"
+    return tuple(Needed(path=f"{name}/", source=source) for name in _ICDAR_FOLDERS[split])
+
+
+def _read_icdar(place: Place) -> Iterator[Item]:
+    """gt_img_1.txt: a line x1,y1,...,x4,y4,word; the word may hold commas."""
+    pictures, truths = (place.folder / name for name in _ICDAR_FOLDERS[place.split])
+    for path in sorted(pictures.glob("img_*.jpg"), key=_number):
+        words = []
+        for line in read_text(truths / f"gt_{path.stem}.txt").splitlines():
+            if line.strip():
+                *corners, text = line.split(",", 8)
+                numbers = [float(corner) for corner in corners]
+                words.append((numbers[::2], numbers[1::2], text))
+        yield _record(path, words)
+
+
+ICDAR15 = Benchmark(
+    name="icdar15",
+    title="ICDAR'15 incidental scene text",
+    task="read_text",
+    prompt=PROMPT,
+    metrics={"F1": TextDetection(with_text=True)},
+    splits={"test": ("ICDAR'15",), "train": ()},
+    needs=_icdar_needs,
+    read=_read_icdar,
+    homepage="https://rrc.cvc.uab.es/?ch=4",
+    max_new_tokens=2048,
+    note=_NOTE,
+)
+
+
+def _total_text_needs(split: str) -> tuple[Needed, ...]:
+    source = "https://github.com/cs-chan/Total-Text-Dataset"
+    name = split.title()
+    return (
+        Needed(path=f"Images/{name}/", source=source),
+        Needed(path=f"Groundtruth/Polygon/{name}/", source=f"{source}, the text form"),
+    )
+
+
+_TOTAL_TEXT = re.compile(
+    r"x: \[\[(?P<xs>[^\]]*)\]\], y: \[\[(?P<ys>[^\]]*)\]\], ornt: \[.*?\], "
+    r"transcriptions: \[(?P<text>u?(?:'[^'\n]*'|\"[^\"\n]*\"))\]",
+    re.DOTALL,
+)
+
+
+def _read_total_text(place: Place) -> Iterator[Item]:
+    """poly_gt_img1.txt: x: [[1 2 3]], y: [[4 5 6]], ornt: [u'c'], transcriptions: [u'WORD'];
+    long rows of numbers go on in the next line."""
+    name = place.split.title()
+    truths = place.folder / "Groundtruth" / "Polygon" / name
+    for path in sorted((place.folder / "Images" / name).glob("img*.jpg"), key=_number):
+        text = read_text(truths / f"poly_gt_{path.stem}.txt")
+        found = list(_TOTAL_TEXT.finditer(text))
+        if len(found) != text.count("transcriptions:"):
+            raise ValueError(f"poly_gt_{path.stem}.txt has lines of another form")
+        words = [
+            (
+                [float(number) for number in match["xs"].split()],
+                [float(number) for number in match["ys"].split()],
+                str(ast.literal_eval(match["text"])),
+            )
+            for match in found
+        ]
+        yield _record(path, words)
+
+
+def _number(path: Path) -> int:
+    return int(re.sub(r"\D", "", path.stem))
+
+
+TOTAL_TEXT = Benchmark(
+    name="total-text",
+    title="Total-Text",
+    task="read_text",
+    prompt=PROMPT,
+    metrics={"F1": TextDetection(with_text=True)},
+    splits={"test": ("Total-Text",), "train": ()},
+    needs=_total_text_needs,
+    read=_read_total_text,
+    homepage="https://github.com/cs-chan/Total-Text-Dataset",
+    max_new_tokens=2048,
+    note=_NOTE,
+)

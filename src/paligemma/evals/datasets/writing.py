@@ -1,0 +1,312 @@
+"""PubTabNet, FinTabNet, ChemDraw, GrandStaff, MIMIC-CXR: pictures to longer texts.
+
+HTML, SMILES, **kern and reports. The papers print no prompt for these tasks; the words here are
+this package's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from paligemma.data.record import Record
+from paligemma.data.source import read_text
+from paligemma.errors import ImageError
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Metric, Needed, Place
+from paligemma.evals.datasets.files import read_csv, read_json_lines
+from paligemma.evals.datasets.table_file import read_table
+from paligemma.evals.metrics.bleu import Bleu
+from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.error_rates import ErrorRate
+from paligemma.evals.metrics.grits import Grits
+from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
+from paligemma.evals.metrics.teds import Teds
+from paligemma.processor.image import load_image
+
+TABLE_METRICS: dict[str, Metric] = {
+    "S-TEDS": Teds(structure_only=True),
+    "TEDS": Teds(),
+    "GriTS-Top": Grits(),
+    "GriTS-Con": Grits(of="content"),
+}
+TABLE_PROMPT = "table"
+MOLECULE_PROMPT = "molecule"
+MUSIC_PROMPT = "music"
+REPORT_PROMPT = "report {indication}"
+_TAG = re.compile(r"</?[a-zA-Z]+[^<>]*>")
+_OWN_PROMPT = "The paper does not print its prompt; this one is ours. "
+
+
+def _pubtabnet_needs(split: str) -> tuple[Needed, ...]:
+    source = "https://github.com/ibm-aur-nlp/PubTabNet"
+    return (
+        Needed(path="PubTabNet_2.0.0.jsonl", source=source),
+        Needed(path=f"{split}/", source=source),
+    )
+
+
+def _read_pubtabnet(place: Place) -> Iterator[Item]:
+    for entry in read_json_lines(place.folder / "PubTabNet_2.0.0.jsonl"):
+        if entry["split"] == place.split:
+            html = _table_html(entry["html"])
+            record = Record(
+                record_id=entry["filename"],
+                image=place.folder / place.split / entry["filename"],
+                prefix=TABLE_PROMPT,
+                suffix=html,
+                references=(html,),
+            )
+            yield Item(record)
+
+
+def _table_html(html: dict[str, Any]) -> str:
+    """The pieces of the structure, with the next cell's text before each end of a cell.
+
+    Tokens are characters, or tags such as <b>. The table itself may be among the pieces.
+
+    >>> _table_html({"structure": {"tokens": ["<tr>", "<td>", "</td>", "</tr>"]},
+    ...              "cells": [{"tokens": ["<b>", ">", "9", "</b>"]}]})
+    '<table><tr><td><b>&gt;9</b></td></tr></table>'
+    """
+    cells = iter(html["cells"])
+    pieces = []
+    for token in html["structure"]["tokens"]:
+        if token.endswith("</td>"):
+            cell = next(cells, None)
+            if cell is None:
+                raise ValueError("a table has fewer cells than places for them")
+            text = (t if _TAG.fullmatch(t) else escape(t) for t in cell["tokens"])
+            pieces += [token.removesuffix("</td>"), *text, "</td>"]
+        else:
+            pieces.append(token)
+    html_text = "".join(pieces)
+    return html_text if html_text.startswith("<table") else f"<table>{html_text}</table>"
+
+
+PUBTABNET = Benchmark(
+    name="pubtabnet",
+    title="PubTabNet",
+    task="write",
+    prompt=TABLE_PROMPT,
+    metrics=TABLE_METRICS,
+    splits={"val": ("PubTabNet",), "train": ()},
+    needs=_pubtabnet_needs,
+    read=_read_pubtabnet,
+    homepage="https://github.com/ibm-aur-nlp/PubTabNet",
+    max_new_tokens=4096,
+    note=_OWN_PROMPT + "Pictures are padded with white to a square. The paper's HTML carries the "
+    "place of each cell in an attribute, which the scores pass over.",
+)
+
+
+_FINTABNET = "https://developer.ibm.com/exchanges/data/all/fintabnet"
+_PIXELS_PER_POINT = 2  # 144 pixels an inch, and 72 points
+
+
+def _fintabnet_needs(split: str) -> tuple[Needed, ...]:
+    return (
+        Needed(path=f"fintabnet/FinTabNet_1.0.0_cell_{split}.jsonl", source=_FINTABNET),
+        Needed(
+            path="fintabnet/pages/",
+            source="the files below fintabnet/pdf as pictures of 144 pixels an inch, such as: "
+            "pdftoppm -r 144 -png -singlefile pdf/HAL/2009/page_77.pdf pages/HAL/2009/page_77",
+        ),
+    )
+
+
+def _read_fintabnet(place: Place) -> Iterator[Item]:
+    """A line is one table: `filename` "HAL/2009/page_77.pdf", and where it stands on that page."""
+    folder = place.folder / "fintabnet"
+    for entry in read_json_lines(folder / f"FinTabNet_1.0.0_cell_{place.split}.jsonl"):
+        html = _table_html(entry["html"])
+        page = (folder / "pages" / entry["filename"]).with_suffix(".png")
+        x1, y1, x2, y2 = map(float, entry["bbox"])
+        record = Record(
+            record_id=str(entry["table_id"]),
+            image=partial(_cut_out, page, (x1, y1, x2, y2)),
+            prefix=TABLE_PROMPT,
+            suffix=html,
+            references=(html,),
+            where=f"The table {entry['table_id']}",
+        )
+        yield Item(record, files=(page,))
+
+
+def _cut_out(page: Path, box: tuple[float, float, float, float]) -> Image.Image:
+    """The box, in points from the lower left corner of the page, x before y.
+
+    Raises ImageError where nothing of it lies on the page.
+    """
+    picture = load_image(page).rgb
+    x1, y1, x2, y2 = (_PIXELS_PER_POINT * number for number in box)
+    left, top = max(0, round(x1)), max(0, round(picture.height - y2))
+    right = min(picture.width, round(x2))
+    bottom = min(picture.height, round(picture.height - y1))
+    if left >= right or top >= bottom:
+        raise ImageError(
+            f"{page.name!r} has {picture.width} x {picture.height} pixels, and the table, at "
+            f"{box} points, does not lie on it. Make pictures of 144 pixels an inch."
+        )
+    return picture.crop((left, top, right, bottom))
+
+
+FINTABNET = Benchmark(
+    name="fintabnet",
+    title="FinTabNet",
+    task="write",
+    prompt=TABLE_PROMPT,
+    metrics=TABLE_METRICS,
+    splits={"test": ("FinTabNet",), "val": (), "train": ()},
+    needs=_fintabnet_needs,
+    read=_read_fintabnet,
+    homepage=_FINTABNET,
+    max_new_tokens=4096,
+    note=_OWN_PROMPT + "Pictures are padded with white to a square. The paper scored annotations "
+    "that others had refined (arXiv 2303.00716); this reader takes them as first published.",
+)
+
+
+def _chemdraw_needs(split: str) -> tuple[Needed, ...]:
+    source = "https://huggingface.co/yujieq/MolScribe, synthetic.zip"
+    return (
+        Needed(path="synthetic/chemdraw.csv", source=source),
+        Needed(path="synthetic/chemdraw/", source=source),
+    )
+
+
+def _read_chemdraw(place: Place) -> Iterator[Item]:
+    """`file_path` is "synthetic/chemdraw/0.png"."""
+    for number, row in enumerate(read_csv(place.folder / "synthetic" / "chemdraw.csv")):
+        record = Record(
+            record_id=str(row.get("image_id") or number),
+            image=place.folder / row["file_path"],
+            prefix=MOLECULE_PROMPT,
+            suffix=row["SMILES"],
+            references=(row["SMILES"],),
+        )
+        yield Item(record)
+
+
+CHEMDRAW = Benchmark(
+    name="chemdraw",
+    title="ChemDraw drawings of molecules",
+    task="write",
+    prompt=MOLECULE_PROMPT,
+    metrics={"exact match %": SmilesExactMatch(), "Tanimoto": TanimotoSimilarity()},
+    splits={"test": ("ChemDraw",)},
+    needs=_chemdraw_needs,
+    read=_read_chemdraw,
+    homepage="https://github.com/thomas0809/MolScribe",
+    max_new_tokens=256,
+    note=_OWN_PROMPT + "Pictures are padded with white to a square.",
+)
+
+
+def _grandstaff_files(place: Place) -> list[Any]:
+    return sorted((place.folder / "data").glob(f"{place.split}-*.parquet"))
+
+
+def _read_grandstaff(place: Place) -> Iterator[Item]:
+    files = _grandstaff_files(place)
+    for path in files:
+        for number, row in enumerate(read_table(path, "image")):
+            if row.image is None:
+                continue
+            music = row.values["transcription"].strip()
+            record = Record(
+                record_id=f"{path.stem}-{number}",
+                image=row.image,
+                prefix=MUSIC_PROMPT,
+                suffix=music,
+                references=(music,),
+            )
+            yield Item(record)
+
+
+GRANDSTAFF = Benchmark(
+    name="grandstaff",
+    title="GrandStaff",
+    task="write",
+    prompt=MUSIC_PROMPT,
+    metrics={
+        "CER %": ErrorRate(),
+        "SER %": ErrorRate(unit="symbol"),
+        "LER %": ErrorRate(unit="line"),
+    },
+    splits={"test": ("GrandStaff",), "val": (), "train": ()},
+    needs=lambda split: (
+        Needed(path="data/", source="https://huggingface.co/datasets/antoniorv6/grandstaff"),
+    ),
+    read=_read_grandstaff,
+    homepage="https://sites.google.com/view/multiscore-project/datasets",
+    max_new_tokens=1024,
+    note=_OWN_PROMPT + "Pictures are padded with white to a square. The transcription is taken as "
+    "its authors publish it (basic extended **kern).",
+)
+
+_SECTION = re.compile(r"^\s*([A-Z][A-Z ]+):", re.MULTILINE)
+
+
+def _mimic_needs(split: str) -> tuple[Needed, ...]:
+    source = "https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
+    return (
+        Needed(path="mimic-cxr-2.0.0-split.csv", source=f"{source}, unpacked"),
+        Needed(path="files/", source=f"{source}, with the reports of mimic-cxr beside them"),
+    )
+
+
+def _read_mimic(place: Place) -> Iterator[Item]:
+    """files/p10/p1000/s500.txt is the report of the pictures files/p10/p1000/s500/*.jpg."""
+    for row in read_csv(place.folder / "mimic-cxr-2.0.0-split.csv"):
+        if row["split"] != place.split:
+            continue
+        subject = f"p{row['subject_id']}"
+        folder = place.folder / "files" / subject[:3] / subject
+        parts = _sections(read_text(folder / f"s{row['study_id']}.txt"))
+        named = (("FINDINGS", parts.get("FINDINGS")), ("IMPRESSION", parts.get("IMPRESSION")))
+        report = "\n".join(f"{name}: {text}" for name, text in named if text)
+        if report:
+            record = Record(
+                record_id=row["dicom_id"],
+                image=folder / f"s{row['study_id']}" / f"{row['dicom_id']}.jpg",
+                prefix=REPORT_PROMPT.format(indication=parts.get("INDICATION", "")).strip(),
+                suffix=report,
+                references=(report,),
+            )
+            yield Item(record)
+
+
+def _sections(report: str) -> dict[str, str]:
+    r"""Heading -> text with single spaces.
+
+    >>> _sections("  INDICATION: cough \n\n FINDINGS:  The heart\n is normal.")
+    {'INDICATION': 'cough', 'FINDINGS': 'The heart is normal.'}
+    """
+    headings = list(_SECTION.finditer(report))
+    ends = [heading.start() for heading in headings[1:]] + [len(report)]
+    return {
+        heading[1]: " ".join(report[heading.end() : end].split())
+        for heading, end in zip(headings, ends, strict=True)
+    }
+
+
+MIMIC_CXR = Benchmark(
+    name="mimic-cxr",
+    title="MIMIC-CXR",
+    task="write",
+    prompt=REPORT_PROMPT,
+    metrics={"CIDEr": Cider(), "BLEU-4": Bleu()},
+    splits={"test": ("MIMIC-CXR",), "validate": (), "train": ()},
+    needs=_mimic_needs,
+    read=_read_mimic,
+    homepage="https://physionet.org/content/mimic-cxr-jpg",
+    max_new_tokens=512,
+    note=_OWN_PROMPT + "The paper removes what speaks of earlier examinations with a language "
+    "model; this reader leaves the reports as they are. Not for medical use.",
+)

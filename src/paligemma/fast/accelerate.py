@@ -1,0 +1,102 @@
+"""Puts fast modules into a model, and finds every weight of the plain model in it again.
+
+The model keeps its shape and its methods; `model/` says what it computes, `fused/` how fast.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from paligemma.errors import OptionError
+from paligemma.fast.embedding import PackedEmbedding
+from paligemma.fast.frozen_linear import FrozenLinear
+from paligemma.fast.gemma import FusedDecoder, FusedDecoderBlock
+from paligemma.fast.linear import ParameterRows, Rows
+from paligemma.fast.packing import BFLOAT16, INT4, INT8, WeightFormat
+from paligemma.fast.quantization import Quantization
+from paligemma.fast.siglip import FusedVisionBlock
+from paligemma.model.gemma import DecoderBlock
+from paligemma.model.paligemma import PaliGemma
+from paligemma.model.siglip import VisionBlock
+
+_BLOCK_ROWS = 1024  # rows copied at once: a multiple of 16
+
+# Of attention and MLP. Attention is a fifth of a layer's weights and the more sensitive part.
+_FORMATS: dict[Quantization | None, tuple[WeightFormat, WeightFormat]] = {
+    None: (BFLOAT16, BFLOAT16),
+    "int8": (INT8, INT8),
+    "int4": (INT8, INT4),
+}
+
+
+def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> PaliGemma:
+    """Swap packed, fused modules into a bfloat16 model, in place; gives back the same model.
+
+    Module by module, so that memory never holds the weights twice. `quantization` makes the
+    decoder's linear layers int8, or those of its MLPs int4 and those of attention int8; the table
+    of embeddings int8; the vision encoder stays bfloat16. A model on the meta device gets empty
+    modules, to be filled by `weight_rows`.
+
+    Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
+    """
+    if quantization not in _FORMATS:
+        raise OptionError(f"quantization is {quantization!r}; it must be 'int8', 'int4' or None.")
+    if model.dtype != torch.bfloat16:
+        raise OptionError(
+            f"The model is {model.dtype}; packed weights are bfloat16 or quantized from it. Load "
+            "it with dtype='bfloat16'."
+        )
+    vision, decoder = model.config.vision, model.config.decoder
+    blocks = model.vision_encoder.blocks
+    for i, block in enumerate(blocks):
+        assert isinstance(block, VisionBlock)
+        blocks[i] = _moved(block, FusedVisionBlock(block, vision, model.device))
+    blocks = model.decoder.blocks
+    for i, block in enumerate(blocks):
+        assert isinstance(block, DecoderBlock)
+        fused = FusedDecoderBlock(block, decoder, *_FORMATS[quantization], model.device)
+        blocks[i] = _moved(block, fused)
+    # The table is looked up and it is the output layer: errors in it count twice.
+    table_format = BFLOAT16 if quantization is None else INT8
+    table = PackedEmbedding(decoder.vocab_size, decoder.width, table_format, model.device)
+    model.decoder.embedding = _moved(model.decoder.embedding, table)  # type: ignore[assignment]
+    model.decoder = FusedDecoder(model.decoder)
+    return model
+
+
+def weight_rows(model: PaliGemma) -> dict[str, Rows]:
+    """Every parameter of the plain model by its name there, wherever it is kept.
+
+    {"decoder.blocks.0.attention.q_proj.weight": WeightRows, ...}
+    """
+    rows: dict[str, Rows] = {name: ParameterRows(p) for name, p in model.named_parameters()}
+    for prefix, module in model.named_modules():
+        if isinstance(module, FusedVisionBlock | FusedDecoderBlock | PackedEmbedding):
+            rows |= {f"{prefix}.{name}": row for name, row in module.weight_rows().items()}
+        elif isinstance(module, FrozenLinear):
+            rows[f"{prefix}.weight"] = module
+    return rows
+
+
+def quantization_of(model: PaliGemma) -> Quantization | None:
+    """What `accelerate` made of the decoder's linear layers."""
+    block = model.decoder.blocks[0]
+    if not isinstance(block, FusedDecoderBlock):
+        return None
+    name = block.down.weight_format.name
+    return None if name == "bfloat16" else name
+
+
+def _moved(plain: nn.Module, fused: nn.Module) -> nn.Module:
+    """The fused module with the plain one's weights, unless there are none yet."""
+    parameters = dict(plain.named_parameters())
+    for name, rows in cast("FusedDecoderBlock", fused).weight_rows().items():
+        weight = parameters[name].detach()
+        if weight.is_meta:
+            break
+        for start in range(0, weight.shape[0], _BLOCK_ROWS):
+            rows.write(start, weight[start : start + _BLOCK_ROWS])
+    return fused

@@ -1,0 +1,251 @@
+"""The model on a CUDA device: compiled prefixes, decode steps recorded once and played again.
+
+    prefill       vision blocks and decoder layers compiled for any batch and length
+    decode step   for 1, 2, 4, 8, ... rows compiled each and recorded as a CUDA graph: the host says
+                  "again" where it would name some thousand operations
+
+What has no fast form here (a `KVCache` after its prefix, a sliding window, several tokens at once
+after a prefix, gradients) goes the plain way through the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.fast.cuda.attention import prefix_blocks, slots_in_reach
+from paligemma.fast.cuda.block import Angles, MergedBlock, prefix_layer, slots_layer
+from paligemma.fast.cuda.quantize import CudaQuantization, quantize_for_cuda
+from paligemma.inputs import ModelInputs
+from paligemma.model.attention_mask import positions_of
+from paligemma.model.gemma import Decoder, DecoderBlock
+from paligemma.model.kv_cache import Cache, KVCache
+from paligemma.model.paligemma import PaliGemma
+from paligemma.model.rope import rotary_angles
+
+# B rows, T tokens in this call, S positions of a slot, D width, V vocabulary
+
+# torch allows a function 8 compilations; a server sees more shapes, each of them again and again.
+_MANY_SHAPES = {"recompile_limit": 64}
+_WARM_UP_STEPS = 2
+
+
+def accelerate_for_cuda(
+    model: PaliGemma, quantization: CudaQuantization | None = None
+) -> CudaPaliGemma:
+    """A model on a CUDA device -> the same weights with faster methods.
+
+    Takes the model's parts over, block by block, so that memory never holds the weights twice. The
+    first passes of each shape are slow: they compile.
+    """
+    return CudaPaliGemma(model, quantization=quantization)
+
+
+class Slots(Cache, Protocol):
+    """What a recorded step needs of a cache: memory that stays where it is, a slot for each row."""
+
+    keys: list[Tensor]  # [R, K, S, H] in each layer
+    values: list[Tensor]
+    lengths: Tensor  # int64[R], 0 where a slot is free
+    num_slots: int
+    num_positions: int
+
+
+class CudaPaliGemma(PaliGemma):
+    """`PaliGemma` with the same methods and results; an engine takes it for one.
+
+    `backend` is torch.compile's; None compiles nothing. Steps are recorded on CUDA devices, if
+    compiled at all.
+    """
+
+    def __init__(
+        self,
+        model: PaliGemma,
+        *,
+        quantization: CudaQuantization | None = None,
+        backend: str | None = "inductor",
+    ) -> None:
+        nn.Module.__init__(self)  # not PaliGemma's: it would make a second model
+        self.config = model.config
+        self.vision_encoder = model.vision_encoder
+        self.projector = model.projector
+        self.decoder = model.decoder
+        for layer, block in enumerate(self.decoder.blocks):
+            if isinstance(block, DecoderBlock):
+                self.decoder.blocks[layer] = MergedBlock(block)
+        if quantization is not None:
+            quantize_for_cuda(self, quantization)
+            if quantization in ("nf4", "int8-outliers"):
+                backend = None  # bitsandbytes' layers look at their numbers from the host
+        self.train(model.training)
+        self.is_recorded = backend is not None and self.device.type == "cuda"
+        self._prefix_layer = _compiled(prefix_layer, backend)
+        self._enter = _compiled(_enter, backend, dynamic=False)
+        self._slots_layer = _compiled(slots_layer, backend, dynamic=False)
+        self._logits = _compiled(_logits, backend, dynamic=False)
+        self._steps: WeakKeyDictionary[object, dict[int, _RecordedStep]] = WeakKeyDictionary()
+        self._graph_memory: Any = None
+        if backend is not None:
+            for vision_block in self.vision_encoder.blocks:
+                vision_block.compile(backend=backend, fullgraph=True)
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        with torch._dynamo.config.patch(_MANY_SHAPES):
+            return super().embed_images(pixel_values)
+
+    def hidden_states(
+        self,
+        inputs: ModelInputs,
+        *,
+        image_tokens: Tensor | None = None,
+        kv_cache: Cache | None = None,
+    ) -> Tensor:
+        """As `PaliGemma.hidden_states`."""
+        slides = self.config.decoder.sliding_window is not None
+        is_known = kv_cache is None or (isinstance(kv_cache, KVCache) and kv_cache.length == 0)
+        if slides or not is_known or torch.is_grad_enabled():
+            return super().hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
+        cache = cast("KVCache | None", kv_cache)
+        x = self.embed(inputs, image_tokens)
+        positions = positions_of(inputs.input_mask)
+        if cache is not None:
+            cache.claim(inputs.input_mask, positions)
+        decoder = self.decoder.config
+        angles = rotary_angles(positions, decoder.head_dim, decoder.rope_theta)
+        is_hidden = inputs.mask_ar | ~inputs.input_mask
+        blocks = prefix_blocks(inputs.input_mask, inputs.mask_ar) if is_hidden.any() else None
+        layers = list(_layers(self.decoder))
+        normed: Tensor = layers[0][0].pre_attention_norm(x)
+        with torch._dynamo.config.patch(_MANY_SHAPES):
+            for i, (block, next_norm) in enumerate(layers):
+                memory = None
+                if cache is not None:
+                    here = slice(cache.length)
+                    memory = (cache.keys[i][:, :, here], cache.values[i][:, :, here])
+                x, normed = self._prefix_layer(block, next_norm, x, normed, angles, blocks, memory)
+        return normed
+
+    def decode_step(
+        self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
+    ) -> Tensor:
+        """As `PaliGemma.decode_step`; fast with the slots of an engine."""
+        slides = self.config.decoder.sliding_window is not None
+        if slides or not hasattr(kv_cache, "lengths") or torch.is_grad_enabled():
+            return super().decode_step(token_ids, kv_cache, vocab_range)
+        slots, num_rows = cast("Slots", kv_cache), len(token_ids)
+        positions = slots.next_position[:, None]
+        slots.claim(torch.ones_like(positions, dtype=torch.bool), positions)
+        steps = self._steps.setdefault(slots, {})
+        padded = min(1 << (num_rows - 1).bit_length(), slots.num_slots)
+        # What was made in inference mode may be changed there only, whatever the caller's mode.
+        with torch.inference_mode():
+            if padded not in steps:
+                steps[padded] = _RecordedStep(self, slots, padded)
+            hidden = steps[padded](token_ids)
+            if vocab_range is None:
+                with torch._dynamo.config.patch(_MANY_SHAPES):
+                    logits: Tensor = self._logits(self.decoder, hidden)
+                return logits[:num_rows]
+            return self.decoder.logits(hidden[:num_rows], vocab_range=vocab_range)
+
+
+class _RecordedStep:
+    """A decode step of up to B rows, after the cache claimed it: ids in, hidden states out.
+
+    Rows that are not there write to position 0 of free slots, which a prefix will overwrite.
+    """
+
+    def __init__(self, model: CudaPaliGemma, slots: Slots, num_rows: int) -> None:
+        self._model = model
+        self._memory = [
+            (keys[:num_rows], values[:num_rows])
+            for keys, values in zip(slots.keys, slots.values, strict=True)
+        ]
+        self._lengths = slots.lengths[:num_rows]
+        self._num_positions = slots.num_positions
+        self._token_ids = torch.zeros(num_rows, dtype=torch.long, device=model.device)
+        self._recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """int64[at most B] -> [B, D], good until the next step."""
+        self._token_ids[: len(token_ids)] = token_ids
+        if not self._model.is_recorded:
+            return self._run()
+        if self._recorded is None:
+            self._recorded = self._record()
+        graph, hidden = self._recorded
+        graph.replay()
+        return hidden
+
+    def _run(self) -> Tensor:
+        model = self._model
+        lengths = self._lengths.clamp_min(1)
+        positions = lengths - 1
+        reach = slots_in_reach(lengths, self._num_positions)
+        layers = list(_layers(model.decoder))
+        with torch._dynamo.config.patch(_MANY_SHAPES):
+            x, normed, angles = model._enter(model.decoder, self._token_ids, positions)
+            for (block, next_norm), memory in zip(layers, self._memory, strict=True):
+                x, normed = model._slots_layer(
+                    block, next_norm, x, normed, angles, positions, reach, memory
+                )
+        hidden: Tensor = normed[:, 0]
+        return hidden
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Run it, which compiles, then once more while the device only listens.
+
+        Running a step again changes nothing: the same numbers go to the same places.
+        """
+        model = self._model
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UP_STEPS):
+                self._run()
+        here.wait_stream(aside)
+        if model._graph_memory is None:
+            model._graph_memory = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=model._graph_memory):
+            hidden = self._run()
+        return graph, hidden
+
+
+def _enter(decoder: Decoder, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Angles]:
+    """int64[B] twice -> embeddings [B, 1, D], their first norm, and rotary angles."""
+    config = decoder.config
+    x = decoder.embed(token_ids[:, None])
+    angles = rotary_angles(positions[:, None], config.head_dim, config.rope_theta)
+    return x, cast("MergedBlock", decoder.blocks[0]).pre_attention_norm(x), angles
+
+
+def _logits(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """[B, D] -> float32[B, V]."""
+    return decoder.logits(hidden)
+
+
+def _layers(decoder: Decoder) -> zip[tuple[MergedBlock, nn.Module]]:
+    """Each block with the norm that follows it."""
+    blocks = cast("list[MergedBlock]", list(decoder.blocks))
+    norms = [block.pre_attention_norm for block in blocks[1:]]
+    return zip(blocks, [*norms, decoder.final_norm], strict=True)
+
+
+def _compiled(
+    function: Callable[..., Any], backend: str | None, dynamic: bool | None = None
+) -> Callable[..., Any]:
+    if backend is None:
+        return function
+    options: dict[str, Any] | None = None
+    if backend == "inductor" and dynamic is False:
+        # For a single row the products become sums that the tuning brings to the memory's rate.
+        # Small kernels that do not wait for each other become one: starting them is what costs.
+        options = {"coordinate_descent_tuning": True, "combo_kernels": True}
+    return torch.compile(
+        function, backend=backend, fullgraph=True, dynamic=dynamic, options=options
+    )

@@ -1,0 +1,221 @@
+"""Linear layers whose weights are frozen and small: what low-rank adapters are trained on.
+
+NF4 (arXiv 2305.14314, section 3) or int8, widened for one product at a time, forward and backward:
+neither the wide weight nor the input is kept for the gradient, which flows to the input alone.
+Plain torch, on any device. Knows no adapter and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from paligemma.errors import OptionError
+from paligemma.fast.quantization import dequantize, quantize
+
+# N outputs, K inputs, G groups of inputs
+
+FrozenFormat = Literal["nf4", "int8"]
+"""What the weights of a frozen layer can be kept as."""
+
+NF4_BLOCK = 64
+INT8_GROUP = 128
+
+_CHUNK = 2**18  # weights at once: what is computed from them stays in the processor's cache
+
+
+@cache
+def nf4_codebook() -> Tensor:
+    """float32[16], ascending from -1 to 1: quantiles of a normal distribution, with an exact zero.
+
+    Seven below zero and eight above are quantiles at even steps from 1/2 out to the probability
+    half way between 1 - 1/30 and 1 - 1/32, scaled so that the ends are -1 and 1 (arXiv 2305.14314,
+    section 3 and appendix E).
+
+    >>> nf4_codebook()[[0, 7, 8, 15]].tolist()
+    [-1.0, 0.0, 0.0795802995562..., 1.0]
+    """
+    last = 1 - (1 / 30 + 1 / 32) / 2
+    above = torch.special.ndtri(torch.linspace(0.5, last, 9, dtype=torch.float64))
+    below = -torch.special.ndtri(torch.linspace(0.5, last, 8, dtype=torch.float64))
+    values = torch.cat([below.flip(0), above[1:]])
+    return (values / values.abs().max()).float()
+
+
+@cache
+def _nf4_pairs(device: torch.device) -> Tensor:
+    """float64[256]: the bits of the two float32 values that a byte of two codes stands for."""
+    codes = torch.arange(256)
+    pairs = nf4_codebook()[torch.stack([codes & 15, codes >> 4], dim=1)]
+    return pairs.view(torch.float64)[:, 0].to(device)
+
+
+class FrozenLinear(nn.Module):
+    """[..., K] -> [..., N], as `nn.Linear` without bias; the weight is uint8 or int8 with scales.
+
+    "nf4": 4 bits a weight, and the largest size of every 64 inputs of a row. These sizes are kept
+    as float32, or with `double_quantization` as 8 bits each with a step and a lowest value a row:
+    4.5 bits a weight in all, or 4.15 (K = 2304). The paper keeps them in blocks of 256 over the
+    whole matrix; by rows, a weight can be filled while it is read.
+    "int8": 8 bits a weight and a bfloat16 scale for every 128 inputs.
+
+    Empty until `write` has filled all rows.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        frozen_format: FrozenFormat,
+        *,
+        double_quantization: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if frozen_format not in get_args(FrozenFormat):
+            raise OptionError(f"The format is {frozen_format!r}; it must be 'nf4' or 'int8'.")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.frozen_format = frozen_format
+        self.shape: tuple[int, ...] = (out_features, in_features)
+        self.codes: Tensor
+        self.scales: Tensor
+        self.scale_steps: Tensor | None
+        self.scale_offsets: Tensor | None
+        steps = offsets = None
+        if frozen_format == "int8":
+            num_groups = -(-in_features // INT8_GROUP)
+            codes_shape, codes_dtype, scales_dtype = in_features, torch.int8, torch.bfloat16
+        else:
+            num_groups = -(-in_features // NF4_BLOCK)
+            codes_shape, codes_dtype = num_groups * NF4_BLOCK // 2, torch.uint8
+            scales_dtype = torch.uint8 if double_quantization else torch.float32
+            if double_quantization:
+                steps = torch.empty(out_features, 1, device=device)
+                offsets = torch.empty(out_features, 1, device=device)
+        shape = (out_features, codes_shape)
+        self.register_buffer("codes", torch.empty(shape, dtype=codes_dtype, device=device))
+        shape = (out_features, num_groups)
+        self.register_buffer("scales", torch.empty(shape, dtype=scales_dtype, device=device))
+        self.register_buffer("scale_steps", steps)
+        self.register_buffer("scale_offsets", offsets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def write(self, start: int, rows: Tensor) -> None:
+        """Quantize float[n, K] into the rows from `start` on."""
+        here = slice(start, start + rows.shape[0])
+        if self.frozen_format == "int8":
+            self.codes[here], self.scales[here] = quantize(rows, 8, INT8_GROUP)
+            return
+        for chunk in _row_chunks(rows.shape[0], self.in_features):
+            self._write_nf4(start + chunk.start, rows[chunk])
+
+    def _write_nf4(self, start: int, rows: Tensor) -> None:
+        here = slice(start, start + rows.shape[0])
+        padding = -self.in_features % NF4_BLOCK
+        groups = F.pad(rows.float(), (0, padding)).unflatten(1, (-1, NF4_BLOCK))
+        sizes = groups.abs().amax(dim=2)
+        if self.scale_steps is None or self.scale_offsets is None:
+            self.scales[here] = sizes
+        else:
+            lowest, highest = sizes.aminmax(dim=1, keepdim=True)
+            steps = (highest - lowest) / 255
+            divisor = steps.masked_fill(steps == 0, 1.0)
+            self.scales[here] = ((sizes - lowest) / divisor).round_().to(torch.uint8)
+            self.scale_steps[here], self.scale_offsets[here] = steps, lowest
+            sizes = self._group_scales(here)
+        normed = groups / sizes.masked_fill(sizes == 0, 1.0)[..., None]
+        book = nf4_codebook().to(rows.device)
+        codes = torch.bucketize(normed, (book[1:] + book[:-1]) / 2).to(torch.uint8)
+        low, high = codes.flatten(1).unflatten(1, (-1, 2)).unbind(dim=2)
+        self.codes[here] = low | high << 4
+
+    def read(self, start: int, end: int) -> Tensor:
+        """The rows from `start` up to `end` as the product sees them: float32[end - start, K]."""
+        here = slice(start, end)
+        if self.frozen_format == "int8":
+            return dequantize(self.codes[here], self.scales[here], INT8_GROUP)
+        codes = self.codes[here]
+        pairs = _nf4_pairs(codes.device).index_select(0, codes.flatten().int())
+        groups = pairs.view(torch.float32).view(codes.shape[0], -1, NF4_BLOCK)
+        rows = (groups * self._group_scales(here)[..., None]).flatten(1)
+        return rows[:, : self.in_features]
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The whole weight [N, K], widened."""
+        wide = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
+        for chunk in _row_chunks(*self.shape):
+            wide[chunk] = self.read(chunk.start, chunk.stop)
+        return wide
+
+    def _group_scales(self, rows: slice) -> Tensor:
+        scales = self.scales[rows]
+        if self.scale_steps is None or self.scale_offsets is None:
+            return scales
+        return scales.float() * self.scale_steps[rows] + self.scale_offsets[rows]
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.frozen_format}"
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T. The gradient of x needs W alone, and W is made again from its codes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, layer.weight(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        with torch.autocast(grad.device.type, enabled=False):
+            return (grad @ ctx.layer.weight(grad.dtype)).to(ctx.dtype), None
+
+
+def freeze_linears(
+    layers: Iterable[tuple[nn.Module, str]],
+    frozen_format: FrozenFormat,
+    *,
+    double_quantization: bool = True,
+) -> None:
+    """Put a `FrozenLinear` in the place of each `nn.Linear`, given as (parent, name), in place.
+
+    One after the other, so that memory never holds the weights twice. Layers on the meta device
+    get empty ones, to be filled by `write`.
+    """
+    for parent, name in layers:
+        layer = getattr(parent, name)
+        assert isinstance(layer, nn.Linear)
+        assert layer.bias is None  # the decoder's have none
+        weight = layer.weight.detach()
+        frozen = FrozenLinear(
+            layer.in_features,
+            layer.out_features,
+            frozen_format,
+            double_quantization=double_quantization,
+            device=weight.device,
+        )
+        if not weight.is_meta:
+            frozen.write(0, weight)
+        setattr(parent, name, frozen)
+
+
+def _row_chunks(num_rows: int, num_inputs: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // num_inputs)
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))

@@ -1,0 +1,165 @@
+"""The decoder on packed weights: `Decoder` and `DecoderBlock` with fewer, larger steps.
+
+x -> norm -> query, key, value in one product -> rotary positions -> attention -> product
+  -> sum and two norms in one step -> gate and up in one product, GeGLU at its end -> product
+  -> sum and norm
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.config import DecoderConfig
+from paligemma.fast.kernels.block import Block, can_run_blocks, run_blocks
+from paligemma.fast.kernels.layers import FEW_QUERIES, add_rms_norm, attend, split_heads
+from paligemma.fast.linear import PackedLinear, Rows, WeightRows
+from paligemma.fast.packing import WeightFormat
+from paligemma.model import attention
+from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
+from paligemma.model.kv_cache import Cache
+
+# B batch, T tokens in this call, S tokens in reach, D width, N query heads, H head dim
+
+
+class FusedDecoderBlock(nn.Module):
+    """Stands in for a `DecoderBlock`, whose norms it takes over."""
+
+    def __init__(
+        self,
+        block: DecoderBlock,
+        config: DecoderConfig,
+        attention_format: WeightFormat,
+        mlp_format: WeightFormat,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer = block.attention.layer
+        self.width = config.width
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.query_scale = config.query_scale
+        self.logit_softcap = config.attn_logit_softcap
+        self.eps = config.rms_norm_eps
+        width, queries = config.width, config.num_heads * config.head_dim
+        keys = config.num_kv_heads * config.head_dim
+
+        self.pre_attention_norm = block.pre_attention_norm
+        self.qkv = PackedLinear(width, (queries, keys, keys), attention_format, device=device)
+        self.out = PackedLinear(queries, (width,), attention_format, device=device)
+        self.post_attention_norm = block.post_attention_norm
+        self.pre_mlp_norm = block.pre_mlp_norm
+        self.gate_up = PackedLinear(
+            width, (config.mlp_dim,) * 2, mlp_format, activation="geglu", device=device
+        )
+        self.down = PackedLinear(config.mlp_dim, (width,), mlp_format, device=device)
+        self.post_mlp_norm = block.post_mlp_norm
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
+    ) -> Tensor:
+        """As `DecoderBlock.forward`. From the second layer on x is changed in place."""
+        if self.layer == 0:
+            x = x.clone(memory_format=torch.contiguous_format)
+        normed = add_rms_norm(x, None, None, self.pre_attention_norm.weight, self.eps)
+        assert normed is not None
+        attended = self.out(self._attention(normed, angles, bias, kv_cache))
+        normed = add_rms_norm(
+            x, attended, _weight(self.post_attention_norm), self.pre_mlp_norm.weight, self.eps
+        )
+        transformed = self.down(self.gate_up(normed))
+        add_rms_norm(x, transformed, _weight(self.post_mlp_norm), None, self.eps)
+        return x
+
+    def _attention(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
+    ) -> Tensor:
+        queries, keys, values = self.qkv.split(x)
+        queries = split_heads(queries, self.head_dim, angles, self.query_scale)
+        keys = split_heads(keys, self.head_dim, angles)
+        values = split_heads(values, self.head_dim)
+        if kv_cache is not None:
+            keys, values = kv_cache.write(self.layer, keys, values)
+        mixed = attend(queries, keys, values, bias, self.logit_softcap)
+        if mixed is None:
+            mixed = attention.attend(queries, keys, values, bias, self.logit_softcap)
+            mixed = mixed.transpose(1, 2).flatten(2)
+        return mixed
+
+    def tensors(self) -> list[Tensor | None]:
+        """All that `described` has addresses of."""
+        layers = (self.qkv, self.out, self.gate_up, self.down)
+        norms = (
+            self.pre_attention_norm, self.post_attention_norm,
+            self.pre_mlp_norm, self.post_mlp_norm,
+        )  # fmt: skip
+        parts = [part for layer in layers for part in (layer.values, layer.scales)]
+        return [*parts, *(_weight(norm) for norm in norms)]
+
+    def described(self) -> Block:
+        """The block for the kernels that run it whole."""
+        return Block(
+            self.qkv.described(), self.out.described(),
+            self.gate_up.described(), self.down.described(),
+            *(_address(tensor) for tensor in self.tensors()[-4:]),
+            self.width, self.num_heads, self.num_kv_heads, self.head_dim,
+            FEW_QUERIES, self.eps, self.query_scale, self.logit_softcap or 0.0,
+        )  # fmt: skip
+
+    def weight_rows(self) -> dict[str, Rows]:
+        return {
+            "attention.q_proj.weight": WeightRows(self.qkv, 0),
+            "attention.k_proj.weight": WeightRows(self.qkv, 1),
+            "attention.v_proj.weight": WeightRows(self.qkv, 2),
+            "attention.o_proj.weight": WeightRows(self.out),
+            "mlp.gate_proj.weight": WeightRows(self.gate_up, 0),
+            "mlp.up_proj.weight": WeightRows(self.gate_up, 1),
+            "mlp.down_proj.weight": WeightRows(self.down),
+        }
+
+
+def _weight(norm: RMSNorm | None) -> Tensor | None:
+    return None if norm is None else norm.weight
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class FusedDecoder(Decoder):
+    """A `Decoder` of `FusedDecoderBlock`s, whose parts it takes over; with a cache, one call."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        nn.Module.__init__(self)
+        self.config = decoder.config
+        self.embedding = decoder.embedding
+        self.blocks = decoder.blocks
+        self.final_norm = decoder.final_norm
+        self._described: tuple[list[int | None], ctypes.Array[Block]] | None = None
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        biases: Sequence[Tensor],
+        kv_cache: Cache | None,
+    ) -> Tensor:
+        if kv_cache is None or not can_run_blocks(x):
+            return super().run_blocks(x, angles, biases, kv_cache)
+        return run_blocks(
+            self._blocks(), x, angles, biases,
+            kv_cache.keys, kv_cache.values, kv_cache.claimed, kv_cache.length,
+        )  # fmt: skip
+
+    def _blocks(self) -> ctypes.Array[Block]:
+        """Descriptions, made anew when a weight has moved."""
+        blocks = [block for block in self.blocks if isinstance(block, FusedDecoderBlock)]
+        addresses = [_address(tensor) for block in blocks for tensor in block.tensors()]
+        if self._described is None or self._described[0] != addresses:
+            described = (Block * len(blocks))(*(block.described() for block in blocks))
+            self._described = addresses, described
+        return self._described[1]

@@ -1,0 +1,124 @@
+"""All decoder blocks in one call of the kernels: at decode, the way between two small calls costs
+as much as a small call.
+
+Knows addresses and sizes only. What a block computes is written in `fused/gemma.py`, step by step;
+the two must agree.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_float, c_int32, c_void_p
+
+import torch
+from torch import Tensor
+
+from paligemma.fast.kernels.layers import FEW_QUERIES, compiled_for
+from paligemma.fast.kernels.products import ACTIVATION_CODES, Activation
+from paligemma.fast.packing import LANES, WeightFormat
+
+# B batch, T tokens in this call, S slots, K key/value heads, H head dim, D width
+
+
+class Projection(ctypes.Structure):
+    """A packed weight, as `csrc/block.cpp` has it."""
+
+    _fields_ = (
+        ("values", c_void_p),
+        ("scales", c_void_p),
+        ("format", c_int32),
+        ("group", c_int32),
+        ("panels", c_int32),
+        ("k", c_int32),
+        ("inputs", c_int32),
+        ("epilogue", c_int32),
+    )
+
+
+class Block(ctypes.Structure):
+    """A decoder block, as `csrc/block.cpp` has it; norms that are not there are None."""
+
+    _fields_ = (
+        ("qkv", Projection),
+        ("out", Projection),
+        ("gate_up", Projection),
+        ("down", Projection),
+        ("pre_attention_norm", c_void_p),
+        ("post_attention_norm", c_void_p),
+        ("pre_mlp_norm", c_void_p),
+        ("post_mlp_norm", c_void_p),
+        ("width", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("few_queries", c_int32),
+        ("eps", c_float),
+        ("query_scale", c_float),
+        ("cap", c_float),
+    )
+
+
+def projection(
+    values: Tensor,
+    scales: Tensor | None,
+    weight_format: WeightFormat,
+    num_inputs: int,
+    activation: Activation,
+) -> Projection:
+    return Projection(
+        values.data_ptr(),
+        None if scales is None else scales.data_ptr(),
+        weight_format.code,
+        weight_format.group_size,
+        values.shape[0],
+        weight_format.padded_inputs(num_inputs),
+        num_inputs,
+        ACTIVATION_CODES[activation],
+    )
+
+
+def can_run_blocks(x: Tensor) -> bool:
+    """Whether [B, T, D] can go through `run_blocks`: with kernels, and many queries with tiles."""
+    compiled = compiled_for(x)
+    if compiled is None or x.shape[2] % LANES:
+        return False
+    return x.shape[1] <= FEW_QUERIES or compiled.level == "amx"
+
+
+def run_blocks(
+    blocks: ctypes.Array[Block],
+    x: Tensor,
+    angles: tuple[Tensor, Tensor],
+    biases: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    slots: Tensor,
+    reach: int,
+) -> Tensor:
+    """bfloat16[B, T, D] through all blocks, into a new tensor.
+
+    `angles` are cosines and sines float32[B, 1, T, H / 2]. A block's keys and values go into its
+    bfloat16[B, K, S, H], at int64[B, T] `slots`; the first `reach` slots are seen through its bias
+    float32[B, 1, T, reach].
+    """
+    compiled = compiled_for(x)
+    assert compiled is not None
+    x = x.clone(memory_format=torch.contiguous_format)
+    batch, tokens, _ = x.shape
+    cos, sin = (angle.contiguous() for angle in angles)
+    # The same few tensors over and over: made contiguous once.
+    dense = {id(bias): bias.expand(batch, 1, tokens, reach).contiguous() for bias in biases}
+    slots = slots.contiguous()
+    work = torch.empty(batch * tokens * compiled.decoder_work(blocks), dtype=torch.bfloat16)
+    compiled.decoder_blocks(
+        blocks, len(blocks), x.data_ptr(), batch, tokens, cos.data_ptr(), sin.data_ptr(),
+        _addresses(keys), _addresses(values), keys[0].stride(0), keys[0].stride(1),
+        slots.data_ptr(), reach, _addresses([dense[id(bias)] for bias in biases]),
+        work.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return x
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

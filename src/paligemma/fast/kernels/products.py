@@ -1,0 +1,125 @@
+"""Linear layers on packed weights, by the kernels or in plain torch.
+
+    out = activation(x W^T + bias)
+
+A quantized weight meets a single row, or a few, as integers: the row is quantized too, by the same
+groups of inputs, each with its own scale. Many rows meet it as bfloat16 (on processors without
+tiles, as integers as well). `packed_linear_reference` says the same in torch, and is what runs
+where no kernel can.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paligemma.fast.kernels.library import kernels
+from paligemma.fast.packing import LANES, WeightFormat, unpack_scales, unpack_values
+
+# M rows, K inputs, P panels of 16 outputs
+
+Activation = Literal["none", "gelu", "geglu"]
+
+FEW_ROWS = 16
+"""Rows up to which a quantized weight stays integer: above, widening it once costs less."""
+
+ACTIVATION_CODES = {"none": 0, "gelu": 1, "geglu": 2}
+
+
+def packed_linear(
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    weight_format: WeightFormat,
+    *,
+    bias: Tensor | None = None,
+    activation: Activation = "none",
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """[..., K] -> [..., P * 16]; "geglu" has gate and up panels in turn, and half as many outputs.
+
+    `out_dtype`: bfloat16 or float32. The bias is float32[P * 16].
+    """
+    compiled = kernels()
+    if compiled is None or x.dtype != torch.bfloat16 or values.device.type != "cpu":
+        return packed_linear_reference(
+            x, values, scales, weight_format,
+            bias=bias, activation=activation, out_dtype=out_dtype,
+        )  # fmt: skip
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    num_panels = values.shape[0]
+    num_outputs = num_panels * LANES // (2 if activation == "geglu" else 1)
+    out = torch.empty(rows.shape[0], num_outputs, dtype=out_dtype)
+    compiled.linear(
+        weight_format.code,
+        values.data_ptr(),
+        None if scales is None else scales.data_ptr(),
+        weight_format.group_size,
+        num_panels,
+        weight_format.padded_inputs(x.shape[-1]),
+        None if bias is None else bias.data_ptr(),
+        ACTIVATION_CODES[activation],
+        rows.data_ptr(),
+        rows.stride(0),
+        rows.shape[0],
+        rows.shape[1],
+        out.data_ptr(),
+        num_outputs,
+        out_dtype == torch.float32,
+        torch.get_num_threads(),
+    )
+    return out.view(*x.shape[:-1], num_outputs)
+
+
+def packed_linear_reference(
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    weight_format: WeightFormat,
+    *,
+    bias: Tensor | None = None,
+    activation: Activation = "none",
+    out_dtype: torch.dtype = torch.bfloat16,
+    as_integers: bool | None = None,
+) -> Tensor:
+    """`packed_linear` in plain torch; products are summed in float32.
+
+    `as_integers` says whether rows are quantized; None: when they are few.
+    """
+    rows = x.reshape(-1, x.shape[-1]).float()
+    if as_integers is None:
+        as_integers = rows.shape[0] <= FEW_ROWS
+    weight = unpack_values(values, weight_format).float()
+    rows = F.pad(rows, (0, weight.shape[1] - rows.shape[1]))
+    if scales is not None:
+        group_size = weight_format.group_size
+        groups = weight.view(weight.shape[0], -1, group_size)
+        groups = groups * unpack_scales(scales).float()[..., None]
+        weight = groups.flatten(1)
+        if as_integers:
+            rows = quantized_rows(rows, group_size)
+        else:
+            weight = weight.to(torch.bfloat16).float()
+    sums = rows @ weight.T
+    if bias is not None:
+        sums = sums + bias
+    if activation == "gelu":
+        sums = F.gelu(sums, approximate="tanh")
+    elif activation == "geglu":
+        gate, up = sums.view(rows.shape[0], -1, 2, LANES).unbind(2)
+        sums = (F.gelu(gate, approximate="tanh") * up).flatten(1)
+    return sums.to(out_dtype).view(*x.shape[:-1], -1)
+
+
+def quantized_rows(rows: Tensor, group_size: int) -> Tensor:
+    """float32[M, K] rounded, group by group, to 255 steps between -max and max."""
+    groups = rows.reshape(rows.shape[0], -1, group_size)
+    largest = groups.abs().amax(dim=2, keepdim=True)
+    # A tensor, since torch takes `number / tensor` as reciprocal and product, rounded twice.
+    inverse = torch.where(largest > 0, largest.new_tensor(127.0) / largest, 0.0)
+    return ((groups * inverse).round() * (largest / 127.0)).flatten(1)

@@ -1,0 +1,289 @@
+"""Labelled pictures -> a scored, saved model: the whole way of one training run.
+
+    check the data -> hold some back -> load the model -> add adapters -> train, scoring after every
+    epoch -> take the best weights -> save -> score -> report.html
+
+The same command in the same folder goes on where a run was stopped. Prints nothing: what happens
+is told to `on_event`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from paligemma.adapters.lora import add_lora
+from paligemma.data.check import CheckReport, check_data
+from paligemma.data.open import Records, open_data
+from paligemma.data.targets import DEFAULT_NOISE_TOKEN, TargetBuilder, TargetOptions
+from paligemma.errors import DataError, OptionError
+from paligemma.evals.evaluate import Evaluation
+from paligemma.finetune.config import TrainConfig
+from paligemma.finetune.distributed import World, joined
+from paligemma.finetune.examples import RecordExamples
+from paligemma.finetune.finetune import Method, finetune, restore
+from paligemma.finetune.run.options import RunOptions, plan_training
+from paligemma.finetune.run.report import write_report
+from paligemma.finetune.run.validation import SCORE, Validation
+from paligemma.finetune.state import best_folder
+from paligemma.loading import DtypeName, load
+from paligemma.predictor import Predictor
+
+ADAPTER_FOLDER = "adapter"
+MODEL_FOLDER = "model"
+RUN_FILE = "run.json"
+EVALUATION_FOLDER = "evaluation"
+_VALIDATION_FOLDER = "validation"
+_METHODS: Mapping[str, Method] = {
+    "full": "full",
+    "frozen-encoder": "frozen-encoder",
+    "lora": "marked",
+    "qlora": "marked",
+}
+"""What training makes of a person's choice: adapters are marked by having been added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run left behind. Without validation there is no evaluation."""
+
+    saved: Path
+    report: Path
+    evaluation: Evaluation | None
+
+
+def run(
+    options: RunOptions,
+    out: Path,
+    *,
+    on_event: Callable[[str], None] = lambda text: None,
+    on_log: Callable[[dict[str, Any], TrainConfig], None] | None = None,
+) -> RunResult | None:
+    """Train as the options say; `out` gets adapter or model, logs, scores and report.html.
+
+    Started by `torchrun`, the processes share the work, and only the first one gives back a
+    result. Raises DataError for data that would teach nothing, and what loading and training
+    raise.
+    """
+    with joined() as world:
+        predictor, validation = _train(options, out, world, on_event, on_log)
+    if not world.is_first:
+        return None
+    if world.size > 1:  # the model was cut among processes; what it learned is in the checkpoints
+        predictor = _load(options)
+        if options.trains_adapters:
+            add_lora(predictor.model, options.lora_config(), seed=options.seed)
+        validation = None if validation is None else replace(validation, predictor=predictor)
+    restore(predictor.model, best_folder(out))
+    saved = _save(options, predictor, out)
+    on_event(f"saved {saved}")
+    evaluation = None
+    if validation is not None:
+        on_event(f"scoring {len(validation.records)} records")
+        evaluation = validation.evaluate(out / EVALUATION_FOLDER)
+    report = write_report(out, saved, evaluation, validation)
+    return RunResult(saved=saved, report=report, evaluation=evaluation)
+
+
+def _train(
+    options: RunOptions,
+    out: Path,
+    world: World,
+    on_event: Callable[[str], None],
+    on_log: Callable[[dict[str, Any], TrainConfig], None] | None,
+) -> tuple[Predictor, Validation | None]:
+    """All that the processes do together."""
+    tell = on_event if world.is_first else (lambda text: None)
+    out.mkdir(parents=True, exist_ok=True)
+    records = _open(options, options.data, out / "bad_records.jsonl")
+    tell(f"{records.found} ({len(records)} records)")
+    training, held_back = _divide(options, records, out)
+    predictor = _load(options)
+    if predictor.note:
+        tell(predictor.note)
+    targets = _targets(options, records, predictor)
+    _check(training, targets, tell)
+    config = plan_training(options, predictor.model.config, len(training.slots))
+    config = replace(config, best_metric=SCORE if held_back else None)
+    if options.trains_adapters:
+        add_lora(predictor.model, options.lora_config(), seed=options.seed)
+    if world.is_first:
+        _write_facts(out, options, config, predictor)
+    folder = out / (_VALIDATION_FOLDER if world.is_first else f".{world.rank}.{_VALIDATION_FOLDER}")
+    validation = None
+    if held_back:
+        validation = Validation(
+            predictor=predictor,
+            records=held_back,
+            targets=replace(targets, options=replace(targets.options, noise_token=None)),
+            folder=folder,
+            metrics=options.metrics,
+            ask=options.ask,
+            limit=options.validation_limit,
+        )
+        tell(f"{len(training)} records to learn from, {len(held_back)} held back")
+    tell(_said(options, config, predictor))
+    finetune(
+        predictor,
+        RecordExamples(records=training, targets=targets),
+        config,
+        out,
+        method=_METHODS[options.method],
+        validate=validation,
+        on_log=None if on_log is None else (lambda record: on_log(record, config)),
+        settings={"model": options.model, "adapters": _adapters(options)},
+    )
+    if not world.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+    return predictor, validation
+
+
+def _open(options: RunOptions, data: str, bad_file: Path) -> Records:
+    return open_data(
+        data,
+        format=options.data_format,
+        split=options.split,
+        prefix=options.prefix,
+        bad=options.on_bad_example,
+        skipped_file=bad_file,
+    )
+
+
+def _divide(options: RunOptions, records: Records, out: Path) -> tuple[Records, Records | None]:
+    """What is learned from, and what is held back."""
+    if options.validation is not None:
+        held_back = _open(options, options.validation, out / "bad_validation_records.jsonl")
+        same = {r.record_id for r in records} & {r.record_id for r in held_back}
+        if same and options.validation == options.data:
+            raise OptionError(
+                f"{options.data} is given for training and for validation: the scores would say "
+                "how much was learned by heart. Give other data, or hold_out."
+            )
+        return records, held_back
+    if options.hold_out == 0:
+        return records, None
+    held = held_back_ids([slot.record_id for slot in records.slots], options.hold_out)
+
+    def part(inside: bool) -> Records:
+        return replace(
+            records,
+            records=tuple(r for r in records.records if (r.record_id in held) == inside),
+            slots=tuple(s for s in records.slots if (s.record_id in held) == inside),
+        )
+
+    training, held_back = part(False), part(True)
+    if not training.records or not held_back.records:
+        raise DataError(
+            f"{len(records)} records are too few to hold some back. Give validation data, or "
+            "hold nothing back: hold_out=0."
+        )
+    return training, held_back
+
+
+def held_back_ids(ids: list[str], share: float) -> frozenset[str]:
+    """Those with the smallest hashes: as many as the share says, one at least.
+
+    An id keeps its hash when others come or go.
+    """
+    ordered = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
+    return frozenset(ordered[: max(1, round(share * len(ids)))])
+
+
+def _load(options: RunOptions) -> Predictor:
+    recipe = options.found_recipe
+    resize = "squash" if recipe is None else recipe.resize
+    if options.method == "qlora":
+        return load(options.model, frozen_base=options.base_format, resize=resize, fast=False)
+    if options.method == "lora":
+        return load(options.model, resize=resize, fast=False)
+    dtype: DtypeName = "bfloat16" if options.bfloat16_weights else "float32"
+    return load(options.model, dtype=dtype, resize=resize, fast=False)
+
+
+def _targets(options: RunOptions, records: Records, predictor: Predictor) -> TargetBuilder:
+    recipe = options.found_recipe
+    noise_token = options.noise_token
+    if noise_token is None and recipe is not None and recipe.noise_boxes:
+        noise_token = DEFAULT_NOISE_TOKEN
+    return TargetBuilder(
+        processor=predictor.processor,
+        class_names=records.class_names,
+        task=options.task or records.task,
+        mask_codec=predictor.mask_codec,
+        options=TargetOptions(
+            task=options.task,
+            ask=options.ask,
+            order=options.order,
+            max_objects=options.max_objects,
+            noise_token=noise_token,
+            write_labels=recipe is None or recipe.write_labels,
+            seed=options.seed,
+        ),
+    )
+
+
+def _check(records: Records, targets: TargetBuilder, tell: Callable[[str], None]) -> CheckReport:
+    """Raises DataError where training would fail or teach nothing."""
+    report = check_data(records, targets)
+    if report.errors:
+        raise DataError(
+            f"{len(report.errors)} fault(s) of the data must be repaired before training; the "
+            f"first: {report.errors[0].text} `paligemma data check` shows all."
+        )
+    for finding in report.findings:
+        tell(f"{finding.level}: {finding.text}")
+    return report
+
+
+def _adapters(options: RunOptions) -> dict[str, Any] | None:
+    if not options.trains_adapters:
+        return None
+    base = options.base_format if options.method == "qlora" else None
+    return {**asdict(options.lora_config()), "base": base}
+
+
+def _said(options: RunOptions, config: TrainConfig, predictor: Predictor) -> str:
+    total = sum(p.numel() for p in predictor.model.parameters())
+    if options.trains_adapters:
+        learned = sum(p.numel() for p in predictor.model.parameters() if p.requires_grad)
+        what = f"{learned:,} weights of adapters beside {total - learned:,} frozen ones"
+    else:
+        what = f"{total:,} weights"
+    return (
+        f"{options.method}: {what}; {config.total_steps} steps of {config.batch_size} examples, "
+        f"learning rate {config.learning_rate:g}"
+    )
+
+
+def _save(options: RunOptions, predictor: Predictor, out: Path) -> Path:
+    """Whole or not at all; takes the place of what the same run saved before."""
+    name = ADAPTER_FOLDER if options.trains_adapters else MODEL_FOLDER
+    final, partial = out / name, out / f".{name}.unfinished"
+    shutil.rmtree(partial, ignore_errors=True)
+    (predictor.save_adapter if options.trains_adapters else predictor.save)(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.replace(final)
+    return final
+
+
+def _write_facts(out: Path, options: RunOptions, config: TrainConfig, predictor: Predictor) -> None:
+    facts: Mapping[str, Any] = {
+        "command": shlex.join(["paligemma", *sys.argv[1:]]),
+        "options": asdict(options),
+        "training": asdict(config),
+        "model": {"name": predictor.name, "revision": predictor.revision},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("paligemma", "torch", "numpy", "pillow")},
+        },
+    }
+    (out / RUN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

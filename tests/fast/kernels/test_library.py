@@ -1,0 +1,68 @@
+"""Which kernels are loaded, and what happens where none can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paligemma.errors import OptionError
+from paligemma.fast.kernels import build, library
+
+
+@pytest.fixture(autouse=True)
+def _look_anew() -> Iterator[None]:
+    library.kernels.cache_clear()
+    yield
+    library.kernels.cache_clear()
+
+
+def test_the_best_level_comes_first() -> None:
+    best = library.kernels()
+    runnable = [level for level in build.LEVELS if library.load_kernels(level) is not None]
+    if not runnable:
+        pytest.skip("no kernels were compiled here")
+    assert best is not None
+    assert best.level == runnable[0]
+    assert best.measure_read_bandwidth(1 << 24) > 1e6
+    assert best.measure_matrix_peak(10_000) > 1e6
+
+
+def test_kernels_can_be_left_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.LEVEL_VARIABLE, "none")
+    assert library.kernels() is None
+
+
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.LEVEL_VARIABLE, "fastest")
+    with pytest.raises(OptionError, match=r"PALIGEMMA_KERNELS is 'fastest'; it must be none"):
+        library.kernels()
+
+
+def test_a_processor_that_lacks_everything_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not any(library._NEEDS.values()):
+        pytest.skip("the generic kernels run on every processor of this kind")
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset({"sse2"}))
+    assert library.kernels() is None
+
+
+def test_without_a_compiler_every_level_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    outcomes = build.build()
+    assert outcomes.keys() == build.LEVELS.keys()
+    assert all("no C++ compiler" in (problem or "") for problem in outcomes.values())
+
+
+def test_a_compiler_that_fails_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such flag' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(build, "OUTPUT", tmp_path / "lib")
+    outcomes = build.build()
+    assert set(outcomes.values()) == {"x.cpp:1: error: no such flag"}
+    assert not list((tmp_path / "lib").iterdir())

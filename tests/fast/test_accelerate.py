@@ -1,0 +1,163 @@
+"""The model with fast modules computes what the plain one does, and gives every weight back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from paligemma.config import Family
+from paligemma.engine.slot_cache import SlotCache
+from paligemma.errors import OptionError
+from paligemma.fast import gemma
+from paligemma.fast.accelerate import accelerate, weight_rows
+from paligemma.fast.kernels import layers, products
+from paligemma.fast.kernels.library import kernels
+from paligemma.fast.packing import INT4, INT8
+from paligemma.model.kv_cache import KVCache
+from paligemma.model.paligemma import PaliGemma
+from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
+
+ROWS = (Row(prefix=5), Row(prefix=9), Row(prefix=3))
+
+
+def bfloat16_model(family: Family) -> PaliGemma:
+    return tiny_model(family).to(torch.bfloat16)
+
+
+@torch.inference_mode()
+def logits_of(model: PaliGemma, cache_type: type = KVCache) -> tuple[torch.Tensor, torch.Tensor]:
+    """After the prefix, and after three more tokens at once and one more."""
+    pad = "left" if cache_type is KVCache else "right"
+    inputs = tiny_inputs(model.config, ROWS, pad=pad)
+    cache = cache_type(model.config.decoder, len(ROWS), 60, dtype=model.dtype)
+    if isinstance(cache, SlotCache):
+        first = model.prefill(inputs, cache.fresh(len(ROWS)))
+        cache.admit(inputs.input_mask.sum(dim=1).tolist())
+    else:
+        first = model.prefill(inputs, cache)
+    token_ids = torch.tensor([[7, 8, 9]] * len(ROWS))
+    model.extend(token_ids, cache)
+    return first, model.decode_step(token_ids[:, 0], cache)
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("cache_type", [KVCache, SlotCache])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_as_near_to_float32_as_the_plain_bfloat16_model(
+    family: Family, cache_type: type
+) -> None:
+    exact = logits_of(tiny_model(family), cache_type)
+    plain = logits_of(bfloat16_model(family), cache_type)
+    fast = logits_of(accelerate(bfloat16_model(family)), cache_type)
+    for found, reference, truth in zip(fast, plain, exact, strict=True):
+        assert distance(found, truth) < 1.5 * distance(reference, truth)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_and_plain_torch_agree(
+    family: Family, quantization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    by_kernels = logits_of(model)
+    for module in (products, layers):
+        monkeypatch.setattr(module, "kernels", lambda: None)
+    for found, expected in zip(by_kernels, logits_of(model), strict=True):
+        assert distance(found, expected) < 0.03
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
+@pytest.mark.parametrize("cache_type", [KVCache, SlotCache])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
+    family: Family, quantization: str | None, cache_type: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    calls = []
+    run_blocks = gemma.run_blocks
+    monkeypatch.setattr(
+        gemma, "run_blocks", lambda *given: (calls.append(1), run_blocks(*given))[1]
+    )
+    at_once = logits_of(model, cache_type)
+    many = kernels().level == "amx"  # type: ignore[union-attr]
+    assert len(calls) == (3 if many else 2)  # prefill, three tokens, one token
+    monkeypatch.setattr(gemma, "can_run_blocks", lambda x: False)
+    for found, expected in zip(at_once, logits_of(model, cache_type), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
+def test_weights_that_moved_are_found_again() -> None:
+    model = accelerate(bfloat16_model("paligemma2"))
+    before = logits_of(model)
+    for block in model.decoder.blocks:
+        block.down.values = block.down.values.clone()
+        block.pre_mlp_norm.weight.data = block.pre_mlp_norm.weight.data.clone() + 1
+    after = logits_of(model)
+    assert not torch.equal(after[0], before[0])
+    expected = logits_of(accelerate(bfloat16_model("paligemma2")))
+    assert torch.equal(before[0], expected[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_found_again_bit_for_bit(family: Family) -> None:
+    before = {name: p.clone() for name, p in bfloat16_model(family).named_parameters()}
+    rows = weight_rows(accelerate(bfloat16_model(family)))
+    assert rows.keys() == before.keys()
+    for name, weight in before.items():
+        assert rows[name].shape == weight.shape
+        assert torch.equal(rows[name].read(0, weight.shape[0]), weight), name
+        if weight.shape[0] > 18:
+            assert torch.equal(rows[name].read(16, 19), weight[16:19]), name
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_an_empty_model_is_filled_row_by_row(quantization: str | None) -> None:
+    source = bfloat16_model("paligemma2")
+    with torch.device("meta"):
+        empty = PaliGemma(source.config).to(torch.bfloat16)
+    model = accelerate(empty, quantization).to_empty(device="cpu").eval()  # type: ignore[arg-type]
+    rows = weight_rows(model)
+    for name, weight in source.named_parameters():
+        for start in range(0, weight.shape[0], 16):
+            rows[name].write(start, weight[start : start + 16].detach())
+    expected = logits_of(accelerate(source, quantization))  # type: ignore[arg-type]
+    for found, wanted in zip(logits_of(model), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("quantization", "weight_format"), [("int8", INT8), ("int4", INT4)])
+def test_quantized_layers_are_small_and_the_table_stays_int8(
+    quantization: str, weight_format: object
+) -> None:
+    model = accelerate(bfloat16_model("paligemma2"), quantization)  # type: ignore[arg-type]
+    block = model.decoder.blocks[0]
+    for layer in (block.gate_up, block.down):
+        assert layer.weight_format == weight_format
+        assert layer.values.dtype == torch.uint8
+    for layer in (block.qkv, block.out):
+        assert layer.weight_format == INT8
+    assert model.decoder.embedding.table.weight_format == INT8
+    assert model.vision_encoder.blocks[0].fc1.values.dtype == torch.bfloat16
+
+
+def test_logits_of_a_range_are_those_of_the_whole() -> None:
+    model = accelerate(bfloat16_model("paligemma2"), "int8")
+    hidden = torch.randn(2, 48, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    whole = model.decoder.logits(hidden)
+    part = model.decoder.logits(hidden, vocab_range=range(37, 90))
+    torch.testing.assert_close(part, whole[:, 37:90], rtol=1e-5, atol=1e-5)
+
+
+def test_a_float32_model_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"float32; packed weights are bfloat16"):
+        accelerate(tiny_model("paligemma"))
+
+
+def test_an_unknown_quantization_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"quantization is 'int3'; it must be 'int8', 'int4'"):
+        accelerate(bfloat16_model("paligemma"), "int3")  # type: ignore[arg-type]

@@ -1,0 +1,168 @@
+"""One run, from labelled pictures to a scored, saved model and a report."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import paligemma
+from paligemma.errors import DataError, OptionError
+from paligemma.finetune.run.options import RunOptions
+from paligemma.finetune.run.run import held_back_ids, run
+
+SIZE = 96
+
+
+def make_squares(folder: Path, count: int) -> Path:
+    """COCO labels of colored squares at different places."""
+    folder.mkdir()
+    images, annotations = [], []
+    for number in range(count):
+        x, y = 8 + 7 * number % 50, 6 + 11 * number % 50
+        picture = Image.new("RGB", (SIZE, SIZE), "white")
+        ImageDraw.Draw(picture).rectangle((x, y, x + 30, y + 30), fill="red")
+        picture.save(folder / f"{number}.png")
+        name = f"{number}.png"
+        images.append({"id": number, "file_name": name, "width": SIZE, "height": SIZE})
+        annotations.append(
+            {"id": number + 1, "image_id": number, "category_id": 1, "bbox": [x, y, 30, 30],
+             "area": 900, "iscrowd": 0}
+        )  # fmt: skip
+    labels = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    (folder / "labels.json").write_text(json.dumps(labels))
+    return folder / "labels.json"
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_squares(tmp_path_factory.mktemp("data") / "squares", 8)
+
+
+@pytest.fixture(scope="module")
+def finished(labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    said: list[str] = []
+    result = run(options(labels), out, on_event=said.append)
+    assert result is not None
+    assert result.evaluation is not None
+    assert any("held back" in line for line in said)
+    return out
+
+
+def options(labels: Path, **given: object) -> RunOptions:
+    values: dict[str, object] = {
+        "data": str(labels), "steps": 2, "batch_size": 2, "hold_out": 0.25, "rank": 2,
+    }  # fmt: skip
+    return RunOptions(**{**values, **given})  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_an_adapter_scores_and_a_report(finished: Path) -> None:
+    assert (finished / "adapter" / "adapter_config.json").is_file()
+    records = (finished / "evaluation" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 2
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["training"]["num_steps"] == 2
+    assert facts["versions"]["torch"] == version("torch")
+
+
+def test_the_report_asks_nobody_for_anything(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "training loss" in page
+    assert "box_map" in page
+    assert "What was taken for what" in page
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
+
+
+def test_the_saved_adapter_is_what_was_scored(finished: Path, labels: Path) -> None:
+    predictor = paligemma.load("mini", adapter=finished / "adapter")
+    plain = paligemma.load("mini")
+    picture = labels.parent / "0.png"
+    adapted = predictor.score(
+        picture, "detect square", "<loc0100><loc0100><loc0400><loc0400> square"
+    )
+    before = plain.score(picture, "detect square", "<loc0100><loc0100><loc0400><loc0400> square")
+    assert adapted.total != before.total
+
+
+def test_the_same_command_again_changes_nothing(finished: Path, labels: Path) -> None:
+    weights = (finished / "adapter" / "adapter_model.safetensors").read_bytes()
+    log = (finished / "log.jsonl").read_text()
+    result = run(options(labels), finished)
+    assert result is not None
+    assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+    assert (finished / "log.jsonl").read_text() == log
+
+
+def test_other_options_in_the_same_folder_are_refused(finished: Path, labels: Path) -> None:
+    with pytest.raises(paligemma.CheckpointError, match="rank"):
+        run(options(labels, rank=3), finished)
+
+
+def test_all_weights_are_saved_as_a_model_folder(labels: Path, tmp_path: Path) -> None:
+    result = run(options(labels, method="full", steps=1, hold_out=0.0), tmp_path / "full")
+    assert result is not None
+    assert result.evaluation is None
+    loaded = paligemma.load(result.saved)
+    before = paligemma.load("mini", dtype="float32")
+    name = "decoder.final_norm.weight"
+    changed = dict(loaded.model.named_parameters())[name].float()
+    assert not torch.equal(changed, dict(before.model.named_parameters())[name].float())
+    assert "training loss" in result.report.read_text()
+
+
+def test_a_frozen_encoder_stays_bit_for_bit(labels: Path, tmp_path: Path) -> None:
+    given = options(labels, method="frozen-encoder", steps=1, hold_out=0.0)
+    result = run(given, tmp_path / "frozen")
+    assert result is not None
+    after = dict(paligemma.load(result.saved, dtype="float32").model.named_parameters())
+    before = dict(paligemma.load("mini", dtype="float32").model.named_parameters())
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("vision_encoder.")} <= same
+    assert any(name.startswith("decoder.") for name in before.keys() - same)
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_adapters_learn_on_a_small_base(labels: Path, tmp_path: Path, base: str) -> None:
+    given = options(labels, method="qlora", steps=1, hold_out=0.0, base_format=base)
+    result = run(given, tmp_path / base)
+    assert result is not None
+    assert (result.saved / "adapter_model.safetensors").is_file()
+
+
+def test_which_records_are_held_back_does_not_depend_on_their_order_or_company() -> None:
+    ids = [f"picture-{i}" for i in range(40)]
+    held = held_back_ids(ids, 0.25)
+    assert len(held) == 10
+    assert held == held_back_ids(ids[::-1], 0.25)
+    more = held_back_ids([*ids, *(f"new-{i}" for i in range(4))], 0.25)
+    assert len(more & held) >= 7
+
+
+def test_too_few_records_to_hold_some_back_are_an_error(tmp_path: Path) -> None:
+    labels = make_squares(tmp_path / "one", 1)
+    with pytest.raises(DataError, match="too few to hold some back"):
+        run(options(labels), tmp_path / "out")
+
+
+def test_validation_on_the_training_data_is_refused(labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="learned by heart"):
+        run(options(labels, validation=str(labels)), tmp_path / "out")
+
+
+def test_data_that_teach_nothing_are_an_error_before_training(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    line = json.dumps({"image": "a.png", "prefix": "caption en", "suffix": ""})
+    (tmp_path / "data.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError):
+        run(options(tmp_path / "data.jsonl", hold_out=0.0), tmp_path / "out")
