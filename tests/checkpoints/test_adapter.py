@@ -29,7 +29,7 @@ from paligemma.errors import CheckpointError, NumericalError, OptionError
 from paligemma.fast.accelerate import accelerate, weight_rows
 from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
-from tests.test_lora import ALL_PARTS, KINDS, disturb, logits_of
+from tests.adapters.test_lora import ALL_PARTS, KINDS, disturb, logits_of
 from tests.tiny import (
     FAMILIES,
     Row,

@@ -14,6 +14,7 @@ import paligemma
 from paligemma.adapters.lora import LoraConfig, add_lora
 from paligemma.predictor import Predictor
 from paligemma.results import Detections, Segments
+from tests.adapters.test_lora import disturb
 from tests.server.conftest import StartServer
 from tests.server.page.browser import (
     Watch,
@@ -26,7 +27,6 @@ from tests.server.page.browser import (
 )
 from tests.server.page.double import PAGE
 from tests.server.server_process import ServerProcess
-from tests.test_lora import disturb
 
 SLOW = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "forward*0=sleep:0.2"}
 
