@@ -20,6 +20,7 @@ import torch
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.config import release_config
+from paligemma.fast.weights import DtypeName, Plain
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="load this checkpoint; used by the script")
     arguments = parser.parse_args()
     if arguments.folder is not None:
-        measure(arguments.folder, getattr(torch, arguments.dtype))
+        measure(arguments.folder, arguments.dtype)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -63,10 +64,10 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure(folder: Path, dtype: torch.dtype) -> None:
+def measure(folder: Path, dtype: DtypeName) -> None:
     before = peak_bytes()
     start = time.perf_counter()
-    model = load_model(folder, dtype=dtype)
+    model = load_model(folder, weights=Plain(dtype))
     seconds = time.perf_counter() - start
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     print(f"loaded {weights / 1e9:.2f} GB in {seconds:.1f} s")

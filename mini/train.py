@@ -56,6 +56,7 @@ from mini.scene import WORD_WEIGHTS
 from mini.stage0 import Stage0, Stage0Source
 from mini.vocabulary import train_first_vocabulary, train_vocabulary
 from paligemma.checkpoints.save import save_model
+from paligemma.fast.weights import Plain
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.state import FOLDER, load_weights
 from paligemma.finetune.trainer import Objective, train
@@ -516,7 +517,7 @@ def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def _first_version(out: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Its weights, with rows for the pieces of a longer vocabulary."""
-    predictor = load(out / _FIRST, dtype="float32", fast=False)
+    predictor = load(out / _FIRST, weights=Plain("float32"))
     weights = dict(predictor.model.named_parameters())
     old = Tokenizer.from_file(out / _FIRST / "tokenizer.model")
     table = "decoder.embedding.weight"

@@ -8,10 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention
 
 import paligemma
-from paligemma import loading
+from paligemma import Packed, Plain, Trainable, loading
+from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
+from paligemma.checkpoints import weight_form
+from paligemma.checkpoints.adapter import write_adapter
+from paligemma.checkpoints.load import load_model
 from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
+from paligemma.fast import device
+from paligemma.fast.accelerate import quantization_of
+from paligemma.fast.cuda import check
+from paligemma.fast.cuda.model import CudaPaliGemma
+from paligemma.fast.frozen_linear import FrozenLinear
+from paligemma.fast.gemma import FusedDecoder
+from paligemma.fast.kernels.library import kernels
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from tests.agreement.tiny_predictor import build_predictor, picture
@@ -67,7 +79,7 @@ def test_mini_is_the_default_and_says_what_it_is(
         ({"device": "toaster"}, OptionError, "device"),
         ({"device": "cpu:1"}, OptionError, "cpu:1"),
         ({"device": "meta"}, OptionError, "meta"),
-        ({"dtype": "int8"}, OptionError, "dtype"),
+        ({"weights": "int2"}, OptionError, "weights"),
         ({"mask_codec": "nowhere.npz"}, CheckpointError, "nowhere"),
     ],
 )
@@ -130,11 +142,11 @@ def test_a_model_with_more_ids_than_its_tokenizer_answers_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"),
+    ("weights", "expected"),
     [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
 )
-def test_the_dtype_is_the_one_asked_for(folder: Path, dtype: Any, expected: torch.dtype) -> None:
-    predictor: Predictor = paligemma.load(folder, device="cpu", dtype=dtype)
+def test_the_dtype_is_the_one_asked_for(folder: Path, weights: Any, expected: torch.dtype) -> None:
+    predictor: Predictor = paligemma.load(folder, device="cpu", weights=weights)
     assert predictor.model.dtype == expected
 
 
@@ -148,16 +160,160 @@ def test_a_large_model_stored_in_bfloat16_stays_so_on_the_cpu(
     predictor = build_predictor(tiny_tokenizer)
     predictor.model.to(stored)
     folder = predictor.save(tmp_path / "large")
-    monkeypatch.setattr(loading, "_LARGE", 1000)
-    assert loading.choose_dtype("auto", torch.device("cpu"), folder) == stored
+    monkeypatch.setattr(weight_form, "_LARGE", 1000)
+    assert load_model(folder, weights="auto").dtype == stored
+    assert load_model(folder, weights=Plain()).dtype == stored
     monkeypatch.undo()
-    assert loading.choose_dtype("auto", torch.device("cpu"), folder) == torch.float32
+    assert load_model(folder, weights="auto").dtype == torch.float32
 
 
 def test_the_self_test_knows_a_right_device_and_leaves_the_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    assert loading.computes_correctly(torch.device("cpu"), torch.float32)
-    assert loading.computes_correctly(torch.device("cpu"), torch.bfloat16)
+    assert device.computes_correctly(torch.device("cpu"), torch.float32)
+    assert device.computes_correctly(torch.device("cpu"), torch.bfloat16)
     assert torch.equal(torch.rand(3), expected)
+
+
+# The form of the weights
+
+
+def form_of(predictor: Predictor) -> tuple[type, torch.dtype, str | None]:
+    """What the decoder is made of."""
+    model = predictor.model
+    return type(model.decoder), model.dtype, quantization_of(model)
+
+
+@pytest.mark.parametrize(
+    ("weights", "old"),
+    [
+        ("float32", {"dtype": "float32"}),
+        ("bfloat16", {"dtype": "bfloat16"}),
+        ("int4", {"quantization": "int4"}),
+        ("int8", {"quantization": "int8", "dtype": "bfloat16"}),
+        (Plain("bfloat16"), {"dtype": "bfloat16", "fast": False}),
+        (Trainable("nf4"), {"frozen_base": "nf4", "fast": False}),
+    ],
+)
+def test_old_keywords_load_the_same_with_a_warning(
+    folder: Path, weights: Any, old: dict[str, Any]
+) -> None:
+    expected = paligemma.load(folder, device="cpu", weights=weights)
+    with pytest.warns(DeprecationWarning, match="weights= "):
+        loaded = paligemma.load(folder, device="cpu", **old)
+    assert form_of(loaded) == form_of(expected)
+    frozen = [isinstance(module, FrozenLinear) for module in loaded.model.modules()]
+    assert frozen == [isinstance(module, FrozenLinear) for module in expected.model.modules()]
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        ({"quantization": "int4", "fast": False}, "packed weights"),
+        ({"quantization": "int4", "frozen_base": "nf4"}, "packed weights"),
+        ({"quantization": "int4", "dtype": "float32"}, "dtype 'float32'"),
+        ({"dtype": "float32", "weights": "int8"}, "together with"),
+    ],
+)
+def test_old_keywords_that_contradict_each_other_are_refused(
+    folder: Path, old: dict[str, Any], message: str
+) -> None:
+    with (
+        pytest.warns(DeprecationWarning, match="weights="),
+        pytest.raises(OptionError, match=message),
+    ):
+        paligemma.load(folder, device="cpu", **old)
+
+
+def test_an_unknown_keyword_is_a_type_error(folder: Path) -> None:
+    with pytest.raises(TypeError, match="quantisation"):
+        paligemma.load(folder, quantisation="int8")  # type: ignore[call-arg]
+
+
+def test_a_trainable_model_keeps_the_adapter_separate(folder: Path, tmp_path: Path) -> None:
+    model = add_lora(paligemma.load(folder, device="cpu").model, LoraConfig(rank=2))
+    adapter = write_adapter(model, tmp_path / "adapter")
+    loaded = {
+        name: paligemma.load(folder, device="cpu", adapter=adapter, weights=weights).model
+        for name, weights in {
+            "merged": Plain(),
+            "separate": Trainable(),
+            "frozen": Trainable("int8"),
+            "in the base": Trainable("int8", merge_adapter=True),
+        }.items()
+    }
+    with pytest.warns(DeprecationWarning, match="merge_adapter="):
+        old = paligemma.load(folder, device="cpu", adapter=adapter, merge_adapter=False).model
+    adapted = {name for name, model in loaded.items() if lora_layers(model)}
+    assert adapted == {"separate", "frozen"}
+    assert len(lora_layers(old)) == len(lora_layers(loaded["separate"]))
+
+
+def test_packed_weights_without_kernels_are_plain_and_say_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_form, "kernels", lambda: None)
+    predictor = paligemma.load(folder, device="cpu", weights=Packed())
+    assert not isinstance(predictor.model.decoder, FusedDecoder)
+    assert "plain bfloat16 modules" in str(predictor.note)
+    unasked = paligemma.load(folder, device="cpu", weights="bfloat16")
+    assert form_of(unasked) == form_of(predictor)
+    assert unasked.note is None
+
+
+@pytest.mark.skipif(kernels() is None, reason="there are no kernels for this processor")
+def test_packed_weights_with_kernels_are_packed_without_a_word(folder: Path) -> None:
+    for weights in (Packed(), "bfloat16"):
+        predictor = paligemma.load(folder, device="cpu", weights=weights)  # type: ignore[arg-type]
+        assert isinstance(predictor.model.decoder, FusedDecoder)
+        assert predictor.note is None
+
+
+# CUDA: on the CPU, with modules that are not compiled
+
+
+@pytest.fixture
+def cuda_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Packed()` on the CPU is treated as it is on a CUDA device."""
+    packed = weight_form._packed_form
+
+    def as_on_cuda(weights: Packed, stored: Any, _: torch.device) -> weight_form.WeightForm:
+        return packed(weights, stored, torch.device("cuda"))
+
+    monkeypatch.setattr(weight_form, "_packed_form", as_on_cuda)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(check, "accelerate_for_cuda", lambda m: CudaPaliGemma(m, backend=None))
+
+
+@pytest.mark.usefixtures("cuda_form")
+def test_packed_weights_on_cuda_are_compiled_modules_after_the_check(folder: Path) -> None:
+    plain = paligemma.load(folder, device="cpu", weights=Plain("bfloat16"))
+    fast = paligemma.load(folder, device="cpu", weights=Packed())
+    assert isinstance(fast.model, CudaPaliGemma)
+    assert fast.note is None
+    expected = plain.caption(picture(1), max_new_tokens=12)
+    assert fast.caption(picture(1), max_new_tokens=12).token_ids == expected.token_ids
+
+
+@pytest.mark.usefixtures("cuda_form")
+@pytest.mark.parametrize("fault", ["other logits", "no compiler"])
+def test_a_failed_check_on_cuda_leaves_plain_modules_and_a_note(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def spoiled(model: Any) -> CudaPaliGemma:
+        if fault == "no compiler":
+            raise ImportError("there is no triton here\nand more lines")
+        fast = CudaPaliGemma(model, backend=None)
+        with torch.no_grad():
+            fast.decoder.final_norm.weight.neg_()
+        return fast
+
+    monkeypatch.setattr(check, "accelerate_for_cuda", spoiled)
+    predictor = paligemma.load(folder, device="cpu", weights=Packed())
+    assert not isinstance(predictor.model, CudaPaliGemma)
+    reason = "ImportError: there is no triton here)" if fault == "no compiler" else "logits differ"
+    assert reason in str(predictor.note)
+    plain = paligemma.load(folder, device="cpu", weights=Plain("bfloat16"))
+    for name, parameter in plain.model.named_parameters():
+        assert torch.equal(predictor.model.get_parameter(name), parameter), name

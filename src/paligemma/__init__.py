@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paligemma.checkpoints.hub import Source
     from paligemma.config import RELEASES, Release
     from paligemma.errors import (
         CheckpointError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         PromptError,
         TokenizerError,
     )
+    from paligemma.fast.weights import Packed, Plain, Trainable
     from paligemma.loading import load
     from paligemma.predictor import Predictor
     from paligemma.results import (
@@ -53,6 +55,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "loading": ("load",),
+    "fast.weights": ("Packed", "Plain", "Trainable"),
+    "checkpoints.hub": ("Source",),
     "predictor": ("Predictor",),
     "results": (
         "Answer",
@@ -108,7 +112,9 @@ __all__ = [
     "NumericalError",
     "OcrTask",
     "OptionError",
+    "Packed",
     "PaliGemmaError",
+    "Plain",
     "Predictor",
     "Problem",
     "PromptError",
@@ -118,8 +124,10 @@ __all__ = [
     "Segment",
     "SegmentTask",
     "Segments",
+    "Source",
     "Text",
     "TokenizerError",
+    "Trainable",
     "__version__",
     "load",
 ]

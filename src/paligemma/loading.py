@@ -1,36 +1,36 @@
-"""A name -> a `Predictor`: finds the folder, chooses device and dtype, joins the parts.
-
-Knows where the embedded model lies and what a checkpoint folder holds; reads no tensors itself.
-"""
+"""A name -> a `Predictor`: find the folder, choose device and weights, join the parts."""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
-
-import torch
+from typing import TypedDict, Unpack, get_args
 
 from paligemma.checkpoints.adapter import Adapter, read_adapter
 from paligemma.checkpoints.hf_config import read_config
-from paligemma.checkpoints.hub import fetch_checkpoint, resolve
-from paligemma.checkpoints.load import load_model
+from paligemma.checkpoints.hub import Source, fetch_checkpoint, resolve
+from paligemma.checkpoints.load import read_model
 from paligemma.checkpoints.save import TOKENIZER_FILE
-from paligemma.checkpoints.weight_files import WeightFiles
-from paligemma.config import (
-    RELEASES,
-    DecoderConfig,
-    PaliGemmaConfig,
-    VisionConfig,
-    count_parameters,
-)
+from paligemma.checkpoints.weight_form import WeightForm
+from paligemma.config import RELEASES, PaliGemmaConfig
+from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import CheckpointError, OptionError, TokenizerError
-from paligemma.fast.frozen_linear import FrozenFormat
-from paligemma.fast.kernels.allocator import keep_freed_memory
-from paligemma.fast.kernels.library import kernels
-from paligemma.fast.quantization import Quantization
-from paligemma.inputs import ModelInputs
+from paligemma.fast.cuda.check import accelerate_checked
+from paligemma.fast.device import choose_device
+from paligemma.fast.kernels.memory import keep_freed_memory
+from paligemma.fast.weights import (
+    DtypeName,
+    FrozenFormat,
+    Plain,
+    Quantization,
+    Trainable,
+    Weights,
+    check_weights,
+    weights_name,
+)
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
@@ -43,54 +43,65 @@ MINI = "mini"
 _MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 _MINI_NOTE = (
     "This is mini, the small model inside the package: it knows only its own world of simple "
-    "pictures. For photographs load a released model, such as google/paligemma2-3b-mix-224."
+    "images. For photographs load a released model, such as google/paligemma2-3b-mix-224."
 )
 _UNEQUAL_NOTE = (
-    "The tokenizer has {} ids and the model {}: where the model writes one of the others, the text "
-    "shows \ufffd. They may not belong together."
+    "The tokenizer has {} ids and the model {}: the other ids appear in the text as \ufffd. "
+    "Tokenizer and model may not belong together."
 )
 _RELEASED_CODEC_FILE = "vae-oid.npz"
-_LARGE = 1_000_000_000
+_FAILED_CHECK_NOTE = (
+    "The compiled modules failed their check on this device ({}), so the model runs as plain "
+    "modules: the same results, more slowly."
+)
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+class OldOptions(TypedDict, total=False):
+    """Keywords of `load` before `weights=` and `source=`; they still work, with a warning."""
+
+    dtype: DtypeName
+    quantization: Quantization | None
+    fast: bool
+    frozen_base: FrozenFormat | None
+    merge_adapter: bool
+    revision: str | None
+    token: str | None
+    offline: bool
+    verify: bool
 
 
 def load(
     model: str | Path | None = None,
     *,
-    revision: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
+    weights: Weights = "auto",
     device: str = "auto",
-    dtype: DtypeName = "auto",
-    quantization: Quantization | None = None,
     adapter: str | Path | None = None,
-    merge_adapter: bool = True,
-    frozen_base: FrozenFormat | None = None,
-    fast: bool = True,
+    source: Source | None = None,
     resize: Resize = "squash",
     sliding_window: int | None = None,
     mask_codec: str | Path | None = None,
-    verify: bool = False,
+    **old_options: Unpack[OldOptions],
 ) -> Predictor:
-    """Load a model and everything around it.
+    """Load a model with its tokenizer and mask codec.
 
-    `model` is a folder, a release ("paligemma2-3b-mix-448"), a model of the Hugging Face hub, or
-    "mini", the small model inside the package. None takes $PALIGEMMA_MODEL, or "mini".
-    `revision`, `token` and `offline` are for the hub. `device`: "auto" (CUDA, then Apple's MPS
-    if it computes correctly, then the CPU), "cpu", "cuda", "cuda:1", "mps". `dtype`: "auto" is
-    bfloat16 for large models where it serves, else float32. `quantization`: "int8" or "int4"
-    makes the large weights of the decoder so while they are read; a quantized folder needs no
-    asking. `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, of this package or of peft; it
-    becomes part of the weights, before these are packed or quantized, or with
-    `merge_adapter=False` stands beside them for more training. `frozen_base`: "nf4" or "int8" keeps
-    the decoder's linear layers small and frozen, for adapters to be trained on. `fast=False` keeps
-    the plain modules where packed weights and kernels would compute (on the CPU in bfloat16).
-    `resize`: "squash" as the released models were trained, "pad" keeps the shape of pictures.
-    `sliding_window=4096` gives PaliGemma 2 the window that transformers uses.
-    `mask_codec` is the VQ-VAE's file for segmentation; by default `mask_codec.npz` or
-    `vae-oid.npz` in the model's folder. `verify` compares files with their SHA-256 first: those
-    that saving wrote down, or those that the hub published.
+    - `model`: a folder, a release ("paligemma2-3b-mix-448"), a model of the Hugging Face hub, or
+      "mini", the small model inside the package. None takes $PALIGEMMA_MODEL, or "mini".
+    - `weights`: a name, or a `Plain`, `Packed` or `Trainable`. "auto" is bfloat16 for large models
+      where the device computes it well, else float32; "float32", "bfloat16" and "float16" choose
+      the dtype; "int8" and "int4" quantize the decoder's large weights while they are read
+      (quantized checkpoints stay quantized without asking). A name takes packed weights wherever
+      kernels for the CPU exist. `Packed()` on a CUDA device uses compiled modules, if a comparison
+      with the plain ones succeeds. `Trainable()` keeps an adapter separate from the weights, for
+      more training; `Trainable("nf4")` trains on a frozen 4-bit base.
+    - `device`: "auto" (CUDA, then Apple's MPS if it computes correctly, then the CPU), "cpu",
+      "cuda", "cuda:1", "mps".
+    - `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, of this package or of peft. It
+      becomes part of the weights before these are packed or quantized, except with `Trainable()`.
+    - `source`: the hub's revision, token and cache, and whether to verify checksums.
+    - `resize`: "squash" as the released models were trained, or "pad" to keep the aspect ratio.
+    - `sliding_window`: 4096 gives PaliGemma 2 the window that transformers uses.
+    - `mask_codec`: the VQ-VAE's file for segmentation; by default `mask_codec.npz` or
+      `vae-oid.npz` in the model's folder.
 
     The folder must hold `config.json`, safetensors and `tokenizer.model`. For weights without a
     tokenizer, or ids instead of text: `checkpoints.load.load_model` and `engine.generate`.
@@ -101,56 +112,119 @@ def load(
     >>> predictor.caption("cat.jpg").text
     'a cat on a sofa'
     """
+    source = source or Source()
+    if old_options:
+        weights, source = _translate(weights, source, old_options)
+    check_weights(weights)
     _check_resize(resize)
     torch_device = choose_device(device)
     if torch_device.type == "cpu":
         keep_freed_memory()
-    found = _find(model, revision=revision, token=token, offline=offline, weights=True)
-    name, folder = found.name, found.folder
-    stored = read_config(folder, sliding_window)
-    config = stored.config
-    quantized = quantization or stored.quantization
-    processor = _build_processor(folder, config, resize)
-    tokenizer = processor.tokenizer
-    note = None
-    if found.is_mini:
-        note = _MINI_NOTE
-    elif tokenizer.vocab_size < config.decoder.vocab_size:
-        note = _UNEQUAL_NOTE.format(tokenizer.vocab_size, config.decoder.vocab_size)
-    codec = _find_mask_codec(folder, mask_codec)
-    found_adapter = None
+    checkpoint = _find(model, source, with_weights=True)
+    stored = read_config(checkpoint.folder, sliding_window)
+    processor = _build_processor(checkpoint.folder, stored.config, resize)
+    codec = _find_mask_codec(checkpoint.folder, mask_codec)
+    adapter_weights = None
     if adapter is not None:
-        found_adapter = read_adapter(adapter, config, verify=verify)
-        _check_base_name(found_adapter, name)
-    trains = frozen_base is not None or (adapter is not None and not merge_adapter)
-    torch_dtype = choose_dtype(dtype, torch_device, folder, quantized)
-    packs = torch_dtype == torch.bfloat16 and torch_device.type == "cpu" and kernels() is not None
-    packs = (packs or quantized is not None) and not trains
-    return Predictor(
-        model=load_model(
-            folder,
-            dtype=torch_dtype,
+        adapter_weights = read_adapter(adapter, stored.config, verify=source.verify)
+        _check_base_name(adapter_weights, checkpoint.name)
+
+    def read(form: Weights) -> tuple[PaliGemma, WeightForm]:
+        return read_model(
+            checkpoint.folder,
+            stored,
+            weights=form,
             device=torch_device,
-            quantization=quantization,
-            fast=fast and packs,
-            sliding_window=sliding_window,
-            adapter=found_adapter,
-            merge_adapter=merge_adapter,
-            frozen_base=frozen_base,
-            verify=verify,
-        ),
+            adapter=adapter_weights,
+            verify=source.verify,
+        )
+
+    loaded, form = read(weights)
+    note = form.note
+    if form.compiles_for_cuda:
+        loaded, note = _accelerate_on_cuda(loaded, read)
+    return Predictor(
+        model=loaded,
         processor=processor,
         mask_codec=codec,
-        text_length=next((r.text_length for r in RELEASES if r.hub_id == name), None),
-        name=name,
+        text_length=next((r.text_length for r in RELEASES if r.hub_id == checkpoint.name), None),
+        name=checkpoint.name,
         adapter=None if adapter is None else str(adapter),
-        revision=found.commit,
-        note=note,
+        revision=checkpoint.commit,
+        note=_join_notes(_vocabulary_note(checkpoint, processor, stored.config), note),
     )
 
 
+def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weights, Source]:
+    """What the keywords of an earlier release say, in `weights` and `source`."""
+    if unknown := old.keys() - OldOptions.__annotations__.keys():
+        raise TypeError(f"load() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+    warnings.warn(
+        f"load({', '.join(f'{name}=' for name in old)}) is deprecated and will be removed. Use "
+        "weights= (a name such as 'int4' or 'bfloat16', or Plain, Packed or Trainable) and "
+        "source=Source(revision=..., token=..., offline=..., verify=...).",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    source = Source(
+        revision=old.get("revision", source.revision),
+        token=old.get("token", source.token),
+        offline=old.get("offline", source.offline),
+        verify=old.get("verify", source.verify),
+    )
+    if not old.keys() & {"dtype", "quantization", "fast", "frozen_base", "merge_adapter"}:
+        return weights, source
+    if weights != "auto":
+        raise OptionError(
+            "weights is given together with keywords that it replaces. Leave the others out."
+        )
+    dtype, quantization = old.get("dtype", "auto"), old.get("quantization")
+    name = weights_name(dtype, quantization)
+    base, merges = old.get("frozen_base"), old.get("merge_adapter", True)
+    is_trainable = base is not None or not merges
+    if quantization is not None and (is_trainable or not old.get("fast", True)):
+        raise OptionError(
+            f"quantization is {quantization!r}, which needs packed weights: they cannot be trained "
+            "or plain. Leave it out, or leave out frozen_base, merge_adapter and fast."
+        )
+    if is_trainable:
+        return Trainable(base=base, dtype=dtype, merge_adapter=merges), source
+    return (name if old.get("fast", True) else Plain(dtype)), source
+
+
+def _accelerate_on_cuda(
+    plain: PaliGemma, read: Callable[[Weights], tuple[PaliGemma, WeightForm]]
+) -> tuple[PaliGemma, str | None]:
+    """The compiled model, or plain modules and why, if it does not give the same logits."""
+    fast, problem = accelerate_checked(plain, _probe_slots)
+    if fast is not None:
+        return fast, None
+    plain.to("meta")  # it was taken apart: make room, and read the weights again
+    model, _ = read(Plain("bfloat16"))
+    return model, _FAILED_CHECK_NOTE.format(problem)
+
+
+def _probe_slots(model: PaliGemma, num_positions: int) -> SlotCache:
+    return SlotCache(model.config.decoder, 1, num_positions, dtype=model.dtype, device=model.device)
+
+
+def _vocabulary_note(
+    checkpoint: _Checkpoint, processor: Processor, config: PaliGemmaConfig
+) -> str | None:
+    if checkpoint.is_mini:
+        return _MINI_NOTE
+    num_ids = processor.tokenizer.vocab_size
+    if num_ids < config.decoder.vocab_size:
+        return _UNEQUAL_NOTE.format(num_ids, config.decoder.vocab_size)
+    return None
+
+
+def _join_notes(*notes: str | None) -> str | None:
+    return " ".join(note for note in notes if note) or None
+
+
 def _check_base_name(adapter: Adapter, name: str) -> None:
-    """Refuses a release's adapter on another release; other names say too little."""
+    """Refuse a release's adapter on another release; other names are not comparable."""
     releases = {release.hub_id for release in RELEASES}
     if name in releases and adapter.base_name in releases - {name}:
         raise CheckpointError(
@@ -162,25 +236,24 @@ def _check_base_name(adapter: Adapter, name: str) -> None:
 def load_processor(
     model: str | Path | None = None,
     *,
-    revision: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
+    source: Source | None = None,
     resize: Resize = "squash",
     mask_codec: str | Path | None = None,
 ) -> tuple[Processor, MaskCodec | None]:
-    """What `load` puts around a model, without its weights: quick, and little to download.
+    """A model's processor and mask codec without its weights: fast, and little to download.
 
     Raises CheckpointError, HubError or OptionError.
     """
     _check_resize(resize)
-    found = _find(model, revision=revision, token=token, offline=offline, weights=False)
-    processor = _build_processor(found.folder, read_config(found.folder).config, resize)
-    return processor, _find_mask_codec(found.folder, mask_codec)
+    checkpoint = _find(model, source or Source(), with_weights=False)
+    config = read_config(checkpoint.folder).config
+    processor = _build_processor(checkpoint.folder, config, resize)
+    return processor, _find_mask_codec(checkpoint.folder, mask_codec)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
-    """Where a model lies, and what it is called."""
+class _Checkpoint:
+    """A folder on this machine, and the name it was asked for by."""
 
     name: str
     folder: Path
@@ -188,25 +261,22 @@ class _Found:
     is_mini: bool = False
 
 
-def _find(
-    model: str | Path | None,
-    *,
-    revision: str | None,
-    token: str | None,
-    offline: bool,
-    weights: bool,
-) -> _Found:
-    """A name's folder, downloaded if it has to be."""
+def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _Checkpoint:
+    """The folder for a name, downloaded if necessary."""
     name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
     if name == MINI and not isinstance(model, Path):
-        return _Found(name=name, folder=_MINI_FOLDER, is_mini=True)
-    place = resolve(model or name)
-    if isinstance(place, Path):
-        return _Found(name=name, folder=place)
+        return _Checkpoint(name=name, folder=_MINI_FOLDER, is_mini=True)
+    location = resolve(model or name)
+    if isinstance(location, Path):
+        return _Checkpoint(name=name, folder=location)
     fetched = fetch_checkpoint(
-        place, revision=revision, token=token, offline=offline, weights=weights
+        location,
+        revision=source.revision,
+        token=source.token,
+        offline=source.offline,
+        weights=with_weights,
     )
-    return _Found(name=fetched.hub_id, folder=fetched.path, commit=fetched.revision)
+    return _Checkpoint(name=fetched.hub_id, folder=fetched.path, commit=fetched.revision)
 
 
 def _check_resize(resize: Resize) -> None:
@@ -221,103 +291,6 @@ def _build_processor(folder: Path, config: PaliGemmaConfig, resize: Resize) -> P
         num_image_tokens=config.vision.num_image_tokens,
         resize=resize,
     )
-
-
-def choose_device(device: str) -> torch.device:
-    """The device that a name stands for. Raises OptionError when it is unknown or not there."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        mps = torch.device("mps")
-        if torch.backends.mps.is_available() and computes_correctly(mps, torch.float32):
-            return mps
-        return torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(
-            f"device is {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'."
-        ) from error
-    num_devices = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(chosen.type, 0)
-    if (chosen.index or 0) >= num_devices:
-        raise OptionError(
-            f"The device {device!r} is not there: torch sees {num_devices} of this kind. "
-            "Use device='auto' or 'cpu', or install a torch build that knows the device."
-        )
-    return chosen
-
-
-def choose_dtype(
-    dtype: DtypeName,
-    device: torch.device,
-    folder: Path,
-    quantization: Quantization | None = None,
-) -> torch.dtype:
-    """The dtype for the weights in a folder; raises OptionError for an unknown name."""
-    if dtype != "auto":
-        if dtype not in get_args(DtypeName):
-            raise OptionError(f"dtype is {dtype!r}; it must be one of {get_args(DtypeName)}.")
-        chosen: torch.dtype = getattr(torch, dtype)
-        return chosen
-    if quantization is not None:  # the rest and the sums are bfloat16
-        return torch.bfloat16
-    # A small model is quick anyway, and float32 gives the same tokens in any batch.
-    if count_parameters(read_config(folder).config) <= _LARGE:
-        return torch.float32
-    if device.type == "cuda":
-        serves = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "mps":
-        serves = computes_correctly(device, torch.bfloat16)
-    else:
-        with WeightFiles(folder) as weights:
-            serves = {tensor.dtype_code for tensor in weights.tensors.values()} == {"BF16"}
-    # Never float16: activations of the released models leave its range.
-    return torch.bfloat16 if serves else torch.float32
-
-
-def computes_correctly(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a small random model gives the logits there that it gives on the CPU in float32."""
-    config = PaliGemmaConfig(
-        vision=VisionConfig(
-            resolution=28, patch_size=14, width=32, depth=2, mlp_dim=48, num_heads=4
-        ),
-        decoder=DecoderConfig(
-            vocab_size=96,
-            width=40,
-            depth=2,
-            mlp_dim=80,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=16,
-            query_scale=0.25,
-            post_norms=True,
-            attn_logit_softcap=50.0,
-            final_logit_softcap=30.0,
-        ),
-    )
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
-        model = PaliGemma(config).eval()
-        is_image = torch.arange(9)[None] < config.vision.num_image_tokens
-        inputs = ModelInputs(
-            token_ids=torch.arange(9)[None] * ~is_image,
-            input_mask=torch.ones(1, 9, dtype=torch.bool),
-            mask_ar=torch.arange(9)[None] >= 7,
-            image_mask=is_image,
-            pixel_values=torch.rand(1, 3, 28, 28) * 2 - 1,
-            image_index=((0,),),
-        )
-        expected = model(inputs)
-        try:
-            found = model.to(device=device, dtype=dtype)(inputs.to(device)).cpu()
-        except (RuntimeError, NotImplementedError):  # an operation that the device lacks
-            return False
-    tolerance = 1e-3 if dtype == torch.float32 else 0.1
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:

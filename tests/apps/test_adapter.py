@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import paligemma
-from paligemma import loading
+from paligemma import Trainable, loading
 from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.checkpoints.adapter import CONFIG_FILE, Adapter
 from paligemma.config import RELEASES
@@ -49,7 +49,7 @@ def test_merged_and_attached_write_the_same_and_not_what_the_base_writes(
     base: Path, adapter: Path
 ) -> None:
     merged = paligemma.load(base, device="cpu", adapter=adapter)
-    attached = paligemma.load(base, device="cpu", adapter=str(adapter), merge_adapter=False)
+    attached = paligemma.load(base, device="cpu", adapter=str(adapter), weights=Trainable())
     assert not lora_layers(merged.model)
     assert lora_layers(attached.model)
     assert written(merged).token_ids == written(attached).token_ids
@@ -59,7 +59,7 @@ def test_merged_and_attached_write_the_same_and_not_what_the_base_writes(
 def test_what_is_attached_can_be_trained_and_saved_again(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    attached = paligemma.load(base, device="cpu", adapter=adapter, merge_adapter=False)
+    attached = paligemma.load(base, device="cpu", adapter=adapter, weights=Trainable())
     again = attached.save_adapter(tmp_path / "again")
     for path in adapter.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
@@ -76,7 +76,7 @@ def test_a_merged_model_has_no_adapter_to_save(base: Path, adapter: Path, tmp_pa
 def test_packed_and_quantized_models_have_the_adapter_in_them(
     base: Path, adapter: Path, quantization: str | None
 ) -> None:
-    options = {"device": "cpu", "dtype": "bfloat16", "quantization": quantization}
+    options = {"device": "cpu", "weights": quantization or "bfloat16"}
     plain = paligemma.load(base, **options)  # type: ignore[arg-type]
     merged = paligemma.load(base, adapter=adapter, **options)  # type: ignore[arg-type]
     apart = merged.embed_image(picture(1)) - plain.embed_image(picture(1))
@@ -85,9 +85,7 @@ def test_packed_and_quantized_models_have_the_adapter_in_them(
 
 
 def test_a_frozen_base_answers_and_carries_the_adapter(base: Path, adapter: Path) -> None:
-    frozen = paligemma.load(
-        base, device="cpu", adapter=adapter, merge_adapter=False, frozen_base="int8"
-    )
+    frozen = paligemma.load(base, device="cpu", adapter=adapter, weights=Trainable("int8"))
     assert lora_layers(frozen.model)
     assert len(written(frozen).token_ids) > 0
 

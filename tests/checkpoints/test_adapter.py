@@ -27,6 +27,7 @@ from paligemma.checkpoints.save import save_model
 from paligemma.config import Family
 from paligemma.errors import CheckpointError, NumericalError, OptionError
 from paligemma.fast.accelerate import accelerate, weight_rows
+from paligemma.fast.weights import Packed, Plain, Trainable
 from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
 from tests.adapters.test_lora import ALL_PARTS, KINDS, disturb, logits_of
@@ -113,7 +114,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(
     for model in (
         attach_lora(plain, adapter.layers),
         load_model(bases[family], adapter=adapter),
-        load_model(bases[family], adapter=adapter, merge_adapter=False),
+        load_model(bases[family], adapter=adapter, weights=Trainable(dtype="stored")),
     ):
         apart, largest = difference(model, reference)
         assert apart < 1e-5 * max(1.0, largest)
@@ -252,16 +253,14 @@ def test_merging_while_reading_equals_merging_in_memory(tmp_path: Path, kind: st
         assert torch.allclose(value, expected[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize("options", [{"fast": True}, {"quantization": "int8"}])
-def test_an_adapter_is_merged_before_weights_are_packed(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("weights", [Packed(), Packed("int8")])
+def test_an_adapter_is_merged_before_weights_are_packed(tmp_path: Path, weights: Packed) -> None:
     base = save_model(tiny_model().bfloat16(), tmp_path / "base")
     model = add_lora(load_model(base), LoraConfig(rank=3))
     disturb(model)
     adapter = read_adapter(write_adapter(model, tmp_path / "a"), model.config)
-    expected = accelerate(merge_lora(model), options.get("quantization"))
-    loaded = load_model(base, adapter=adapter, **options)
+    expected = accelerate(merge_lora(model), weights.quantization)
+    loaded = load_model(base, adapter=adapter, weights=weights)
     found = weight_rows(loaded)
     for name, rows in weight_rows(expected).items():
         num_rows = rows.shape[0]
@@ -270,11 +269,11 @@ def test_an_adapter_is_merged_before_weights_are_packed(
 
 def test_an_adapter_goes_into_a_folder_that_is_quantized_already(tmp_path: Path) -> None:
     plain = save_model(tiny_model().bfloat16(), tmp_path / "plain")
-    base = save_model(load_model(plain, quantization="int8"), tmp_path / "base")
-    model = add_lora(load_model(base, fast=False), LoraConfig(rank=3))
+    base = save_model(load_model(plain, weights="int8"), tmp_path / "base")
+    model = add_lora(load_model(base, weights=Trainable()), LoraConfig(rank=3))
     disturb(model)
     adapter = read_adapter(write_adapter(model, tmp_path / "a"), model.config)
-    wide = load_model(base, adapter=adapter, fast=False)
+    wide = load_model(base, adapter=adapter, weights=Plain())
     name = "decoder.blocks.1.mlp.up_proj"
     merged = lora_layers(model)[name].merged(torch.bfloat16).weight
     assert torch.allclose(wide.get_parameter(f"{name}.weight"), merged, rtol=0.01, atol=0.01)
@@ -286,13 +285,13 @@ def test_an_adapter_goes_into_a_folder_that_is_quantized_already(tmp_path: Path)
 @pytest.mark.parametrize("frozen_format", ["nf4", "int8"])
 def test_a_frozen_base_is_filled_while_it_is_read(tmp_path: Path, frozen_format: Any) -> None:
     base = save_model(tiny_model(), tmp_path / "base")
-    model = load_model(base, frozen_base=frozen_format)
+    model = load_model(base, weights=Trainable(frozen_format))
     assert not any("_proj" in n for n, _ in model.decoder.named_parameters())
     add_lora(model, LoraConfig(rank=3))
     disturb(model)
     folder = write_adapter(model, tmp_path / "a")
     adapter = read_adapter(folder, model.config)
-    again = load_model(base, frozen_base=frozen_format, adapter=adapter, merge_adapter=False)
+    again = load_model(base, weights=Trainable(frozen_format), adapter=adapter)
     assert torch.equal(logits_of(again), logits_of(model))
     adapter.check_base(fingerprint_of(load_model(base)))
 
@@ -300,9 +299,9 @@ def test_a_frozen_base_is_filled_while_it_is_read(tmp_path: Path, frozen_format:
 def test_the_fingerprint_knows_weights_and_not_their_form(tmp_path: Path) -> None:
     base = save_model(tiny_model(), tmp_path / "base")
     found = fingerprint_of(load_model(base))
-    assert fingerprint_of(load_model(base, dtype=torch.bfloat16)) == found
-    assert fingerprint_of(load_model(base, quantization="int4")) == found
-    assert fingerprint_of(load_model(base, frozen_base="nf4")) == found
+    assert fingerprint_of(load_model(base, weights="bfloat16")) == found
+    assert fingerprint_of(load_model(base, weights="int4")) == found
+    assert fingerprint_of(load_model(base, weights=Trainable("nf4"))) == found
     assert fingerprint_of(add_lora(load_model(base), LoraConfig(parts=ALL_PARTS))) == found
     assert fingerprint_of(tiny_model(seed=1)) != found
 
@@ -466,14 +465,8 @@ def test_nothing_is_written_over(folder: Path) -> None:
         write_adapter(add_lora(tiny_model(), LoraConfig()), folder)
 
 
-@pytest.fixture(params=[{"quantization": "int8"}, {"fast": True}])
-def packed_options(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-def test_packed_weights_are_not_to_be_trained(
-    tmp_path: Path, packed_options: dict[str, Any]
-) -> None:
-    base = save_model(tiny_model().bfloat16(), tmp_path / "base")
-    with pytest.raises(OptionError, match="cannot be trained"):
-        load_model(base, frozen_base="nf4", **packed_options)
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_packed_weights_are_not_to_be_trained(quantization: Any) -> None:
+    packed = accelerate(tiny_model().bfloat16(), quantization)
+    with pytest.raises(OptionError, match=r"cannot be trained.*weights=Trainable\(\)"):
+        add_lora(packed, LoraConfig())

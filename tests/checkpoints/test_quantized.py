@@ -21,7 +21,7 @@ from paligemma.config import Family
 from paligemma.errors import CheckpointError, NumericalError, OptionError
 from paligemma.fast.accelerate import accelerate, quantization_of, weight_rows
 from paligemma.fast.linear import WeightRows
-from paligemma.fast.quantization import Quantization
+from paligemma.fast.weights import Packed, Plain, Quantization, Trainable, weights_name
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FAMILIES, tiny_config, tiny_model
 
@@ -92,7 +92,7 @@ def test_a_saved_quantized_model_comes_back_bit_by_bit(
     assert quantization_of(loaded) == quantization
     assert not loaded.training
     assert same_bits(loaded, model)
-    assert same_bits(load_model(folder, quantization=quantization), model)
+    assert same_bits(load_model(folder, weights=quantization), model)
     again = save_model(loaded, tmp_path / "b", max_shard_bytes=max_shard_bytes)
     for path in folder.iterdir():
         assert (again / path.name).read_bytes() == path.read_bytes()
@@ -105,7 +105,7 @@ def test_weights_go_from_the_files_into_fast_modules(
 ) -> None:
     model = tiny_model()
     folder = save_model(model, tmp_path / "a", dtype=dtype)
-    loaded = load_model(folder, dtype=torch.bfloat16, quantization=quantization, fast=True)
+    loaded = load_model(folder, weights=Packed(quantization))
     expected = accelerate(model.to(dtype).to(torch.bfloat16), quantization)
     assert quantization_of(loaded) == quantization
     assert same_bits(loaded, expected)
@@ -124,13 +124,13 @@ def test_plain_modules_get_the_quantized_weights_widened(
     tmp_path: Path, quantization: Quantization
 ) -> None:
     model = quantized(quantization)
-    loaded = load_model(save_model(model, tmp_path / "a"), fast=False)
+    loaded = load_model(save_model(model, tmp_path / "a"), weights=Plain())
     rows = weight_rows(model)
     assert quantization_of(loaded) is None
     for name, parameter in loaded.named_parameters():
         expected = rows[name].read(0, rows[name].shape[0])
         assert torch.equal(parameter, expected.to(torch.bfloat16)), name
-    exact = load_model(tmp_path / "a", fast=False, dtype=torch.float32)
+    exact = load_model(tmp_path / "a", weights="float32")
     weight = "decoder.blocks.1.mlp.up_proj.weight"
     assert torch.equal(exact.get_parameter(weight), rows[weight].read(0, 60))
 
@@ -228,29 +228,30 @@ def test_a_folder_with_plain_and_quantized_weights_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make_weights", "message"),
     [
-        ({"quantization": "int3"}, "quantization is 'int3'"),
-        ({"quantization": "int8", "dtype": torch.float32}, "torch.float32"),
-        ({"quantization": "int4", "dtype": torch.float16}, "torch.float16"),
-        ({"quantization": "int4", "fast": False}, "fast is False"),
-        ({"fast": True, "dtype": torch.float32}, "bfloat16"),
+        (lambda: "int3", "weights is 'int3'"),
+        (lambda: Packed("int3"), "quantization is 'int3'"),  # type: ignore[arg-type]
+        (lambda: Plain("int8"), "dtype is 'int8'"),  # type: ignore[arg-type]
+        (lambda: Trainable("int4"), "base is 'int4'"),  # type: ignore[arg-type]
+        (lambda: weights_name("float32", "int8"), "dtype 'float32'"),
+        (lambda: weights_name("float16", "int4"), "dtype 'float16'"),
+        (lambda: torch.float32, "weights is torch.float32"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
-    tmp_path: Path, options: dict[str, Any], message: str
+def test_weights_that_do_not_exist_are_refused(
+    tmp_path: Path, make_weights: Callable[[], Any], message: str
 ) -> None:
     folder = save_model(tiny_model(), tmp_path / "a")
     with pytest.raises(OptionError, match=message):
-        load_model(folder, **options)
+        load_model(folder, weights=make_weights())
 
 
 def test_what_is_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     folder = save_model(quantized("int8"), tmp_path / "a")
     with pytest.raises(OptionError, match="is quantized to int8 and cannot be made int4"):
-        load_model(folder, quantization="int4")
-    with pytest.raises(OptionError, match=r"dtype torch.float32"):
-        load_model(folder, dtype=torch.float32)
+        load_model(folder, weights="int4")
+    assert quantization_of(load_model(folder, weights="bfloat16")) == "int8"
 
 
 # The kernel's high-water mark of this program alone; getrusage would count its parent's as well.
@@ -258,13 +259,14 @@ MEASURE = """
 import re, sys, torch
 from pathlib import Path
 from paligemma.checkpoints.load import load_model
+from paligemma.fast.weights import Packed
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 quantization = None if sys.argv[3] == "None" else sys.argv[3]
-options = {"dtype": torch.bfloat16, "quantization": quantization, "fast": True}
-load_model(sys.argv[2], **options)  # so that modules are imported, threads started, blocks there
+packed = Packed(quantization)
+load_model(sys.argv[2], weights=packed)  # modules imported, threads started
 before = peak()
-model = load_model(sys.argv[1], **options)
+model = load_model(sys.argv[1], weights=packed)
 weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 print(weights, peak() - before)
 """

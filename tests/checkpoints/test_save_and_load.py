@@ -20,6 +20,7 @@ from paligemma.checkpoints import save as save_module
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.errors import CheckpointError, NumericalError
+from paligemma.fast.weights import Plain
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FAMILIES, tiny_config, tiny_model
 
@@ -56,7 +57,7 @@ def test_files_and_model_may_differ_in_dtype(tmp_path: Path, dtype: torch.dtype)
     folder = save_model(model, tmp_path / "a", dtype=dtype)
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {dtype}
     for wanted in (torch.float32, torch.bfloat16, torch.float16):
-        loaded = load_model(folder, dtype=wanted)
+        loaded = load_model(folder, weights=Plain(str(wanted).removeprefix("torch.")))  # type: ignore[arg-type]
         assert same_bits(loaded, tiny_model().to(dtype).to(wanted))
 
 
@@ -195,7 +196,7 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
         (lambda t: t.update({TABLE: t[TABLE][:151].clone()}), r"\(151, 48\), expected \(192, 48\)"),
         (
             lambda t: t.update({POSITIONS: torch.zeros(49, 27)}),
-            "positions for pictures of 42 pixels, while the config says 30",
+            "positions for images of 42 pixels, while the config says 30",
         ),
         (
             lambda t: t.update({"model." + NORM.replace("model.norm", "norm"): t[NORM].clone()}),
@@ -257,9 +258,9 @@ def test_values_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
         tensors[NORM][7] = 1e5
 
     folder = edit(save_model(tiny_model(), tmp_path / "a"), spoil)
-    load_model(folder, dtype=torch.bfloat16)
+    load_model(folder, weights="bfloat16")
     with pytest.raises(CheckpointError, match=r"too large for torch\.float16"):
-        load_model(folder, dtype=torch.float16)
+        load_model(folder, weights="float16")
 
 
 def test_padding_rows_of_the_table_do_not_count(tmp_path: Path) -> None:
@@ -305,11 +306,12 @@ MEASURE = """
 import re, sys, torch
 from pathlib import Path
 from paligemma.checkpoints.load import load_model
+from paligemma.fast.weights import Plain
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 load_model(sys.argv[2])  # a tiny one, so that every module is imported and warm
 before = peak()
-model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[3]))
+model = load_model(sys.argv[1], weights=Plain(sys.argv[3]))
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 print(peak() - before, weights)
 """

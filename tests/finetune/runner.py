@@ -28,7 +28,7 @@ from torch import Tensor
 
 from paligemma.adapters.lora import LoraConfig, add_lora, freeze_base
 from paligemma.errors import NumericalError
-from paligemma.fast.frozen_linear import FrozenFormat
+from paligemma.fast.weights import FrozenFormat
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined

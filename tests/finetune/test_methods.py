@@ -151,7 +151,7 @@ def test_a_bfloat16_model_learns_through_master_copies(tmp_path: Path, small: Pr
 
 def test_packed_weights_are_refused(tmp_path: Path, small: Predictor) -> None:
     accelerate(small.model.to(torch.bfloat16))
-    with pytest.raises(OptionError, match="fast=False"):
+    with pytest.raises(OptionError, match="weights=Plain"):
         finetune(small, DrawnExamples(), config(master_weights=True), tmp_path)
 
 

@@ -180,7 +180,7 @@ def test_i1_clients_see_a_folders_name_and_never_its_path(
 def test_an_adapter_given_by_name_and_folder_answers_under_its_name(
     started: list[Any], tmp_path: Path, scene: bytes
 ) -> None:
-    other = paligemma.load("mini", merge_adapter=False)
+    other = paligemma.load("mini", weights=paligemma.Trainable())
     add_lora(other.model, LoraConfig(rank=2))
     with torch.no_grad():
         for number, layer in enumerate(lora_layers(other.model).values()):

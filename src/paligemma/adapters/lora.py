@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paligemma.errors import OptionError
-from paligemma.fast.frozen_linear import FrozenFormat, FrozenLinear, freeze_linears
+from paligemma.fast.frozen_linear import FrozenLinear, freeze_linears
+from paligemma.fast.weights import FrozenFormat
 from paligemma.model.paligemma import PaliGemma
 
 # N outputs, K inputs, r rank
@@ -363,7 +364,7 @@ def check_adaptable(model: PaliGemma) -> None:
     if not any(True for _ in linear_layers(model, ("decoder",))):
         raise OptionError(
             "The model's weights are packed for kernels, which cannot be trained. Load it with "
-            "fast=False and without quantization."
+            "weights=Trainable()."
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from paligemma.bench.limits import Limits
 from paligemma.bench.workload import PROMPT_LENGTH, Stage
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig, count_parameters
-from paligemma.fast.packing import BFLOAT16, INT4, INT8, WeightFormat
+from paligemma.fast.quantization import BFLOAT16, INT4, INT8, WeightFormat
 
 # How weights are kept in the decoder's attention, in its MLPs, and in its table of embeddings.
 _FORMATS = {

@@ -21,7 +21,7 @@ from paligemma.checkpoints.load import load_model
 from paligemma.config import PaliGemmaConfig
 from paligemma.engine.slot_cache import SlotCache
 from paligemma.fast.accelerate import accelerate
-from paligemma.fast.quantization import Quantization
+from paligemma.fast.weights import Packed, Plain, Quantization
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import ImageTransform, load_image, pixel_array
@@ -142,9 +142,8 @@ def build(name: str, config: PaliGemmaConfig) -> OursRunner:
 def seconds_to_load(name: str, folder: Path) -> float:
     """From a checkpoint folder to a model whose weights are all in memory."""
     start = time.perf_counter()
-    fast = name != "ours-plain"
-    quantization = _QUANTIZATION[name] if fast else None
-    read_every_page(load_model(folder, dtype=torch.bfloat16, quantization=quantization, fast=fast))
+    form = Plain("bfloat16") if name == "ours-plain" else Packed(_QUANTIZATION[name])
+    read_every_page(load_model(folder, weights=form))
     return time.perf_counter() - start
 
 

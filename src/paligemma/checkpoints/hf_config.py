@@ -20,7 +20,7 @@ from paligemma.checkpoints.json_file import read_json, write_json
 from paligemma.checkpoints.quantized import describe, read_description
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.errors import CheckpointError, OptionError
-from paligemma.fast.quantization import Quantization
+from paligemma.fast.weights import Quantization
 
 CONFIG_FILE = "config.json"
 

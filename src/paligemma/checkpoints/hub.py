@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from paligemma.config import RELEASES
@@ -18,6 +18,20 @@ from paligemma.errors import CheckpointError, HubError
 # mask codecs.
 _WANTED = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which files of a model to use, and how to fetch them."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model. PaliGemma 1 has "bfloat16" and "float16"."""
+    token: str | None = field(default=None, repr=False)
+    """Hub access token. Defaults to that of `hf auth login`, or HF_TOKEN."""
+    offline: bool = False
+    """Use only files that were downloaded before."""
+    verify: bool = False
+    """Compare every file with its SHA-256 before reading it."""
 
 
 @dataclass(frozen=True, kw_only=True)

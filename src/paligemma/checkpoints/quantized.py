@@ -1,25 +1,23 @@
 """Which weights of a quantized checkpoint are quantized, and what its config says about it.
 
-    language_model.model.layers.0.mlp.up_proj.weight_q       uint8, see `native.packing.to_stored`
+    language_model.model.layers.0.mlp.up_proj.weight_q       uint8, see `quantization.to_stored`
                                              .weight_scales  bfloat16[N, groups]: weight = q * scale
 
-Rows stand as in the plain weight, whatever the kernels make of them. Knows no files.
+Rows are in the order of the plain weight, whatever layout the kernels use.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast, get_args
 
 from paligemma.errors import CheckpointError
-from paligemma.fast.packing import INT4, INT8, WeightFormat
-from paligemma.fast.quantization import Quantization
+from paligemma.fast.quantization import LAYER_FORMATS, WeightFormat
+from paligemma.fast.weights import Quantization
 
 Q_SUFFIX, SCALES_SUFFIX = "_q", "_scales"
 
 _VERSION = 1
 _METHOD = "round to nearest; int4: of several scales the one with the least squared error"
-_MLP: dict[Quantization, WeightFormat] = {"int8": INT8, "int4": INT4}
-_ATTENTION = _TABLE = INT8
 
 
 def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat | None:
@@ -30,16 +28,17 @@ def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat
     """
     if quantization is None:
         return None
+    formats = LAYER_FORMATS[quantization]
     if parameter == "decoder.embedding.weight":
-        return _TABLE
+        return formats.table
     is_linear = parameter.startswith("decoder.blocks.") and parameter.endswith("_proj.weight")
     if not is_linear:
         return None
-    return _ATTENTION if ".attention." in parameter else _MLP[quantization]
+    return formats.attention if ".attention." in parameter else formats.mlp
 
 
 def q_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[int, int]:
-    """Of the stored bytes of a weight [N, K]."""
+    """The shape of the stored bytes of a weight [N, K]."""
     num_rows, num_inputs = shape
     return num_rows, weight_format.padded_inputs(num_inputs) * weight_format.bits // 8
 
@@ -50,16 +49,20 @@ def scales_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[i
 
 
 def describe(quantization: Quantization) -> dict[str, Any]:
-    """What `config.json` says about it, under "quantization"."""
-    mlp = _MLP[quantization]
+    """The entry "quantization" of `config.json`."""
+    formats = LAYER_FORMATS[quantization]
     return {
         "version": _VERSION,
         "format": quantization,
-        "attention": {"bits": _ATTENTION.bits, "group_size": _ATTENTION.group_size},
-        "mlp": {"bits": mlp.bits, "group_size": mlp.group_size},
-        "embedding": {"bits": _TABLE.bits, "group_size": _TABLE.group_size},
+        "attention": _size_of(formats.attention),
+        "mlp": _size_of(formats.mlp),
+        "embedding": _size_of(formats.table),
         "method": _METHOD,
     }
+
+
+def _size_of(weight_format: WeightFormat) -> dict[str, int]:
+    return {"bits": weight_format.bits, "group_size": weight_format.group_size}
 
 
 def read_description(path: object, content: object) -> Quantization | None:
@@ -70,16 +73,19 @@ def read_description(path: object, content: object) -> Quantization | None:
     """
     if content is None:
         return None
-    for quantization in _MLP:
+    quantizations = get_args(Quantization)
+    for quantization in quantizations:
         expected = describe(quantization)
         if isinstance(content, dict) and {**content, "method": _METHOD} == expected:
-            return quantization
+            return cast("Quantization", quantization)
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key != "method"}
-    found = repr(content)
-    kinds = " and ".join(f"{name} in groups of {f.group_size}" for name, f in _MLP.items())
+    shown = repr(content)
+    kinds = " and ".join(
+        f"{name} in groups of {LAYER_FORMATS[name].mlp.group_size}" for name in quantizations
+    )
     raise CheckpointError(
-        f"{path}: quantization is {found if len(found) <= 200 else found[:197] + '...'}. This "
-        f"package reads version {_VERSION} of {kinds}, with a table of {_TABLE.name}. Quantize the "
-        "original again: paligemma quantize MODEL OUT --to int8."
+        f"{path}: quantization is {shown if len(shown) <= 200 else shown[:197] + '...'}. This "
+        f"package reads version {_VERSION} of {kinds}, with an int8 table. Quantize the original "
+        "again: paligemma quantize MODEL OUT --to int8."
     )

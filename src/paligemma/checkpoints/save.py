@@ -43,8 +43,8 @@ from paligemma.checkpoints.weight_files import (
 from paligemma.errors import CheckpointError, NumericalError
 from paligemma.fast.accelerate import quantization_of, weight_rows
 from paligemma.fast.linear import Rows, WeightRows
-from paligemma.fast.packing import WeightFormat
-from paligemma.fast.quantization import Quantization
+from paligemma.fast.quantization import WeightFormat
+from paligemma.fast.weights import Quantization
 from paligemma.model.paligemma import PaliGemma
 
 TOKENIZER_FILE = "tokenizer.model"

@@ -36,11 +36,13 @@ def merge(
     checkpoint: transformers reads it too.
     """
     import paligemma
+    from paligemma.checkpoints.hub import Source
+    from paligemma.fast.weights import Plain
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} exists already. Choose another name or remove it first.")
     merged = paligemma.load(
-        model, revision=revision, device="cpu", dtype=dtype, adapter=adapter, fast=False
+        model, weights=Plain(dtype), device="cpu", adapter=adapter, source=Source(revision=revision)
     )
     made = merged.save(out)
     num_bytes = sum(path.stat().st_size for path in made.iterdir())

@@ -99,6 +99,7 @@ def check(
     lengths, classes, and what boxes and masks lose as tokens. Ends with exit code 2 where training
     would fail, or silently learn nothing.
     """
+    from paligemma.checkpoints.hub import Source
     from paligemma.data.check_page import render_page
     from paligemma.data.open import open_data
     from paligemma.data.targets import TargetBuilder, TargetOptions
@@ -119,7 +120,7 @@ def check(
     records = open_data(
         data, format=format, split=split, images=images, prefix=prefix, bad="skip", max_skipped=1.0
     )
-    processor, codec = load_processor(model, offline=offline, resize=resize)
+    processor, codec = load_processor(model, source=Source(offline=offline), resize=resize)
     builder = TargetBuilder(
         processor=processor,
         class_names=records.class_names,

@@ -108,7 +108,7 @@ def _dtype_checks(devices: list[str]) -> list[dict[str, Any]]:
     """Whether a small model computes on each device, in each dtype, what it should."""
     import torch
 
-    from paligemma.loading import computes_correctly
+    from paligemma.fast.device import computes_correctly
 
     return [
         {

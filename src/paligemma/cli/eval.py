@@ -122,10 +122,12 @@ def evaluate(
     asking again.
     """
     import paligemma
+    from paligemma.checkpoints.hub import Source
     from paligemma.evals.evaluate import DONT_CARE, REPORT_FILE
     from paligemma.evals.evaluate import evaluate as measure
     from paligemma.evals.named_metrics import metric_named
     from paligemma.evals.predictions import PredictOptions
+    from paligemma.fast.weights import weights_name
 
     chosen = tuple(metric_named(name) for name in metric or ())
     if folder is None and data_format is None and not Path(data).exists():
@@ -134,12 +136,10 @@ def evaluate(
         job = _own_data(data, data_format, split, ask)
     predictor = paligemma.load(
         model,
-        adapter=adapter,
-        revision=revision,
-        offline=offline,
+        weights=weights_name(dtype, quantization),
         device=device,
-        dtype=dtype,
-        quantization=quantization,
+        adapter=adapter,
+        source=Source(revision=revision, offline=offline),
     )
     if folder is not None:
         job = _benchmark(data, folder, split, predictor.processor.resolution)

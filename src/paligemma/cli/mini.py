@@ -123,8 +123,9 @@ def evaluate(
     """Measure a model on pictures of mini's world."""
     import paligemma
     from mini.evaluate import evaluate as measure
+    from paligemma.fast.weights import weights_name
 
-    predictor = paligemma.load(model, dtype=dtype, quantization=quantization)
+    predictor = paligemma.load(model, weights=weights_name(dtype, quantization))
     with progress_bar("measuring") as on_progress:
         report = measure(predictor, scenes=scenes, seed=seed, on_progress=on_progress)
     if as_json:

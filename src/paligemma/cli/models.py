@@ -112,10 +112,13 @@ def quantize(
     Memory never holds the weights in full.
     """
     import paligemma
+    from paligemma.checkpoints.hub import Source
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} exists already. Choose another name or remove it first.")
-    made = paligemma.load(model, revision=revision, device="cpu", quantization=to).save(out)
+    made = paligemma.load(model, weights=to, device="cpu", source=Source(revision=revision)).save(
+        out
+    )
     num_bytes = sum(path.stat().st_size for path in made.iterdir())
     if as_json:
         print_json({"folder": str(made), "quantization": to, "bytes": num_bytes})

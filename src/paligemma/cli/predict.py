@@ -401,16 +401,15 @@ def _stream(images: Sequence[str], prompt: str, options: Options, settings: dict
 
 def _load(options: Options) -> Predictor:
     import paligemma
+    from paligemma.checkpoints.hub import Source
+    from paligemma.fast.weights import weights_name
 
     predictor = paligemma.load(
         options.model,
-        revision=options.revision,
-        adapter=options.adapter,
+        weights=weights_name(options.dtype, options.quantization),
         device=options.device,
-        dtype=options.dtype,
-        quantization=options.quantization,
-        offline=options.offline,
-        verify=options.verify,
+        adapter=options.adapter,
+        source=Source(revision=options.revision, offline=options.offline, verify=options.verify),
     )
     if predictor.note and not options.json:
         print_note(predictor.note)

@@ -147,16 +147,21 @@ def serve(
     def load() -> Loaded:
         import paligemma
         from paligemma.checkpoints.adapter import fingerprint_of, read_adapter
+        from paligemma.checkpoints.hub import Source
+        from paligemma.fast.weights import Plain, Weights, weights_name
 
+        weights: Weights = weights_name(dtype, quantization)
+        if adapters and quantization is not None:
+            raise OptionError(
+                "Adapters that are chosen per request need plain weights: leave out --quantization."
+            )
+        if adapters:
+            weights = Plain(dtype)
         predictor = paligemma.load(
             model,
-            revision=revision,
+            weights=weights,
             device=device,
-            dtype=dtype,
-            quantization=quantization,
-            offline=offline,
-            verify=verify,
-            fast=not adapters,  # adapters stand beside plain layers, not packed ones
+            source=Source(revision=revision, offline=offline, verify=verify),
         )
         config = predictor.model.config
         found = {

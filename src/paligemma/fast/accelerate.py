@@ -1,6 +1,6 @@
-"""Puts fast modules into a model, and finds every weight of the plain model in it again.
+"""Swap packed, fused modules into a model, and address its weights by their plain names.
 
-The model keeps its shape and its methods; `model/` says what it computes, `fused/` how fast.
+The model keeps its structure and methods: `model/` defines what is computed, `fast/` makes it fast.
 """
 
 from __future__ import annotations
@@ -11,29 +11,21 @@ import torch
 from torch import nn
 
 from paligemma.errors import OptionError
-from paligemma.fast.embedding import PackedEmbedding
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.gemma import FusedDecoder, FusedDecoderBlock
-from paligemma.fast.linear import ParameterRows, Rows
-from paligemma.fast.packing import BFLOAT16, INT4, INT8, WeightFormat
-from paligemma.fast.quantization import Quantization
+from paligemma.fast.linear import PackedEmbedding, ParameterRows, Rows
+from paligemma.fast.quantization import LAYER_FORMATS
 from paligemma.fast.siglip import FusedVisionBlock
+from paligemma.fast.weights import Quantization
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.model.siglip import VisionBlock
 
 _BLOCK_ROWS = 1024  # rows copied at once: a multiple of 16
 
-# Of attention and MLP. Attention is a fifth of a layer's weights and the more sensitive part.
-_FORMATS: dict[Quantization | None, tuple[WeightFormat, WeightFormat]] = {
-    None: (BFLOAT16, BFLOAT16),
-    "int8": (INT8, INT8),
-    "int4": (INT8, INT4),
-}
-
 
 def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> PaliGemma:
-    """Swap packed, fused modules into a bfloat16 model, in place; gives back the same model.
+    """Swap packed, fused modules into a bfloat16 model, in place; return the same model.
 
     Module by module, so that memory never holds the weights twice. `quantization` makes the
     decoder's linear layers int8, or those of its MLPs int4 and those of attention int8; the table
@@ -42,12 +34,13 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
 
     Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
     """
-    if quantization not in _FORMATS:
+    if quantization not in LAYER_FORMATS:
         raise OptionError(f"quantization is {quantization!r}; it must be 'int8', 'int4' or None.")
+    formats = LAYER_FORMATS[quantization]
     if model.dtype != torch.bfloat16:
         raise OptionError(
             f"The model is {model.dtype}; packed weights are bfloat16 or quantized from it. Load "
-            "it with dtype='bfloat16'."
+            "it with weights=Plain('bfloat16')."
         )
     vision, decoder = model.config.vision, model.config.decoder
     blocks = model.vision_encoder.blocks
@@ -57,11 +50,9 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
     blocks = model.decoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, DecoderBlock)
-        fused = FusedDecoderBlock(block, decoder, *_FORMATS[quantization], model.device)
+        fused = FusedDecoderBlock(block, decoder, formats.attention, formats.mlp, model.device)
         blocks[i] = _moved(block, fused)
-    # The table is looked up and it is the output layer: errors in it count twice.
-    table_format = BFLOAT16 if quantization is None else INT8
-    table = PackedEmbedding(decoder.vocab_size, decoder.width, table_format, model.device)
+    table = PackedEmbedding(decoder.vocab_size, decoder.width, formats.table, model.device)
     model.decoder.embedding = _moved(model.decoder.embedding, table)  # type: ignore[assignment]
     model.decoder = FusedDecoder(model.decoder)
     return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from torch.nn import functional as F
 
 from paligemma.errors import OptionError
 from paligemma.fast.quantization import dequantize, quantize
+from paligemma.fast.weights import FrozenFormat
 
 # N outputs, K inputs, G groups of inputs
-
-FrozenFormat = Literal["nf4", "int8"]
-"""What the weights of a frozen layer can be kept as."""
 
 NF4_BLOCK = 64
 INT8_GROUP = 128

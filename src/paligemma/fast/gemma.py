@@ -17,7 +17,7 @@ from paligemma.config import DecoderConfig
 from paligemma.fast.kernels.block import Block, can_run_blocks, run_blocks
 from paligemma.fast.kernels.layers import FEW_QUERIES, add_rms_norm, attend, split_heads
 from paligemma.fast.linear import PackedLinear, Rows, WeightRows
-from paligemma.fast.packing import WeightFormat
+from paligemma.fast.quantization import WeightFormat
 from paligemma.model import attention
 from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache

@@ -15,21 +15,22 @@ from torch import Tensor, nn
 
 from paligemma.fast.kernels.block import Projection, projection
 from paligemma.fast.kernels.products import Activation, packed_linear
-from paligemma.fast.packing import (
+from paligemma.fast.quantization import (
     LANES,
     WeightFormat,
     count_panels,
+    dequantize,
     from_stored,
     pack_scales,
+    quantize,
     to_stored,
     unpack_scales,
     unpack_stored,
     words_of_rows,
     words_of_values,
 )
-from paligemma.fast.quantization import dequantize, quantize
 
-# M rows, N outputs, K inputs
+# M rows, N outputs, K inputs; B batch, T tokens, V vocabulary, D width, R rows
 
 
 class PackedLinear(nn.Module):
@@ -116,7 +117,8 @@ class ParameterRows:
         self.shape = tuple(parameter.shape)
 
     def write(self, start: int, rows: Tensor) -> None:
-        self.parameter.data[start : start + rows.shape[0]] = rows
+        with torch.no_grad():  # raises the version counter, which `.data` would not
+            self.parameter[start : start + rows.shape[0]] = rows
 
     def read(self, start: int, end: int) -> Tensor:
         return self.parameter.detach()[start:end]
@@ -195,3 +197,54 @@ class WeightRows:
             return slice(2 * first + self.number, 2 * last + self.number - 1, 2)
         offset = sum(self.layer.panels[: self.number])
         return slice(offset + first, offset + last)
+
+
+class PackedEmbedding(nn.Module):
+    """Ids to vectors, and vectors to logits over the ids, by one table [V, D]."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        weight_format: WeightFormat,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.table = PackedLinear(width, (vocab_size,), weight_format, device=device)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """int64[B, T] -> bfloat16[B, T, D], times sqrt(D) rounded to bfloat16 as Gemma does."""
+        values, scales = self.table.values, self.table.scales
+        width = self.table.num_inputs
+        flat = token_ids.reshape(-1)
+        panels, lanes = flat // LANES, flat % LANES
+        picked = values[panels, :, lanes]  # (B * T, K / 2 or 4, 2 or 4)
+        if scales is None:
+            vectors = picked.flatten(1)[:, :width]
+        else:
+            weight_format = self.table.weight_format
+            q = picked.flatten(1).float() - weight_format.offset
+            groups = q.unflatten(1, (-1, weight_format.group_size))
+            vectors = groups * scales[panels, :, lanes].float()[..., None]
+            vectors = vectors.flatten(1)[:, :width].to(torch.bfloat16)
+        scale = torch.tensor(width**0.5, dtype=torch.bfloat16, device=vectors.device)
+        return vectors.view(*token_ids.shape, width) * scale
+
+    def logits(self, hidden: Tensor, vocab_range: range | None = None) -> Tensor:
+        """[R, D] -> float32[R, V]; of the ids in `vocab_range` only, when one is given."""
+        ids = vocab_range or range(self.table.num_outputs[0])
+        first = ids.start // LANES
+        panels = slice(first, -(-ids.stop // LANES))
+        scales = self.table.scales
+        out = packed_linear(
+            hidden,
+            self.table.values[panels],
+            None if scales is None else scales[panels],
+            self.table.weight_format,
+            out_dtype=torch.float32,
+        )
+        start = ids.start - first * LANES
+        return out[:, start : start + len(ids)]
+
+    def weight_rows(self) -> dict[str, Rows]:
+        return {"weight": WeightRows(self.table)}

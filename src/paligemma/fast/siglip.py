@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from paligemma.config import VisionConfig
 from paligemma.fast.kernels.layers import add_layer_norm, split_heads
 from paligemma.fast.linear import BiasRows, PackedLinear, Rows, WeightRows
-from paligemma.fast.packing import BFLOAT16
+from paligemma.fast.quantization import BFLOAT16
 from paligemma.model.siglip import VisionBlock
 
 # I images, P patches, W width

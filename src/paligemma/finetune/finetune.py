@@ -56,7 +56,7 @@ def finetune(
     update would vanish in the rounding of bfloat16. Autocast still computes in bfloat16. With
     `config.master_weights` a bfloat16 model is trained through a float32 copy.
 
-    >>> predictor = paligemma.load("google/paligemma2-3b-pt-224", dtype="float32")
+    >>> predictor = paligemma.load("google/paligemma2-3b-pt-224", weights="float32")
     >>> examples = ExampleFile.open("train.jsonl")
     >>> finetune(predictor, examples, TrainConfig(epochs=3, learning_rate=1e-5), Path("run"))
     >>> predictor.save("my-model")
@@ -215,7 +215,7 @@ def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
         if not all(isinstance(block, DecoderBlock) for block in model.decoder.blocks):
             raise OptionError(
                 "The model's weights are packed for speed and cannot be trained. Load it with "
-                "fast=False."
+                "weights=Plain('float32')."
             )
         model.requires_grad_(True)
     if method == "frozen-encoder":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paligemma.fast.kernels.allocator import return_freed_memory
+from paligemma.fast.kernels.memory import return_freed_memory
 from paligemma.server.errors import ApiError, error_response, to_api_error
 from paligemma.server.limits import Limits
 from paligemma.server.logs import describe, log

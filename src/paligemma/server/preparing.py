@@ -18,7 +18,7 @@ from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.recent_cache import RecentCache
 from paligemma.engine.request import Request
 from paligemma.errors import ImageError, PromptError
-from paligemma.fast.kernels.allocator import return_freed_memory
+from paligemma.fast.kernels.memory import return_freed_memory
 from paligemma.inputs import ModelInputs
 from paligemma.predictor import MAX_NEW_TOKENS, Predictor
 from paligemma.processor.image import ImageTransform, LoadedImage

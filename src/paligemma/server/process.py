@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paligemma.errors import OptionError
-from paligemma.fast.kernels.allocator import share_one_arena
+from paligemma.fast.kernels.memory import share_one_arena
 from paligemma.server.errors import ApiError, error_response
 from paligemma.server.limits import Limits
 from paligemma.server.logs import log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paligemma.fast.packing import (
+from paligemma.fast.quantization import (
     BFLOAT16,
     INT4,
     INT8,

@@ -12,15 +12,15 @@ from paligemma.fast.kernels.products import (
     packed_linear,
     packed_linear_reference,
 )
-from paligemma.fast.packing import (
+from paligemma.fast.quantization import (
     BFLOAT16,
     INT4,
     INT8,
     WeightFormat,
     pack_scales,
     pack_values,
+    quantize,
 )
-from paligemma.fast.quantization import quantize
 
 FORMATS = [BFLOAT16, INT8, INT4]
 

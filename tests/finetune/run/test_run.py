@@ -114,7 +114,7 @@ def test_all_weights_are_saved_as_a_model_folder(labels: Path, tmp_path: Path) -
     assert result is not None
     assert result.evaluation is None
     loaded = paligemma.load(result.saved)
-    before = paligemma.load("mini", dtype="float32")
+    before = paligemma.load("mini", weights="float32")
     name = "decoder.final_norm.weight"
     changed = dict(loaded.model.named_parameters())[name].float()
     assert not torch.equal(changed, dict(before.model.named_parameters())[name].float())
@@ -125,8 +125,8 @@ def test_a_frozen_encoder_stays_bit_for_bit(labels: Path, tmp_path: Path) -> Non
     given = options(labels, method="frozen-encoder", steps=1, hold_out=0.0)
     result = run(given, tmp_path / "frozen")
     assert result is not None
-    after = dict(paligemma.load(result.saved, dtype="float32").model.named_parameters())
-    before = dict(paligemma.load("mini", dtype="float32").model.named_parameters())
+    after = dict(paligemma.load(result.saved, weights="float32").model.named_parameters())
+    before = dict(paligemma.load("mini", weights="float32").model.named_parameters())
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith("vision_encoder.")} <= same
     assert any(name.startswith("decoder.") for name in before.keys() - same)

@@ -127,7 +127,7 @@ def test_what_is_no_picture_is_refused_by_the_server_in_words(
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that changes what mini says."""
-    trained = paligemma.load("mini", device="cpu", fast=False)
+    trained = paligemma.load("mini", device="cpu", weights=paligemma.Trainable())
     add_lora(trained.model, LoraConfig(rank=2))
     disturb(trained.model)
     return trained.save_adapter(tmp_path_factory.mktemp("adapters") / "changed")

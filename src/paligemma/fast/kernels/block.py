@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paligemma.fast.kernels.layers import FEW_QUERIES, compiled_for
 from paligemma.fast.kernels.products import ACTIVATION_CODES, Activation
-from paligemma.fast.packing import LANES, WeightFormat
+from paligemma.fast.quantization import LANES, WeightFormat
 
 # B batch, T tokens in this call, S slots, K key/value heads, H head dim, D width
 

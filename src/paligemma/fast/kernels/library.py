@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from paligemma.errors import OptionError
-from paligemma.fast.kernels.allocator import keep_freed_memory
 from paligemma.fast.kernels.build import LEVELS, library_path
+from paligemma.fast.kernels.memory import keep_freed_memory
 
 LEVEL_VARIABLE = "PALIGEMMA_KERNELS"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paligemma.fast.kernels.library import kernels
-from paligemma.fast.packing import LANES, WeightFormat, unpack_scales, unpack_values
+from paligemma.fast.quantization import LANES, WeightFormat, unpack_scales, unpack_values
 
 # M rows, K inputs, P panels of 16 outputs
 

@@ -14,7 +14,7 @@ import torch
 
 from paligemma.adapters.lora import Method
 from paligemma.config import PaliGemmaConfig, count_parameters
-from paligemma.fast.frozen_linear import FrozenFormat
+from paligemma.fast.weights import FrozenFormat
 from paligemma.finetune.run.options import size_of
 
 # D width, F mlp dim, T tokens of a row, P patches

@@ -13,7 +13,7 @@ from paligemma.config import RELEASES, PaliGemmaConfig, count_parameters
 from paligemma.data.source import ObjectTask
 from paligemma.data.targets import Ask, Order
 from paligemma.errors import OptionError
-from paligemma.fast.frozen_linear import FrozenFormat
+from paligemma.fast.weights import FrozenFormat
 from paligemma.finetune.config import OnBadExample, TrainConfig
 from paligemma.recipes.catalog import find_recipe
 from paligemma.recipes.recipe import Model, Recipe, train_config

@@ -27,6 +27,7 @@ from paligemma.data.open import Records, open_data
 from paligemma.data.targets import DEFAULT_NOISE_TOKEN, TargetBuilder, TargetOptions
 from paligemma.errors import DataError, OptionError
 from paligemma.evals.evaluate import Evaluation
+from paligemma.fast.weights import DtypeName, Plain, Trainable
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
@@ -35,7 +36,7 @@ from paligemma.finetune.run.options import RunOptions, plan_training
 from paligemma.finetune.run.report import write_report
 from paligemma.finetune.run.validation import SCORE, Validation
 from paligemma.finetune.state import best_folder
-from paligemma.loading import DtypeName, load
+from paligemma.loading import load
 from paligemma.predictor import Predictor
 
 ADAPTER_FOLDER = "adapter"
@@ -202,11 +203,11 @@ def _load(options: RunOptions) -> Predictor:
     recipe = options.found_recipe
     resize = "squash" if recipe is None else recipe.resize
     if options.method == "qlora":
-        return load(options.model, frozen_base=options.base_format, resize=resize, fast=False)
+        return load(options.model, weights=Trainable(options.base_format), resize=resize)
     if options.method == "lora":
-        return load(options.model, resize=resize, fast=False)
+        return load(options.model, weights=Trainable(), resize=resize)
     dtype: DtypeName = "bfloat16" if options.bfloat16_weights else "float32"
-    return load(options.model, dtype=dtype, resize=resize, fast=False)
+    return load(options.model, weights=Plain(dtype), resize=resize)
 
 
 def _targets(options: RunOptions, records: Records, predictor: Predictor) -> TargetBuilder:

@@ -1,0 +1,178 @@
+"""Match the tensors in a checkpoint's files with the parameters of our model.
+
+Strict: whatever is missing, unknown or of the wrong shape or dtype stops the load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+from paligemma.checkpoints.hf import (
+    EMBEDDING,
+    OUTPUT_LAYER,
+    POSITIONS,
+    is_pooling_head,
+    to_released_name,
+    to_released_names,
+)
+from paligemma.checkpoints.hf_config import StoredConfig
+from paligemma.checkpoints.quantized import (
+    Q_SUFFIX,
+    SCALES_SUFFIX,
+    format_of,
+    q_shape,
+    scales_shape,
+)
+from paligemma.checkpoints.weight_files import DTYPE_CODES, WeightFiles, shorten
+from paligemma.errors import CheckpointError
+from paligemma.fast.quantization import WeightFormat
+
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredParameter:
+    """The tensors in the files that a parameter is read from."""
+
+    weight: str
+    scales: str | None = None
+    weight_format: WeightFormat | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """What a tensor in the files must look like."""
+
+    shape: tuple[int, ...]
+    dtype_codes: tuple[str, ...]
+
+
+def match_tensors(
+    files: WeightFiles, shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
+) -> dict[str, StoredParameter]:
+    """Our parameter names -> where they are in the files; checks all that needs no values.
+
+    `shapes` are those of the plain model's parameters. Raises CheckpointError.
+    """
+    spellings, repeated = _spellings(files)
+    expected = _expected_tensors(shapes, stored)
+    output_layer = spellings.pop(OUTPUT_LAYER, None)
+    problems = [
+        *repeated,
+        *_name_problems(spellings, expected),
+        *_tensor_problems(files, spellings, expected, stored),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The tensors in {files.folder} do not fit its config.json. "
+            + ". ".join(problems)
+            + ". Weights and config must come from the same checkpoint."
+        )
+    if output_layer is not None:
+        _check_output_layer(files, output_layer, spellings.get(EMBEDDING))
+    parameters = {}
+    for ours, released in to_released_names(stored.config, shapes).items():
+        weight_format = format_of(ours, stored.quantization)
+        if weight_format is None:
+            parameters[ours] = StoredParameter(weight=spellings[released])
+        else:
+            parameters[ours] = StoredParameter(
+                weight=spellings[released + Q_SUFFIX],
+                scales=spellings[released + SCALES_SUFFIX],
+                weight_format=weight_format,
+            )
+    return parameters
+
+
+def _spellings(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
+    """Released name -> name in the files, and a problem for each tensor that occurs twice."""
+    spellings: dict[str, str] = {}
+    problems = []
+    for name in files.tensors:
+        released = to_released_name(name)
+        if is_pooling_head(released):
+            continue
+        if released in spellings:
+            problems.append(f"{name} and {spellings[released]} are the same tensor")
+        spellings[released] = name
+    return spellings, problems
+
+
+def _expected_tensors(
+    shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
+) -> dict[str, _Expected]:
+    """What the files must hold, by released name."""
+    expected: dict[str, _Expected] = {}
+    for ours, released in to_released_names(stored.config, shapes).items():
+        shape = shapes[ours]
+        weight_format = format_of(ours, stored.quantization)
+        if weight_format is not None:
+            expected[released + Q_SUFFIX] = _Expected(
+                shape=q_shape(shape, weight_format), dtype_codes=("U8",)
+            )
+            expected[released + SCALES_SUFFIX] = _Expected(
+                shape=scales_shape(shape, weight_format), dtype_codes=("BF16",)
+            )
+            continue
+        if released == EMBEDDING:
+            shape = (stored.table_rows, *shape[1:])
+        expected[released] = _Expected(shape=shape, dtype_codes=tuple(DTYPE_CODES))
+    return expected
+
+
+def _name_problems(spellings: Mapping[str, str], expected: Mapping[str, _Expected]) -> list[str]:
+    missing = sorted(expected.keys() - spellings.keys())
+    unknown = sorted(spellings[name] for name in spellings.keys() - expected.keys())
+    problems = [f"missing: {shorten(missing)}"] if missing else []
+    return problems + ([f"unknown: {shorten(unknown)}"] if unknown else [])
+
+
+def _tensor_problems(
+    files: WeightFiles,
+    spellings: Mapping[str, str],
+    expected: Mapping[str, _Expected],
+    stored: StoredConfig,
+) -> list[str]:
+    """Wrong shapes and dtypes as one problem, or none."""
+    problems = []
+    for released, tensor in expected.items():
+        name = spellings.get(released)
+        if name is None:
+            continue
+        actual = files.tensors[name]
+        if actual.shape != tensor.shape:
+            problem = f"{name} is {actual.shape}, expected {tensor.shape}"
+            if released == POSITIONS and actual.shape[1:] == tensor.shape[1:]:
+                problem += _other_resolution(actual.shape[0], stored)
+            problems.append(problem)
+        elif actual.dtype_code not in tensor.dtype_codes:
+            codes = " or ".join(tensor.dtype_codes)
+            problems.append(f"{name} has dtype {actual.dtype_code}, expected {codes}")
+    return [_listed(problems)] if problems else []
+
+
+def _listed(problems: Sequence[str]) -> str:
+    rest = len(problems) - _MAX_LISTED
+    return "; ".join(problems[:_MAX_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _other_resolution(num_positions: int, stored: StoredConfig) -> str:
+    vision = stored.config.vision
+    side = isqrt(num_positions)
+    if side**2 != num_positions:
+        return ""
+    return (
+        f" (positions for images of {side * vision.patch_size} pixels, while the config says "
+        f"{vision.resolution})"
+    )
+
+
+def _check_output_layer(files: WeightFiles, output_layer: str, embedding: str | None) -> None:
+    """An output layer in the files must be the embedding table once more."""
+    if embedding is None or not files.hold_the_same(output_layer, embedding):
+        raise CheckpointError(
+            f"{files.folder} holds an output layer {output_layer} that differs from the "
+            f"embedding {EMBEDDING}. PaliGemma has one table for both."
+        )
