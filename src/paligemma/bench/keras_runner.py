@@ -18,19 +18,14 @@ from paligemma.bench.workload import (
 from paligemma.config import PaliGemmaConfig
 from paligemma.processor.image import ImageTransform, pixel_array
 
-os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
-
-import keras
-import keras_hub
-
 
 class KerasRunner:
     """`PaliGemmaCausalLM` without a preprocessor, in bfloat16."""
 
-    def __init__(self, model: Any, clock: _Clock, config: PaliGemmaConfig) -> None:
+    def __init__(self, model: Any, moments: list[float], config: PaliGemmaConfig) -> None:
         self.model = model
         self.config = config
-        self._clock = clock
+        self._moments = moments
         self._picture = Image.fromarray(noise_picture())
         self._transform = ImageTransform(
             source_wh=PICTURE_SIZE_WH, resolution=config.vision.resolution
@@ -41,7 +36,7 @@ class KerasRunner:
         room = np.zeros((num_rows, num_tokens), prompts.dtype)
         token_ids = np.concatenate([prompts, room], axis=1)
         is_prompt = np.arange(token_ids.shape[1]) < prompts.shape[1]
-        self._clock.moments.clear()
+        self._moments.clear()
         start = time.perf_counter()
         pixels = pixel_array(self._picture, self._transform).transpose(1, 2, 0)
         inputs = {
@@ -51,24 +46,25 @@ class KerasRunner:
             "response_mask": np.zeros_like(token_ids, dtype=bool),
         }
         self.model.generate(inputs, stop_token_ids=None)
-        return [moment - start for moment in self._clock.moments]
-
-
-class _Clock(keras_hub.samplers.Sampler):  # type: ignore[misc]
-    """Greedy; notes when each token was there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.moments: list[float] = []
-
-    def get_next_token(self, probabilities: Any) -> Any:
-        token_ids = keras.ops.argmax(probabilities, axis=-1)
-        self.moments.append(time.perf_counter())
-        return token_ids
+        return [moment - start for moment in self._moments]
 
 
 def build(config: PaliGemmaConfig) -> KerasRunner:
-    """Random weights."""
+    """Random weights. keras is imported here: it is installed for comparisons only."""
+    os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
+    import keras
+    import keras_hub
+
+    moments: list[float] = []
+
+    class Clock(keras_hub.samplers.Sampler):  # type: ignore[misc]
+        """Greedy; notes the time of each token."""
+
+        def get_next_token(self, probabilities: Any) -> Any:
+            token_ids = keras.ops.argmax(probabilities, axis=-1)
+            moments.append(time.perf_counter())
+            return token_ids
+
     vision, decoder = config.vision, config.decoder
     backbone = keras_hub.models.PaliGemmaBackbone(
         vocabulary_size=decoder.vocab_size,
@@ -92,7 +88,6 @@ def build(config: PaliGemmaConfig) -> KerasRunner:
         dtype="bfloat16",
     )
     fill_with_noise(weight.value for weight in backbone.weights)
-    clock = _Clock()
     model = keras_hub.models.PaliGemmaCausalLM(backbone=backbone, preprocessor=None)
-    model.compile(sampler=clock)
-    return KerasRunner(model, clock, config)
+    model.compile(sampler=Clock())
+    return KerasRunner(model, moments, config)
