@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from paligemma.fast.kernels import build, library
 
 
 @pytest.fixture(autouse=True)
-def _look_anew() -> Iterator[None]:
+def _look_again() -> Iterator[None]:
     library.kernels.cache_clear()
     yield
     library.kernels.cache_clear()
@@ -29,9 +31,43 @@ def test_the_best_level_comes_first() -> None:
     assert best.measure_matrix_peak(10_000) > 1e6
 
 
-def test_kernels_can_be_left_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.LEVEL_VARIABLE, "none")
+@pytest.mark.parametrize("value", ["none", "off"])
+def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(library.LEVEL_VARIABLE, value)
     assert library.kernels() is None
+
+
+# Names that differ: a keyword of Python, and two methods of tuples.
+_PYTHON_NAMES = {
+    ("split_heads", "in"): "x",
+    ("split_heads", "in_stride"): "x_stride",
+    ("attend", "count"): "num_keys",
+    ("attend_many", "count"): "num_keys",
+    ("decoder_blocks", "count"): "num_blocks",
+    ("read_bandwidth", "bytes"): "num_bytes",
+}
+_C_TYPES = {"int": c_int, "int64_t": c_int64, "float": c_float, "double": c_double, "void": None}
+
+
+@pytest.mark.parametrize("name", library.FUNCTIONS)
+def test_arguments_are_those_of_the_cpp_declaration_in_name_type_and_order(name: str) -> None:
+    sources = "".join(path.read_text() for path in sorted(build.SOURCES.glob("*.cpp")))
+    # Definitions begin with `extern "C"` on their own line, or stand in a block of them.
+    pattern = rf"(\w+) paligemma_{name}\(([^)]*)\)\s*{{"
+    declarations = re.findall(pattern, sources)
+    assert len(declarations) == 1
+    ((result, parameters),) = declarations
+    names, types = [], []
+    for parameter in parameters.split(","):
+        words, _, c_name = " ".join(parameter.split()).rpartition(" ")
+        is_pointer = "*" in parameter
+        c_name = c_name.lstrip("*")
+        names.append(_PYTHON_NAMES.get((name, c_name), c_name))
+        types.append(c_void_p if is_pointer else _C_TYPES[words])
+    arguments, python_result = library.FUNCTIONS[name]
+    assert list(arguments._fields) == names  # type: ignore[attr-defined]
+    assert library.argument_types(arguments) == types
+    assert python_result == _C_TYPES[result]
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

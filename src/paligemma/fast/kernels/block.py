@@ -1,8 +1,7 @@
-"""All decoder blocks in one call of the kernels: at decode, the way between two small calls costs
-as much as a small call.
+"""All decoder blocks in one call of the kernels: at decode, going from one small call to the next
+costs as much as a small call.
 
-Knows addresses and sizes only. What a block computes is written in `fused/gemma.py`, step by step;
-the two must agree.
+`fast/gemma.py` spells out what a block computes, step by step; the two must agree.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paligemma.fast.kernels.layers import FEW_QUERIES, compiled_for
+from paligemma.fast.kernels.library import DecoderBlocksArguments
 from paligemma.fast.kernels.products import ACTIVATION_CODES, Activation
 from paligemma.fast.quantization import LANES, WeightFormat
 
@@ -112,11 +112,25 @@ def run_blocks(
     slots = slots.contiguous()
     work = torch.empty(batch * tokens * compiled.decoder_work(blocks), dtype=torch.bfloat16)
     compiled.decoder_blocks(
-        blocks, len(blocks), x.data_ptr(), batch, tokens, cos.data_ptr(), sin.data_ptr(),
-        _addresses(keys), _addresses(values), keys[0].stride(0), keys[0].stride(1),
-        slots.data_ptr(), reach, _addresses([dense[id(bias)] for bias in biases]),
-        work.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+        DecoderBlocksArguments(
+            blocks=blocks,
+            num_blocks=len(blocks),
+            x=x.data_ptr(),
+            batch=batch,
+            tokens=tokens,
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            keys=_addresses(keys),
+            values=_addresses(values),
+            batch_stride=keys[0].stride(0),
+            head_stride=keys[0].stride(1),
+            slots=slots.data_ptr(),
+            reach=reach,
+            bias=_addresses([dense[id(bias)] for bias in biases]),
+            work=work.data_ptr(),
+            threads=torch.get_num_threads(),
+        )
+    )
     return x
 
 

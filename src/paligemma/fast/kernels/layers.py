@@ -1,6 +1,6 @@
 """Norms with their residual sums, heads and attention, by the kernels or in plain torch.
 
-Each function has its plain form beside it, which it must equal; the plain form runs where no
+Each function stands next to its plain form, which it must equal; the plain form runs where no
 kernel can.
 """
 
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paligemma.fast.kernels.library import Kernels, kernels
+from paligemma.fast.kernels.library import (
+    AttentionArguments,
+    Kernels,
+    LayerNormArguments,
+    RmsNormArguments,
+    SplitHeadsArguments,
+    kernels,
+)
 
 # B batch, T tokens, S positions in reach, D width, N query heads, K key/value heads, H head dim
 
@@ -41,9 +48,18 @@ def add_rms_norm(
         return add_rms_norm_reference(x, delta, delta_weight, out_weight, eps)
     out = None if out_weight is None else torch.empty_like(x)
     compiled.add_rms_norm(
-        x.data_ptr(), _address(delta), _address(delta_weight), _address(out_weight), _address(out),
-        x.numel() // x.shape[-1], x.shape[-1], eps, torch.get_num_threads(),
-    )  # fmt: skip
+        RmsNormArguments(
+            x=x.data_ptr(),
+            delta=_address(delta),
+            delta_weight=_address(delta_weight),
+            out_weight=_address(out_weight),
+            out=_address(out),
+            rows=x.numel() // x.shape[-1],
+            width=x.shape[-1],
+            eps=eps,
+            threads=torch.get_num_threads(),
+        )
+    )
     return out
 
 
@@ -77,9 +93,18 @@ def add_layer_norm(
         return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
     out = torch.empty_like(x)
     compiled.add_layer_norm(
-        x.data_ptr(), _address(delta), weight.data_ptr(), bias.data_ptr(), out.data_ptr(),
-        x.numel() // x.shape[-1], x.shape[-1], eps, torch.get_num_threads(),
-    )  # fmt: skip
+        LayerNormArguments(
+            x=x.data_ptr(),
+            delta=_address(delta),
+            weight=weight.data_ptr(),
+            bias=bias.data_ptr(),
+            out=out.data_ptr(),
+            rows=x.numel() // x.shape[-1],
+            width=x.shape[-1],
+            eps=eps,
+            threads=torch.get_num_threads(),
+        )
+    )
     return out
 
 
@@ -98,9 +123,20 @@ def split_heads(
     out = torch.empty(batch, width // head_dim, tokens, head_dim, dtype=x.dtype)
     cos, sin = (None, None) if angles is None else (a.contiguous() for a in angles)
     compiled.split_heads(
-        x.data_ptr(), x.stride(1), _address(cos), _address(sin), scale, out.data_ptr(),
-        batch, tokens, width // head_dim, head_dim, torch.get_num_threads(),
-    )  # fmt: skip
+        SplitHeadsArguments(
+            x=x.data_ptr(),
+            x_stride=x.stride(1),
+            cos=_address(cos),
+            sin=_address(sin),
+            scale=scale,
+            out=out.data_ptr(),
+            batch=batch,
+            tokens=tokens,
+            heads=width // head_dim,
+            head_dim=head_dim,
+            threads=torch.get_num_threads(),
+        )
+    )
     return out
 
 
@@ -142,11 +178,28 @@ def attend(
     few = tokens <= FEW_QUERIES
     if not few and compiled.level != "amx":
         return None
-    (compiled.attend if few else compiled.attend_many)(
-        queries.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1),
-        _address(bias), scale, logit_softcap or 0.0, out.data_ptr(), batch, num_heads,
-        num_kv_heads, tokens, count, head_dim, torch.get_num_threads(),
-    )  # fmt: skip
+    arguments = AttentionArguments(
+        queries=queries.data_ptr(),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        batch_stride=keys.stride(0),
+        head_stride=keys.stride(1),
+        bias=_address(bias),
+        scale=scale,
+        cap=logit_softcap or 0.0,
+        out=out.data_ptr(),
+        batch=batch,
+        heads=num_heads,
+        kv_heads=num_kv_heads,
+        tokens=tokens,
+        num_keys=count,
+        head_dim=head_dim,
+        threads=torch.get_num_threads(),
+    )
+    if few:
+        compiled.attend(arguments)
+    else:
+        compiled.attend_many(arguments)
     return out
 
 

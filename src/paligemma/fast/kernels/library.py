@@ -1,8 +1,8 @@
-"""Finds and loads the compiled kernels: the best level that this processor has.
+"""Find and load the compiled kernels: the best level that this processor supports.
 
 Every function of the library takes raw addresses; `products.py`, `layers.py` and `block.py` are
-its only callers. PALIGEMMA_KERNELS names a level to use at most ("amx", "avx512", "generic"), or
-"none".
+its only callers. PALIGEMMA_KERNELS names the highest level to use ("amx", "avx512", "generic"),
+or "none" to switch the kernels off.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import platform
 from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
 
@@ -29,37 +30,160 @@ _NEEDS: dict[str, set[str]] = {
     "generic": {"avx2", "fma"} if platform.machine().lower() in ("x86_64", "amd64") else set(),
 }
 
-# fmt: off
-_ATTENTION: list[object] = [
-    c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_float, c_float, c_void_p,
-    c_int64, c_int, c_int, c_int64, c_int64, c_int, c_int,
-]
-_ARGUMENTS: dict[str, tuple[object, list[object]]] = {
-    "linear": (None, [
-        c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p, c_int,  # weights
-        c_void_p, c_int64, c_int64, c_int, c_void_p, c_int64, c_int, c_int,
-    ]),
-    "add_rms_norm": (None, [
-        c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float, c_int,
-    ]),
-    "add_layer_norm": (None, [
-        c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float, c_int,
-    ]),
-    "split_heads": (None, [
-        c_void_p, c_int64, c_void_p, c_void_p, c_float, c_void_p,
-        c_int64, c_int64, c_int, c_int, c_int,
-    ]),
-    "attend": (None, _ATTENTION),
-    "attend_many": (None, _ATTENTION),
-    "decoder_blocks": (None, [
-        c_void_p, c_int, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p,
-        c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int,
-    ]),
-    "decoder_work": (c_int64, [c_void_p]),
-    "read_bandwidth": (c_double, [c_void_p, c_int64, c_int]),
-    "matrix_peak": (c_double, [c_int64, c_int]),
+# A C argument: its Python type, and how it is passed.
+Address = Annotated[int | ctypes.Array[Any] | None, c_void_p]
+"""Where a tensor's values (or an array) begin; None is a null pointer."""
+Int32 = Annotated[int, c_int]
+Int64 = Annotated[int, c_int64]
+Float32 = Annotated[float, c_float]
+
+
+# The arguments of each function in `csrc/`, in the order of its C++ declaration. A test compares
+# them: passing one in another's place would corrupt memory.
+
+
+class LinearArguments(NamedTuple):
+    """out = activation(x W^T + bias)."""
+
+    format: Int32
+    values: Address
+    scales: Address
+    group: Int32
+    panels: Int32
+    k: Int32
+    bias: Address
+    epilogue: Int32
+    x: Address
+    x_stride: Int64
+    rows: Int64
+    inputs: Int32
+    out: Address
+    out_stride: Int64
+    out_is_float: Int32
+    threads: Int32
+
+
+class RmsNormArguments(NamedTuple):
+    """x += norm(delta); out = norm(x)."""
+
+    x: Address
+    delta: Address
+    delta_weight: Address
+    out_weight: Address
+    out: Address
+    rows: Int64
+    width: Int32
+    eps: Float32
+    threads: Int32
+
+
+class LayerNormArguments(NamedTuple):
+    """x += delta; out = LayerNorm(x)."""
+
+    x: Address
+    delta: Address
+    weight: Address
+    bias: Address
+    out: Address
+    rows: Int64
+    width: Int32
+    eps: Float32
+    threads: Int32
+
+
+class SplitHeadsArguments(NamedTuple):
+    """[B, T, N * H] -> [B, N, T, H], with rotary positions and a scale."""
+
+    x: Address
+    x_stride: Int64
+    cos: Address
+    sin: Address
+    scale: Float32
+    out: Address
+    batch: Int64
+    tokens: Int64
+    heads: Int32
+    head_dim: Int32
+    threads: Int32
+
+
+class AttentionArguments(NamedTuple):
+    """Attention over keys and values that may be slices of a cache."""
+
+    queries: Address
+    keys: Address
+    values: Address
+    batch_stride: Int64
+    head_stride: Int64
+    bias: Address
+    scale: Float32
+    cap: Float32
+    out: Address
+    batch: Int64
+    heads: Int32
+    kv_heads: Int32
+    tokens: Int64
+    num_keys: Int64
+    head_dim: Int32
+    threads: Int32
+
+
+class DecoderBlocksArguments(NamedTuple):
+    """All decoder blocks, one after the other."""
+
+    blocks: Address
+    num_blocks: Int32
+    x: Address
+    batch: Int64
+    tokens: Int64
+    cos: Address
+    sin: Address
+    keys: Address
+    values: Address
+    batch_stride: Int64
+    head_stride: Int64
+    slots: Address
+    reach: Int64
+    bias: Address
+    work: Address
+    threads: Int32
+
+
+class DecoderWorkArguments(NamedTuple):
+    blocks: Address
+
+
+class BandwidthArguments(NamedTuple):
+    memory: Address
+    num_bytes: Int64
+    threads: Int32
+
+
+class MatrixPeakArguments(NamedTuple):
+    steps: Int64
+    threads: Int32
+
+
+FUNCTIONS: dict[str, tuple[type, Any]] = {
+    "linear": (LinearArguments, None),
+    "add_rms_norm": (RmsNormArguments, None),
+    "add_layer_norm": (LayerNormArguments, None),
+    "split_heads": (SplitHeadsArguments, None),
+    "attend": (AttentionArguments, None),
+    "attend_many": (AttentionArguments, None),
+    "decoder_blocks": (DecoderBlocksArguments, None),
+    "decoder_work": (DecoderWorkArguments, c_int64),
+    "read_bandwidth": (BandwidthArguments, c_double),
+    "matrix_peak": (MatrixPeakArguments, c_double),
 }
-# fmt: on
+"""The functions of the library, without "paligemma_": their arguments and result."""
+
+
+def argument_types(arguments: type) -> list[Any]:
+    """The ctypes of the fields of a class of arguments."""
+    return [
+        hint.__metadata__[0] for hint in get_type_hints(arguments, include_extras=True).values()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,39 +193,61 @@ class Kernels:
     level: str
     library: ctypes.CDLL
 
-    def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
-        function: ctypes._NamedFuncPointer = getattr(self.library, f"paligemma_{name}")
-        return function
+    def linear(self, arguments: LinearArguments) -> None:
+        self.library.paligemma_linear(*arguments)
+
+    def add_rms_norm(self, arguments: RmsNormArguments) -> None:
+        self.library.paligemma_add_rms_norm(*arguments)
+
+    def add_layer_norm(self, arguments: LayerNormArguments) -> None:
+        self.library.paligemma_add_layer_norm(*arguments)
+
+    def split_heads(self, arguments: SplitHeadsArguments) -> None:
+        self.library.paligemma_split_heads(*arguments)
+
+    def attend(self, arguments: AttentionArguments) -> None:
+        """For few queries per row."""
+        self.library.paligemma_attend(*arguments)
+
+    def attend_many(self, arguments: AttentionArguments) -> None:
+        """For many queries per row; only at level "amx"."""
+        self.library.paligemma_attend_many(*arguments)
+
+    def decoder_blocks(self, arguments: DecoderBlocksArguments) -> None:
+        self.library.paligemma_decoder_blocks(*arguments)
+
+    def decoder_work(self, blocks: ctypes.Array[Any]) -> int:
+        """How many bfloat16 values of working memory `decoder_blocks` needs per token."""
+        return int(self.library.paligemma_decoder_work(*DecoderWorkArguments(blocks=blocks)))
 
     def measure_read_bandwidth(self, num_bytes: int = 1 << 30) -> float:
-        """Bytes a second that torch's threads read from memory together."""
+        """Bytes per second that torch's threads read from memory together."""
         memory = torch.ones(num_bytes, dtype=torch.uint8)
-        threads = torch.get_num_threads()
-        return max(
-            float(self.library.paligemma_read_bandwidth(memory.data_ptr(), num_bytes, threads))
-            for _ in range(3)
+        arguments = BandwidthArguments(
+            memory=memory.data_ptr(), num_bytes=num_bytes, threads=torch.get_num_threads()
         )
+        return max(float(self.library.paligemma_read_bandwidth(*arguments)) for _ in range(3))
 
     def measure_matrix_peak(self, steps: int = 1_000_000) -> float:
-        """Operations a second of the matrix units (float32 vectors where there are none)."""
-        threads = torch.get_num_threads()
-        return max(float(self.library.paligemma_matrix_peak(steps, threads)) for _ in range(3))
+        """Operations per second of the matrix units (float32 vectors where there are none)."""
+        arguments = MatrixPeakArguments(steps=steps, threads=torch.get_num_threads())
+        return max(float(self.library.paligemma_matrix_peak(*arguments)) for _ in range(3))
 
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """The kernels for this processor, or None where none were compiled, or none are wanted.
+    """The kernels for this processor; None where none were compiled, or they are switched off.
 
-    Raises OptionError when PALIGEMMA_KERNELS has a value that it cannot have.
+    Raises OptionError when PALIGEMMA_KERNELS has an unknown value.
     """
     levels = list(LEVELS)
-    wanted = os.environ.get(LEVEL_VARIABLE, levels[0])
-    if wanted == "none":
+    highest = os.environ.get(LEVEL_VARIABLE, levels[0])
+    if highest in ("none", "off"):
         return None
-    if wanted not in levels:
-        raise OptionError(f"{LEVEL_VARIABLE} is {wanted!r}; it must be none, {', '.join(levels)}.")
-    found = (load_kernels(level) for level in levels[levels.index(wanted) :])
-    best = next((one for one in found if one is not None), None)
+    if highest not in levels:
+        raise OptionError(f"{LEVEL_VARIABLE} is {highest!r}; it must be none, {', '.join(levels)}.")
+    libraries = (load_kernels(level) for level in levels[levels.index(highest) :])
+    best = next((library for library in libraries if library is not None), None)
     if best is not None:
         keep_freed_memory()
     return best
@@ -115,17 +261,17 @@ def load_kernels(level: str) -> Kernels | None:
     if level == "amx" and not _allow_tiles():
         return None
     library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _ARGUMENTS.items():
+    for name, (arguments, result) in FUNCTIONS.items():
         if name == "attend_many" and level != "amx":
             continue
         function = getattr(library, f"paligemma_{name}")
-        function.restype, function.argtypes = result, arguments
+        function.restype, function.argtypes = result, argument_types(arguments)
     return Kernels(level=level, library=library)
 
 
 @functools.cache
 def processor_flags() -> frozenset[str]:
-    """What the processor can do, in the words of Linux; empty where the system does not say."""
+    """The processor's features, by their names in Linux; empty on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return frozenset()
@@ -136,6 +282,6 @@ def processor_flags() -> frozenset[str]:
 
 
 def _allow_tiles() -> bool:
-    """Ask Linux for the tile registers, which are large and therefore not given unasked."""
+    """Ask Linux for the tile registers, which a process gets only on request."""
     arch_prctl, request, tile_data = 158, 0x1023, 18
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paligemma.fast.kernels.library import kernels
+from paligemma.fast.kernels.library import LinearArguments, kernels
 from paligemma.fast.quantization import LANES, WeightFormat, unpack_scales, unpack_values
 
 # M rows, K inputs, P panels of 16 outputs
@@ -56,22 +56,24 @@ def packed_linear(
     num_outputs = num_panels * LANES // (2 if activation == "geglu" else 1)
     out = torch.empty(rows.shape[0], num_outputs, dtype=out_dtype)
     compiled.linear(
-        weight_format.code,
-        values.data_ptr(),
-        None if scales is None else scales.data_ptr(),
-        weight_format.group_size,
-        num_panels,
-        weight_format.padded_inputs(x.shape[-1]),
-        None if bias is None else bias.data_ptr(),
-        ACTIVATION_CODES[activation],
-        rows.data_ptr(),
-        rows.stride(0),
-        rows.shape[0],
-        rows.shape[1],
-        out.data_ptr(),
-        num_outputs,
-        out_dtype == torch.float32,
-        torch.get_num_threads(),
+        LinearArguments(
+            format=weight_format.code,
+            values=values.data_ptr(),
+            scales=None if scales is None else scales.data_ptr(),
+            group=weight_format.group_size,
+            panels=num_panels,
+            k=weight_format.padded_inputs(x.shape[-1]),
+            bias=None if bias is None else bias.data_ptr(),
+            epilogue=ACTIVATION_CODES[activation],
+            x=rows.data_ptr(),
+            x_stride=rows.stride(0),
+            rows=rows.shape[0],
+            inputs=rows.shape[1],
+            out=out.data_ptr(),
+            out_stride=num_outputs,
+            out_is_float=out_dtype == torch.float32,
+            threads=torch.get_num_threads(),
+        )
     )
     return out.view(*x.shape[:-1], num_outputs)
 
