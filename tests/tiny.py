@@ -15,6 +15,12 @@ from paligemma.model.paligemma import PaliGemma
 
 FAMILIES: tuple[Family, ...] = ("paligemma", "paligemma2")
 
+# How far apart two float32 computations of the same logits or log-probabilities may be. Tiny
+# models' logits reach 5, where neighboring float32 values are 4.8e-7 apart. A batch, a cache or
+# another processor adds the same terms in another order: after up to seven layers we have seen
+# 1.2e-5. A real mistake (a wrong mask, position or scale) is off by 1e-3 or more.
+FLOAT32_TOLERANCE = 2e-5
+
 _VISION = VisionConfig(
     resolution=30, patch_size=6, width=27, depth=2, mlp_dim=44, num_heads=3, layer_norm_eps=3e-5
 )

@@ -20,7 +20,7 @@ from paligemma.engine.request import Request
 from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import FAMILIES, Row, tiny_inputs, varied_model
+from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, Row, tiny_inputs, varied_model
 
 NUM_POSITIONS = 100
 SAMPLERS = (GREEDY, GREEDY, Sampling(seed=3), Sampling(temperature=1.7, top_k=20, top_p=0.8))
@@ -139,7 +139,9 @@ class Tally:
         else:
             assert reason == expected.stop_reason
         assert ids == expected.token_ids
-        assert [e.logprob for e in tokens] == pytest.approx(expected.logprobs, abs=1e-5)
+        assert [e.logprob for e in tokens] == pytest.approx(
+            expected.logprobs, abs=FLOAT32_TOLERANCE
+        )
 
 
 # What may happen between two steps: (requests that join, which of those in flight is cancelled).

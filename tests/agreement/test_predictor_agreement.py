@@ -19,6 +19,7 @@ from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from tests.agreement.tiny_predictor import build_predictor, picture
+from tests.tiny import FLOAT32_TOLERANCE
 
 QUESTIONS = ["Where is the cow?", "a", "How many cats and dogs stand on the beach?"]
 SAMPLED = {"temperature": 1.5, "top_k": 40, "seed": 11}
@@ -33,7 +34,7 @@ def assert_same(found: Generation, expected: Generation) -> None:
     assert found.token_ids == expected.token_ids
     assert found.text == expected.text
     assert found.stop_reason == expected.stop_reason
-    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_many_questions_get_the_answers_of_one_by_one(predictor: Predictor) -> None:
@@ -144,7 +145,7 @@ def test_suffixes_score_the_same_together_and_alone(predictor: Predictor) -> Non
         alone = predictor.score(image, "caption en", suffix)
         assert found.token_ids == alone.token_ids
         assert found.token_ids[-1] == predictor.processor.tokenizer.eos_id
-        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        assert found.logprobs == pytest.approx(alone.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_a_saved_and_loaded_predictor_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from paligemma.engine.beam import beam_search
 from paligemma.engine.generate import generate
 from paligemma.engine.score import score
 from paligemma.errors import OptionError
+from tests.tiny import FLOAT32_TOLERANCE
 
 EOS = 1
 ROWS = [([2, 3], [], True), ([2, 4, 4], [], False), ([2, 3, 0, 4], [], True)]
@@ -43,7 +44,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_likeliest_sequence(make_model, mak
     for row, result in enumerate(found):
         best, total = likeliest_by_trying_all(model, make_inputs, row, 5, 4)
         assert result.token_ids == best
-        assert math.fsum(result.logprobs) == pytest.approx(total, abs=1e-5)
+        assert math.fsum(result.logprobs) == pytest.approx(total, abs=FLOAT32_TOLERANCE)
         assert result.stop_reason == "eos"
 
 
@@ -54,7 +55,7 @@ def test_one_beam_is_greedy(make_model, make_inputs, eos_id: int) -> None:
     beams = beam_search(model, make_inputs(ROWS), beam_size=1, **options)
     for beam, row in zip(beams, generate(model, make_inputs(ROWS), **options), strict=True):
         assert (beam.token_ids, beam.stop_reason) == (row.token_ids, row.stop_reason)
-        assert beam.logprobs == pytest.approx(row.logprobs, abs=1e-5)
+        assert beam.logprobs == pytest.approx(row.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_reported_log_probabilities_are_those_of_the_sequence(make_model, make_inputs) -> None:
@@ -63,7 +64,7 @@ def test_reported_log_probabilities_are_those_of_the_sequence(make_model, make_i
     assert found.stop_reason == "length"
     prefix = ROWS[1][0]
     scored = score(model, make_inputs([(prefix, found.token_ids, False)]))[0]
-    assert found.logprobs == pytest.approx(scored.logprobs, abs=1e-5)
+    assert found.logprobs == pytest.approx(scored.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_broken_logits_are_reported(make_model, make_inputs) -> None:

@@ -14,6 +14,7 @@ from paligemma.engine.generate import generate
 from paligemma.engine.sampling import GREEDY, Sampling, row_generator
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
+from tests.tiny import FLOAT32_TOLERANCE
 
 SAMPLERS = [
     GREEDY,
@@ -100,7 +101,7 @@ def test_logits_of_the_places_alone_give_the_same_as_all(sampler: Sampling) -> N
         ids, logprobs = choose_rows(logits, sets, sampler)
         part_ids, part_logprobs = choose_rows(logits[:, 20:32], sets, sampler, PLACES)
         assert part_ids == ids
-        assert part_logprobs == pytest.approx(logprobs, abs=1e-5)
+        assert part_logprobs == pytest.approx(logprobs, abs=FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -230,7 +231,7 @@ def test_computing_the_places_only_changes_no_result(
     assert set(model.asked) == {None}
     for row, expected in zip(found, full, strict=True):
         assert row.token_ids == expected.token_ids
-        assert row.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+        assert row.logprobs == pytest.approx(expected.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_a_row_has_the_same_logprobs_alone_and_among_rows_that_need_all_logits(
@@ -241,7 +242,7 @@ def test_a_row_has_the_same_logprobs_alone_and_among_rows_that_need_all_logits(
     batch = generate(model, make_inputs(ROWS), constraints=[None, SCRIPTS[1], None], **options)[1]
     alone = generate(model, make_inputs(ROWS[1:2]), constraints=[SCRIPTS[1]], **options)[0]
     assert batch.token_ids == alone.token_ids
-    assert batch.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    assert batch.logprobs == pytest.approx(alone.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_an_ended_row_no_longer_widens_what_is_computed(make_model, make_inputs) -> None:

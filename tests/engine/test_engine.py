@@ -22,7 +22,7 @@ from paligemma.errors import BusyError, InputError, OptionError, PromptError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import Row, tiny_inputs, varied_model
+from tests.tiny import FLOAT32_TOLERANCE, Row, tiny_inputs, varied_model
 
 NEVER = -1
 
@@ -104,7 +104,7 @@ def close(found: FinishedRequest, expected: FinishedRequest) -> bool:
     return (found.token_ids, found.stop_reason) == (
         expected.token_ids,
         expected.stop_reason,
-    ) and found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    ) and found.logprobs == pytest.approx(expected.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 # What is shared

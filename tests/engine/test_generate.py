@@ -11,6 +11,7 @@ from paligemma.engine.sampling import Sampling
 from paligemma.errors import OptionError
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
+from tests.tiny import FLOAT32_TOLERANCE
 
 NEVER = -1
 ROWS = [
@@ -48,7 +49,7 @@ def test_the_loop_with_cache_equals_a_full_pass_for_every_token(
     )[0]
     ids, logprobs = greedy_without_cache(model, make_inputs, ROWS[0], 9)
     assert list(found.token_ids) == ids
-    assert found.logprobs == pytest.approx(logprobs, abs=1e-5)
+    assert found.logprobs == pytest.approx(logprobs, abs=FLOAT32_TOLERANCE)
     assert found.stop_reason == "length"
     assert len(set(ids)) > 2
 
@@ -74,7 +75,7 @@ def test_a_row_gets_the_same_in_a_batch_as_alone(
     for number, row in enumerate(batch):
         single = alone(model, make_inputs, number, **options)
         assert row.token_ids == single.token_ids
-        assert row.logprobs == pytest.approx(single.logprobs, abs=1e-5)
+        assert row.logprobs == pytest.approx(single.logprobs, abs=FLOAT32_TOLERANCE)
         assert row.stop_reason == single.stop_reason
 
 
@@ -91,7 +92,7 @@ def test_rows_that_end_at_different_steps_do_not_disturb_the_rest(make_model, ma
     )
     for row, long, length in zip(cut, whole, lengths, strict=True):
         assert row.token_ids == long.token_ids[:length]
-        assert row.logprobs == pytest.approx(long.logprobs[:length], abs=1e-5)
+        assert row.logprobs == pytest.approx(long.logprobs[:length], abs=FLOAT32_TOLERANCE)
         assert row.stop_reason == ("length" if length == 10 else "stop")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from paligemma.engine.image_cache import ImageCache, KeyedImage, image_key
 from paligemma.errors import OptionError
-from tests.tiny import Row, tiny_inputs, tiny_model
+from tests.tiny import FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model
 
 PIXELS = torch.rand(3, 6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -113,8 +113,8 @@ def test_only_pictures_that_are_not_kept_are_encoded() -> None:
         found = cache.encode([images[2], images[0], images[1]], model)
         expected = model.embed_images(pixels)
     assert counts == [1, 2, 3]
-    assert torch.allclose(first, expected[[0, 0]], atol=1e-5)
-    assert torch.allclose(found, expected[[2, 0, 1]], atol=1e-5)
+    assert torch.allclose(first, expected[[0, 0]], atol=FLOAT32_TOLERANCE)
+    assert torch.allclose(found, expected[[2, 0, 1]], atol=FLOAT32_TOLERANCE)
     assert len(cache) == 2
 
 

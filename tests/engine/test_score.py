@@ -7,6 +7,7 @@ from paligemma.engine.generate import generate
 from paligemma.engine.sampling import Sampling
 from paligemma.engine.score import score
 from paligemma.errors import OptionError
+from tests.tiny import FLOAT32_TOLERANCE
 
 ROWS = [([2, 5, 9, 6], [], True), ([2, 11, 30], [], False), ([2, 36], [], True)]
 
@@ -24,7 +25,7 @@ def test_scores_of_generated_tokens_are_those_reported_while_generating(
     ]
     for row, scored in zip(made, score(model, make_inputs(again, pad_left=pad_left)), strict=True):
         assert scored.token_ids == row.token_ids
-        assert scored.logprobs == pytest.approx(row.logprobs, abs=1e-5)
+        assert scored.logprobs == pytest.approx(row.logprobs, abs=FLOAT32_TOLERANCE)
 
 
 def test_probabilities_of_all_one_token_suffixes_sum_to_one(make_model, make_inputs) -> None:

@@ -11,7 +11,7 @@ from paligemma.engine.slot_cache import SlotCache
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import Row, tiny_inputs, tiny_model
+from tests.tiny import FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model
 
 WINDOW = {"sliding_window": 6, "sliding_layers": (True, False) * 3 + (True,)}
 MODELS = [("paligemma", {}), ("paligemma2", {}), ("paligemma2", WINDOW)]
@@ -74,7 +74,7 @@ def test_rows_that_come_and_go_equal_rows_in_caches_of_their_own(family, fields)
             ]
             logits = join(model, slots, together(joining))
             expected = torch.stack([twin.first_logits for twin in joining])
-            assert (logits - expected).abs().max() < 1e-5
+            assert (logits - expected).abs().max() < FLOAT32_TOLERANCE
             rows += joining
         if rows and chance.random() < 0.4:
             leaver = chance.randrange(len(rows))
@@ -86,7 +86,7 @@ def test_rows_that_come_and_go_equal_rows_in_caches_of_their_own(family, fields)
             ids = [chance.randrange(4, 151) for _ in rows]
             logits = model.decode_step(torch.tensor(ids), slots)
             expected = torch.stack([t.step(i) for t, i in zip(rows, ids, strict=True)])
-            assert (logits - expected).abs().max() < 1e-5, step
+            assert (logits - expected).abs().max() < FLOAT32_TOLERANCE, step
         assert slots.row_lengths == [twin.cache.length for twin in rows]
         assert slots.lengths.tolist() == slots.row_lengths + [0] * (4 - len(rows))
 
@@ -105,9 +105,9 @@ def test_several_tokens_in_one_pass_equal_one_at_a_time(family, fields) -> None:
         model.prefill(inputs, cache)
     expected = torch.stack([model.decode_step(ids, plain[0]) for ids in tokens.T], dim=1)
     for cache in (plain[1], slots[0]):
-        assert (model.extend(tokens, cache) - expected).abs().max() < 1e-5
+        assert (model.extend(tokens, cache) - expected).abs().max() < FLOAT32_TOLERANCE
     steps = torch.stack([model.decode_step(ids, slots[1]) for ids in tokens.T], dim=1)
-    assert (steps - expected).abs().max() < 1e-5
+    assert (steps - expected).abs().max() < FLOAT32_TOLERANCE
 
 
 @torch.inference_mode()
@@ -124,8 +124,8 @@ def test_tokens_taken_back_leave_no_trace() -> None:
     # Row 0 keeps its 9, and the other row joins it there only now.
     expected = model.extend(torch.tensor([[9, 60], [77, 13]]), untouched)
     found = model.decode_step(torch.tensor([60, 77]), slots)
-    assert (found[0] - expected[0, 1]).abs().max() < 1e-5
-    assert (found[1] - expected[1, 0]).abs().max() < 1e-5
+    assert (found[0] - expected[0, 1]).abs().max() < FLOAT32_TOLERANCE
+    assert (found[1] - expected[1, 0]).abs().max() < FLOAT32_TOLERANCE
     assert slots.row_lengths == slots.lengths[:2].tolist() == [before[0] + 2, before[1] + 1]
 
 
@@ -142,7 +142,7 @@ def test_a_wiped_slot_is_safe_for_the_next_row() -> None:
     twin = Twin(model, 4)
     join(model, slots, together([twin]))
     logits = model.decode_step(torch.tensor([7, 8]), slots)
-    assert (logits[1] - twin.step(8)).abs().max() < 1e-5
+    assert (logits[1] - twin.step(8)).abs().max() < FLOAT32_TOLERANCE
 
 
 @torch.inference_mode()
@@ -169,7 +169,9 @@ def test_a_prefill_that_was_not_admitted_takes_no_slot() -> None:
     assert slots.num_rows == 0
     twin = Twin(model, 4)
     join(model, slots, twin.inputs)
-    assert (model.decode_step(torch.tensor([7]), slots)[0] - twin.step(7)).abs().max() < 1e-5
+    assert (
+        model.decode_step(torch.tensor([7]), slots)[0] - twin.step(7)
+    ).abs().max() < FLOAT32_TOLERANCE
 
 
 @torch.inference_mode()

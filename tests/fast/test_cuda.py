@@ -34,7 +34,7 @@ from paligemma.model.attention import attend
 from paligemma.model.attention_mask import as_bias, prefix_lm_mask
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model, varied_model
+from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model, varied_model
 
 WINDOW = {"sliding_window": 6, "sliding_layers": (True, False) * 3 + (True,)}
 MIXED_ROWS = [Row(prefix=3), Row(images=(1, 0), prefix=9), Row(images=(), prefix=1)]
@@ -77,10 +77,10 @@ def test_attention_over_whole_sequences_equals_the_plain_one(softcap, pads, suff
     bias = as_bias(prefix_lm_mask(input_mask, mask_ar), torch.float32)[:, None]
     expected = attend(queries, keys, values, bias, softcap)
     found = attend_prefix(queries, keys, values, prefix_blocks(input_mask, mask_ar), softcap)
-    assert (found - expected).abs().max() < 1e-5
+    assert (found - expected).abs().max() < FLOAT32_TOLERANCE
     if pads == "none" and not suffix:
         unmasked = attend_prefix(queries, keys, values, None, softcap)
-        assert (unmasked - expected).abs().max() < 1e-5
+        assert (unmasked - expected).abs().max() < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
@@ -92,7 +92,7 @@ def test_attention_over_slots_equals_the_plain_one(softcap, num_positions) -> No
     bias = as_bias(real[:, None], torch.float32)[:, None]
     expected = attend(queries, keys, values, bias, softcap)
     found = attend_slots(queries, keys, values, slots_in_reach(lengths, num_positions), softcap)
-    assert (found - expected).abs().max() < 1e-5
+    assert (found - expected).abs().max() < FLOAT32_TOLERANCE
 
 
 # The model

@@ -9,7 +9,7 @@ from paligemma.config import GEMMA2_9B
 from paligemma.model.attention import attend, soft_cap
 from paligemma.model.gemma import Decoder, RMSNorm
 from paligemma.model.rope import rotary_angles, rotate
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import FLOAT32_TOLERANCE, tiny_config, tiny_model
 
 
 def test_a_norm_with_zero_weights_only_normalizes() -> None:
@@ -54,7 +54,7 @@ def test_rotated_products_depend_on_distance_only() -> None:
         at = [rotary_angles(torch.tensor([[p]]), 10, 500.0) for p in (i, j)]
         return (rotate(q, at[0]) * rotate(k, at[1])).sum()
 
-    assert torch.allclose(product(3, 1), product(12, 10), atol=1e-5)
+    assert torch.allclose(product(3, 1), product(12, 10), atol=FLOAT32_TOLERANCE)
     assert not torch.allclose(product(3, 1), product(3, 2), atol=1e-3)
 
 
@@ -83,4 +83,4 @@ def test_logits_of_a_range_are_those_of_its_ids(vocab_range: range, softcap: boo
     whole = decoder.logits(hidden, softcap=softcap)
     part = decoder.logits(hidden, softcap=softcap, vocab_range=vocab_range)
     assert part.shape == (2, 3, len(vocab_range))
-    assert torch.allclose(part, whole[..., list(vocab_range)], atol=1e-5)
+    assert torch.allclose(part, whole[..., list(vocab_range)], atol=FLOAT32_TOLERANCE)

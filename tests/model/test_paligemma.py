@@ -12,7 +12,7 @@ from paligemma.errors import PromptError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
+from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model
 
 # Keras presets list these, except 28b at 448 and 896 (they repeat the number of 224 there):
 # those follow from the position table's growth.
@@ -67,7 +67,7 @@ def test_the_cache_changes_nothing(family: Any, fields: dict[str, Any]) -> None:
     prefix_length = inputs.token_ids.shape[1] - 9
     whole = model(inputs)[:, prefix_length - 1 :]
     cached = step_by_step(model, inputs, prefix_length)
-    assert (whole - cached).abs().max() < 1e-5
+    assert (whole - cached).abs().max() < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("pad", ["left", "right"])
@@ -88,7 +88,7 @@ def test_a_row_gets_the_same_logits_alone_and_in_a_batch(family: Any, pad: str) 
             pixel_values=inputs.pixel_values,
             image_index=inputs.image_index[i : i + 1],
         )
-        assert (model(alone)[0] - together[i, real]).abs().max() < 1e-5
+        assert (model(alone)[0] - together[i, real]).abs().max() < FLOAT32_TOLERANCE
 
 
 @torch.inference_mode()
@@ -99,7 +99,7 @@ def test_prefill_gives_the_logits_of_each_rows_last_real_position() -> None:
         cache = KVCache(model.config.decoder, 2, 40, dtype=model.dtype)
         last = [int(row.nonzero().max()) for row in inputs.input_mask]
         expected = model(inputs)[torch.arange(2), last]
-        assert (model.prefill(inputs, cache) - expected).abs().max() < 1e-5
+        assert (model.prefill(inputs, cache) - expected).abs().max() < FLOAT32_TOLERANCE
 
 
 @torch.inference_mode()
@@ -139,7 +139,7 @@ def test_rows_of_the_cache_can_be_dropped_and_repeated() -> None:
     expected = model.decode_step(torch.tensor([7, 9]), caches[0])
     caches[1].select_rows(torch.tensor([1, 0, 1]))
     found = model.decode_step(torch.tensor([9, 7, 9]), caches[1])
-    assert (found - expected[[1, 0, 1]]).abs().max() < 1e-5
+    assert (found - expected[[1, 0, 1]]).abs().max() < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("fields", [{}, WINDOW])
@@ -153,7 +153,7 @@ def test_several_tokens_at_once_equal_single_steps(fields: dict[str, Any], pad: 
         model.prefill(inputs, cache)
     ids = torch.tensor([[7, 9, 30, 2, 11, 140, 8, 3], [4, 60, 9, 9, 100, 31, 12, 5]])
     steps = torch.stack([model.decode_step(column, caches[0]) for column in ids.T], dim=1)
-    assert (model.extend(ids, caches[1]) - steps).abs().max() < 1e-5
+    assert (model.extend(ids, caches[1]) - steps).abs().max() < FLOAT32_TOLERANCE
     assert torch.equal(caches[0].next_position, caches[1].next_position)
     part = model.extend(ids, caches[1], range(20, 33))
     assert part.shape == (2, 8, 13)
@@ -170,7 +170,7 @@ def test_slots_taken_back_leave_no_trace() -> None:
     model.extend(torch.tensor([[5, 5, 5], [6, 6, 6]]), cache)
     cache.truncate(start + 1)
     found = model.decode_step(torch.tensor([9, 60]), cache)
-    assert (found - expected[:, 1]).abs().max() < 1e-5
+    assert (found - expected[:, 1]).abs().max() < FLOAT32_TOLERANCE
     cache.truncate(0)
     assert not cache.valid.any()
     assert cache.next_position.tolist() == [0, 0]
