@@ -153,7 +153,7 @@ SCHEDULES = st.lists(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     schedule=SCHEDULES,
     max_rows=st.sampled_from([1, 2, 3, 8]),

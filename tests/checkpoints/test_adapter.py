@@ -168,8 +168,9 @@ def test_a_few_layers_of_different_ranks_are_the_same_few_in_peft(
 @pytest.mark.parametrize(
     ("family", "kind"), [("paligemma", "lora"), ("paligemma2", "lora"), ("paligemma", "dora")]
 )
-def test_fifty_steps_give_the_curve_of_transformers_and_peft(
-    peft: Any, bases: dict[Family, Path], tmp_path: Path, family: Family, kind: str
+@pytest.mark.parametrize("num_steps", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_training_gives_the_curve_of_transformers_and_peft(
+    peft: Any, bases: dict[Family, Path], tmp_path: Path, family: Family, kind: str, num_steps: int
 ) -> None:
     model = load_model(bases[family])
     model = add_lora(model, LoraConfig(rank=4, alpha=8.0, **KINDS[kind])).train()
@@ -180,7 +181,7 @@ def test_fifty_steps_give_the_curve_of_transformers_and_peft(
     ours = torch.optim.AdamW(lora_parameters(model), lr=3e-3)
     theirs = torch.optim.AdamW((p for p in reference.parameters() if p.requires_grad), lr=3e-3)
     curves: list[tuple[float, float]] = []
-    for step in range(50):
+    for step in range(num_steps):
         inputs = tiny_inputs(tiny_config(family), ROWS, pad="right", seed=step % 4)
         total, count = suffix_loss(
             model.decoder,
@@ -200,7 +201,8 @@ def test_fifty_steps_give_the_curve_of_transformers_and_peft(
             value.backward()
             optimizer.step()
         curves.append((loss.item(), their_loss.item()))
-    assert curves[-1][0] < 0.8 * curves[0][0]
+    if num_steps == 50:
+        assert curves[-1][0] < 0.8 * curves[0][0]
     assert max(abs(one - two) for one, two in curves) < 1e-4
 
 

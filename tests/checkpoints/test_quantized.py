@@ -273,6 +273,7 @@ print(weights, peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through /proc")
+@pytest.mark.slow
 def test_loading_never_holds_the_weights_in_full(tmp_path: Path) -> None:
     shape = {"width": 1024, "mlp_dim": 6144, "num_heads": 8, "head_dim": 16}
     large = tiny_config(depth=5, vocab_size=30_000, **shape)
