@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tests.apps.conftest import Run
 
@@ -57,3 +58,16 @@ def test_wrong_names_are_errors(run: Run) -> None:
     assert ran.code == 2
     assert "must be one of paligemma-3b, paligemma2-3b" in ran.err
     assert run("recipes", "ai2d", "--resolution", "896").code == 2
+
+
+def test_a_recipe_of_ones_own_is_shown_from_its_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "my_recipe.toml"
+    path.write_text(
+        '[mine]\ntitle = "My captions"\nprompt = "caption en"\nsuffix = "text"\ntext_length = 32\n'
+        "[[mine.settings]]\nresolution = 224\nepochs = 3\n",
+        encoding="utf-8",
+    )
+    ran = run("recipes", str(path))
+    assert ran.code == 0
+    assert "My captions" in ran.out
+    assert f"--recipe {path} --model google/paligemma-3b-pt-224" in ran.out

@@ -1,4 +1,4 @@
-"""The command `recipes`: what the papers trained, and the command line that follows from it."""
+"""The command `recipes`: how the papers fine-tuned, and the command line that does the same."""
 
 from __future__ import annotations
 
@@ -15,15 +15,25 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, on one line.
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="One of the list.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            show_default=False,
+            help="Name of a recipe, or the path of a TOML file that holds one.",
+        ),
     ] = None,
     resolution: Annotated[
-        int | None, typer.Option(help="Pixels.", show_default="the recipe's lowest")
+        int | None,
+        typer.Option(
+            help="Show the hyper-parameters for this resolution in pixels.",
+            show_default="the recipe's lowest",
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="paligemma-3b, paligemma2-3b, paligemma2-10b or paligemma2-28b.",
+            help="Show the hyper-parameters for this model: paligemma-3b, paligemma2-3b, "
+            "paligemma2-10b or paligemma2-28b.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -31,10 +41,17 @@ def recipes(
 ) -> None:
     """List the recipes of the papers, or show one.
 
-    A recipe is the prompt, the hyper-parameters and the published scores of one task.
+    A recipe holds the prompt, the hyper-parameters and the published scores of one task. To write
+    your own, copy an entry of recipes.toml (docs/recipes.md) into a file and give its path.
     """
-    from paligemma.recipes.catalog import RECIPES, find_recipe
-    from paligemma.recipes.recipe import Model, command, evaluation_commands
+    from paligemma.finetune.recipes import (
+        RECIPES,
+        Model,
+        command,
+        evaluation_commands,
+        find_recipe,
+        is_recipe_file,
+    )
 
     if name is None:
         rows = [
@@ -45,7 +62,7 @@ def recipes(
             print_json([asdict(recipe) for recipe in RECIPES])
         else:
             print_table(None, ("name", "task", "pixels", "metric", "prompt"), rows)
-            print_note("`paligemma recipes NAME` shows one whole, with its command.")
+            print_note("`paligemma recipes NAME` shows all of one recipe, with its command.")
         return
     recipe = find_recipe(name)
     if model is not None and model not in get_args(Model):
@@ -54,7 +71,8 @@ def recipes(
         )
     chosen: Any = model
     setting = recipe.setting(resolution, chosen)
-    line = command(recipe, setting.resolution, chosen)
+    file = name if is_recipe_file(name) else None
+    line = command(recipe, setting.resolution, chosen, file=file)
     afterwards = evaluation_commands(recipe, setting.resolution, chosen)
     scores = recipe.published()
     if as_json:

@@ -48,7 +48,10 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A transfer of the papers; `paligemma recipes`.", show_default="none"),
+        typer.Option(
+            help="Train by a recipe: a name that `paligemma recipes` lists, or your own TOML file.",
+            show_default="none",
+        ),
     ] = None,
     validation: Annotated[
         str | None, typer.Option(help="Data to score on.", show_default="a part of DATA")

@@ -10,4 +10,5 @@ distributed.py    several processes as one
 state.py          training state on disk, whole or not at all
 trainer.py        the loop: step, log, validate, save, resume
 finetune.py       a model and examples -> an adapted model
+recipes.py        how the papers fine-tuned, as a table (recipes.toml), and recipes of your own
 """

@@ -82,17 +82,18 @@ BENCHMARKS: tuple[Benchmark, ...] = (
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Raises OptionError for an unknown name, with those most alike.
+    """Raises OptionError for an unknown name, with similar ones.
 
     >>> find_benchmark("ai2d").title
     'AI2D'
     """
     names = [benchmark.name for benchmark in BENCHMARKS]
-    wanted = name.strip().lower().replace("_", "-")
-    if wanted not in names:
-        alike = difflib.get_close_matches(wanted, names, n=3) or names
-        raise OptionError(f"There is no benchmark {name!r}. Did you mean: {', '.join(alike)}?")
-    return BENCHMARKS[names.index(wanted)]
+    normalized = name.strip().lower().replace("_", "-")
+    if normalized not in names:
+        similar = difflib.get_close_matches(normalized, names, n=3)
+        hint = f" Did you mean: {', '.join(similar)}?" if similar else ""
+        raise OptionError(f"There is no benchmark {name!r}.{hint} docs/recipes.md lists them.")
+    return BENCHMARKS[names.index(normalized)]
 
 
 def open_benchmark(

@@ -15,8 +15,7 @@ from paligemma.data.targets import Ask, Order
 from paligemma.errors import OptionError
 from paligemma.fast.weights import FrozenFormat
 from paligemma.finetune.config import OnBadExample, TrainConfig
-from paligemma.recipes.catalog import find_recipe
-from paligemma.recipes.recipe import Model, Recipe, train_config
+from paligemma.finetune.recipes import Model, Recipe, find_recipe, train_config
 
 Size = Literal["mini", "3b", "10b", "28b"]
 
