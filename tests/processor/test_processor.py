@@ -168,7 +168,7 @@ def test_prompts_have_the_lengths_of_the_reference(
     tail = gemma_processor.tokenizer.detokenize(batch.token_ids[0].tolist())
     assert "<image><bos>" + tail == case["decoded_tail"]
 
-    case = cases["mlx-cow-detect-448"]
+    case = cases["detect-cow-448"]
     at_448 = Processor(
         tokenizer=gemma_processor.tokenizer, resolution=28, num_image_tokens=case["image_tokens"]
     )
