@@ -27,16 +27,15 @@ from torch import Tensor
 from paligemma.adapters.lora import LowRank, Part, linear_layers, lora_layers
 from paligemma.checkpoints.hf import to_memory_name, to_released_name, to_released_names
 from paligemma.checkpoints.json_file import read_json, write_json
-from paligemma.checkpoints.save import new_folder
-from paligemma.checkpoints.weight_files import (
+from paligemma.checkpoints.reader import (
     DTYPE_CODES,
-    TensorToWrite,
     WeightFiles,
     is_finite,
     shorten,
     single_file,
-    write_weight_file,
 )
+from paligemma.checkpoints.save import new_folder
+from paligemma.checkpoints.writer import TensorToWrite, write_weight_file
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, NumericalError, OptionError
 from paligemma.fast.accelerate import weight_rows

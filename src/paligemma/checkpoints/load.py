@@ -19,7 +19,7 @@ from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
 from paligemma.checkpoints.hf_config import StoredConfig, read_config
 from paligemma.checkpoints.match import StoredParameter, match_tensors
-from paligemma.checkpoints.weight_files import (
+from paligemma.checkpoints.reader import (
     DTYPE_CODES,
     WeightFiles,
     is_finite,

@@ -25,7 +25,7 @@ from paligemma.checkpoints.quantized import (
     q_shape,
     scales_shape,
 )
-from paligemma.checkpoints.weight_files import DTYPE_CODES, WeightFiles, shorten
+from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, shorten
 from paligemma.errors import CheckpointError
 from paligemma.fast.quantization import WeightFormat
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paligemma.checkpoints.checksums import CHECKSUM_FILE, sha256_of
 from paligemma.checkpoints.hf import EMBEDDING, num_table_rows, pad_table, to_released_names
 from paligemma.checkpoints.hf_config import write_config
 from paligemma.checkpoints.json_file import write_json
@@ -26,20 +27,17 @@ from paligemma.checkpoints.quantized import (
     q_shape,
     scales_shape,
 )
-from paligemma.checkpoints.weight_files import (
-    CHECKSUM_FILE,
+from paligemma.checkpoints.reader import (
     DTYPE_CODES,
     PLAIN,
     QUANTIZED,
-    TensorToWrite,
     index_file,
     row_blocks,
-    sha256_of,
     shard_file,
     shorten,
     single_file,
-    write_weight_file,
 )
+from paligemma.checkpoints.writer import TensorToWrite, write_weight_file
 from paligemma.errors import CheckpointError, NumericalError
 from paligemma.fast.accelerate import quantization_of, weight_rows
 from paligemma.fast.linear import Rows, WeightRows

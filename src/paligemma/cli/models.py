@@ -178,7 +178,7 @@ def _describe_release(release: Release) -> dict[str, Any]:
 def _describe_folder(name: str) -> dict[str, Any]:
     """What the config and the headers of the weight files say; no weights are read."""
     from paligemma.checkpoints.hf_config import read_config
-    from paligemma.checkpoints.weight_files import WeightFiles
+    from paligemma.checkpoints.reader import WeightFiles
 
     folder = _folder_of(name)
     stored = read_config(folder)

@@ -14,13 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paligemma.checkpoints.weight_files import (
-    TensorToWrite,
-    WeightFiles,
-    is_finite,
-    row_blocks,
-    write_weight_file,
-)
+from paligemma.checkpoints.reader import WeightFiles, is_finite, row_blocks
+from paligemma.checkpoints.writer import TensorToWrite, write_weight_file
 from paligemma.errors import CheckpointError
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -221,7 +216,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_not_a_crash(tmp_pa
     code = """
 import os, sys, torch
 from pathlib import Path
-from paligemma.checkpoints.weight_files import WeightFiles
+from paligemma.checkpoints.reader import WeightFiles
 from paligemma.errors import CheckpointError
 path = Path(sys.argv[1])
 with WeightFiles(path.parent) as weights:

@@ -1,17 +1,16 @@
-"""safetensors files: one file, or shards under an index. Knows shapes and bytes, no tensor's name.
+"""Read the safetensors files of a checkpoint: one file, or shards under an index.
 
-Files are read, never mapped into memory: a mapped file that is cut or replaced while it is in
-use kills the process (SIGBUS), a read file gives an error. Values are read and written in blocks
-of rows, so neither way needs memory beyond that of the weights and a few megabytes.
+Files are read, never mapped into memory: a mapped file that is truncated or replaced while in use
+kills the process (SIGBUS), reading one raises an error. Values are read in blocks of rows, which
+needs no memory beyond that of the weights and a few megabytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from math import isfinite, prod
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from paligemma.checkpoints.checksums import verify_files
 from paligemma.checkpoints.json_file import read_json
 from paligemma.errors import CheckpointError
 
@@ -29,13 +29,13 @@ PLAIN = "model"
 QUANTIZED = "quantized"
 """What file names begin with. Other readers look for `model.safetensors` only, and would fill what
 they miss in a quantized checkpoint with random numbers: under another name they refuse it."""
-CHECKSUM_FILE = "checksums.json"
 
 DTYPE_CODES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The stored dtypes that hold weights, by the name that safetensors gives them."""
 
-_DTYPES = DTYPE_CODES | {"U8": torch.uint8}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+STORED_DTYPES = DTYPE_CODES | {"U8": torch.uint8}
+"""Every dtype that is read and written: quantized weights are bytes."""
+
 _BLOCK = 2**20  # values read or written at once
 _BLOCK_START = 16  # blocks begin at multiples of it: packed layers keep rows in sixteens
 _SHARD_NAME = re.compile(rf"({PLAIN}|{QUANTIZED})-\d{{5}}-of-\d{{5}}\.safetensors")
@@ -91,7 +91,7 @@ class WeightFiles:
     def read_rows(self, name: str, start: int, end: int) -> Tensor:
         """Rows from `start` up to `end` along the first axis, in the stored dtype."""
         stored = self.tensors[name]
-        rows = torch.empty(end - start, *stored.shape[1:], dtype=_DTYPES[stored.dtype_code])
+        rows = torch.empty(end - start, *stored.shape[1:], dtype=STORED_DTYPES[stored.dtype_code])
         file = self._files[stored.path]
         file.seek(stored.offset + start * prod(stored.shape[1:]) * rows.element_size())
         buffer = rows.view(-1).view(torch.uint8).numpy().data
@@ -119,32 +119,8 @@ class WeightFiles:
         )
 
     def verify(self) -> None:
-        """Compare every file with its SHA-256 and raise CheckpointError at the first difference.
-
-        The sums come from `checksums.json`, which `save_model` writes, or, in a hub cache, from
-        the names of the stored blobs, which are the sums that the hub published.
-        """
-        listed = self.folder / CHECKSUM_FILE
-        sums = _listed_sums(listed) if listed.exists() else {}
-        for path in self.paths:
-            blob = path.resolve().name
-            if path.name not in sums and re.fullmatch(r"[0-9a-f]{64}", blob):
-                sums[path.name] = blob
-            if path.name not in sums:
-                raise CheckpointError(
-                    f"{path} cannot be verified: no checksum is known for it. Folders written by "
-                    f"this package carry {CHECKSUM_FILE}; load others without verification."
-                )
-        for name, expected in sums.items():
-            path = self.folder / name
-            if not path.is_file():
-                raise CheckpointError(f"{path} is listed in {CHECKSUM_FILE} but does not exist.")
-            found = sha256_of(path)
-            if found != expected:
-                raise CheckpointError(
-                    f"{path} has the SHA-256 {found}, but {expected} was recorded. The file is "
-                    "damaged or was changed; copy or download it again."
-                )
+        """Compare every file with its SHA-256; raise CheckpointError at the first difference."""
+        verify_files(self.folder, self.paths)
 
     def _open(self, given: Path) -> None:
         if not self.folder.is_dir():
@@ -270,73 +246,12 @@ def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, shape[0])
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorToWrite:
-    """What a file shall hold under a name; `blocks` are its rows in order, made when written."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    blocks: Iterable[Tensor]
-
-    @property
-    def num_bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
-
-
-def write_weight_file(
-    path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str] | None = None
-) -> list[str]:
-    """Write a safetensors file, a block at a time; gives back the names that are not finite.
-
-    Differs from the library's own writer in that no second copy of the weights is needed to
-    change dtypes, and that the file's mode follows the umask.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.num_bytes
-        header[tensor.name] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": tensor.shape,
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of 8 bytes
-    broken = []
-    with path.open("xb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors:
-            finite, before = True, file.tell()
-            for block in tensor.blocks:
-                values = block.to(device="cpu", dtype=tensor.dtype).contiguous()
-                finite &= is_finite(values)
-                file.write(values.view(-1).view(torch.uint8).numpy().data)
-            assert file.tell() - before == tensor.num_bytes, tensor.name
-            broken += [] if finite else [tensor.name]
-    return broken
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_finite(values: Tensor) -> bool:
     """Whether there is neither NaN nor infinity among the values."""
     if values.numel() == 0 or not values.is_floating_point():
         return True
     smallest, largest = values.aminmax()  # NaN where one of the values is
     return isfinite(smallest) and isfinite(largest)
-
-
-def _listed_sums(path: Path) -> dict[str, str]:
-    files = read_json(path).get("sha256")
-    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
-        raise CheckpointError(f"{path} holds no table of SHA-256 sums.")
-    if outside := [name for name in files if Path(name).name != name or "\\" in name]:
-        raise CheckpointError(f"{path} names {outside[0]!r}, which is not a plain file name.")
-    return dict(files)
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""SHA-256 sums of a checkpoint's files: written by `save_model`, or published by the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from paligemma.checkpoints.json_file import read_json
+from paligemma.errors import CheckpointError
+
+CHECKSUM_FILE = "checksums.json"
+
+
+def verify_files(folder: Path, paths: Sequence[Path]) -> None:
+    """Compare the weight files in a folder with their SHA-256.
+
+    The sums come from `checksums.json`, which `save_model` writes, or, in a hub cache, from
+    the names of the stored blobs, which are the sums that the hub published. Raises CheckpointError
+    at the first difference.
+    """
+    listed = folder / CHECKSUM_FILE
+    sums = _listed_sums(listed) if listed.exists() else {}
+    for path in paths:
+        blob = path.resolve().name
+        if path.name not in sums and re.fullmatch(r"[0-9a-f]{64}", blob):
+            sums[path.name] = blob
+        if path.name not in sums:
+            raise CheckpointError(
+                f"{path} cannot be verified: no checksum is known for it. Folders written by "
+                f"this package carry {CHECKSUM_FILE}; load others without verification."
+            )
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is listed in {CHECKSUM_FILE} but does not exist.")
+        actual = sha256_of(path)
+        if actual != expected:
+            raise CheckpointError(
+                f"{path} has the SHA-256 {actual}, but {expected} was recorded. The file is "
+                "damaged or was changed; copy or download it again."
+            )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed_sums(path: Path) -> dict[str, str]:
+    files = read_json(path).get("sha256")
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise CheckpointError(f"{path} holds no table of SHA-256 sums.")
+    if outside := [name for name in files if Path(name).name != name or "\\" in name]:
+        raise CheckpointError(f"{path} names {outside[0]!r}, which is not a plain file name.")
+    return dict(files)
