@@ -20,7 +20,6 @@ from paligemma.evals.metrics.detection import MeanAveragePrecision
 from paligemma.evals.metrics.deteval import DetEval
 from paligemma.evals.metrics.error_rates import ErrorRate, NormalizedEditDistance
 from paligemma.evals.metrics.grits import Grits
-from paligemma.evals.metrics.hooks import RadGraphF1
 from paligemma.evals.metrics.mask_iou import MaskIou
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.result import MetricResult
@@ -81,7 +80,6 @@ _MAKERS: Mapping[str, Callable[[], Metric]] = {
     "grits_top": Grits,
     "ler": lambda: ErrorRate(unit="line"),
     "normalized_edit_distance": NormalizedEditDistance,
-    "radgraph_f1": RadGraphF1,
     "relaxed_accuracy": RelaxedAccuracy,
     "rouge_l": RougeL,
     "ser": lambda: ErrorRate(unit="symbol"),
@@ -117,6 +115,7 @@ def metric_named(name: str) -> NamedMetric:
     """
     known = _OTHER_NAMES.get(name, name)
     if known not in _MAKERS:
-        alike = difflib.get_close_matches(name, metric_names(), n=3) or metric_names()
-        raise OptionError(f"There is no metric {name!r}. Did you mean: {', '.join(alike)}?")
+        alike = difflib.get_close_matches(name, metric_names(), n=3)
+        hint = f" Did you mean: {', '.join(alike)}?" if alike else ""
+        raise OptionError(f"There is no metric {name!r}.{hint} docs/metrics.md lists them.")
     return NamedMetric(name=name, metric=_MAKERS[known]())

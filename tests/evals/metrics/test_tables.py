@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.grits import Grits, GritsLocation
+from paligemma.evals.metrics.grits import Grits
 from paligemma.evals.metrics.html_table import Cell, parse_table, table_cells
 from paligemma.evals.metrics.teds import Teds
 
@@ -167,21 +167,6 @@ def test_grits_by_hand(prediction: str, reference: str, top: float, con: float) 
 def test_grits_gives_precision_and_recall() -> None:
     result = Grits(of="content").score([table("<td>a</td>")], [table("<td>a</td>", "<td>b</td>")])
     assert result.details == {"precision": 1.0, "recall": 0.5}
-
-
-def test_grits_of_boxes_by_hand() -> None:
-    one, two = (0.0, 0.0, 10.0, 10.0), (10.0, 0.0, 20.0, 10.0)
-    wide = (0.0, 0.0, 20.0, 10.0)
-    metric = GritsLocation()
-    assert metric.score([[[one, two]]], [[[one, two]]]).value == 1.0
-    assert metric.score([[[wide, wide]]], [[[one, two]]]).value == 0.5
-    # The union is the smallest box around both: 25 by 15 * 15, not by 175.
-    moved = (5.0, 5.0, 15.0, 15.0)
-    assert metric.score([[[moved]]], [[[one]]]).value == pytest.approx(25 / 225)
-    assert metric.score([[]], [[[one]]]).per_example == (0.0,)
-    assert metric.score([[]], [[]]).per_example == (1.0,)
-    with pytest.raises(DataError, match="differ in length"):
-        metric.score([[[one], [one, two]]], [[[one]]])
 
 
 def test_a_spanning_cell_takes_its_places_from_the_rows_below() -> None:

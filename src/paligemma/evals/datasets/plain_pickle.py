@@ -1,40 +1,20 @@
-"""Reads a Python pickle that holds nothing but lists, dicts, tuples, numbers and texts.
+"""Reads a pickle that holds nothing but lists, dicts, tuples, numbers and strings.
 
-The annotations of RefCOCO are published as pickles. A pickle is a program for a small machine with
-a stack; this one knows the instructions that build plain data, refuses every other before it reads
-what belongs to it, looks no name up and calls nothing, so a file cannot run code here. Nor can a
-small file make much of itself: what it would come to with every part written out is counted before
-anyone gets it. Instructions: `pickletools` of the standard library, and its readers of arguments.
+The annotations of RefCOCO are published as pickles. The standard library's reader builds them here
+with every look-up of a class or function refused, so that a file cannot run code. A small file
+cannot unfold into a huge value either: its size with every part written out is checked.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
-import pickletools
+import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from paligemma.errors import DataError
 
-_NO_EFFECT = {"PROTO", "FRAME"}
-_VALUES = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8",
-}  # fmt: skip
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_OTHERS = {
-    "MARK", "EMPTY_LIST", "EMPTY_DICT", "LIST", "TUPLE", "DICT", "APPEND", "APPENDS", "SETITEM",
-    "SETITEMS", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET", "POP",
-    "STOP",
-}  # fmt: skip
-_KNOWN = _NO_EFFECT | _VALUES | _CONSTANTS.keys() | _TUPLES.keys() | _OTHERS
-_INSTRUCTIONS = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
-
-# Several times what 50,000 references with three phrases each take, which are as many as RefCOCO
-# has: 25 MB and six million instructions.
+# Several times what 50,000 references with three phrases each take, which is the size of RefCOCO.
 _MAX_BYTES = 500_000_000
 _MAX_VALUES = 20_000_000
 _MAX_CHARACTERS = 500_000_000
@@ -42,8 +22,20 @@ _MAX_DEPTH = 100
 _SHOWN = 200
 
 
+class _NotPlainError(pickle.UnpicklingError):
+    """The pickle asks for more than plain data."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Never:
+        raise _NotPlainError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: object) -> Never:
+        raise _NotPlainError("it refers to an object outside of the file")
+
+
 def read_plain_pickle(path: Path) -> Any:
-    """The value in the file; texts of Python 2 are read as Latin-1.
+    """The value in the file; strings of Python 2 are read as Latin-1.
 
     Raises DataError for anything but plain data, and for a damaged file.
     """
@@ -53,113 +45,24 @@ def read_plain_pickle(path: Path) -> Any:
                 f"The file {str(path)!r} has {size} bytes, and at most {_MAX_BYTES} are read; "
                 "take the official one."
             )
-        value = _run(io.BytesIO(path.read_bytes()))
+        value = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin-1").load()
         if isinstance(value, list | tuple | dict):
             _check_size(value)
+        return value
     except _NotPlainError as error:
         raise DataError(
-            f"The file {str(path)!r} wants to do more than hold data ({error}): lists, dicts, "
-            "tuples, numbers and texts are read, and nothing else; take the official one."
+            f"The file {str(path)!r} wants to do more than hold data ({str(error)[:_SHOWN]}), and "
+            "may come from an attacker. Take the official one."
         ) from None
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split())[:_SHOWN]
+    except OSError as error:
+        raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way the reader can
+        reason = f"{type(error).__name__}: {error}"[:_SHOWN]
         raise DataError(
-            f"The file {str(path)!r} is damaged, or no pickle ({type(error).__name__}: {reason}); "
-            "download it anew."
-        ) from error
-    return value
-
-
-class _NotPlainError(Exception):
-    """An instruction that is none of plain data, by its name."""
-
-
-def _run(file: io.BytesIO) -> Any:
-    stack: list[Any] = []
-    below: list[list[Any]] = []  # the stack under each open mark
-    memo: dict[int, Any] = {}
-    for _ in range(_MAX_VALUES):
-        name, argument = _next(file)
-        if name in _NO_EFFECT:
-            continue
-        if name in _VALUES:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "EMPTY_DICT":
-            stack.append({})
-        elif name == "MARK":
-            below.append(stack)
-            stack = []
-        elif name in ("LIST", "TUPLE", "DICT", "APPENDS", "SETITEMS"):
-            values, stack = stack, below.pop()
-            if name == "LIST":
-                stack.append(values)
-            elif name == "TUPLE":
-                stack.append(tuple(values))
-            elif name == "DICT":
-                stack.append(_with_pairs({}, values))
-            elif name == "APPENDS":
-                _the(list, stack).extend(values)
-            else:
-                _with_pairs(_the(dict, stack), values)
-        elif name in _TUPLES:
-            stack.append(tuple(stack.pop() for _ in range(_TUPLES[name]))[::-1])
-        elif name == "APPEND":
-            value = stack.pop()
-            _the(list, stack).append(value)
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            _with_pairs(_the(dict, stack), [key, value])
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "POP":
-            stack.pop()
-        else:  # STOP
-            (value,) = stack
-            if below or file.read(1):
-                raise ValueError("something is left over behind the end of the value")
-            return value
-    raise ValueError(f"there are more than {_MAX_VALUES} instructions")
-
-
-def _next(file: io.BytesIO) -> tuple[str, Any]:
-    """The next instruction with its argument, which is read only where the name is known."""
-    code = file.read(1)
-    instruction = _INSTRUCTIONS.get(code)
-    if instruction is None:
-        raise ValueError(f"the instruction {code!r} is unknown" if code else "the file ends early")
-    if instruction.name not in _KNOWN:
-        raise _NotPlainError(instruction.name)
-    if instruction.name == "STRING":  # whose own reader takes ASCII only
-        written = pickletools.read_stringnl(file, decode=False)
-        return "STRING", codecs.escape_decode(written)[0].decode("latin-1")
-    argument = instruction.arg
-    return instruction.name, None if argument is None else argument.reader(file)
-
-
-def _the(kind: type, stack: list[Any]) -> Any:
-    """What lies on top, where it is of this kind."""
-    if type(stack[-1]) is not kind:
-        raise TypeError(f"a {kind.__name__} should be there, and a {type(stack[-1]).__name__} is")
-    return stack[-1]
-
-
-def _with_pairs(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
-    """With keys and values by turns. Keys are scalars: to hash nested tuples can take for ever."""
-    for key, value in zip(values[::2], values[1::2], strict=True):
-        if not isinstance(key, str | int | float | None):
-            raise TypeError(f"a {type(key).__name__} is the key of a dict")
-        target[key] = value
-    return target
+            f"The file {str(path)!r} is damaged, or no pickle ({reason}). Take the official one."
+        ) from None
 
 
 def _check_size(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> None:

@@ -15,5 +15,4 @@ teds.py           tree edit distance of tables, with text and structure only
 grits.py          similarity of the grids of tables: topology, content, location
 molecules.py      SMILES: same molecule, and Tanimoto similarity
 counting.py       counts, and points on objects
-hooks.py          RadGraph F1 and NES: what they need, and a refusal without it
 """

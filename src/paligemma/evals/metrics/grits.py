@@ -25,7 +25,6 @@ from paligemma.evals.metrics.html_table import Cell, parse_table, table_cells
 from paligemma.evals.metrics.result import (
     MetricResult,
     References,
-    check_lengths,
     mean_result,
     pair,
 )
@@ -74,34 +73,6 @@ class Grits:
         if self.of == "topology":
             return _grid_scores(_span_grid(predicted), _span_grid(true), _box_similarity)
         return _grid_scores(_text_grid(predicted), _text_grid(true), _text_similarity)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GritsLocation:
-    """GriTS-Loc, 0..1: cells as boxes (x1, y1, x2, y2) in a common frame.
-
-    Each table is a grid: one list a row, all of the same length; a cell that spans several places
-    stands at each of them with its whole box.
-    """
-
-    def score(
-        self,
-        predictions: Sequence[Sequence[Sequence[Box]]],
-        references: Sequence[Sequence[Sequence[Box]]],
-    ) -> MetricResult:
-        """Raises DataError where the rows of a grid differ in length."""
-        check_lengths(len(predictions), len(references))
-        scores = []
-        for index, grids in enumerate(zip(predictions, references, strict=True)):
-            for grid in grids:
-                if len({len(row) for row in grid}) > 1:
-                    raise DataError(
-                        f"The rows of a table of example {index} differ in length. Give one box "
-                        "for every place of the grid."
-                    )
-            guess, truth = ([[*row] for row in grid] for grid in grids)
-            scores.append(_grid_scores(guess, truth, _box_similarity))
-        return _result("grits_loc", scores)
 
 
 _Scores = tuple[float, float, float]  # F-measure, precision, recall
