@@ -35,7 +35,7 @@ class VisionConfig:
         if self.resolution % self.patch_size:
             raise OptionError(
                 f"The resolution {self.resolution} is not a multiple of the patch size "
-                f"{self.patch_size}. Choose a multiple, so that patches tile the picture."
+                f"{self.patch_size}. Choose a multiple, so that patches tile the image."
             )
         if self.width % self.num_heads:
             raise OptionError(
@@ -50,7 +50,7 @@ class VisionConfig:
 
     @property
     def num_image_tokens(self) -> int:
-        """Positions that one picture takes in the decoder: 256 at 224 pixels."""
+        """Positions that one image takes in the decoder: 256 at 224 pixels."""
         return self.grid**2
 
     @property

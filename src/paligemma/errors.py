@@ -2,7 +2,7 @@
 
     PaliGemmaError
     ├── InputError (ValueError)          what a caller passed cannot be used
-    │   ├── ImageError                   a picture cannot be read
+    │   ├── ImageError                   an image cannot be read
     │   ├── PromptError                  a prompt cannot be turned into tokens
     │   └── OptionError                  an option has a value that makes no sense
     ├── CheckpointError (ValueError)     weights, config or codec on disk are wrong
@@ -11,7 +11,7 @@
     ├── DataError (ValueError)           a training or evaluation set is wrong
     ├── BusyError (RuntimeError)         too much is waiting already
     ├── UnavailableError (RuntimeError)  the model is loading, shutting down, or has failed
-    ├── TimeLimitError (TimeoutError)    an answer was not there in time
+    ├── TimeLimitError (TimeoutError)    an answer was not ready in time
     ├── CancelledError (RuntimeError)    whoever asked does not want the answer any more
     ├── ProcessLostError (RuntimeError)  another process of the same work has ended or hangs
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -32,7 +32,7 @@ class InputError(PaliGemmaError, ValueError):
 
 
 class ImageError(InputError):
-    """A picture cannot be read, is too large, or is of a refused format."""
+    """An image cannot be read, is too large, or is of a refused format."""
 
 
 class PromptError(InputError):
@@ -68,7 +68,7 @@ class UnavailableError(PaliGemmaError, RuntimeError):
 
 
 class TimeLimitError(PaliGemmaError, TimeoutError):
-    """An answer was not there in time: it waited too long for its turn, or took too long."""
+    """An answer was not ready in time: it waited too long for its turn, or took too long."""
 
     def __init__(self, message: str, *, was_running: bool) -> None:
         super().__init__(message)

@@ -3,10 +3,8 @@
     y = W x + [B1 B2 ...] m(row) * [A1; A2; ...] x
 
 The A and B of all adapters stand side by side, and m(row) lets pass what belongs to the row's
-adapter. So a pass takes two thin products more a layer, whatever the rows are, and the weights
+adapter. So a pass takes two more thin products per layer, whatever the rows are, and the weights
 are read once for all. DoRA (arXiv 2402.09353) also scales each output, by row.
-
-Knows the model's linear layers and names; knows no files and no requests.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ class _Selection:
 
 
 class AdapterBank:
-    """Puts adapters beside a plain model's layers, in place; a row without one is unchanged.
+    """Attach adapters to a plain model's layers, in place; a row without one is unchanged.
 
     `adapters` are by name, and in each the layers by their names in the plain model. Raises
     OptionError for a model that has adapters or packed weights already, and for an adapter of
@@ -62,7 +60,7 @@ class AdapterBank:
                 raise OptionError("An adapter needs a name.")
             if any(not layer.startswith("decoder.") for layer in layers):
                 raise OptionError(
-                    f"The adapter {name!r} changes more than the decoder, and pictures are encoded "
+                    f"The adapter {name!r} changes more than the decoder, and images are encoded "
                     "once for all adapters. Merge it into a model of its own and serve that."
                 )
         self.names = tuple(adapters)

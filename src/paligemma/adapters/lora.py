@@ -124,7 +124,7 @@ class LowRank:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer, `base`, and an adapter beside it; a new adapter changes nothing.
+    """A frozen linear layer, `base`, with a separate adapter; a new adapter changes nothing.
 
     [..., K] -> [..., N]. A and B are float32 whatever the base is, so that small steps are not
     rounded away, and compute in the dtype of the input.
@@ -241,11 +241,11 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: PaliGemma, config: LoraConfig, *, seed: int = 0) -> PaliGemma:
-    """Put adapters on a plain model, in place; gives back the same model.
+    """Put adapters on a plain model, in place; return the same model.
 
     Only adapters require a gradient afterwards. The same seed makes the same adapters. Raises
     OptionError when the model has adapters already, when its weights are packed for kernels, and
-    when `config` names layers that are not there.
+    when `config` names layers that do not exist.
 
     >>> add_lora(model, LoraConfig(rank=8))  # doctest: +SKIP
     >>> optimizer = torch.optim.AdamW(lora_parameters(model), lr=1e-4)  # doctest: +SKIP
@@ -304,7 +304,7 @@ def attach_lora(
 
 
 def merge_lora(model: PaliGemma) -> PaliGemma:
-    """Make one weight of every base and its adapter, in place; gives back the same, plain model.
+    """Make one weight of every base and its adapter, in place; return the same, now plain, model.
 
     Bases in NF4 or int8, with or without adapters, become plain too, in the model's dtype.
     """
@@ -359,7 +359,7 @@ def check_adaptable(model: PaliGemma) -> None:
     """Raises OptionError unless every layer is plain and without an adapter."""
     if lora_layers(model):
         raise OptionError(
-            "The model has adapters already. Merge them first, or load the model anew."
+            "The model has adapters already. Merge them first, or load the model again."
         )
     if not any(True for _ in linear_layers(model, ("decoder",))):
         raise OptionError(

@@ -136,7 +136,7 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
     if broken:
         raise CheckpointError(
             f"{folder} holds NaN or infinity in {len(broken)} tensor(s): {shorten(broken)}. The "
-            "adapter is broken; get it again, or train it anew at a lower learning rate."
+            "adapter is broken; get it again, or train it again at a lower learning rate."
         )
     return Adapter(
         layers=layers,
@@ -154,7 +154,7 @@ def write_adapter(
     base_name: str | None = None,
     revision: str | None = None,
 ) -> Path:
-    """Write a model's adapters, whole or not at all; gives back the folder.
+    """Write a model's adapters, whole or not at all; return the folder.
 
     `base_name` and `revision` say what the model was loaded from. Tensors are float32, as they are
     trained. Raises OptionError for a model without adapters, CheckpointError when the folder
@@ -247,7 +247,7 @@ class _Settings:
         if content.get("modules_to_save"):
             raise CheckpointError(
                 f"{path}: modules_to_save is {_shown(content['modules_to_save'])}: whole layers "
-                "that were trained beside the adapter, which this package does not read. Merge "
+                "that were trained alongside the adapter, which this package does not read. Merge "
                 "the adapter into its model with peft, and load that."
             )
         if content.get("bias", "none") != "none":

@@ -1,7 +1,7 @@
-"""Tensor names of Hugging Face checkpoints and ours, both ways. Knows no files.
+"""Tensor names of Hugging Face checkpoints and ours, both ways.
 
 Shapes agree everywhere: both sides store linear weights as (out, in) and split rotary features
-in halves. Only two things differ beside names.
+in halves. Only two things differ besides names.
 
 - Gemma 1's `post_attention_layernorm` is the norm *before* the MLP (big_vision's
   `pre_ffw_norm`). Gemma 2 gives that name to a norm after attention and calls the one before

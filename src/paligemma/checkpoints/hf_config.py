@@ -1,4 +1,4 @@
-"""config.json of Hugging Face <-> PaliGemmaConfig. Knows no tensors.
+"""config.json of Hugging Face <-> PaliGemmaConfig.
 
 Reads what transformers 4.x (`rope_theta`) and 5.x (`rope_parameters`) write. A key that a file
 omits takes the default of the class that transformers would build, since their files omit what

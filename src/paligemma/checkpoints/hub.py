@@ -1,6 +1,6 @@
 """Fetch a model from the Hugging Face hub into its cache; no other file speaks to the hub.
 
-Knows names and folders, no tensors. `huggingface_hub` is imported when it is needed.
+`huggingface_hub` is imported when it is needed.
 """
 
 from __future__ import annotations

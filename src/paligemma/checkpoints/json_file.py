@@ -1,4 +1,4 @@
-"""Small JSON files, read with distrust: a size limit, one object, no NaN. Knows no keys."""
+"""Small JSON files, parsed strictly: a size limit, one object, no NaN."""
 
 from __future__ import annotations
 

@@ -57,9 +57,9 @@ def save_model(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Write weights, configs, `tokenizer.model`, extra files and checksums; give back the folder.
+    """Write weights, configs, `tokenizer.model`, extra files and checksums; return the folder.
 
-    Everything goes into a new folder beside the target, which gets its name when all is on the
+    Everything goes into a new folder next to the target, which gets its name when all is on the
     disk: a crash leaves the target as it was. `dtype` is that of the files (float32, bfloat16 or
     float16; None: the model's own). Tensors carry the names of the released files; quantized
     weights are stored as they are, and come back bit by bit.

@@ -2,7 +2,7 @@
 
 NF4 (arXiv 2305.14314, section 3) or int8, widened for one product at a time, forward and backward:
 neither the wide weight nor the input is kept for the gradient, which flows to the input alone.
-Plain torch, on any device. Knows no adapter and no file.
+Plain torch, on any device.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class FusedDecoder(Decoder):
         )  # fmt: skip
 
     def _blocks(self) -> ctypes.Array[Block]:
-        """Descriptions, made anew when a weight has moved."""
+        """Descriptions, made again when a weight has moved."""
         blocks = [block for block in self.blocks if isinstance(block, FusedDecoderBlock)]
         addresses = [_address(tensor) for block in blocks for tensor in block.tensors()]
         if self._described is None or self._described[0] != addresses:

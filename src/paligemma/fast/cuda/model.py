@@ -156,7 +156,7 @@ class CudaPaliGemma(PaliGemma):
 class _RecordedStep:
     """A decode step of up to B rows, after the cache claimed it: ids in, hidden states out.
 
-    Rows that are not there write to position 0 of free slots, which a prefix will overwrite.
+    Unused rows write to position 0 of free slots, which a prefix will overwrite.
     """
 
     def __init__(self, model: CudaPaliGemma, slots: Slots, num_rows: int) -> None:

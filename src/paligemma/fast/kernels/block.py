@@ -37,7 +37,7 @@ class Projection(ctypes.Structure):
 
 
 class Block(ctypes.Structure):
-    """A decoder block, as `csrc/block.cpp` has it; norms that are not there are None."""
+    """A decoder block, as `csrc/block.cpp` has it; missing norms are None."""
 
     _fields_ = (
         ("qkv", Projection),
