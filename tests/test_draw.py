@@ -9,6 +9,7 @@ from PIL import Image, ImageFilter
 
 from paligemma.draw import PALETTE, _erode, draw_detections
 from paligemma.errors import ImageError
+from paligemma.processor.image import load_image
 from paligemma.results import Detection, Detections, Segment, Segments
 
 
@@ -110,7 +111,7 @@ def test_the_bytes_of_a_file_can_be_drawn_on() -> None:
     content = io.BytesIO()
     GRAY.save(content, "PNG")
     assert draw_detections(content.getvalue(), found(GRAY.size)).tobytes() == GRAY.tobytes()
-    with pytest.raises(ImageError, match="The picture bytes cannot be read: it is damaged"):
+    with pytest.raises(ImageError, match="bytes has an unknown format"):
         draw_detections(b"no picture", found((4, 4)))
 
 
@@ -122,7 +123,7 @@ def test_sixteen_bits_of_gray_are_not_cut_off() -> None:
 def test_no_other_parser_sees_a_file(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     GRAY.save(path, "TIFF")
-    with pytest.raises(ImageError, match="cannot be read"):
+    with pytest.raises(ImageError, match="looks like TIFF"):
         draw_detections(path, found(GRAY.size))
 
 
@@ -174,6 +175,22 @@ def test_a_picture_of_another_size_is_refused() -> None:
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("hello")
-    for image in (path, tmp_path / "absent.png", np.zeros((4, 4, 3), np.float32)):
+    for image in (path, tmp_path / "absent.png", np.zeros((4, 4, 7), np.float32)):
         with pytest.raises(ImageError):
-            draw_detections(image, found((4, 4)))  # type: ignore[arg-type]
+            draw_detections(image, found((4, 4)))
+
+
+def test_every_form_of_image_that_detect_takes_can_be_drawn_on(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    GRAY.save(path)
+    array = np.asarray(GRAY)
+    sources = (path, str(path), path.read_bytes(), GRAY, array, load_image(path))
+    for source in (*sources, array[..., 0], array.astype(np.float32) / 255):
+        assert draw_detections(source, found(GRAY.size)).tobytes() == GRAY.tobytes()
+    assert GRAY.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_an_image_that_detect_refuses_for_its_size_is_refused() -> None:
+    huge = Image.new("1", (12_000, 7_000))
+    with pytest.raises(ImageError, match="12000 x 7000"):
+        draw_detections(huge, found(huge.size))

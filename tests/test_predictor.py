@@ -188,6 +188,24 @@ def test_a_model_loaded_for_inference_alone_serves(tiny_tokenizer: Tokenizer) ->
     assert predictor.caption(IMAGE, max_new_tokens=3) == expected
 
 
+def test_an_edit_of_weights_through_data_is_noticed(tiny_tokenizer: Tokenizer) -> None:
+    predictor = build_predictor(tiny_tokenizer)
+    assert np.abs(predictor.embed_image(IMAGE)).max() > 0
+    linear = predictor.model.projector.linear
+    linear.weight.data.mul_(0)
+    linear.bias.data.mul_(0)
+    assert np.abs(predictor.embed_image(IMAGE)).max() == 0
+
+
+def test_clear_cache_forgets_image_tokens(tiny_tokenizer: Tokenizer) -> None:
+    predictor = build_predictor(tiny_tokenizer)
+    before = predictor.embed_image(IMAGE)
+    # One element that no sample holds: only the caller can know.
+    predictor.model.projector.linear.weight.data[1, 1] += 100
+    predictor.clear_cache()
+    assert not np.array_equal(predictor.embed_image(IMAGE), before)
+
+
 def test_a_copied_predictor_answers_alike(predictor: Predictor) -> None:
     expected = predictor.caption(IMAGE, max_new_tokens=3)
     assert copy.deepcopy(predictor).caption(IMAGE, max_new_tokens=3) == expected

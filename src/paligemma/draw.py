@@ -1,22 +1,17 @@
-"""Results on top of the picture: outlines, masks and name tags.
-
-Knows PIL and results; knows no model and no processor. Pictures come as RGB, or are made so in
-the plainest way: upright, transparency on white.
-"""
+"""Draw results on their image: outlines, masks and labels."""
 
 from __future__ import annotations
 
 import bisect
-import io
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from paligemma.errors import ImageError
+from paligemma.processor.image import ImageSource, LoadedImage, load_image
 from paligemma.results import Detection, Objects, Segment
 
 _Rgb = tuple[int, int, int]
@@ -35,28 +30,28 @@ PALETTE: tuple[_Rgb, ...] = (
 )
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _MASK_OPACITY = 0.45
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no other parser of Pillow's sees a file
 
 
 def draw_detections(
-    image: str | Path | bytes | Image.Image | npt.NDArray[np.uint8],
+    image: ImageSource | LoadedImage,
     detections: Objects[Detection],
     *,
     scores: bool = True,
 ) -> Image.Image:
-    """The picture as a new RGB image with each object's outline, mask, label and (maybe) score.
+    """Return the image as a new RGB image with each object's outline, mask, label and score.
 
-    `image` is the picture that was asked about, uint8[H, W, 3] if an array. A label keeps its
-    color over pictures that were asked the same. Letters beyond Latin ones depend on the font.
+    `image` is the image that was asked about, in any form that `detect` takes. A label keeps its
+    color across images that were asked for the same phrases. Which letters beyond Latin can be
+    shown depends on the font.
 
-    Raises ImageError when the picture cannot be read or has another size.
+    Raises ImageError when the image cannot be read or differs in size from the result's.
     """
-    canvas = _to_rgb(image)
+    canvas = (image if isinstance(image, LoadedImage) else load_image(image)).rgb.copy()
     if canvas.size != detections.size_wh:
         raise ImageError(
-            f"The picture has {canvas.width} x {canvas.height} pixels, the result belongs to one "
-            f"of {detections.size_wh[0]} x {detections.size_wh[1]}. Pass the picture itself, not "
-            "a resized copy."
+            f"The image is {canvas.width} x {canvas.height}, but the result belongs to an image of "
+            f"{detections.size_wh[0]} x {detections.size_wh[1]}. Pass the original image, not a "
+            "resized copy."
         )
     names = detections.label_names
     colors = [PALETTE[names.index(label) % len(PALETTE)] for label in detections.labels]
@@ -75,36 +70,6 @@ def draw_detections(
         score = f"{found.score:.2f}" if scores else ""
         text = f"{' '.join(found.label.split())} {score}".strip()
         taken.append(_draw_tag(draw, text, rect, color, font, canvas.size, taken))
-    return canvas
-
-
-def _to_rgb(image: str | Path | bytes | Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
-    """A new image, so that neither pixels nor metadata of the given one are shared."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise ImageError(
-                f"The array is {image.dtype} of shape {image.shape}; uint8[H, W, 3] is needed."
-            )
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        name, source = ("bytes", io.BytesIO(image)) if isinstance(image, bytes) else (image, image)
-        try:
-            with Image.open(source, formats=_FORMATS) as opened:
-                opened.load()
-                return _to_rgb(opened)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = "it is damaged or of an unknown format" if name == "bytes" else error
-            raise ImageError(f"The picture {name} cannot be read: {reason}.") from error
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would cut at 255
-        gray = np.asarray(upright).astype(np.int64).clip(0, 65535) // 257
-        upright = Image.fromarray(gray.astype(np.uint8))
-    canvas = Image.new("RGB", upright.size, _WHITE)
-    if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
-        canvas.paste(rgba, mask=rgba.getchannel("A"))
-    else:
-        canvas.paste(upright.convert("RGB"))
     return canvas
 
 

@@ -14,13 +14,12 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
 from paligemma.engine.generate import row_limits
-from paligemma.engine.image_cache import ImageCache
+from paligemma.engine.image_cache import EncoderCache
 from paligemma.engine.sampling import Sampling
 from paligemma.engine.score import score as score_rows
 from paligemma.errors import CheckpointError, OptionError, PaliGemmaError
@@ -40,6 +39,7 @@ from paligemma.results import (
     Text,
 )
 from paligemma.tasks.answer import AnswerTask, QuestionTask
+from paligemma.tasks.answer_length import ANSWER_LENGTHS, answer_length, kind_of_task
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
@@ -64,21 +64,8 @@ Texts = list[str] | tuple[str, ...]
 ResultT = TypeVar("ResultT")
 
 MAX_BATCH_SIZE = 32
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = ANSWER_LENGTHS["generate"]
 MASK_CODEC_FILE = "mask_codec.npz"
-
-# What an answer usually needs and some more; a model that knows when to stop ends before. An
-# object takes about 9 tokens in a list of boxes, 25 in a list of masks.
-_TASK_MAX_NEW_TOKENS: dict[type, int] = {
-    CaptionTask: 64,
-    BoxCaptionTask: 64,
-    AnswerTask: 48,
-    QuestionTask: 48,
-    OcrTask: 256,
-    DetectTask: 256,
-    SegmentTask: 512,
-}
-_DESCRIBE_MAX_NEW_TOKENS = 192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +105,10 @@ class Predictor:
     image_cache_bytes: int = 256 * 2**20
     """How much of what the model has seen is kept, so that further questions about a picture, in
     later calls too, need not have it encoded again: 1.2 MB a picture for a 3B model at 224."""
-    _caches: dict[object, ImageCache] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _image_tokens: EncoderCache = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_image_tokens", EncoderCache(self.image_cache_bytes))
 
     # Tasks
 
@@ -523,16 +511,18 @@ class Predictor:
     def _load(self, image: Picture) -> LoadedImage:
         return image if isinstance(image, LoadedImage) else self.processor.load(image)
 
+    def clear_cache(self) -> None:
+        """Forget all image tokens. Call it after changing weights by a way torch cannot see.
+
+        Training steps, `load_state_dict` and other in-place edits are noticed without it. An edit
+        through `.data` is noticed when it changes one of the few numbers per weight that are
+        compared, which an edit of a whole tensor does; an edit of a single element may not be.
+        """
+        self._image_tokens.clear()
+
     @property
     def _texts(self) -> TextEngine:
-        """The text engine, with image tokens that the weights as they are now have made."""
-        encoder = (self.model.vision_encoder, self.model.projector)
-        weights = [w for part in encoder for w in (*part.parameters(), *part.buffers())]
-        # Each change in place counts as a version, so that a step of training shows.
-        made_by = (self.model.dtype, *((w.data_ptr(), _version(w)) for w in weights))
-        if made_by not in self._caches:
-            self._caches.clear()
-        cache = self._caches.setdefault(made_by, ImageCache(self.image_cache_bytes))
+        cache = self._image_tokens.for_weights_of(self.model)
         return TextEngine(model=self.model, processor=self.processor, image_cache=cache)
 
     def _one(
@@ -558,10 +548,7 @@ class Predictor:
 
     def answer_limit(self, task: Task[Any]) -> int:
         """New tokens that an answer may take when nobody says how many."""
-        limit = _TASK_MAX_NEW_TOKENS.get(type(task), MAX_NEW_TOKENS)
-        if isinstance(task, CaptionTask) and task.style == "describe":
-            limit = _DESCRIBE_MAX_NEW_TOKENS
-        return min(limit, self.text_length or limit)
+        return answer_length(kind_of_task(task), self.text_length)
 
     def _row(
         self,
@@ -589,10 +576,6 @@ class Predictor:
                 "put it into the model's folder or load with mask_codec='vae-oid.npz'. "
                 "Boxes alone need none: detect()."
             )
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version
 
 
 def _as_tuple(images: Pictures) -> tuple[Picture, ...]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     import PIL.Image
 
+    from paligemma.processor.image import LoadedImage
+
 StopReason = Literal["eos", "stop", "length"]
 """Why the model stopped: it said so, a stop rule of the caller fired, or it ran out of tokens."""
 
@@ -244,11 +246,14 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return replace(self, objects=tuple(o for o in self.objects if o.score >= min_score))
 
     def draw(
-        self, image: str | Path | bytes | PIL.Image.Image | npt.NDArray[np.uint8]
+        self, image: str | Path | bytes | PIL.Image.Image | npt.NDArray[Any] | LoadedImage
     ) -> PIL.Image.Image:
-        """The picture as a new RGB image with the objects drawn on it."""
-        # Drawing stands a floor above results; a method people look for here is worth one
-        # upward import, made when called.
+        """Return the image as a new RGB image with the objects drawn on it.
+
+        `image` is the image that was asked about, in any form that `detect` takes. Raises
+        ImageError when it cannot be read or differs in size from the result's.
+        """
+        # Users look for this method here, so it is worth one upward import, made when called.
         from paligemma.draw import draw_detections
 
         return draw_detections(image, self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -83,3 +84,60 @@ class ImageCache(RecentCache[Tensor]):
                 known[key] = image_tokens
         rows = [known[image.key] for image in images]
         return torch.stack([row for row in rows if row is not None])
+
+
+class EncoderCache:
+    """An `ImageCache` that is emptied when the weights that made its image tokens change.
+
+    Compared are each weight's version counter, which in-place operations raise, and three of its
+    numbers, for edits that the counter misses: those through `.data`, and those of tensors made in
+    inference mode.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._cache = ImageCache(max_bytes)
+        self._state: tuple[object, ...] | None = None
+        # Weights, their storages, and views of their numbers; one value, as threads may share it.
+        self._sampled: tuple[list[Tensor], list[int], list[Tensor]] = ([], [], [])
+
+    def for_weights_of(self, model: PaliGemma) -> ImageCache:
+        """The cache, empty if the encoder or projector changed since the last call."""
+        state = self._state_of(model)
+        if state != self._state:
+            # A new object: an iterator that still runs keeps putting tokens into the old one.
+            self._cache = ImageCache(self._cache.max_bytes)
+            self._state = state
+        return self._cache
+
+    def clear(self) -> None:
+        self._state = None
+
+    @torch.no_grad()
+    def _state_of(self, model: PaliGemma) -> tuple[object, ...]:
+        parts = (model.vision_encoder, model.projector)
+        weights = [w for part in parts for w in (*part.parameters(), *part.buffers())]
+        storages = [w.data_ptr() for w in weights]
+        known_weights, known_storages, samples = self._sampled
+        is_same = len(weights) == len(known_weights) and all(map(is_, weights, known_weights))
+        if not is_same or storages != known_storages:
+            # Views are made once: making them takes ten times as long as reading them.
+            samples = [_three_numbers(weight) for weight in weights]
+            self._sampled = (weights, storages, samples)
+        versions = tuple(0 if w.is_inference() else w._version for w in weights)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for sample in samples:
+            by_dtype.setdefault(sample.dtype, []).append(sample)
+        numbers = tuple(
+            torch.cat(same).view(torch.uint8).cpu().numpy().tobytes() for same in by_dtype.values()
+        )
+        return (model.dtype, versions, numbers)
+
+
+def _three_numbers(weight: Tensor) -> Tensor:
+    """A view of the first, a middle and a last element; fewer of a small weight."""
+    local = weight.detach()
+    if hasattr(local, "to_local"):  # this process's shard of a distributed weight
+        local = local.to_local()
+    flat = local.view(-1) if local.is_contiguous() else local.flatten()[:0]
+    step = max(1, (flat.numel() - 1) // 2)
+    return flat[: 2 * step + 1 : step]

@@ -27,6 +27,7 @@ from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.processor.image import ImageTransform
 from paligemma.results import Generation, StopReason
+from paligemma.tasks.answer_length import answer_length
 from paligemma.tasks.detect import read_detections
 from paligemma.tasks.object_grammar import (
     MAX_OBJECTS,
@@ -52,15 +53,6 @@ OBJECT_TASKS = ("detect", "segment", "read_text")
 
 _FORMAT = 1
 _CHUNK = 32  # records whose pictures are in memory at a time, and that a kill can lose
-_MAX_NEW_TOKENS: dict[str, int] = {
-    "caption": 64,
-    "answer": 48,
-    "ocr": 256,
-    "detect": 512,
-    "segment": 512,
-    "read_text": 1024,
-    "generate": 256,
-}
 _FIRST_WORDS: dict[str, TaskName] = {
     "caption": "caption",
     "cap": "caption",
@@ -357,11 +349,13 @@ def _predict_chunk(
 ) -> list[Prediction]:
     names = [task_of(record, options) for record in records]
     written: dict[int, _Written] = {}
-    for name in dict.fromkeys(names):
-        places = [place for place, other in enumerate(names) if other == name]
-        limit = options.max_new_tokens or _MAX_NEW_TOKENS[name]
-        if options.max_new_tokens is None and predictor.text_length is not None:
-            limit = min(limit, predictor.text_length)
+    limits = [
+        _answer_limit(predictor, record, name, options)
+        for record, name in zip(records, names, strict=True)
+    ]
+    groups = list(zip(names, limits, strict=True))
+    for name, limit in dict.fromkeys(groups):
+        places = [place for place, other in enumerate(groups) if other == (name, limit)]
         single = [place for place in places if not records[place].more_images]
         tasks = [(records[p].load_image(), _task_for(records[p], name, options)) for p in single]
         results = predictor.run(
@@ -388,6 +382,15 @@ def _predict_chunk(
         )
         for place, record in enumerate(records)
     ]
+
+
+def _answer_limit(
+    predictor: Predictor, record: Record, name: TaskName, options: PredictOptions
+) -> int:
+    if options.max_new_tokens is not None:
+        return options.max_new_tokens
+    is_describe = name == "caption" and record.prefix.split(maxsplit=1)[:1] == ["describe"]
+    return answer_length("describe" if is_describe else name, predictor.text_length)
 
 
 def _ask_about_several(
