@@ -1,19 +1,20 @@
-# make try    sets up .venv and finds things in a picture with the built-in model
+# make try    sets up .venv and detects objects in an image with the built-in model
 # make serve  a server with the built-in model and its page: http://127.0.0.1:8000
 # make test   lint, types and all tests: what CI runs
 # make check  lint and types only
-# make docs   writes docs/cli.md anew from the commands' own help
+# make docs   regenerates docs/cli.md and docs/recipes.md
+# make constraints  pins every package from pyproject.toml, with uv
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: try serve test check docs clean
+.PHONY: try serve test check docs constraints clean
 
 try: .venv/core.stamp
 	@mkdir -p out
 	@$(BIN)/paligemma detect examples/scene.png "frog ; mushroom" --draw out/detected.png
-	@echo "The picture with its boxes: out/detected.png"
+	@echo "The image with its boxes: out/detected.png"
 
 serve: .venv/serve.stamp
 	@$(BIN)/paligemma serve
@@ -29,6 +30,16 @@ check: .venv/dev.stamp
 docs: .venv/dev.stamp
 	@$(BIN)/python docs/make_cli.py
 	@$(BIN)/python docs/make_recipes.py
+
+# `demo` has an environment of its own: Gradio wants an older Pillow than the rest is tested with.
+# torch is named without its build ("+cpu"), so that every platform finds its own wheel.
+# Pins that still fit are kept; UPGRADE=--upgrade takes the newest versions.
+constraints: .venv/dev.stamp
+	@$(PIP_INSTALL) "uv>=0.9"
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --torch-backend cpu \
+		--no-annotate --no-header --quiet $(UPGRADE) --output-file constraints.txt
+	@sed -E 's/\+cpu//; s/ ;.*//' constraints.txt | LC_ALL=C sort -f > constraints.new
+	@mv constraints.new constraints.txt
 
 clean:
 	rm -rf .venv out

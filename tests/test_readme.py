@@ -1,4 +1,4 @@
-"""What README.md shows is what happens: its Python runs and prints what stands below it."""
+"""The Python in README.md and docs/performance.md runs and prints the output shown below it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, flags=re.DOTALL)
+PERFORMANCE = (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8")
+BLOCK = r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?"
+BLOCKS = [*re.findall(BLOCK, README, re.DOTALL), *re.findall(BLOCK, PERFORMANCE, re.DOTALL)]
 
 
 @pytest.fixture
@@ -53,3 +55,7 @@ def test_every_file_that_the_readme_links_is_there() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
