@@ -253,7 +253,11 @@ def test_what_is_asked_again_is_not_read_again_and_answered_alike(
     before = mini_service.stats()
     again = asyncio.run(answers())
     after = mini_service.stats()
-    assert first + again == [first[0]] * 4
+    # A prefix read from the cache is decoded in another batch, which may round differently.
+    for caption in first + again:
+        assert caption.token_ids == first[0].token_ids
+        assert caption.text == first[0].text
+        assert caption.logprobs == pytest.approx(first[0].logprobs, abs=FLOAT32_TOLERANCE)
     assert after.prefix_cache_misses == before.prefix_cache_misses
     assert after.prefix_cache_hits > before.prefix_cache_hits
     assert 0 < after.prefix_cache_bytes <= mini_service.limits.prefix_cache_bytes
