@@ -19,6 +19,7 @@ from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from tests.tiny import FLOAT32_TOLERANCE
 
 TASKS: tuple[Task[Any], ...] = (
     CaptionTask(),
