@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -153,24 +154,23 @@ def _hub(online: bool) -> dict[str, Any]:
 
 
 def _try_mini() -> dict[str, Any]:
-    """Loads the built-in model and asks it about a picture of its own world."""
+    """Load the built-in model and caption an image of its own world."""
     import paligemma
-    from mini.scene import RESOLUTION, make_scene
-    from mini.texts import SceneTexts
+    from paligemma import mini
 
-    scene = make_scene("test", 7, 0)
+    image = Path(mini.__file__).parent / "sample.png"
     try:
         start = time.perf_counter()
         predictor = paligemma.load("mini", device="cpu")
         loaded = time.perf_counter()
-        answer = predictor.caption(scene.draw(RESOLUTION)).text
+        answer = predictor.caption(image).text
     except PaliGemmaError as problem:
         return {"ok": False, "problem": str(problem)}
     return {
         "ok": bool(answer),
         "problem": None,
         "caption": answer,
-        "truth": SceneTexts(scene).caption("en"),
+        "truth": mini.SAMPLE_CAPTION,
         "load_seconds": round(loaded - start, 3),
         "caption_seconds": round(time.perf_counter() - loaded, 3),
         "peak_memory_bytes": peak_bytes(),
