@@ -64,7 +64,7 @@ Texts = list[str] | tuple[str, ...]
 ResultT = TypeVar("ResultT")
 
 MAX_BATCH_SIZE = 32
-MAX_NEW_TOKENS = ANSWER_LENGTHS["generate"]
+MAX_NEW_TOKENS = ANSWER_LENGTHS["prompt"]
 MASK_CODEC_FILE = "mask_codec.npz"
 
 

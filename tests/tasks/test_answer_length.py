@@ -7,7 +7,9 @@ import pytest
 from paligemma.data.record import Record
 from paligemma.evals.predictions import PredictOptions, _answer_limit, task_of
 from paligemma.loading import load
+from paligemma.predictor import MAX_NEW_TOKENS
 from paligemma.tasks.answer import AnswerTask
+from paligemma.tasks.answer_length import answer_length
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
@@ -32,3 +34,8 @@ def test_evaluation_allows_what_the_predictor_allows(task: Task[object]) -> None
     options = PredictOptions()
     limit = _answer_limit(predictor, record, task_of(record, options), options)
     assert limit == predictor.answer_limit(task)
+
+
+def test_other_texts_keep_their_own_limits() -> None:
+    assert answer_length("generate") == 256
+    assert answer_length("prompt") == MAX_NEW_TOKENS == 128

@@ -16,8 +16,9 @@ from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 
 AnswerKind = Literal[
-    "caption", "describe", "answer", "ocr", "detect", "segment", "read_text", "generate"
+    "caption", "describe", "answer", "ocr", "detect", "segment", "read_text", "generate", "prompt"
 ]
+"""generate: any other text that evaluation asks for. prompt: a prompt of the caller's own."""
 
 # What an answer usually needs, and some more: a trained model ends earlier by itself. An object
 # takes about 9 tokens in a list of boxes and 25 in a list of masks.
@@ -29,7 +30,8 @@ ANSWER_LENGTHS: dict[AnswerKind, int] = {
     "detect": 512,
     "segment": 512,
     "read_text": 1024,
-    "generate": 128,
+    "generate": 256,
+    "prompt": 128,
 }
 
 _KINDS: dict[type, AnswerKind] = {
@@ -57,4 +59,4 @@ def kind_of_task(task: Task[Any]) -> AnswerKind:
     """Which row of the table a task takes."""
     if isinstance(task, CaptionTask) and task.style == "describe":
         return "describe"
-    return _KINDS.get(type(task), "generate")
+    return _KINDS.get(type(task), "prompt")
