@@ -104,13 +104,14 @@ class EncoderCache:
         """The cache, empty if the encoder or projector changed since the last call."""
         state = self._state_of(model)
         if state != self._state:
-            # A new object: an iterator that still runs keeps putting tokens into the old one.
-            self._cache = ImageCache(self._cache.max_bytes)
+            self.clear()
             self._state = state
         return self._cache
 
     def clear(self) -> None:
-        self._state = None
+        """Forget all image tokens and free their memory."""
+        # A new object: an iterator that still runs keeps putting tokens into the old one.
+        self._cache = ImageCache(self._cache.max_bytes)
 
     @torch.no_grad()
     def _state_of(self, model: PaliGemma) -> tuple[object, ...]:
