@@ -10,6 +10,7 @@ from PIL import Image
 
 import paligemma
 from mini import evaluate, scene
+from paligemma.cli import console
 
 
 def truth_in(folder: Path) -> dict:
@@ -90,3 +91,13 @@ def test_scores_are_shown_as_a_table_or_as_json(run, monkeypatch):
     assert ["map50", "0.812"] in rows
     assert ["caption_exact", "de", "1.000"] in rows
     assert not any("records" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    "words", [("mini", "scene", "--out", "x"), ("mini", "eval"), ("bench", "serve")]
+)
+def test_without_the_repository_the_error_says_what_to_do(run, monkeypatch, words):
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
+    ran = run(*words)
+    assert ran.code == 2
+    assert "pip install -e ." in " ".join(ran.err.split())

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from paligemma.cli.console import print_note, print_table
+from paligemma.cli.console import print_note, print_table, require_scenes
 from paligemma.errors import MissingExtraError, OptionError, UnavailableError
 
 KEY_VARIABLE = "PALIGEMMA_API_KEY"
@@ -82,6 +82,7 @@ def bench_serve(
     """
     if find_spec("h11") is None:
         raise MissingExtraError("h11", "serve", "`paligemma bench serve`")
+    require_scenes("paligemma bench serve")
     from paligemma.server.load_generator import (
         Arrival,
         Target,

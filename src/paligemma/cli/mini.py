@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paligemma.cli.console import print_json, print_table, print_text, progress_bar, track
+from paligemma.cli.console import (
+    print_json,
+    print_table,
+    print_text,
+    progress_bar,
+    require_scenes,
+    track,
+)
 from paligemma.cli.predict import DtypeOption, QuantizationOption
 from paligemma.errors import OptionError
 
@@ -40,6 +47,7 @@ def scene(
     words, captions in six languages, questions with answers. Files of these names are replaced,
     others are left alone; nothing is written unless everything could be.
     """
+    require_scenes("paligemma mini scene")
     from PIL import Image
 
     from mini.scene import RESOLUTION, make_scene
@@ -121,6 +129,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure a model on pictures of mini's world."""
+    require_scenes("paligemma mini eval")
     import paligemma
     from mini.evaluate import evaluate as measure
     from paligemma.fast.weights import weights_name
