@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig, release_config
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.fast.cuda.model import accelerate_for_cuda
 from paligemma.inputs import ModelInputs
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
 
 _BUDGET_SECONDS = 540

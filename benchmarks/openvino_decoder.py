@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paligemma.config import GEMMA2_2B
+from paligemma.model.attention import rotary_angles
 from paligemma.model.gemma import Decoder
-from paligemma.model.rope import rotary_angles
 
 _LENGTH = 272
 _INT4 = {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 128}

@@ -18,7 +18,7 @@ from mini.texts import SceneTexts
 from paligemma.tasks.answer import AnswerTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.loc_codec import format_box
+from paligemma.tasks.objects import format_box
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 

@@ -10,7 +10,7 @@ import torch
 
 from paligemma.config import DecoderConfig, Family, PaliGemmaConfig, VisionConfig
 from paligemma.inputs import ModelInputs
-from paligemma.model.attention_mask import positions_of
+from paligemma.model.attention import positions_of
 from paligemma.model.paligemma import PaliGemma
 
 FAMILIES: tuple[Family, ...] = ("paligemma", "paligemma2")

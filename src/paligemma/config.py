@@ -63,7 +63,7 @@ class DecoderConfig:
     """A Gemma decoder; Gemma 1 and Gemma 2 differ in these fields only.
 
     `sliding_window` is None by default because the code that trained the released weights has
-    none; an integer W gives transformers' behavior (see `model/attention_mask.py`). The final
+    none; an integer W gives transformers' behavior (see `model/attention.py`). The final
     soft cap applies to logits at inference; the training loss leaves it out unless asked
     (`TrainConfig.final_logit_softcap_in_loss`), as arXiv 2412.03555 section 3 did for transfers.
     """

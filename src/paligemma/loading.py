@@ -16,7 +16,6 @@ from paligemma.checkpoints.load import read_model
 from paligemma.checkpoints.save import TOKENIZER_FILE
 from paligemma.checkpoints.weight_form import WeightForm
 from paligemma.config import RELEASES, PaliGemmaConfig
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import CheckpointError, OptionError, TokenizerError
 from paligemma.fast.cuda.check import accelerate_checked
 from paligemma.fast.device import choose_device
@@ -31,6 +30,7 @@ from paligemma.fast.weights import (
     check_weights,
     weights_name,
 )
+from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize

@@ -18,9 +18,8 @@ import numpy.typing as npt
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
-from paligemma.engine.generate import row_limits
 from paligemma.engine.image_cache import EncoderCache
-from paligemma.engine.sampling import Sampling
+from paligemma.engine.sampling import Sampling, row_limits
 from paligemma.engine.score import score as score_rows
 from paligemma.errors import CheckpointError, OptionError, PaliGemmaError
 from paligemma.fast.accelerate import quantization_of

@@ -4,7 +4,7 @@ Knows numpy and the standard library; knows no model, no tokens' meaning and no 
 `draw` methods fetch `paligemma.draw` when called, see there).
 
 Boxes are (x1, y1, x2, y2), in pixels of the person's picture unless a name says `normalized`.
-Log-probabilities are natural logarithms; scores lie in [0, 1] (formulas: `tasks/scores.py`).
+Log-probabilities are natural logarithms; scores lie in [0, 1] (formulas: `tasks/objects.py`).
 """
 
 from __future__ import annotations

@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 
 from paligemma.engine.beam import beam_search
-from paligemma.engine.constraint import Constraint
 from paligemma.engine.engine import Engine
 from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request, RequestEnd
-from paligemma.engine.sampling import GREEDY, Sampling
+from paligemma.engine.sampling import GREEDY, Constraint, Sampling
 from paligemma.errors import NumericalError, OptionError, PaliGemmaError, PromptError
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import ImageSource, ImageTransform, LoadedImage
 from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import TokenSequence, build_prefix
-from paligemma.processor.text_stream import GrowingText
+from paligemma.processor.tokenizer import TextStream
 from paligemma.results import Generation, StopReason
 
 # I pictures, P image tokens, D decoder width, R resolution
@@ -198,7 +197,7 @@ class TextEngine:
         if isinstance(row, PaliGemmaError):
             raise row
         tokenizer = self.processor.tokenizer
-        text = GrowingText(tokenizer, tuple(decoding.stop))
+        text = TextStream(tokenizer, tuple(decoding.stop))
         photos = [album.photo(image) for image in row.images]
         request = Request(
             token_ids=torch.tensor(row.prefix.token_ids),
@@ -246,7 +245,7 @@ class TextEngine:
 class _RunningRow:
     number: int
     request: Request
-    text: GrowingText
+    text: TextStream
     transforms: tuple[ImageTransform, ...]
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from paligemma.engine import generate as generate_module
-from paligemma.engine.constraint import Allowed, choose_allowed, common_range, sound_rows
 from paligemma.engine.generate import generate
-from paligemma.engine.sampling import GREEDY, Sampling, row_generator
+from paligemma.engine.sampling import (
+    GREEDY,
+    Allowed,
+    Sampling,
+    choose_allowed,
+    common_range,
+    row_generator,
+    sound_rows,
+)
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FLOAT32_TOLERANCE

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paligemma.engine import engine as engine_module
-from paligemma.engine.constraint import choose_allowed
 from paligemma.engine.engine import Engine, Event, FinishedRequest
 from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request, RequestState
-from paligemma.engine.sampling import Sampling
+from paligemma.engine.sampling import Sampling, choose_allowed
 from paligemma.errors import BusyError, InputError, OptionError, PromptError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import Cache

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from paligemma.engine.recent_cache import RecentCache
+from paligemma.engine.image_cache import RecentCache
 from paligemma.errors import OptionError
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from paligemma.engine.constraint import Allowed
 from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.request import Request, RequestState
+from paligemma.engine.sampling import Allowed
 from paligemma.errors import InputError, OptionError, PromptError
 from tests.tiny import Row, tiny_config, tiny_inputs
 

@@ -7,9 +7,8 @@ import random
 import pytest
 import torch
 
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.inputs import ModelInputs
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model
 

@@ -31,7 +31,7 @@ from paligemma.evals.calibration import (
 )
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
 from paligemma.results import Detection, Detections
-from paligemma.tasks.scores import mean_probability, object_score
+from paligemma.tasks.objects import mean_probability, object_score
 
 TEMPERATURE, BIAS = 0.25, 3.0
 BOX = (0.0, 0.0, 10.0, 10.0)

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from paligemma.config import Family
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import OptionError
 from paligemma.fast import gemma
 from paligemma.fast.accelerate import accelerate, weight_rows
 from paligemma.fast.kernels import layers, products
 from paligemma.fast.kernels.library import kernels
 from paligemma.fast.quantization import INT4, INT8
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.kv_cache import KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
 

@@ -14,7 +14,6 @@ from paligemma.engine.generate import generate
 from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.request import Request
 from paligemma.engine.score import score
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import MissingExtraError, OptionError
 from paligemma.fast.cuda.attention import (
     attend_prefix,
@@ -30,9 +29,8 @@ from paligemma.fast.cuda.quantize import (
     torchao_config,
 )
 from paligemma.inputs import ModelInputs
-from paligemma.model.attention import attend
-from paligemma.model.attention_mask import as_bias, prefix_lm_mask
-from paligemma.model.kv_cache import KVCache
+from paligemma.model.attention import as_bias, attend, prefix_lm_mask
+from paligemma.model.kv_cache import KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model, varied_model
 

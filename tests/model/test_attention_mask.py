@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paligemma.inputs import ModelInputs
-from paligemma.model.attention_mask import (
+from paligemma.model.attention import (
     in_window,
     positions_of,
     prefix_lm_mask,

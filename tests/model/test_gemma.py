@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from paligemma.config import GEMMA2_9B
-from paligemma.model.attention import attend, soft_cap
+from paligemma.model.attention import attend, rotary_angles, rotate, soft_cap
 from paligemma.model.gemma import Decoder, RMSNorm
-from paligemma.model.rope import rotary_angles, rotate
 from tests.tiny import FLOAT32_TOLERANCE, tiny_config, tiny_model
 
 

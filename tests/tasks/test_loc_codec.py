@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma.errors import InputError
-from paligemma.tasks.loc_codec import decode_box, encode_box, format_box
+from paligemma.tasks.objects import decode_box, encode_box, format_box
 
 fractions = st.floats(0, 1)
 bins = st.integers(0, 1023)

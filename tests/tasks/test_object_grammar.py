@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paligemma.mini
-from paligemma.engine.constraint import Allowed, Constraint
+from paligemma.engine.sampling import Allowed, Constraint
 from paligemma.errors import OptionError, PromptError
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import StopReason

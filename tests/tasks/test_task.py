@@ -6,8 +6,7 @@ import pytest
 
 from paligemma.errors import OptionError
 from paligemma.processor.image import ImageTransform
-from paligemma.tasks.loc_codec import BoxYxyxBins
-from paligemma.tasks.scores import mean_probability, object_score
+from paligemma.tasks.objects import BoxYxyxBins, mean_probability, object_score
 from paligemma.tasks.task import LANGUAGES, check_language, place_box, read_scored_text
 from tests.tasks.character_tokenizer import CharacterTokenizer
 

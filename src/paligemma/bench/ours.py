@@ -19,10 +19,10 @@ from paligemma.bench.workload import (
 )
 from paligemma.checkpoints.load import load_model
 from paligemma.config import PaliGemmaConfig
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.fast.accelerate import accelerate
 from paligemma.fast.weights import Packed, Plain, Quantization
 from paligemma.inputs import ModelInputs
+from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import ImageTransform, load_image, pixel_array
 

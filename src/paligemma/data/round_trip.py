@@ -15,7 +15,7 @@ import torch
 from paligemma.data.record import Mask, Record
 from paligemma.data.targets import TargetBuilder
 from paligemma.results import BoxXyxy, Result
-from paligemma.tasks.loc_codec import decode_box
+from paligemma.tasks.objects import decode_box
 from paligemma.tasks.seg_codec import paste_mask
 
 NUM_WORST = 5

@@ -37,8 +37,7 @@ from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import SuffixPart
 from paligemma.processor.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer
 from paligemma.results import BoxXyxy
-from paligemma.tasks.loc_codec import BoxYxyxBins, encode_box
-from paligemma.tasks.objects import SEPARATOR
+from paligemma.tasks.objects import SEPARATOR, BoxYxyxBins, encode_box
 from paligemma.tasks.seg_codec import MaskCodec, crop_mask
 
 Ask = Literal["dataset", "present", "all classes"]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paligemma.engine.generate import GeneratedRow, RowEnd, row_limits
+from paligemma.engine.generate import GeneratedRow, RowEnd
+from paligemma.engine.sampling import row_limits
 from paligemma.errors import OptionError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache

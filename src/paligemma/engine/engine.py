@@ -30,14 +30,13 @@ import torch
 from torch import Tensor
 
 from paligemma.adapters.bank import AdapterBank
-from paligemma.engine.constraint import choose_allowed, common_range, sound_rows
-from paligemma.engine.image_cache import ImageCache, KeyedImage
-from paligemma.engine.recent_cache import RecentCache
+from paligemma.engine.image_cache import ImageCache, KeyedImage, RecentCache
 from paligemma.engine.request import PrefixKey, Request, RequestEnd, RequestState, TopLogprob
+from paligemma.engine.sampling import choose_allowed, common_range, sound_rows
 from paligemma.engine.scheduler import Scheduler
-from paligemma.engine.slot_cache import SlotCache
 from paligemma.errors import OptionError, PromptError
 from paligemma.inputs import ModelInputs
+from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 
 # B rows of this pass, T positions of the longest, I pictures, P image tokens, D decoder width

@@ -12,9 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paligemma.engine.constraint import Constraint, choose_allowed, common_range, sound_rows
-from paligemma.engine.sampling import GREEDY, Sampling, row_generator
-from paligemma.errors import OptionError
+from paligemma.engine.sampling import (
+    GREEDY,
+    Constraint,
+    Sampling,
+    choose_allowed,
+    common_range,
+    row_generator,
+    row_limits,
+    sound_rows,
+)
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
@@ -208,17 +215,3 @@ def _steps(
             slots = [slots[slot] for slot in kept]
         vocab_range = common_range(states[row] for row in slots if row in live)
         logits = model.decode_step(chosen, kv_cache, vocab_range)
-
-
-def row_limits(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
-    """One limit a row. Raises OptionError unless all are whole numbers of at least 1."""
-    if isinstance(max_new_tokens, Sequence):
-        limits = list(max_new_tokens)
-    else:
-        limits = [max_new_tokens] * num_rows
-    for limit in limits:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise OptionError(
-                f"max_new_tokens is {limit!r}; it must be a whole number of at least 1."
-            )
-    return limits

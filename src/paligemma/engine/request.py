@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from paligemma.engine.constraint import Constraint
-from paligemma.engine.generate import RowEnd, row_limits
+from paligemma.engine.generate import RowEnd
 from paligemma.engine.image_cache import KeyedImage
-from paligemma.engine.sampling import GREEDY, Sampling, row_generator
+from paligemma.engine.sampling import GREEDY, Constraint, Sampling, row_generator, row_limits
 from paligemma.errors import OptionError, PromptError
 from paligemma.inputs import ModelInputs
 

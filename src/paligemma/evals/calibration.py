@@ -367,7 +367,7 @@ FORMULAS: Mapping[str, Formula] = {
     "box only": lambda box, label: math.exp(_mean(box)),
     "box without its first": lambda box, label: math.exp((_mean(box[1:]) + _mean(label)) / 2),
 }
-"""Ways to a score of one box; what `tasks/scores.py` does is put beside them as "in use"."""
+"""Ways to a score of one box; what `tasks/objects.py` does is put beside them as "in use"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,9 +41,9 @@ from paligemma.tasks.objects import (
     ParsedObject,
     TokenReader,
     before_eos,
+    mean_probability,
     split_phrases,
 )
-from paligemma.tasks.scores import mean_probability
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Generated, TaskContext
 

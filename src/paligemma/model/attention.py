@@ -1,6 +1,20 @@
-"""Grouped-query attention with an optional soft cap, and the decoder layer's attention block.
+"""Attention: who may see whom, rotary positions, and grouped-query attention with a soft cap.
 
-The plain form: two matrix products and a softmax in float32. Faster forms must equal it.
+The mask follows big_vision's `make_attn_mask` (`models/proj/paligemma/paligemma.py`): a key is
+visible when it is real and its block does not come after the query's block, where a block starts
+at every True of `mask_ar`.
+
+    row        img  BOS  cap  \\n  | a    dog  PAD
+    mask_ar    0    0    0    0   | 1    1    1
+    block      0    0    0    0   | 1    2    3
+    "cap"      sees img BOS cap \\n          (two-way prefix)
+    "dog"      sees img BOS cap \\n a dog    (causal suffix)
+    nobody     sees PAD                     (input_mask)
+
+Rotary positions (arXiv 2104.09864) use Gemma's half-split layout: feature i of the first half is
+paired with feature i of the second half; the pair turns by position / theta^(2i/H).
+
+This is the plain form: two matrix products and a softmax in float32. Faster forms must equal it.
 """
 
 from __future__ import annotations
@@ -10,7 +24,77 @@ from torch import Tensor, nn
 
 from paligemma.config import DecoderConfig
 from paligemma.model.kv_cache import Cache
-from paligemma.model.rope import rotate
+
+# B batch, T query positions, S key positions
+
+
+def positions_of(input_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, so that pads on the left shift nothing.
+
+    bool[B, T] -> int64[B, T]:  0 0 1 1 1  ->  0 0 0 1 2
+    """
+    return (input_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+def prefix_lm_mask(input_mask: Tensor, mask_ar: Tensor) -> Tensor:
+    """The mask of a whole sequence: bool[B, T], bool[B, T] -> bool[B, T, T], True may attend."""
+    block = _blocks(input_mask, mask_ar)
+    visible = block[:, None, :] <= block[:, :, None]
+    return visible & input_mask[:, None, :]
+
+
+def _blocks(input_mask: Tensor, mask_ar: Tensor) -> Tensor:
+    # Pads start no block, wherever they stand: the prefix is always block 0.
+    return (mask_ar & input_mask).long().cumsum(dim=1)
+
+
+def in_window(query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
+    """True where a key is among the last `window` positions, the query's own included.
+
+    int64[B, T], int64[B, S] -> bool[B, T, S]
+    """
+    return query_positions[:, :, None] - key_positions[:, None, :] < window
+
+
+def sliding_prefix_lm_mask(
+    attn_mask: Tensor, input_mask: Tensor, mask_ar: Tensor, positions: Tensor, window: int
+) -> Tensor:
+    """Narrow a prefix-LM mask for a sliding-window layer: bool[B, T, T] -> bool[B, T, T].
+
+    The prefix stays two-way at any distance and the suffix loses what is `window` or more
+    positions behind: what transformers 5 does. big_vision, which trained the released weights,
+    has no window, hence `DecoderConfig.sliding_window` is None by default.
+    """
+    in_prefix = _blocks(input_mask, mask_ar) == 0
+    both_in_prefix = in_prefix[:, :, None] & in_prefix[:, None, :]
+    return attn_mask & (both_in_prefix | in_window(positions, positions, window))
+
+
+def as_bias(attn_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """True -> 0, False -> the most negative finite number: a row that sees nothing stays finite."""
+    bias = torch.zeros(attn_mask.shape, dtype=dtype, device=attn_mask.device)
+    return bias.masked_fill(~attn_mask, torch.finfo(dtype).min)
+
+
+# B batch, T positions, N heads, H head dim
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for int64[B, T] positions: two float32[B, 1, T, H / 2]."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequencies = theta ** -(exponents / head_dim)
+    # float32 even in a bf16 model: bf16 cannot tell position 257 from 258.
+    angles = positions[:, None, :, None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys [B, N, T, H] by their positions; the dtype is kept."""
+    cos, sin = angles
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x.dtype)
+
 
 # B batch, T tokens in this call, S tokens in reach, D width,
 # N query heads, K key/value heads, G = N // K, H head dim

@@ -14,10 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from paligemma.config import DecoderConfig
-from paligemma.model.attention import Attention, soft_cap
-from paligemma.model.attention_mask import as_bias
+from paligemma.model.attention import Attention, as_bias, rotary_angles, soft_cap
 from paligemma.model.kv_cache import Cache
-from paligemma.model.rope import rotary_angles
 
 # B batch, T tokens in this call, S tokens in reach, D width, F mlp dim, V vocabulary
 

@@ -1,9 +1,7 @@
-"""The whole model: pictures and tokens in, logits out.
+"""The whole model: images and tokens in, logits out.
 
-    pixel_values -> vision_encoder -> projector -> image tokens ┐
-                                     token_ids -> embed ────────┴-> decoder -> logits
-
-Knows no tokenizer, no file and no way of choosing a token.
+pixel_values -> vision_encoder -> projector -> image tokens ┐
+                                 token_ids -> embed ────────┴-> decoder -> logits
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import PromptError
 from paligemma.inputs import ModelInputs
-from paligemma.model.attention_mask import (
+from paligemma.model.attention import (
     in_window,
     positions_of,
     prefix_lm_mask,
@@ -22,8 +20,20 @@ from paligemma.model.attention_mask import (
 )
 from paligemma.model.gemma import Decoder
 from paligemma.model.kv_cache import Cache
-from paligemma.model.projector import Projector
 from paligemma.model.siglip import VisionEncoder
+
+
+class Projector(nn.Module):
+    """float[I, P, vision width] -> float[I, P, decoder width]."""
+
+    def __init__(self, vision_width: int, decoder_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_width, decoder_width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear(features)
+        return out
+
 
 # B batch, T tokens, I images, P image tokens an image, D decoder width, V vocabulary
 

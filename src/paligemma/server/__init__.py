@@ -10,7 +10,7 @@ waiting_line.py     clients take turns
 preparing.py        pictures and prompts made ready
 engine_loop.py      the thread that owns the model
 writing.py          tokens to text, boxes and results
-growing_objects.py  each box as soon as it is whole
+object_stream.py  each box as soon as it is whole
 faults.py, faulty_model.py  where tests break it
 
 With it:

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from paligemma.engine.image_cache import KeyedImage
-from paligemma.engine.recent_cache import RecentCache
+from paligemma.engine.image_cache import KeyedImage, RecentCache
 from paligemma.engine.request import Request
 from paligemma.errors import ImageError, PromptError
 from paligemma.fast.kernels.memory import return_freed_memory
@@ -23,7 +22,7 @@ from paligemma.inputs import ModelInputs
 from paligemma.predictor import MAX_NEW_TOKENS, Predictor
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
-from paligemma.processor.text_stream import GrowingText
+from paligemma.processor.tokenizer import TextStream
 from paligemma.server.faults import Faults
 from paligemma.server.jobs import Job, Photo, ScoreJob
 from paligemma.server.limits import Limits
@@ -149,7 +148,7 @@ class Preparer:
         constraint = None
         if options.constrained and isinstance(task, GuidedTask):
             constraint = task.grammar(tokenizer)
-        text = GrowingText(tokenizer, options.stop)
+        text = TextStream(tokenizer, options.stop)
         request = Request(
             token_ids=torch.tensor(prefix.token_ids),
             image_mask=torch.tensor(prefix.image_mask),

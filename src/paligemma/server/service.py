@@ -30,9 +30,7 @@ import torch
 from paligemma.adapters.bank import AdapterBank
 from paligemma.adapters.lora import LowRank
 from paligemma.engine.engine import Engine, Event
-from paligemma.engine.image_cache import ImageCache
-from paligemma.engine.recent_cache import RecentCache
-from paligemma.engine.slot_cache import SlotCache
+from paligemma.engine.image_cache import ImageCache, RecentCache
 from paligemma.errors import (
     BusyError,
     CancelledError,
@@ -41,6 +39,7 @@ from paligemma.errors import (
     TimeLimitError,
     UnavailableError,
 )
+from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.server.engine_loop import EngineLoop, Outcome, is_end

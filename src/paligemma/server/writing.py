@@ -17,12 +17,12 @@ from paligemma.errors import (
     UnavailableError,
 )
 from paligemma.predictor import Predictor
-from paligemma.processor.text_stream import GrowingText
+from paligemma.processor.tokenizer import TextStream
 from paligemma.results import Generation, StopReason
 from paligemma.server.faults import Faults
-from paligemma.server.growing_objects import GrowingObjects
 from paligemma.server.jobs import Update, Usage
 from paligemma.server.limits import Limits
+from paligemma.server.object_stream import ObjectStream
 from paligemma.server.preparing import ReadyJob, too_many_mask_pixels
 from paligemma.tasks.objects import parse_objects
 from paligemma.tasks.segment import SegmentTask
@@ -51,17 +51,17 @@ class Draft:
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._tops: list[tuple[TopLogprob, ...]] = []
-        self._text: GrowingText | None = None
+        self._text: TextStream | None = None
         if ready.task is None or stream:
-            self._text = GrowingText(self._tokenizer, stop)
+            self._text = TextStream(self._tokenizer, stop)
         self._context: TaskContext | None = None
-        self._objects: GrowingObjects | None = None
+        self._objects: ObjectStream | None = None
         if ready.task is not None:
             self._context = TaskContext(
                 transform=ready.photos[0].transform, mask_codec=predictor.mask_codec
             )
             if stream and isinstance(ready.task, GuidedTask):
-                self._objects = GrowingObjects(ready.task, self._tokenizer, self._context)
+                self._objects = ObjectStream(ready.task, self._tokenizer, self._context)
 
     @property
     def usage(self) -> Usage:

@@ -6,9 +6,7 @@ answer.py          answer a question; ask for a question
 ocr.py             read the text
 detect.py          boxes for named things
 segment.py         masks for named things
-objects.py         lists of objects, as the model writes them
+objects.py         lists of objects as the model writes them: boxes, labels, scores
 object_grammar.py  what may come next in such a list
-loc_codec.py       boxes <-> <loc> tokens
 seg_codec.py       masks <-> <seg> tokens: the VQ-VAE
-scores.py          log-probabilities to scores
 """

@@ -10,8 +10,7 @@ from typing import Literal, get_args
 
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, Caption
-from paligemma.tasks.loc_codec import encode_box, format_box
-from paligemma.tasks.objects import TokenReader
+from paligemma.tasks.objects import TokenReader, encode_box, format_box
 from paligemma.tasks.task import Generated, TaskContext, check_language, read_scored_text
 
 CaptionStyle = Literal["cap", "caption", "describe"]

@@ -1,26 +1,102 @@
-"""Lists of objects as the model reads and writes them: phrases in, boxes and mask codes out.
+"""Lists of objects as the model writes them: boxes, scores and mask codes.
 
     output  = [text] object (" ; " object)* [" ;"]
     object  = loc loc loc loc [16 seg] [label]
 
 The parser walks token ids, not text: a label may hold any writing, and nothing in it can be
-mistaken for coordinates. It never raises; what does not fit becomes a `Problem`. Knows a
-tokenizer by the few methods below; knows no pictures, no pixels and no mask codec.
+mistaken for coordinates. It never raises; what does not fit becomes a `Problem`.
+
+A box is (x1, y1, x2, y2) in fractions of the image's width and height; its tokens are 1024 bins in
+the order y1, x1, y2, x2. Bins follow big_vision (`pp/proj/paligemma`): round(v * 1023), read back
+as bin / 1023. Other parsers divide by 1024, which differs by at most 0.1 % of a side.
+
+Log-probabilities become scores here, and nowhere else:
+
+    p(tokens)        = exp(mean of their log-probabilities), a geometric mean
+    text             p(all tokens, the closing EOS too)
+    coordinate_score p(the 4 location tokens)
+    label_score      p(the label's tokens), 1 without a label
+    score            sqrt(coordinate_score * label_score), coordinate_score without a label
+    mask_score       p(the 16 mask tokens), kept apart from `score`
+
+Where decoding was restricted by a grammar, a location or mask token that had to come has its share
+of those that could come, and every other token its probability among the whole vocabulary: a label
+that was the only possible one is not believed more for it. A box's first token, before which the
+list might have ended, is of the latter kind.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from paligemma.config import NUM_CODES_PER_MASK
-from paligemma.errors import PromptError
-from paligemma.results import Problem, StopReason
-from paligemma.tasks.loc_codec import BoxYxyxBins
-from paligemma.tasks.scores import mean_probability, object_score
+from paligemma.config import NUM_CODES_PER_MASK, NUM_LOC_TOKENS
+from paligemma.errors import InputError, PromptError
+from paligemma.results import BoxXyxy, Problem, StopReason
+
+BoxYxyxBins = tuple[int, int, int, int]
+_LAST_BIN = NUM_LOC_TOKENS - 1
+
+
+def encode_box(box_normalized_xyxy: BoxXyxy) -> BoxYxyxBins:
+    """Four bins, 0 to 1023, y first; edges outside the picture are moved to its border.
+
+    Raises InputError when an edge is not a finite number.
+
+    >>> encode_box((0.25, 0.0, 1.0, 0.5))
+    (0, 256, 512, 1023)
+    """
+    if not all(math.isfinite(edge) for edge in box_normalized_xyxy):
+        raise InputError(f"The box {box_normalized_xyxy} has an edge that is not a finite number.")
+    x1, y1, x2, y2 = (
+        round(min(max(float(edge), 0.0), 1.0) * _LAST_BIN) for edge in box_normalized_xyxy
+    )
+    return y1, x1, y2, x2
+
+
+def decode_box(box_yxyx_bins: BoxYxyxBins) -> BoxXyxy:
+    """The box in fractions, x first.
+
+    >>> decode_box((0, 341, 682, 1023)) == (1 / 3, 0.0, 1.0, 2 / 3)
+    True
+    """
+    y1, x1, y2, x2 = (bin_ / _LAST_BIN for bin_ in box_yxyx_bins)
+    return x1, y1, x2, y2
+
+
+def format_box(box_normalized_xyxy: BoxXyxy) -> str:
+    """The box as the text of its four tokens.
+
+    >>> format_box((0.25, 0.0, 1.0, 0.5))
+    '<loc0000><loc0256><loc0512><loc1023>'
+    """
+    return "".join(f"<loc{bin_:04d}>" for bin_ in encode_box(box_normalized_xyxy))
+
+
+def mean_probability(logprobs: Sequence[float]) -> float:
+    """exp(mean(logprobs)), at most 1; 1 for no tokens.
+
+    >>> round(mean_probability([math.log(0.5), math.log(0.125)]), 6)
+    0.25
+    """
+    if not logprobs:
+        return 1.0
+    # Rounding in the softmax can leave a log-probability slightly above zero.
+    return min(1.0, math.exp(min(0.0, math.fsum(logprobs) / len(logprobs))))
+
+
+def object_score(coordinate_score: float, label_score: float, *, has_label: bool) -> float:
+    """One number for a box: both its place and its name must be believed.
+
+    >>> round(object_score(0.9, 0.4, has_label=True), 6)
+    0.6
+    """
+    return math.sqrt(coordinate_score * label_score) if has_label else coordinate_score
+
 
 SEPARATOR = " ; "
 NUM_LOCS = 4
@@ -42,7 +118,7 @@ class TokenReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedObject:
-    """One object, still in tokens' terms. Scores: see `scores.py`."""
+    """One object, still in tokens' terms. Scores: see `object_score`."""
 
     label: str
     box_yxyx_bins: BoxYxyxBins

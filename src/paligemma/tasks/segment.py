@@ -18,7 +18,6 @@ from paligemma.config import NUM_CODES_PER_MASK
 from paligemma.errors import CheckpointError, PromptError
 from paligemma.results import Detection, Problem, Segment, Segments
 from paligemma.tasks.detect import read_detections
-from paligemma.tasks.loc_codec import decode_box
 from paligemma.tasks.object_grammar import (
     MAX_OBJECTS,
     LabelRule,
@@ -32,6 +31,7 @@ from paligemma.tasks.objects import (
     ParsedObject,
     TokenReader,
     before_eos,
+    decode_box,
     split_phrases,
 )
 from paligemma.tasks.seg_codec import paste_mask

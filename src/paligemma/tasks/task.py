@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, StopReason, Text
-from paligemma.tasks.loc_codec import BoxYxyxBins, decode_box
 from paligemma.tasks.object_grammar import ObjectList, TokenWriter
-from paligemma.tasks.objects import TokenReader, before_eos
-from paligemma.tasks.scores import mean_probability
+from paligemma.tasks.objects import (
+    BoxYxyxBins,
+    TokenReader,
+    before_eos,
+    decode_box,
+    mean_probability,
+)
 
 if TYPE_CHECKING:
     from paligemma.tasks.seg_codec import MaskCodec

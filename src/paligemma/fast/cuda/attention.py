@@ -27,7 +27,7 @@ _PROGRAMS = 256  # a large device runs so many at a time
 def prefix_blocks(input_mask: Tensor, mask_ar: Tensor) -> tuple[Tensor, Tensor]:
     """bool[B, T] twice -> blocks of queries and of keys, int64[B, T].
 
-    A query sees the keys of its block and of those before, see `model/attention_mask.py`; no query
+    A query sees the keys of its block and of those before, see `model/attention.py`; no query
     is in the block of pads.
     """
     blocks = (mask_ar & input_mask).long().cumsum(dim=1)

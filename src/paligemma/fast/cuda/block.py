@@ -14,10 +14,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from paligemma.fast.cuda.attention import attend_prefix, attend_slots
 from paligemma.fast.linear import ParameterRows, Rows
-from paligemma.model.attention import attend
+from paligemma.model.attention import attend, rotate
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.kv_cache import Cache
-from paligemma.model.rope import rotate
 
 # B batch, T tokens in this call, S positions of a slot, D width,
 # N query heads, K key/value heads, H head dim

@@ -21,11 +21,10 @@ from paligemma.fast.cuda.attention import prefix_blocks, slots_in_reach
 from paligemma.fast.cuda.block import Angles, MergedBlock, prefix_layer, slots_layer
 from paligemma.fast.cuda.quantize import CudaQuantization, quantize_for_cuda
 from paligemma.inputs import ModelInputs
-from paligemma.model.attention_mask import positions_of
+from paligemma.model.attention import positions_of, rotary_angles
 from paligemma.model.gemma import Decoder, DecoderBlock
 from paligemma.model.kv_cache import Cache, KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.model.rope import rotary_angles
 
 # B rows, T tokens in this call, S positions of a slot, D width, V vocabulary
 

@@ -10,7 +10,7 @@ import pytest
 from paligemma.processor.image import ImageTransform
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Detection, Generation, StopReason
-from paligemma.server.growing_objects import GrowingObjects
+from paligemma.server.object_stream import ObjectStream
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task, TaskContext
@@ -22,7 +22,7 @@ TRANSFORM = ImageTransform(source_wh=(90, 40), resolution=30, resize="pad")
 def grow(
     task: Task[Any], tokenizer: Tokenizer, context: TaskContext, answer: Generation
 ) -> list[Detection]:
-    growing = GrowingObjects(task, tokenizer, context)
+    growing = ObjectStream(task, tokenizer, context)
     found = [
         growing.push(token_id, logprob)
         for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=True)
@@ -87,7 +87,7 @@ def test_masks_come_with_their_boxes(tiny_tokenizer: Tokenizer) -> None:
 
 
 def test_a_box_is_told_before_the_next_is_whole(tiny_tokenizer: Tokenizer) -> None:
-    growing = GrowingObjects(DetectTask.of("cat"), tiny_tokenizer, TaskContext(transform=TRANSFORM))
+    growing = ObjectStream(DetectTask.of("cat"), tiny_tokenizer, TaskContext(transform=TRANSFORM))
     box = [tiny_tokenizer.loc_offset + bin_ for bin_ in (400, 100, 600, 900)]
     tail = tiny_tokenizer.tokenize_text(" cat") + tiny_tokenizer.tokenize_text(" ; ")
     assert [growing.push(token_id, -0.1) for token_id in (*box, *tail)] == [None] * (4 + len(tail))

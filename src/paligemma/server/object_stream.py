@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from paligemma.results import Detection, Generation, Objects, StopReason
-from paligemma.tasks.loc_codec import BoxYxyxBins
-from paligemma.tasks.objects import TokenReader, parse_objects
+from paligemma.tasks.objects import BoxYxyxBins, TokenReader, parse_objects
 from paligemma.tasks.task import Task, TaskContext
 
 
-class GrowingObjects:
+class ObjectStream:
     """Reads the answer to one detect or segment task."""
 
     def __init__(self, task: Task[Any], tokenizer: TokenReader, context: TaskContext) -> None:
