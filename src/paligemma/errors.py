@@ -95,3 +95,9 @@ class MissingExtraError(PaliGemmaError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed. "
             f"Install it with: pip install 'paligemma[{extra}]'"
         )
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise OptionError unless `value` is a whole number of at least `least`; True is no number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}.")

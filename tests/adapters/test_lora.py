@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from paligemma.adapters.lora import (
-    LEARNING_RATES,
     LoraConfig,
     LoraLinear,
     Part,
@@ -25,6 +24,7 @@ from paligemma.adapters.lora import (
 from paligemma.checkpoints.save import save_model
 from paligemma.errors import CheckpointError, OptionError
 from paligemma.fast.accelerate import accelerate
+from paligemma.finetune.config import LEARNING_RATES
 from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, Row, tiny_config, tiny_inputs, tiny_model

@@ -164,7 +164,7 @@ def run(
         examples or DrawnExamples(),
         config(**fields),
         out,
-        method="full" if adapters is None else "marked",
+        method="full" if adapters is None else "lora",
         validate=validate,
     )
 

@@ -45,7 +45,13 @@ def test_two_processes_train_score_and_save_adapters_as_one_does(
     assert said.count("6 steps of 4 examples") == 1  # by one of the two
 
     alone = RunOptions(
-        data=str(data), model=str(model), method="lora", rank=2, steps=6, batch_size=4, hold_out=0.2
+        data=str(data),
+        model=str(model),
+        method="lora",
+        rank=2,
+        steps=6,
+        batch_size=4,
+        validation_split=0.2,
     )
     result = run(alone, tmp_path / "one")
     assert result is not None

@@ -83,7 +83,7 @@ def test_only_what_is_marked_is_trained_saved_and_restored(
     for name, parameter in small.model.named_parameters():
         parameter.requires_grad_(name in names)
     before = weights(small.model)
-    finetune(small, DrawnExamples(), config(), tmp_path, method="marked")
+    finetune(small, DrawnExamples(), config(), tmp_path, method="lora")
     assert changed(small.model, before) == names
     fresh = predictor(tiny_tokenizer).model
     restore(fresh, best_folder(tmp_path))
@@ -104,7 +104,7 @@ def test_adapters_are_trained_saved_and_resumed_alone(
             examples = Stopping(end)
             how = config(num_steps=4, save_every=2, llm_dropout=0.1)
             try:
-                finetune(small, examples, how, tmp_path / name, method="marked")
+                finetune(small, examples, how, tmp_path / name, method="lora")
             except DataError:
                 assert end == 2
         assert changed(small.model, before) <= marked
@@ -307,22 +307,22 @@ def test_g6_a_bad_example_is_an_error_by_default(tmp_path: Path, small: Predicto
 def test_g6_skipped_examples_are_named_once_and_leave_the_others_in_place(
     tmp_path: Path, small: Predictor, num_workers: int
 ) -> None:
-    how = config(num_steps=6, on_bad_example="skip", num_workers=num_workers)
+    how = config(num_steps=6, on_bad_record="skip", num_workers=num_workers)
     finetune(small, Bad(3), how, tmp_path)
     (line,) = (tmp_path / "bad_examples.jsonl").read_text().splitlines()
     assert json.loads(line) == {"id": "3", "reason": "picture 3 is damaged"}
     parts: dict[str, Any] = {"processor": small.processor, "batch_size": 8, "seed": 0}
     for number in range(4):
         good = ExampleSource(examples=DrawnExamples(), **parts).batch(number)
-        left = ExampleSource(examples=Bad(3), on_bad_example="skip", **parts).batch(number)
+        left = ExampleSource(examples=Bad(3), on_bad_record="skip", **parts).batch(number)
         assert left.ids == tuple(i for i in good.ids if i != "drawn-3")
 
 
 def test_g6_too_many_bad_examples_are_an_error(tmp_path: Path, small: Predictor) -> None:
-    how = config(on_bad_example="skip")
+    how = config(on_bad_record="skip")
     with pytest.raises(DataError, match="2 of 22 examples cannot be used, more than 1"):
         finetune(small, Bad(1, 2), how, tmp_path / "few")
-    finetune(small, Bad(1, 2), config(on_bad_example="skip", max_bad_share=0.2), tmp_path / "many")
+    finetune(small, Bad(1, 2), config(on_bad_record="skip", max_bad_share=0.2), tmp_path / "many")
 
 
 def test_g6_a_micro_batch_of_bad_examples_alone_teaches_nothing(
@@ -330,7 +330,7 @@ def test_g6_a_micro_batch_of_bad_examples_alone_teaches_nothing(
 ) -> None:
     how: dict[str, Any] = {
         "batch_size": 2,
-        "on_bad_example": "skip",
+        "on_bad_record": "skip",
         "max_bad_share": 0.5,
         "num_steps": 11,
     }

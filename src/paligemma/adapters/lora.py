@@ -13,14 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, check_whole
 from paligemma.fast.frozen_linear import FrozenLinear, freeze_linears
 from paligemma.fast.weights import FrozenFormat
 from paligemma.model.paligemma import PaliGemma
@@ -31,25 +30,6 @@ _CHUNK = 2**18  # weights at once: what is computed from them stays in the proce
 
 Part = Literal["decoder", "vision_encoder", "projector"]
 """A part of the model whose linear layers may get adapters."""
-
-Method = Literal["full", "frozen-encoder", "lora", "qlora"]
-"""Which weights a training changes."""
-
-LEARNING_RATES: Mapping[Method, Mapping[str, float]] = MappingProxyType(
-    {
-        "full": MappingProxyType({"3b": 1e-5, "10b": 1e-6, "28b": 1e-6}),
-        "frozen-encoder": MappingProxyType({"3b": 1e-5, "10b": 1e-6, "28b": 1e-6}),
-        "lora": MappingProxyType({"3b": 1e-4, "10b": 1e-5, "28b": 1e-5}),
-        "qlora": MappingProxyType({"3b": 1e-4, "10b": 1e-5, "28b": 1e-5}),
-    }
-)
-"""Where to start, by method and size.
-
-All weights: 1e-5 for 3B (arXiv 2407.07726, section 6.2); for 10B and 28B the median of the best
-rates of 47 and 41 transfers (arXiv 2412.03555, table 14; PaliGemma 2 3B itself: 3e-6, a step of
-the sweep below). Freezing the encoder changes neither. No paper has adapters on PaliGemma: theirs
-is ten times the rate of all weights, the ratio that arXiv 2405.09673 (section 5) finds between the
-best rates of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +53,7 @@ class LoraConfig:
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise OptionError(f"rank is {self.rank!r}; it must be a whole number of at least 1.")
+        check_whole("rank", self.rank)
         if not math.isfinite(self.alpha) or self.alpha <= 0:
             raise OptionError(f"alpha is {self.alpha}; it must be above 0.")
         if not 0 <= self.dropout < 1:

@@ -144,10 +144,10 @@ def train(
     options = RunOptions(
         data=data,
         model=model,
-        method=method or ("lora" if recipe is None else "full"),
+        method=method,
         validation=validation,
-        hold_out=hold_out,
-        data_format=data_format,
+        validation_split=hold_out,
+        format=data_format,
         split=split,
         recipe=recipe,
         prefix=prefix,
@@ -175,7 +175,7 @@ def train(
         checkpoint_activations=checkpoint_activations,
         seed=seed,
         num_workers=workers,
-        on_bad_example=bad,
+        on_bad_record=bad,
     )
     with _Watcher(out if tensorboard else None) as watcher:
         result = run(options, out, on_event=print_note, on_log=watcher)
@@ -309,8 +309,8 @@ def fit(
 
     import torch
 
-    from paligemma.adapters.lora import Method
     from paligemma.cli.models import config_of
+    from paligemma.finetune.config import Method
     from paligemma.finetune.run.memory_estimate import estimate, measure_rate
 
     config = config_of(model)

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeVar
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, OptionError
+from paligemma.options import Option
 
 ObjectTask = Literal["detect", "segment"]
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -23,13 +24,16 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What a person may say about data beside where they are."""
+    """How to read a data set, apart from where it is."""
 
-    split: str | None = None
-    prefix: str | None = None
-    """For records that bring none."""
-    images: Path | None = None
-    """The folder of pictures, where it is not beside the annotations."""
+    format: Annotated[str | None, Option(flags=("--format",), shown_default="detected")] = None
+    """Format of the data: jsonl, coco, yolo, voc, masks, captions, huggingface or webdataset."""
+    split: Annotated[str | None, Option(shown_default="train")] = None
+    """Split to read from data that has several."""
+    images: Annotated[Path | None, Option(shown_default="next to the labels")] = None
+    """Directory that holds the images."""
+    prefix: Annotated[str | None, Option(shown_default="set by the format")] = None
+    """Prefix to use when a record has none."""
 
 
 class Entry(NamedTuple):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from paligemma.config import NUM_LOC_TOKENS
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import ObjectTask
 from paligemma.errors import CheckpointError, DataError, OptionError
+from paligemma.options import Option
 from paligemma.processor.image import ImageTransform
 from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import SuffixPart
@@ -48,25 +49,36 @@ _LAST_BIN = NUM_LOC_TOKENS - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetOptions:
-    """How objects are asked for and written. Records that bring a suffix are not concerned.
+class ObjectOptions:
+    """How labeled objects become the prefix and the suffix to learn.
 
-    `ask`: "dataset" names all classes of the data set, "present" those in the picture (a model
-    that is asked so never learns to say that something is not there), "all classes" says just
-    that. `order`: "random" (anew in each epoch), "position" (from left to right), "area" (large
-    ones first) or "given". `max_objects` is the budget; the last ones in the order are left out.
-    `noise_token` turns noise boxes on. `write_labels=False` leaves labels out, as data for
-    referring expressions do, whose prefix says what is meant.
+    Records that have a suffix of their own are not affected.
     """
 
-    task: ObjectTask | None = None
-    """None: what the data set is for."""
+    task: Annotated[ObjectTask | None, Option(shown_default="set by the format")] = None
+    """Train objects as detect or segment targets."""
     ask: Ask = "dataset"
+    """Classes that the prefix names: all of the data set, those present in the image (the model
+    then never learns to say that something is missing), or just "all classes"."""
     order: Order = "random"
-    max_objects: int | None = None
-    noise_token: str | None = None
-    write_labels: bool = True
-    seed: int = 0
+    """Order of the objects in the suffix: random (different in each epoch), by position from left
+    to right, by area from large to small, or as given."""
+    max_objects: Annotated[int | None, Option(least=1, shown_default="all")] = None
+    """Maximum number of objects per image; the last ones in the order are left out."""
+    noise_token: Annotated[str | None, Option(shown_default="none")] = None
+    """Fill the list up to --max-objects with random boxes of this label, such as <unused0>, so
+    that the model learns which boxes are wrong instead of where to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(ObjectOptions):
+    """`ObjectOptions`, and what a recipe or a training run decides."""
+
+    write_labels: Annotated[bool, Option(flags=("--labels/--no-labels",))] = True
+    """Write labels after boxes. Referring expressions leave them out, as the prefix names the
+    object."""
+    seed: Annotated[int, Option(least=0)] = 0
+    """Random seed of the order of objects and of noise boxes."""
 
     def __post_init__(self) -> None:
         choices = (("ask", self.ask, Ask), ("order", self.order, Order))

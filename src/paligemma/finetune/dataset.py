@@ -21,7 +21,7 @@ from PIL import Image
 from paligemma.data.open import Records, open_data
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.finetune.collate import Example, collate
-from paligemma.finetune.config import OnBadExample
+from paligemma.finetune.config import OnBadRecord
 from paligemma.inputs import ModelInputs
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.processor import Processor
@@ -113,7 +113,7 @@ class ExampleSource:
     accumulation: int = 1
     rank: int = 0
     world_size: int = 1
-    on_bad_example: OnBadExample = "error"
+    on_bad_record: OnBadRecord = "error"
 
     def __post_init__(self) -> None:
         if self.batch_size % (parts := self.accumulation * self.world_size):
@@ -135,11 +135,11 @@ class ExampleSource:
             example_id = self._id_of(index)
             try:
                 example = self._in_epoch(epoch)[index]
-                if self.on_bad_example == "skip":  # text that has no tokens comes out here
+                if self.on_bad_record == "skip":  # text that has no tokens comes out here
                     collate(self.processor, [example])
                 good.append((example.example_id or example_id, example))
             except PaliGemmaError as error:
-                if self.on_bad_example == "error":
+                if self.on_bad_record == "error":
                     raise
                 bad.append(BadExample(example_id=example_id, reason=str(error)))
         # Processes compute together, so one with nothing left goes along and learns nothing.

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from paligemma.errors import CheckpointError, DataError, OptionError
-from paligemma.finetune.config import TrainConfig
+from paligemma.finetune.config import Method, TrainConfig
 from paligemma.finetune.dataset import ExampleBatch, Examples, ExampleSource
 from paligemma.finetune.distributed import World, shard, whole_weights
 from paligemma.finetune.loss import loss_count, suffix_loss
@@ -24,7 +24,7 @@ from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 
-Method = Literal["full", "frozen-encoder", "marked"]
+_ADAPTER_METHODS = ("lora", "qlora")
 BAD_NAME = "bad_examples.jsonl"
 
 
@@ -41,14 +41,15 @@ def finetune(
 ) -> PaliGemma | None:
     """Train the predictor's model in place; the same `out` again resumes. See `trainer.train`.
 
-    `method` "full" trains all weights, "frozen-encoder" all but the vision encoder's, "marked"
-    those that require a gradient already, such as adapters. `config.frozen` takes out more.
+    `method` "full" trains all weights, "frozen-encoder" all but the vision encoder's, "lora" and
+    "qlora" those that require a gradient already: adapters that were added. `config.frozen`
+    excludes more.
     `settings` are further facts (JSON values) that a resumed run must share; the number of
     examples, and their `fingerprint` where they have one, are among them always.
 
     Several processes (`distributed.joined`) share the work: each holds a part of the weights while
     training, the model is not whole in any of them afterwards, and the first one returns a whole
-    copy on the host; of a "marked" training nobody does: `restore` has what was trained. `validate`
+    copy on the host; with adapters nobody does: `restore` loads what was trained. `validate`
     is then called by all of them, and must do the same in all. Otherwise returns the predictor's
     model.
 
@@ -79,7 +80,7 @@ def finetune(
         accumulation=config.accumulation,
         rank=world.rank,
         world_size=world.size,
-        on_bad_example=config.on_bad_example,
+        on_bad_record=config.on_bad_record,
     )
     learner = Learner(model, config, BadExamples(out, len(examples), config, world))
     if world.size > 1:
@@ -104,7 +105,7 @@ def finetune(
         model.eval().requires_grad_(False)
     if world.size == 1:
         return model
-    if method == "marked":
+    if method in _ADAPTER_METHODS:
         return None
     weights = whole_weights(model, world)
     if not world.is_first:
@@ -211,7 +212,7 @@ def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
     """Mark what is trained, and refuse weights that cannot take small updates."""
     if method not in get_args(Method):
         raise OptionError(f"The method is {method!r}; it must be one of {get_args(Method)}.")
-    if method != "marked":
+    if method not in _ADAPTER_METHODS:
         if not all(isinstance(block, DecoderBlock) for block in model.decoder.blocks):
             raise OptionError(
                 "The model's weights are packed for speed and cannot be trained. Load it with "

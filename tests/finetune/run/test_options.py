@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paligemma.adapters.lora import LEARNING_RATES
 from paligemma.config import release_config
 from paligemma.errors import OptionError
+from paligemma.finetune.config import LEARNING_RATES
 from paligemma.finetune.run.options import RunOptions, default_learning_rate, plan_training, size_of
 from tests.tiny import tiny_config
 
@@ -61,7 +61,7 @@ def test_large_models_compute_blocks_twice_and_small_ones_do_not() -> None:
     ("given", "message"),
     [
         ({"method": "magic"}, "no method 'magic'. Methods: full, frozen-encoder, lora, qlora"),
-        ({"hold_out": 1.0}, "hold_out is 1.0"),
+        ({"validation_split": 1.0}, "validation_split is 1.0"),
         ({"epochs": 2.0, "steps": 3}, "give one of the two"),
         ({"method": "full", "dora": True}, "forms of adapters"),
         ({"method": "lora", "bfloat16_weights": True}, "always float32"),

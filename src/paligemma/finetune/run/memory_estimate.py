@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from paligemma.adapters.lora import Method
 from paligemma.config import PaliGemmaConfig, count_parameters
 from paligemma.fast.weights import FrozenFormat
+from paligemma.finetune.config import Method
 from paligemma.finetune.run.options import size_of
 
 # D width, F mlp dim, T tokens of a row, P patches

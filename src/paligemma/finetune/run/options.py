@@ -1,105 +1,140 @@
-"""RunOptions: what a person chooses of a training run, and what follows where nothing is chosen.
-
-Knows methods, sizes and rates; opens no file.
-"""
+"""RunOptions: what a user chooses for a training run, and the defaults for the rest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Annotated, Any, Literal, get_args
 
-from paligemma.adapters.lora import LEARNING_RATES, LoraConfig, Method, Part
+from paligemma.adapters.lora import LoraConfig, Part
 from paligemma.config import RELEASES, PaliGemmaConfig, count_parameters
-from paligemma.data.source import ObjectTask
-from paligemma.data.targets import Ask, Order
+from paligemma.data.source import ReadOptions
+from paligemma.data.targets import DEFAULT_NOISE_TOKEN, ObjectOptions, TargetOptions
 from paligemma.errors import OptionError
 from paligemma.fast.weights import FrozenFormat
-from paligemma.finetune.config import OnBadExample, TrainConfig
+from paligemma.finetune.config import LEARNING_RATES, Method, OnBadRecord, TrainConfig
 from paligemma.finetune.recipes import Model, Recipe, find_recipe, train_config
+from paligemma.options import Option
 
 Size = Literal["mini", "3b", "10b", "28b"]
 
+DEFAULT_EPOCHS = 10.0
 _SMALL_RATE_FACTOR = 5.0
-"""Models far smaller than 3B take larger steps; tried on mini with sixty pictures."""
-_DEFAULT_EPOCHS = 10.0
-_DEFAULT_BATCH_SIZE = 8
-_MIN_STEPS_BETWEEN_STATES = 50
+"""Models far smaller than 3B take larger steps; measured on mini with sixty images."""
+_MIN_STEPS_BETWEEN_CHECKPOINTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """A training run. None means: by the recipe, or by method, size and data.
-
-    `hold_out` is the part of the records that is kept back for validation where no validation data
-    are given; which ones is a function of their ids, so that it stays the same when data are added.
-    """
+class RunOptions(ReadOptions, ObjectOptions):
+    """A training run. None means: as in the recipe, or chosen by method, model size and data."""
 
     data: str
+    """Labeled images, in any format that `paligemma data check` reads."""
     model: str = "mini"
-    method: Method = "lora"
-    validation: str | None = None
-    hold_out: float = 0.1
-    data_format: str | None = None
-    split: str | None = None
-    recipe: str | None = None
-    prefix: str | None = None
-    task: ObjectTask | None = None
-    ask: Ask = "dataset"
-    order: Order = "random"
-    max_objects: int | None = None
-    noise_token: str | None = None
-    metrics: tuple[str, ...] = ()
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    accumulation: int = 1
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
-    llm_dropout: float | None = None
-    rank: int = 16
-    alpha: float | None = None
-    rslora: bool = False
-    dora: bool = False
-    parts: tuple[Part, ...] = ("decoder",)
-    base_format: FrozenFormat = "nf4"
-    """Of a QLoRA's frozen weights."""
+    """Model to start from: mini, a hub id or a folder."""
+    method: Annotated[Method | None, Option(shown_default="lora; with a recipe full")] = None
+    """Weights to train: adapters (lora), adapters on a quantized base (qlora), all (full), or all
+    except the vision encoder's (frozen-encoder)."""
+    recipe: Annotated[str | None, Option(shown_default="none")] = None
+    """Recipe to train by: a name that `paligemma recipes` lists, or a file."""
+    validation: Annotated[str | None, Option(shown_default="a part of DATA")] = None
+    """Data set to validate on, in the format of DATA."""
+    validation_split: Annotated[
+        float, Option(flags=("--validation-split", "--hold-out"), least=0, most=0.9)
+    ] = 0.1
+    """Fraction of DATA to use for validation, where no validation data are given; 0: none. The
+    same records are chosen when data are added."""
+    validation_limit: Annotated[int, Option(least=1)] = 200
+    """Maximum number of validation records to score after each epoch."""
+    metrics: Annotated[tuple[str, ...], Option(flags=("--metric",), shown_default="by task")] = ()
+    """Metric to compute; may be repeated. The first one chooses the best checkpoint."""
+    epochs: Annotated[float | None, Option(shown_default=f"{DEFAULT_EPOCHS:g}")] = None
+    """Number of passes over the data."""
+    steps: Annotated[int | None, Option(least=1)] = None
+    """Number of optimizer steps, instead of epochs."""
+    batch_size: Annotated[
+        int | None, Option(least=1, shown_default=str(TrainConfig.batch_size))
+    ] = None
+    """Examples per step."""
+    accumulation: Annotated[int, Option(least=1)] = TrainConfig.accumulation
+    """Gradient-accumulation steps: more need less memory."""
+    learning_rate: Annotated[float | None, Option(shown_default="by method and size")] = None
+    """Peak learning rate."""
+    weight_decay: Annotated[float | None, Option(shown_default=f"{TrainConfig.weight_decay:g}")] = (
+        None
+    )
+    """Weight decay of matrices."""
+    label_smoothing: Annotated[
+        float | None, Option(shown_default=f"{TrainConfig.label_smoothing:g}")
+    ] = None
+    """Label-smoothing factor."""
+    llm_dropout: Annotated[float | None, Option(shown_default=f"{TrainConfig.llm_dropout:g}")] = (
+        None
+    )
+    """Dropout in the decoder's blocks."""
+    rank: Annotated[int, Option(least=1)] = LoraConfig.rank
+    """Rank of LoRA adapters."""
+    alpha: Annotated[float | None, Option(shown_default="twice the rank")] = None
+    """LoRA alpha: adapters are scaled by alpha / rank."""
+    rslora: bool = LoraConfig.use_rslora
+    """Use rsLoRA scaling (alpha / sqrt(rank))."""
+    dora: bool = LoraConfig.use_dora
+    """Use DoRA (weight-decomposed LoRA)."""
+    parts: Annotated[tuple[Part, ...], Option(flags=("--part",), shown_default="decoder")] = (
+        LoraConfig.parts
+    )
+    """Part of the model that gets adapters; may be repeated."""
+    base_format: Annotated[FrozenFormat, Option(flags=("--base-format", "--base"))] = "nf4"
+    """Format of the frozen base weights of qlora."""
     bfloat16_weights: bool = False
-    """Full methods only: bfloat16 weights with a float32 copy for the optimizer."""
-    checkpoint_activations: bool | None = None
-    seed: int = 0
-    num_workers: int = 0
-    validation_limit: int = 200
-    on_bad_example: OnBadExample = "error"
+    """Keep bfloat16 weights with float32 master copies (full fine-tuning only)."""
+    checkpoint_activations: Annotated[bool | None, Option(shown_default="for 3B and larger")] = None
+    """Recompute activations to save memory."""
+    seed: Annotated[int, Option(least=0)] = TrainConfig.seed
+    """Random seed of the data order, dropout and adapters."""
+    num_workers: Annotated[int, Option(flags=("--num-workers", "--workers"), least=0)] = (
+        TrainConfig.num_workers
+    )
+    """Data loader processes; 0: load in the training process."""
+    on_bad_record: Annotated[OnBadRecord, Option(flags=("--on-bad-record", "--bad"))] = (
+        TrainConfig.on_bad_record
+    )
+    """What to do with invalid records."""
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
+        if self.method not in (None, *get_args(Method)):
             raise OptionError(
                 f"There is no method {self.method!r}. Methods: {', '.join(get_args(Method))}."
             )
-        if not 0 <= self.hold_out < 1:
-            raise OptionError(f"hold_out is {self.hold_out}; it must be at least 0 and below 1.")
+        if not 0 <= self.validation_split < 1:
+            raise OptionError(
+                f"validation_split is {self.validation_split}; it must be at least 0 and below 1."
+            )
         if self.epochs is not None and self.steps is not None:
             raise OptionError(
                 f"epochs is {self.epochs} and steps is {self.steps}; give one of the two."
             )
-        if self.method not in ("lora", "qlora") and (self.rslora or self.dora):
+        if not self.trains_adapters and (self.rslora or self.dora):
             raise OptionError(
-                f"rslora and dora are forms of adapters, and the method is {self.method!r}. "
+                f"rslora and dora are forms of adapters, and the method is {self.chosen_method!r}. "
                 "Use method='lora'."
             )
-        if self.bfloat16_weights and self.method in ("lora", "qlora"):
+        if self.bfloat16_weights and self.trains_adapters:
             raise OptionError(
                 "bfloat16_weights is for methods that train the weights themselves; adapters are "
                 "always float32."
             )
 
     @property
-    def trains_adapters(self) -> bool:
-        return self.method in ("lora", "qlora")
+    def chosen_method(self) -> Method:
+        return self.method or ("lora" if self.recipe is None else "full")
 
     @property
-    def found_recipe(self) -> Recipe | None:
+    def trains_adapters(self) -> bool:
+        return self.chosen_method in ("lora", "qlora")
+
+    @cached_property
+    def loaded_recipe(self) -> Recipe | None:
         return None if self.recipe is None else find_recipe(self.recipe)
 
     def lora_config(self) -> LoraConfig:
@@ -110,6 +145,22 @@ class RunOptions:
             use_rslora=self.rslora,
             use_dora=self.dora,
             parts=self.parts,
+        )
+
+    def target_options(self) -> TargetOptions:
+        """How objects become targets, with what the recipe says."""
+        recipe = self.loaded_recipe
+        noise_token = self.noise_token
+        if noise_token is None and recipe is not None and recipe.noise_boxes:
+            noise_token = DEFAULT_NOISE_TOKEN
+        return TargetOptions(
+            task=self.task,
+            ask=self.ask,
+            order=self.order,
+            max_objects=self.max_objects,
+            noise_token=noise_token,
+            write_labels=recipe is None or recipe.write_labels,
+            seed=self.seed,
         )
 
 
@@ -129,7 +180,7 @@ def size_of(config: PaliGemmaConfig) -> Size:
 
 
 def default_learning_rate(method: Method, config: PaliGemmaConfig) -> float:
-    """Where to start; see `lora.LEARNING_RATES` for where the figures come from."""
+    """The peak learning rate to start with; `LEARNING_RATES` says where the figures come from."""
     size = size_of(config)
     if size == "mini":
         return _SMALL_RATE_FACTOR * LEARNING_RATES[method]["3b"]
@@ -137,68 +188,79 @@ def default_learning_rate(method: Method, config: PaliGemmaConfig) -> float:
 
 
 def plan_training(options: RunOptions, config: PaliGemmaConfig, num_examples: int) -> TrainConfig:
-    """The trainer's options, its length in steps.
+    """The trainer's config, its length in steps.
 
-    What is chosen goes before the recipe's figures, and these before the defaults: 10 epochs of
-    batches of 8, cosine to 0 after 5 % of warm-up, no decay, no dropout, no smoothing. With a
-    recipe adapters keep their own learning rate: the papers' are for all weights.
+    Options override the recipe's figures, and these the defaults: 10 epochs of batches of 8,
+    cosine to 0 after 5 % of warm-up, no decay, no dropout, no smoothing. With a recipe adapters
+    keep their own learning rate: the papers' are for all weights.
 
     Raises OptionError for a recipe that does not state a figure which is not given.
     """
     is_large = size_of(config) != "mini"
-    batch_size = options.batch_size
-    rate = options.learning_rate
-    if rate is None and (options.found_recipe is None or options.trains_adapters):
-        rate = default_learning_rate(options.method, config)
-    recipe = options.found_recipe
+    recipe = options.loaded_recipe
     if recipe is None:
-        epochs = options.epochs
-        if epochs is None and options.steps is None:
-            epochs = _DEFAULT_EPOCHS
-        assert rate is not None
-        planned = TrainConfig(
-            epochs=epochs,
-            num_steps=options.steps,
-            learning_rate=rate,
-            batch_size=batch_size or min(_DEFAULT_BATCH_SIZE, num_examples),
-        )
+        planned = _plan_without_recipe(options, config, num_examples)
     else:
-        planned = train_config(
-            recipe,
-            num_examples,
-            resolution=config.vision.resolution,
-            model=_model_of(config),
-            epochs=options.epochs,
-            batch_size=batch_size,
-            learning_rate=rate,
-        )
-        if options.steps is not None:
-            planned = replace(planned, num_steps=options.steps)
+        planned = _plan_by_recipe(options, recipe, config, num_examples)
     planned = planned.resolved(num_examples)
     recomputes = options.checkpoint_activations
     steps_per_epoch = -(-num_examples // planned.batch_size)
+    chosen: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("weight_decay", "label_smoothing", "llm_dropout")
+        if getattr(options, name) is not None
+    }
     return replace(
         planned,
-        weight_decay=_chosen(options.weight_decay, planned.weight_decay),
-        label_smoothing=_chosen(options.label_smoothing, planned.label_smoothing),
-        llm_dropout=_chosen(options.llm_dropout, planned.llm_dropout),
+        **chosen,
         accumulation=options.accumulation,
         master_weights=options.bfloat16_weights,
         checkpoint_activations=is_large if recomputes is None else recomputes,
         seed=options.seed,
-        save_every=max(_MIN_STEPS_BETWEEN_STATES, steps_per_epoch),
-        keep_last=1 if is_large and not options.trains_adapters else 2,
+        save_every=max(_MIN_STEPS_BETWEEN_CHECKPOINTS, steps_per_epoch),
+        keep_last=1 if is_large and not options.trains_adapters else TrainConfig.keep_last,
         log_every=1,
         num_workers=options.num_workers,
-        on_bad_example=options.on_bad_example,
+        on_bad_record=options.on_bad_record,
     )
+
+
+def _plan_without_recipe(
+    options: RunOptions, config: PaliGemmaConfig, num_examples: int
+) -> TrainConfig:
+    epochs = options.epochs
+    if epochs is None and options.steps is None:
+        epochs = DEFAULT_EPOCHS
+    rate = options.learning_rate
+    if rate is None:
+        rate = default_learning_rate(options.chosen_method, config)
+    return TrainConfig(
+        epochs=epochs,
+        num_steps=options.steps,
+        learning_rate=rate,
+        batch_size=options.batch_size or min(TrainConfig.batch_size, num_examples),
+    )
+
+
+def _plan_by_recipe(
+    options: RunOptions, recipe: Recipe, config: PaliGemmaConfig, num_examples: int
+) -> TrainConfig:
+    rate = options.learning_rate
+    if rate is None and options.trains_adapters:
+        rate = default_learning_rate(options.chosen_method, config)
+    planned = train_config(
+        recipe,
+        num_examples,
+        resolution=config.vision.resolution,
+        model=_model_of(config),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=rate,
+    )
+    return planned if options.steps is None else replace(planned, num_steps=options.steps)
 
 
 def _model_of(config: PaliGemmaConfig) -> Model | None:
     size = size_of(config)
     models: dict[str, Model] = {model: model for model in get_args(Model)}
     return models.get(f"{config.family}-{size}")
-
-
-def _chosen(value: float | None, planned: float) -> float:
-    return planned if value is None else value

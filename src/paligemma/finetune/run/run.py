@@ -24,14 +24,14 @@ from typing import Any
 from paligemma.adapters.lora import add_lora
 from paligemma.data.check import CheckReport, check_data
 from paligemma.data.open import Records, open_data
-from paligemma.data.targets import DEFAULT_NOISE_TOKEN, TargetBuilder, TargetOptions
+from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError
 from paligemma.evals.evaluate import Evaluation
 from paligemma.fast.weights import DtypeName, Plain, Trainable
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
-from paligemma.finetune.finetune import Method, finetune, restore
+from paligemma.finetune.finetune import finetune, restore
 from paligemma.finetune.run.options import RunOptions, plan_training
 from paligemma.finetune.run.report import write_report
 from paligemma.finetune.run.validation import SCORE, Validation
@@ -44,13 +44,6 @@ MODEL_FOLDER = "model"
 RUN_FILE = "run.json"
 EVALUATION_FOLDER = "evaluation"
 _VALIDATION_FOLDER = "validation"
-_METHODS: Mapping[str, Method] = {
-    "full": "full",
-    "frozen-encoder": "frozen-encoder",
-    "lora": "marked",
-    "qlora": "marked",
-}
-"""What training makes of a person's choice: adapters are marked by having been added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +131,7 @@ def _train(
         RecordExamples(records=training, targets=targets),
         config,
         out,
-        method=_METHODS[options.method],
+        method=options.chosen_method,
         validate=validation,
         on_log=None if on_log is None else (lambda record: on_log(record, config)),
         settings={"model": options.model, "adapters": _adapters(options)},
@@ -151,10 +144,11 @@ def _train(
 def _open(options: RunOptions, data: str, bad_file: Path) -> Records:
     return open_data(
         data,
-        format=options.data_format,
+        format=options.format,
         split=options.split,
         prefix=options.prefix,
-        bad=options.on_bad_example,
+        images=options.images,
+        bad=options.on_bad_record,
         skipped_file=bad_file,
     )
 
@@ -167,12 +161,12 @@ def _divide(options: RunOptions, records: Records, out: Path) -> tuple[Records, 
         if same and options.validation == options.data:
             raise OptionError(
                 f"{options.data} is given for training and for validation: the scores would say "
-                "how much was learned by heart. Give other data, or hold_out."
+                "how much was learned by heart. Give other data, or validation_split."
             )
         return records, held_back
-    if options.hold_out == 0:
+    if options.validation_split == 0:
         return records, None
-    held = held_back_ids([slot.record_id for slot in records.slots], options.hold_out)
+    held = held_back_ids([slot.record_id for slot in records.slots], options.validation_split)
 
     def part(inside: bool) -> Records:
         return replace(
@@ -185,7 +179,7 @@ def _divide(options: RunOptions, records: Records, out: Path) -> tuple[Records, 
     if not training.records or not held_back.records:
         raise DataError(
             f"{len(records)} records are too few to hold some back. Give validation data, or "
-            "hold nothing back: hold_out=0."
+            "train without validation: validation_split=0."
         )
     return training, held_back
 
@@ -200,35 +194,23 @@ def held_back_ids(ids: list[str], share: float) -> frozenset[str]:
 
 
 def _load(options: RunOptions) -> Predictor:
-    recipe = options.found_recipe
+    recipe = options.loaded_recipe
     resize = "squash" if recipe is None else recipe.resize
-    if options.method == "qlora":
+    if options.chosen_method == "qlora":
         return load(options.model, weights=Trainable(options.base_format), resize=resize)
-    if options.method == "lora":
+    if options.chosen_method == "lora":
         return load(options.model, weights=Trainable(), resize=resize)
     dtype: DtypeName = "bfloat16" if options.bfloat16_weights else "float32"
     return load(options.model, weights=Plain(dtype), resize=resize)
 
 
 def _targets(options: RunOptions, records: Records, predictor: Predictor) -> TargetBuilder:
-    recipe = options.found_recipe
-    noise_token = options.noise_token
-    if noise_token is None and recipe is not None and recipe.noise_boxes:
-        noise_token = DEFAULT_NOISE_TOKEN
     return TargetBuilder(
         processor=predictor.processor,
         class_names=records.class_names,
         task=options.task or records.task,
         mask_codec=predictor.mask_codec,
-        options=TargetOptions(
-            task=options.task,
-            ask=options.ask,
-            order=options.order,
-            max_objects=options.max_objects,
-            noise_token=noise_token,
-            write_labels=recipe is None or recipe.write_labels,
-            seed=options.seed,
-        ),
+        options=options.target_options(),
     )
 
 
@@ -248,7 +230,7 @@ def _check(records: Records, targets: TargetBuilder, tell: Callable[[str], None]
 def _adapters(options: RunOptions) -> dict[str, Any] | None:
     if not options.trains_adapters:
         return None
-    base = options.base_format if options.method == "qlora" else None
+    base = options.base_format if options.chosen_method == "qlora" else None
     return {**asdict(options.lora_config()), "base": base}
 
 
@@ -260,8 +242,8 @@ def _said(options: RunOptions, config: TrainConfig, predictor: Predictor) -> str
     else:
         what = f"{total:,} weights"
     return (
-        f"{options.method}: {what}; {config.total_steps} steps of {config.batch_size} examples, "
-        f"learning rate {config.learning_rate:g}"
+        f"{options.chosen_method}: {what}; {config.total_steps} steps of {config.batch_size} "
+        f"examples, learning rate {config.learning_rate:g}"
     )
 
 
@@ -279,7 +261,7 @@ def _save(options: RunOptions, predictor: Predictor, out: Path) -> Path:
 def _write_facts(out: Path, options: RunOptions, config: TrainConfig, predictor: Predictor) -> None:
     facts: Mapping[str, Any] = {
         "command": shlex.join(["paligemma", *sys.argv[1:]]),
-        "options": asdict(options),
+        "options": asdict(options) | {"method": options.chosen_method},
         "training": asdict(config),
         "model": {"name": predictor.name, "revision": predictor.revision},
         "versions": {
