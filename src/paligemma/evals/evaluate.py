@@ -43,9 +43,9 @@ from paligemma.evals.calibration import (
     reliability_svg,
 )
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
-from paligemma.evals.metrics.result import MetricResult
+from paligemma.evals.metrics.result import MetricResult, Reads
 from paligemma.evals.metrics.text_detection import Word
-from paligemma.evals.named_metrics import NamedMetric, Reads, metric_named
+from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.polygon_overlap import polygon_of_box
 from paligemma.evals.predictions import (
     OBJECT_TASKS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from paligemma.errors import OptionError
 from paligemma.evals.metrics.accuracy import ExactMatch, RelaxedAccuracy
@@ -22,17 +22,12 @@ from paligemma.evals.metrics.error_rates import ErrorRate, NormalizedEditDistanc
 from paligemma.evals.metrics.grits import Grits
 from paligemma.evals.metrics.mask_iou import MaskIou
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
-from paligemma.evals.metrics.result import MetricResult
+from paligemma.evals.metrics.result import MetricResult, Reads
 from paligemma.evals.metrics.rouge import RougeL
 from paligemma.evals.metrics.teds import Teds
 from paligemma.evals.metrics.text_detection import TextDetection
 from paligemma.evals.metrics.voc_detection import VocAveragePrecision
 from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy, VqaAccuracy
-
-Reads = Literal["text", "boxes", "masks", "expression", "words", "regions", "points"]
-"""What a metric compares: texts; lists of objects as boxes or as masks; the one object that an
-expression means; boxes with what is written in them; their outlines alone; or the middles of boxes
-with the boxes that they should lie in."""
 
 
 class Metric(Protocol):
@@ -50,22 +45,8 @@ class NamedMetric:
 
     @property
     def reads(self) -> Reads:
-        """What it compares; most compare texts."""
-        match self.metric:
-            case MeanAveragePrecision(kind="mask"):
-                return "masks"
-            case MeanAveragePrecision() | VocAveragePrecision():
-                return "boxes"
-            case MaskIou():
-                return "expression"
-            case TextDetection():
-                return "words"
-            case DetEval():
-                return "regions"
-            case PointingAccuracy():
-                return "points"
-            case _:
-                return "text"
+        """What it compares: the metric's `reads`, or texts for the many that have none."""
+        return getattr(self.metric, "reads", "text")
 
 
 _MAKERS: Mapping[str, Callable[[], Metric]] = {

@@ -11,12 +11,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from paligemma.evals.metrics.result import (
     MetricResult,
+    Reads,
     References,
     check_lengths,
     mean_result,
@@ -75,6 +77,8 @@ class PointingAccuracy:
     picture without objects scores 1 if there is no point. `details`: precision and recall over
     all points and objects, and `all_right`, the share of pictures without a fault.
     """
+
+    reads: ClassVar[Reads] = "points"
 
     def score(
         self, points: Sequence[Sequence[Point]], objects: Sequence[Sequence[Box | Mask]]

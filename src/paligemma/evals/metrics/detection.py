@@ -28,7 +28,7 @@ from paligemma.evals.metrics.objects import (
     KnownPicture,
     area_of,
 )
-from paligemma.evals.metrics.result import MetricResult, check_lengths
+from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 
 Kind = Literal["box", "mask"]
 Found = Sequence[Sequence[FoundObject]]
@@ -58,6 +58,10 @@ class MeanAveragePrecision:
     """
 
     kind: Kind = "box"
+
+    @property
+    def reads(self) -> Reads:
+        return "masks" if self.kind == "mask" else "boxes"
 
     @property
     def name(self) -> str:

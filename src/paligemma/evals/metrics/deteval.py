@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.evals.metrics.result import MetricResult, check_lengths
+from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 from paligemma.evals.polygon_overlap import Polygon, intersection_area, polygon_area
 
 Areas = npt.NDArray[np.float64]
@@ -41,6 +42,8 @@ class DetEval:
     The thresholds 0.7 and 0.6 are those of Total-Text's published scores; its script has been
     given 0.8 and 0.4 as well.
     """
+
+    reads: ClassVar[Reads] = "regions"
 
     min_area_recall: float = 0.7
     min_area_precision: float = 0.6

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from paligemma.errors import DataError
 from paligemma.evals.box_iou import box_iou
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, mask_of
-from paligemma.evals.metrics.result import MetricResult, check_lengths
+from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 
 _BOX_THRESHOLDS = (0.5, 0.75)
 _MASK_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -37,6 +38,8 @@ class MaskIou:
     >>> MaskIou().score([None], [known]).value                   # doctest: +SKIP
     0.0
     """
+
+    reads: ClassVar[Reads] = "expression"
 
     name = "mask_iou"
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from paligemma.errors import DataError
 
 # One entry an example: its only reference, or all that are accepted.
 References = Sequence[str | Sequence[str]]
+
+Reads = Literal["text", "boxes", "masks", "expression", "words", "regions", "points"]
+"""What a metric compares: texts; lists of objects as boxes or as masks; the one object that an
+expression means; boxes with what is written in them; their outlines alone; or the middles of boxes
+with the boxes that they should lie in."""
 
 
 @dataclass(frozen=True, kw_only=True)

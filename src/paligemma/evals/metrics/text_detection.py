@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from paligemma.evals.metrics.detection import f1_of
-from paligemma.evals.metrics.result import MetricResult, check_lengths
+from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 from paligemma.evals.polygon_overlap import (
     Polygon,
     intersection_area,
@@ -53,6 +54,8 @@ class TextDetection:
     `details`: precision, recall, and how many words are right, found and true. `per_example` is
     each picture's F1 (1 where nothing is there and nothing was found): its mean is not the value.
     """
+
+    reads: ClassVar[Reads] = "words"
 
     with_text: bool = False
     iou_threshold: float = 0.5

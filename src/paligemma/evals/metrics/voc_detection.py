@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from paligemma.evals.metrics.detection import Found, labels_of
 from paligemma.evals.metrics.objects import FoundObject, KnownPicture
-from paligemma.evals.metrics.result import MetricResult, check_lengths
+from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 from paligemma.results import BoxXyxy
 
 Curve = npt.NDArray[np.float64]
@@ -28,6 +29,8 @@ Curve = npt.NDArray[np.float64]
 @dataclass(frozen=True, kw_only=True)
 class VocAveragePrecision:
     """`details` holds "ap/LABEL"; a score a picture does not exist."""
+
+    reads: ClassVar[Reads] = "boxes"
 
     iou_threshold: float = 0.5
     eleven_points: bool = False
