@@ -130,9 +130,17 @@ class Stopping(DrawnExamples):
 
 
 def test_unknown_methods_are_refused(tmp_path: Path, small: Predictor) -> None:
-    method: Any = "lora"
-    with pytest.raises(OptionError, match="'lora'; it must be one of"):
+    method: Any = "prefix-tuning"
+    with pytest.raises(OptionError, match="'prefix-tuning'; it must be one of"):
         finetune(small, DrawnExamples(), config(), tmp_path, method=method)
+
+
+def test_an_adapter_method_is_refused_for_a_model_without_an_adapter(
+    tmp_path: Path, small: Predictor
+) -> None:
+    small.model.requires_grad_(True)
+    with pytest.raises(OptionError, match="every weight of this model is trainable"):
+        finetune(small, DrawnExamples(), config(), tmp_path, method="lora")
 
 
 def test_a_bfloat16_model_learns_through_master_copies(tmp_path: Path, small: Predictor) -> None:
@@ -158,6 +166,7 @@ def test_packed_weights_are_refused(tmp_path: Path, small: Predictor) -> None:
 # How cut
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_g8_accumulation_does_not_change_the_loss(
     tmp_path: Path, tiny_tokenizer: Tokenizer, num_workers: int

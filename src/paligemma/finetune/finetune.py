@@ -219,6 +219,11 @@ def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
                 "weights=Plain('float32')."
             )
         model.requires_grad_(True)
+    elif all(parameter.requires_grad for parameter in model.parameters()):
+        raise OptionError(
+            f"Method {method!r} trains only an adapter's weights, but every weight of this model "
+            "is trainable. Add an adapter to the model first, or use method='full'."
+        )
     if method == "frozen-encoder":
         freeze(model, ["vision_encoder.*"])
     freeze(model, config.frozen)
