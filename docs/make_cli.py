@@ -26,6 +26,8 @@ def command_paths(group: typer.Typer, above: tuple[str, ...] = ()) -> Iterator[t
     """The words that call each command: (), ("caption",), ..., ("mini", "scene"), ..."""
     yield above
     for command in group.registered_commands:
+        if command.hidden:
+            continue
         assert command.callback is not None
         yield (*above, command.name or command.callback.__name__)
     for inner in group.registered_groups:

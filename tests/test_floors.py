@@ -37,7 +37,7 @@ TEMPORARY: set[tuple[str, str]] = {
     ("server", "mini"),
 }
 # The same for files of the package that import from the repository's top-level folders.
-TEMPORARY_OUTSIDE = {"cli/mini.py", "server/load_generator.py"}
+TEMPORARY_OUTSIDE = {"cli/mini.py"}
 
 OUTSIDE = {"mini", "benchmarks", "examples", "tests"}  # top-level folders of the repository
 NETWORK_FILES = {"processor/fetch.py", "checkpoints/hub.py"}

@@ -93,9 +93,7 @@ def test_scores_are_shown_as_a_table_or_as_json(run, monkeypatch):
     assert not any("records" in row for row in rows)
 
 
-@pytest.mark.parametrize(
-    "words", [("mini", "scene", "--out", "x"), ("mini", "eval"), ("bench", "serve")]
-)
+@pytest.mark.parametrize("words", [("mini", "scene", "--out", "x"), ("mini", "eval")])
 def test_without_the_repository_the_error_says_what_to_do(run, monkeypatch, words):
     monkeypatch.setattr(console, "find_spec", lambda name: None)
     ran = run(*words)

@@ -1,7 +1,4 @@
-"""`paligemma bench`: how fast this machine runs the model, beside transformers.
-
-`paligemma bench serve` is in `bench_serve.py`.
-"""
+"""`paligemma bench`: how fast this machine runs the model, beside transformers."""
 
 from __future__ import annotations
 

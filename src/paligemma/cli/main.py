@@ -17,12 +17,12 @@ from paligemma import __version__
 from paligemma.cli import (
     adapter,
     bench,
-    bench_serve,
     data,
     doctor,
     eval,
     mini,
     models,
+    moved,
     predict,
     recipes,
     serve,
@@ -64,7 +64,7 @@ for command in (
 app.add_typer(data.app, name="data")
 app.command("eval")(eval.evaluate)
 app.add_typer(mini.app, name="mini")
-bench.app.command("serve")(bench_serve.bench_serve)
+bench.app.command("serve", hidden=True, context_settings=moved.ANY_ARGUMENTS)(moved.bench_serve)
 app.add_typer(bench.app, name="bench")
 
 

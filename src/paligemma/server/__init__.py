@@ -21,6 +21,5 @@ batch_api.py        many questions in one request
 openai_api.py       OpenAI's dialect: openai_schemas.py, prompt_tasks.py
 health.py, metrics.py  how it does
 process.py          one server process, from beginning to end
-load_generator.py, load_report.py  load for a server, and what became of it
 page/               the page at /
 """

@@ -1,9 +1,10 @@
-"""What people write first: FastAPI around a predictor, one request at a time.
+"""A minimal server: FastAPI around a predictor, one request at a time.
 
-The yardstick for `paligemma serve`; it takes what `paligemma bench serve` sends:
+The baseline for `paligemma serve`. It accepts the requests that `python -m benchmarks.serving`
+sends:
 
-    python benchmarks/plain_server.py --port 8001
-    paligemma bench serve http://127.0.0.1:8001 --rates 10,20,40
+    python -m benchmarks.serving.plain_server --port 8001
+    python -m benchmarks.serving http://127.0.0.1:8001 --rates 10,20,40
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ def create_app(model: str) -> FastAPI:
                 case "segment":
                     result = predictor.segment(image, body["phrases"])
                 case _:
-                    raise ValueError(f"There is no kind {kind!r} of request.")
+                    raise ValueError(f"Unknown kind of request: {kind!r}.")
         return {"result": result.to_dict()}
 
     @app.get("/health/ready")
     def ready() -> None:
-        """Waited for by whoever sends load."""
+        """The load test waits for this route to answer."""
 
     return app
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--port", type=int, default=8001)
-    arguments = parser.parse_args()
-    uvicorn.run(create_app(arguments.model), port=arguments.port, log_level="warning")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mini", help="model to serve (%(default)s)")
+    parser.add_argument("--port", type=int, default=8001, help="port (%(default)s)")
+    options = parser.parse_args()
+    uvicorn.run(create_app(options.model), port=options.port, log_level="warning")

@@ -1,10 +1,9 @@
-"""Load for a server: requests of mixed kinds at random moments, whatever the server does.
+"""Load for a server: requests of mixed kinds at random times, however slowly they are answered.
 
-    moments (Poisson) + kinds (by weight) -> arrivals -> one request each -> outcomes
+    times (Poisson) + kinds (by weight) -> arrivals -> one request per arrival -> outcomes
 
-An open loop: who asks does not wait for others' answers, so a server that falls behind gets no
-mercy, and a latency counts from the moment at which the request was due. Knows the native routes
-and one address, which its caller chose; knows no server's inside.
+An open loop: a request is sent when it is due, whether or not earlier ones were answered, and
+latency counts from the time at which it was due. So a server that falls behind shows it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import h11
+from PIL import Image
 
+from mini.scene import RESOLUTION, make_scene
 from paligemma.errors import OptionError
 
 _BASE_URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+)(?::([0-9]{1,5}))?(/.*)?")
-_MAX_ANSWER_BYTES = 64 * 2**20
+_MAX_RESPONSE_BYTES = 64 * 2**20
+_CONNECTION_ERRORS = (OSError, TimeoutError, EOFError, h11.RemoteProtocolError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,9 @@ class Kind:
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
+    """The body of the request, without image and model."""
     weight: int
-    """How often it comes, beside the others' weights."""
+    """How often it is sent, relative to the other kinds."""
 
     @property
     def path(self) -> str:
@@ -50,60 +53,61 @@ MIX = (
     Kind(name="detect", fields={"phrases": ["frog", "mushroom", "car"]}, weight=2),
     Kind(name="segment", fields={"phrases": ["frog"]}, weight=1),
 )
-"""Short answers, long ones and masks, as a service of many users sees them."""
+"""Short answers, long answers and masks, as a service with many users sees them."""
 
 
 def choose_mix(names: Sequence[str]) -> tuple[Kind, ...]:
-    """The kinds of these names, all of them for none. Raises OptionError for an unknown one."""
-    known = {kind.name: kind for kind in MIX}
-    if unknown := [name for name in names if name not in known]:
-        raise OptionError(f"There is no kind {unknown[0]!r} of request. Kinds: {', '.join(known)}.")
-    return tuple(known[name] for name in names) or MIX
+    """The kinds of these names; all kinds if there are no names. Raises OptionError."""
+    kinds = {kind.name: kind for kind in MIX}
+    for name in names:
+        if name not in kinds:
+            raise OptionError(f"Unknown kind of request: {name!r}. Kinds: {', '.join(kinds)}.")
+    return tuple(kinds[name] for name in names) or MIX
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """A request and the moment at which it is due."""
+    """A request and the time at which it is due."""
 
     due: float
     """Seconds from the start."""
     kind: Kind
-    picture: int
-    """Place of its picture among those given."""
+    image: int
+    """Index of its image."""
 
 
 def poisson_arrivals(
-    *, rate: float, seconds: float, mix: Sequence[Kind], num_pictures: int, seed: int
+    *, rate: float, seconds: float, mix: Sequence[Kind], num_images: int, seed: int
 ) -> list[Arrival]:
-    """Requests at `rate` a second on average, independent of each other; the same for a seed.
+    """Independent requests, `rate` per second on average; the same seed gives the same requests.
 
-    The gaps of a Poisson process are exponential, of mean 1 / rate.
+    The gaps of a Poisson process are exponential, with mean 1 / rate.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     weights = [kind.weight for kind in mix]
     arrivals: list[Arrival] = []
-    due = chance.expovariate(rate)
+    due = rng.expovariate(rate)
     while due < seconds:
-        [kind] = chance.choices(mix, weights)
-        arrivals.append(Arrival(due=due, kind=kind, picture=chance.randrange(num_pictures)))
-        due += chance.expovariate(rate)
+        [kind] = rng.choices(mix, weights)
+        arrivals.append(Arrival(due=due, kind=kind, image=rng.randrange(num_images)))
+        due += rng.expovariate(rate)
     return arrivals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one request; times are seconds from the start."""
+    """The result of one request; times are seconds from the start."""
 
     kind: str
     due: float
     ended: float
     status: int
-    """0: no answer came."""
+    """HTTP status; 0 if there was no response."""
     num_tokens: int = 0
 
     @property
     def latency(self) -> float:
-        """From the moment it was due to the last byte of the answer."""
+        """From the time at which it was due to the last byte of the response."""
         return self.ended - self.due
 
     @property
@@ -112,13 +116,13 @@ class Outcome:
 
     @property
     def is_refused(self) -> bool:
-        """Sent away because too much was going on."""
+        """Rejected because of overload."""
         return self.status in (429, 503)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A server to load. Raises OptionError for an address of another form."""
+    """The server under load. Raises OptionError for a malformed address."""
 
     base_url: str
     key: str | None = None
@@ -129,30 +133,30 @@ class Target:
     def __post_init__(self) -> None:
         if not _BASE_URL.fullmatch(self.base_url):
             raise OptionError(
-                f"{self.base_url!r} is no server's address. Expected: http://NAME:PORT"
+                f"{self.base_url!r} is not a server address. Expected: http://NAME:PORT"
             )
 
 
 async def run_load(
-    target: Target, arrivals: Sequence[Arrival], pictures: Sequence[bytes]
+    target: Target, arrivals: Sequence[Arrival], images: Sequence[bytes]
 ) -> list[Outcome]:
-    """Sends each request when it is due; an outcome for each, in their order."""
+    """Sends each request when it is due. Returns the outcomes in the order of the arrivals."""
     connections = _Connections(target)
     bodies: dict[tuple[str, int], bytes] = {}
-    for arrival in arrivals:  # made beforehand, so that sending is all that is left
-        key = (arrival.kind.name, arrival.picture)
+    for arrival in arrivals:  # encoded in advance, so that nothing delays sending
+        key = (arrival.kind.name, arrival.image)
         if key not in bodies:
-            bodies[key] = request_body(arrival.kind, pictures[arrival.picture], target.model)
+            bodies[key] = request_body(arrival.kind, images[arrival.image], target.model)
     start = time.perf_counter()
 
     async def send(arrival: Arrival) -> Outcome:
         await asyncio.sleep(start + arrival.due - time.perf_counter())
-        body = bodies[arrival.kind.name, arrival.picture]
-        status, answer = 0, b""
+        body = bodies[arrival.kind.name, arrival.image]
+        status, response = 0, b""
         try:
             async with asyncio.timeout(target.timeout):
-                status, answer = await connections.request("POST", arrival.kind.path, body)
-        except (OSError, TimeoutError, EOFError, h11.RemoteProtocolError):
+                status, response = await connections.request("POST", arrival.kind.path, body)
+        except _CONNECTION_ERRORS:
             status = 0
         ended = time.perf_counter() - start
         return Outcome(
@@ -160,7 +164,7 @@ async def run_load(
             due=arrival.due,
             ended=ended,
             status=status,
-            num_tokens=_num_tokens(answer) if status == 200 else 0,
+            num_tokens=_num_tokens(response) if status == 200 else 0,
         )
 
     try:
@@ -170,16 +174,16 @@ async def run_load(
 
 
 async def wait_until_ready(target: Target, *, seconds: float) -> bool:
-    """True as soon as the server takes requests; False when it does not in time."""
+    """True as soon as the server accepts requests; False if it does not in time."""
     connections = _Connections(target)
-    until = time.perf_counter() + seconds
+    deadline = time.perf_counter() + seconds
     try:
-        while time.perf_counter() < until:
+        while time.perf_counter() < deadline:
             try:
                 async with asyncio.timeout(target.timeout):
                     if (await connections.request("GET", "/health/ready"))[0] == 200:
                         return True
-            except (OSError, TimeoutError, EOFError, h11.RemoteProtocolError):
+            except _CONNECTION_ERRORS:
                 pass  # not listening yet
             await asyncio.sleep(0.1)
         return False
@@ -187,20 +191,16 @@ async def wait_until_ready(target: Target, *, seconds: float) -> bool:
         connections.close()
 
 
-def request_body(kind: Kind, picture: bytes, model: str | None) -> bytes:
-    """The JSON of one request."""
-    document = {"image": base64.b64encode(picture).decode(), **kind.fields}
+def request_body(kind: Kind, image: bytes, model: str | None) -> bytes:
+    """The JSON body of one request."""
+    body = {"image": base64.b64encode(image).decode(), **kind.fields}
     if model is not None:
-        document["model"] = model
-    return json.dumps(document).encode()
+        body["model"] = model
+    return json.dumps(body).encode()
 
 
-def draw_pictures(number: int, seed: int) -> list[bytes]:
-    """PNG files of scenes of mini's world, each another."""
-    from PIL import Image
-
-    from mini.scene import RESOLUTION, make_scene
-
+def draw_images(number: int, seed: int) -> list[bytes]:
+    """PNG files of different scenes of mini's world."""
     files = []
     for index in range(number):
         file = io.BytesIO()
@@ -209,20 +209,20 @@ def draw_pictures(number: int, seed: int) -> list[bytes]:
     return files
 
 
-def _num_tokens(answer: bytes) -> int:
+def _num_tokens(response: bytes) -> int:
     try:
-        return int(json.loads(answer)["usage"]["completion_tokens"])
+        return int(json.loads(response)["usage"]["completion_tokens"])
     except (ValueError, KeyError, TypeError):
         return 0
 
 
 class _Connections:
-    """HTTP/1.1 connections to one server, kept for further requests."""
+    """HTTP/1.1 connections to one server, reused for later requests."""
 
     def __init__(self, target: Target) -> None:
-        found = _BASE_URL.fullmatch(target.base_url)
-        assert found is not None
-        scheme, self._host, port, path = found.groups()
+        match = _BASE_URL.fullmatch(target.base_url)
+        assert match is not None
+        scheme, self._host, port, path = match.groups()
         self._port = int(port or (443 if scheme == "https" else 80))
         self._prefix = (path or "").rstrip("/")
         self._ssl = ssl.create_default_context() if scheme == "https" else None
@@ -233,13 +233,13 @@ class _Connections:
         self._idle: list[_Connection] = []
 
     async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and body of the answer. Raises OSError, EOFError and h11's errors."""
+        """Status and body of the response. Raises one of _CONNECTION_ERRORS."""
         while self._idle:
             connection = self._idle.pop()
             try:
                 return await self._request_on(connection, method, path, body)
             except (ConnectionError, EOFError):
-                continue  # the server had closed it meanwhile
+                continue  # the server closed it in the meantime
         host = self._host.strip("[]")
         reader, writer = await asyncio.open_connection(host, self._port, ssl=self._ssl)
         return await self._request_on(_Connection(reader, writer), method, path, body)
@@ -249,15 +249,15 @@ class _Connections:
     ) -> tuple[int, bytes]:
         headers = [*self._headers, ("content-length", str(len(body)))]
         try:
-            answer = await connection.exchange(method, self._prefix + path, headers, body)
+            response = await connection.exchange(method, self._prefix + path, headers, body)
         except BaseException:
             connection.close()
             raise
-        if connection.is_reusable:
+        if connection.prepare_next():
             self._idle.append(connection)
         else:
             connection.close()
-        return answer
+        return response
 
     def close(self) -> None:
         for connection in self._idle:
@@ -265,7 +265,7 @@ class _Connections:
 
 
 class _Connection:
-    """One of them, for one request at a time."""
+    """One connection, for one request at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -275,11 +275,12 @@ class _Connection:
     async def exchange(
         self, method: str, path: str, headers: list[tuple[str, str]], body: bytes
     ) -> tuple[int, bytes]:
+        """Sends one request and reads the response."""
         request = h11.Request(method=method, target=path, headers=headers)
         for part in (request, h11.Data(data=body), h11.EndOfMessage()):
             self._writer.write(self._protocol.send(part) or b"")
         await self._writer.drain()
-        status, answer = 0, bytearray()
+        status, response = 0, bytearray()
         while True:
             event = self._protocol.next_event()
             if event is h11.NEED_DATA:
@@ -290,15 +291,14 @@ class _Connection:
             elif isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
-                answer += event.data
-                if len(answer) > _MAX_ANSWER_BYTES:
+                response += event.data
+                if len(response) > _MAX_RESPONSE_BYTES:
                     raise EOFError
             elif isinstance(event, h11.EndOfMessage):
-                return status, bytes(answer)
+                return status, bytes(response)
 
-    @property
-    def is_reusable(self) -> bool:
-        """Readies it for the next request, where the server keeps it open."""
+    def prepare_next(self) -> bool:
+        """Prepares the connection for another request; False if the server closes it."""
         if self._protocol.our_state is h11.DONE and self._protocol.their_state is h11.DONE:
             self._protocol.start_next_cycle()
             return True

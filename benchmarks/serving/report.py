@@ -1,8 +1,8 @@
-"""From outcomes of a load to numbers, a table and a plot.
+"""Outcomes of a load test as figures, a table and a plot.
 
-Goodput counts answers that were right in status and came within the bound, a second of the time
-in which requests came. Percentiles are of answered requests alone; what was refused or lost is
-counted beside them. Knows no HTTP.
+Goodput is the number of requests answered within the bound, per second of the time in which
+requests were sent. Percentiles are of answered requests only; refused and lost requests are
+counted separately.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.load import Outcome
 from paligemma.errors import MissingExtraError, OptionError
-from paligemma.server.load_generator import Outcome
 
 HEADINGS = (
     "offered/s", "kind", "sent", "ok", "refused", "lost", "goodput/s", "p50 ms", "p90 ms", "p99 ms",
@@ -21,7 +21,7 @@ HEADINGS = (
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of all values do not exceed; None of no values.
+    """The smallest value that at least `share` of all values do not exceed; None if there are none.
 
     >>> percentile([3.0, 1.0, 2.0, 4.0], 0.5)
     2.0
@@ -33,18 +33,19 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 
 def summarize(outcomes: Sequence[Outcome], *, seconds: float, bound: float) -> dict[str, Any]:
-    """The numbers of some requests that came within `seconds`, in plain JSON."""
-    answered = [one for one in outcomes if one.is_answered]
-    latencies = [one.latency for one in answered]
-    last = max((one.ended for one in answered), default=0.0)
+    """The figures of requests sent within `seconds`, ready for JSON."""
+    answered = [outcome for outcome in outcomes if outcome.is_answered]
+    latencies = [outcome.latency for outcome in answered]
+    duration = max([seconds, *(outcome.ended for outcome in answered)])
+    num_refused = sum(outcome.is_refused for outcome in outcomes)
     return {
         "sent": len(outcomes),
         "ok": len(answered),
-        "refused": sum(one.is_refused for one in outcomes),
-        "lost": sum(not one.is_answered and not one.is_refused for one in outcomes),
+        "refused": num_refused,
+        "lost": len(outcomes) - len(answered) - num_refused,
         "goodput": sum(latency <= bound for latency in latencies) / seconds,
-        "throughput": len(answered) / max(seconds, last),
-        "tokens_per_second": sum(one.num_tokens for one in answered) / max(seconds, last),
+        "throughput": len(answered) / duration,
+        "tokens_per_second": sum(outcome.num_tokens for outcome in answered) / duration,
         "latency": {
             "mean": sum(latencies) / len(latencies) if latencies else None,
             "p50": percentile(latencies, 0.5),
@@ -58,35 +59,34 @@ def summarize(outcomes: Sequence[Outcome], *, seconds: float, bound: float) -> d
 def run_report(
     outcomes: Sequence[Outcome], *, rate: float, seconds: float, bound: float
 ) -> dict[str, Any]:
-    """One rate: all requests together, then each kind."""
-    kinds = sorted({one.kind for one in outcomes})
+    """The figures of one rate: all requests together, and each kind."""
+    by_kind: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_kind.setdefault(outcome.kind, []).append(outcome)
     return {
         "rate": rate,
         "all": summarize(outcomes, seconds=seconds, bound=bound),
         "kinds": {
-            kind: summarize(
-                [one for one in outcomes if one.kind == kind], seconds=seconds, bound=bound
-            )
-            for kind in kinds
+            kind: summarize(by_kind[kind], seconds=seconds, bound=bound) for kind in sorted(by_kind)
         },
     }
 
 
 def table_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Cells under `HEADINGS`, for each rate all kinds together first."""
+    """Cells for `HEADINGS`; for each rate all kinds together come first."""
     rows = []
     for run in report["runs"]:
-        for name, numbers in [("all", run["all"]), *run["kinds"].items()]:
-            latency = numbers["latency"]
+        for kind, figures in [("all", run["all"]), *run["kinds"].items()]:
+            latency = figures["latency"]
             rows.append(
                 [
-                    f"{run['rate']:g}" if name == "all" else "",
-                    name,
-                    str(numbers["sent"]),
-                    str(numbers["ok"]),
-                    str(numbers["refused"]),
-                    str(numbers["lost"]),
-                    f"{numbers['goodput']:.1f}",
+                    f"{run['rate']:g}" if kind == "all" else "",
+                    kind,
+                    str(figures["sent"]),
+                    str(figures["ok"]),
+                    str(figures["refused"]),
+                    str(figures["lost"]),
+                    f"{figures['goodput']:.1f}",
                     *(_milliseconds(latency[name]) for name in ("p50", "p90", "p99")),
                 ]
             )
@@ -94,7 +94,7 @@ def table_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Writes a picture; the name's ending says in which format (.png, .svg, .pdf)."""
+    """Writes a plot, in the format of the file name's ending (.png, .svg, .pdf)."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -122,17 +122,17 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for name, color in (("throughput", "#9aa0a6"), ("goodput", "#3b6fb6")):
         values = [run["all"][name] for run in runs]
         right.plot(rates, values, marker="o", color=color, label=name)
-    right.set_ylabel("answers a second")
+    right.set_ylabel("answers per second")
     right.set_ylim(bottom=0)
     right.set_title(f"Goodput: within {report['bound_seconds']:g} s", loc="left")
     right.legend(frameon=False)
     for axes in (left, right):
-        axes.set_xlabel("requests offered a second")
+        axes.set_xlabel("requests offered per second")
         axes.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise OptionError(f"The plot cannot be written to {path}: {error}") from error
+        raise OptionError(f"Cannot write the plot to {path}: {error}") from error
 
 
 def _milliseconds(seconds: float | None) -> str:

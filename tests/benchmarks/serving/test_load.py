@@ -12,21 +12,21 @@ from typing import Any
 import h11
 import pytest
 
-from paligemma.errors import OptionError
-from paligemma.server.load_generator import (
+from benchmarks.serving.load import (
     MIX,
     Arrival,
     Kind,
     Outcome,
     Target,
     choose_mix,
-    draw_pictures,
+    draw_images,
     poisson_arrivals,
     request_body,
     run_load,
     wait_until_ready,
 )
-from paligemma.server.load_report import draw, percentile, run_report, summarize, table_rows
+from benchmarks.serving.report import draw, percentile, run_report, summarize, table_rows
+from paligemma.errors import OptionError
 
 SHORT = Kind(name="ask", fields={"question": "how many?"}, weight=1)
 Answering = Callable[[int], tuple[float, int | None]]
@@ -37,7 +37,7 @@ async def with_server(
 ) -> tuple[Any, list[bytes]]:
     """Runs a server that answers its n-th request after (seconds, status), or hangs up.
 
-    At most `at_once` requests are worked on at a time. Gives back what `speak` does, and bodies.
+    At most `at_once` requests are worked on at a time. Returns the result of `speak`, and bodies.
     """
     bodies: list[bytes] = []
     room = asyncio.Semaphore(at_once)
@@ -82,15 +82,15 @@ async def with_server(
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        found = await speak(f"http://127.0.0.1:{port}")
+        result = await speak(f"http://127.0.0.1:{port}")
     finally:
         server.close()
         await server.wait_closed()
-    return found, bodies
+    return result, bodies
 
 
 def test_arrivals_are_a_poisson_process_of_the_rate_asked_for() -> None:
-    arrivals = poisson_arrivals(rate=50, seconds=200, mix=MIX, num_pictures=4, seed=1)
+    arrivals = poisson_arrivals(rate=50, seconds=200, mix=MIX, num_images=4, seed=1)
     dues = [arrival.due for arrival in arrivals]
     gaps = [b - a for a, b in zip([0.0, *dues], dues, strict=False)]
     mean = sum(gaps) / len(gaps)
@@ -103,24 +103,24 @@ def test_arrivals_are_a_poisson_process_of_the_rate_asked_for() -> None:
     for kind in MIX:
         share = sum(arrival.kind is kind for arrival in arrivals) / len(arrivals)
         assert share == pytest.approx(kind.weight / total, abs=0.02)
-    assert {arrival.picture for arrival in arrivals} == {0, 1, 2, 3}
+    assert {arrival.image for arrival in arrivals} == {0, 1, 2, 3}
     assert dues == sorted(dues)
     assert dues[-1] < 200
 
 
 def test_equal_seeds_give_equal_arrivals() -> None:
     def make(seed: int) -> list[Arrival]:
-        return poisson_arrivals(rate=5, seconds=10, mix=MIX, num_pictures=3, seed=seed)
+        return poisson_arrivals(rate=5, seconds=10, mix=MIX, num_images=3, seed=seed)
 
     assert make(1) == make(1) != make(2)
 
 
 def test_requests_are_sent_when_due_however_many_are_unanswered() -> None:
     """Ten requests in half a second to a server that takes one at a time, 0.1 s each."""
-    arrivals = [Arrival(due=i * 0.05, kind=SHORT, picture=0) for i in range(10)]
+    arrivals = [Arrival(due=i * 0.05, kind=SHORT, image=0) for i in range(10)]
 
     async def speak(url: str) -> list[Outcome]:
-        return await run_load(Target(base_url=url), arrivals, [b"picture"])
+        return await run_load(Target(base_url=url), arrivals, [b"image"])
 
     outcomes, bodies = asyncio.run(with_server(lambda n: (0.1, 200), speak, at_once=1))
     assert [one.status for one in outcomes] == [200] * 10
@@ -128,7 +128,7 @@ def test_requests_are_sent_when_due_however_many_are_unanswered() -> None:
     for number, one in enumerate(outcomes):
         assert one.latency >= 0.1 * (number + 1) - 0.05 * number - 0.01
     assert {one.num_tokens for one in outcomes} == {3}
-    assert all(body == request_body(SHORT, b"picture", None) for body in bodies)
+    assert all(body == request_body(SHORT, b"image", None) for body in bodies)
 
 
 def test_what_is_refused_and_what_is_lost_is_told_apart() -> None:
@@ -137,10 +137,10 @@ def test_what_is_refused_and_what_is_lost_is_told_apart() -> None:
 
     async def speak(url: str) -> list[Outcome]:
         target = Target(base_url=url, timeout=0.5)
-        found = []
+        outcomes = []
         for _ in range(4):
-            found += await run_load(target, [Arrival(due=0, kind=SHORT, picture=0)], [b"p"])
-        return [*found, *await run_load(target, [Arrival(due=0, kind=SHORT, picture=0)], [b"p"])]
+            outcomes += await run_load(target, [Arrival(due=0, kind=SHORT, image=0)], [b"p"])
+        return [*outcomes, *await run_load(target, [Arrival(due=0, kind=SHORT, image=0)], [b"p"])]
 
     outcomes, _ = asyncio.run(with_server(lambda n: answers[n], speak))
     assert [one.status for one in outcomes] == [200, 429, 503, 500, 0]
@@ -152,7 +152,7 @@ def test_what_is_refused_and_what_is_lost_is_told_apart() -> None:
 def test_an_answer_that_does_not_come_in_time_is_lost() -> None:
     async def speak(url: str) -> list[Outcome]:
         target = Target(base_url=url, timeout=0.1)
-        return await run_load(target, [Arrival(due=0, kind=SHORT, picture=0)], [b"p"])
+        return await run_load(target, [Arrival(due=0, kind=SHORT, image=0)], [b"p"])
 
     [outcome], _ = asyncio.run(with_server(lambda n: (0.3, 200), speak))
     assert outcome.status == 0
@@ -164,8 +164,8 @@ def test_it_waits_for_a_server_to_be_ready() -> None:
         return ready, await wait_until_ready(Target(base_url="http://127.0.0.1:9"), seconds=0.2)
 
     answers = [(0.0, 503), (0.0, 503), (0.0, 200)]
-    found, bodies = asyncio.run(with_server(lambda n: answers[n], speak))
-    assert found == (True, False)
+    ready, bodies = asyncio.run(with_server(lambda n: answers[n], speak))
+    assert ready == (True, False)
     assert len(bodies) == 3
 
 
@@ -183,8 +183,8 @@ def test_goodput_counts_answers_within_the_bound() -> None:
     assert numbers["throughput"] == pytest.approx(4 / 6)
     assert numbers["tokens_per_second"] == pytest.approx(8 / 6)
     # Nothing that was refused shortens a percentile.
-    found = numbers["latency"]
-    assert [found[name] for name in ("p50", "p90", "p99")] == pytest.approx([0.2, 3.0, 3.0])
+    latency = numbers["latency"]
+    assert [latency[name] for name in ("p50", "p90", "p99")] == pytest.approx([0.2, 3.0, 3.0])
     assert report["kinds"]["ask"] == numbers
 
 
@@ -210,27 +210,27 @@ def test_a_report_is_drawn_whatever_was_measured(tmp_path: Path) -> None:
     runs.append(run_report([], rate=4.0, seconds=1, bound=1))
     draw({"runs": runs, "bound_seconds": 1.0}, tmp_path / "load.svg")
     assert "<svg" in (tmp_path / "load.svg").read_text()
-    with pytest.raises(OptionError, match="cannot be written"):
+    with pytest.raises(OptionError, match="Cannot write the plot"):
         draw({"runs": runs, "bound_seconds": 1.0}, tmp_path / "load.txt")
 
 
-def test_pictures_are_of_minis_world_and_differ() -> None:
-    pictures = draw_pictures(3, seed=0)
-    assert len(set(pictures)) == 3
-    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
-    assert pictures == draw_pictures(3, seed=0)
+def test_images_are_of_minis_world_and_differ() -> None:
+    images = draw_images(3, seed=0)
+    assert len(set(images)) == 3
+    assert all(image.startswith(b"\x89PNG") for image in images)
+    assert images == draw_images(3, seed=0)
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://x", "http://", "http://a b", "http://x:y"]
 )
 def test_an_address_of_another_form_is_refused(url: str) -> None:
-    with pytest.raises(OptionError, match="no server's address"):
+    with pytest.raises(OptionError, match="not a server address"):
         Target(base_url=url)
 
 
 def test_kinds_are_chosen_by_name() -> None:
     assert [kind.name for kind in choose_mix(["ocr", "ask"])] == ["ocr", "ask"]
     assert choose_mix([]) == MIX
-    with pytest.raises(OptionError, match="no kind 'chat'"):
+    with pytest.raises(OptionError, match="Unknown kind of request: 'chat'"):
         choose_mix(["chat"])
