@@ -22,7 +22,7 @@ for every resolution, published scores, and the commands. All recipes are entrie
 `src/paligemma/finetune/recipes.toml`. In Python:
 
 ```python
-from paligemma.finetune.recipes import find_recipe, train_config
+from paligemma.finetune import find_recipe, train_config
 
 config = train_config(find_recipe("ai2d"), num_examples=12_413, resolution=448)
 ```

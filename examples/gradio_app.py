@@ -15,8 +15,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import paligemma
-from paligemma.errors import MissingExtraError, PaliGemmaError
-from paligemma.predictor import Predictor
+from paligemma import MissingExtraError, PaliGemmaError, Predictor
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -11,135 +11,91 @@ takes no time and needs no torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from paligemma.checkpoints.hub import Source
-    from paligemma.config import RELEASES, Release
-    from paligemma.errors import (
-        CheckpointError,
-        DataError,
-        HubError,
-        ImageError,
-        InputError,
-        MissingExtraError,
-        NumericalError,
-        OptionError,
-        PaliGemmaError,
-        PromptError,
-        TokenizerError,
-    )
-    from paligemma.fast.weights import Packed, Plain, Trainable
-    from paligemma.loading import load
-    from paligemma.predictor import Predictor
-    from paligemma.results import (
-        Answer,
-        Caption,
-        Detection,
-        Detections,
-        Generation,
-        Problem,
-        Score,
-        Segment,
-        Segments,
-        Text,
-    )
-    from paligemma.tasks.answer import AnswerTask, QuestionTask
-    from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
-    from paligemma.tasks.detect import DetectTask
-    from paligemma.tasks.ocr import OcrTask
-    from paligemma.tasks.segment import SegmentTask
+from paligemma.lazy_names import lazy_names
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "loading": ("load",),
-    "fast.weights": ("Packed", "Plain", "Trainable"),
-    "checkpoints.hub": ("Source",),
-    "predictor": ("Predictor",),
-    "results": (
-        "Answer",
-        "Caption",
-        "Detection",
-        "Detections",
-        "Generation",
-        "Problem",
-        "Score",
-        "Segment",
-        "Segments",
-        "Text",
-    ),
-    "tasks.answer": ("AnswerTask", "QuestionTask"),
-    "tasks.caption": ("BoxCaptionTask", "CaptionTask"),
-    "tasks.detect": ("DetectTask",),
-    "tasks.ocr": ("OcrTask",),
-    "tasks.segment": ("SegmentTask",),
-    "errors": (
-        "CheckpointError",
-        "DataError",
-        "HubError",
-        "ImageError",
-        "InputError",
-        "MissingExtraError",
-        "NumericalError",
-        "OptionError",
-        "PaliGemmaError",
-        "PromptError",
-        "TokenizerError",
-    ),
-    "config": ("RELEASES", "Release"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "RELEASES",
-    "Answer",
-    "AnswerTask",
-    "BoxCaptionTask",
-    "Caption",
-    "CaptionTask",
-    "CheckpointError",
-    "DataError",
-    "DetectTask",
-    "Detection",
-    "Detections",
-    "Generation",
-    "HubError",
-    "ImageError",
-    "InputError",
-    "MissingExtraError",
-    "NumericalError",
-    "OcrTask",
-    "OptionError",
-    "Packed",
-    "PaliGemmaError",
-    "Plain",
-    "Predictor",
-    "Problem",
-    "PromptError",
-    "QuestionTask",
-    "Release",
-    "Score",
-    "Segment",
-    "SegmentTask",
-    "Segments",
-    "Source",
-    "Text",
-    "TokenizerError",
-    "Trainable",
-    "__version__",
-    "load",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if TYPE_CHECKING:
+    from paligemma.checkpoints.hub import Source as Source
+    from paligemma.config import RELEASES as RELEASES
+    from paligemma.config import Release as Release
+    from paligemma.errors import CheckpointError as CheckpointError
+    from paligemma.errors import DataError as DataError
+    from paligemma.errors import HubError as HubError
+    from paligemma.errors import ImageError as ImageError
+    from paligemma.errors import InputError as InputError
+    from paligemma.errors import MissingExtraError as MissingExtraError
+    from paligemma.errors import NumericalError as NumericalError
+    from paligemma.errors import OptionError as OptionError
+    from paligemma.errors import PaliGemmaError as PaliGemmaError
+    from paligemma.errors import PromptError as PromptError
+    from paligemma.errors import TokenizerError as TokenizerError
+    from paligemma.fast.weights import Packed as Packed
+    from paligemma.fast.weights import Plain as Plain
+    from paligemma.fast.weights import Trainable as Trainable
+    from paligemma.loading import load as load
+    from paligemma.loading import load_processor as load_processor
+    from paligemma.predictor import Predictor as Predictor
+    from paligemma.processor.processor import Processor as Processor
+    from paligemma.processor.processor import PromptRow as PromptRow
+    from paligemma.results import Answer as Answer
+    from paligemma.results import Caption as Caption
+    from paligemma.results import Detection as Detection
+    from paligemma.results import Detections as Detections
+    from paligemma.results import Generation as Generation
+    from paligemma.results import Problem as Problem
+    from paligemma.results import Score as Score
+    from paligemma.results import Segment as Segment
+    from paligemma.results import Segments as Segments
+    from paligemma.results import Text as Text
+    from paligemma.tasks.answer import AnswerTask as AnswerTask
+    from paligemma.tasks.answer import QuestionTask as QuestionTask
+    from paligemma.tasks.caption import BoxCaptionTask as BoxCaptionTask
+    from paligemma.tasks.caption import CaptionTask as CaptionTask
+    from paligemma.tasks.detect import DetectTask as DetectTask
+    from paligemma.tasks.ocr import OcrTask as OcrTask
+    from paligemma.tasks.segment import SegmentTask as SegmentTask
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "loading": ("load", "load_processor"),
+            "fast.weights": ("Packed", "Plain", "Trainable"),
+            "checkpoints.hub": ("Source",),
+            "predictor": ("Predictor",),
+            "processor.processor": ("Processor", "PromptRow"),
+            "results": (
+                "Answer",
+                "Caption",
+                "Detection",
+                "Detections",
+                "Generation",
+                "Problem",
+                "Score",
+                "Segment",
+                "Segments",
+                "Text",
+            ),
+            "tasks.answer": ("AnswerTask", "QuestionTask"),
+            "tasks.caption": ("BoxCaptionTask", "CaptionTask"),
+            "tasks.detect": ("DetectTask",),
+            "tasks.ocr": ("OcrTask",),
+            "tasks.segment": ("SegmentTask",),
+            "errors": (
+                "CheckpointError",
+                "DataError",
+                "HubError",
+                "ImageError",
+                "InputError",
+                "MissingExtraError",
+                "NumericalError",
+                "OptionError",
+                "PaliGemmaError",
+                "PromptError",
+                "TokenizerError",
+            ),
+            "config": ("RELEASES", "Release"),
+        },
+    )

@@ -164,7 +164,7 @@ def test_a_benchmark_becomes_a_job_with_its_own_limits(tmp_path: Path, monkeypat
 
 def test_published_figures_stand_beside_the_metric_that_they_are_of(capsys, tmp_path: Path) -> None:
     from paligemma.evals.datasets.published import published_scores
-    from paligemma.evals.evaluate import Evaluation, Score
+    from paligemma.evals.evaluation import Evaluation, Score
     from paligemma.evals.metrics.result import MetricResult
 
     def shown(model: str, *metrics: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from paligemma.data.record import Mask, Record, TrueObject
-from paligemma.data.round_trip import box_iou, round_trip
+from paligemma.data.round_trip_report import box_iou, round_trip
 from paligemma.data.targets import Order, TargetBuilder, TargetOptions, check_noise_token
 from paligemma.errors import CheckpointError, DataError, OptionError
 from paligemma.processor.processor import Processor

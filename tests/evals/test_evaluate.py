@@ -15,7 +15,7 @@ from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
 from paligemma.evals import evaluate as module
 from paligemma.evals.bootstrap import confidence_interval, mean_of
-from paligemma.evals.evaluate import (
+from paligemma.evals.evaluation import (
     Ask,
     Evaluation,
     Grouping,

@@ -32,7 +32,7 @@ from paligemma.fast.weights import FrozenFormat
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
-from paligemma.finetune.finetune import finetune
+from paligemma.finetune.learner import finetune
 from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor

@@ -14,7 +14,7 @@ from paligemma.errors import DataError, ImageError, OptionError
 from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.dataset import ExampleFile, places_of_step
-from paligemma.finetune.finetune import finetune
+from paligemma.finetune.learner import finetune
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.image import load_image

@@ -16,7 +16,7 @@ from paligemma.fast.accelerate import accelerate
 from paligemma.finetune.collate import Example
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.dataset import ExampleSource
-from paligemma.finetune.finetune import finetune, restore
+from paligemma.finetune.learner import finetune, restore
 from paligemma.finetune.state import best_folder, folder_weights
 from paligemma.finetune.trainer import LOG_NAME
 from paligemma.model.gemma import DecoderBlock

@@ -21,7 +21,7 @@ from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.dataset import ExampleBatch
 from paligemma.finetune.distributed import World
 from paligemma.finetune.examples import RecordExamples
-from paligemma.finetune.finetune import BadExamples, Learner, finetune
+from paligemma.finetune.learner import BadExamples, Learner, finetune
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor

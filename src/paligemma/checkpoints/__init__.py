@@ -14,3 +14,35 @@ load.py           folder -> model
 save.py           model -> folder, whole or not at all
 adapter.py        adapters in peft's format, both ways
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paligemma.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from paligemma.checkpoints.adapter import Adapter as Adapter
+    from paligemma.checkpoints.adapter import fingerprint_of as fingerprint_of
+    from paligemma.checkpoints.adapter import read_adapter as read_adapter
+    from paligemma.checkpoints.adapter import write_adapter as write_adapter
+    from paligemma.checkpoints.hf_config import StoredConfig as StoredConfig
+    from paligemma.checkpoints.hf_config import read_config as read_config
+    from paligemma.checkpoints.hf_config import write_config as write_config
+    from paligemma.checkpoints.hub import FetchedCheckpoint as FetchedCheckpoint
+    from paligemma.checkpoints.hub import Source as Source
+    from paligemma.checkpoints.hub import fetch_checkpoint as fetch_checkpoint
+    from paligemma.checkpoints.load import load_model as load_model
+    from paligemma.checkpoints.load import read_model as read_model
+    from paligemma.checkpoints.save import save_model as save_model
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "load": ("load_model", "read_model"),
+            "save": ("save_model",),
+            "hf_config": ("StoredConfig", "read_config", "write_config"),
+            "hub": ("FetchedCheckpoint", "Source", "fetch_checkpoint"),
+            "adapter": ("Adapter", "fingerprint_of", "read_adapter", "write_adapter"),
+        },
+    )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from paligemma.data.record import Record
     from paligemma.data.source import ObjectTask
-    from paligemma.evals.evaluate import Evaluation, Grouping, Published, Score
+    from paligemma.evals.evaluation import Evaluation, Grouping, Published, Score
     from paligemma.evals.named_metrics import NamedMetric
     from paligemma.evals.predictions import TaskName
 
@@ -123,8 +123,8 @@ def evaluate(
     """
     import paligemma
     from paligemma.checkpoints.hub import Source
-    from paligemma.evals.evaluate import DONT_CARE, REPORT_FILE
-    from paligemma.evals.evaluate import evaluate as measure
+    from paligemma.evals.evaluation import DONT_CARE, REPORT_FILE
+    from paligemma.evals.evaluation import evaluate as measure
     from paligemma.evals.named_metrics import metric_named
     from paligemma.evals.predictions import PredictOptions
     from paligemma.fast.weights import weights_name
@@ -214,7 +214,7 @@ def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -
 def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> _Job:
     from paligemma.evals.datasets.open import open_benchmark
     from paligemma.evals.datasets.spotting import IGNORED
-    from paligemma.evals.evaluate import Grouping
+    from paligemma.evals.evaluation import Grouping
     from paligemma.evals.named_metrics import NamedMetric
 
     found = open_benchmark(name, folder, split=split, resolution=resolution)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from paligemma.data.open import Records
 from paligemma.data.record import Record
-from paligemma.data.round_trip import RoundTripReport, round_trip
+from paligemma.data.round_trip_report import RoundTripReport, round_trip
 from paligemma.data.targets import Target, TargetBuilder
 from paligemma.errors import DataError, ImageError, OptionError
 from paligemma.processor.processor import Processor

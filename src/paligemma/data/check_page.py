@@ -16,7 +16,7 @@ from PIL import Image
 
 from paligemma.data.check import CheckReport
 from paligemma.data.record import Record
-from paligemma.data.round_trip import RoundTripReport
+from paligemma.data.round_trip_report import RoundTripReport
 from paligemma.data.targets import Target, TargetBuilder
 from paligemma.draw import draw_detections
 from paligemma.inputs import ModelInputs

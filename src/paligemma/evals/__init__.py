@@ -1,6 +1,6 @@
 """Predictions to scores, by the definitions that benchmarks use.
 
-evaluate.py           a model, records and metrics -> predictions, scores with intervals, a report
+evaluation.py         a model, records and metrics -> predictions, scores with intervals, a report
 predictions.py        asking, and the file of answers that an interrupted run goes on with
 named_metrics.py      metrics by name, and what each reads
 bootstrap.py          how sure a score is
@@ -11,3 +11,85 @@ box_iou.py            overlap of boxes and the matching of predictions to truth
 polygon_overlap.py    areas that polygons have in common
 average_precision.py  COCO's average precision at one threshold, without another package
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paligemma.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from paligemma.evals.bootstrap import Interval as Interval
+    from paligemma.evals.calibration import Calibration as Calibration
+    from paligemma.evals.calibration import calibrate as calibrate
+    from paligemma.evals.calibration import load_calibration as load_calibration
+    from paligemma.evals.datasets.open import BENCHMARKS as BENCHMARKS
+    from paligemma.evals.datasets.open import find_benchmark as find_benchmark
+    from paligemma.evals.datasets.open import open_benchmark as open_benchmark
+    from paligemma.evals.evaluation import Evaluation as Evaluation
+    from paligemma.evals.evaluation import Score as Score
+    from paligemma.evals.evaluation import evaluate as evaluate
+    from paligemma.evals.evaluation import score_predictions as score_predictions
+    from paligemma.evals.metrics.accuracy import ExactMatch as ExactMatch
+    from paligemma.evals.metrics.accuracy import RelaxedAccuracy as RelaxedAccuracy
+    from paligemma.evals.metrics.anls import Anls as Anls
+    from paligemma.evals.metrics.bleu import Bleu as Bleu
+    from paligemma.evals.metrics.cider import Cider as Cider
+    from paligemma.evals.metrics.counting import CountAccuracy as CountAccuracy
+    from paligemma.evals.metrics.counting import PointingAccuracy as PointingAccuracy
+    from paligemma.evals.metrics.detection import MeanAveragePrecision as MeanAveragePrecision
+    from paligemma.evals.metrics.deteval import DetEval as DetEval
+    from paligemma.evals.metrics.error_rates import ErrorRate as ErrorRate
+    from paligemma.evals.metrics.error_rates import NormalizedEditDistance as NormalizedEditDistance
+    from paligemma.evals.metrics.grits import Grits as Grits
+    from paligemma.evals.metrics.mask_iou import MaskIou as MaskIou
+    from paligemma.evals.metrics.molecules import SmilesExactMatch as SmilesExactMatch
+    from paligemma.evals.metrics.molecules import TanimotoSimilarity as TanimotoSimilarity
+    from paligemma.evals.metrics.objects import FoundObject as FoundObject
+    from paligemma.evals.metrics.objects import KnownObject as KnownObject
+    from paligemma.evals.metrics.objects import KnownPicture as KnownPicture
+    from paligemma.evals.metrics.result import MetricResult as MetricResult
+    from paligemma.evals.metrics.rouge import RougeL as RougeL
+    from paligemma.evals.metrics.teds import Teds as Teds
+    from paligemma.evals.metrics.text_detection import TextDetection as TextDetection
+    from paligemma.evals.metrics.text_detection import Word as Word
+    from paligemma.evals.metrics.voc_detection import VocAveragePrecision as VocAveragePrecision
+    from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy as DirectAnswerAccuracy
+    from paligemma.evals.metrics.vqa_accuracy import VqaAccuracy as VqaAccuracy
+    from paligemma.evals.named_metrics import NamedMetric as NamedMetric
+    from paligemma.evals.named_metrics import metric_named as metric_named
+    from paligemma.evals.named_metrics import metric_names as metric_names
+    from paligemma.evals.predictions import Prediction as Prediction
+    from paligemma.evals.predictions import PredictOptions as PredictOptions
+    from paligemma.evals.predictions import predict as predict
+    from paligemma.evals.predictions import read_predictions as read_predictions
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "evaluation": ("Evaluation", "Score", "evaluate", "score_predictions"),
+            "predictions": ("PredictOptions", "Prediction", "predict", "read_predictions"),
+            "named_metrics": ("NamedMetric", "metric_named", "metric_names"),
+            "bootstrap": ("Interval",),
+            "calibration": ("Calibration", "calibrate", "load_calibration"),
+            "datasets.open": ("BENCHMARKS", "find_benchmark", "open_benchmark"),
+            "metrics.result": ("MetricResult",),
+            "metrics.objects": ("FoundObject", "KnownObject", "KnownPicture"),
+            "metrics.accuracy": ("ExactMatch", "RelaxedAccuracy"),
+            "metrics.anls": ("Anls",),
+            "metrics.bleu": ("Bleu",),
+            "metrics.cider": ("Cider",),
+            "metrics.counting": ("CountAccuracy", "PointingAccuracy"),
+            "metrics.detection": ("MeanAveragePrecision",),
+            "metrics.deteval": ("DetEval",),
+            "metrics.error_rates": ("ErrorRate", "NormalizedEditDistance"),
+            "metrics.grits": ("Grits",),
+            "metrics.mask_iou": ("MaskIou",),
+            "metrics.molecules": ("SmilesExactMatch", "TanimotoSimilarity"),
+            "metrics.rouge": ("RougeL",),
+            "metrics.teds": ("Teds",),
+            "metrics.text_detection": ("TextDetection", "Word"),
+            "metrics.voc_detection": ("VocAveragePrecision",),
+            "metrics.vqa_accuracy": ("DirectAnswerAccuracy", "VqaAccuracy"),
+        },
+    )

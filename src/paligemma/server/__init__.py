@@ -23,3 +23,30 @@ health.py, metrics.py  how it does
 process.py          one server process, from beginning to end
 page/               the page at /
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paligemma.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from paligemma.server.app import create_app as create_app
+    from paligemma.server.limits import Limits as Limits
+    from paligemma.server.process import serve as serve
+    from paligemma.server.service import Loaded as Loaded
+    from paligemma.server.service import Service as Service
+    from paligemma.server.settings import KeyRing as KeyRing
+    from paligemma.server.settings import Settings as Settings
+    from paligemma.server.settings import read_keys as read_keys
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "app": ("create_app",),
+            "limits": ("Limits",),
+            "process": ("serve",),
+            "service": ("Loaded", "Service"),
+            "settings": ("KeyRing", "Settings", "read_keys"),
+        },
+    )

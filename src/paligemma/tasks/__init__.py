@@ -10,3 +10,40 @@ objects.py         lists of objects as the model writes them: boxes, labels, sco
 object_grammar.py  what may come next in such a list
 seg_codec.py       masks <-> <seg> tokens: the VQ-VAE
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paligemma.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from paligemma.tasks.answer import AnswerTask as AnswerTask
+    from paligemma.tasks.answer import QuestionTask as QuestionTask
+    from paligemma.tasks.caption import BoxCaptionTask as BoxCaptionTask
+    from paligemma.tasks.caption import CaptionTask as CaptionTask
+    from paligemma.tasks.detect import DetectTask as DetectTask
+    from paligemma.tasks.objects import split_phrases as split_phrases
+    from paligemma.tasks.ocr import OcrTask as OcrTask
+    from paligemma.tasks.seg_codec import MaskCodec as MaskCodec
+    from paligemma.tasks.seg_codec import load_mask_codec_npz as load_mask_codec_npz
+    from paligemma.tasks.seg_codec import save_mask_codec_npz as save_mask_codec_npz
+    from paligemma.tasks.segment import SegmentTask as SegmentTask
+    from paligemma.tasks.task import LANGUAGES as LANGUAGES
+    from paligemma.tasks.task import GuidedTask as GuidedTask
+    from paligemma.tasks.task import Task as Task
+    from paligemma.tasks.task import TaskContext as TaskContext
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "task": ("LANGUAGES", "GuidedTask", "Task", "TaskContext"),
+            "answer": ("AnswerTask", "QuestionTask"),
+            "caption": ("BoxCaptionTask", "CaptionTask"),
+            "detect": ("DetectTask",),
+            "ocr": ("OcrTask",),
+            "segment": ("SegmentTask",),
+            "objects": ("split_phrases",),
+            "seg_codec": ("MaskCodec", "load_mask_codec_npz", "save_mask_codec_npz"),
+        },
+    )

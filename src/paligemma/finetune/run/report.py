@@ -18,7 +18,7 @@ from PIL import Image
 
 from paligemma.data.record import Record
 from paligemma.draw import draw_detections
-from paligemma.evals.evaluate import PREDICTIONS_FILE, Evaluation
+from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
 from paligemma.finetune.run.confusion import Confusion, confusion_of_answers, confusion_of_boxes

@@ -26,12 +26,12 @@ from paligemma.data.check import CheckReport, check_data
 from paligemma.data.open import Records, open_data
 from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError
-from paligemma.evals.evaluate import Evaluation
+from paligemma.evals.evaluation import Evaluation
 from paligemma.fast.weights import DtypeName, Plain, Trainable
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
-from paligemma.finetune.finetune import finetune, restore
+from paligemma.finetune.learner import finetune, restore
 from paligemma.finetune.run.options import RunOptions, plan_training
 from paligemma.finetune.run.report import write_report
 from paligemma.finetune.run.validation import SCORE, Validation

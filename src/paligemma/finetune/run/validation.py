@@ -14,7 +14,7 @@ import torch
 
 from paligemma.data.open import Records
 from paligemma.data.targets import Ask, TargetBuilder
-from paligemma.evals.evaluate import Evaluation, evaluate
+from paligemma.evals.evaluation import Evaluation, evaluate
 from paligemma.evals.named_metrics import metric_named
 from paligemma.finetune.collate import collate
 from paligemma.finetune.examples import RecordExamples
