@@ -111,7 +111,7 @@ def test_the_bytes_of_a_file_can_be_drawn_on() -> None:
     content = io.BytesIO()
     GRAY.save(content, "PNG")
     assert draw_detections(content.getvalue(), found(GRAY.size)).tobytes() == GRAY.tobytes()
-    with pytest.raises(ImageError, match="bytes has an unknown format"):
+    with pytest.raises(ImageError, match="The image has an unknown format"):
         draw_detections(b"no picture", found((4, 4)))
 
 

@@ -100,10 +100,10 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> 
     for file in folder.iterdir():
         if file.name != "tokenizer.model":
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(TokenizerError, match=r"holds no tokenizer\.model.*load_model"):
+    with pytest.raises(TokenizerError, match=r"contains no tokenizer\.model.*load_model"):
         paligemma.load(tmp_path, device="cpu")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"contains no config\.json"):
         paligemma.load(tmp_path, device="cpu")
 
 
@@ -192,7 +192,7 @@ def test_old_keywords_load_the_same_with_a_warning(
     [
         ({"quantization": "int4", "fast": False}, "packed weights"),
         ({"quantization": "int4", "frozen_base": "nf4"}, "packed weights"),
-        ({"quantization": "int4", "dtype": "float32"}, "dtype 'float32'"),
+        ({"quantization": "int4", "dtype": "float32"}, "dtype is 'float32'"),
         ({"dtype": "float32", "weights": "int8"}, "together with"),
     ],
 )

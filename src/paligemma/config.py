@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, check_whole
 
 NUM_LOC_TOKENS = 1024
 NUM_SEG_TOKENS = 128
@@ -34,13 +34,13 @@ class VisionConfig:
         _check_positive(self, "resolution", "patch_size", "width", "depth", "mlp_dim", "num_heads")
         if self.resolution % self.patch_size:
             raise OptionError(
-                f"The resolution {self.resolution} is not a multiple of the patch size "
-                f"{self.patch_size}. Choose a multiple, so that patches tile the image."
+                f"resolution is {self.resolution}; it must be a multiple of patch_size, "
+                f"{self.patch_size}, so that patches tile the image."
             )
         if self.width % self.num_heads:
             raise OptionError(
-                f"The vision width {self.width} is not a multiple of its {self.num_heads} heads. "
-                "Each head must get an equal share of the width."
+                f"The vision width is {self.width}; it must be a multiple of num_heads, "
+                f"{self.num_heads}, so that each head gets an equal share."
             )
 
     @property
@@ -90,18 +90,19 @@ class DecoderConfig:
         )
         if self.num_heads % self.num_kv_heads:
             raise OptionError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads "
-                "evenly. The first number must be a multiple of the second."
+                f"num_heads is {self.num_heads} and num_kv_heads is {self.num_kv_heads}; the first "
+                "must be a multiple of the second, so that query heads share key/value heads "
+                "evenly."
             )
         if self.head_dim % 2:
             raise OptionError(
-                f"The head dimension {self.head_dim} is odd; rotary positions turn pairs of "
-                "features. Choose an even number."
+                f"head_dim is {self.head_dim}; it must be even, because rotary positions rotate "
+                "pairs of features."
             )
         if self.sliding_window is not None and len(self.sliding_layers) != self.depth:
             raise OptionError(
-                f"sliding_layers names {len(self.sliding_layers)} layers, the decoder has "
-                f"{self.depth}. Give one bool a layer (Gemma 2: True, False, True, ...)."
+                f"sliding_layers has {len(self.sliding_layers)} entries, but the decoder has "
+                f"{self.depth} layers. Give one bool per layer (Gemma 2: True, False, True, ...)."
             )
 
 
@@ -133,9 +134,7 @@ class MaskCodecConfig:
 
 def _check_positive(config: object, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        check_whole(name, getattr(config, name))
 
 
 GEMMA_2B = DecoderConfig(
@@ -207,8 +206,8 @@ def release_config(family: Family, size: str, resolution: int) -> PaliGemmaConfi
     """
     decoder = DECODERS.get((family, size))
     if decoder is None:
-        known = ", ".join(f"{f} {s}" for f, s in DECODERS)
-        raise OptionError(f"There is no release {family} {size}. There are: {known}.")
+        choices = ", ".join(f"{f} {s}" for f, s in DECODERS)
+        raise OptionError(f"Unknown release {family} {size}. Choose one of: {choices}.")
     return PaliGemmaConfig(vision=VisionConfig(resolution=resolution), decoder=decoder)
 
 

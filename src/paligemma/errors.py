@@ -98,6 +98,6 @@ class MissingExtraError(PaliGemmaError, ImportError):
 
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raise OptionError unless `value` is a whole number of at least `least`; True is no number."""
+    """Raise OptionError unless `value` is an int (not a bool) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}.")

@@ -42,17 +42,17 @@ MODEL_VARIABLE = "PALIGEMMA_MODEL"
 MINI = "mini"
 _MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 _MINI_NOTE = (
-    "This is mini, the small model inside the package: it knows only its own world of simple "
+    "This is mini, the small model inside the package, which understands only simple synthetic "
     "images. For photographs load a released model, such as google/paligemma2-3b-mix-224."
 )
 _UNEQUAL_NOTE = (
-    "The tokenizer has {} ids and the model {}: the other ids appear in the text as \ufffd. "
+    "The tokenizer has {} ids and the model {}: the remaining ids appear in text as \ufffd. "
     "Tokenizer and model may not belong together."
 )
 _RELEASED_CODEC_FILE = "vae-oid.npz"
 _FAILED_CHECK_NOTE = (
     "The compiled modules failed their check on this device ({}), so the model runs as plain "
-    "modules: the same results, more slowly."
+    "modules, with the same results but slower."
 )
 
 
@@ -176,7 +176,8 @@ def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weigh
         return weights, source
     if weights != "auto":
         raise OptionError(
-            "weights is given together with keywords that it replaces. Leave the others out."
+            "weights= was given together with deprecated keywords that it replaces. Leave the "
+            "others out."
         )
     dtype, quantization = old.get("dtype", "auto"), old.get("quantization")
     name = weights_name(dtype, quantization)
@@ -184,8 +185,8 @@ def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weigh
     is_trainable = base is not None or not merges
     if quantization is not None and (is_trainable or not old.get("fast", True)):
         raise OptionError(
-            f"quantization is {quantization!r}, which needs packed weights: they cannot be trained "
-            "or plain. Leave it out, or leave out frozen_base, merge_adapter and fast."
+            f"quantization is {quantization!r}, which needs packed weights; these cannot be "
+            "trainable or plain. Leave it out, or leave out frozen_base, merge_adapter and fast."
         )
     if is_trainable:
         return Trainable(base=base, dtype=dtype, merge_adapter=merges), source
@@ -228,8 +229,8 @@ def _check_base_name(adapter: Adapter, name: str) -> None:
     releases = {release.hub_id for release in RELEASES}
     if name in releases and adapter.base_name in releases - {name}:
         raise CheckpointError(
-            f"The adapter {adapter.folder} was trained on {adapter.base_name}, and this is {name}. "
-            f"Load it on {adapter.base_name}."
+            f"The adapter {adapter.folder} was trained on {adapter.base_name}, but this model is "
+            f"{name}. Load it on {adapter.base_name}."
         )
 
 
@@ -296,9 +297,9 @@ def _build_processor(folder: Path, config: PaliGemmaConfig, resize: Resize) -> P
 def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     if not (folder / TOKENIZER_FILE).exists():
         raise TokenizerError(
-            f"{folder} holds no {TOKENIZER_FILE}, the SentencePiece model that turns text into "
-            "ids. Copy it from the release that the weights come from. The model alone, from ids "
-            "to ids: paligemma.checkpoints.load.load_model."
+            f"{folder} contains no {TOKENIZER_FILE} (a SentencePiece model). Copy it from the "
+            "release that the weights come from. To use the model without a tokenizer, on token "
+            "ids, call paligemma.checkpoints.load_model."
         )
     tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
     tokenizer.check_fits(vocab_size)

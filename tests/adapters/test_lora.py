@@ -220,9 +220,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], word: s
 def test_what_cannot_be_adapted_is_refused() -> None:
     with pytest.raises(OptionError, match=r"'z_proj'.*down_proj"):
         add_lora(tiny_model(), LoraConfig(layers=("z_proj",)))
-    with pytest.raises(OptionError, match="rank 4000 is larger"):
+    with pytest.raises(OptionError, match="rank is 4000, larger"):
         add_lora(tiny_model(), LoraConfig(rank=4000))
-    with pytest.raises(OptionError, match="adapters already"):
+    with pytest.raises(OptionError, match="already has adapters"):
         add_lora(add_lora(tiny_model(), LoraConfig()), LoraConfig())
     with pytest.raises(OptionError, match="packed"):
         add_lora(accelerate(tiny_model().bfloat16()), LoraConfig())

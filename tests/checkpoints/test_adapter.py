@@ -358,8 +358,8 @@ def read(folder: Path) -> Adapter:
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"use_dora": "yes"}, "use_dora is 'yes'"),
-        ({"use_dora": True}, "stands without its magnitude"),
-        ({"rank_pattern": {"(a+)+$": 3}}, "rank_pattern searches"),
+        ({"use_dora": True}, "has no matching magnitude"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "rank_pattern contains the pattern"),
         ({"alpha_pattern": {"q_proj": None}}, "q_proj is None"),
         ({"alpha_pattern": [1]}, "alpha_pattern"),
     ],
@@ -412,12 +412,12 @@ def _nothing(tensors: dict[str, torch.Tensor]) -> None:
     ("damage", "words"),
     [
         (_nan, "NaN or infinity in 1 tensor"),
-        (_half, "stands without its b"),
+        (_half, "has no matching b"),
         (_stranger, "no linear layer of this model has .*embed_tokens"),
         (_another_block, r"no linear layer of this model has .*layers\.9"),
         (_twice, "are the same tensor"),
         (_whole_numbers, "has dtype U8"),
-        (_nothing, "no tensor in it"),
+        (_nothing, "contains no tensors"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(
@@ -463,7 +463,7 @@ def test_nothing_is_written_that_would_be_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_over(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         write_adapter(add_lora(tiny_model(), LoraConfig()), folder)
 
 

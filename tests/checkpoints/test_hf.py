@@ -70,7 +70,7 @@ def test_every_spelling_leads_to_the_released_name(spelling: str, released: str)
 
 
 def test_a_parameter_that_is_not_paligemmas_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"lora_a\.weight has no place"):
+    with pytest.raises(CheckpointError, match=r"lora_a\.weight has no counterpart"):
         to_released_names(tiny_config(), ["decoder.blocks.0.mlp.up_proj.lora_a.weight"])
 
 

@@ -141,8 +141,8 @@ def test_a_value_without_a_place_in_the_format_is_refused(tmp_path: Path) -> Non
     [
         (("model_type",), "gemma3", "model_type is 'gemma3'"),
         (("model_type",), None, "model_type is None"),
-        (("text_config", "model_type"), "gemma3_text", "expected was 'gemma' or 'gemma2'"),
-        (("text_config", "model_type"), ["gemma"], "expected was 'gemma' or 'gemma2'"),
+        (("text_config", "model_type"), "gemma3_text", "expected 'gemma' or 'gemma2'"),
+        (("text_config", "model_type"), ["gemma"], "expected 'gemma' or 'gemma2'"),
         (("text_config",), None, "text_config is missing"),
         (("text_config",), "gemma", "text_config is missing"),
         (("vision_config",), [], "vision_config is missing"),
@@ -163,19 +163,19 @@ def test_a_value_without_a_place_in_the_format_is_refused(tmp_path: Path) -> Non
         (("text_config", "attention_bias"), True, "attention_bias is True"),
         (("text_config", "tie_word_embeddings"), False, "tie_word_embeddings is False"),
         (("text_config", "use_bidirectional_attention"), False, "bidirectional"),
-        (("text_config", "num_key_value_heads"), 3, "cannot share"),
-        (("text_config", "head_dim"), 15, "odd"),
+        (("text_config", "num_key_value_heads"), 3, "num_kv_heads is 3"),
+        (("text_config", "head_dim"), 15, "must be even"),
         (("vision_config", "model_type"), "clip_vision_model", "siglip"),
         (("vision_config", "hidden_act"), "gelu", "hidden_act is 'gelu'"),
-        (("vision_config", "image_size"), 225, "multiple of the patch size"),
+        (("vision_config", "image_size"), 225, "multiple of patch_size"),
         (("vision_config", "image_size"), [224, 224], "a whole number"),
         (("vision_config", "image_size"), 2**22, "1 to 16384"),
         (("vision_config", "num_channels"), 4, "num_channels is 4"),
         (("projection_dim",), 1024, "projection_dim is 1024"),
         (("image_token_index",), "256", "image_token_index is '256'"),
-        (("quantization_config",), {"bits": 4}, "quantized, for transformers"),
+        (("quantization_config",), {"bits": 4}, "quantized for transformers"),
         (("quantization_config",), {"quant_method": "gptq"}, "quantized by 'gptq'"),
-        (("quantization",), {"format": "int4"}, "quantization is .* reads version 1 of int8"),
+        (("quantization",), {"format": "int4"}, "quantization is .* expected version 1 of int8"),
         (("quantization",), "int4", "quantization is 'int4'"),
         (("quantization",), describe("int4") | {"version": 2}, "paligemma quantize"),
         (("quantization",), describe("int8") | {"zero_point": True}, "zero_point"),
@@ -209,7 +209,7 @@ def test_broken_json_is_refused(tmp_path: Path, raw: str, message: str) -> None:
 
 
 def test_a_missing_config_is_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match=r"contains no config\.json"):
         read_config(tmp_path)
 
 

@@ -55,12 +55,12 @@ def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    with pytest.raises(CheckpointError, match="There is no folder"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         resolve(path)
 
 
 def test_a_path_object_is_never_a_hub_id(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="There is no folder"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         resolve(Path("google/paligemma-3b-pt-224"))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match="is a file"):
@@ -246,14 +246,14 @@ def test_what_goes_wrong_is_explained(hub: tuple[str, list[str]], tmp_path: Path
     )
     gated, absent, bad_token, no_revision, down, offline, bad_name, bad_header = said
     assert "https://huggingface.co/owner/gated" in gated
-    assert "accept the license" in gated
-    assert "knows no model owner/absent" in absent
-    assert "does not accept the access token" in bad_token
+    assert "requires accepting a license" in gated
+    assert "has no model owner/absent" in absent
+    assert "rejected the access token" in bad_token
     assert "owner/model has no revision 'nope'" in no_revision
     assert "cannot be reached" in down
-    assert "offline is on" in offline
+    assert "offline mode is on" in offline
     assert "owner/name" in bad_name
-    assert "Copy it anew" in bad_header
+    assert "Copy it again" in bad_header
     assert not any("hf_" in text for text in said)
 
 

@@ -191,7 +191,7 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
         ),
         (
             lambda t: t.update({"lm_head.weight": torch.zeros(151, 48)}),
-            "holds an output layer lm_head.weight",
+            "contains an output layer lm_head.weight",
         ),
     ],
 )
@@ -249,7 +249,7 @@ def test_weights_that_do_not_exist_are_refused(
 
 def test_what_is_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     folder = save_model(quantized("int8"), tmp_path / "a")
-    with pytest.raises(OptionError, match="is quantized to int8 and cannot be made int4"):
+    with pytest.raises(OptionError, match="is quantized to int8 and cannot be converted to int4"):
         load_model(folder, weights="int4")
     assert quantization_of(load_model(folder, weights="bfloat16")) == "int8"
 

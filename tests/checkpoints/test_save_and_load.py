@@ -110,9 +110,9 @@ def test_an_existing_checkpoint_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     folder = save_model(tiny_model(), tmp_path / "a")  # an empty folder is free
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         save_model(tiny_model(seed=1), folder)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         save_model(tiny_model(), folder / "config.json")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -167,7 +167,7 @@ def test_a_flipped_bit_is_found_by_verification_only(tmp_path: Path) -> None:
     raw[-1000] ^= 1
     (folder / "model.safetensors").write_bytes(raw)
     load_model(folder)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors has the SHA-256"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has SHA-256"):
         load_model(folder, verify=True)
 
 

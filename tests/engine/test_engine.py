@@ -565,7 +565,7 @@ def test_a_request_that_cannot_fit_is_refused_when_it_is_added(model: WatchedMod
     engine = engine_of(model, num_positions=30)
     (fits,) = build(model, [Row(prefix=2)], max_new_tokens=3)
     assert engine.run([fits])[0].stop_reason == "length"
-    with pytest.raises(PromptError, match=r"31 positions, 4 of them .* 30 for each"):
+    with pytest.raises(PromptError, match=r"31 positions, 4 of them .* 30 per request"):
         engine.add(replace(fits, max_new_tokens=4))
     with pytest.raises(PromptError, match="31 positions"):
         engine.run([fits, replace(fits, max_new_tokens=4)])
@@ -575,10 +575,10 @@ def test_a_request_that_cannot_fit_is_refused_when_it_is_added(model: WatchedMod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token_ids": torch.full((27,), 151)}, "from 151 to 151; the model has 0 to 150"),
+        ({"token_ids": torch.full((27,), 151)}, "range from 151 to 151; the model has 0 to 150"),
         ({"token_ids": torch.full((27,), -1)}, "from -1 to -1"),
-        ({"images": ()}, "25 places for image tokens, but 0 picture"),
-        ({"image_mask": torch.ones(27, dtype=torch.bool)}, "27 places for image tokens"),
+        ({"images": ()}, "25 image token positions, but 0 image"),
+        ({"image_mask": torch.ones(27, dtype=torch.bool)}, "27 image token positions"),
         ({"images": (KeyedImage(pixel_values=torch.zeros(3, 24, 24)),)}, r"takes \[3, 30, 30\]"),
         ({"constraint": Held(range(140, 152))}, "ids 0 to 150"),
     ],

@@ -42,5 +42,5 @@ def test_a_copy_begins_empty() -> None:
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, None])
 def test_no_number_of_bytes_is_refused(value: object) -> None:
-    with pytest.raises(OptionError, match="cache"):
+    with pytest.raises(OptionError, match="max_bytes"):
         RecentCache(value)  # type: ignore[arg-type]

@@ -150,7 +150,7 @@ def test_the_queue_is_bounded_exactly() -> None:
     for client in "abc":
         plan.add(waiting(client))
     assert plan.is_full
-    with pytest.raises(BusyError, match="3 requests are waiting, and at most 3"):
+    with pytest.raises(BusyError, match="3 requests are waiting, the limit is 3"):
         plan.add(waiting("d"))
     group = plan.next_group()
     plan.add(waiting("d"))

@@ -157,7 +157,7 @@ def test_logits_of_a_range_are_those_of_the_whole() -> None:
 
 
 def test_a_float32_model_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"float32; packed weights are bfloat16"):
+    with pytest.raises(OptionError, match=r"float32; it must be bfloat16"):
         accelerate(tiny_model("paligemma"))
 
 

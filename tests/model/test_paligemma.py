@@ -125,7 +125,7 @@ def test_the_order_of_pictures_matters() -> None:
 def test_pictures_of_another_resolution_are_refused() -> None:
     model = tiny_model()
     inputs = tiny_inputs(model.config, [Row()])
-    with pytest.raises(PromptError, match="25 places for image tokens"):
+    with pytest.raises(PromptError, match="25 image token positions"):
         model.embed(inputs, image_tokens=torch.zeros(1, 16, 48))
 
 

@@ -329,7 +329,7 @@ def test_what_is_no_picture_has_one_clear_error(tmp_path: Path) -> None:
         path = tmp_path / "picture.png"
         path.write_bytes(data)
         for source in (data, path):
-            with pytest.raises(ImageError, match="The picture") as caught:
+            with pytest.raises(ImageError, match="The image") as caught:
                 load_image(source)
             assert not re.search(r"0x|object at|Traceback", str(caught.value))
 
@@ -364,7 +364,7 @@ def test_refused_formats_never_meet_their_parser(
     monkeypatch.setattr(Image, "open", entered)
     path = tmp_path / "picture.png"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match="JPEG, PNG, WebP, GIF and BMP can be read"):
+    with pytest.raises(ImageError, match="JPEG, PNG, WebP, GIF and BMP are supported"):
         load_image(path)
     if name not in ("PPM", "TGA"):
         with pytest.raises(ImageError, match=name):
@@ -416,7 +416,7 @@ def test_a_pixel_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
             check=True,
         )
         seconds, megabytes, message = result.stdout.strip().split("|")
-        assert "at most 50000000 pixels" in message, name
+        assert "the limit is 50 megapixels" in message, name
         assert name in message
         assert float(seconds) < 0.5, name
         assert int(megabytes) < 50, name
@@ -425,15 +425,17 @@ def test_a_pixel_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
 
 def test_limits_hold_at_the_limit_and_one_beyond() -> None:
     assert load_image(np.zeros((10, 10), np.uint8), max_pixels=100).size_wh == (10, 10)
-    with pytest.raises(ImageError, match="10 x 10 pixels; at most 99"):
+    with pytest.raises(ImageError, match=r"10 x 10; the limit is 9\.9e-05 megapixels"):
         load_image(np.zeros((10, 10), np.uint8), max_pixels=99)
-    with pytest.raises(ImageError, match="10 x 10 pixels; at most 99"):
+    with pytest.raises(ImageError, match=r"10 x 10; the limit is 9\.9e-05 megapixels"):
         load_image(Image.new("L", (10, 10)), max_pixels=99)
-    with pytest.raises(ImageError, match=f"{MAX_SIDE + 1} x 1 pixels"):
+    with pytest.raises(
+        ImageError, match=f"{MAX_SIDE + 1} x 1; the limit is {MAX_SIDE} pixels per side"
+    ):
         load_image(saved(Image.new("L", (MAX_SIDE + 1, 1)), "PNG"))
-    with pytest.raises(ImageError, match="no content"):
+    with pytest.raises(ImageError, match="no pixels"):
         load_image(Image.new("RGB", (0, 5)))
-    with pytest.raises(ImageError, match="The picture"):
+    with pytest.raises(ImageError, match="The image"):
         load_image(png(0, 5, 8, 0, b""))
     with pytest.raises(ImageError, match="64 MiB"):
         load_image(b"\xff\xd8\xff" + b"\0" * MAX_FILE_BYTES)
@@ -458,7 +460,7 @@ def test_paths_that_are_no_file_are_named(tmp_path: Path) -> None:
         (tmp_path, "a folder"),
         (fifo, "a device or pipe"),
         (Path("/dev/zero"), "a device or pipe"),
-        (tmp_path / "missing.png", "no file"),
+        (tmp_path / "missing.png", "does not exist"),
         (large, "64 MiB"),
         (Path("a\0b"), "cannot be opened"),
         (Path("x" * 5000), "cannot be opened"),
@@ -482,7 +484,7 @@ def test_addresses_are_not_fetched_unless_allowed(monkeypatch: pytest.MonkeyPatc
             load_image(url)
     for url in ("file:///etc/passwd", "FILE:///no/such", "ftp://a/b", "data:image/png;base64,AA"):
         for allow_urls in (False, True):
-            with pytest.raises(ImageError, match="neither a path nor a web address"):
+            with pytest.raises(ImageError, match=r"neither a path nor an http\(s\) URL"):
                 load_image(url, allow_urls=allow_urls)
 
 
@@ -583,5 +585,5 @@ def test_a_transform_that_makes_no_sense_is_refused() -> None:
         ImageTransform(source_wh=(4, 4), resolution=0)
     with pytest.raises(OptionError, match="squash"):
         ImageTransform(source_wh=(4, 4), resolution=224, resize="crop")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="4 numbers"):
+    with pytest.raises(OptionError, match="expected 4"):
         ImageTransform(source_wh=(4, 4), resolution=224).box_to_source((0, 1, 2))

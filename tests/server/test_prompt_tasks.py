@@ -71,7 +71,7 @@ def test_a_list_of_things_is_tidied_as_in_detect() -> None:
 
 @pytest.mark.parametrize("prompt", ["detect  ", "segment ;;", "detect ; ;"])
 def test_a_list_of_nothing_is_refused(prompt: str) -> None:
-    with pytest.raises(PromptError, match="nothing to look for"):
+    with pytest.raises(PromptError, match="no phrases to look for"):
         task_of(prompt)
 
 

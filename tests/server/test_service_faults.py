@@ -195,7 +195,7 @@ def test_an_idle_engine_does_not_count_as_hung(tiny: Predictor) -> None:
 
 def test_d7_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     def load() -> Predictor:
-        raise CheckpointError(f"{tmp_path} holds no config.json.")
+        raise CheckpointError(f"{tmp_path} contains no config.json.")
 
     async def main() -> None:
         service = Service(load, name="missing")

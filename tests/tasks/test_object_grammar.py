@@ -207,7 +207,7 @@ def test_a_repeated_object_ends_even_a_list_that_is_too_short(writer: TokenWrite
 
 
 def test_more_objects_at_least_than_at_most_are_refused() -> None:
-    with pytest.raises(OptionError, match="from 0 to max_objects, which is 2"):
+    with pytest.raises(OptionError, match=r"from 0 to max_objects \(2\)"):
         DetectTask.of("cat", max_objects=2, min_objects=3)
 
 
@@ -320,7 +320,7 @@ def test_a_label_has_the_tokens_that_it_has_in_a_whole_output(
 
 
 def test_a_phrase_of_places_is_refused(writer: TokenWriter) -> None:
-    with pytest.raises(PromptError, match="places"):
+    with pytest.raises(PromptError, match="must not contain location tokens"):
         DetectTask.of("cat <loc0001>").grammar(writer)
 
 

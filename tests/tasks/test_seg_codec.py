@@ -281,9 +281,9 @@ def damaged(arrays: dict[str, np.ndarray]) -> io.BytesIO:
     [
         (objects_in, "object"),
         (huge_claim, "_embedding"),
-        (large_claim, "claim"),
-        (zip_bomb, "does not hold"),
-        (truncated, "does not hold"),
+        (large_claim, "parameters in all"),
+        (zip_bomb, "does not have the"),
+        (truncated, "does not have the"),
         (twice, "twice"),
         (with_nan, "NaN"),
         (damaged, "mask codec"),

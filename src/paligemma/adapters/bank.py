@@ -57,11 +57,11 @@ class AdapterBank:
         check_adaptable(model)
         for name, layers in adapters.items():
             if not name:
-                raise OptionError("An adapter needs a name.")
+                raise OptionError('An adapter is named "". Give each adapter a name.')
             if any(not layer.startswith("decoder.") for layer in layers):
                 raise OptionError(
-                    f"The adapter {name!r} changes more than the decoder, and images are encoded "
-                    "once for all adapters. Merge it into a model of its own and serve that."
+                    f"The adapter {name!r} changes layers outside the decoder, but images are "
+                    "encoded once for all adapters. Merge it into a separate model and serve that."
                 )
         self.names = tuple(adapters)
         self._selection = _Selection(model.device)
@@ -82,7 +82,8 @@ class AdapterBank:
     def check(self, name: str) -> None:
         """Raises OptionError for a name that is not in the bank; "" is the model itself."""
         if name not in self._numbers:
-            raise OptionError("There is no adapter of that name.")
+            choices = ", ".join(map(repr, self.names)) or "none"
+            raise OptionError(f"Unknown adapter {name!r}. Loaded adapters: {choices}.")
 
     def select(self, names: Sequence[str]) -> None:
         """Say whose rows the next passes have, one name a row; "" for none."""

@@ -55,7 +55,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check_whole("rank", self.rank)
         if not math.isfinite(self.alpha) or self.alpha <= 0:
-            raise OptionError(f"alpha is {self.alpha}; it must be above 0.")
+            raise OptionError(f"alpha is {self.alpha}; it must be a finite number above 0.")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
         unknown = [part for part in self.parts if part not in get_args(Part)]
@@ -124,9 +124,8 @@ class LoraLinear(nn.Module):
         num_outputs, num_inputs = base.out_features, base.in_features
         if rank > max(num_outputs, num_inputs):
             raise OptionError(
-                f"The rank {rank} is larger than both sides of a weight of {num_outputs} x "
-                f"{num_inputs}, where an adapter takes more room than the weight. Choose a "
-                "smaller one."
+                f"rank is {rank}, larger than both sides of a weight of {num_outputs} x "
+                f"{num_inputs}: the adapter would be larger than the weight. Choose a smaller rank."
             )
         self.base = base.requires_grad_(False)
         self.alpha = alpha
@@ -231,12 +230,12 @@ def add_lora(model: PaliGemma, config: LoraConfig, *, seed: int = 0) -> PaliGemm
     """
     check_adaptable(model)
     chosen = [name for name in linear_layers(model, config.parts) if _is_named(name, config.layers)]
-    for wanted in config.layers or ():
-        if not any(_is_named(name, (wanted,)) for name in chosen):
+    for layer_name in config.layers or ():
+        if not any(_is_named(name, (layer_name,)) for name in chosen):
             kinds = sorted({n.rpartition(".")[2] for n in linear_layers(model, config.parts)})
             raise OptionError(
-                f"There is no linear layer {wanted!r} in {', '.join(config.parts)}. "
-                f"There are: {', '.join(kinds)}."
+                f"There is no linear layer {layer_name!r} in {', '.join(config.parts)}. "
+                f"Choose from: {', '.join(kinds)}."
             )
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -338,12 +337,12 @@ def check_adaptable(model: PaliGemma) -> None:
     """Raises OptionError unless every layer is plain and without an adapter."""
     if lora_layers(model):
         raise OptionError(
-            "The model has adapters already. Merge them first, or load the model again."
+            "The model already has adapters. Merge them first, or load the model again."
         )
     if not any(True for _ in linear_layers(model, ("decoder",))):
         raise OptionError(
-            "The model's weights are packed for kernels, which cannot be trained. Load it with "
-            "weights=Trainable()."
+            "The model's weights are packed for the kernels, so they cannot be trained. Load it "
+            "with weights=Trainable()."
         )
 
 

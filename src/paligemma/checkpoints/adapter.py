@@ -68,8 +68,9 @@ _INERT = frozenset(
         "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
     )
 )  # fmt: skip
-# Ways to begin that leave the base as it is; the others take what they put into A and B out of it.
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Initializations that leave the base as it is; the others subtract from it what they put into A
+# and B.
+_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +90,9 @@ class Adapter:
         """Raises CheckpointError when the adapter says that it was trained on other weights."""
         if self.base_fingerprint not in (None, fingerprint):
             raise CheckpointError(
-                f"The adapter {self.folder} was trained on other weights than these: on "
-                f"{self.base_name!r} with the fingerprint {self.base_fingerprint}, while this "
-                f"model has {fingerprint}. Load it on the model that it was trained on."
+                f"The adapter {self.folder} was trained on other weights: {self.base_name!r} with "
+                f"fingerprint {self.base_fingerprint}, but this model's fingerprint is "
+                f"{fingerprint}. Load it on the model that it was trained on."
             )
 
 
@@ -108,14 +109,14 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
     folder = Path(folder).expanduser()
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
-            f"{folder} holds no {CONFIG_FILE}, so it is not an adapter. Give the folder that "
-            "save_adapter, or peft's save_pretrained, has written."
+            f"{folder} contains no {CONFIG_FILE}, so it is not an adapter. Give a folder written "
+            "by save_adapter or by peft's save_pretrained."
         )
     settings = _Settings.read(folder / CONFIG_FILE)
     if not (folder / single_file(_STEM)).is_file():
         raise CheckpointError(
-            f"{folder} holds no {single_file(_STEM)}. Adapters in other files, such as pickles "
-            "(.bin), are never read: save it again with safetensors."
+            f"{folder} contains no {single_file(_STEM)}. Other formats, such as pickles (.bin), "
+            "are never read: save the adapter again as safetensors."
         )
     with WeightFiles(folder, (_STEM,)) as weights:
         if verify:
@@ -135,8 +136,8 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
         fingerprint = weights.metadata.get(_FINGERPRINT)
     if broken:
         raise CheckpointError(
-            f"{folder} holds NaN or infinity in {len(broken)} tensor(s): {shorten(broken)}. The "
-            "adapter is broken; get it again, or train it again at a lower learning rate."
+            f"{folder} contains NaN or infinity in {len(broken)} tensor(s): {shorten(broken)}. "
+            "Download the adapter again, or train it again with a lower learning rate."
         )
     return Adapter(
         layers=layers,
@@ -166,8 +167,8 @@ def write_adapter(
     adapted = lora_layers(model)
     if not adapted:
         raise OptionError(
-            "The model has no adapter to save: none was added, or it was merged. A whole model is "
-            "saved with save()."
+            "The model has no adapter to save: none was added, or it was merged. Save the whole "
+            "model with save()."
         )
     tensors = []
     for name, layer in adapted.items():
@@ -186,8 +187,8 @@ def write_adapter(
         broken = write_weight_file(partial / single_file(_STEM), tensors, metadata)
         if broken:
             raise NumericalError(
-                f"{len(broken)} tensor(s) of the adapter hold NaN or infinity: {shorten(broken)}. "
-                "Nothing was written."
+                f"{len(broken)} tensor(s) of the adapter contain NaN or infinity: "
+                f"{shorten(broken)}. Nothing was written. Train again with a lower learning rate."
             )
         write_json(partial / CONFIG_FILE, _describe(model, base_name, revision))
     return Path(folder).absolute()
@@ -241,32 +242,32 @@ class _Settings:
         kind = content.get("peft_type")
         if kind != "LORA":
             raise CheckpointError(
-                f"{path}: peft_type is {_shown(kind)}. This package reads 'LORA' (with rsLoRA and "
-                "DoRA); merge other adapters into their model with peft."
+                f"{path}: peft_type is {_shown(kind)}; only 'LORA' (with rsLoRA and DoRA) is "
+                "supported. Merge other adapters into their model with peft."
             )
         if content.get("modules_to_save"):
             raise CheckpointError(
-                f"{path}: modules_to_save is {_shown(content['modules_to_save'])}: whole layers "
-                "that were trained alongside the adapter, which this package does not read. Merge "
-                "the adapter into its model with peft, and load that."
+                f"{path}: modules_to_save is {_shown(content['modules_to_save'])}; whole layers "
+                "trained alongside the adapter are not supported. Merge the adapter into its model "
+                "with peft and load that."
             )
         if content.get("bias", "none") != "none":
             raise CheckpointError(
                 f"{path}: bias is {_shown(content['bias'])}; only adapters without trained biases "
-                "('none') are read. Merge the adapter into its model with peft."
+                "('none') are supported. Merge the adapter into its model with peft."
             )
-        beginning = content.get("init_lora_weights", True)
-        if not any(beginning is known or beginning == known for known in _BEGINNINGS):
+        init = content.get("init_lora_weights", True)
+        if not any(init is name or init == name for name in _INITIALIZATIONS):
             raise CheckpointError(
-                f"{path}: init_lora_weights is {_shown(beginning)}, which changes the base model "
-                "too. Let peft convert it to plain LoRA when saving "
+                f"{path}: init_lora_weights is {_shown(init)}, which also changes the base model. "
+                "Convert it to plain LoRA when saving with peft "
                 "(path_initial_model_for_weight_conversion), or merge it there."
             )
         for key, value in content.items():
             if key not in _APPLIED | _INERT and not _is_off(value):
                 raise CheckpointError(
                     f"{path}: {_shown(key)} is {_shown(value)}, a setting that this package does "
-                    "not know and will not pass over. Merge the adapter into its model with peft."
+                    "not support. Merge the adapter into its model with peft."
                 )
         base_name = content.get("base_model_name_or_path")
         return cls(
@@ -308,20 +309,20 @@ def _match(
     wanted = ("a", "b", "magnitude") if settings.use_dora else ("a", "b")
     for layer, names in found.items():
         if missing := [leaf for leaf in wanted if leaf not in names]:
-            problems.append(f"{next(iter(names.values()))} stands without its {missing[0]}")
+            problems.append(f"{next(iter(names.values()))} has no matching {missing[0]}")
             continue
         unknown += [] if settings.use_dora else [names[x] for x in names if x == "magnitude"]
         problems += _wrong_shapes(weights, names, shapes[layer], settings)
     if unknown:
         problems.insert(0, f"no linear layer of this model has {shorten(sorted(unknown))}")
     if not weights.tensors:
-        problems.append("there is no tensor in it")
+        problems.append("it contains no tensors")
     if problems:
         shown = "; ".join(problems[:6])
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(
-            f"The adapter {weights.folder} does not fit this model: {shown}{more}. It says that it "
-            f"was trained on {settings.base_name!r}; load it on that model."
+            f"The adapter {weights.folder} does not fit this model: {shown}{more}. According to "
+            f"its config it was trained on {settings.base_name!r}; load it on that model."
         )
     return found
 
@@ -335,7 +336,7 @@ def _wrong_shapes(
     expected = {"a": (rank, num_inputs), "b": (num_outputs, rank), "magnitude": (num_outputs,)}
     wrong = []
     if rank > max(shape):
-        wrong.append(f"{module} has the rank {rank}, more than its {num_outputs} x {num_inputs}")
+        wrong.append(f"{module} has rank {rank}, but its weight is {num_outputs} x {num_inputs}")
     for leaf, name in names.items():
         stored = weights.tensors[name]
         if stored.shape != expected[leaf]:
@@ -477,8 +478,8 @@ def _pattern(
         _number(path, found, name, 0, whole=whole)
         if not re.fullmatch(r"\^?[\w.]+", name):
             raise CheckpointError(
-                f"{path}: {key} searches with {_shown(name)}; only names of layers, or their ends, "
-                "are read there."
+                f"{path}: {key} contains the pattern {_shown(name)}; only layer names, or their "
+                "ends, are supported there."
             )
     return {name.removeprefix("^"): value for name, value in found.items()}
 

@@ -28,18 +28,21 @@ def verify_files(folder: Path, paths: Sequence[Path]) -> None:
             sums[path.name] = blob
         if path.name not in sums:
             raise CheckpointError(
-                f"{path} cannot be verified: no checksum is known for it. Folders written by "
-                f"this package carry {CHECKSUM_FILE}; load others without verification."
+                f"{path} cannot be verified: there is no checksum for it. Folders written by this "
+                f"package contain {CHECKSUM_FILE}; load others without verification."
             )
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path} is listed in {CHECKSUM_FILE} but does not exist.")
+            raise CheckpointError(
+                f"{path} is listed in {CHECKSUM_FILE} but does not exist. Copy or download it "
+                "again."
+            )
         actual = sha256_of(path)
         if actual != expected:
             raise CheckpointError(
-                f"{path} has the SHA-256 {actual}, but {expected} was recorded. The file is "
-                "damaged or was changed; copy or download it again."
+                f"{path} has SHA-256 {actual}; expected {expected}. The file is damaged or was "
+                "changed: copy or download it again."
             )
 
 
@@ -51,7 +54,11 @@ def sha256_of(path: Path) -> str:
 def _listed_sums(path: Path) -> dict[str, str]:
     files = read_json(path).get("sha256")
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
-        raise CheckpointError(f"{path} holds no table of SHA-256 sums.")
+        raise CheckpointError(
+            f'{path} has no valid "sha256" object that maps file names to checksums.'
+        )
     if outside := [name for name in files if Path(name).name != name or "\\" in name]:
-        raise CheckpointError(f"{path} names {outside[0]!r}, which is not a plain file name.")
+        raise CheckpointError(
+            f"{path} lists {outside[0]!r}; expected plain file names without a folder."
+        )
     return dict(files)

@@ -88,7 +88,7 @@ def to_released_names(config: PaliGemmaConfig, parameters: Iterable[str]) -> dic
         module, _, leaf = parameter.rpartition(".")
         if module not in modules:
             raise CheckpointError(
-                f"The model's parameter {parameter} has no place in a PaliGemma checkpoint. "
+                f"The model's parameter {parameter} has no counterpart in a PaliGemma checkpoint. "
                 "Merge or remove what was added to the model, such as LoRA adapters."
             )
         names[parameter] = f"{modules[module]}.{leaf}"

@@ -96,24 +96,24 @@ class _Section:
         return self.content.get(key)
 
     def refuse(self, key: str, expected: str) -> CheckpointError:
-        found = repr(self.get(key))
-        found = found if len(found) <= 80 else found[:77] + "..."
+        value = repr(self.get(key))
+        value = value if len(value) <= 80 else value[:77] + "..."
         return CheckpointError(
-            f"{self.path}: {self.name}.{key} is {found}; {expected}. "
-            "This is not a PaliGemma that this package can run."
+            f"{self.path}: {self.name}.{key} is {value}; {expected}. "
+            "This package cannot run such a model."
         )
 
     def whole(self, key: str, limit: int = _MAX_SIZE) -> int:
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-            raise self.refuse(key, f"a whole number from 1 to {limit} was expected")
+            raise self.refuse(key, f"expected a whole number from 1 to {limit}")
         return value
 
     def positive(self, key: str) -> float:
         value = self.get(key)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < 1e12:
-            raise self.refuse(key, "a number above 0 was expected")
+            raise self.refuse(key, "expected a number above 0")
         return float(value)
 
     def positive_or_none(self, key: str) -> float | None:
@@ -122,7 +122,7 @@ class _Section:
     def require(self, key: str, *allowed: object) -> None:
         """Where the key is given, it must have one of these values."""
         if self.get(key) is not None and self.get(key) not in allowed:
-            raise self.refuse(key, "expected was " + " or ".join(map(repr, allowed)))
+            raise self.refuse(key, "expected " + " or ".join(map(repr, allowed)))
 
 
 def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
@@ -139,13 +139,13 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     path = folder / CONFIG_FILE
     if not path.exists():
         raise CheckpointError(
-            f"{folder} holds no {CONFIG_FILE}. Give a folder with a whole checkpoint: "
+            f"{folder} contains no {CONFIG_FILE}. Give a folder with a complete checkpoint: "
             "config, weights and tokenizer."
         )
     content = read_json(path)
     top = _Section(path, "config", content)
     if top.get("model_type") != "paligemma":
-        raise top.refuse("model_type", "expected was 'paligemma' (PaliGemma 1 and 2)")
+        raise top.refuse("model_type", "expected 'paligemma' (PaliGemma 1 and 2)")
     if top.get("quantization_config") is not None:
         raise _refuse_foreign_quantization(top)
     quantization = read_description(path, top.get("quantization"))
@@ -154,7 +154,7 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     defaults = _TEXT_DEFAULTS.get(model_type) if isinstance(model_type, str) else None
     text = _Section(path, "text_config", text, defaults)
     if defaults is None:
-        raise text.refuse("model_type", "expected was 'gemma' or 'gemma2'")
+        raise text.refuse("model_type", "expected 'gemma' or 'gemma2'")
     if sliding_window is not None:
         _check_window(sliding_window, model_type)
     vision = _Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
@@ -174,13 +174,13 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
 
 
 def _refuse_foreign_quantization(top: _Section) -> CheckpointError:
-    found = top.get("quantization_config")
-    method = found.get("quant_method") if isinstance(found, dict) else None
+    section = top.get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, dict) else None
     by = "" if method is None else f" by {method!r}"
     return CheckpointError(
-        f"{top.path}: quantization_config says that the weights are quantized{by}, for "
-        "transformers; such weights are not read here. Load the release that they were made from, "
-        "with quantization='int8' or 'int4'."
+        f"{top.path}: quantization_config says that the weights are quantized{by} for "
+        "transformers; this package cannot read them. Load the original release with "
+        "weights='int8' or 'int4'."
     )
 
 
@@ -203,11 +203,13 @@ def _is_padded(top: _Section, image_token: int, table_rows: int) -> bool:
 def _check_window(sliding_window: int, model_type: object) -> None:
     if isinstance(sliding_window, bool) or not 1 <= sliding_window <= _MAX_SIZE:
         raise OptionError(
-            f"sliding_window is {sliding_window!r}; a whole number of at least 1 was expected."
+            f"sliding_window is {sliding_window!r}; it must be a whole number from 1 to "
+            f"{_MAX_SIZE}."
         )
     if model_type != "gemma2":
         raise OptionError(
-            "sliding_window is for PaliGemma 2; this is a PaliGemma 1, which has no sliding layers."
+            "sliding_window is for PaliGemma 2, and this is PaliGemma 1, which has no sliding "
+            "layers. Leave it out."
         )
 
 
@@ -261,9 +263,9 @@ def _read_sliding_layers(section: _Section, depth: int) -> tuple[bool, ...]:
     types = section.get("layer_types")
     if types is None or types == ["full_attention"] * depth:
         return tuple(i % 2 == 0 for i in range(depth))
-    known = ("sliding_attention", "full_attention")
-    if not isinstance(types, list) or len(types) != depth or any(t not in known for t in types):
-        raise section.refuse("layer_types", f"expected was one of {known} for each layer")
+    choices = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != depth or any(t not in choices for t in types):
+        raise section.refuse("layer_types", f"expected one of {choices} per layer")
     return tuple(t == "sliding_attention" for t in types)
 
 
@@ -280,7 +282,7 @@ def _read_rope_theta(section: _Section) -> float:
     )
     unknown = rope.content.keys() - {"rope_theta", "rope_type"}
     if unknown:
-        raise rope.refuse(min(unknown), "only rope_theta is supported there")
+        raise rope.refuse(min(unknown), "only rope_theta is supported")
     rope.require("rope_type", "default")
     return rope.positive("rope_theta")
 
@@ -371,8 +373,9 @@ def _gemma1_fields(decoder: DecoderConfig) -> dict[str, Any]:
     own_scale = not math.isclose(decoder.query_scale, decoder.head_dim**-0.5, rel_tol=1e-6)
     if extras != (None, None, None) or own_scale:
         raise CheckpointError(
-            "A decoder without post-norms is stored as a Gemma 1, which has no soft caps, no "
-            "sliding window, and the query scale head_dim^-0.5. This config differs there."
+            "A decoder without post-norms is saved as a Gemma 1, which has no soft caps, no "
+            "sliding window, and the query scale head_dim^-0.5. This config has other values, "
+            "so config.json cannot represent it."
         )
     return {"model_type": "gemma"}
 
@@ -381,8 +384,8 @@ def _gemma2_fields(decoder: DecoderConfig) -> dict[str, Any]:
     query_scalar = decoder.query_scale**-2
     if not math.isclose(query_scalar, round(query_scalar), rel_tol=1e-6):
         raise CheckpointError(
-            f"The query scale {decoder.query_scale} is not the inverse square root of a whole "
-            "number, the only form that config.json has."
+            f"The query scale is {decoder.query_scale}; config.json can only represent the "
+            "inverse square root of a whole number."
         )
     # Layers without a window are written as full attention, so that transformers computes what
     # this package does. The window's size must be there even when no layer uses it.

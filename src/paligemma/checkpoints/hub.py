@@ -55,7 +55,7 @@ def resolve(name_or_path: str | Path) -> Path | str:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file. Give the folder that holds the checkpoint.")
+        raise CheckpointError(f"{path} is a file. Give the folder that contains the checkpoint.")
     name = str(name_or_path)
     releases = {release.variant: release.hub_id for release in RELEASES}
     if name in releases:
@@ -64,7 +64,7 @@ def resolve(name_or_path: str | Path) -> Path | str:
     if is_hub_id and not isinstance(name_or_path, Path):
         return name
     if isinstance(name_or_path, Path) or "/" in name or "\\" in name or name.startswith((".", "~")):
-        raise CheckpointError(f"There is no folder {path}. Check the path.")
+        raise CheckpointError(f"The folder {path} does not exist. Check the path.")
     close = difflib.get_close_matches(name, releases, n=3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise HubError(
@@ -93,7 +93,9 @@ def fetch_checkpoint(
     """
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         # Such a token is no valid header, and the error about that would quote it.
-        raise HubError("The access token holds spaces, line ends or foreign letters. Copy it anew.")
+        raise HubError(
+            "The access token contains spaces, line breaks or non-ASCII characters. Copy it again."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -148,8 +150,8 @@ def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool)
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{hub_id} is behind a license. Open {page}, log in and accept the license; then "
-            "give your access token: `hf auth login`, the variable HF_TOKEN, or token=... "
+            f"{hub_id} requires accepting a license. Open {page}, log in and accept it; then "
+            "provide your access token by `hf auth login`, the variable HF_TOKEN, or token=... "
             "(https://huggingface.co/settings/tokens)."
         )
     if isinstance(error, errors.RevisionNotFoundError):
@@ -158,12 +160,12 @@ def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool)
         return f"{hub_id} has no revision {revision!r}.{known}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"The hub knows no model {hub_id}, or it is private. Check the name; for a private "
-            "model log in with `hf auth login` or give token=..."
+            f"The hub has no model {hub_id}, or it is private. Check the name; for a private "
+            "model log in with `hf auth login` or pass token=..."
         )
     if status == 401:
         return (
-            f"The hub does not accept the access token for {hub_id}. Make a new one at "
+            f"The hub rejected the access token for {hub_id}. Create a new one at "
             "https://huggingface.co/settings/tokens and log in again with `hf auth login`."
         )
     if status == 403:
@@ -171,21 +173,24 @@ def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool)
     if isinstance(error, errors.LocalEntryNotFoundError):
         what = f"{hub_id}" + (f" at revision {revision!r}" if revision else "")
         if offline or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-            return f"{what} is not complete in the cache, and offline is on. Fetch it once online."
+            return f"{what} is not fully cached, and offline mode is on. Download it once online."
         return (
-            f"The hub cannot be reached and {what} is not complete in the cache. Check the "
-            f"connection and try again. The cause: {_first_line(error.__cause__ or error)}"
+            f"The hub cannot be reached, and {what} is not fully cached. Check the connection and "
+            f"try again. Cause: {_first_line(error.__cause__ or error)}"
         )
     if isinstance(error, errors.HFValidationError):
-        return f"{hub_id!r} is not a model name of the hub, which has the form owner/name."
+        return f"{hub_id!r} is not a valid hub id; expected the form owner/name."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"The disk is full; {hub_id} could not be stored. Make room, or set HF_HOME to a "
-            "folder on a larger disk. What was downloaded so far is kept."
+            f"The disk is full; {hub_id} could not be stored. Free some space, or set HF_HOME to a "
+            "folder on a larger disk. Finished downloads are kept."
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-        return f"The hub's cache cannot be written: {error}. Set HF_HOME to another folder."
-    return f"{hub_id} could not be fetched: {_first_line(error)}. Try again; it goes on from there."
+        return f"The hub cache is not writable: {error}. Set HF_HOME to another folder."
+    return (
+        f"{hub_id} could not be downloaded: {_first_line(error)}. Try again; the download resumes "
+        "where it stopped."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(raw) > _MAX_BYTES:
-        raise CheckpointError(f"{path} is larger than {_MAX_BYTES // 1024**2} MB; it is refused.")
+        raise CheckpointError(f"{path} is larger than the limit of {_MAX_BYTES // 1024**2} MiB.")
     try:
         content = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not valid JSON: {reason}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}; an object {{...}} was expected."
+            f"{path} contains a JSON {type(content).__name__}; expected an object {{...}}."
         )
     return content
 

@@ -69,7 +69,7 @@ def load_model(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. Give a folder with a checkpoint.")
+        raise CheckpointError(f"{folder} is not a folder. Give the folder of a checkpoint.")
     model, _ = read_model(
         folder,
         read_config(folder, sliding_window),
@@ -108,9 +108,9 @@ def read_model(
         broken = _fill(weight_rows(model), files, sources, form.dtype, merged, check_finite)
     if broken:
         raise CheckpointError(
-            f"{folder} holds NaN, infinity, or values too large for {form.dtype} in "
-            f"{len(broken)} tensor(s): {shorten(broken)}. The weights are broken; get them again, "
-            "or load in float32 if they were float32."
+            f"{folder} contains NaN, infinity, or values too large for {form.dtype} in "
+            f"{len(broken)} tensor(s): {shorten(broken)}. Download the weights again, or load "
+            "them as float32 if they are stored so."
         )
     if adapter is not None and not form.merges_adapter:
         attach_lora(model, adapter.layers, dropout=adapter.dropout)
@@ -219,6 +219,7 @@ def _check_memory(model: PaliGemma, dtype: torch.dtype, device: torch.device) ->
         return
     if need > room:
         raise CheckpointError(
-            f"The weights need {need / 1e9:.1f} GB in {dtype}; {device} has {room / 1e9:.1f} GB. "
-            "Choose weights='int4', a smaller dtype, a smaller model, or another device."
+            f"The weights need {need / 1e9:.1f} GB in {dtype}, but {device} has "
+            f"{room / 1e9:.1f} GB. Choose weights='int4', a smaller dtype, a smaller model, or "
+            "another device."
         )

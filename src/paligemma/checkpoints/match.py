@@ -173,6 +173,6 @@ def _check_output_layer(files: WeightFiles, output_layer: str, embedding: str | 
     """An output layer in the files must be the embedding table once more."""
     if embedding is None or not files.hold_the_same(output_layer, embedding):
         raise CheckpointError(
-            f"{files.folder} holds an output layer {output_layer} that differs from the "
-            f"embedding {EMBEDDING}. PaliGemma has one table for both."
+            f"{files.folder} contains an output layer {output_layer} that differs from the "
+            f"embedding {EMBEDDING}. PaliGemma uses one table for both."
         )

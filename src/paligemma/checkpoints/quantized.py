@@ -85,7 +85,7 @@ def read_description(path: object, content: object) -> Quantization | None:
         f"{name} in groups of {LAYER_FORMATS[name].mlp.group_size}" for name in quantizations
     )
     raise CheckpointError(
-        f"{path}: quantization is {shown if len(shown) <= 200 else shown[:197] + '...'}. This "
-        f"package reads version {_VERSION} of {kinds}, with an int8 table. Quantize the original "
+        f"{path}: quantization is {shown if len(shown) <= 200 else shown[:197] + '...'}; expected "
+        f"version {_VERSION} of {kinds}, with an int8 embedding table. Quantize the original "
         "again: paligemma quantize MODEL OUT --to int8."
     )

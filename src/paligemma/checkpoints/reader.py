@@ -99,8 +99,8 @@ class WeightFiles:
             num_read = file.readinto(buffer)
             if not num_read:
                 raise CheckpointError(
-                    f"{stored.path} became shorter while it was read. Another process writes to "
-                    "it; load it again when that is done."
+                    f"{stored.path} was truncated while being read. Another process is writing to "
+                    "it; load it again afterwards."
                 )
             buffer = buffer[num_read:]
         return rows
@@ -124,17 +124,17 @@ class WeightFiles:
 
     def _open(self, given: Path) -> None:
         if not self.folder.is_dir():
-            raise CheckpointError(f"{given} is not a folder. Give a folder with a checkpoint.")
+            raise CheckpointError(f"{given} is not a folder. Give the folder of a checkpoint.")
         names = [name(stem) for stem in self.stems for name in (single_file, index_file)]
-        found = [name for name in names if (self.folder / name).exists()]
-        if len(found) > 1:
+        present = [name for name in names if (self.folder / name).exists()]
+        if len(present) > 1:
             raise CheckpointError(
-                f"{self.folder} holds both {found[0]} and {found[1]}. Which one counts cannot "
-                "be told; remove one of them."
+                f"{self.folder} contains both {present[0]} and {present[1]}. Ambiguous: remove one "
+                "of them."
             )
-        if not found:
+        if not present:
             raise CheckpointError(_why_no_weights(self.folder))
-        path = self.folder / found[0]
+        path = self.folder / present[0]
         if path.suffix == ".json":
             self._open_shards(path)
         else:
@@ -143,29 +143,31 @@ class WeightFiles:
     def _open_shards(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map that says which file holds what.")
+            raise CheckpointError(
+                f"{index} has no weight_map that maps tensors to files. Download or copy it again."
+            )
         for shard in sorted({str(shard) for shard in weight_map.values()}):
             if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"{index} names the file {shard!r}. Only plain names of .safetensors files "
-                    "beside the index are read."
+                    f"{index} names the file {shard!r}; expected plain names of .safetensors "
+                    "files in the same folder."
                 )
-            found = self._open_file(self.folder / shard)
-            listed = {name for name, where in weight_map.items() if where == shard}
-            if found.keys() != listed:
+            tensors = self._open_file(self.folder / shard)
+            listed = {name for name, file in weight_map.items() if file == shard}
+            if tensors.keys() != listed:
                 raise CheckpointError(
                     f"{index} and {shard} disagree. "
-                    + _name_list("Listed but not in the file", listed - found.keys())
-                    + _name_list("In the file but not listed there", found.keys() - listed)
+                    + _name_list("Listed but not in the file", listed - tensors.keys())
+                    + _name_list("In the file but not listed", tensors.keys() - listed)
                     + "The files do not belong together; download or save them again."
                 )
-            self.tensors |= found
+            self.tensors |= tensors
         strays = {p.name for p in self.folder.iterdir() if _SHARD_NAME.fullmatch(p.name)}
         strays -= set(weight_map.values())
         if strays:
             raise CheckpointError(
-                f"{index} does not name {', '.join(sorted(strays))}. The folder mixes two "
-                "checkpoints; remove what does not belong to it."
+                f"{index} does not list {', '.join(sorted(strays))}. The folder mixes two "
+                "checkpoints: remove the files of one of them."
             )
 
     def _open_file(self, path: Path) -> dict[str, StoredTensor]:
@@ -208,14 +210,14 @@ class WeightFiles:
                 "download or copy it again."
             ) from error
         if not regular:
-            raise CheckpointError(f"{path} is not a regular file.")
+            raise CheckpointError(f"{path} is not a regular file. Copy the file into the folder.")
         allowed = self.folder
         if self.folder.parent.name == "snapshots":  # hub cache: <model>/snapshots/<revision>
             allowed = self.folder.parent.parent
         if not target.is_relative_to(allowed):
             raise CheckpointError(
                 f"{path} is a link to {target}, outside the checkpoint. Copy the file into the "
-                "folder, or give the folder where it stands."
+                "folder, or give the folder that contains it."
             )
 
 
@@ -259,7 +261,7 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} occurs twice in its header")
+        raise ValueError(f"the name {twice!r} occurs twice in the header")
     return content
 
 
@@ -281,22 +283,22 @@ def _why_no_weights(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if any(_SHARD_NAME.fullmatch(name) for name in names):
         return (
-            f"{folder} holds shards but no {index_file(PLAIN)} or {index_file(QUANTIZED)}, which "
-            "says what is in them. Download or copy it as well."
+            f"{folder} contains shards but no index ({index_file(PLAIN)} or "
+            f"{index_file(QUANTIZED)}). Download or copy it too."
         )
     pickles = [name for name in names if name.endswith(_PICKLE_SUFFIXES)]
     if pickles:
         return (
-            f"{folder} holds weights only as {shorten(pickles)}. Such files are pickles, which can "
-            "run code when they are opened, so they are never read. Convert them to safetensors "
-            "where you trust them, for example with transformers' save_pretrained."
+            f"{folder} contains weights only as {shorten(pickles)}. These are pickles, which can "
+            "run code when opened, so they are never read. If you trust them, convert them to "
+            "safetensors, for example with transformers' save_pretrained."
         )
     if any(name.endswith((".npz", ".h5", ".sbs")) for name in names):
         return (
-            f"{folder} holds weights of another format ({shorten(names)}); only safetensors are "
-            f"read. Use the release without -jax or -keras in its name."
+            f"{folder} contains weights in another format ({shorten(names)}); only safetensors is "
+            "supported. Use the release without -jax or -keras in its name."
         )
     return (
-        f"{folder} holds neither {single_file(PLAIN)} nor {index_file(PLAIN)}; there are no "
-        "weights to load."
+        f"{folder} contains neither {single_file(PLAIN)} nor {index_file(PLAIN)}, so there are no "
+        "weights to load. Give the folder of a complete checkpoint."
     )

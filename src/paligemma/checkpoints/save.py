@@ -96,7 +96,7 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already. Choose another name or remove it first.")
+        raise CheckpointError(f"{folder} already exists. Choose another name or remove it first.")
     partial = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
@@ -143,7 +143,7 @@ def _write_weights(
         weight_map |= {tensor.name: name for tensor in shard}
     if broken:
         raise NumericalError(
-            f"{len(broken)} weight(s) hold NaN, infinity, or values too large for {dtype}: "
+            f"{len(broken)} weight(s) contain NaN, infinity, or values too large for {dtype}: "
             f"{shorten(broken)}. Nothing was written."
         )
     if len(shards) > 1:

@@ -114,9 +114,9 @@ def _packed_form(weights: Packed, stored: StoredWeights, device: torch.device) -
     in_files = stored.config.quantization
     if in_files is not None and weights.quantization not in (None, in_files):
         raise OptionError(
-            f"{stored.folder} is quantized to {in_files} and cannot be made "
-            f"{weights.quantization}. Load the checkpoint that it was made from with "
-            f"weights={weights.quantization!r}, or leave it out."
+            f"{stored.folder} is quantized to {in_files} and cannot be converted to "
+            f"{weights.quantization}. Load the original checkpoint with "
+            f"weights={weights.quantization!r}, or leave weights out."
         )
     quantization = weights.quantization or in_files
     if quantization is not None:

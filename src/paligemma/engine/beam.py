@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paligemma.engine.generate import GeneratedRow, RowEnd
 from paligemma.engine.sampling import row_limits
-from paligemma.errors import OptionError
+from paligemma.errors import check_whole
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
@@ -53,8 +53,7 @@ def beam_search(
     A sequence that reached EOS is preferred to one cut at `max_new_tokens`. With one beam this
     is greedy decoding. Raises OptionError for sizes below 1.
     """
-    if isinstance(beam_size, bool) or not isinstance(beam_size, int) or beam_size < 1:
-        raise OptionError(f"num_beams is {beam_size!r}; it must be a whole number of at least 1.")
+    check_whole("num_beams", beam_size)
     inputs = inputs.to(model.device)
     limits = row_limits(max_new_tokens, inputs.token_ids.shape[0])
     if image_tokens is None and any(inputs.image_index):

@@ -34,7 +34,7 @@ from paligemma.engine.image_cache import ImageCache, KeyedImage, RecentCache
 from paligemma.engine.request import PrefixKey, Request, RequestEnd, RequestState, TopLogprob
 from paligemma.engine.sampling import choose_allowed, common_range, sound_rows
 from paligemma.engine.scheduler import Scheduler
-from paligemma.errors import OptionError, PromptError
+from paligemma.errors import OptionError, PromptError, check_whole
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
@@ -119,17 +119,14 @@ class Engine:
             ("image_cache_bytes", image_cache_bytes, 0),
             ("prefix_cache_bytes", prefix_cache_bytes, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise OptionError(
-                    f"{name} is {value!r}; it must be a whole number of at least {least}."
-                )
+            check_whole(name, value, least)
         decoder = model.config.decoder
         if kv_cache_bytes is not None:
             row_bytes = num_positions * SlotCache.bytes_per_position(decoder, model.dtype)
             if (max_rows := min(max_rows, kv_cache_bytes // row_bytes)) < 1:
                 raise OptionError(
-                    f"kv_cache_bytes is {kv_cache_bytes}; one row of {num_positions} positions "
-                    f"takes {row_bytes}. Give more, or fewer positions."
+                    f"kv_cache_bytes is {kv_cache_bytes}, but one row of {num_positions} positions "
+                    f"takes {row_bytes} bytes. Raise kv_cache_bytes or lower num_positions."
                 )
         self.model = model
         self.num_positions = num_positions
@@ -244,34 +241,37 @@ class Engine:
         if self._adapters is not None:
             self._adapters.check(request.adapter)
         elif request.adapter:
-            raise OptionError("The request wants an adapter, and the engine has none.")
+            raise OptionError(
+                f"The request names the adapter {request.adapter!r}, but the engine has none. "
+                "Leave the adapter out."
+            )
         if request.num_positions > self.num_positions:
             raise PromptError(
-                f"The request takes {request.num_positions} positions, {request.max_new_tokens} "
-                f"of them for new tokens; the engine has {self.num_positions} for each. "
-                "Give a shorter prompt, a smaller max_new_tokens, or make a larger engine."
+                f"The request needs {request.num_positions} positions, {request.max_new_tokens} "
+                f"of them for new tokens; the engine has {self.num_positions} per request. "
+                "Shorten the prompt, lower max_new_tokens, or raise the engine's num_positions."
             )
         vocab_size = config.decoder.vocab_size
         lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
         if lowest < 0 or highest >= vocab_size:
             raise PromptError(
-                f"The token ids go from {lowest} to {highest}; the model has 0 to "
-                f"{vocab_size - 1}. Use the tokenizer of this model."
+                f"The token ids range from {lowest} to {highest}; the model has 0 to "
+                f"{vocab_size - 1}. Use this model's tokenizer."
             )
-        num_places = int(request.image_mask.sum())
+        num_image_positions = int(request.image_mask.sum())
         num_image_tokens = config.vision.num_image_tokens
-        if num_places != len(request.images) * num_image_tokens:
+        if num_image_positions != len(request.images) * num_image_tokens:
             raise PromptError(
-                f"The request has {num_places} places for image tokens, but {len(request.images)} "
-                f"picture(s) of {num_image_tokens} each. Build it with a processor of the "
-                "model's own resolution."
+                f"The request has {num_image_positions} image token positions, but "
+                f"{len(request.images)} image(s) of {num_image_tokens} tokens each. Build it with "
+                "a processor for the model's resolution."
             )
         shape = (3, config.vision.resolution, config.vision.resolution)
         for image in request.images:
             if image.pixel_values.shape != shape:
                 raise PromptError(
-                    f"A picture is {list(image.pixel_values.shape)}; the model takes "
-                    f"{list(shape)}. Prepare it with a processor of the model's own resolution."
+                    f"An image has shape {list(image.pixel_values.shape)}; the model takes "
+                    f"{list(shape)}. Prepare it with a processor for the model's resolution."
                 )
         return RequestState(request_id=self._next_id, request=request, vocab_size=vocab_size)
 

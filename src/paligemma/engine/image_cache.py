@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, check_whole
 from paligemma.model.paligemma import PaliGemma
 
 ValueT = TypeVar("ValueT")
@@ -30,11 +30,7 @@ class RecentCache(Generic[ValueT]):
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
-            raise OptionError(
-                f"The bytes of a cache are {max_bytes!r}; they must be a whole number of at least "
-                "0, which keeps nothing."
-            )
+        check_whole("max_bytes", max_bytes, least=0)
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self.num_hits = 0
@@ -103,12 +99,12 @@ class KeyedImage:
     def __post_init__(self) -> None:
         pixels = self.pixel_values
         if not isinstance(pixels, Tensor) or not pixels.is_floating_point() or pixels.ndim != 3:
-            found = type(pixels).__name__
+            kind = type(pixels).__name__
             if isinstance(pixels, Tensor):
-                found = f"{pixels.dtype}{list(pixels.shape)}"
+                kind = f"{pixels.dtype}{list(pixels.shape)}"
             raise OptionError(
-                f"The picture is {found}; it must be a float tensor [3, height, width]. "
-                "Prepare it with a processor."
+                f"pixel_values is {kind}; it must be a float tensor [3, height, width]. "
+                "Prepare the image with a processor."
             )
         object.__setattr__(self, "key", image_key(pixels))
 

@@ -72,16 +72,16 @@ class Request:
         ids, mask = self.token_ids, self.image_mask
         if not isinstance(ids, Tensor) or ids.dtype != torch.long or ids.ndim != 1 or not len(ids):
             raise PromptError(
-                f"token_ids are {_kind(ids)}; a request needs int64[T] with at least one token."
+                f"token_ids is {_kind(ids)}; it must be int64[T] with at least one token."
             )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != ids.shape:
             raise PromptError(
-                f"image_mask is {_kind(mask)}; it must be bool[{len(ids)}], one for each token id."
+                f"image_mask is {_kind(mask)}; it must be bool[{len(ids)}], one per token id."
             )
         if not isinstance(self.images, tuple) or not all(
             isinstance(image, KeyedImage) for image in self.images
         ):
-            raise PromptError("images must be a tuple of KeyedImage.")
+            raise PromptError(f"images is {self.images!r}; it must be a tuple of KeyedImage.")
         row_limits(self.max_new_tokens, 1)
         for name, kind in (
             ("eos_id", int),
@@ -202,6 +202,6 @@ class RequestState:
             not 0 <= part.start < part.stop <= self.vocab_size or part.step != 1 for part in ends
         ):
             raise OptionError(
-                f"A constraint allows {allowed}; it must allow some of the ids 0 to "
+                f"The constraint allows {allowed}; it must allow at least one of the ids 0 to "
                 f"{self.vocab_size - 1}. Check the grammar against the model's vocabulary."
             )

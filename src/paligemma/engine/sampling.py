@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, check_whole
 
 # B batch, V vocabulary
 
@@ -56,7 +56,7 @@ class Sampling:
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise OptionError(
                 f"temperature is {self.temperature!r}; it must be a finite number of at least 0. "
-                "0 takes the likeliest token each time."
+                "0 is greedy decoding."
             )
         if self.top_k is not None and (not _is_whole(self.top_k) or self.top_k < 1):
             raise OptionError(
@@ -261,8 +261,5 @@ def row_limits(max_new_tokens: int | Sequence[int], num_rows: int) -> list[int]:
     else:
         limits = [max_new_tokens] * num_rows
     for limit in limits:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise OptionError(
-                f"max_new_tokens is {limit!r}; it must be a whole number of at least 1."
-            )
+        check_whole("max_new_tokens", limit)
     return limits

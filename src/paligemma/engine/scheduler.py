@@ -42,8 +42,8 @@ class Scheduler:
         """Put a request at the end of its client's queue. Raises BusyError when all is full."""
         if self.is_full:
             raise BusyError(
-                f"{self.num_queued} requests are waiting, and at most {self._max_queued} may. "
-                "Try again later."
+                f"The queue is full: {self.num_queued} requests are waiting, the limit is "
+                f"{self._max_queued}. Try again later."
             )
         self._queues.setdefault(state.request.client, deque()).append(state)
 

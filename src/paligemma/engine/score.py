@@ -35,8 +35,8 @@ def score(
     """
     if inputs.loss_mask is None:
         raise OptionError(
-            "The inputs have no loss_mask, so there is no suffix to score. "
-            "Build them with a suffix."
+            "The inputs have no loss_mask, which marks the tokens to score. "
+            "Build them with Processor.example_inputs."
         )
     inputs = inputs.to(model.device)
     assert inputs.loss_mask is not None

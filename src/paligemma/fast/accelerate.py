@@ -39,8 +39,8 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
     formats = LAYER_FORMATS[quantization]
     if model.dtype != torch.bfloat16:
         raise OptionError(
-            f"The model is {model.dtype}; packed weights are bfloat16 or quantized from it. Load "
-            "it with weights=Plain('bfloat16')."
+            f"The model is {model.dtype}; it must be bfloat16 to be packed. Load it with "
+            "weights=Plain('bfloat16')."
         )
     vision, decoder = model.config.vision, model.config.decoder
     blocks = model.vision_encoder.blocks

@@ -38,7 +38,7 @@ def choose_device(device: str) -> torch.device:
     }.get(chosen.type, 0)
     if (chosen.index or 0) >= num_devices:
         raise OptionError(
-            f"The device {device!r} does not exist: torch sees {num_devices} of this kind. "
+            f"The device {device!r} does not exist: torch finds {num_devices} of this type. "
             "Use device='auto' or 'cpu', or install a torch build that supports the device."
         )
     return chosen

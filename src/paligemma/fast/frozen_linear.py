@@ -77,7 +77,7 @@ class FrozenLinear(nn.Module):
     ) -> None:
         super().__init__()
         if frozen_format not in get_args(FrozenFormat):
-            raise OptionError(f"The format is {frozen_format!r}; it must be 'nf4' or 'int8'.")
+            raise OptionError(f"frozen_format is {frozen_format!r}; it must be 'nf4' or 'int8'.")
         self.in_features = in_features
         self.out_features = out_features
         self.frozen_format = frozen_format

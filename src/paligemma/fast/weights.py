@@ -94,8 +94,8 @@ def weights_name(
     _check("quantization", quantization, Quantization)
     if dtype not in ("auto", "bfloat16"):
         raise OptionError(
-            f"quantization is {quantization!r} and dtype {dtype!r}, but the weights that are not "
-            "quantized stay bfloat16. Leave out one of the two."
+            f"quantization is {quantization!r} and dtype is {dtype!r}, but the weights that are "
+            "not quantized are always bfloat16. Leave one of the two out."
         )
     return quantization
 

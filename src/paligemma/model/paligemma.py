@@ -76,9 +76,9 @@ class PaliGemma(nn.Module):
         num_places = int(inputs.image_mask.sum())
         if num_places != features.shape[0]:
             raise PromptError(
-                f"The batch has {num_places} places for image tokens, but {len(flat_index)} "
-                f"picture(s) of {image_tokens.shape[1]} tokens need {features.shape[0]}. "
-                "Build the inputs with a processor of the model's own resolution."
+                f"The batch has {num_places} image token positions, but {len(flat_index)} "
+                f"image(s) of {image_tokens.shape[1]} tokens need {features.shape[0]}. "
+                "Build the inputs with a processor for the model's resolution."
             )
         return x.masked_scatter(inputs.image_mask[..., None], features.to(x.dtype))
 

@@ -49,13 +49,13 @@ def fetch_image_bytes(
             return _body(connection, parts, max_bytes, deadline, url)
     except TimeoutError as error:
         raise ImageError(
-            f"{_quoted(url)} did not deliver its picture within {seconds:g} seconds. "
+            f"{_quoted(url)} did not deliver the image within {seconds:g} seconds. "
             "Download it yourself and pass the file."
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ImageError(
-            f"{_quoted(url)} could not be fetched: the connection or the answer failed. "
-            "Download it yourself and pass the file."
+            f"{_quoted(url)} could not be fetched: the connection failed or the response is "
+            "invalid. Download it yourself and pass the file."
         ) from error
 
 
@@ -75,8 +75,8 @@ def is_public_address(address: str) -> bool:
 
 def _checked_url(url: str) -> tuple[SplitResult, int]:
     refused = ImageError(
-        f"{_quoted(url)} is not an address that can be fetched. Expected http:// or https://, a "
-        "host name and a path in plain ASCII, without user name or password."
+        f"{_quoted(url)} is not a URL that can be fetched. Expected http:// or https://, a host "
+        "name and a path, in ASCII, without user name or password."
     )
     if not url.isascii() or re.search(r"[\x00-\x20\x7f\\]", url):
         raise refused
@@ -96,8 +96,8 @@ def _public_address(host: str, port: int, deadline: float, url: str) -> str:
     addresses = _look_up(host, port, deadline)
     if not addresses or not all(is_public_address(address) for address in addresses):
         raise ImageError(
-            f"{_quoted(url)} does not lead to a public address, so it is not fetched. "
-            "For a picture on this machine or network, pass the file."
+            f"{_quoted(url)} does not resolve to a public address, so it is not fetched. "
+            "For an image on this machine or network, pass the file."
         )
     return addresses[0]
 
@@ -170,16 +170,16 @@ def _check_headers(
 ) -> None:
     if 300 <= response.status < 400:
         raise ImageError(
-            f"{_quoted(url)} answers with a redirect, and redirects are not followed. "
-            "Pass the final address."
+            f"{_quoted(url)} redirects to another URL, and redirects are not followed. "
+            "Pass the final URL."
         )
     if response.status != 200:
         raise ImageError(
-            f"{_quoted(url)} answers with status {response.status}, not with a picture (200)."
+            f"{_quoted(url)} returned HTTP status {response.status}; expected 200. Check the URL."
         )
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ImageError(
-            f"{_quoted(url)} is sent compressed although that was not asked for. "
+            f"{_quoted(url)} was sent with a Content-Encoding that was not requested. "
             "Download it yourself and pass the file."
         )
     if announced is not None and announced > max_bytes:
@@ -188,7 +188,7 @@ def _check_headers(
 
 def _too_large(max_bytes: int, url: str) -> ImageError:
     return ImageError(
-        f"{_quoted(url)} is larger than {max_bytes} bytes, the most that is fetched. "
+        f"{_quoted(url)} is larger than {max_bytes} bytes, the limit for URLs. "
         "Download it yourself and pass the file."
     )
 

@@ -108,35 +108,35 @@ def load_image(
     >>> load_image(np.zeros((2, 3), np.uint8)).size_wh
     (3, 2)
     """
+    subject = _subject(source)
     if isinstance(source, np.ndarray):
-        label = name = "array"
+        name = "array"
         image = _from_array(source, max_pixels)
     elif isinstance(source, Image.Image):
-        label = name = "PIL image"
+        name = "PIL image"
         image = source
     elif isinstance(source, bytes):
-        label = name = "bytes"
-        image = _open(source, label, max_pixels)
+        name = "bytes"
+        image = _open(source, subject, max_pixels)
     elif isinstance(source, str | Path):
         data, name = _read(source, allow_urls)
-        label = _quoted(str(source))
-        image = _open(data, label, max_pixels)
+        image = _open(data, subject, max_pixels)
     else:
         raise ImageError(
-            f"A picture cannot be read from {type(source).__name__}. Pass a path, the bytes of a "
+            f"An image cannot be read from {type(source).__name__}. Pass a path, the bytes of a "
             "file, a PIL image or a numpy array."
         )
-    _check_size(image.size, label, max_pixels)
+    _check_size(image.size, subject, max_pixels)
     try:
         image.load()
-        rgb = _to_rgb(image, label)
+        rgb = _to_rgb(image, subject)
         turn = _UPRIGHT.get(_orientation(image))
         upright = rgb if turn is None else rgb.transpose(turn)
         upright.info.clear()  # its orientation is used up: loading it again must not turn it again
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on damaged data
-        raise _damaged(label) from error
+        raise _damaged(subject) from error
     return LoadedImage(rgb=upright, name=name)
 
 
@@ -147,9 +147,8 @@ def read_size_wh(source: ImageSource) -> tuple[int, int]:
     """
     if not isinstance(source, str | Path | bytes):
         return load_image(source).size_wh
-    label = "bytes" if isinstance(source, bytes) else _quoted(str(source))
     data = source if isinstance(source, bytes) else _read(source, False)[0]
-    image = _open(data, label, MAX_PIXELS)
+    image = _open(data, _subject(source), MAX_PIXELS)
     # To ask a PNG for its orientation is to decode it, and few have any.
     may_turn = not isinstance(image, PngImageFile) or b"eXIf" in data or b"Raw profile" in data
     width, height = image.size
@@ -175,8 +174,8 @@ class ImageTransform:
     def __post_init__(self) -> None:
         if min(self.source_wh) < 1 or self.resolution < 1:
             raise OptionError(
-                f"A picture of {self.source_wh} pixels cannot be laid into a square of "
-                f"{self.resolution}. All three must be at least 1."
+                f"An image of size {self.source_wh} cannot be resized to a resolution of "
+                f"{self.resolution}. All three numbers must be at least 1."
             )
         if self.resize not in ("squash", "pad"):
             raise OptionError(f"resize is {self.resize!r}; it must be 'squash' or 'pad'.")
@@ -256,89 +255,90 @@ def _read(source: str | Path, allow_urls: bool) -> tuple[bytes, str]:
         return _read_file(Path(source)), Path(source).name or str(source)
     if (scheme[1] or scheme[2]).lower() not in ("http", "https"):
         raise ImageError(
-            f"{_quoted(str(source))} is neither a path nor a web address. Pass a path, or the "
-            "picture's bytes."
+            f"{_quoted(str(source))} is neither a path nor an http(s) URL. Pass a path, or the "
+            "bytes of the image."
         )
     if not allow_urls:
         raise ImageError(
-            f"{_quoted(str(source))} is a web address, and those are not fetched unless you allow "
-            "it. Load it with load_image(address, allow_urls=True) and pass what that gives, or "
-            "download the picture and pass the file."
+            f"{_quoted(str(source))} is a URL, and URLs are not fetched by default. Load it with "
+            "load_image(url, allow_urls=True) and pass the result, or download the image and pass "
+            "the file."
         )
     return fetch_image_bytes(str(source)), str(source)
 
 
 def _read_file(path: Path) -> bytes:
-    label = _quoted(str(path))
+    name = _quoted(str(path))
     try:
-        # Asked before opening: to open a named pipe is to wait for its writer.
+        # Checked before opening, because opening a named pipe blocks until a writer appears.
         status = path.stat()
         if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
             with path.open("rb") as file:
                 return file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise ImageError(f"There is no file {label}. Check the path.") from error
+        raise ImageError(f"The file {name} does not exist. Check the path.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(
-            f"The file {label} cannot be opened. Check the path and its permissions."
+            f"The file {name} cannot be opened. Check the path and its permissions."
         ) from error
     if stat.S_ISREG(status.st_mode):
-        raise _too_many_bytes(label)
+        raise _too_many_bytes(f"The image {name}")
     kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-    raise ImageError(f"{label} is {kind}, not a picture. Pass the path of a file.")
+    raise ImageError(f"{name} is {kind}, not an image. Pass the path of a file.")
 
 
-def _too_many_bytes(label: str) -> ImageError:
+def _too_many_bytes(subject: str) -> ImageError:
     return ImageError(
-        f"The picture {label} is larger than {MAX_FILE_BYTES // 2**20} MiB. Save it smaller."
+        f"{subject} is larger than {MAX_FILE_BYTES // 2**20} MiB. Compress it or scale it down."
     )
 
 
-def _open(data: bytes, label: str, max_pixels: int) -> Image.Image:
-    """Reads the header only."""
+def _open(data: bytes, subject: str, max_pixels: int) -> Image.Image:
+    """Parse the header only; pixels are decoded later."""
     if len(data) > MAX_FILE_BYTES:
-        raise _too_many_bytes(label)
+        raise _too_many_bytes(subject)
     parser = next((parser for signature, parser in _PARSERS if signature.match(data)), None)
     if parser is None:
-        raise _refused(data, label)
+        raise _refused(data, subject)
     try:
         with _pillow_quiet():
             return parser(io.BytesIO(data))
     except (MemoryError, Image.DecompressionBombError) as error:
-        raise _too_large("more pixels than fit", label, max_pixels) from error
+        raise ImageError(
+            f"{subject} is too large; the limit is {max_pixels / 1e6:g} megapixels. "
+            "Scale it down first."
+        ) from error
     except Exception as error:  # parsers raise whatever they like on damaged data
-        raise _damaged(label) from error
+        raise _damaged(subject) from error
 
 
-def _refused(data: bytes, label: str) -> ImageError:
+def _refused(data: bytes, subject: str) -> ImageError:
     if not data:
-        return ImageError(f"The picture {label} is empty: it has 0 bytes.")
-    found = next((name for signature, name in _REFUSED_FORMATS if signature.match(data)), None)
-    what = f"looks like {found}" if found else "has an unknown format"
+        return ImageError(f"{subject} is empty (0 bytes).")
+    format_name = next((n for signature, n in _REFUSED_FORMATS if signature.match(data)), None)
+    problem = f"looks like {format_name}" if format_name else "has an unknown format"
     return ImageError(
-        f"The picture {label} {what}. JPEG, PNG, WebP, GIF and BMP can be read: convert it first."
+        f"{subject} {problem}. Convert it first: JPEG, PNG, WebP, GIF and BMP are supported."
     )
 
 
-def _damaged(label: str) -> ImageError:
+def _damaged(subject: str) -> ImageError:
     return ImageError(
-        f"The picture {label} is damaged or cut short and cannot be decoded. Get a whole copy."
+        f"{subject} is damaged or truncated and cannot be decoded. Get an intact copy."
     )
 
 
-def _too_large(found: str, label: str, max_pixels: int) -> ImageError:
-    return ImageError(
-        f"The picture {label} has {found}; at most {max_pixels} pixels and {MAX_SIDE} along a "
-        "side are read. Scale it down first."
-    )
-
-
-def _check_size(size_wh: tuple[int, int], label: str, max_pixels: int) -> None:
+def _check_size(size_wh: tuple[int, int], subject: str, max_pixels: int) -> None:
     width, height = size_wh
     if width < 1 or height < 1:
-        raise ImageError(f"The picture {label} is {width} x {height} pixels: it has no content.")
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise _too_large(f"{width} x {height} pixels", label, max_pixels)
+        raise ImageError(f"{subject} is {width} x {height}: it has no pixels.")
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 1e6:g} megapixels"
+    elif max(width, height) > MAX_SIDE:
+        limit = f"{MAX_SIDE} pixels per side"
+    else:
+        return
+    raise ImageError(f"{subject} is {width} x {height}; the limit is {limit}. Scale it down first.")
 
 
 _quiet_lock = threading.Lock()
@@ -364,11 +364,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+def _to_rgb(image: Image.Image, subject: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _gray16_to_rgb(image, label)
+        return _gray16_to_rgb(image, subject)
     if image.mode == "F":
-        return _unit_to_image(np.asarray(image), label).convert("RGB")
+        return _unit_to_image(np.asarray(image), subject).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, _WHITE)
@@ -378,12 +378,12 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _gray16_to_rgb(image: Image.Image, label: str) -> Image.Image:
+def _gray16_to_rgb(image: Image.Image, subject: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            f"The picture {label} has gray values from {values.min()} to {values.max()}; "
-            "0 to 65535 are expected. Scale them first."
+            f"{subject} has gray values from {values.min()} to {values.max()}; "
+            "expected 0 to 65535. Scale them first."
         )
     gray = ((values + 128) // 257).astype(np.uint8)
     transparent = image.info.get("transparency")
@@ -392,11 +392,11 @@ def _gray16_to_rgb(image: Image.Image, label: str) -> Image.Image:
     return Image.fromarray(gray).convert("RGB")
 
 
-def _unit_to_image(values: NDArray[Any], label: str) -> Image.Image:
+def _unit_to_image(values: NDArray[Any], subject: str) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
         raise ImageError(
-            f"The picture {label} has values from {low:g} to {high:g}; floats must lie in [0, 1]. "
+            f"{subject} has values from {low:g} to {high:g}; floats must lie in [0, 1]. "
             "Scale them, or pass uint8."
         )
     return Image.fromarray(np.rint(values.astype(np.float32) * 255).astype(np.uint8))
@@ -405,27 +405,34 @@ def _unit_to_image(values: NDArray[Any], label: str) -> Image.Image:
 def _from_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise ImageError(
-            f"The array has the shape {array.shape}; (H, W), (H, W, 3) or (H, W, 4) is expected. "
-            "Move the channels to the end: numpy.moveaxis(array, 0, -1)."
+            f"The array has shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4). "
+            "Channels come last: try numpy.moveaxis(array, 0, -1)."
         )
-    _check_size((array.shape[1], array.shape[0]), "array", max_pixels)
+    _check_size((array.shape[1], array.shape[0]), _subject(array), max_pixels)
     if array.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(array))
     if array.dtype == np.bool_:
         return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
     if array.dtype.kind == "f":
-        return _unit_to_image(array, "array")
+        return _unit_to_image(array, _subject(array))
     raise ImageError(
-        f"The array holds {array.dtype}; uint8, bool or floats in [0, 1] are expected. "
+        f"The array has dtype {array.dtype}; expected uint8, bool or floats in [0, 1]. "
         "Convert it first."
     )
 
 
 def _reordered(box: Sequence[float], order: BoxOrder) -> tuple[float, float, float, float]:
     if len(box) != 4:
-        raise OptionError(f"A box has 4 numbers; this one has {len(box)}.")
+        raise OptionError(f"The box has {len(box)} numbers; expected 4.")
     a, b, c, d = (float(value) for value in box)
     return (a, b, c, d) if order == "xyxy" else (b, a, d, c)
+
+
+def _subject(source: object) -> str:
+    """How an error message begins: the file's name where there is one."""
+    if isinstance(source, str | Path):
+        return f"The image {_quoted(str(source))}"
+    return "The array" if isinstance(source, np.ndarray) else "The image"
 
 
 def _quoted(name: str) -> str:

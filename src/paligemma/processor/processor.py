@@ -118,13 +118,13 @@ class Processor:
         pad: Literal["right", "left"],
     ) -> ModelInputs:
         if not sequences:
-            raise OptionError("The batch has no rows. Give at least one.")
+            raise OptionError("Empty batch. Pass at least one row.")
         for row, indices in enumerate(image_index):
             missing = [i for i in indices if not 0 <= i < len(images)]
             if missing:
                 raise OptionError(
-                    f"Row {row} asks about picture {missing[0]}, but the batch has {len(images)}. "
-                    "Pictures are counted from 0."
+                    f"Row {row} refers to image {missing[0]}, but the batch has {len(images)} "
+                    "image(s). Indices start at 0."
                 )
         longest = max(map(len, sequences))
         starts = [longest - len(s) if pad == "left" else 0 for s in sequences]

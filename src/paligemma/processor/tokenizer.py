@@ -53,11 +53,12 @@ class Tokenizer:
         self.eos_id: int = self._pieces.eos_id()
         self.bos_id: int = self._pieces.bos_id()
         self.unk_id: int = self._pieces.unk_id()
-        found = (self.pad_id, self.eos_id, self.bos_id, self.unk_id)
-        if found != (0, 1, 2, 3):
+        control_ids = (self.pad_id, self.eos_id, self.bos_id, self.unk_id)
+        if control_ids != (0, 1, 2, 3):
             raise TokenizerError(
-                f"The tokenizer has the ids {found} for pad, eos, bos and unk; PaliGemma's has "
-                "(0, 1, 2, 3). It belongs to another model: use the checkpoint's own."
+                f"The tokenizer has the ids {control_ids} for pad, eos, bos and unk; expected "
+                "(0, 1, 2, 3). It belongs to another model: use the tokenizer.model of the "
+                "checkpoint."
             )
         self.vocab_size: int = self._pieces.vocab_size()
         self.loc_offset = self._offset_of(LOC_PIECES)
@@ -65,8 +66,8 @@ class Tokenizer:
         separator = self._pieces.encode("\n")
         if len(separator) != 1 or self._pieces.decode(separator) != "\n":
             raise TokenizerError(
-                f"The tokenizer turns a newline into {len(separator)} token(s) that do not give "
-                "it back; PaliGemma's has one for it. Use the checkpoint's own."
+                f"The tokenizer turns a newline into {len(separator)} token(s) that do not decode "
+                "to a newline; expected one token. Use the tokenizer.model of the checkpoint."
             )
         self.separator_id: int = separator[0]
         """The newline that ends every prefix: 108 in Gemma's model."""
@@ -80,14 +81,14 @@ class Tokenizer:
                 model_proto = file.read(_MAX_MODEL_BYTES + 1)
         except (OSError, ValueError) as error:
             raise TokenizerError(
-                f"The tokenizer {str(path)!r} cannot be read. A SentencePiece model is expected: "
+                f"The tokenizer {str(path)!r} cannot be read. Expected a SentencePiece model: "
                 "tokenizer.model of a google/paligemma repository, or big_vision's "
                 "paligemma_tokenizer.model. A tokenizer.json alone is not enough."
             ) from error
         if len(model_proto) > _MAX_MODEL_BYTES:
             raise TokenizerError(
                 f"The tokenizer {str(path)!r} is larger than {_MAX_MODEL_BYTES // 2**20} MiB; "
-                "PaliGemma's has 4 MiB. Pass the SentencePiece model."
+                "PaliGemma's is 4 MiB. Pass the SentencePiece model."
             )
         return cls(model_proto)
 
@@ -107,7 +108,7 @@ class Tokenizer:
         rows than the tokenizer has pieces may say it. Raises TokenizerError for an id below 0.
         """
         if wrong := [i for i in ids if i < 0]:
-            raise TokenizerError(f"The id {wrong[0]} is no token's: ids start at 0.")
+            raise TokenizerError(f"{wrong[0]} is not a token id; ids start at 0.")
         runs = itertools.groupby(ids, key=lambda i: i < self.vocab_size)
         return "".join(
             self._pieces.decode(list(run)) if is_known else _REPLACEMENT * len(list(run))
@@ -142,8 +143,8 @@ class Tokenizer:
         """Raises TokenizerError when an id would reach behind the embedding's last row."""
         if self.vocab_size > vocab_rows:
             raise TokenizerError(
-                f"The tokenizer has {self.vocab_size} ids, the model's embedding {vocab_rows} "
-                "rows. Use the tokenizer that came with the checkpoint."
+                f"The tokenizer has {self.vocab_size} ids, but the model's embedding has only "
+                f"{vocab_rows} rows. Use the tokenizer.model of the checkpoint."
             )
 
     def _has_piece(self, piece: str) -> bool:
@@ -156,7 +157,7 @@ class Tokenizer:
             if not self._has_piece(piece) or self._pieces.piece_to_id(piece) != offset + i:
                 raise TokenizerError(
                     f"The tokenizer has {pieces[0]}, but {piece} is missing or out of order. "
-                    "Use the checkpoint's own."
+                    "Use the tokenizer.model of the checkpoint."
                 )
         return offset
 
@@ -164,21 +165,21 @@ class Tokenizer:
 def check_text(text: str) -> None:
     """Raises PromptError for what cannot be tokenized; see `Tokenizer.tokenize_text`."""
     if not isinstance(text, str):
-        raise PromptError(f"A prompt must be text (str); this one is {type(text).__name__}.")
+        raise PromptError(f"The prompt is a {type(text).__name__}; it must be a str.")
     if len(text) > MAX_CHARACTERS:
         raise PromptError(
-            f"The text has {len(text)} characters; at most {MAX_CHARACTERS} are taken. Shorten it."
+            f"The text has {len(text)} characters; the limit is {MAX_CHARACTERS}. Shorten it."
         )
     if "\0" in text:
         raise PromptError(
-            f"The text holds a NUL character at position {text.index(chr(0))}. Remove it."
+            f"The text contains a NUL character at position {text.index(chr(0))}. Remove it."
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"The text holds half of a surrogate pair at position {error.start}, which is no "
-            "character. Decode it as UTF-8 anew, with errors='replace'."
+            f"The text contains an unpaired surrogate at position {error.start}, which is not a "
+            "character. Decode its bytes again as UTF-8, with errors='replace'."
         ) from error
 
 
@@ -222,8 +223,8 @@ def _parse(model_proto: bytes) -> sentencepiece.SentencePieceProcessor:
         pieces.LoadFromSerializedProto(model_proto)
     except RuntimeError as error:
         raise TokenizerError(
-            f"The tokenizer's {len(model_proto)} bytes are not a whole SentencePiece model. Fetch "
-            "the file anew; a text file of a few lines is a pointer that git-lfs left."
+            f"The tokenizer's {len(model_proto)} bytes are not a complete SentencePiece model. "
+            "Download the file again; a text file of a few lines is a git-lfs pointer."
         ) from error
     return pieces
 

@@ -64,4 +64,4 @@ class QuestionTask:
 
 def _check_text(text: str, name: str) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"The {name} is {text!r}. Give a text with at least one word.")
+        raise PromptError(f"The {name} is {text!r}; it must be text with at least one word.")

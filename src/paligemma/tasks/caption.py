@@ -34,7 +34,7 @@ class CaptionTask:
         check_language(self.language)
         if self.style not in get_args(CaptionStyle):
             raise OptionError(
-                f"There is no caption style {self.style!r}. Styles: "
+                f"Unknown caption style {self.style!r}. Choose one of: "
                 f"{', '.join(get_args(CaptionStyle))}."
             )
 
@@ -61,8 +61,8 @@ class BoxCaptionTask:
         y1, x1, y2, x2 = encode_box(self.box_normalized_xyxy)
         if y2 <= y1 or x2 <= x1:
             raise OptionError(
-                f"The box {self.box_normalized_xyxy} has no area inside the picture. Give x1, y1, "
-                "x2, y2 in fractions of the picture, with x1 < x2 and y1 < y2."
+                f"The box {self.box_normalized_xyxy} has no area inside the image. Give x1, y1, "
+                "x2, y2 as fractions of the image's width and height, with x1 < x2 and y1 < y2."
             )
 
     def prompt(self) -> str:

@@ -52,7 +52,7 @@ class DetectTask:
 
     def __post_init__(self) -> None:
         if not self.phrases:
-            raise PromptError("There is nothing to detect. Name one or more things.")
+            raise PromptError("There are no phrases to detect. Give one or more, such as 'cat'.")
         check_list_options(self.labels, self.max_objects, self.min_objects)
 
     @classmethod
@@ -115,7 +115,7 @@ def read_detections(
     for item in parsed.objects:
         box, box_normalized = place_box(item.box_yxyx_bins, context.transform)
         if box[2] <= box[0] or box[3] <= box[1]:
-            detail = f"the box {item.box_yxyx_bins} (y1, x1, y2, x2) lies beside the picture."
+            detail = f"the box {item.box_yxyx_bins} (y1, x1, y2, x2) lies outside the image."
             problems.append(Problem(kind="malformed", detail=detail, token_span=item.token_span))
             continue
         detection = Detection(

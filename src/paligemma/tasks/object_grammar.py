@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from paligemma.config import NUM_CODES_PER_MASK, NUM_LOC_TOKENS, NUM_SEG_TOKENS
-from paligemma.errors import OptionError, PromptError
+from paligemma.errors import OptionError, PromptError, check_whole
 from paligemma.tasks.objects import NUM_LOCS, SEPARATOR, TokenReader
 
 LabelRule = Literal["asked", "any"]
@@ -67,7 +67,8 @@ class AskedLabels:
         for ids, phrase in self._names.items():
             if any(tokenizer.is_loc(i) or tokenizer.is_seg(i) for i in ids):
                 raise PromptError(
-                    f"{phrase!r} holds tokens of places, so it cannot be a label. Name the thing."
+                    f"The phrase is {phrase!r}. Phrases must not contain location tokens: "
+                    "describe the object in words."
                 )
         if self.only is not None:
             self._names[()] = self.only
@@ -212,15 +213,12 @@ def check_list_options(labels: object, max_objects: object, min_objects: object 
     """Raises OptionError for a rule of labels or numbers of objects that make no sense."""
     if labels not in ("asked", "any"):
         raise OptionError(f"labels is {labels!r}; it must be 'asked' or 'any'.")
-    if isinstance(max_objects, bool) or not isinstance(max_objects, int) or max_objects < 1:
-        raise OptionError(
-            f"max_objects is {max_objects!r}; it must be a whole number of at least 1."
-        )
+    check_whole("max_objects", max_objects)
     is_whole = isinstance(min_objects, int) and not isinstance(min_objects, bool)
     if not is_whole or not 0 <= min_objects <= max_objects:  # type: ignore[operator]
         raise OptionError(
-            f"min_objects is {min_objects!r}; it must be a whole number from 0 to max_objects, "
-            f"which is {max_objects}."
+            f"min_objects is {min_objects!r}; it must be a whole number from 0 to max_objects "
+            f"({max_objects})."
         )
 
 

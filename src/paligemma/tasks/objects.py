@@ -51,7 +51,10 @@ def encode_box(box_normalized_xyxy: BoxXyxy) -> BoxYxyxBins:
     (0, 256, 512, 1023)
     """
     if not all(math.isfinite(edge) for edge in box_normalized_xyxy):
-        raise InputError(f"The box {box_normalized_xyxy} has an edge that is not a finite number.")
+        raise InputError(
+            f"The box {box_normalized_xyxy} has an edge that is not finite. Give four finite "
+            "numbers, x1, y1, x2, y2."
+        )
     x1, y1, x2, y2 = (
         round(min(max(float(edge), 0.0), 1.0) * _LAST_BIN) for edge in box_normalized_xyxy
     )
@@ -150,7 +153,7 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
     """
     given = [phrases] if isinstance(phrases, str) else list(phrases)
     if not all(isinstance(phrase, str) for phrase in given):
-        raise PromptError(f"The things to look for must be text; found {given!r}.")
+        raise PromptError(f"The phrases are {given!r}; each must be a str.")
     # Runs of white space are one space: a line break would end the prefix early.
     parts = (" ".join(part.split()) for phrase in given for part in phrase.split(";"))
     unique: dict[str, str] = {}
@@ -159,7 +162,7 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
             unique.setdefault(part.casefold(), part)
     if not unique:
         raise PromptError(
-            "There is nothing to look for. Name one or more things, such as 'cat ; dog'."
+            "There are no phrases to look for. Give one or more, such as 'cat ; dog'."
         )
     return tuple(unique.values())
 
@@ -194,7 +197,7 @@ def parse_objects(
     def read_outside(start: int, end: int) -> None:
         for is_seg, first, last in _runs(ids, start, end, tokenizer):
             if is_seg:
-                detail = f"{last - first} mask tokens stand outside an object."
+                detail = f"{last - first} mask tokens outside an object."
                 problems.append(Problem(kind="malformed", detail=detail, token_span=(first, last)))
             elif (text := tokenizer.detokenize(ids[first:last]).strip()).strip("; "):
                 texts.append(text)
@@ -206,7 +209,7 @@ def parse_objects(
         if isinstance(found, Problem):
             problems.append(found)
         elif (found.label, found.box_yxyx_bins) in seen:
-            detail = f"{found.label!r} with the same box came before."
+            detail = f"{found.label!r} with the same box occurred before."
             problems.append(Problem(kind="repeated", detail=detail, token_span=piece.span))
         else:
             # A box that came with a label says nothing new without one.

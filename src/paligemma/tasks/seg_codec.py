@@ -118,8 +118,8 @@ class MaskCodec(nn.Module):
         """
         if masks.ndim != 3 or masks.shape[1:] != (MASK_SIDE, MASK_SIDE):
             raise InputError(
-                f"Masks have the shape {tuple(masks.shape)}; (N, {MASK_SIDE}, {MASK_SIDE}) is "
-                "needed. Use crop_mask to cut a picture's mask to its box."
+                f"The masks have shape {tuple(masks.shape)}; expected (N, {MASK_SIDE}, "
+                f"{MASK_SIDE}). Use crop_mask to crop an image's mask to its box."
             )
         codebook = self.codebook
         x = self.encoder(2.0 * (masks.to(codebook)[:, None] - 0.5))  # (N, D, 4, 4)
@@ -137,12 +137,12 @@ class MaskCodec(nn.Module):
         """
         if codes.ndim != 2 or codes.shape[1] != NUM_CODES_PER_MASK:
             raise InputError(
-                f"Codes have the shape {tuple(codes.shape)}; (N, {NUM_CODES_PER_MASK}) is needed."
+                f"The codes have shape {tuple(codes.shape)}; expected (N, {NUM_CODES_PER_MASK})."
             )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < len(self.codebook):
             raise InputError(
-                f"Codes run from {int(codes.min())} to {int(codes.max())}; the codebook has 0 to "
-                f"{len(self.codebook) - 1}."
+                f"The codes range from {int(codes.min())} to {int(codes.max())}; the codebook has "
+                f"0 to {len(self.codebook) - 1}."
             )
         x = self.codebook[codes.to(self.codebook.device)]  # (N, 16, D)
         x = x.transpose(1, 2).reshape(
@@ -158,7 +158,7 @@ def crop_mask(mask: npt.NDArray[np.bool_], box_normalized_xyxy: BoxXyxy) -> npt.
     Raises InputError when the box, rounded to pixels, is empty.
     """
     if mask.ndim != 2:
-        raise InputError(f"A mask has the shape {mask.shape}; (height, width) is needed.")
+        raise InputError(f"The mask has shape {mask.shape}; expected (height, width).")
     height, width = mask.shape
     x1, y1, x2, y2 = (
         min(max(round(edge * side), 0), side)
@@ -166,8 +166,8 @@ def crop_mask(mask: npt.NDArray[np.bool_], box_normalized_xyxy: BoxXyxy) -> npt.
     )
     if x2 <= x1 or y2 <= y1:
         raise InputError(
-            f"The box {box_normalized_xyxy} holds no pixel of a picture of {width} x {height}. "
-            "Give x1, y1, x2, y2 in fractions, with x1 < x2 and y1 < y2."
+            f"The box {box_normalized_xyxy} contains no pixel of an image of {width} x {height}. "
+            "Give x1, y1, x2, y2 as fractions, with x1 < x2 and y1 < y2."
         )
     cut = Image.fromarray(mask[y1:y2, x1:x2].astype(np.float32))
     resized = cut.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR)
@@ -246,7 +246,7 @@ def load_mask_codec_npz(path_or_file: str | Path | IO[bytes]) -> MaskCodec:
         raise CheckpointError(f"{name}: {error}") from None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{name} cannot be read as a mask codec ({error}). It must be an .npz file such as "
+            f"{name} cannot be read as a mask codec ({error}). Expected an .npz file such as "
             "big_vision's vae-oid.npz; download it again."
         ) from error
     codec.load_state_dict(
@@ -271,19 +271,19 @@ def _list_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in archive.infolist():
         key = info.filename.removesuffix(".npy")
         if key in members:
-            raise CheckpointError(f"the tensor {key!r} is there twice; download the file again.")
+            raise CheckpointError(f"the tensor {key!r} occurs twice; download the file again.")
         if key in expected and info.filename.endswith(".npy"):
             members[key] = info
         elif not key.startswith(_IGNORED_PREFIX):
             unknown.append(info.filename)
     if unknown:
         raise CheckpointError(
-            f"it holds members that are no tensors of a mask codec: {_some(unknown)}."
+            f"unknown members {_some(unknown)}; expected only the tensors of a mask codec."
         )
     if missing := sorted(expected - members.keys()):
         raise CheckpointError(
-            f"it lacks {len(missing)} tensors: {_some(missing)}. A codec has both encoder and "
-            "decoder."
+            f"{len(missing)} tensors are missing: {_some(missing)}. The file needs both the "
+            "encoder and the decoder."
         )
     return members
 
@@ -305,10 +305,10 @@ def _parse_header(file: IO[bytes], name: str) -> _Header:
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read is None:
-        raise CheckpointError(f"{name!r} has the format version {version}; 1.0 or 2.0 is read.")
+        raise CheckpointError(f"{name!r} has format version {version}; expected 1.0 or 2.0.")
     shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
     if dtype.kind != "f":
-        raise CheckpointError(f"{name!r} holds {dtype}, not floating-point numbers.")
+        raise CheckpointError(f"{name!r} has dtype {dtype}; expected floating-point numbers.")
     return shape, fortran_order, dtype
 
 
@@ -318,7 +318,7 @@ def _infer_config(headers: Mapping[str, _Header]) -> MaskCodecConfig:
     def sizes(key: str, num_axes: int) -> tuple[int, ...]:
         shape = headers[key][0]
         if len(shape) != num_axes or not all(1 <= side <= 2**16 for side in shape):
-            raise CheckpointError(f"{key!r} has the shape {shape}; {num_axes} axes are expected.")
+            raise CheckpointError(f"{key!r} has shape {shape}; expected {num_axes} axes.")
         return shape
 
     num_codes, code_dim = sizes("_vq_vae._embedding", 2)
@@ -335,14 +335,14 @@ def _check_shapes(codec: MaskCodec, headers: Mapping[str, _Header]) -> None:
     tensors = codec.state_dict()
     if (total := sum(tensor.numel() for tensor in tensors.values())) > _MAX_PARAMETERS:
         raise CheckpointError(
-            f"its tensors claim {total} numbers; a mask codec has about 2 million, and more than "
-            f"{_MAX_PARAMETERS} are not read."
+            f"its tensors have {total} parameters in all; the limit is {_MAX_PARAMETERS}, and a "
+            "mask codec has about 2 million."
         )
     for key, tensor in tensors.items():
         if headers[key][0] != tuple(tensor.shape):
             raise CheckpointError(
-                f"{key!r} has the shape {headers[key][0]}; beside the other tensors "
-                f"{tuple(tensor.shape)} is expected."
+                f"{key!r} has shape {headers[key][0]}; expected {tuple(tensor.shape)} to match "
+                "the other tensors."
             )
 
 
@@ -356,11 +356,13 @@ def _read_array(
         data = file.read(num_bytes)
         if len(data) != num_bytes or file.read(1):
             raise CheckpointError(
-                f"{info.filename!r} does not hold the {num_bytes} bytes that its shape needs; "
+                f"{info.filename!r} does not have the {num_bytes} bytes that its shape requires; "
                 "download the file again."
             )
     stored = np.frombuffer(data, dtype=dtype)
     array = stored.reshape(shape, order="F" if fortran_order else "C").astype(np.float32, order="C")
     if not np.isfinite(array).all():
-        raise CheckpointError(f"{info.filename!r} holds NaN or infinity; download the file again.")
+        raise CheckpointError(
+            f"{info.filename!r} contains NaN or infinity; download the file again."
+        )
     return array

@@ -54,7 +54,7 @@ class SegmentTask:
 
     def __post_init__(self) -> None:
         if not self.phrases:
-            raise PromptError("There is nothing to segment. Name one or more things.")
+            raise PromptError("There are no phrases to segment. Give one or more, such as 'cat'.")
         check_list_options(self.labels, self.max_objects)
 
     @classmethod
@@ -84,8 +84,8 @@ class SegmentTask:
         """Raises CheckpointError when the context has no mask codec."""
         if context.mask_codec is None:
             raise CheckpointError(
-                "There is no mask codec to turn <seg> tokens into masks. Load the model with the "
-                "VQ-VAE weights, the file vae-oid.npz of big_vision's PaliGemma."
+                "The model has no mask codec, which turns <seg> tokens into masks. Load it with "
+                "mask_codec=PATH, where PATH is vae-oid.npz of big_vision's PaliGemma."
             )
         found, problems = read_detections(generated, tokenizer, context, self.phrases)
         num_codes = context.mask_codec.config.num_codes
@@ -94,7 +94,7 @@ class SegmentTask:
             if item.seg_codes and max(item.seg_codes) < num_codes:
                 coded.append((detection, item))
             else:
-                wrong = "a mask token beyond the codebook" if item.seg_codes else "no mask tokens"
+                wrong = "a mask token outside the codebook" if item.seg_codes else "no mask tokens"
                 detail = f"{item.label!r} has a box but {wrong}."
                 problems.append(
                     Problem(kind="malformed", detail=detail, token_span=item.token_span)

@@ -105,8 +105,8 @@ def check_language(language: str) -> str:
     """
     if not isinstance(language, str) or not _LANGUAGE_CODE.fullmatch(language):
         raise OptionError(
-            f"{language!r} is not a language code. Codes are two or three small letters; the "
-            f"model was tuned on these 35: {' '.join(LANGUAGES)}."
+            f"{language!r} is not a language code; expected two or three lowercase letters. The "
+            f"model was tuned on these {len(LANGUAGES)}: {' '.join(LANGUAGES)}."
         )
     return language
 

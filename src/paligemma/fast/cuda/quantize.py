@@ -36,13 +36,13 @@ def quantize_for_cuda(model: PaliGemma, method: CudaQuantization) -> None:
     if model.device.type != "cuda" or model.dtype != torch.bfloat16:
         raise OptionError(
             f"The model is {model.dtype} on {model.device}; {method!r} needs bfloat16 on a CUDA "
-            "device. Load it with device='cuda' and dtype='bfloat16'."
+            "device. Load it with device='cuda' and weights=Plain('bfloat16')."
         )
     capability = torch.cuda.get_device_capability(model.device)
     if method == "fp8" and capability < _FP8_CAPABILITY:
         raise OptionError(
             f"This device has compute capability {capability[0]}.{capability[1]}; 'fp8' needs 8.9 "
-            "(Ada, Hopper or later). Take 'int8'."
+            "(Ada, Hopper or later). Use 'int8'."
         )
     if method in ("nf4", "int8-outliers"):
         _replace_linears(model.decoder.blocks, bitsandbytes_layer(method))

@@ -53,7 +53,7 @@ def build() -> dict[str, str | None]:
     """
     compiler = find_compiler()
     if compiler is None:
-        return {level: "there is no C++ compiler (set CXX, or install g++)" for level in LEVELS}
+        return {level: "no C++ compiler found (set CXX, or install g++)" for level in LEVELS}
     OUTPUT.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         outcomes = threads.map(lambda level: _compile(compiler, level), LEVELS)

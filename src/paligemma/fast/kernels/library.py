@@ -245,7 +245,8 @@ def kernels() -> Kernels | None:
     if highest in ("none", "off"):
         return None
     if highest not in levels:
-        raise OptionError(f"{LEVEL_VARIABLE} is {highest!r}; it must be none, {', '.join(levels)}.")
+        choices = ", ".join(["none", *levels])
+        raise OptionError(f"{LEVEL_VARIABLE} is {highest!r}; it must be one of {choices}.")
     libraries = (load_kernels(level) for level in levels[levels.index(highest) :])
     best = next((library for library in libraries if library is not None), None)
     if best is not None:
