@@ -13,10 +13,10 @@ import pytest
 
 from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
-from paligemma.evals import evaluate as module
+from paligemma.evals import evaluation as module
 from paligemma.evals.bootstrap import confidence_interval, mean_of
 from paligemma.evals.evaluation import (
-    Ask,
+    EvalSet,
     Evaluation,
     Grouping,
     evaluate,
@@ -24,7 +24,7 @@ from paligemma.evals.evaluation import (
     with_prefix,
 )
 from paligemma.evals.metrics.objects import FoundObject
-from paligemma.evals.named_metrics import metric_named
+from paligemma.evals.options import Ask, EvalOptions
 from paligemma.evals.predictions import Prediction, PredictOptions, task_of
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
@@ -102,7 +102,9 @@ def test_answers_are_scored_by_exact_match_with_their_interval(
     replies = ["two", "three", "two", "four"] * 5
     Answers(monkeypatch, {str(i): text for i, text in enumerate(replies)})
     records = [blank(str(i), "answer en how many?", suffix="two") for i in range(20)]
-    evaluation = evaluate(predictor, records, tmp_path, seed=3, data="counts")
+    evaluation = evaluate(
+        predictor, EvalSet(records=records, name="counts"), tmp_path, EvalOptions(seed=3)
+    )
     (score,) = evaluation.scores
     assert (score.result.name, score.result.value, score.task) == ("exact_match", 0.5, "answer")
     rights = [float(text == "two") for text in replies]
@@ -195,13 +197,13 @@ def test_words_that_nobody_can_read_do_not_count(
     Answers(monkeypatch, {"a": [found("EXIT", (0, 0, 10, 5)), found("blur", (20, 0, 30, 5))]})
     objects = (true("EXIT", (0, 0, 10, 5)), true("###", (20, 0, 30, 5)))
     record = blank("a", "ocr", objects=objects, size_wh=(40, 20))
-    options = PredictOptions(task="read_text")
-    scores = evaluate(predictor, [record], tmp_path, options=options).scores
+    options = EvalOptions(task="read_text")
+    scores = evaluate(predictor, [record], tmp_path, options).scores
     assert [(s.result.name, s.result.value) for s in scores] == [
         ("text_spotting_f1", 1.0),
         ("text_detection_f1", 1.0),
     ]
-    counted = evaluate(predictor, [record], tmp_path, options=options, dont_care=()).scores
+    counted = evaluate(predictor, EvalSet(records=[record], dont_care=()), tmp_path, options).scores
     assert [s.result.value for s in counted] == [0.5, 1.0]
 
 
@@ -211,8 +213,8 @@ def test_boxes_serve_as_regions_and_as_points(
     Answers(monkeypatch, {"a": [found("cat", (0, 0, 20, 10)), found("cat", (30, 10, 34, 14))]})
     objects = (true("cat", (4, 0, 20, 10)), true("cat", (36, 10, 40, 20)))
     record = blank("a", "detect cat", objects=objects, size_wh=(40, 20))
-    metrics = [metric_named("deteval_f1"), metric_named("pointing_f1")]
-    scores = evaluate(predictor, [record], tmp_path, metrics=metrics).scores
+    options = EvalOptions(metrics=("deteval_f1", "pointing_f1"))
+    scores = evaluate(predictor, [record], tmp_path, options).scores
     assert [(s.result.name, s.result.value) for s in scores] == [
         ("deteval_f1", 0.5),
         ("pointing_f1", 0.5),
@@ -227,7 +229,7 @@ def test_groups_are_figures_or_what_the_value_is_the_mean_of(
 
     def run(is_mean: bool) -> Evaluation:
         grouping = Grouping(names=("x", "y", "y", "y"), is_mean=is_mean)
-        return evaluate(predictor, records, tmp_path, grouping=grouping)
+        return evaluate(predictor, EvalSet(records=records, grouping=grouping), tmp_path)
 
     for is_mean, value in ((False, 0.25), (True, 0.5)):
         result = run(is_mean).scores[0].result
@@ -243,7 +245,7 @@ def test_a_score_over_the_whole_set_gets_its_interval_by_scoring_resamples(
 ) -> None:
     Answers(monkeypatch, {str(i): "a cat on a mat" if i % 2 else "dogs" for i in range(10)})
     records = [blank(str(i), "caption en", suffix="a cat on a mat") for i in range(10)]
-    (score,) = evaluate(predictor, records, tmp_path, metrics=[metric_named("bleu_4")]).scores
+    (score,) = evaluate(predictor, records, tmp_path, EvalOptions(metrics=("bleu_4",))).scores
     assert score.interval is not None
     assert 0 < score.interval.low < score.result.value < score.interval.high <= 1
 
@@ -260,7 +262,7 @@ def test_calibration_is_of_boxes_where_there_are_some_and_is_written(
         by_id[str(i)] = [found("cat", box if rng.random() < 5 * sure else other, sure)]
         records.append(blank(str(i), "detect cat", objects=(true("cat", box),), size_wh=(40, 20)))
     Answers(monkeypatch, by_id)
-    evaluation = evaluate(predictor, records, tmp_path, calibrates=True)
+    evaluation = evaluate(predictor, records, tmp_path, EvalOptions(calibrate=True))
     found_calibration = evaluation.calibration
     assert found_calibration is not None
     assert found_calibration.ece_after < found_calibration.ece_before
@@ -275,13 +277,13 @@ def test_metrics_that_do_not_fit_are_told(
     Answers(monkeypatch, {"a": "a cat"})
     record = blank("a", "caption en", suffix="a cat")
     with pytest.raises(OptionError, match="box_map is for the task caption"):
-        evaluate(predictor, [record], tmp_path, metrics=[metric_named("box_map")])
+        evaluate(predictor, [record], tmp_path, EvalOptions(metrics=("box_map",)))
     with pytest.raises(DataError, match="no answer to compare with"):
         evaluate(predictor, [blank("a", "caption en")], tmp_path)
     with pytest.raises(DataError, match="hold no record"):
         evaluate(predictor, [], tmp_path)
     with pytest.raises(OptionError, match=r"Did you mean: .*exact_match"):
-        metric_named("exactmatch")
+        EvalOptions(metrics=("exactmatch",))
 
 
 @pytest.mark.parametrize(
@@ -346,11 +348,11 @@ def test_the_whole_way_with_a_real_model_asks_nothing_twice(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = [blank(str(i), "caption en", suffix="a cat") for i in range(3)]
-    options = PredictOptions(max_new_tokens=8)
-    first = evaluate(predictor, records, tmp_path, options=options)
+    options = EvalOptions(max_new_tokens=8)
+    first = evaluate(predictor, records, tmp_path, options)
     monkeypatch.setattr(Predictor, "run", None)
     again = evaluate(
-        predictor, records, tmp_path, options=options, metrics=[metric_named("exact_match")]
+        predictor, records, tmp_path, dataclasses.replace(options, metrics=("exact_match",))
     )
     assert {s.result.name for s in first.scores} == {"cider", "bleu_4"}
     assert [s.result.name for s in again.scores] == ["exact_match"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,28 +16,7 @@ from paligemma.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paligemma.data.record import Record
-    from paligemma.data.source import ObjectTask
-    from paligemma.evals.evaluation import Evaluation, Grouping, Published, Score
-    from paligemma.evals.named_metrics import NamedMetric
-    from paligemma.evals.predictions import TaskName
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What is evaluated, however it was named."""
-
-    name: str
-    records: Sequence[Record]
-    metrics: tuple[NamedMetric, ...] = ()
-    task: TaskName | None = None
-    object_task: ObjectTask = "detect"
-    class_names: tuple[str, ...] = ()
-    max_new_tokens: int | None = None
-    published: tuple[Published, ...] = ()
-    grouping: Grouping | None = None
-    dont_care: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
+    from paligemma.evals.evaluation import EvalSet, Evaluation, Published, Score
 
 
 def evaluate(
@@ -123,13 +102,24 @@ def evaluate(
     """
     import paligemma
     from paligemma.checkpoints.hub import Source
-    from paligemma.evals.evaluation import DONT_CARE, REPORT_FILE
+    from paligemma.evals.evaluation import REPORT_FILE
     from paligemma.evals.evaluation import evaluate as measure
-    from paligemma.evals.named_metrics import metric_named
-    from paligemma.evals.predictions import PredictOptions
+    from paligemma.evals.options import EvalOptions
     from paligemma.fast.weights import weights_name
 
-    chosen = tuple(metric_named(name) for name in metric or ())
+    options = EvalOptions(
+        task=task,
+        ask=ask,
+        metrics=tuple(metric or ()),
+        limit=limit,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        constrained=not free,
+        any_label=any_label,
+        calibrate=calibrate,
+        seed=seed,
+    )
     if folder is None and data_format is None and not Path(data).exists():
         _refuse_name(data)
     if folder is None:  # data of one's own are looked at before a model is loaded
@@ -146,32 +136,8 @@ def evaluate(
     for note in (predictor.note, *job.notes):
         if note:
             print_note(note)
-    options = PredictOptions(
-        task=task or job.task,
-        max_new_tokens=max_new_tokens or job.max_new_tokens,
-        num_beams=beams,
-        constrained=not free,
-        labels="any" if any_label else None,
-    )
     with progress_bar("asking") as on_progress:
-        evaluation = measure(
-            predictor,
-            job.records[:limit],
-            out,
-            options=options,
-            metrics=chosen or job.metrics,
-            ask=ask,
-            object_task=job.object_task if task != "segment" else "segment",
-            class_names=job.class_names,
-            batch_size=batch_size,
-            data=job.name,
-            published=job.published,
-            grouping=_first(job.grouping, limit),
-            dont_care=DONT_CARE if job.dont_care is None else job.dont_care,
-            calibrates=calibrate,
-            seed=seed,
-            on_progress=on_progress,
-        )
+        evaluation = measure(predictor, job, out, options, on_progress=on_progress)
     if as_json:
         print_json(json.loads((out / REPORT_FILE).read_text(encoding="utf-8")))
     else:
@@ -193,33 +159,29 @@ def _refuse_name(data: str) -> None:
     )
 
 
-def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -> _Job:
+def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -> EvalSet:
     from paligemma.data.open import open_data
+    from paligemma.evals.evaluation import EvalSet
 
     records = open_data(data, format=data_format, split=split)
-    kept, left_out = list(records), ""
+    own = EvalSet.of(records)
     if ask == "present":
-        kept = [one for one in records if one.prefix or one.objects != ()]
+        kept = [record for record in records if record.prefix or record.objects != ()]
         if len(kept) < len(records):
-            left_out = f"pictures without an object, left out: {len(records) - len(kept)}"
-    return _Job(
-        name=records.name,
-        records=kept,
-        class_names=records.class_names,
-        notes=(records.found, *records.notes, left_out),
-        object_task=records.task,
-    )
+            note = f"images without an object, left out: {len(records) - len(kept)}"
+            own = replace(own, records=kept, notes=(*own.notes, note))
+    return own
 
 
-def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> _Job:
+def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> EvalSet:
     from paligemma.evals.datasets.open import open_benchmark
     from paligemma.evals.datasets.spotting import IGNORED
-    from paligemma.evals.evaluation import Grouping
+    from paligemma.evals.evaluation import DONT_CARE, EvalSet, Grouping
     from paligemma.evals.named_metrics import NamedMetric
 
     found = open_benchmark(name, folder, split=split, resolution=resolution)
     benchmark = found.benchmark
-    return _Job(
+    return EvalSet(
         name=f"{benchmark.name} {found.split}",
         records=found.records,
         metrics=tuple(NamedMetric(name=n, metric=m) for n, m in found.metrics.items()),
@@ -227,13 +189,9 @@ def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> _
         max_new_tokens=benchmark.max_new_tokens,
         published=found.published,
         grouping=Grouping(names=found.groups, is_mean=benchmark.mean_of_groups),
-        dont_care=(IGNORED[benchmark.name],) if benchmark.name in IGNORED else None,
+        dont_care=(IGNORED[benchmark.name],) if benchmark.name in IGNORED else DONT_CARE,
         notes=(benchmark.note,),
     )
-
-
-def _first(grouping: Grouping | None, limit: int | None) -> Grouping | None:
-    return None if grouping is None else replace(grouping, names=grouping.names[:limit])
 
 
 def _show(evaluation: Evaluation, model: str, resolution: int, out: Path) -> None:

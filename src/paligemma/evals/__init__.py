@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paligemma.evals.datasets.open import BENCHMARKS as BENCHMARKS
     from paligemma.evals.datasets.open import find_benchmark as find_benchmark
     from paligemma.evals.datasets.open import open_benchmark as open_benchmark
+    from paligemma.evals.evaluation import EvalSet as EvalSet
     from paligemma.evals.evaluation import Evaluation as Evaluation
     from paligemma.evals.evaluation import Score as Score
     from paligemma.evals.evaluation import evaluate as evaluate
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from paligemma.evals.named_metrics import NamedMetric as NamedMetric
     from paligemma.evals.named_metrics import metric_named as metric_named
     from paligemma.evals.named_metrics import metric_names as metric_names
+    from paligemma.evals.options import EvalOptions as EvalOptions
     from paligemma.evals.predictions import Prediction as Prediction
     from paligemma.evals.predictions import PredictOptions as PredictOptions
     from paligemma.evals.predictions import predict as predict
@@ -67,7 +69,8 @@ else:
     __getattr__, __dir__, __all__ = lazy_names(
         __name__,
         {
-            "evaluation": ("Evaluation", "Score", "evaluate", "score_predictions"),
+            "evaluation": ("EvalSet", "Evaluation", "Score", "evaluate", "score_predictions"),
+            "options": ("EvalOptions",),
             "predictions": ("PredictOptions", "Prediction", "predict", "read_predictions"),
             "named_metrics": ("NamedMetric", "metric_named", "metric_names"),
             "bootstrap": ("Interval",),

@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from paligemma.data.open import Records
 from paligemma.data.record import Record
 from paligemma.data.source import ObjectTask
 from paligemma.errors import DataError, OptionError
@@ -46,6 +47,7 @@ from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPictu
 from paligemma.evals.metrics.result import MetricResult, Reads
 from paligemma.evals.metrics.text_detection import Word
 from paligemma.evals.named_metrics import NamedMetric, metric_named
+from paligemma.evals.options import Ask, EvalOptions
 from paligemma.evals.polygon_overlap import polygon_of_box
 from paligemma.evals.predictions import (
     OBJECT_TASKS,
@@ -58,9 +60,7 @@ from paligemma.evals.predictions import (
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.results import BoxXyxy
-
-Ask = Literal["dataset", "present", "all classes"]
-"""What to ask for where records bring objects and no prefix; as in training."""
+from paligemma.tasks.object_grammar import MAX_OBJECTS
 
 PREDICTIONS_FILE = "predictions.jsonl"
 RECORDS_FILE = "records.jsonl"
@@ -140,33 +140,63 @@ class Grouping:
     """The value is the plain mean over groups; otherwise groups are further figures."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """Records to evaluate on, and what their data set says about asking and scoring."""
+
+    records: Sequence[Record]
+    name: str = ""
+    metrics: tuple[NamedMetric, ...] = ()
+    """Used where the options name no metric; empty: the usual metrics of each task."""
+    task: TaskName | None = None
+    max_new_tokens: int | None = None
+    object_task: ObjectTask = "detect"
+    """What a record without a prefix asks for, with `class_names`."""
+    class_names: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+    grouping: Grouping | None = None
+    dont_care: tuple[str, ...] = DONT_CARE
+    notes: tuple[str, ...] = ()
+    """What a person should know about the data, in sentences."""
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> EvalSet:
+        """Records as `open_data` returns them, with their name and classes; or any others."""
+        if not isinstance(records, Records):
+            return cls(records=records)
+        return cls(
+            records=records,
+            name=records.name,
+            class_names=records.class_names,
+            object_task=records.task,
+            notes=(records.found, *records.notes),
+        )
+
+    def first(self, limit: int | None) -> EvalSet:
+        """The first `limit` records, or all of them for None."""
+        if limit is None:
+            return self
+        grouping = self.grouping
+        if grouping is not None:
+            grouping = replace(grouping, names=grouping.names[:limit])
+        return replace(self, records=self.records[:limit], grouping=grouping)
+
+
 def evaluate(
     predictor: Predictor,
-    records: Sequence[Record],
+    data: Sequence[Record] | EvalSet,
     folder: Path,
+    options: EvalOptions | None = None,
     *,
-    options: PredictOptions | None = None,
-    metrics: Sequence[NamedMetric] = (),
-    ask: Ask = "dataset",
-    object_task: ObjectTask = "detect",
-    class_names: Sequence[str] = (),
-    batch_size: int | None = None,
-    data: str = "",
-    published: Sequence[Published] = (),
-    grouping: Grouping | None = None,
-    dont_care: Sequence[str] = DONT_CARE,
-    calibrates: bool = False,
-    seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Ask, score, and write all of it into a folder.
+    """Ask, score, and write predictions, scores and report into a folder.
 
-    `metrics` come from `metric_named`; none takes those of each task: CIDEr and BLEU-4 for
-    captions; VQA accuracy for answers with three references and more, else exact match; error rates
-    for text that is read; box mAP; mask IoU by RefCOCO's rules where each record has one object,
-    else mask and box mAP; F1 of words; exact match and edit distance for other text. Intervals hold
-    95 % of resampled records; `seed` draws the resamples. `ask`, `object_task` and `class_names`
-    make the prefix of records that bring objects and none, as in training.
+    Without metrics in the options or the data each task has its own: CIDEr and BLEU-4 for captions;
+    VQA accuracy for answers with three references or more, else exact match; error rates for OCR;
+    box mAP; mask IoU by RefCOCO's rules where each record has one object, else mask and box mAP; F1
+    of words; exact match and edit distance for other text. Intervals hold 95 % of resampled
+    records. Records with objects and without a prefix get one, as in training.
 
     Raises DataError for records that cannot be asked or scored, and what `predict` raises.
 
@@ -174,44 +204,62 @@ def evaluate(
     >>> evaluation.scores[0].result.value                                     # doctest: +SKIP
     0.71
     """
-    options = options or PredictOptions()
+    options = options or EvalOptions()
+    data = (data if isinstance(data, EvalSet) else EvalSet.of(data)).first(options.limit)
+    records = data.records
+    metrics = [metric_named(name) for name in options.metrics] or data.metrics
     if not records:
         raise DataError("There is nothing to evaluate: the data hold no record.")
-    asked = [with_prefix(record, object_task, ask, class_names) for record in records]
+    object_task = "segment" if options.task == "segment" else data.object_task
+    asked = [with_prefix(record, object_task, options.ask, data.class_names) for record in records]
+    predict_options = _predict_options(options, data)
     start = time.perf_counter()
     predictions = predict(
         predictor,
         asked,
         folder / PREDICTIONS_FILE,
-        options,
-        batch_size=batch_size,
+        predict_options,
+        batch_size=options.batch_size,
         on_progress=on_progress,
     )
     seconds = time.perf_counter() - start
-    examples = _Examples(predictor, asked, predictions, dont_care)
-    scores = _scores(examples, metrics, grouping, seed)
+    examples = _Examples(predictor, asked, predictions, data.dont_care)
+    scores = _scores(examples, metrics, data.grouping, options.seed)
     calibration: Calibration | None = None
     formulas: tuple[FormulaScore, ...] = ()
-    if calibrates:
-        calibration, formulas = _calibrate(examples, scores, seed, predictor.name, data)
+    if options.calibrate:
+        calibration, formulas = _calibrate(
+            examples, scores, options.seed, predictor.name, data.name
+        )
         calibration.save(folder / CALIBRATION_FILE)
         (folder / DIAGRAM_FILE).write_text(reliability_svg(calibration), encoding="utf-8")
     evaluation = Evaluation(
         model=predictor.name,
-        data=data,
+        data=data.name,
         scores=scores,
-        published=tuple(published),
+        published=data.published,
         num_records=len(records),
         seconds=seconds,
         calibration=calibration,
         formulas=formulas,
     )
     _write_records(folder / RECORDS_FILE, examples, scores)
-    report = _report(evaluation, predictor, options)
+    report = _report(evaluation, predictor, predict_options)
     (folder / REPORT_FILE).write_text(
         json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     return evaluation
+
+
+def _predict_options(options: EvalOptions, data: EvalSet) -> PredictOptions:
+    return PredictOptions(
+        task=options.task or data.task,
+        max_new_tokens=options.max_new_tokens or data.max_new_tokens,
+        num_beams=options.num_beams,
+        constrained=options.constrained,
+        labels="any" if options.any_label else None,
+        max_objects=options.max_objects or MAX_OBJECTS,
+    )
 
 
 def score_predictions(

@@ -6,7 +6,7 @@ Knows a predictor, records and metrics; knows no training loop.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import torch
 
 from paligemma.data.open import Records
 from paligemma.data.targets import Ask, TargetBuilder
-from paligemma.evals.evaluation import Evaluation, evaluate
-from paligemma.evals.named_metrics import metric_named
+from paligemma.evals.evaluation import EvalSet, Evaluation, evaluate
+from paligemma.evals.options import EvalOptions
 from paligemma.finetune.collate import collate
 from paligemma.finetune.examples import RecordExamples
 from paligemma.finetune.loss import suffix_loss
@@ -50,17 +50,14 @@ class Validation:
         """Ask and score; predictions and report into `folder`, which is emptied first."""
         shutil.rmtree(folder, ignore_errors=True)  # answers of other weights
         folder.mkdir(parents=True)
-        records: Sequence = self.records[:limit] if limit else self.records  # type: ignore[type-arg]
-        return evaluate(
-            self.predictor,
-            records,
-            folder,
-            metrics=[metric_named(name) for name in self.metrics],
-            ask=self.ask,
+        data = EvalSet(
+            records=self.records,
+            name=self.records.name,
             object_task=self.targets.task,
-            class_names=self.targets.class_names,
-            data=self.records.name,
+            class_names=tuple(self.targets.class_names),
         )
+        options = EvalOptions(metrics=self.metrics, ask=self.ask, limit=limit)
+        return evaluate(self.predictor, data, folder, options)
 
     @torch.no_grad()
     def loss(self) -> float:

@@ -1,0 +1,76 @@
+"""EvalOptions: what a user chooses for an evaluation. Imports nothing heavy, for a quick --help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from paligemma.errors import OptionError
+from paligemma.options import Option
+
+TaskName = Literal["caption", "answer", "ocr", "detect", "segment", "read_text", "generate"]
+"""read_text: boxes labeled with the text inside. generate: any other text."""
+Ask = Literal["dataset", "present", "all classes"]
+"""Classes to ask for where records have objects and no prefix; as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """How `evaluate` asks and scores. None means: chosen by task, model or data set."""
+
+    task: Annotated[TaskName | None, Option(shown_default="by the first word of the prefix")] = None
+    """Kind of answer to expect; it decides the answer length and the metrics."""
+    ask: Ask = "dataset"
+    """Classes to ask for in records without a prefix: all classes of the data set ("dataset"),
+    those in the image ("present"), or the words "all classes"."""
+    metrics: Annotated[tuple[str, ...], Option(flags=("--metric",), shown_default="by task")] = ()
+    """Metric to compute; may be repeated. Rerunning with another metric rescores without
+    generating again."""
+    limit: Annotated[int | None, Option(least=1, shown_default="all")] = None
+    """Maximum number of records to evaluate."""
+    batch_size: Annotated[int | None, Option(least=1, shown_default="by resolution")] = None
+    """Records per batch. It changes the speed, not the answers."""
+    max_new_tokens: Annotated[int | None, Option(least=1, shown_default="by task")] = None
+    """Maximum number of tokens per answer."""
+    num_beams: Annotated[int, Option(flags=("--num-beams", "--beams"), least=1)] = 1
+    """Number of beams; more than 1 uses beam search."""
+    constrained: Annotated[bool, Option(flags=("--constrained/--no-constrained", " /--free"))] = (
+        True
+    )
+    """Use grammar-constrained decoding for lists of objects."""
+    any_label: bool = False
+    """Allow labels that were not requested."""
+    max_objects: Annotated[int | None, Option(least=1, shown_default="100")] = None
+    """Maximum number of objects per image."""
+    calibrate: bool = False
+    """Fit a temperature and a score threshold; write calibration.json and reliability.svg."""
+    seed: Annotated[int, Option(least=0)] = 0
+    """Random seed of the resamples that give the confidence intervals."""
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in get_args(TaskName):
+            raise OptionError(
+                f"There is no task {self.task!r}. Tasks: {', '.join(get_args(TaskName))}."
+            )
+        if self.metrics:
+            # Raises for a name that does not exist, before a model is loaded.
+            from paligemma.evals.named_metrics import metric_named
+
+            for name in self.metrics:
+                metric_named(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRunOptions(EvalOptions):
+    """`paligemma eval`: the data to evaluate on, and how."""
+
+    data: str
+    """Labeled images (a file or directory), or the name of a benchmark such as refcoco, whose
+    official files are in --folder."""
+    folder: Annotated[Path | None, Option(shown_default="none")] = None
+    """Directory with the benchmark's unpacked files."""
+    format: Annotated[str | None, Option(shown_default="detected")] = None
+    """Format of the data: jsonl, coco, yolo, voc, masks, captions, huggingface or webdataset."""
+    split: Annotated[str | None, Option(shown_default="the first")] = None
+    """Split to evaluate, of data that has several."""
