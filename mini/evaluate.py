@@ -31,16 +31,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from mini import language
 from mini.scene import RESOLUTION, Scene, make_scene
 from mini.sheet import Sheet, SheetKind, make_sheet
 from mini.texts import SceneTexts
+from paligemma.data.overlap import mask_iou, match_boxes
 from paligemma.errors import OptionError
-from paligemma.evals.average_precision import Labeled, mean_average_precision
-from paligemma.evals.box_iou import match_boxes
+from paligemma.evals.metrics.detection import match_table
+from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Detections, Segments
@@ -72,15 +72,15 @@ def evaluate(
     if scenes < 1:
         raise OptionError(f"{scenes} scenes were asked for; the evaluation needs at least 1.")
     records: list[dict[str, Any]] = []
-    predicted: list[Labeled] = []
-    true: list[Labeled] = []
+    predicted: list[list[FoundObject]] = []
+    true: list[KnownPicture] = []
     mask_ious: list[float] = []
     texts: list[tuple[int, int, int]] = []
     for start in range(0, scenes, _CHUNK):
         batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
         for scene, answers in zip(batch, _predict(predictor, batch, constrained), strict=True):
             records.append(_record(scene, answers))
-            guess, truth = _labeled(answers["detect"]), _true_boxes(scene)
+            guess, truth = _found_objects(answers["detect"]), _true_boxes(scene)
             predicted.append(guess)
             true.append(truth)
             mask_ious += _mask_ious(scene, answers["segment"])
@@ -88,14 +88,14 @@ def evaluate(
                 texts.append(_text_matches(scene, answers["words"]))
         if on_progress is not None:
             on_progress(len(records), scenes)
-    map50 = mean_average_precision(predicted, true)
+    map50 = match_table(predicted, true).mean_average_precision(thresholds=(0,))
     counts = [right for record in records for right in record["count_right"]]
     reads = [record["ocr"] == record["ocr_truth"] for record in records if record["ocr_truth"]]
     return {
         "model": predictor.name,
         "scenes": scenes,
         "seed": seed,
-        "map50": None if map50 is None else _rounded(map50),
+        "map50": None if math.isnan(map50) else _rounded(map50),
         "caption_exact": {
             code: _share([r["captions"][code] == r["captions_truth"][code] for r in records])
             for code in language.LANGUAGES
@@ -103,7 +103,7 @@ def evaluate(
         "count": _share(counts),
         "ocr_exact": _share(reads),
         "mask_iou": _share(mask_ious),
-        "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.labels) for t in true))),
+        "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.objects) for t in true))),
         "unparsable": sum(record["num_unparsable"] for record in records),
         "repeating": sum(record["num_repeating"] for record in records),
         "text_f1": _f1(texts),
@@ -311,41 +311,41 @@ def _is_unparsable(result: Detections | Segments) -> bool:
     return broken or bool(result.text.strip() and not result.objects)
 
 
-def _labeled(detections: Detections | None) -> Labeled:
-    if detections is None:
-        return Labeled(boxes_xyxy=np.zeros((0, 4)), labels=(), scores=())
-    return Labeled(
-        boxes_xyxy=detections.boxes.reshape(-1, 4),
-        labels=detections.labels,
-        scores=detections.scores.tolist(),
-    )
+def _found_objects(detections: Detections | None) -> list[FoundObject]:
+    return [
+        FoundObject(label=found.label, box_xyxy=found.box_xyxy, score=found.score)
+        for found in detections or ()
+    ]
 
 
-def _true_boxes(scene: Scene) -> Labeled:
-    boxes = [[edge * RESOLUTION for edge in thing.box_xyxy] for thing in scene.objects]
-    labels = [language.KINDS[thing.kind].name for thing in scene.objects]
-    return Labeled(boxes_xyxy=np.asarray(boxes, dtype=np.float64).reshape(-1, 4), labels=labels)
+def _true_boxes(scene: Scene) -> KnownPicture:
+    def pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        x1, y1, x2, y2 = (edge * RESOLUTION for edge in box)
+        return x1, y1, x2, y2
+
+    objects = [
+        KnownObject(label=language.KINDS[thing.kind].name, box_xyxy=pixels(thing.box_xyxy))
+        for thing in scene.objects
+    ]
+    return KnownPicture(size_wh=(RESOLUTION, RESOLUTION), objects=tuple(objects))
 
 
 def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
     """Mask IoU of every object that was found: same label, box IoU of at least 0.5."""
     if segments is None:
         return []
-    truth, ious = _true_boxes(scene), []
-    for label in sorted(set(truth.labels)):
-        wanted = [i for i, other in enumerate(truth.labels) if other == label]
-        mine = [segment for segment in segments if segment.label == label]
-        boxes = np.asarray([segment.box_xyxy for segment in mine], dtype=np.float64).reshape(-1, 4)
-        scores = [segment.score for segment in mine]
-        matches = match_boxes(boxes, scores, truth.boxes_xyxy[wanted], 0.5)
-        for segment, match in zip(mine, matches, strict=True):
+    truth, ious = _true_boxes(scene).objects, []
+    for label in sorted({thing.label for thing in truth}):
+        indices = [i for i, thing in enumerate(truth) if thing.label == label]
+        same = [segment for segment in segments if segment.label == label]
+        boxes = np.asarray([segment.box_xyxy for segment in same], dtype=np.float64).reshape(-1, 4)
+        true_boxes = np.asarray([truth[i].box_xyxy for i in indices], dtype=np.float64)
+        matches = match_boxes(boxes, [segment.score for segment in same], true_boxes, 0.5)
+        for segment, match in zip(same, matches, strict=True):
             if match is not None:
-                ious.append(_mask_iou(segment.mask, scene.object_mask(wanted[match], RESOLUTION)))
+                true_mask = scene.object_mask(indices[match], RESOLUTION)
+                ious.append(mask_iou(segment.mask, true_mask))
     return ious
-
-
-def _mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
-    return float((first & second).sum() / max(1, (first | second).sum()))
 
 
 def _share(values: Sequence[float | bool]) -> float | None:

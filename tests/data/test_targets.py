@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from paligemma.data.record import Mask, Record, TrueObject
-from paligemma.data.round_trip_report import box_iou, round_trip
+from paligemma.data.round_trip_report import round_trip
 from paligemma.data.targets import Order, TargetBuilder, TargetOptions, check_noise_token
 from paligemma.errors import CheckpointError, DataError, OptionError
 from paligemma.processor.processor import Processor
@@ -309,8 +309,3 @@ def test_the_built_in_codec_brings_masks_back(mini: tuple[Processor, MaskCodec])
     assert report.mask_iou_mean is not None
     assert report.mask_iou_mean > 0.9
     assert [o.of for o in report.worst] == ["box", "mask"]
-
-
-def test_iou_of_boxes_side_by_side_is_zero() -> None:
-    assert box_iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0.0
-    assert box_iou((0, 0, 2, 2), (0, 0, 2, 2)) == 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paligemma.evals.box_iou import box_iou
+from paligemma.data.overlap import box_iou
 from paligemma.evals.polygon_overlap import (
     intersection_area,
     polygon_area,

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from paligemma.data.record import Mask, Record
+from paligemma.data.overlap import box_iou, mask_iou
+from paligemma.data.record import Record
 from paligemma.data.targets import TargetBuilder
 from paligemma.results import BoxXyxy, Result
 from paligemma.tasks.objects import decode_box
@@ -84,7 +86,7 @@ def _boxes(record: Record, builder: TargetBuilder) -> list[WorstObject]:
     for item in record.objects:
         bins = builder.bins_of(item.box_xyxy, record.size_wh)
         back = transform.box_to_source(decode_box(bins), order="xyxy")
-        found.append(_lost(record, item.label, item.box_xyxy, box_iou(item.box_xyxy, back), "box"))
+        found.append(_lost(record, item.label, item.box_xyxy, _box_iou(item.box_xyxy, back), "box"))
     return found
 
 
@@ -114,19 +116,5 @@ def _mean(objects: Sequence[WorstObject]) -> float | None:
     return sum(o.iou for o in objects) / len(objects) if objects else None
 
 
-def box_iou(a: BoxXyxy, b: BoxXyxy) -> float:
-    """Of two boxes with area.
-
-    >>> box_iou((0, 0, 2, 2), (1, 0, 3, 2))
-    0.3333333333333333
-    """
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    both = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b))
-    return shared / (both - shared)
-
-
-def mask_iou(a: Mask, b: Mask) -> float:
-    """Of two masks bool[H, W], of which the first is not empty."""
-    return float((a & b).sum() / (a | b).sum())
+def _box_iou(first: BoxXyxy, second: BoxXyxy) -> float:
+    return float(box_iou(np.array([first]), np.array([second]))[0, 0])

@@ -98,6 +98,47 @@ def test_a_picture_drawn_twice_counts_as_two_pictures(coco_sample: dict[str, Any
     assert statistic(counts) == pytest.approx(drawn.value, abs=1e-9)
 
 
+def random_images(seed: int) -> tuple[list[list[FoundObject]], list[KnownPicture]]:
+    """Truth, and predictions that are near it, elsewhere, repeated or of another label."""
+    rng = np.random.default_rng(seed)
+    labels = ("cat", "dog", "key")
+    found, known = [], []
+    for _ in range(25):
+        corners = rng.uniform(0, 80, (int(rng.integers(0, 5)), 2))
+        boxes = np.hstack([corners, corners + rng.uniform(8, 40, corners.shape)])
+        names = [labels[i] for i in rng.integers(0, 3, len(boxes))]
+        things = [
+            KnownObject(label=name, box_xyxy=tuple(box))
+            for name, box in zip(names, boxes.tolist(), strict=True)
+        ]
+        known.append(KnownPicture(size_wh=(200, 200), objects=tuple(things)))
+        kept = rng.random(len(boxes)) < 0.8
+        near = boxes[kept] + rng.normal(0, 4, boxes[kept].shape)
+        near_names = [name for name, keep in zip(names, kept, strict=True) if keep]
+        extra = rng.uniform(0, 60, (int(rng.integers(0, 3)), 2))
+        near = np.vstack([near, np.hstack([extra, extra + 20])])
+        near_names += [labels[i] for i in rng.integers(0, 3, len(extra))]
+        # Few different scores, so that there are ties.
+        scores = (rng.integers(1, 6, len(near)) / 6 + rng.random(len(near)) * 1e-3).tolist()
+        found.append(
+            [
+                FoundObject(label=name, box_xyxy=tuple(box), score=score)
+                for name, box, score in zip(near_names, near.tolist(), scores, strict=True)
+            ]
+        )
+    return found, known
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_table_gives_the_figures_of_the_coco_api_on_random_boxes(seed: int) -> None:
+    found, known = random_images(seed)
+    result = MeanAveragePrecision().score(found, known)
+    table = match_table(found, known)
+    assert table.mean_average_precision() == pytest.approx(result.value, abs=1e-9)
+    ap50 = table.mean_average_precision(thresholds=(0,))
+    assert ap50 == pytest.approx(result.details["ap50"], abs=1e-9)
+
+
 def rectangle(box: tuple[int, int, int, int], size: int = 40) -> Any:
     mask = np.zeros((size, size), dtype=np.bool_)
     x1, y1, x2, y2 = box

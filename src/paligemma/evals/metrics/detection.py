@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from paligemma.data.overlap import shared_area
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.average_precision import area_under
 from paligemma.evals.metrics.objects import (
     FoundObject,
     KnownObject,
@@ -35,6 +35,7 @@ Found = Sequence[Sequence[FoundObject]]
 """The objects of each picture."""
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_RECALLS = np.linspace(0.0, 1.0, 101)
 _MAX_FOUND = 100
 # The twelve figures in the order of the COCO API.
 _FIGURES = (
@@ -126,14 +127,17 @@ class MatchTable:
     labels: dict[str, _LabelTable]
     """Of the true objects and of those found; a label that is nowhere true has no precision."""
 
-    def mean_average_precision(self, counts: npt.NDArray[np.int64] | None = None) -> float:
-        """The mean over labels and thresholds, where picture p counts `counts[p]` times.
+    def mean_average_precision(
+        self, counts: npt.NDArray[np.int64] | None = None, thresholds: Sequence[int] = range(10)
+    ) -> float:
+        """The mean over labels and thresholds, where image i counts `counts[i]` times.
 
-        NaN where nothing is to be found.
+        `thresholds` are positions in IOU_THRESHOLDS: (0,) is AP at IoU 0.5. NaN where there is
+        nothing to find.
         """
         if counts is None:
             counts = np.ones(self.num_pictures, dtype=np.int64)
-        values = [_average_precision(table, counts) for table in self.labels.values()]
+        values = [_average_precision(table, counts, thresholds) for table in self.labels.values()]
         values = [value for value in values if not math.isnan(value)]
         return float(np.mean(values)) if values else math.nan
 
@@ -185,12 +189,7 @@ def match_table(
             if not mine:
                 continue
             crowd = np.array([t.is_crowd for t in true], dtype=bool)
-            overlaps = np.zeros((len(mine), 0))
-            if true:
-                shapes = [[_shape(item, kind) for item in group] for group in (mine, true)]
-                ious = _coco().mask.iou(*shapes, [int(c) for c in crowd])
-                overlaps = np.asarray(ious, dtype=np.float64).reshape(len(mine), len(true))
-            hits, ignored = _match(overlaps, crowd)
+            hits, ignored = _match(_overlaps(mine, true, crowd, kind), crowd)
             rows[label] += [
                 (number, item.score, hits[i], ignored[i]) for i, item in enumerate(mine)
             ]
@@ -198,6 +197,28 @@ def match_table(
         num_pictures=len(references),
         labels={label: _label_table(rows[label], num_true[label]) for label in labels},
     )
+
+
+def _overlaps(
+    found: Sequence[FoundObject],
+    true: Sequence[KnownObject],
+    crowd: npt.NDArray[np.bool_],
+    kind: Kind,
+) -> npt.NDArray[np.float64]:
+    """float64[F, T]: IoU of each pair; with a crowd region the part of the found object in it."""
+    if not true:
+        return np.zeros((len(found), 0))
+    if kind == "mask":
+        shapes = [[_shape(item, kind) for item in group] for group in (found, true)]
+        ious = _coco().mask.iou(*shapes, [int(c) for c in crowd])
+        return np.asarray(ious, dtype=np.float64).reshape(len(found), len(true))
+    boxes = [np.array([t.box_xyxy for t in group], dtype=np.float64) for group in (found, true)]
+    shared, (found_areas, true_areas) = shared_area(*boxes)
+    alone = found_areas[:, None]
+    either = np.where(crowd, alone, alone + true_areas - shared)
+    overlaps: npt.NDArray[np.float64] = np.zeros_like(shared)
+    np.divide(shared, either, out=overlaps, where=either > 0)
+    return overlaps
 
 
 def _match(
@@ -234,7 +255,9 @@ def _label_table(
     )
 
 
-def _average_precision(table: _LabelTable, counts: npt.NDArray[np.int64]) -> float:
+def _average_precision(
+    table: _LabelTable, counts: npt.NDArray[np.int64], thresholds: Sequence[int]
+) -> float:
     num_true = int(counts @ table.num_true)
     if not num_true:
         return math.nan
@@ -246,8 +269,18 @@ def _average_precision(table: _LabelTable, counts: npt.NDArray[np.int64]) -> flo
     right = np.cumsum((hit & ~ignored) * weight[:, None], axis=0)
     found = np.cumsum(~ignored * weight[:, None], axis=0)
     precision, recall = right / np.maximum(found, 1), right / num_true
-    steps = range(len(IOU_THRESHOLDS))
-    return float(np.mean([area_under(precision[:, step], recall[:, step]) for step in steps]))
+    areas = [_area_under(precision[:, step], recall[:, step]) for step in thresholds]
+    return float(np.mean(areas))
+
+
+def _area_under(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> float:
+    """The area under a precision-recall curve float64[F] as COCO computes it, from 101 recalls.
+
+    Precision at a recall is the best at that recall or a higher one, and 0 beyond the last.
+    """
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(recall, _RECALLS, side="left")
+    return float(np.append(best, 0.0)[at].mean())
 
 
 def labels_of(references: Sequence[KnownPicture]) -> list[str]:

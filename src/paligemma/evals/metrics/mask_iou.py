@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from paligemma.data.overlap import box_iou
 from paligemma.errors import DataError
-from paligemma.evals.box_iou import box_iou
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, mask_of
 from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paligemma.evals.box_iou import match_boxes
+from paligemma.data.overlap import match_boxes
 from paligemma.evals.metrics.objects import FoundObject, KnownPicture
 
 NOTHING = "(nothing)"
