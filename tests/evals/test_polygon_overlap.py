@@ -13,6 +13,8 @@ from paligemma.evals.polygon_overlap import (
     polygon_of_box,
 )
 
+pytest.importorskip("shapely", reason="the eval extra is not installed")
+
 
 def test_boxes_overlap_as_boxes_do() -> None:
     rng = np.random.default_rng(0)

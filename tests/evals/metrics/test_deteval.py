@@ -11,6 +11,8 @@ import pytest
 from paligemma.evals.metrics.deteval import DetEval, area_recall_precision
 from paligemma.evals.polygon_overlap import polygon_of_box
 
+pytest.importorskip("shapely", reason="the eval extra is not installed")
+
 
 def test_area_shares_are_those_that_the_protocols_script_prints(shared_data: Path) -> None:
     data = json.loads((shared_data / "metrics" / "total_text_deteval.json").read_text())

@@ -15,6 +15,7 @@ from paligemma.evals.metrics.teds import Teds
 
 pytest.importorskip("apted", reason="the eval extra is not installed")
 pytest.importorskip("rapidfuzz", reason="the eval extra is not installed")
+pytest.importorskip("lxml", reason="the eval extra is not installed")
 
 ROWS = st.lists(
     st.lists(st.text("ab é日", max_size=4), min_size=2, max_size=2), min_size=1, max_size=4
@@ -104,7 +105,7 @@ def test_annotated_tables_are_grids_without_holes(shared_data: Path) -> None:
         found = table_cells(parsed)
         assert found is not None
         assert len(found) == len(case["html"]["cells"])
-        places = [place for cell in found for place in cell.places()]
+        places = [place for cell in found for place in cell.positions()]
         assert len(places) == len(set(places))
         rows, columns = (max(place[axis] for place in places) + 1 for axis in (0, 1))
         assert len(places) == rows * columns

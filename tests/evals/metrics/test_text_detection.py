@@ -12,6 +12,8 @@ import pytest
 from paligemma.evals.metrics.text_detection import TextDetection, Word
 from paligemma.evals.polygon_overlap import polygon_of_box
 
+pytest.importorskip("shapely", reason="the eval extra is not installed")
+
 
 def word(box: tuple[float, ...], text: str = "", is_ignored: bool = False) -> Word:
     return Word(polygon=polygon_of_box(box), text=text, is_ignored=is_ignored)  # type: ignore[arg-type]

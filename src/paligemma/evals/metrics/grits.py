@@ -151,7 +151,7 @@ def _span_grid(cells: Sequence[Cell]) -> list[list[Box]]:
     """At each place the box of its cell, seen from that place, in units of the grid."""
     grid = _empty_grid(cells, _ALONE)
     for cell in cells:
-        for row, column in cell.places():
+        for row, column in cell.positions():
             left, top = cell.column - column, cell.row - row
             grid[row][column] = (left, top, left + cell.num_columns, top + cell.num_rows)
     return grid
@@ -160,7 +160,7 @@ def _span_grid(cells: Sequence[Cell]) -> list[list[Box]]:
 def _text_grid(cells: Sequence[Cell]) -> list[list[str]]:
     grid = _empty_grid(cells, "")
     for cell in cells:
-        for row, column in cell.places():
+        for row, column in cell.positions():
             grid[row][column] = cell.text
     return grid
 

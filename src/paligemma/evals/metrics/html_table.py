@@ -1,70 +1,31 @@
-"""The first table of a piece of HTML: as a tree of elements, and as a grid of cells.
+"""The first table in HTML that a model wrote: as a tree of elements, and as a grid of cells.
 
-Reads what models write: unclosed cells, stray end tags, text that was cut off. Implied end tags
-follow the HTML standard for tables (a cell ends where the next cell or row begins); a `tbody` that
-is not written is not made up. Knows no metric.
+lxml (extra "eval") reads the HTML, as in the reference implementation of TEDS: unclosed cells,
+stray end tags and text that was cut off are repaired, and a missing `tbody` is not added.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from dataclasses import dataclass
+from typing import Any
 
-_VOID = frozenset(("area", "br", "col", "embed", "hr", "img", "input", "link", "meta", "wbr"))
+from paligemma.errors import MissingExtraError
+
+Element = Any
+"""An lxml element."""
+
 _CELLS = frozenset(("td", "th"))
-_SECTIONS = frozenset(("thead", "tbody", "tfoot"))
-_STRUCTURE = _CELLS | _SECTIONS | {"tr", "table"}
-_TAG_BEGINS = re.compile(r"<[a-zA-Z/!?]")
-# What a start tag ends, if it is open inside the innermost table.
-_ENDS = {
-    "td": _CELLS,
-    "th": _CELLS,
-    "tr": _CELLS | {"tr"},
-    **{section: _CELLS | {"tr"} | _SECTIONS for section in _SECTIONS},
-}
-# A model may write any number as a span; no page of a document has a table as wide.
+_TAG_START = re.compile(r"<[a-zA-Z/!?]")
+# A model may write any number as a span; no table in a document is as large.
 _MAX_SPAN = 100
-_MAX_PLACES = 20_000  # of a grid
-# Nor does a page nest elements as deeply; what a model opens beyond lies beside, not inside.
-_MAX_DEPTH = 200
-
-
-@dataclass(kw_only=True)
-class Element:
-    """An HTML element; `content` holds its texts and child elements in order."""
-
-    tag: str
-    attributes: dict[str, str] = field(default_factory=dict)
-    content: list[Element | str] = field(default_factory=list)
-
-    def children(self) -> list[Element]:
-        return [part for part in self.content if isinstance(part, Element)]
-
-    def descendants(self) -> Iterator[Element]:
-        for child in self.children():
-            yield child
-            yield from child.descendants()
-
-    def texts(self) -> Iterator[str]:
-        for part in self.content:
-            if isinstance(part, Element):
-                yield from part.texts()
-            else:
-                yield part
-
-    def span(self, attribute: str) -> int:
-        """`colspan` or `rowspan`: 1 where none is given or it is no number, at most 100."""
-        value = self.attributes.get(attribute, "").strip()
-        if not (value.isascii() and value.isdigit()):
-            return 1
-        return min(_MAX_SPAN, max(1, int(value[:9])))
+_MAX_GRID_CELLS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell and the rectangle of grid places it takes, rows and columns from 0."""
+    """A cell and the rectangle of the grid that it covers; rows and columns start at 0."""
 
     text: str
     row: int
@@ -72,7 +33,8 @@ class Cell:
     num_rows: int = 1
     num_columns: int = 1
 
-    def places(self) -> Iterator[tuple[int, int]]:
+    def positions(self) -> Iterator[tuple[int, int]]:
+        """(row, column) of everything that the cell covers."""
         for row in range(self.row, self.row + self.num_rows):
             for column in range(self.column, self.column + self.num_columns):
                 yield row, column
@@ -83,21 +45,35 @@ def parse_table(html: str) -> Element | None:
 
     A tag that the end of the text cuts off is dropped, as browsers drop it.
     """
+    try:
+        from lxml import etree
+    except ImportError:
+        raise MissingExtraError("lxml", "eval", "Reading HTML tables") from None
     last = html.rfind(">") + 1
-    if unfinished := _TAG_BEGINS.search(html, last):
+    if unfinished := _TAG_START.search(html, last):
         html = html[: unfinished.start()]
-    builder = _TreeBuilder()
-    builder.feed(html)
-    builder.close()
-    return next((node for node in builder.root.descendants() if node.tag == "table"), None)
+    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    try:
+        root = etree.fromstring(html.replace("\0", "").encode("utf-8", "replace"), parser)
+    except etree.XMLSyntaxError:  # nothing but white space and comments
+        return None
+    return None if root is None else next(root.iter("table"), None)
+
+
+def span_of(element: Element, attribute: str) -> int:
+    """`colspan` or `rowspan`: 1 where it is missing or no number, and at most 100."""
+    value = element.get(attribute, "").strip()
+    if not (value.isascii() and value.isdigit()):
+        return 1
+    return min(_MAX_SPAN, max(1, int(value[:9])))
 
 
 def table_cells(table: Element) -> list[Cell] | None:
-    """Cells in reading order, each at the first free place of its row; None for a monstrous grid.
+    """Cells in reading order, each at the first free position of its row; None for a huge grid.
 
-    A cell that spans rows keeps its columns in the rows below. Texts on both sides of a tag
-    inside a cell are joined by a space, as GriTS's reference code does. Spans that a model repeats
-    make grids of millions of places, which nothing can be compared with in time.
+    A cell that spans rows keeps its columns in the rows below. Texts on both sides of a tag inside
+    a cell are joined by a space, as in GriTS's reference code. Repeated spans can make grids of
+    millions of positions, which cannot be compared in reasonable time.
     """
     cells: list[Cell] = []
     taken: set[tuple[int, int]] = set()
@@ -106,72 +82,31 @@ def table_cells(table: Element) -> list[Cell] | None:
         if node.tag == "tr":
             row += 1
             continue
-        # Cells before any row begin the first one.
+        # Cells before any row are in the first one.
         row = max(0, row)
         column = 0
         while (row, column) in taken:
             column += 1
         cell = Cell(
-            text=" ".join(node.texts()),
+            text=" ".join(node.itertext()),
             row=row,
             column=column,
-            num_rows=node.span("rowspan"),
-            num_columns=node.span("colspan"),
+            num_rows=span_of(node, "rowspan"),
+            num_columns=span_of(node, "colspan"),
         )
         num_rows = max(num_rows, row + cell.num_rows)
         num_columns = max(num_columns, column + cell.num_columns)
-        if num_rows * num_columns > _MAX_PLACES:
+        if num_rows * num_columns > _MAX_GRID_CELLS:
             return None
-        taken.update(cell.places())
+        taken.update(cell.positions())
         cells.append(cell)
     return cells
 
 
 def _rows_and_cells(node: Element) -> Iterator[Element]:
-    """Rows and cells of this table; a table inside a cell is that cell's content."""
-    for child in node.children():
+    """Rows and cells of this table; a table inside a cell is content of that cell."""
+    for child in node:
         if child.tag == "tr" or child.tag in _CELLS:
             yield child
         if child.tag not in _CELLS:
             yield from _rows_and_cells(child)
-
-
-class _TreeBuilder(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.root = Element(tag="")
-        self._open = [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        ends = _ENDS.get(tag, frozenset())
-        for depth in range(len(self._open) - 1, 0, -1):
-            if self._open[depth].tag == "table":
-                break
-            if self._open[depth].tag in ends:
-                del self._open[depth:]
-        element = Element(tag=tag, attributes={name: value or "" for name, value in attrs})
-        self._open[-1].content.append(element)
-        if tag not in _VOID and len(self._open) < _MAX_DEPTH:
-            self._open.append(element)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        for depth in range(len(self._open) - 1, 0, -1):
-            if self._open[depth].tag == tag:
-                del self._open[depth:]
-                return
-            # An end tag of text, or of a cell, does not reach out of the cell or table it is in.
-            outer = self._open[depth].tag
-            if outer == "table" or (outer in _STRUCTURE and tag not in _STRUCTURE):
-                return
-
-    def handle_data(self, data: str) -> None:
-        content = self._open[-1].content
-        if content and isinstance(content[-1], str):
-            content[-1] += data
-        else:
-            content.append(data)

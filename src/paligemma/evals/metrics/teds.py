@@ -16,7 +16,7 @@ from typing import Any
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.evals.metrics.edit_distance import normalized_edit_distance
-from paligemma.evals.metrics.html_table import Element, parse_table
+from paligemma.evals.metrics.html_table import Element, parse_table, span_of
 from paligemma.evals.metrics.result import MetricResult, References, mean_result, pair
 
 
@@ -51,7 +51,7 @@ class Teds:
 
     def similarity(self, prediction: Element, reference: Element) -> float:
         """TEDS of two tables."""
-        size = max(sum(1 for _ in table.descendants()) for table in (prediction, reference))
+        size = max(sum(1 for _ in table.iterdescendants()) for table in (prediction, reference))
         guess, truth = self._tree(prediction), self._tree(reference)
         if guess == truth:  # of good models most, and apted takes seconds for a large table
             return 1.0
@@ -62,10 +62,10 @@ class Teds:
     def _tree(self, element: Element) -> _Node:
         tag = "td" if self.th_as_td and element.tag == "th" else element.tag
         if tag != "td":
-            return _Node(label=(tag,), children=[self._tree(c) for c in element.children()])
+            return _Node(label=(tag,), children=[self._tree(child) for child in element])
         # Inserted tags such as <b> are content of the cell, not nodes of the tree.
         return _Node(
-            label=(tag, element.span("colspan"), element.span("rowspan")),
+            label=(tag, span_of(element, "colspan"), span_of(element, "rowspan")),
             content=() if self.structure_only else tuple(_tokens(element)),
         )
 
@@ -79,13 +79,12 @@ class _Node:
 
 def _tokens(element: Element) -> Iterator[str]:
     """Content of an element: its characters, and every tag as one token."""
-    for part in element.content:
-        if isinstance(part, str):
-            yield from part
-        else:
-            yield f"<{part.tag}>"
-            yield from _tokens(part)
-            yield f"</{part.tag}>"
+    yield from element.text or ""
+    for child in element:
+        yield f"<{child.tag}>"
+        yield from _tokens(child)
+        yield f"</{child.tag}>"
+        yield from child.tail or ""
 
 
 def _tree_edit_distance(first: _Node, second: _Node) -> float:
