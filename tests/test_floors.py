@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "paligemma"
 # long as no two of them import each other.
 LAYERS = (
     ("config", "errors", "results", "masks", "inputs", "lazy_names", "options"),
-    ("processor", "model", "tasks", "draw"),
+    ("processor", "model", "tasks", "draw", "report"),
     ("fast", "adapters"),
     ("engine", "checkpoints"),
     ("answering", "text_engine"),

@@ -31,7 +31,7 @@ def test_one_command_makes_an_adapter_that_the_next_one_uses(run, data, tmp_path
     assert "exact_match" in ran.out
     assert str(out / "report.html") in ran.out
     assert "step 2 of 2: loss" in ran.err
-    assert "What was taken for what" in (out / "report.html").read_text()
+    assert "Confusion matrix" in (out / "report.html").read_text()
     asked = run("ask", data.parent / "1.png", "is it far?", "--adapter", out / "adapter")
     assert asked.code == 0, asked.err
     assert asked.out.strip()

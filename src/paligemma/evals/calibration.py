@@ -30,6 +30,7 @@ from paligemma.errors import DataError
 from paligemma.evals.bootstrap import Interval, interval_of, resampled
 from paligemma.evals.metrics.detection import Found, f1_of, match_table
 from paligemma.evals.metrics.objects import FoundObject, KnownPicture
+from paligemma.report.charts import reliability_chart
 from paligemma.results import Detection, Objects
 
 Array = npt.NDArray[np.float64]
@@ -268,6 +269,15 @@ class Calibration:
         )
         return replace(found, objects=objects)
 
+    def diagram(self) -> str:
+        """Reliability diagrams before and after, as SVG. Raises MissingExtraError."""
+        return reliability_chart(
+            [
+                (f"scores as they are: error {self.ece_before:.3f}", self.bins_before),
+                (f"calibrated: error {self.ece_after:.3f}", self.bins_after),
+            ]
+        )
+
     def save(self, path: Path) -> None:
         """Write the file, a JSON object."""
         values = {"paligemma_calibration": _FORMAT, **_without_nan(asdict(self))}
@@ -430,63 +440,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-# Picture
-
-
-_SIDE, _LEFT, _TOP, _GAP = 260, 54, 40, 70
-
-
-def reliability_svg(calibration: Calibration) -> str:
-    """Two reliability diagrams side by side, before and after, as one SVG.
-
-    The bar is the share that is right in a bin, the dot its mean score, and on the diagonal both
-    would be equal. Dots are larger where a bin holds more.
-    """
-    titles = (
-        f"scores as they are: error {calibration.ece_before:.3f}",
-        f"calibrated: error {calibration.ece_after:.3f}",
-    )
-    width, height = _LEFT + 2 * _SIDE + _GAP + 20, _TOP + _SIDE + 50
-    panels = "".join(
-        _panel(bins, title, _LEFT + number * (_SIDE + _GAP))
-        for number, (bins, title) in enumerate(
-            zip((calibration.bins_before, calibration.bins_after), titles, strict=True)
-        )
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{height}" fill="white"/>{panels}</svg>\n'
-    )
-
-
-def _panel(bins: Sequence[Bin], title: str, left: int) -> str:
-    bottom = _TOP + _SIDE
-    parts = [f'<text x="{left}" y="{_TOP - 14}">{title}</text>']
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = left + tick * _SIDE, bottom - tick * _SIDE
-        parts.append(
-            f'<line x1="{left}" y1="{y:g}" x2="{left + _SIDE}" y2="{y:g}" stroke="#ddd"/>'
-            f'<text x="{left - 6}" y="{y + 4:g}" text-anchor="end">{tick:g}</text>'
-            f'<text x="{x:g}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
-        )
-    most = max((one.count for one in bins), default=1)
-    for one in bins:
-        x, width = left + one.low * _SIDE, (one.high - one.low) * _SIDE
-        tall = one.accuracy * _SIDE
-        parts.append(
-            f'<rect x="{x + 1:.1f}" y="{bottom - tall:.1f}" width="{width - 2:.1f}" '
-            f'height="{tall:.1f}" fill="#8ab6d6"/>'
-            f'<circle cx="{left + one.confidence * _SIDE:.1f}" cy="{bottom - tall:.1f}" '
-            f'r="{2 + 4 * math.sqrt(one.count / most):.1f}" fill="#1d4e79"/>'
-        )
-    parts.append(
-        f'<line x1="{left}" y1="{bottom}" x2="{left + _SIDE}" y2="{_TOP}" stroke="#b3400b" '
-        'stroke-dasharray="4 3"/>'
-        f'<text x="{left + _SIDE / 2:g}" y="{bottom + 36}" text-anchor="middle">score</text>'
-        f'<text x="{left - 40}" y="{_TOP + _SIDE / 2:g}" text-anchor="middle" '
-        f'transform="rotate(-90 {left - 40} {_TOP + _SIDE / 2:g})">share that is right</text>'
-    )
-    return "".join(parts)

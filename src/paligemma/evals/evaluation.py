@@ -41,7 +41,6 @@ from paligemma.evals.calibration import (
     compare_formulas,
     judge_answers,
     judge_boxes,
-    reliability_svg,
 )
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
 from paligemma.evals.metrics.result import MetricResult, Reads
@@ -59,6 +58,7 @@ from paligemma.evals.predictions import (
 )
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
+from paligemma.report.charts import check_charts
 from paligemma.results import BoxXyxy
 from paligemma.tasks.object_grammar import MAX_OBJECTS
 
@@ -205,6 +205,8 @@ def evaluate(
     0.71
     """
     options = options or EvalOptions()
+    if options.calibrate:  # refuse before the model has answered everything
+        check_charts("eval", "Drawing the reliability diagram")
     data = (data if isinstance(data, EvalSet) else EvalSet.of(data)).first(options.limit)
     records = data.records
     metrics = [metric_named(name) for name in options.metrics] or data.metrics
@@ -232,7 +234,7 @@ def evaluate(
             examples, scores, options.seed, predictor.name, data.name
         )
         calibration.save(folder / CALIBRATION_FILE)
-        (folder / DIAGRAM_FILE).write_text(reliability_svg(calibration), encoding="utf-8")
+        (folder / DIAGRAM_FILE).write_text(calibration.diagram(), encoding="utf-8")
     evaluation = Evaluation(
         model=predictor.name,
         data=data.name,

@@ -77,9 +77,9 @@ def test_a_run_leaves_an_adapter_scores_and_a_report(finished: Path) -> None:
 
 def test_the_report_asks_nobody_for_anything(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert "training loss" in page
+    assert "training loss" in page  # a chart's description
     assert "box_map" in page
-    assert "What was taken for what" in page
+    assert "Confusion matrix" in page
     assert page.count("data:image/jpeg;base64,") == 4
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
 

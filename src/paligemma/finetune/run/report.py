@@ -1,16 +1,13 @@
-"""report.html: what a run did and what came out, one page that asks nobody for anything.
+"""report.html: what a run did and how well the model does, as one page that needs no other file.
 
 Curves come from log.jsonl, examples from the final evaluation, facts from run.json.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,188 +15,168 @@ from PIL import Image
 
 from paligemma.data.record import Record
 from paligemma.draw import draw_detections
+from paligemma.errors import MissingExtraError
 from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
 from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
 from paligemma.finetune.run.confusion import Confusion, confusion_of_answers, confusion_of_boxes
-from paligemma.finetune.run.svg import Curve, line_chart, smoothed
 from paligemma.finetune.run.validation import SCORE, Validation
+from paligemma.report.charts import Curve, check_charts, line_chart
+from paligemma.report.page import image_uri, render_page, svg_uri
 from paligemma.results import Detection, Detections, Segment, Segments
 
 REPORT_FILE = "report.html"
 _LOG_FILE, _RUN_FILE, _EVALUATION_FOLDER = "log.jsonl", "run.json", "evaluation"
 _NUM_EXAMPLES = 12
-_PICTURE_SIDE = 420
+_IMAGE_SIDE = 420
 _MAX_CLASSES = 20
 _SMOOTHING = 20  # a part of the run: a twentieth
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-code, pre { font: 13px/1.5 ui-monospace, monospace; background: #f5f5f5; overflow-wrap: anywhere;
-  white-space: pre-wrap; padding: .15rem .3rem; }
-.small { color: #555; font-size: .85rem; }
-table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left;
-  vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } svg { width: 100%; height: auto; }
-.key { margin-right: 1rem; font-size: .85rem; } .key i { display: inline-block; width: .9rem;
-  height: .25rem; margin: 0 .35rem .2rem 0; }
-.example { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; border-top: 1px solid #ddd;
-  padding: 1rem 0; }
-.example img { width: 100%; } .example p { margin: .2rem 0; overflow-wrap: anywhere; }
-.example h3 { font-size: .95rem; margin: 0; grid-column: 1 / -1; overflow-wrap: anywhere; }
-.confusion td { text-align: center; padding: .2rem .5rem; } .confusion th { font-weight: normal;
-  font-size: .85rem; }
-@media (max-width: 40rem) { .example { grid-template-columns: 1fr; } }
-"""
 
 
 def write_report(
     out: Path, saved: Path, evaluation: Evaluation | None, validation: Validation | None
 ) -> Path:
-    """Write the page into a run's folder; without validation it has curves and facts alone."""
+    """Write the page into a run's folder; without validation it has only curves and facts."""
     facts = json.loads((out / _RUN_FILE).read_text(encoding="utf-8"))
     lines = (out / _LOG_FILE).read_text(encoding="utf-8").splitlines()
     log = [json.loads(line) for line in lines]
-    title = f"{facts['options']['method']} of {facts['model']['name']}"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p class=small>on {escape(facts['options']['data'])}; saved in "
-        f"<code>{escape(saved.name)}/</code> beside this page</p>",
-    ]
-    if evaluation is not None:
-        parts.append(_scores(evaluation))
-    parts.append(_curves(log))
+    steps = [record for record in log if "validation" not in record]
+    window = max(1, len(steps) // _SMOOTHING)
+    charts, no_charts = _charts(log, window)
+    confusion, examples = None, []
     if evaluation is not None and validation is not None:
         predictions = read_predictions(out / _EVALUATION_FOLDER / PREDICTIONS_FILE)
-        by_id = {one.record_id: one for one in predictions}
+        by_id = {prediction.record_id: prediction for prediction in predictions}
         asked = [(record, by_id[record.record_id]) for record in validation.records]
-        parts += [_confusion(asked, validation), _examples(asked, validation)]
-    parts.append(_facts(facts, log))
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        confusion = _confusion(asked, validation)
+        examples = [_example(*pair, validation) for pair in asked[:_NUM_EXAMPLES]]
+    page = render_page(
+        "training.html",
+        title=f"{facts['options']['method']} of {facts['model']['name']}",
+        data=facts["options"]["data"],
+        saved=saved.name,
+        scores=() if evaluation is None else evaluation.scores,
+        charts=charts,
+        no_charts=no_charts,
+        window=window,
+        confusion=confusion,
+        examples=examples,
+        command=facts["command"],
+        versions=", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        num_steps=len(steps),
+        seconds=steps[-1]["seconds"] if steps else 0,
+        options=facts["training"].items(),
     )
     path = out / REPORT_FILE
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _scores(evaluation: Evaluation) -> str:
-    rows = []
-    for score in evaluation.scores:
-        between = score.interval
-        interval = "" if between is None else f"{between.low:.3f} to {between.high:.3f}"
-        rows.append(
-            f"<tr><td>{escape(score.task)}</td><td>{escape(score.result.name)}</td>"
-            f"<td class=n>{score.result.value:.3f}</td><td>{interval}</td>"
-            f"<td class=n>{score.num_records}</td></tr>"
-        )
-    return (
-        "<h2>Scores on what was held back</h2><table><tr><th>task</th><th>metric</th><th>value</th>"
-        f"<th>95 % of resampled records</th><th>records</th></tr>{''.join(rows)}</table>"
-    )
+def _charts(log: Sequence[dict[str, Any]], window: int) -> tuple[list[dict[str, str]], str]:
+    """The charts, and a sentence for the page where there are none."""
+    try:
+        check_charts("train", "Drawing the training curves")
+    except MissingExtraError as error:  # the model is trained: do not fail now
+        return [], str(error)
+    charts = []
+    for curves in _curves(log, window):
+        if svg := line_chart(curves, x_name="step"):
+            names = ", ".join(curve.name for curve in curves)
+            charts.append({"alt": f"{names} by step", "uri": svg_uri(svg)})
+    return charts, "No figure was logged."
 
 
-def _curves(log: Sequence[dict[str, Any]]) -> str:
+def _curves(log: Sequence[dict[str, Any]], window: int) -> list[list[Curve]]:
+    """The curves of each chart."""
     steps = [record for record in log if "validation" not in record]
     validations = [record for record in log if "validation" in record]
-    window = max(1, len(steps) // _SMOOTHING)
 
-    def known(record: dict[str, Any], name: str) -> float:
+    def number(record: dict[str, Any], name: str) -> float:
         value = record.get(name)
         return math.nan if value is None else float(value)
 
-    numbers = [float(record["step"]) for record in steps]
-    losses = smoothed([known(record, "loss") for record in steps], window)
-    charts = [[Curve(name="training loss", points=list(zip(numbers, losses, strict=True)))]]
+    def curve(title: str, name: str, window: int = 1) -> Curve:
+        values = smoothed([number(record, name) for record in steps], window)
+        xs = [float(record["step"]) for record in steps]
+        return Curve(name=title, points=list(zip(xs, values, strict=True)))
+
+    def validation_curve(title: str, name: str) -> Curve:
+        points = [(record["step"], number(record["validation"], name)) for record in validations]
+        return Curve(name=title, points=points, has_dots=True)
+
+    charts = [[curve("training loss", "loss", window)]]
     if validations:
-        points = [(r["step"], known(r["validation"], "loss")) for r in validations]
-        charts[0].append(Curve(name="validation loss", points=points, has_dots=True))
-        names = [n for n in validations[0]["validation"] if n not in ("loss", SCORE)]
-        charts.append(
-            [
-                Curve(
-                    name=name,
-                    points=[(r["step"], known(r["validation"], name)) for r in validations],
-                    has_dots=True,
-                )
-                for name in names
-            ]
-        )
-    rates = [known(record, "learning_rate") for record in steps]
-    charts.append([Curve(name="learning rate", points=list(zip(numbers, rates, strict=True)))])
-    norms = smoothed([known(record, "grad_norm") for record in steps], window)
-    charts.append([Curve(name="gradient norm", points=list(zip(numbers, norms, strict=True)))])
-    drawn = "".join(line_chart(curves, x_name="step") for curves in charts)
-    note = f" Training figures are means over {window} steps." if window > 1 else ""
-    return f"<h2>Training</h2><p class=small>{note}</p><div class=charts>{drawn}</div>"
+        charts[0].append(validation_curve("validation loss", "loss"))
+        names = [name for name in validations[0]["validation"] if name not in ("loss", SCORE)]
+        charts.append([validation_curve(name, name) for name in names])
+    charts.append([curve("learning rate", "learning_rate")])
+    charts.append([curve("gradient norm", "grad_norm", window)])
+    return charts
 
 
-def _confusion(asked: Sequence[tuple[Record, Prediction]], validation: Validation) -> str:
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and at most `window` - 1 values before it, of those that are finite.
+
+    >>> smoothed([1.0, 3.0, 5.0], 2)
+    [1.0, 2.0, 4.0]
+    """
+    means = []
+    for end in range(1, len(values) + 1):
+        near = [v for v in values[max(0, end - window) : end] if math.isfinite(v)]
+        means.append(sum(near) / len(near) if near else math.nan)
+    return means
+
+
+def _confusion(
+    asked: Sequence[tuple[Record, Prediction]], validation: Validation
+) -> dict[str, Any] | None:
     objects = [(r, p) for r, p in asked if p.task in OBJECT_TASKS]
     answers = [(r, p) for r, p in asked if p.task not in OBJECT_TASKS]
-    found: Confusion | None = None
+    confusion: Confusion | None = None
     if objects:
-        found = confusion_of_boxes(
+        confusion = confusion_of_boxes(
             [p.objects for _, p in objects],
             [KnownPicture(size_wh=p.size_wh, objects=_known(r, p, validation)) for r, p in objects],
             max_names=_MAX_CLASSES,
         )
     elif answers:
-        found = confusion_of_answers(
+        confusion = confusion_of_answers(
             [p.text for _, p in answers], [_truth(r) for r, _ in answers], max_names=_MAX_CLASSES
         )
-    if found is None:
-        return ""
-    largest = max(max(row) for row in found.counts) or 1
-    heads = "".join(f"<th>{escape(name)}</th>" for name in found.names)
-    rows = []
-    for i, (name, counts) in enumerate(zip(found.names, found.counts, strict=True)):
-        cells = []
-        for j, count in enumerate(counts):
-            color = "0,158,115" if i == j else "213,94,0"
-            shade = 0.75 * count / largest
-            style = f' style="background:rgba({color},{shade:.2f})"' if count else ""
-            cells.append(f"<td{style}>{count or '·'}</td>")
-        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    what = "Boxes are matched at IoU 0.5 whatever their labels." if objects else ""
-    return (
-        "<h2>What was taken for what</h2><p class=small>Rows: what is there; columns: what the "
-        f"model says. {what}</p><table class=confusion><tr><td></td>{heads}</tr>{''.join(rows)}"
-        "</table>"
-    )
+    if confusion is None:
+        return None
+    return {
+        "names": confusion.names,
+        "rows": list(zip(confusion.names, confusion.counts, strict=True)),
+        "largest": max(max(row) for row in confusion.counts) or 1,
+        "is_of_boxes": bool(objects),
+    }
 
 
-def _examples(asked: Sequence[tuple[Record, Prediction]], validation: Validation) -> str:
-    shown = []
-    for record, prediction in asked[:_NUM_EXAMPLES]:
-        picture = record.load_images()[0].rgb
-        left, right = picture, picture
-        if prediction.task in OBJECT_TASKS:
-            known = _known(record, prediction, validation)
-            names = validation.targets.class_names
-            left = _drawn(picture, known, prediction, names)
-            right = _drawn(picture, prediction.objects, prediction, names)
-            texts = (f"{len(known)} there", f"{len(prediction.objects)} found")
-        else:
-            texts = (_truth(record), prediction.text)
-        cells = "".join(
-            f'<div><img alt="{escape(head)}" src="{_as_data(image)}">'
-            f"<p><b>{head}</b> {escape(text)}</p></div>"
-            for head, image, text in (("truth", left, texts[0]), ("model", right, texts[1]))
-        )
-        shown.append(
-            f"<div class=example><h3>{escape(record.record_id)}: "
-            f"{escape(prediction.prefix)}</h3>{cells}</div>"
-        )
-    return f"<h2>Examples, the first {len(shown)} held back</h2>{''.join(shown)}"
+def _example(record: Record, prediction: Prediction, validation: Validation) -> dict[str, str]:
+    image = record.load_images()[0].rgb
+    true_image, model_image = image, image
+    if prediction.task in OBJECT_TASKS:
+        known = _known(record, prediction, validation)
+        names = validation.targets.class_names
+        true_image = _drawn(image, known, prediction, names)
+        model_image = _drawn(image, prediction.objects, prediction, names)
+        true_text = _num_objects(len(known))
+        model_text = _num_objects(len(prediction.objects))
+    else:
+        true_text, model_text = _truth(record), prediction.text
+    return {
+        "record_id": record.record_id,
+        "prefix": prediction.prefix,
+        "true_image": image_uri(true_image, side=_IMAGE_SIDE),
+        "true_text": true_text,
+        "model_image": image_uri(model_image, side=_IMAGE_SIDE),
+        "model_text": model_text,
+    }
+
+
+def _num_objects(number: int) -> str:
+    return f"{number} object{'' if number == 1 else 's'}"
 
 
 def _known(
@@ -218,7 +195,7 @@ def _truth(record: Record) -> str:
 
 
 def _drawn(
-    picture: Image.Image,
+    image: Image.Image,
     things: Sequence[KnownObject | FoundObject],
     prediction: Prediction,
     class_names: tuple[str, ...],
@@ -250,27 +227,4 @@ def _drawn(
         stop_reason="eos",
         text="",
     )
-    return draw_detections(picture, result, scores=bool(things) and hasattr(things[0], "score"))
-
-
-def _as_data(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    memory = io.BytesIO()
-    small.save(memory, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(memory.getvalue()).decode('ascii')}"
-
-
-def _facts(facts: dict[str, Any], log: Sequence[dict[str, Any]]) -> str:
-    steps = [record for record in log if "validation" not in record]
-    seconds = steps[-1]["seconds"] if steps else 0
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
-        for name, value in facts["training"].items()
-    )
-    return (
-        f"<h2>How</h2><pre>{escape(facts['command'])}</pre>"
-        f"<p>{escape(versions)}. {len(steps)} steps, {seconds:.0f} s since the last start.</p>"
-        f"<details><summary>All training options</summary><table>{rows}</table></details>"
-    )
+    return draw_detections(image, result, scores=bool(things) and hasattr(things[0], "score"))
