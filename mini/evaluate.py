@@ -40,7 +40,7 @@ from mini.texts import SceneTexts
 from paligemma.data.overlap import mask_iou, match_boxes
 from paligemma.errors import OptionError
 from paligemma.evals.metrics.detection import match_table
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Detections, Segments
@@ -73,7 +73,7 @@ def evaluate(
         raise OptionError(f"{scenes} scenes were asked for; the evaluation needs at least 1.")
     records: list[dict[str, Any]] = []
     predicted: list[list[FoundObject]] = []
-    true: list[KnownPicture] = []
+    true: list[ReferenceImage] = []
     mask_ious: list[float] = []
     texts: list[tuple[int, int, int]] = []
     for start in range(0, scenes, _CHUNK):
@@ -318,16 +318,16 @@ def _found_objects(detections: Detections | None) -> list[FoundObject]:
     ]
 
 
-def _true_boxes(scene: Scene) -> KnownPicture:
+def _true_boxes(scene: Scene) -> ReferenceImage:
     def pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         x1, y1, x2, y2 = (edge * RESOLUTION for edge in box)
         return x1, y1, x2, y2
 
     objects = [
-        KnownObject(label=language.KINDS[thing.kind].name, box_xyxy=pixels(thing.box_xyxy))
+        ReferenceObject(label=language.KINDS[thing.kind].name, box_xyxy=pixels(thing.box_xyxy))
         for thing in scene.objects
     ]
-    return KnownPicture(size_wh=(RESOLUTION, RESOLUTION), objects=tuple(objects))
+    return ReferenceImage(size_wh=(RESOLUTION, RESOLUTION), objects=tuple(objects))
 
 
 def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:

@@ -28,7 +28,7 @@ from paligemma.evals.calibration import (
     negative_log_likelihood,
     reliability,
 )
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.results import Detection, Detections
 from paligemma.tasks.objects import mean_probability, object_score
 
@@ -192,15 +192,15 @@ def test_a_calibration_makes_scores_of_detections_probabilities() -> None:
     assert [d.score for d in kept] == [s for s in after.scores if s >= calibration.threshold]
 
 
-def box_pictures(count: int = 60) -> tuple[list[list[FoundObject]], list[KnownPicture]]:
+def box_pictures(count: int = 60) -> tuple[list[list[FoundObject]], list[ReferenceImage]]:
     """One true box a picture and two guesses; only the label's probability knows the right one."""
     rng = np.random.default_rng(0)
     found, known = [], []
     for _ in range(count):
         known.append(
-            KnownPicture(
+            ReferenceImage(
                 size_wh=(100, 100),
-                objects=(KnownObject(label="cat", box_xyxy=(10, 10, 30, 30)),),
+                objects=(ReferenceObject(label="cat", box_xyxy=(10, 10, 30, 30)),),
             )
         )
         guesses = []
@@ -238,7 +238,7 @@ def test_the_formula_that_knows_wins_and_the_one_in_use_differs_by_nothing() -> 
 def test_formulas_need_the_tokens_probabilities() -> None:
     bare = FoundObject(label="cat", box_xyxy=(0, 0, 1, 1), score=0.5)
     with pytest.raises(DataError, match="no log-probabilities"):
-        compare_formulas([[bare]], [KnownPicture(size_wh=(9, 9), objects=())])
+        compare_formulas([[bare]], [ReferenceImage(size_wh=(9, 9), objects=())])
 
 
 def test_boxes_are_judged_one_truth_one_box() -> None:
@@ -263,7 +263,9 @@ def test_the_diagram_is_one_svg_with_a_bar_for_each_bin() -> None:
 
 def test_a_box_under_a_label_that_is_nowhere_true_is_wrong() -> None:
     pytest.importorskip("faster_coco_eval")
-    known = [KnownPicture(size_wh=(40, 40), objects=(KnownObject(label="cat", box_xyxy=BOX),))]
+    known = [
+        ReferenceImage(size_wh=(40, 40), objects=(ReferenceObject(label="cat", box_xyxy=BOX),))
+    ]
     found = [[FoundObject(label=name, box_xyxy=BOX, score=0.5) for name in ("cat", "unicorn")]]
     judged = judge_boxes(found, known)
     assert sorted(judged.right.tolist()) == [0.0, 1.0]

@@ -29,32 +29,34 @@ if TYPE_CHECKING:
     from paligemma.evals.evaluation import Score as Score
     from paligemma.evals.evaluation import evaluate as evaluate
     from paligemma.evals.evaluation import score_predictions as score_predictions
-    from paligemma.evals.metrics.accuracy import ExactMatch as ExactMatch
-    from paligemma.evals.metrics.accuracy import RelaxedAccuracy as RelaxedAccuracy
-    from paligemma.evals.metrics.anls import Anls as Anls
-    from paligemma.evals.metrics.bleu import Bleu as Bleu
-    from paligemma.evals.metrics.cider import Cider as Cider
+    from paligemma.evals.metrics.answers import DirectAnswerAccuracy as DirectAnswerAccuracy
+    from paligemma.evals.metrics.answers import ExactMatch as ExactMatch
+    from paligemma.evals.metrics.answers import RelaxedAccuracy as RelaxedAccuracy
+    from paligemma.evals.metrics.answers import VqaAccuracy as VqaAccuracy
+    from paligemma.evals.metrics.captions import Bleu as Bleu
+    from paligemma.evals.metrics.captions import Cider as Cider
+    from paligemma.evals.metrics.captions import RougeL as RougeL
     from paligemma.evals.metrics.counting import CountAccuracy as CountAccuracy
     from paligemma.evals.metrics.counting import PointingAccuracy as PointingAccuracy
     from paligemma.evals.metrics.detection import MeanAveragePrecision as MeanAveragePrecision
-    from paligemma.evals.metrics.deteval import DetEval as DetEval
-    from paligemma.evals.metrics.error_rates import ErrorRate as ErrorRate
-    from paligemma.evals.metrics.error_rates import NormalizedEditDistance as NormalizedEditDistance
-    from paligemma.evals.metrics.grits import Grits as Grits
+    from paligemma.evals.metrics.edit_distance import Anls as Anls
+    from paligemma.evals.metrics.edit_distance import ErrorRate as ErrorRate
+    from paligemma.evals.metrics.edit_distance import (
+        NormalizedEditDistance as NormalizedEditDistance,
+    )
     from paligemma.evals.metrics.mask_iou import MaskIou as MaskIou
     from paligemma.evals.metrics.molecules import SmilesExactMatch as SmilesExactMatch
     from paligemma.evals.metrics.molecules import TanimotoSimilarity as TanimotoSimilarity
     from paligemma.evals.metrics.objects import FoundObject as FoundObject
-    from paligemma.evals.metrics.objects import KnownObject as KnownObject
-    from paligemma.evals.metrics.objects import KnownPicture as KnownPicture
+    from paligemma.evals.metrics.objects import ReferenceImage as ReferenceImage
+    from paligemma.evals.metrics.objects import ReferenceObject as ReferenceObject
     from paligemma.evals.metrics.result import MetricResult as MetricResult
-    from paligemma.evals.metrics.rouge import RougeL as RougeL
-    from paligemma.evals.metrics.teds import Teds as Teds
-    from paligemma.evals.metrics.text_detection import TextDetection as TextDetection
-    from paligemma.evals.metrics.text_detection import Word as Word
+    from paligemma.evals.metrics.tables import Grits as Grits
+    from paligemma.evals.metrics.tables import Teds as Teds
+    from paligemma.evals.metrics.text_regions import DetEval as DetEval
+    from paligemma.evals.metrics.text_regions import TextDetection as TextDetection
+    from paligemma.evals.metrics.text_regions import Word as Word
     from paligemma.evals.metrics.voc_detection import VocAveragePrecision as VocAveragePrecision
-    from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy as DirectAnswerAccuracy
-    from paligemma.evals.metrics.vqa_accuracy import VqaAccuracy as VqaAccuracy
     from paligemma.evals.named_metrics import NamedMetric as NamedMetric
     from paligemma.evals.named_metrics import metric_named as metric_named
     from paligemma.evals.named_metrics import metric_names as metric_names
@@ -75,22 +77,21 @@ else:
             "calibration": ("Calibration", "calibrate", "load_calibration"),
             "datasets.open": ("BENCHMARKS", "find_benchmark", "open_benchmark"),
             "metrics.result": ("MetricResult",),
-            "metrics.objects": ("FoundObject", "KnownObject", "KnownPicture"),
-            "metrics.accuracy": ("ExactMatch", "RelaxedAccuracy"),
-            "metrics.anls": ("Anls",),
-            "metrics.bleu": ("Bleu",),
-            "metrics.cider": ("Cider",),
+            "metrics.objects": ("FoundObject", "ReferenceObject", "ReferenceImage"),
+            "metrics.answers": (
+                "DirectAnswerAccuracy",
+                "ExactMatch",
+                "RelaxedAccuracy",
+                "VqaAccuracy",
+            ),
+            "metrics.captions": ("Bleu", "Cider", "RougeL"),
             "metrics.counting": ("CountAccuracy", "PointingAccuracy"),
             "metrics.detection": ("MeanAveragePrecision",),
-            "metrics.deteval": ("DetEval",),
-            "metrics.error_rates": ("ErrorRate", "NormalizedEditDistance"),
-            "metrics.grits": ("Grits",),
+            "metrics.edit_distance": ("Anls", "ErrorRate", "NormalizedEditDistance"),
             "metrics.mask_iou": ("MaskIou",),
             "metrics.molecules": ("SmilesExactMatch", "TanimotoSimilarity"),
-            "metrics.rouge": ("RougeL",),
-            "metrics.teds": ("Teds",),
-            "metrics.text_detection": ("TextDetection", "Word"),
+            "metrics.tables": ("Grits", "Teds"),
+            "metrics.text_regions": ("DetEval", "TextDetection", "Word"),
             "metrics.voc_detection": ("VocAveragePrecision",),
-            "metrics.vqa_accuracy": ("DirectAnswerAccuracy", "VqaAccuracy"),
         },
     )

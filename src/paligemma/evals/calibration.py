@@ -29,7 +29,7 @@ import numpy.typing as npt
 from paligemma.errors import DataError
 from paligemma.evals.bootstrap import Interval, interval_of, resampled
 from paligemma.evals.metrics.detection import Found, f1_of, match_table
-from paligemma.evals.metrics.objects import FoundObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage
 from paligemma.report.charts import reliability_chart
 from paligemma.results import Detection, Objects
 
@@ -69,7 +69,7 @@ class Judged:
         )
 
 
-def judge_boxes(predictions: Found, references: Sequence[KnownPicture]) -> Judged:
+def judge_boxes(predictions: Found, references: Sequence[ReferenceImage]) -> Judged:
     """Right is a box with a true label and an IoU of at least 0.5, each true box taken once."""
     table = match_table(predictions, references)
     scores, right, groups = table.judged()
@@ -394,7 +394,7 @@ class FormulaScore:
 
 def compare_formulas(
     predictions: Found,
-    references: Sequence[KnownPicture],
+    references: Sequence[ReferenceImage],
     formulas: Mapping[str, Formula] = FORMULAS,
     *,
     num_resamples: int = 500,

@@ -42,9 +42,9 @@ from paligemma.evals.calibration import (
     judge_answers,
     judge_boxes,
 )
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.evals.metrics.result import MetricResult, Reads
-from paligemma.evals.metrics.text_detection import Word
+from paligemma.evals.metrics.text_regions import Word
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import Ask, EvalOptions
 from paligemma.evals.polygon_overlap import polygon_of_box
@@ -365,7 +365,7 @@ class _Examples:
     def _known(self, reads: Reads, place: int) -> Any:
         if reads == "text":
             return self.references(place)
-        known = self.known_picture(
+        known = self.reference_image(
             place,
             has_masks=reads in ("masks", "expression"),
             has_crowds=reads in ("boxes", "masks"),
@@ -403,13 +403,13 @@ class _Examples:
             )
         return references
 
-    def known_picture(
+    def reference_image(
         self, place: int, *, has_masks: bool = False, has_crowds: bool = False
-    ) -> KnownPicture:
+    ) -> ReferenceImage:
         record, size_wh = self.records[place], self.predictions[place].size_wh
         if record.objects is None:
             things = self._objects_of_suffix(record, size_wh, has_masks)
-            return KnownPicture(size_wh=size_wh, objects=things)
+            return ReferenceImage(size_wh=size_wh, objects=things)
         truth = (*record.objects, *(record.crowds if has_crowds else ()))
         objects = []
         for number, thing in enumerate(truth):
@@ -419,7 +419,7 @@ class _Examples:
                     f"The object {thing.label!r} of the record {record.record_id!r} has no mask. "
                     "Score boxes: box_map."
                 )
-            known = KnownObject(
+            known = ReferenceObject(
                 label=thing.label,
                 box_xyxy=thing.box_xyxy,
                 rle=None if mask is None else mask_to_rle(mask),
@@ -427,11 +427,11 @@ class _Examples:
                 area=thing.area,
             )
             objects.append(known)
-        return KnownPicture(size_wh=size_wh, objects=tuple(objects))
+        return ReferenceImage(size_wh=size_wh, objects=tuple(objects))
 
     def _objects_of_suffix(
         self, record: Record, size_wh: tuple[int, int], has_masks: bool
-    ) -> tuple[KnownObject, ...]:
+    ) -> tuple[ReferenceObject, ...]:
         if self.predictor is None:
             raise DataError(
                 f"The objects of the record {record.record_id!r} stand in its suffix, and only a "
@@ -445,7 +445,7 @@ class _Examples:
                 f"The suffix of the record {record.record_id!r} is no list of objects: "
                 f"{problems[0]} Correct {record.suffix!r}."
             )
-        return tuple(KnownObject(label=f.label, box_xyxy=f.box_xyxy, rle=f.rle) for f in found)
+        return tuple(ReferenceObject(label=f.label, box_xyxy=f.box_xyxy, rle=f.rle) for f in found)
 
 
 def _middle(box_xyxy: BoxXyxy) -> tuple[float, float]:
@@ -502,7 +502,7 @@ def _default_metrics(examples: _Examples, task: TaskName, places: Sequence[int])
         case "detect":
             return ("box_map",)
         case "segment":
-            counts = {len(examples.known_picture(p).objects) for p in places}
+            counts = {len(examples.reference_image(p).objects) for p in places}
             return ("refcoco_miou",) if counts == {1} else ("mask_map", "box_map")
         case "read_text":
             return ("text_spotting_f1", "text_detection_f1")
@@ -600,7 +600,7 @@ def _calibrate(
     places = [i for i, one in enumerate(examples.predictions) if one.task in ("detect", "segment")]
     if places:
         found: list[tuple[FoundObject, ...]] = [examples.predictions[i].objects for i in places]
-        known = [examples.known_picture(i, has_crowds=True) for i in places]
+        known = [examples.reference_image(i, has_crowds=True) for i in places]
         judged = judge_boxes(found, known)
         calibration = calibrate(judged, "boxes", seed=seed, model=model, data=data)
         return calibration, compare_formulas(found, known, seed=seed)

@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paligemma.errors import OptionError
-from paligemma.evals.metrics.accuracy import ExactMatch, RelaxedAccuracy
-from paligemma.evals.metrics.anls import Anls
-from paligemma.evals.metrics.bleu import Bleu
-from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.answers import (
+    DirectAnswerAccuracy,
+    ExactMatch,
+    RelaxedAccuracy,
+    VqaAccuracy,
+)
+from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
 from paligemma.evals.metrics.counting import CountAccuracy, PointingAccuracy
 from paligemma.evals.metrics.detection import MeanAveragePrecision
-from paligemma.evals.metrics.deteval import DetEval
-from paligemma.evals.metrics.error_rates import ErrorRate, NormalizedEditDistance
-from paligemma.evals.metrics.grits import Grits
+from paligemma.evals.metrics.edit_distance import Anls, ErrorRate, NormalizedEditDistance
 from paligemma.evals.metrics.mask_iou import MaskIou
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.result import MetricResult, Reads
-from paligemma.evals.metrics.rouge import RougeL
-from paligemma.evals.metrics.teds import Teds
-from paligemma.evals.metrics.text_detection import TextDetection
+from paligemma.evals.metrics.tables import Grits, Teds
+from paligemma.evals.metrics.text_regions import DetEval, TextDetection
 from paligemma.evals.metrics.voc_detection import VocAveragePrecision
-from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy, VqaAccuracy
 
 
 class Metric(Protocol):

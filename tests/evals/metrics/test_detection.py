@@ -13,7 +13,7 @@ import pytest
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.evals.metrics.detection import MeanAveragePrecision, f1_of, match_table
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture, area_of
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, area_of
 from paligemma.masks import mask_to_rle
 
 pytest.importorskip("faster_coco_eval", reason="the package of the extra 'eval' is not installed")
@@ -33,10 +33,10 @@ def coco_sample(shared_data: Path) -> dict[str, Any]:
     # Equal scores rank by picture, and the COCO API takes pictures by number.
     truth["images"].sort(key=lambda image: image["id"])
     known = [
-        KnownPicture(
+        ReferenceImage(
             size_wh=(image["width"], image["height"]),
             objects=tuple(
-                KnownObject(
+                ReferenceObject(
                     label=names[a["category_id"]],
                     box_xyxy=xyxy(a["bbox"]),
                     is_crowd=bool(a["iscrowd"]),
@@ -98,7 +98,7 @@ def test_a_picture_drawn_twice_counts_as_two_pictures(coco_sample: dict[str, Any
     assert statistic(counts) == pytest.approx(drawn.value, abs=1e-9)
 
 
-def random_images(seed: int) -> tuple[list[list[FoundObject]], list[KnownPicture]]:
+def random_images(seed: int) -> tuple[list[list[FoundObject]], list[ReferenceImage]]:
     """Truth, and predictions that are near it, elsewhere, repeated or of another label."""
     rng = np.random.default_rng(seed)
     labels = ("cat", "dog", "key")
@@ -108,10 +108,10 @@ def random_images(seed: int) -> tuple[list[list[FoundObject]], list[KnownPicture
         boxes = np.hstack([corners, corners + rng.uniform(8, 40, corners.shape)])
         names = [labels[i] for i in rng.integers(0, 3, len(boxes))]
         things = [
-            KnownObject(label=name, box_xyxy=tuple(box))
+            ReferenceObject(label=name, box_xyxy=tuple(box))
             for name, box in zip(names, boxes.tolist(), strict=True)
         ]
-        known.append(KnownPicture(size_wh=(200, 200), objects=tuple(things)))
+        known.append(ReferenceImage(size_wh=(200, 200), objects=tuple(things)))
         kept = rng.random(len(boxes)) < 0.8
         near = boxes[kept] + rng.normal(0, 4, boxes[kept].shape)
         near_names = [name for name, keep in zip(names, kept, strict=True) if keep]
@@ -154,10 +154,10 @@ def test_masks_are_scored_like_the_boxes_that_they_fill() -> None:
         boxes = [(int(x), int(y), int(x) + 10, int(y) + 14) for x, y in corners]
         moved = [(x1 + 1, y1, x2 + int(rng.integers(0, 5)), y2) for x1, y1, x2, y2 in boxes]
         known.append(
-            KnownPicture(
+            ReferenceImage(
                 size_wh=(40, 40),
                 objects=tuple(
-                    KnownObject(label="cat", box_xyxy=box, rle=rectangle(box)) for box in boxes
+                    ReferenceObject(label="cat", box_xyxy=box, rle=rectangle(box)) for box in boxes
                 ),
             )
         )
@@ -209,7 +209,7 @@ def test_masks_with_crowds_and_sizes_are_scored_as_pycocotools_does(shared_data:
             mask = truth.annToMask(a).astype(bool)
             box, label = xyxy(a["bbox"]), names[a["category_id"]]
             things.append(
-                KnownObject(
+                ReferenceObject(
                     label=label,
                     box_xyxy=box,
                     rle=mask_to_rle(mask),
@@ -228,7 +228,7 @@ def test_masks_with_crowds_and_sizes_are_scored_as_pycocotools_does(shared_data:
                         "score": score,
                     }
                 )
-        known.append(KnownPicture(size_wh=(image["width"], image["height"]), objects=(*things,)))
+        known.append(ReferenceImage(size_wh=(image["width"], image["height"]), objects=(*things,)))
         found.append(guesses)
     assert sum(a["iscrowd"] for a in annotations) > 2
     run = evaluator.COCOeval(truth, truth.loadRes(rows), "segm")
@@ -248,10 +248,10 @@ def one(label: str = "cat", score: float = 0.5) -> FoundObject:
     return FoundObject(label=label, box_xyxy=(0, 0, 10, 10), score=score)
 
 
-def picture(*labels: str) -> KnownPicture:
-    return KnownPicture(
+def picture(*labels: str) -> ReferenceImage:
+    return ReferenceImage(
         size_wh=(40, 40),
-        objects=tuple(KnownObject(label=label, box_xyxy=(0, 0, 10, 10)) for label in labels),
+        objects=tuple(ReferenceObject(label=label, box_xyxy=(0, 0, 10, 10)) for label in labels),
     )
 
 
@@ -278,9 +278,9 @@ def test_a_box_where_a_mask_is_compared_is_refused() -> None:
 
 def test_the_area_is_the_annotations_then_the_masks_then_the_boxs() -> None:
     box = (0, 0, 10, 10)
-    assert area_of(KnownObject(label="a", box_xyxy=box)) == 100
-    assert area_of(KnownObject(label="a", box_xyxy=box, rle=rectangle((0, 0, 3, 3)))) == 9
-    assert area_of(KnownObject(label="a", box_xyxy=box, area=5.0)) == 5.0
+    assert area_of(ReferenceObject(label="a", box_xyxy=box)) == 100
+    assert area_of(ReferenceObject(label="a", box_xyxy=box, rle=rectangle((0, 0, 3, 3)))) == 9
+    assert area_of(ReferenceObject(label="a", box_xyxy=box, area=5.0)) == 5.0
 
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from paligemma.errors import DataError
 from paligemma.evals.metrics.mask_iou import MaskIou
-from paligemma.evals.metrics.objects import FoundObject, KnownObject
+from paligemma.evals.metrics.objects import FoundObject, ReferenceObject
 from paligemma.masks import Rle, mask_to_rle
 
 
@@ -22,8 +22,8 @@ def found(box: tuple[int, int, int, int]) -> FoundObject:
     return FoundObject(label="", box_xyxy=box, score=0.5, rle=rectangle(box))
 
 
-def known(box: tuple[int, int, int, int]) -> KnownObject:
-    return KnownObject(label="cup", box_xyxy=box, rle=rectangle(box))
+def known(box: tuple[int, int, int, int]) -> ReferenceObject:
+    return ReferenceObject(label="cup", box_xyxy=box, rle=rectangle(box))
 
 
 def test_the_mean_is_over_examples_and_ciou_over_pixels() -> None:

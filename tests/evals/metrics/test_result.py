@@ -6,18 +6,18 @@ import math
 import pytest
 
 from paligemma.errors import DataError
-from paligemma.evals.metrics.accuracy import ExactMatch, RelaxedAccuracy
-from paligemma.evals.metrics.anls import Anls
-from paligemma.evals.metrics.bleu import Bleu
-from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.answers import (
+    DirectAnswerAccuracy,
+    ExactMatch,
+    RelaxedAccuracy,
+    VqaAccuracy,
+)
+from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
 from paligemma.evals.metrics.counting import CountAccuracy
-from paligemma.evals.metrics.error_rates import ErrorRate, NormalizedEditDistance
-from paligemma.evals.metrics.grits import Grits
+from paligemma.evals.metrics.edit_distance import Anls, ErrorRate, NormalizedEditDistance
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.result import MetricResult, TextMetric, mean_result, pair
-from paligemma.evals.metrics.rouge import RougeL
-from paligemma.evals.metrics.teds import Teds
-from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy, VqaAccuracy
+from paligemma.evals.metrics.tables import Grits, Teds
 
 METRICS: list[TextMetric] = [
     VqaAccuracy(),

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.grits import Grits
 from paligemma.evals.metrics.html_table import Cell, parse_table, table_cells
-from paligemma.evals.metrics.teds import Teds
+from paligemma.evals.metrics.tables import Grits, Teds
 
 pytest.importorskip("apted", reason="the eval extra is not installed")
 pytest.importorskip("rapidfuzz", reason="the eval extra is not installed")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.evals.metrics.voc_detection import VocAveragePrecision, precision_recall
 
 
@@ -22,9 +22,9 @@ def person(box: tuple[float, float, float, float], score: float = 1.0) -> FoundO
     return FoundObject(label="person", box_xyxy=box, score=score)
 
 
-def known(*boxes: tuple[float, float, float, float]) -> KnownPicture:
-    things = tuple(KnownObject(label="person", box_xyxy=box) for box in boxes)
-    return KnownPicture(size_wh=(200, 200), objects=things)
+def known(*boxes: tuple[float, float, float, float]) -> ReferenceImage:
+    things = tuple(ReferenceObject(label="person", box_xyxy=box) for box in boxes)
+    return ReferenceImage(size_wh=(200, 200), objects=things)
 
 
 def test_the_curve_and_both_averages_are_the_published_ones(shared_data: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.evals.metrics.vqa_accuracy import (
+from paligemma.evals.metrics.answers import (
     DirectAnswerAccuracy,
     VqaAccuracy,
     normalize_answer,

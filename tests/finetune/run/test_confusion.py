@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.finetune.run.confusion import NOTHING, confusion_of_answers, confusion_of_boxes
 
 BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
@@ -12,9 +12,9 @@ def found(label: str, box: tuple[float, float, float, float], score: float = 0.9
     return FoundObject(label=label, box_xyxy=box, score=score)
 
 
-def picture(*things: tuple[str, tuple[float, float, float, float]]) -> KnownPicture:
-    objects = tuple(KnownObject(label=label, box_xyxy=box) for label, box in things)
-    return KnownPicture(size_wh=(100, 100), objects=objects)
+def picture(*things: tuple[str, tuple[float, float, float, float]]) -> ReferenceImage:
+    objects = tuple(ReferenceObject(label=label, box_xyxy=box) for label, box in things)
+    return ReferenceImage(size_wh=(100, 100), objects=objects)
 
 
 def count(confusion: object, truth: str, guess: str) -> int:

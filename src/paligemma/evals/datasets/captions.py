@@ -8,8 +8,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
 from paligemma.evals.datasets.files import read_json, read_json_lines
 from paligemma.evals.datasets.prompts import CAPTION, CAPTION_IN
-from paligemma.evals.metrics.bleu import Bleu
-from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.captions import Bleu, Cider
 
 LANGUAGES_35 = (
     "ar", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fil", "fr", "he", "hi", "hr",

@@ -15,7 +15,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
 from paligemma.evals.datasets.files import read_json, read_lines
 from paligemma.evals.datasets.prompts import CHOOSE, SCIENCE, choose, letter, science
-from paligemma.evals.metrics.accuracy import ExactMatch
+from paligemma.evals.metrics.answers import ExactMatch
 from paligemma.evals.metrics.result import MetricResult, References, mean_result, pair
 from paligemma.processor.image import load_image
 

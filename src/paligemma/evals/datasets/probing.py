@@ -14,9 +14,8 @@ from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
 from paligemma.evals.datasets.files import read_csv, read_json_lines
 from paligemma.evals.datasets.prompts import ANSWER
-from paligemma.evals.metrics.accuracy import ExactMatch
+from paligemma.evals.metrics.answers import ExactMatch, normalize_answer
 from paligemma.evals.metrics.result import MetricResult, References, pair
-from paligemma.evals.metrics.vqa_accuracy import normalize_answer
 
 _KINDS = ("random", "popular", "adversarial")
 

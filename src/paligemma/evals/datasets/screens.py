@@ -16,7 +16,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
 from paligemma.evals.datasets.files import read_csv, read_json, read_lines
 from paligemma.evals.datasets.prompts import CAPTION
-from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.captions import Cider
 from paligemma.processor.image import load_image
 
 _RICO = Needed(

@@ -14,7 +14,7 @@ from pathlib import Path
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import read_text
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
-from paligemma.evals.metrics.text_detection import TextDetection
+from paligemma.evals.metrics.text_regions import TextDetection
 from paligemma.processor.image import read_size_wh
 
 IGNORED = {"icdar15": "###", "total-text": "#"}

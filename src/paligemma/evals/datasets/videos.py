@@ -17,8 +17,8 @@ from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
 from paligemma.evals.datasets.files import read_json, read_lines
 from paligemma.evals.datasets.prompts import ANSWER, CAPTION
-from paligemma.evals.metrics.accuracy import ExactMatch
-from paligemma.evals.metrics.cider import Cider
+from paligemma.evals.metrics.answers import ExactMatch
+from paligemma.evals.metrics.captions import Cider
 
 _FRAMES = "frames"
 _UNAVAILABLE = "unavailable.txt"

@@ -15,8 +15,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
 from paligemma.evals.datasets.files import read_csv, read_json
 from paligemma.evals.datasets.prompts import ANSWER, CHOOSE, choose
-from paligemma.evals.metrics.accuracy import ExactMatch
-from paligemma.evals.metrics.vqa_accuracy import DirectAnswerAccuracy, VqaAccuracy
+from paligemma.evals.metrics.answers import DirectAnswerAccuracy, ExactMatch, VqaAccuracy
 from paligemma.processor.image import load_image
 
 _COCO = "http://images.cocodataset.org/zips/{}.zip"

@@ -21,12 +21,10 @@ from paligemma.errors import ImageError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Metric, Needed, Place
 from paligemma.evals.datasets.files import read_csv, read_json_lines
 from paligemma.evals.datasets.table_file import read_table
-from paligemma.evals.metrics.bleu import Bleu
-from paligemma.evals.metrics.cider import Cider
-from paligemma.evals.metrics.error_rates import ErrorRate
-from paligemma.evals.metrics.grits import Grits
+from paligemma.evals.metrics.captions import Bleu, Cider
+from paligemma.evals.metrics.edit_distance import ErrorRate
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
-from paligemma.evals.metrics.teds import Teds
+from paligemma.evals.metrics.tables import Grits, Teds
 from paligemma.processor.image import load_image
 
 TABLE_METRICS: dict[str, Metric] = {

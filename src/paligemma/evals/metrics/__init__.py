@@ -1,18 +1,17 @@
-"""Metrics, one file each, on plain values; docs/metrics.md says how each is defined and tested.
+"""Metrics on plain values; docs/metrics.md says how each is defined and tested.
 
 result.py         MetricResult, and the pairing of predictions with references
-vqa_accuracy.py   VQA accuracy with ten annotators, and its form without leave-one-out
-accuracy.py       exact match, and ChartQA's relaxed accuracy
-edit_distance.py  Levenshtein distance, which others stand on
-anls.py           average normalised Levenshtein similarity of document questions
-ptb.py            words of a caption, in the way of the Penn Treebank
-cider.py          CIDEr-D
-bleu.py           BLEU-1 to BLEU-4 over a whole set
-rouge.py          ROUGE-L
-error_rates.py    character, word, symbol and line error rate, normalised edit distance
-html_table.py     HTML of a table as a tree, and as a grid of cells
-teds.py           tree edit distance of tables, with text and structure only
-grits.py          similarity of the grids of tables: topology, content, location
+answers.py        exact match, relaxed accuracy of ChartQA, VQA accuracy
+edit_distance.py  ANLS, error rates of characters, words, symbols and lines
+captions.py       CIDEr-D, BLEU, ROUGE-L
+ptb.py            words of a caption, as in the Penn Treebank
+tables.py         TEDS and GriTS of HTML tables
+html_table.py     an HTML table as a tree and as a grid of cells
 molecules.py      SMILES: same molecule, and Tanimoto similarity
 counting.py       counts, and points on objects
+objects.py        predicted and true objects, as the metrics of objects compare them
+detection.py      COCO's average precision of boxes and masks
+voc_detection.py  Pascal VOC's average precision
+mask_iou.py       mask IoU by RefCOCO's rules
+text_regions.py   words and text regions with their outlines
 """

@@ -24,8 +24,8 @@ from paligemma.data.overlap import shared_area
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.evals.metrics.objects import (
     FoundObject,
-    KnownObject,
-    KnownPicture,
+    ReferenceImage,
+    ReferenceObject,
     area_of,
 )
 from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
@@ -68,7 +68,7 @@ class MeanAveragePrecision:
     def name(self) -> str:
         return f"{self.kind}_map"
 
-    def score(self, predictions: Found, references: Sequence[KnownPicture]) -> MetricResult:
+    def score(self, predictions: Found, references: Sequence[ReferenceImage]) -> MetricResult:
         """Raises DataError for unequal lengths or an object without the mask that is compared."""
         check_lengths(len(predictions), len(references))
         _check_masks(predictions, references, self.kind)
@@ -93,7 +93,7 @@ class MeanAveragePrecision:
         )
 
     def statistic(
-        self, predictions: Found, references: Sequence[KnownPicture]
+        self, predictions: Found, references: Sequence[ReferenceImage]
     ) -> Callable[[npt.NDArray[np.int64]], float]:
         """The value as a function of how often each picture was drawn."""
         return match_table(predictions, references, self.kind).mean_average_precision
@@ -168,7 +168,7 @@ class MatchTable:
 
 
 def match_table(
-    predictions: Found, references: Sequence[KnownPicture], kind: Kind = "box"
+    predictions: Found, references: Sequence[ReferenceImage], kind: Kind = "box"
 ) -> MatchTable:
     """COCO's greedy matching, picture by picture and label by label.
 
@@ -201,7 +201,7 @@ def match_table(
 
 def _overlaps(
     found: Sequence[FoundObject],
-    true: Sequence[KnownObject],
+    true: Sequence[ReferenceObject],
     crowd: npt.NDArray[np.bool_],
     kind: Kind,
 ) -> npt.NDArray[np.float64]:
@@ -283,15 +283,15 @@ def _area_under(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float
     return float(np.append(best, 0.0)[at].mean())
 
 
-def labels_of(references: Sequence[KnownPicture]) -> list[str]:
+def labels_of(references: Sequence[ReferenceImage]) -> list[str]:
     return sorted({thing.label for known in references for thing in known.objects})
 
 
-def _check_masks(predictions: Found, references: Sequence[KnownPicture], kind: Kind) -> None:
+def _check_masks(predictions: Found, references: Sequence[ReferenceImage], kind: Kind) -> None:
     if kind == "box":
         return
     for number, (found, known) in enumerate(zip(predictions, references, strict=True)):
-        things: list[FoundObject | KnownObject] = [*found, *known.objects]
+        things: list[FoundObject | ReferenceObject] = [*found, *known.objects]
         bare = next((thing for thing in things if thing.rle is None), None)
         if bare is not None:
             which = "An object found" if isinstance(bare, FoundObject) else "A true object"
@@ -323,7 +323,7 @@ def _coco() -> ModuleType:
     return module
 
 
-def _run_coco(predictions: Found, references: Sequence[KnownPicture], kind: Kind) -> Any:
+def _run_coco(predictions: Found, references: Sequence[ReferenceImage], kind: Kind) -> Any:
     coco = _coco()
     ids = {label: place for place, label in enumerate(labels_of(references), start=1)}
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from paligemma.data.overlap import box_iou
 from paligemma.errors import DataError
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, mask_of
+from paligemma.evals.metrics.objects import FoundObject, ReferenceObject, mask_of
 from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 
 _BOX_THRESHOLDS = (0.5, 0.75)
@@ -44,7 +44,7 @@ class MaskIou:
     name = "mask_iou"
 
     def score(
-        self, predictions: Sequence[FoundObject | None], references: Sequence[KnownObject]
+        self, predictions: Sequence[FoundObject | None], references: Sequence[ReferenceObject]
     ) -> MetricResult:
         """None is an output that names no whole object.
 
@@ -71,7 +71,7 @@ class MaskIou:
 
 
 def _pixels(
-    predictions: Sequence[FoundObject | None], references: Sequence[KnownObject]
+    predictions: Sequence[FoundObject | None], references: Sequence[ReferenceObject]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Pixels in both masks, and in at least one, of each example: float64[N] twice."""
     check_lengths(len(predictions), len(references))
@@ -98,6 +98,6 @@ def _pixels(
     return shared, either
 
 
-def _one_box_iou(found: FoundObject, known: KnownObject) -> float:
+def _one_box_iou(found: FoundObject, known: ReferenceObject) -> float:
     boxes = (np.array([thing.box_xyxy], dtype=np.float64) for thing in (found, known))
     return float(box_iou(*boxes)[0, 0])

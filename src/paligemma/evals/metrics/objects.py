@@ -32,7 +32,7 @@ class FoundObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownObject:
+class ReferenceObject:
     """A thing that is there."""
 
     label: str
@@ -45,11 +45,11 @@ class KnownObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownPicture:
+class ReferenceImage:
     """All that is there to be found in one picture."""
 
     size_wh: tuple[int, int]
-    objects: tuple[KnownObject, ...]
+    objects: tuple[ReferenceObject, ...]
 
 
 def mask_of(rle: Rle) -> Mask:
@@ -58,7 +58,7 @@ def mask_of(rle: Rle) -> Mask:
     return rle_to_mask(rle, (width, height), "A mask to be scored")
 
 
-def area_of(thing: KnownObject) -> float:
+def area_of(thing: ReferenceObject) -> float:
     """What the split by size goes by, in pixels."""
     if thing.area is not None:
         return thing.area

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paligemma.evals.metrics.detection import Found, labels_of
-from paligemma.evals.metrics.objects import FoundObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage
 from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 from paligemma.results import BoxXyxy
 
@@ -37,7 +37,7 @@ class VocAveragePrecision:
 
     name = "voc_ap"
 
-    def score(self, predictions: Found, references: Sequence[KnownPicture]) -> MetricResult:
+    def score(self, predictions: Found, references: Sequence[ReferenceImage]) -> MetricResult:
         """NaN where nothing is to be found. Raises DataError for unequal lengths."""
         check_lengths(len(predictions), len(references))
         details = {}
@@ -50,7 +50,7 @@ class VocAveragePrecision:
 
 
 def precision_recall(
-    predictions: Found, references: Sequence[KnownPicture], label: str, iou_threshold: float
+    predictions: Found, references: Sequence[ReferenceImage], label: str, iou_threshold: float
 ) -> tuple[Curve, Curve]:
     """Precision and recall after each object found under a label, by falling score."""
     ranked: list[tuple[int, FoundObject]] = [

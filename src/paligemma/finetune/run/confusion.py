@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paligemma.data.overlap import match_boxes
-from paligemma.evals.metrics.objects import FoundObject, KnownPicture
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage
 
 NOTHING = "(nothing)"
 """On the side of the truth: a box where nothing is; on the side of the model: a thing missed."""
@@ -29,7 +29,7 @@ class Confusion:
 
 def confusion_of_boxes(
     found: Sequence[Sequence[FoundObject]],
-    known: Sequence[KnownPicture],
+    known: Sequence[ReferenceImage],
     *,
     max_names: int,
     min_score: float = 0.0,

@@ -17,7 +17,7 @@ from paligemma.data.record import Record
 from paligemma.draw import draw_detections
 from paligemma.errors import MissingExtraError
 from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
-from paligemma.evals.metrics.objects import FoundObject, KnownObject, KnownPicture, mask_of
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
 from paligemma.finetune.run.confusion import Confusion, confusion_of_answers, confusion_of_boxes
 from paligemma.finetune.run.validation import SCORE, Validation
@@ -136,7 +136,10 @@ def _confusion(
     if objects:
         confusion = confusion_of_boxes(
             [p.objects for _, p in objects],
-            [KnownPicture(size_wh=p.size_wh, objects=_known(r, p, validation)) for r, p in objects],
+            [
+                ReferenceImage(size_wh=p.size_wh, objects=_known(r, p, validation))
+                for r, p in objects
+            ],
             max_names=_MAX_CLASSES,
         )
     elif answers:
@@ -181,13 +184,13 @@ def _num_objects(number: int) -> str:
 
 def _known(
     record: Record, prediction: Prediction, validation: Validation
-) -> tuple[KnownObject, ...]:
+) -> tuple[ReferenceObject, ...]:
     if record.objects is not None:
-        return tuple(KnownObject(label=o.label, box_xyxy=o.box_xyxy) for o in record.objects)
+        return tuple(ReferenceObject(label=o.label, box_xyxy=o.box_xyxy) for o in record.objects)
     found, _ = objects_in_text(
         validation.predictor, record.suffix, record.prefix, prediction.size_wh, has_masks=False
     )
-    return tuple(KnownObject(label=o.label, box_xyxy=o.box_xyxy) for o in found)
+    return tuple(ReferenceObject(label=o.label, box_xyxy=o.box_xyxy) for o in found)
 
 
 def _truth(record: Record) -> str:
@@ -196,7 +199,7 @@ def _truth(record: Record) -> str:
 
 def _drawn(
     image: Image.Image,
-    things: Sequence[KnownObject | FoundObject],
+    things: Sequence[ReferenceObject | FoundObject],
     prediction: Prediction,
     class_names: tuple[str, ...],
 ) -> Image.Image:
