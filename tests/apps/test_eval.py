@@ -164,8 +164,9 @@ def test_a_benchmark_becomes_a_job_with_its_own_limits(tmp_path: Path, monkeypat
 
 def test_published_figures_stand_beside_the_metric_that_they_are_of(capsys, tmp_path: Path) -> None:
     from paligemma.evals.datasets.published import published_scores
-    from paligemma.evals.evaluation import Evaluation, Score
+    from paligemma.evals.evaluation import Evaluation
     from paligemma.evals.metrics.result import MetricResult
+    from paligemma.evals.scoring import Score
 
     def shown(model: str, *metrics: str) -> list[str]:
         scores = tuple(
@@ -206,18 +207,19 @@ def test_detect_takes_a_calibration(run, picture: Path, stand_in, tmp_path: Path
     """A stand-in finds a wall of score 0.9 and a dog of 0.2."""
     import numpy as np
 
-    from paligemma.evals.calibration import Judged, calibrate
+    from paligemma.evals.calibration import calibrate
+    from paligemma.evals.reliability import ScoredOutcomes
 
     rng = np.random.default_rng(0)
     scores = rng.uniform(0.05, 0.95, 400)
-    judged = Judged(
+    outcomes = ScoredOutcomes(
         scores=scores,
-        right=(rng.random(400) < scores**2).astype(np.float64),
+        correct=(rng.random(400) < scores**2).astype(np.float64),
         groups=np.arange(400),
         num_true=np.ones(400, dtype=np.int64),
     )
     path = tmp_path / "calibration.json"
-    found = calibrate(judged, "boxes")
+    found = calibrate(outcomes, "boxes")
     found.save(path)
     whole = run(
         "detect", picture, "wall ; dog", "--json", "--min-score", "0", "--calibration", path
@@ -226,7 +228,7 @@ def test_detect_takes_a_calibration(run, picture: Path, stand_in, tmp_path: Path
     assert [one["score"] for one in objects] == [found.probability(0.9), found.probability(0.2)]
     ran = run("detect", picture, "wall ; dog", "--json", "--calibration", path)
     assert [one["label"] for one in json.loads(ran.out)["result"]["objects"]] == ["wall"]
-    found = calibrate(judged, "answers")
+    found = calibrate(outcomes, "answers")
     found.save(path)
     refused = run("detect", picture, "wall", "--calibration", path)
     assert refused.code == 2

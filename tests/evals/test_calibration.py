@@ -12,23 +12,20 @@ import numpy as np
 import pytest
 
 from paligemma.errors import DataError
-from paligemma.evals.calibration import (
-    FORMULAS,
-    Calibration,
-    Judged,
+from paligemma.evals.calibration import Calibration, calibrate, load_calibration
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.reliability import (
+    ScoredOutcomes,
+    answer_outcomes,
     best_threshold,
-    calibrate,
+    box_outcomes,
     calibrated,
-    compare_formulas,
     expected_calibration_error,
     fit_temperature,
-    judge_answers,
-    judge_boxes,
-    load_calibration,
     negative_log_likelihood,
     reliability,
 )
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.score_formulas import FORMULAS, compare_formulas
 from paligemma.results import Detection, Detections
 from paligemma.tasks.objects import mean_probability, object_score
 
@@ -69,7 +66,7 @@ def test_scores_that_part_right_from_wrong_without_a_fault_stay_finite() -> None
 
 
 def test_scores_that_lie_are_refused() -> None:
-    with pytest.raises(DataError, match="not more often right"):
+    with pytest.raises(DataError, match="do not correlate with correctness"):
         fit_temperature(
             np.linspace(0.1, 0.9, 50), (np.linspace(0.1, 0.9, 50) < 0.5).astype(np.float64)
         )
@@ -87,30 +84,30 @@ def test_the_calibration_error_is_the_weighted_gap() -> None:
 
 def test_the_threshold_of_the_best_f1_is_found_by_trying_all() -> None:
     scores, right = drawn(300)
-    judged = judge_answers(np.round(scores, 2).tolist(), right.tolist())
-    judged = dataclasses.replace(judged, num_true=np.full(300, 1))
+    outcomes = answer_outcomes(np.round(scores, 2).tolist(), right.tolist())
+    outcomes = dataclasses.replace(outcomes, num_true=np.full(300, 1))
 
     def f1(threshold: float) -> float:
-        kept = judged.scores >= threshold
+        kept = outcomes.scores >= threshold
         return float(2 * right[kept].sum() / (kept.sum() + 300))
 
-    found = best_threshold(judged)
+    found = best_threshold(outcomes)
     assert found is not None
-    assert found.f1 == pytest.approx(max(f1(t) for t in np.unique(judged.scores)))
+    assert found.f1 == pytest.approx(max(f1(t) for t in np.unique(outcomes.scores)))
     assert found.f1 == pytest.approx(f1(found.score))
 
 
 def test_no_threshold_where_nothing_is_right() -> None:
-    assert best_threshold(judge_answers([0.5, 0.6], [0.0, 0.0])) is None
+    assert best_threshold(answer_outcomes([0.5, 0.6], [0.0, 0.0])) is None
 
 
-def test_the_fit_is_judged_on_pictures_that_it_has_not_seen() -> None:
+def test_the_fit_is_outcomes_on_pictures_that_it_has_not_seen() -> None:
     scores, right = drawn(3000)
     groups = np.arange(3000) // 3
-    judged = Judged(
-        scores=scores, right=right, groups=groups, num_true=np.full(1000, 3, dtype=np.int64)
+    outcomes = ScoredOutcomes(
+        scores=scores, correct=right, groups=groups, num_true=np.full(1000, 3, dtype=np.int64)
     )
-    found = calibrate(judged, "boxes", model="m", data="d")
+    found = calibrate(outcomes, "boxes", model="m", data="d")
     assert found.num_fitted == found.num_held == 1500
     assert found.ece_before > 0.1
     assert found.ece_after < 0.05
@@ -119,19 +116,19 @@ def test_the_fit_is_judged_on_pictures_that_it_has_not_seen() -> None:
     assert 0 < found.held.f1 <= 1
     # What the held half holds does not move the fit.
     chosen = np.random.default_rng(0).permutation(1000) % 2 == 0
-    changed = dataclasses.replace(judged, right=np.where(chosen[groups], right, 0.0))
+    changed = dataclasses.replace(outcomes, correct=np.where(chosen[groups], right, 0.0))
     assert calibrate(changed, "boxes").temperature == found.temperature
 
 
 def test_too_little_or_one_sided_data_are_refused() -> None:
     with pytest.raises(DataError, match="at least 20"):
-        calibrate(judge_answers([0.5] * 30, [1.0, 0.0] * 15), "answers")
-    with pytest.raises(DataError, match="are right"):
-        calibrate(judge_answers([0.5] * 60, [1.0] * 60), "answers")
+        calibrate(answer_outcomes([0.5] * 30, [1.0, 0.0] * 15), "answers")
+    with pytest.raises(DataError, match="are correct"):
+        calibrate(answer_outcomes([0.5] * 60, [1.0] * 60), "answers")
 
 
 def one_calibration() -> Calibration:
-    return calibrate(judge_answers(*(part.tolist() for part in drawn(400))), "answers")
+    return calibrate(answer_outcomes(*(part.tolist() for part in drawn(400))), "answers")
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -155,9 +152,9 @@ def test_a_calibration_that_was_tampered_with_is_refused(
     path = tmp_path / "calibration.json"
     one_calibration().save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataError, match="is no calibration"):
+    with pytest.raises(DataError, match="is not a calibration file"):
         load_calibration(path)
-    with pytest.raises(DataError, match="is no calibration"):
+    with pytest.raises(DataError, match="is not a calibration file"):
         load_calibration(tmp_path / "nowhere.json")
 
 
@@ -241,15 +238,15 @@ def test_formulas_need_the_tokens_probabilities() -> None:
         compare_formulas([[bare]], [ReferenceImage(size_wh=(9, 9), objects=())])
 
 
-def test_boxes_are_judged_one_truth_one_box() -> None:
+def test_boxes_are_outcomes_one_truth_one_box() -> None:
     pytest.importorskip("faster_coco_eval")
     found, known = box_pictures(3)
     found[0].append(dataclasses.replace(found[0][0], score=0.01))
-    judged = judge_boxes(found, known)
-    assert judged.right.sum() == 3
-    assert len(judged.scores) == 7
-    assert judged.num_true.tolist() == [1, 1, 1]
-    assert judged.right[judged.scores == 0.01].tolist() == [0.0]
+    outcomes = box_outcomes(found, known)
+    assert outcomes.correct.sum() == 3
+    assert len(outcomes.scores) == 7
+    assert outcomes.num_true.tolist() == [1, 1, 1]
+    assert outcomes.correct[outcomes.scores == 0.01].tolist() == [0.0]
 
 
 def test_the_diagram_is_one_svg_with_a_bar_for_each_bin() -> None:
@@ -267,6 +264,6 @@ def test_a_box_under_a_label_that_is_nowhere_true_is_wrong() -> None:
         ReferenceImage(size_wh=(40, 40), objects=(ReferenceObject(label="cat", box_xyxy=BOX),))
     ]
     found = [[FoundObject(label=name, box_xyxy=BOX, score=0.5) for name in ("cat", "unicorn")]]
-    judged = judge_boxes(found, known)
-    assert sorted(judged.right.tolist()) == [0.0, 1.0]
-    assert judged.num_true.tolist() == [1]
+    outcomes = box_outcomes(found, known)
+    assert sorted(outcomes.correct.tolist()) == [0.0, 1.0]
+    assert outcomes.num_true.tolist() == [1]

@@ -1,4 +1,4 @@
-"""Evaluation: what metrics are given, intervals, groups, files, and scoring anew without asking."""
+"""Evaluation: what metrics read, intervals, groups, files, and scoring without generating."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from paligemma.evals.bootstrap import confidence_interval, mean_of
 from paligemma.evals.evaluation import (
     EvalSet,
     Evaluation,
-    Grouping,
     evaluate,
     score_predictions,
     with_prefix,
@@ -26,6 +25,7 @@ from paligemma.evals.evaluation import (
 from paligemma.evals.metrics.objects import FoundObject
 from paligemma.evals.options import Ask, EvalOptions
 from paligemma.evals.predictions import Prediction, PredictOptions, task_of
+from paligemma.evals.scoring import Grouping
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
@@ -187,7 +187,7 @@ def test_a_suffix_of_tokens_serves_as_the_truth(
     (score,) = evaluate(predictor, [blank("a", "detect cat", suffix=suffix)], tmp_path).scores
     assert score.result.value == 1.0
     broken = blank("a", "detect cat", suffix="<loc0000> cat")
-    with pytest.raises(DataError, match="is no list of objects"):
+    with pytest.raises(DataError, match="is not a list of objects"):
         evaluate(predictor, [broken], tmp_path)
 
 
@@ -280,7 +280,7 @@ def test_metrics_that_do_not_fit_are_told(
         evaluate(predictor, [record], tmp_path, EvalOptions(metrics=("box_map",)))
     with pytest.raises(DataError, match="no answer to compare with"):
         evaluate(predictor, [blank("a", "caption en")], tmp_path)
-    with pytest.raises(DataError, match="hold no record"):
+    with pytest.raises(DataError, match="has no records"):
         evaluate(predictor, [], tmp_path)
     with pytest.raises(OptionError, match=r"Did you mean: .*exact_match"):
         EvalOptions(metrics=("exactmatch",))

@@ -16,7 +16,8 @@ from paligemma.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paligemma.evals.evaluation import EvalSet, Evaluation, Published, Score
+    from paligemma.evals.evaluation import EvalSet, Evaluation, Published
+    from paligemma.evals.scoring import Score
 
 
 def evaluate(
@@ -176,8 +177,9 @@ def _own_data(data: str, data_format: str | None, split: str | None, ask: str) -
 def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> EvalSet:
     from paligemma.evals.datasets.open import open_benchmark
     from paligemma.evals.datasets.spotting import IGNORED
-    from paligemma.evals.evaluation import DONT_CARE, EvalSet, Grouping
+    from paligemma.evals.evaluation import EvalSet
     from paligemma.evals.named_metrics import NamedMetric
+    from paligemma.evals.scoring import DONT_CARE, Grouping
 
     found = open_benchmark(name, folder, split=split, resolution=resolution)
     benchmark = found.benchmark

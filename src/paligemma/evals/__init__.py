@@ -1,13 +1,17 @@
-"""Predictions to scores, by the definitions that benchmarks use.
+"""Evaluation of models: predictions, metrics with confidence intervals, benchmarks, calibration.
 
-evaluation.py         a model, records and metrics -> predictions, scores with intervals, a report
-predictions.py        asking, and the file of answers that an interrupted run goes on with
-named_metrics.py      metrics by name, and what each reads
-bootstrap.py          how sure a score is
-calibration.py        what scores are worth: reliability, temperature, threshold, formulas
-metrics/              one file a metric
-datasets/             named test sets in their official files, with the papers' scores
-polygon_overlap.py    areas that polygons have in common
+evaluation.py       a model and records -> predictions, scores, and a report in a folder
+options.py          the options of an evaluation
+predictions.py      generating answers, and the file of answers that a stopped run resumes from
+scoring.py          what metrics read of records and predictions; scores with intervals
+named_metrics.py    metrics by name
+bootstrap.py        confidence intervals
+calibration.py      scores as probabilities, and the best threshold
+reliability.py      how well scores predict correctness
+score_formulas.py   alternative scores of boxes, compared
+polygon_overlap.py  areas that polygons share
+metrics/            metrics on plain values
+datasets/           benchmarks in their official files, with published scores
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
     from paligemma.evals.datasets.open import open_benchmark as open_benchmark
     from paligemma.evals.evaluation import EvalSet as EvalSet
     from paligemma.evals.evaluation import Evaluation as Evaluation
-    from paligemma.evals.evaluation import Score as Score
     from paligemma.evals.evaluation import evaluate as evaluate
     from paligemma.evals.evaluation import score_predictions as score_predictions
     from paligemma.evals.metrics.answers import DirectAnswerAccuracy as DirectAnswerAccuracy
@@ -65,12 +68,14 @@ if TYPE_CHECKING:
     from paligemma.evals.predictions import PredictOptions as PredictOptions
     from paligemma.evals.predictions import predict as predict
     from paligemma.evals.predictions import read_predictions as read_predictions
+    from paligemma.evals.scoring import Score as Score
 else:
     __getattr__, __dir__, __all__ = lazy_names(
         __name__,
         {
-            "evaluation": ("EvalSet", "Evaluation", "Score", "evaluate", "score_predictions"),
+            "evaluation": ("EvalSet", "Evaluation", "evaluate", "score_predictions"),
             "options": ("EvalOptions",),
+            "scoring": ("Score",),
             "predictions": ("PredictOptions", "Prediction", "predict", "read_predictions"),
             "named_metrics": ("NamedMetric", "metric_named", "metric_names"),
             "bootstrap": ("Interval",),

@@ -1,15 +1,13 @@
 """How sure a score is: percentile intervals from resampled examples (Efron, 1979).
 
-Resampling itself moves some scores: an average precision over few objects a label rises, since a
-picture drawn twice doubles its objects. Where the mean of the resamples lies further from the score
-than chance explains, all of them are shifted back by that much before the interval is read.
+Resampling biases some scores: an average precision over few objects per label rises, since an image
+drawn twice doubles its objects. Where the mean of the resamples differs from the score by more than
+chance explains, all of them are shifted by the difference before the interval is read.
 
-A resample draws as many examples as there are, with replacement; it is told to a statistic as how
-often each example was drawn, so that a score over a whole set (an average precision, an F1) need
-not be worked out from its examples anew. Examples are independent of each other: where several
-stand for one picture, count the picture as the example.
-
-Knows numbers only.
+A resample draws as many examples as there are, with replacement. A statistic gets it as the number
+of times that each example was drawn, so that a score over a whole set (an average precision, an F1)
+does not have to be computed from its examples again. Examples must be independent of each other:
+where several belong to one image, the image is the example.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from paligemma.errors import OptionError
 
 Counts = npt.NDArray[np.int64]
 Statistic = Callable[[Counts], float]
-"""int64[N], how often each example was drawn -> the score of that resample; NaN where there is
-none, as for a mean over a label that was not drawn."""
+"""int64[N], how often each example was drawn -> the score of that resample; NaN where it has none,
+as a mean over a label that was not drawn."""
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
@@ -35,7 +33,7 @@ _CHANCE = 4.0  # standard errors of the mean of the resamples
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where a score lies with probability `level`, both ends included."""
+    """The range of a score with probability `level`, both ends included."""
 
     low: float
     high: float
@@ -55,8 +53,8 @@ def confidence_interval(
 ) -> Interval | None:
     """The middle `level` of the statistic over resamples; the same for the same seed.
 
-    None where fewer than two examples, or no resample with a score, are there. Raises OptionError
-    for a level outside (0, 1) or no resamples.
+    None for fewer than two examples, or where no resample has a score. Raises OptionError for a
+    level outside (0, 1) or fewer than one resample.
 
     >>> scores = np.array([0.0, 1.0] * 50)
     >>> interval = confidence_interval(mean_of(scores), len(scores))
@@ -74,13 +72,13 @@ def resampled(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> npt.NDArray[np.float64]:
-    """float64[num_resamples], the statistic on each; empty for fewer than two examples.
+    """float64[num_resamples], the statistic of each; empty for fewer than two examples.
 
-    With the same seed and number of examples, two statistics see the same resamples, so that the
-    difference of what they give is a paired comparison.
+    With the same seed and number of examples, two statistics get the same resamples, so that the
+    difference of their values is a paired comparison.
     """
     if num_resamples < 1:
-        raise OptionError(f"{num_resamples} resamples were asked for; there is at least one.")
+        raise OptionError(f"num_resamples is {num_resamples}; it must be at least 1.")
     if num_examples < 2:
         return np.zeros(0)
     rng = np.random.default_rng(seed)
@@ -94,20 +92,20 @@ def resampled(
 def interval_of(
     values: npt.NDArray[np.float64], estimate: float, level: float = LEVEL
 ) -> Interval | None:
-    """The middle `level` of the resamples that are finite, about the score; None for none."""
+    """The middle `level` of the finite resamples around the estimate, or None without any."""
     if not 0 < level < 1:
-        raise OptionError(f"The level of an interval is {level}; it lies between 0 and 1.")
+        raise OptionError(f"The level of an interval is {level}; it must be between 0 and 1.")
     values = values[np.isfinite(values)]
     if not values.size:
         return None
-    moved = float(values.mean()) - estimate
-    if abs(moved) > _CHANCE * float(values.std()) / math.sqrt(values.size):
-        values = values - moved
+    bias = float(values.mean()) - estimate
+    if abs(bias) > _CHANCE * float(values.std()) / math.sqrt(values.size):
+        values = values - bias
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(low=float(low), high=float(high), level=level)
 
 
 def mean_of(scores: Sequence[float] | npt.NDArray[np.float64]) -> Statistic:
-    """The statistic of a plain mean over the examples."""
+    """The statistic that is the plain mean over the examples."""
     per_example = np.asarray(scores, dtype=np.float64)
     return lambda counts: float(counts @ per_example / counts.sum())

@@ -1,7 +1,4 @@
-"""Metrics by the names that a command line can say, and what each reads.
-
-Knows which metric there is and how it is set for its name; knows no model and no records.
-"""
+"""Metrics by name, as the command line and EvalOptions take them."""
 
 from __future__ import annotations
 
@@ -30,21 +27,21 @@ from paligemma.evals.metrics.voc_detection import VocAveragePrecision
 
 
 class Metric(Protocol):
-    """What every metric can do, whatever it reads."""
+    """Any metric, whatever it reads."""
 
     def score(self, predictions: Sequence[Any], references: Sequence[Any], /) -> MetricResult: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedMetric:
-    """A metric, set for what its name says."""
+    """A metric with the settings that its name stands for."""
 
     name: str
     metric: Metric
 
     @property
     def reads(self) -> Reads:
-        """What it compares: the metric's `reads`, or texts for the many that have none."""
+        """What it compares: the metric's `reads`, by default texts."""
         return getattr(self.metric, "reads", "text")
 
 
@@ -88,14 +85,14 @@ def metric_names() -> tuple[str, ...]:
 
 
 def metric_named(name: str) -> NamedMetric:
-    """Raises OptionError for an unknown name, with those most alike.
+    """The metric of a name. Raises OptionError for an unknown one, with similar names.
 
     >>> metric_named("exact_match").reads
     'text'
     """
-    known = _OTHER_NAMES.get(name, name)
-    if known not in _MAKERS:
-        alike = difflib.get_close_matches(name, metric_names(), n=3)
-        hint = f" Did you mean: {', '.join(alike)}?" if alike else ""
+    main_name = _OTHER_NAMES.get(name, name)
+    if main_name not in _MAKERS:
+        similar = difflib.get_close_matches(name, metric_names(), n=3)
+        hint = f" Did you mean: {', '.join(similar)}?" if similar else ""
         raise OptionError(f"There is no metric {name!r}.{hint} docs/metrics.md lists them.")
-    return NamedMetric(name=name, metric=_MAKERS[known]())
+    return NamedMetric(name=name, metric=_MAKERS[main_name]())

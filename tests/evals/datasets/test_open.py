@@ -86,7 +86,7 @@ def test_a_damaged_picture_in_a_table_is_an_error_of_the_benchmark(official: Off
     row = {"image": {"bytes": b"no picture", "path": "a.jpg"}, "number": 2}
     official.table("train-00000-of-00001-cf54c241ba947306.parquet", [row])
     official.json("countbench_paired_questions.json", [{"question": "how many?"}])
-    with pytest.raises(DataError, match=r"CountBenchQA .* not of the official form"):
+    with pytest.raises(DataError, match=r"CountBenchQA .* not in the official format"):
         open_benchmark("countbenchqa", official.folder)
 
 
@@ -110,14 +110,14 @@ def test_pictures_that_are_drawn_upon_are_looked_for_too(official: Official) -> 
     official.text("widget-caption/widget_captions.csv", "screenId,nodeId,captions\n7,0,back\n")
     official.text("widget-caption/split/test.txt", "7\n")
     official.json("combined/7.json", {"activity": {"root": {"bounds": [0, 0, 1, 1]}}})
-    with pytest.raises(DataError, match=r"1 of the 1 pictures of WidgetCap .*combined/7.jpg"):
+    with pytest.raises(DataError, match=r"1 of the 1 images of WidgetCap .*combined/7.jpg"):
         open_benchmark("widgetcap", official.folder)
 
 
 def test_files_without_the_split_are_an_error(official: Official) -> None:
     official.json("problems.json", {})
     (official.folder / "test").mkdir()
-    with pytest.raises(DataError, match="hold nothing for the split 'test'"):
+    with pytest.raises(DataError, match="have no records of the split 'test'"):
         open_benchmark("science-qa", official.folder)
 
 
@@ -137,7 +137,7 @@ def test_names_are_found_in_any_spelling_and_the_like_are_proposed() -> None:
 
 
 def test_an_unknown_split_is_an_error_that_lists_them(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"no split 'mini'\. There are: val, train"):
+    with pytest.raises(OptionError, match=r"no split 'mini'\. Splits: val, train"):
         open_benchmark("vqav2", tmp_path, split="mini")
 
 

@@ -90,5 +90,5 @@ def test_every_score_but_the_means_over_sets_belongs_to_a_benchmark() -> None:
 def test_an_unknown_row_is_an_error() -> None:
     with pytest.raises(OptionError, match="No table has the row 'AI3D'"):
         published_scores("AI3D")
-    with pytest.raises(OptionError, match="no line 'VATEX"):
+    with pytest.raises(OptionError, match="no row 'VATEX"):
         learning_rate_scores("VATEX (minival)", "28b")

@@ -492,7 +492,7 @@ def test_a_pair_counts_only_where_both_answers_are_right() -> None:
     value = metric.statistic(["open", "b", "no", "no"], references)
     assert value(np.array([1, 0, 3, 9])) == 0.25
     assert np.isnan(value(np.array([0, 1, 0, 1])))
-    with pytest.raises(DataError, match="there are 3 examples"):
+    with pytest.raises(DataError, match="There are 3 examples"):
         metric.score(["a"] * 3, ["a"] * 3)
 
 
@@ -536,7 +536,7 @@ def test_rsvqa_lr_reads_tiff_and_leaves_numbers_out(official: Official) -> None:
     assert data.groups == ("presence", "rural_urban")
     assert data.records[0].load_image().rgb.getpixel((0, 0)) == (255, 0, 0)
     Image.new("L", (8, 6)).save(path, "TIFF")
-    with pytest.raises(ImageError, match=r"shape \(6, 8\); the pictures of RSVQA"):
+    with pytest.raises(ImageError, match=r"shape \(6, 8\); the images of RSVQA"):
         data.records[0].load_image()
     path.write_bytes(b"no picture")
     with pytest.raises(ImageError, match="cannot be read as TIFF"):
@@ -822,7 +822,7 @@ def test_total_text_rows_may_go_on_in_the_next_line(official: Official) -> None:
         ("#", (40, 10, 50, 20)),
     ]
     official.text("Groundtruth/Polygon/Test/poly_gt_img12.txt", "transcriptions: [u'OPEN']\n")
-    with pytest.raises(DataError, match="lines of another form"):
+    with pytest.raises(DataError, match="lines in an unknown format"):
         open_benchmark("total-text", official.folder)
 
 
@@ -848,7 +848,7 @@ def test_a_table_with_too_few_cells_is_an_error(official: Official) -> None:
     html = {"structure": {"tokens": ["<tr>", "<td>", "</td>", "</tr>"]}, "cells": []}
     official.lines("PubTabNet_2.0.0.jsonl", {"filename": "a.png", "split": "val", "html": html})
     (official.folder / "val").mkdir()
-    with pytest.raises(DataError, match=r"official form .*fewer cells than places"):
+    with pytest.raises(DataError, match=r"official format .*fewer cells than its structure"):
         open_benchmark("pubtabnet", official.folder)
 
 
@@ -879,7 +879,7 @@ def test_fintabnet_cuts_tables_out_of_their_pages(official: Official) -> None:
     assert cut.shape == (50, 60, 3)
     assert not cut.any()
     assert second.load_image().size_wh == (120, 20)  # what of it lies on the page
-    with pytest.raises(ImageError, match=r"The table 9: .*page_77.png.*144 pixels an inch"):
+    with pytest.raises(ImageError, match=r"The table 9: .*page_77.png.*144 pixels per inch"):
         outside.load_image()
     assert list(data.metrics) == ["S-TEDS", "TEDS", "GriTS-Top", "GriTS-Con"]
     assert ("S-TEDS", 99.2) in {(score.metric, score.value) for score in data.published}

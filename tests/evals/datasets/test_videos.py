@@ -197,7 +197,7 @@ def test_videos_that_a_list_names_as_lost_are_left_out(official: Official) -> No
     (record,) = open_benchmark("msrvtt-cap", official.folder).records
     assert record.record_id == "video0"
     official.text("frames/unavailable.txt", "video1\nvideo0\n")
-    with pytest.raises(DataError, match="hold nothing for the split 'test'"):
+    with pytest.raises(DataError, match="have no records of the split 'test'"):
         open_benchmark("msrvtt-cap", official.folder)
 
 
@@ -205,5 +205,5 @@ def test_a_video_without_a_length_is_an_error_of_the_files(official: Official) -
     entry = {"duration": 0, "timestamps": [[0, 1]], "sentences": ["a"]}
     official.json("captions/val_2.json", {"v_a": entry})
     video(official, "v_a", 1)
-    with pytest.raises(DataError, match=r"not of the official form \(ZeroDivisionError"):
+    with pytest.raises(DataError, match=r"not in the official format \(ZeroDivisionError"):
         open_benchmark("activitynet-cap", official.folder)

@@ -54,7 +54,7 @@ def test_masks_that_share_nothing_score_zero() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     bare = FoundObject(label="", box_xyxy=(0, 0, 1, 1), score=1.0)
-    with pytest.raises(DataError, match="object found of example 0 has no mask"):
+    with pytest.raises(DataError, match="found object of example 0 has no mask"):
         MaskIou().score([bare], [known((0, 0, 3, 3))])
     other = FoundObject(
         label="", box_xyxy=(0, 0, 1, 1), score=1.0, rle=rectangle((0, 0, 1, 1), (9, 9))

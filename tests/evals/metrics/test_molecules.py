@@ -98,7 +98,7 @@ def test_nothing_is_printed_about_strings_that_are_no_molecules(
 
 def test_a_reference_that_is_no_molecule_is_refused() -> None:
     for metric in (SmilesExactMatch(), TanimotoSimilarity()):
-        with pytest.raises(DataError, match=r"reference of example 1, 'C\(\(', is no molecule"):
+        with pytest.raises(DataError, match=r"reference of example 1, 'C\(\(', is not a molecule"):
             metric.score(["C", "C"], ["C", ["C", "C(("]])
 
 

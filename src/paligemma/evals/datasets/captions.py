@@ -1,11 +1,11 @@
-"""COCO captions, COCO-35L, NoCaps, TextCaps, XM3600, SciCap and DOCCI: what is in the picture."""
+"""COCO captions, COCO-35L, NoCaps, TextCaps, XM3600, SciCap and DOCCI: what is in an image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json, read_json_lines
 from paligemma.evals.datasets.prompts import CAPTION, CAPTION_IN
 from paligemma.evals.metrics.captions import Bleu, Cider
@@ -25,12 +25,12 @@ _COCO_2014 = tuple(
 )
 
 
-def _read_cococap(place: Place) -> Iterator[Item]:
-    for entry in read_json(place.folder / "dataset_coco.json")["images"]:
-        if entry["split"] == place.split:
+def _read_cococap(source: SplitSource) -> Iterator[Item]:
+    for entry in read_json(source.folder / "dataset_coco.json")["images"]:
+        if entry["split"] == source.split:
             record = Record(
                 record_id=str(entry["cocoid"]),
-                image=place.folder / entry["filepath"] / entry["filename"],
+                image=source.folder / entry["filepath"] / entry["filename"],
                 prefix=CAPTION,
                 references=tuple(sentence["raw"] for sentence in entry["sentences"]),
             )
@@ -73,15 +73,15 @@ def _coco35l_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_coco35l(place: Place) -> Iterator[Item]:
-    """A line is one caption in English with one translation; English is taken from German's."""
-    part, languages = _coco35l_parts(place.split)
-    pictures = {
-        entry["cocoid"]: place.folder / entry["filepath"] / entry["filename"]
-        for entry in read_json(place.folder / "dataset_coco.json")["images"]
+def _read_coco35l(source: SplitSource) -> Iterator[Item]:
+    """A line is an English caption with one translation; English is read from the German lines."""
+    part, languages = _coco35l_parts(source.split)
+    images = {
+        entry["cocoid"]: source.folder / entry["filepath"] / entry["filename"]
+        for entry in read_json(source.folder / "dataset_coco.json")["images"]
     }
     captions: dict[tuple[str, int], list[str]] = {}
-    for line in read_json_lines(place.folder / f"coco_mt_{part}.jsonl"):
+    for line in read_json_lines(source.folder / f"coco_mt_{part}.jsonl"):
         image_id, target = int(str(line["image_id"]).split("_")[0]), line["trg_lang"]
         if target in languages:
             captions.setdefault((target, image_id), []).append(line["translation_tokenized"])
@@ -90,7 +90,7 @@ def _read_coco35l(place: Place) -> Iterator[Item]:
     for (language, image_id), texts in captions.items():
         record = Record(
             record_id=f"{image_id}-{language}",
-            image=pictures[image_id],
+            image=images[image_id],
             prefix=CAPTION_IN.format(language=language),
             references=tuple(texts),
         )
@@ -113,7 +113,7 @@ COCO_35L = Benchmark(
     homepage="https://google.github.io/crossmodal-3600",
     max_new_tokens=32,
     mean_of_groups=True,
-    note="The captions are cut into words by their authors, which leaves odd punctuation.",
+    note="The captions were split into words by their authors, which leaves odd punctuation.",
 )
 
 
@@ -130,15 +130,15 @@ def _nocaps_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_nocaps(place: Place) -> Iterator[Item]:
-    whole = read_json(place.folder / "nocaps_val_4500_captions.json")
+def _read_nocaps(source: SplitSource) -> Iterator[Item]:
+    data = read_json(source.folder / "nocaps_val_4500_captions.json")
     captions: dict[int, list[str]] = {}
-    for annotation in whole["annotations"]:
+    for annotation in data["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    for entry in whole["images"]:
+    for entry in data["images"]:
         record = Record(
             record_id=str(entry["id"]),
-            image=place.folder / "validation" / entry["file_name"],
+            image=source.folder / "validation" / entry["file_name"],
             prefix=CAPTION,
             references=tuple(captions[entry["id"]]),
         )
@@ -156,7 +156,7 @@ NOCAPS = Benchmark(
     read=_read_nocaps,
     homepage="https://nocaps.org",
     max_new_tokens=32,
-    note="Asked of a model that was trained on COCO captions.",
+    note="For a model that was trained on COCO captions.",
 )
 
 
@@ -169,15 +169,15 @@ def _textcaps_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_textcaps(place: Place) -> Iterator[Item]:
-    """One line a caption; pictures of val lie in train_images too."""
+def _read_textcaps(source: SplitSource) -> Iterator[Item]:
+    """One line per caption; the images of val are in train_images too."""
     captions: dict[str, list[str]] = {}
-    for entry in read_json(place.folder / f"TextCaps_0.1_{place.split}.json")["data"]:
+    for entry in read_json(source.folder / f"TextCaps_0.1_{source.split}.json")["data"]:
         captions.setdefault(entry["image_name"], []).append(entry["caption_str"].lower())
     for name, texts in captions.items():
         record = Record(
             record_id=name,
-            image=place.folder / "train_images" / f"{name}.jpg",
+            image=source.folder / "train_images" / f"{name}.jpg",
             prefix=CAPTION,
             references=tuple(texts),
         )
@@ -219,13 +219,13 @@ def _xm3600_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_xm3600(place: Place) -> Iterator[Item]:
-    languages = _xm3600_languages(place.split)
-    for entry in read_json_lines(place.folder / "captions.jsonl"):
+def _read_xm3600(source: SplitSource) -> Iterator[Item]:
+    languages = _xm3600_languages(source.split)
+    for entry in read_json_lines(source.folder / "captions.jsonl"):
         for language in languages:
             record = Record(
                 record_id=f"{entry['image/key']}-{language}",
-                image=place.folder / "images" / f"{entry['image/key']}.jpg",
+                image=source.folder / "images" / f"{entry['image/key']}.jpg",
                 prefix=CAPTION_IN.format(language=language),
                 references=tuple(entry[language]["caption"]),
             )
@@ -247,8 +247,8 @@ XM3600 = Benchmark(
     homepage="https://google.github.io/crossmodal-3600",
     max_new_tokens=32,
     mean_of_groups=True,
-    note="Asked of a model that was trained on COCO-35L. avg35 leaves English out of the 36 "
-    "languages: so the README's en, avg35 and avg agree with each other.",
+    note="For a model that was trained on COCO-35L. avg35 leaves English out of the 36 languages, "
+    "which makes the README's en, avg35 and avg consistent.",
 )
 
 _SCICAP_CAPTION = "1-lowercase-and-token-and-remove-figure-index"
@@ -268,15 +268,15 @@ def _scicap_list(split: str) -> str:
     return f"{folder}/{split}/file_idx.json"
 
 
-def _read_scicap(place: Place) -> Iterator[Item]:
-    """The first sentence of the captions of figures without parts."""
-    for name in read_json(place.folder / _scicap_list(place.split)):
+def _read_scicap(source: SplitSource) -> Iterator[Item]:
+    """The first sentence of the captions of figures without subfigures."""
+    for name in read_json(source.folder / _scicap_list(source.split)):
         figure = name.removesuffix(".png")
-        captions = read_json(place.folder / "SciCap-Caption-All" / place.split / f"{figure}.json")
+        captions = read_json(source.folder / "SciCap-Caption-All" / source.split / f"{figure}.json")
         caption = captions[_SCICAP_CAPTION]["caption"]
         record = Record(
             record_id=figure,
-            image=place.folder / "SciCap-No-Subfig-Img" / place.split / name,
+            image=source.folder / "SciCap-No-Subfig-Img" / source.split / name,
             prefix=CAPTION,
             suffix=caption,
             references=(caption,),
@@ -306,12 +306,12 @@ def _docci_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_docci(place: Place) -> Iterator[Item]:
-    for entry in read_json_lines(place.folder / "docci_descriptions.jsonlines"):
-        if entry["split"] == place.split:
+def _read_docci(source: SplitSource) -> Iterator[Item]:
+    for entry in read_json_lines(source.folder / "docci_descriptions.jsonlines"):
+        if entry["split"] == source.split:
             record = Record(
                 record_id=entry["example_id"],
-                image=place.folder / "images" / entry["image_file"],
+                image=source.folder / "images" / entry["image_file"],
                 prefix=CAPTION,
                 suffix=entry["description"],
                 references=(entry["description"],),
@@ -330,6 +330,6 @@ DOCCI = Benchmark(
     read=_read_docci,
     homepage="https://google.github.io/docci",
     max_new_tokens=192,
-    note="The paper's NES counts the sentences that do not follow from the picture, as five people "
-    "judge; no program gives it. The prompt of the released models is not printed.",
+    note="The paper's NES counts the sentences that the image does not entail, as judged by five "
+    "people; it cannot be computed. The prompt of the released models is not published.",
 )

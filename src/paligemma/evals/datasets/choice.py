@@ -1,4 +1,4 @@
-"""AI2D and ScienceQA: questions of school books, one of several answers."""
+"""AI2D and ScienceQA: multiple-choice questions from school books."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json, read_lines
 from paligemma.evals.datasets.prompts import CHOOSE, SCIENCE, choose, letter, science
 from paligemma.evals.metrics.answers import ExactMatch
@@ -34,13 +34,13 @@ def _ai2d_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_ai2d(place: Place) -> Iterator[Item]:
-    """One file of questions a diagram; where `abcLabel` says so, the diagram's own words are
-    covered by letters, which are the answers."""
-    folder = place.folder / "ai2d"
-    test_ids = set(read_lines(place.folder / "ai2d_test_ids.csv"))
+def _read_ai2d(source: SplitSource) -> Iterator[Item]:
+    """One file of questions per diagram; with `abcLabel`, letters cover the words of the diagram
+    and are the answers."""
+    folder = source.folder / "ai2d"
+    test_ids = set(read_lines(source.folder / "ai2d_test_ids.csv"))
     for path in sorted((folder / "questions").glob("*.json")):
-        if (path.name.split(".")[0] in test_ids) != (place.split == "test"):
+        if (path.name.split(".")[0] in test_ids) != (source.split == "test"):
             continue
         entry = read_json(path)
         image = folder / "images" / entry["imageName"]
@@ -62,9 +62,9 @@ def _read_ai2d(place: Place) -> Iterator[Item]:
 
 
 def _with_letters(path: Path, words: list[dict[str, Any]]) -> Image.Image:
-    """Every word of the diagram under a white rectangle with its letter, as large as it fits."""
-    picture = load_image(path).rgb
-    draw = ImageDraw.Draw(picture)
+    """Each word covered by a white rectangle with its letter, as large as it fits."""
+    image = load_image(path).rgb
+    draw = ImageDraw.Draw(image)
     for word in words:
         (x1, y1), (x2, y2) = word["rectangle"]
         draw.rectangle((x1, y1, x2, y2), fill="white")
@@ -81,7 +81,7 @@ def _with_letters(path: Path, words: list[dict[str, Any]]) -> Image.Image:
         font = ImageFont.load_default(size)
         left = x1 + (x2 - x1 - draw.textlength(text, font)) / 2
         draw.text((left, y1), text, fill="black", font=font)
-    return picture
+    return image
 
 
 AI2D = Benchmark(
@@ -122,15 +122,15 @@ def _scienceqa_needs(split: str) -> tuple[Needed, ...]:
     return Needed(path="problems.json", source=source), Needed(path=f"{split}/", source=source)
 
 
-def _read_scienceqa(place: Place) -> Iterator[Item]:
+def _read_scienceqa(source: SplitSource) -> Iterator[Item]:
     """Questions without a picture are left out, as in the papers."""
-    for problem_id, entry in read_json(place.folder / "problems.json").items():
-        if entry["split"] != place.split or not entry["image"]:
+    for problem_id, entry in read_json(source.folder / "problems.json").items():
+        if entry["split"] != source.split or not entry["image"]:
             continue
         answer = f"The answer is {letter(int(entry['answer']))}."
         record = Record(
             record_id=problem_id,
-            image=place.folder / place.split / problem_id / entry["image"],
+            image=source.folder / source.split / problem_id / entry["image"],
             prefix=science(entry["question"], entry["hint"], entry["choices"]),
             suffix=answer,
             references=(answer,),
@@ -140,7 +140,7 @@ def _read_scienceqa(place: Place) -> Iterator[Item]:
 
 SCIENCEQA = Benchmark(
     name="science-qa",
-    title="ScienceQA, questions with a picture",
+    title="ScienceQA, questions with an image",
     task="answer",
     prompt=SCIENCE,
     metrics={"acc": LetterAccuracy()},
@@ -149,6 +149,6 @@ SCIENCEQA = Benchmark(
     read=_read_scienceqa,
     homepage="https://scienceqa.github.io",
     max_new_tokens=512,
-    note="In training the papers shuffle the options anew in every epoch; this reader keeps their "
+    note="In training the papers shuffle the options again in every epoch; this reader keeps their "
     "order.",
 )

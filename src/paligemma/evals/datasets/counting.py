@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
-from paligemma.evals.datasets.files import read_json
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
+from paligemma.evals.datasets.files import read_json, read_table
 from paligemma.evals.datasets.prompts import ANSWER
-from paligemma.evals.datasets.table_file import read_table
 from paligemma.evals.metrics.counting import CountAccuracy
 
 _GENOME = ("VG_100K", "VG_100K_2")
@@ -30,16 +29,16 @@ def _tallyqa_needs(split: str) -> tuple[Needed, ...]:
     return Needed(path="test.json", source=_TALLYQA), *genome
 
 
-def _read_tallyqa(place: Place) -> Iterator[Item]:
-    """`image` is "VG_100K_2/1.jpg"; only test tells simple questions from complex ones."""
-    name = "train" if place.split == "train" else "test"
-    for entry in read_json(place.folder / f"{name}.json"):
+def _read_tallyqa(source: SplitSource) -> Iterator[Item]:
+    """`image` is "VG_100K_2/1.jpg"; only test separates simple from complex questions."""
+    name = "train" if source.split == "train" else "test"
+    for entry in read_json(source.folder / f"{name}.json"):
         kind = "simple" if entry.get("issimple") else "complex"
-        if name == "test" and place.split != kind:
+        if name == "test" and source.split != kind:
             continue
         record = Record(
             record_id=f"{entry['image_id']}-{entry['question_id']}",
-            image=place.folder / entry["image"],
+            image=source.folder / entry["image"],
             prefix=ANSWER.format(question=entry["question"]),
             suffix=str(int(entry["answer"])),
             references=(str(int(entry["answer"])),),
@@ -78,10 +77,10 @@ def _countbench_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_countbench(place: Place) -> Iterator[Item]:
-    """Question n belongs to row n; rows whose picture is lost, or gray, are left out."""
-    questions = read_json(place.folder / _COUNTBENCH_QUESTIONS)
-    table: Path = place.folder / _COUNTBENCH_TABLE
+def _read_countbench(source: SplitSource) -> Iterator[Item]:
+    """Question n belongs to row n; rows with a missing or gray image are left out."""
+    questions = read_json(source.folder / _COUNTBENCH_QUESTIONS)
+    table: Path = source.folder / _COUNTBENCH_TABLE
     rows = read_table(table, "image", color_only=True)
     for number, (question, row) in enumerate(zip(questions, rows, strict=True)):
         if row.image is None:
@@ -108,5 +107,5 @@ COUNTBENCHQA = Benchmark(
     read=_read_countbench,
     homepage="https://teaching-clip-to-count.github.io",
     max_new_tokens=32,
-    note="Asked of a model that was trained on TallyQA.",
+    note="For a model that was trained on TallyQA.",
 )

@@ -1,4 +1,4 @@
-"""DocVQA, InfoVQA, ST-VQA, OCR-VQA and ChartQA: questions about what is written in a picture."""
+"""DocVQA, InfoVQA, ST-VQA, OCR-VQA and ChartQA: questions about text in an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import permutations
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json
 from paligemma.evals.datasets.prompts import ANSWER, QUESTION
 from paligemma.evals.metrics.answers import ExactMatch, RelaxedAccuracy
@@ -23,12 +23,12 @@ def _docvqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_docvqa(place: Place) -> Iterator[Item]:
+def _read_docvqa(source: SplitSource) -> Iterator[Item]:
     """`image` is "documents/x.png", below a folder with the split's name."""
-    for entry in read_json(place.folder / f"{place.split}_v1.0_withQT.json")["data"]:
+    for entry in read_json(source.folder / f"{source.split}_v1.0_withQT.json")["data"]:
         record = Record(
             record_id=str(entry["questionId"]),
-            image=place.folder / place.split / entry["image"],
+            image=source.folder / source.split / entry["image"],
             prefix=QUESTION.format(question=entry["question"]),
             references=tuple(entry["answers"]),
         )
@@ -61,14 +61,14 @@ def _infovqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_infovqa(place: Place) -> Iterator[Item]:
-    for entry in read_json(place.folder / _INFOVQA_FILES[place.split])["data"]:
+def _read_infovqa(source: SplitSource) -> Iterator[Item]:
+    for entry in read_json(source.folder / _INFOVQA_FILES[source.split])["data"]:
         answers = [answer.lower() for answer in entry["answers"]]
-        if place.split == "val":
+        if source.split == "val":
             answers = _in_any_order(answers)
         record = Record(
             record_id=str(entry["questionId"]),
-            image=place.folder / "images" / entry["image_local_name"],
+            image=source.folder / "images" / entry["image_local_name"],
             prefix=ANSWER.format(question=entry["question"]),
             references=tuple(answers),
         )
@@ -110,18 +110,18 @@ def _stvqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_stvqa(place: Place) -> Iterator[Item]:
-    """Pictures from COCO-Text are taken in COCO's own, larger size."""
-    for entry in read_json(place.folder / "train_task_3.json")["data"]:
-        source, _, name = entry["file_path"].partition("/")
-        folder = "train2014" if source == "coco-text" else f"train_images/{source}"
+def _read_stvqa(source: SplitSource) -> Iterator[Item]:
+    """Images from COCO-Text are read in COCO's own, larger size."""
+    for entry in read_json(source.folder / "train_task_3.json")["data"]:
+        origin, _, name = entry["file_path"].partition("/")
+        folder = "train2014" if origin == "coco-text" else f"train_images/{origin}"
         record = Record(
             record_id=str(entry["question_id"]),
-            image=place.folder / folder / name,
+            image=source.folder / folder / name,
             prefix=ANSWER.format(question=entry["question"]),
             references=tuple(answer.lower() for answer in entry["answers"]),
         )
-        yield Item(record, source)
+        yield Item(record, origin)
 
 
 STVQA = Benchmark(
@@ -136,7 +136,7 @@ STVQA = Benchmark(
     homepage="https://rrc.cvc.uab.es/?ch=11",
     max_new_tokens=48,
     note="Only train has public answers. The papers' val is 2,628 of its 26,074 questions; the "
-    "list of them is not published. Hold out pictures of your own before training on it.",
+    "list of them is not published. Hold out some images yourself before training on it.",
 )
 
 _OCRVQA_SPLITS = {"test": 3, "val": 2, "train": 1}
@@ -149,16 +149,16 @@ def _ocrvqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_ocrvqa(place: Place) -> Iterator[Item]:
-    """One entry a book, with several questions."""
-    for book_id, book in read_json(place.folder / "dataset.json").items():
-        if book["split"] != _OCRVQA_SPLITS[place.split]:
+def _read_ocrvqa(source: SplitSource) -> Iterator[Item]:
+    """One entry per book, with several questions."""
+    for book_id, book in read_json(source.folder / "dataset.json").items():
+        if book["split"] != _OCRVQA_SPLITS[source.split]:
             continue
         pairs = zip(book["questions"], book["answers"], strict=True)
         for number, (question, answer) in enumerate(pairs):
             record = Record(
                 record_id=f"{book_id}-{number}",
-                image=place.folder / "images" / f"{book_id}.jpg",
+                image=source.folder / "images" / f"{book_id}.jpg",
                 prefix=ANSWER.format(question=question),
                 suffix=answer,
                 references=(answer,),
@@ -197,13 +197,13 @@ def _chartqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_chartqa(place: Place) -> Iterator[Item]:
-    part, kind = _chartqa_parts(place.split)
-    entries = read_json(place.folder / part / f"{part}_{kind}.json")
+def _read_chartqa(source: SplitSource) -> Iterator[Item]:
+    part, kind = _chartqa_parts(source.split)
+    entries = read_json(source.folder / part / f"{part}_{kind}.json")
     for number, entry in enumerate(entries):
         record = Record(
             record_id=str(number),
-            image=place.folder / part / "png" / entry["imgname"],
+            image=source.folder / part / "png" / entry["imgname"],
             prefix=QUESTION.format(question=entry["query"]),
             suffix=entry["label"],
             references=(entry["label"],),

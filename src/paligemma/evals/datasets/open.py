@@ -10,15 +10,13 @@ from paligemma.evals.datasets import (
     captions,
     choice,
     counting,
-    detection,
     documents,
+    objects,
     probing,
     reasoning,
-    referring,
     remote_sensing,
     screens,
     spotting,
-    unread,
     videos,
     vqa,
     writing,
@@ -59,11 +57,11 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     probing.MMVP,
     remote_sensing.RSVQA_LR,
     remote_sensing.RSVQA_HR,
-    referring.REFCOCO,
-    referring.REFCOCO_PLUS,
-    referring.REFCOCOG,
-    detection.COCO_DETECTION,
-    detection.DOCLAYNET,
+    objects.REFCOCO,
+    objects.REFCOCO_PLUS,
+    objects.REFCOCOG,
+    objects.COCO_DETECTION,
+    objects.DOCLAYNET,
     spotting.ICDAR15,
     spotting.TOTAL_TEXT,
     writing.PUBTABNET,
@@ -77,7 +75,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     videos.MSRVTT_QA,
     videos.ACTIVITYNET_QA,
     videos.MSVD_QA,
-    unread.OBJAVERSE,
+    videos.OBJAVERSE,
 )
 
 
@@ -99,11 +97,11 @@ def find_benchmark(name: str) -> Benchmark:
 def open_benchmark(
     name: str, folder: str | Path, *, split: str | None = None, resolution: int = 224
 ) -> BenchmarkData:
-    """The records of one split, from the official files that lie below `folder`.
+    """The records of one split, from the official files in `folder`.
 
-    `split` is the benchmark's first one where it is not given; `resolution` is the model's, in
-    pixels (WidgetCap draws into the resized picture).
+    `split` is by default the benchmark's first one; `resolution` is the model's, in pixels
+    (WidgetCap draws into the resized image).
 
-    Raises OptionError for an unknown name or split; DataError for a missing or unfit file.
+    Raises OptionError for an unknown name or split; DataError for a missing or invalid file.
     """
     return read_benchmark(find_benchmark(name), folder, split=split, resolution=resolution)

@@ -1,8 +1,8 @@
-"""Reads a pickle that holds nothing but lists, dicts, tuples, numbers and strings.
+"""Reads a pickle of plain data: lists, dicts, tuples, numbers and strings.
 
-The annotations of RefCOCO are published as pickles. The standard library's reader builds them here
-with every look-up of a class or function refused, so that a file cannot run code. A small file
-cannot unfold into a huge value either: its size with every part written out is checked.
+The annotations of RefCOCO are published as pickles. The standard library reads them here with every
+lookup of a class or function refused, so that a file cannot run code. A small file cannot expand
+into a huge value either: the size of the expanded value is checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Never
 
 from paligemma.errors import DataError
 
-# Several times what 50,000 references with three phrases each take, which is the size of RefCOCO.
+# Several times the size of RefCOCO: 50,000 references with three phrases each.
 _MAX_BYTES = 500_000_000
 _MAX_VALUES = 20_000_000
 _MAX_CHARACTERS = 500_000_000
@@ -23,15 +23,15 @@ _SHOWN = 200
 
 
 class _NotPlainError(pickle.UnpicklingError):
-    """The pickle asks for more than plain data."""
+    """The pickle needs more than plain data."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Never:
-        raise _NotPlainError(f"it asks for {module}.{name}")
+        raise _NotPlainError(f"it needs {module}.{name}")
 
     def persistent_load(self, pid: object) -> Never:
-        raise _NotPlainError("it refers to an object outside of the file")
+        raise _NotPlainError("it refers to an object outside the file")
 
 
 def read_plain_pickle(path: Path) -> Any:
@@ -42,8 +42,8 @@ def read_plain_pickle(path: Path) -> Any:
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise DataError(
-                f"The file {str(path)!r} has {size} bytes, and at most {_MAX_BYTES} are read; "
-                "take the official one."
+                f"The file {str(path)!r} has {size} bytes; the limit is {_MAX_BYTES}. Use the "
+                "official file."
             )
         value = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin-1").load()
         if isinstance(value, list | tuple | dict):
@@ -51,26 +51,26 @@ def read_plain_pickle(path: Path) -> Any:
         return value
     except _NotPlainError as error:
         raise DataError(
-            f"The file {str(path)!r} wants to do more than hold data ({str(error)[:_SHOWN]}), and "
-            "may come from an attacker. Take the official one."
+            f"The file {str(path)!r} contains more than plain data ({str(error)[:_SHOWN]}), and "
+            "may be malicious. Use the official file."
         ) from None
     except OSError as error:
         raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
     except DataError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way the reader can
+    except Exception as error:  # a damaged pickle can fail in any way
         reason = f"{type(error).__name__}: {error}"[:_SHOWN]
         raise DataError(
-            f"The file {str(path)!r} is damaged, or no pickle ({reason}). Take the official one."
+            f"The file {str(path)!r} is damaged or not a pickle ({reason}). Use the official file."
         ) from None
 
 
 def _check_size(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> None:
-    """A part counts as often as it stands somewhere: ten lists, each twice in the next, are 1024.
+    """A shared part counts each time it occurs: ten lists, each twice in the next, count 1024.
 
-    Raises ValueError where there is too much of it, or a part that holds itself.
+    Raises ValueError for a value that is too large, or contains itself.
     """
-    level: list[tuple[Any, int]] = [(value, 1)]  # with how often it stands there
+    level: list[tuple[Any, int]] = [(value, 1)]  # with the number of occurrences
     num_values = num_characters = 0
     for _ in range(_MAX_DEPTH):
         inside: dict[int, tuple[Any, int]] = {}
@@ -83,8 +83,8 @@ def _check_size(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> None:
                 elif isinstance(part, list | tuple | dict):
                     inside[id(part)] = part, times + inside.get(id(part), (part, 0))[1]
         if num_values > _MAX_VALUES or num_characters > _MAX_CHARACTERS:
-            raise ValueError("its parts come to more than there is in any official file")
+            raise ValueError("its expanded value is larger than any official file")
         if not inside:
             return
         level = list(inside.values())
-    raise ValueError(f"its parts are nested more than {_MAX_DEPTH} deep")
+    raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")

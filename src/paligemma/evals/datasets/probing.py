@@ -1,4 +1,4 @@
-"""POPE and MMVP: does the model see what is not there, and what tells two pictures apart?"""
+"""POPE and MMVP: objects that are not in the image, and differences between similar images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_csv, read_json_lines
 from paligemma.evals.datasets.prompts import ANSWER
 from paligemma.evals.metrics.answers import ExactMatch, normalize_answer
@@ -32,13 +32,13 @@ def _needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read(place: Place) -> Iterator[Item]:
-    for kind in _kinds(place.split):
-        entries = read_json_lines(place.folder / "pope" / f"coco_pope_{kind}.json")
+def _read(source: SplitSource) -> Iterator[Item]:
+    for kind in _kinds(source.split):
+        entries = read_json_lines(source.folder / "pope" / f"coco_pope_{kind}.json")
         for number, entry in enumerate(entries):
             record = Record(
                 record_id=f"{kind}-{number}",
-                image=place.folder / "val2014" / entry["image"],
+                image=source.folder / "val2014" / entry["image"],
                 prefix=ANSWER.format(question=entry["text"]),
                 suffix=entry["label"],
                 references=(entry["label"],),
@@ -58,28 +58,29 @@ POPE = Benchmark(
     homepage="https://github.com/AoiDragon/POPE",
     max_new_tokens=48,
     mean_of_groups=True,
-    note="Asked of a model that was trained on VQAv2. The prompt is the paper's; big_vision's "
-    "config asks without 'answer en'.",
+    note="For a model that was trained on VQAv2. The prompt is the paper's; big_vision's config "
+    "has no 'answer en'.",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedAccuracy:
-    """The share of pairs of examples, the first with the second and so on, that are both right.
+    """The fraction of pairs of consecutive examples of which both answers are right.
 
-    An answer is right that equals a reference: a letter "(a)", or any text in VQAv2's normal form.
-    `per_example` is 1 for both of a pair or for neither; `details` has the share of single answers.
+    An answer is right if it equals a reference: a letter "(a)", or any text in VQAv2's normal
+    form. `per_example` is 1 for both examples of a pair or for neither; `details` has the fraction
+    of single answers that are right.
     """
 
     def score(self, predictions: Sequence[str], references: References) -> MetricResult:
         """Raises DataError for an odd number of examples."""
         right = [
-            bool(said := _normal(prediction)) and said in map(_normal, accepted)
+            bool(answer := _normal(prediction)) and answer in map(_normal, accepted)
             for prediction, accepted in pair(predictions, references)
         ]
         if len(right) % 2:
             raise DataError(
-                f"Pairs are scored, and there are {len(right)} examples. Take an even number, in "
+                f"There are {len(right)} examples, and pairs are scored. Give an even number, in "
                 "the order of the file."
             )
         both = np.logical_and(right[::2], right[1::2])
@@ -104,7 +105,7 @@ class PairedAccuracy:
 
 
 def _normal(answer: str) -> str:
-    """The letter alone would be an article to the normal form, and go."""
+    """The normal form, except that a letter alone stays: it would be dropped as an article."""
     letter = answer.strip(" ().").lower()
     return letter if letter in ("a", "b") else normalize_answer(answer)
 
@@ -113,7 +114,7 @@ _OPTIONS = re.compile(r"\(a\)\s*(.+?)\s*\(b\)\s*(.+)", re.IGNORECASE | re.DOTALL
 
 
 def _accepted(options: str, correct: str) -> tuple[str, ...]:
-    """The right option, its words that the other one lacks, and its letter.
+    """The right option, those of its words that the other lacks, and its letter.
 
     >>> _accepted("(a) On the left (b) On the right", "(b)")
     ('On the right', 'right', '(b)')
@@ -134,13 +135,13 @@ def _mmvp_needs(split: str) -> tuple[Needed, ...]:
     return Needed(path="Questions.csv", source=source), Needed(path="MMVP Images/", source=source)
 
 
-def _read_mmvp(place: Place) -> Iterator[Item]:
-    """The picture has the row's number: the column's own name is not the same in all copies."""
-    for number, row in enumerate(read_csv(place.folder / "Questions.csv"), start=1):
+def _read_mmvp(source: SplitSource) -> Iterator[Item]:
+    """The image has the row's number; the name of that column differs between copies."""
+    for number, row in enumerate(read_csv(source.folder / "Questions.csv"), start=1):
         accepted = _accepted(row["Options"], row["Correct Answer"])
         record = Record(
             record_id=str(number),
-            image=place.folder / "MMVP Images" / f"{number}.jpg",
+            image=source.folder / "MMVP Images" / f"{number}.jpg",
             prefix=ANSWER.format(question=row["Question"]),
             suffix=accepted[0],
             references=accepted,
@@ -159,7 +160,7 @@ MMVP = Benchmark(
     read=_read_mmvp,
     homepage="https://github.com/tsb0601/MMVP",
     max_new_tokens=32,
-    note="Asked of a model that was trained on VQAv2. The papers do not say how an answer is told "
-    "to be one of the two options (its authors ask a language model): here it must be the right "
-    "option, what sets that apart from the other one, or its letter, in VQAv2's normal form.",
+    note="For a model that was trained on VQAv2. The papers do not say how an answer is matched to "
+    "one of the two options (its authors ask a language model): here it must be the right option, "
+    "the words that distinguish it from the other, or its letter, in VQAv2's normal form.",
 )

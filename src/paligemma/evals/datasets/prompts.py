@@ -1,7 +1,7 @@
-"""The prompts of the transfer tasks, exactly as the models were trained on them.
+"""The prompts of the transfer tasks, exactly as in training.
 
 Source: big_vision, configs/proj/paligemma/transfers (pp strings of every task), and appendix B of
-arXiv 2407.07726. The separator, a newline, is added by the processor and is not written here.
+arXiv 2407.07726. The processor adds the separator, a newline.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ CAPTION = "caption en"
 CAPTION_IN = "caption {language}"
 ANSWER = "answer en {question}"
 QUESTION = "{question}"
-"""Without any task word: DocVQA, ChartQA and, by its config, POPE."""
+"""Without a task word: DocVQA, ChartQA and, by its config, POPE."""
 CHOOSE = "answer en  {question} choose from: {options}"
 """Two spaces after "en": the config joins "answer en " and " {question}". The paper prints one;
-the released checkpoints have seen two, and two spaces are a token of their own (139)."""
+the released checkpoints were trained with two, which are a single token (139)."""
 OPTION_SEPARATOR = " \t "
 SCIENCE = "Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:"
 SENTENCE = "answer en {sentence}"
@@ -30,7 +30,7 @@ def choose(question: str, options: list[str]) -> str:
 
 
 def science(question: str, hint: str, options: list[str]) -> str:
-    """Options get letters; an empty hint is written N/A.
+    """Options get letters; an empty hint becomes N/A.
 
     >>> science("Why?", "", ["so", "no"])
     'Question: Why?\\nContext: N/A\\nOptions: (A) so, (B) no\\nAnswer:'

@@ -1,16 +1,16 @@
-"""The papers' scores, as they printed them; every recipe and benchmark points here.
+"""The papers' scores, as printed, for recipes and benchmarks.
 
     tables/transfers.csv              PaliGemma 1 and 2 on the same splits
                                       (arXiv 2412.03555, Tables 13 and 15)
     tables/transfers_paligemma1.csv   PaliGemma 1, on test servers where there are any
                                       (arXiv 2407.07726, Table 1)
     tables/other_scores.csv           the new tasks of PaliGemma 2, further digits of the README,
-                                      and what others reached; each line names its source
+                                      and other models; each line names its source
     tables/learning_rates.csv         scores by learning rate (arXiv 2412.03555, Table 14)
 
 A `row` is the name of a line in these tables, such as "ChartQA (human)". Sources disagree in
 places (COCO-35L, XM3600, OCR-VQA, VizWizVQA); all of them are kept. Scores are in the unit of the
-papers, mostly percent and CIDEr times 100. Knows no benchmark's files.
+papers, mostly percent and CIDEr times 100.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _NOTES = {("VizWizVQA (val)", "paligemma-3b", 224): "Table 4 of arXiv 2407.07726
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedScore:
-    """One number of a paper."""
+    """One figure in a paper."""
 
     row: str
     """The line of the table: task and split."""
     metric: str
-    """As the paper calls it."""
+    """As named in the paper."""
     model: str
     """The beginning of a release's name ("paligemma2-10b"), or the name of another model."""
     resolution: int | None
@@ -73,15 +73,15 @@ class PublishedScore:
 
 @cache
 def all_scores() -> tuple[PublishedScore, ...]:
-    """Every score of the tables but the sweep of learning rates."""
+    """All scores in the tables, except the sweep of learning rates."""
     return (*_transfers(), *_transfers_paligemma1(), *_other_scores())
 
 
 def published_scores(row: str) -> tuple[PublishedScore, ...]:
-    """All scores of one line, in the order of the files. Raises OptionError for no such line."""
+    """All scores of one row, in the order of the files. Raises OptionError for an unknown row."""
     scores = tuple(score for score in all_scores() if score.row == row)
     if not scores:
-        raise OptionError(f"No table has the row {row!r}. Look into tables/*.csv for its name.")
+        raise OptionError(f"No table has the row {row!r}. The names are in tables/*.csv.")
     return scores
 
 
@@ -89,19 +89,19 @@ def published_scores(row: str) -> tuple[PublishedScore, ...]:
 def learning_rate_scores(row: str, size: str) -> dict[float, float]:
     """Score on a validation split by learning rate, PaliGemma 2 at 224 pixels, single runs.
 
-    `size` is "3b", "10b" or "28b". Raises OptionError where the sweep has no such line: 28b was
+    `size` is "3b", "10b" or "28b". Raises OptionError where the sweep has no such row: 28b was
     not swept on videos.
     """
     for line in _lines("learning_rates.csv"):
         if line["row"] == row and line["size"].lower() == size:
             return {float(rate): float(line[rate]) for rate in line if rate not in ("row", "size")}
-    raise OptionError(f"The sweep of learning rates has no line {row!r} for the size {size!r}.")
+    raise OptionError(f"The sweep of learning rates has no row {row!r} for the size {size!r}.")
 
 
 def best_learning_rate(rows: Sequence[str], size: str) -> float:
-    """The learning rate whose mean score over the rows is best; of equals the smallest.
+    """The learning rate with the best mean score over the rows; for ties the smallest.
 
-    The papers do not print which one they chose.
+    The papers do not say which one they chose.
 
     >>> best_learning_rate(["AI2D (minival)"], "10b")
     1e-06

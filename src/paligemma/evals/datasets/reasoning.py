@@ -1,4 +1,4 @@
-"""GQA, xGQA, NLVR2, MaRVL and VSR: relations between things, in one picture or two."""
+"""GQA, xGQA, NLVR2, MaRVL and VSR: relations between objects, in one image or two."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json, read_json_lines
 from paligemma.evals.datasets.prompts import ANSWER, SENTENCE
 from paligemma.evals.metrics.answers import ExactMatch
 
 _GQA_SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa"
-_GQA_PICTURES = Needed(path="images/", source=f"{_GQA_SITE}/images.zip")
+_GQA_IMAGES = Needed(path="images/", source=f"{_GQA_SITE}/images.zip")
 
 
 def _gqa_needs(split: str) -> tuple[Needed, ...]:
     path = f"{split}_balanced_questions.json"
-    return Needed(path=path, source=f"{_GQA_SITE}/questions1.2.zip"), _GQA_PICTURES
+    return Needed(path=path, source=f"{_GQA_SITE}/questions1.2.zip"), _GQA_IMAGES
 
 
 def _gqa_items(path: Path, images: Path, group: str = "") -> Iterator[Item]:
@@ -41,8 +41,8 @@ GQA = Benchmark(
     metrics={"acc": ExactMatch()},
     splits={"testdev": ("GQA",), "val": (), "train": ()},
     needs=_gqa_needs,
-    read=lambda place: _gqa_items(
-        place.folder / f"{place.split}_balanced_questions.json", place.folder / "images"
+    read=lambda source: _gqa_items(
+        source.folder / f"{source.split}_balanced_questions.json", source.folder / "images"
     ),
     homepage="https://cs.stanford.edu/people/dorarad/gqa",
     max_new_tokens=32,
@@ -67,14 +67,14 @@ def _xgqa_needs(split: str) -> tuple[Needed, ...]:
             Needed(path=_xgqa_file(language), source=f"{site}/{_xgqa_file(language)}")
             for language in _XGQA_SPLITS[split]
         ),
-        _GQA_PICTURES,
+        _GQA_IMAGES,
     )
 
 
-def _read_xgqa(place: Place) -> Iterator[Item]:
-    for language in _XGQA_SPLITS[place.split]:
+def _read_xgqa(source: SplitSource) -> Iterator[Item]:
+    for language in _XGQA_SPLITS[source.split]:
         yield from _gqa_items(
-            place.folder / _xgqa_file(language), place.folder / "images", language
+            source.folder / _xgqa_file(language), source.folder / "images", language
         )
 
 
@@ -109,12 +109,12 @@ def _nlvr2_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_nlvr2(place: Place) -> Iterator[Item]:
+def _read_nlvr2(source: SplitSource) -> Iterator[Item]:
     """ "dev-850-0-1" asks about dev-850-0-img0.png and -img1.png; train has numbered folders."""
-    name = _NLVR2_FILES[place.split]
-    for entry in read_json_lines(place.folder / "data" / f"{name}.json"):
+    name = _NLVR2_FILES[source.split]
+    for entry in read_json_lines(source.folder / "data" / f"{name}.json"):
         stem = entry["identifier"].rpartition("-")[0]
-        folder = place.folder / "images" / name
+        folder = source.folder / "images" / name
         if name == "train":
             folder /= str(entry["directory"])
         left, right = (folder / f"{stem}-img{side}.png" for side in (0, 1))
@@ -174,11 +174,11 @@ def _marvl_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_marvl(place: Place) -> Iterator[Item]:
-    """The archives write accents of folder names taken apart (NFKD)."""
-    for language in _marvl_languages(place.split):
-        images = place.folder / "images" / language / "images"
-        for entry in read_json_lines(place.folder / f"annotations/marvl-{language}.jsonl"):
+def _read_marvl(source: SplitSource) -> Iterator[Item]:
+    """The archives have folder names with decomposed accents (NFKD)."""
+    for language in _marvl_languages(source.split):
+        images = source.folder / "images" / language / "images"
+        for entry in read_json_lines(source.folder / f"annotations/marvl-{language}.jsonl"):
             left, right = (
                 images / unicodedata.normalize("NFKD", f"{entry['concept']}/{entry[side]}")
                 for side in ("left_img", "right_img")
@@ -224,14 +224,14 @@ def _vsr_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_vsr(place: Place) -> Iterator[Item]:
-    kind, part = _vsr_parts(place.split)
-    entries = read_json_lines(place.folder / "splits" / kind / f"{part}.jsonl")
+def _read_vsr(source: SplitSource) -> Iterator[Item]:
+    kind, part = _vsr_parts(source.split)
+    entries = read_json_lines(source.folder / "splits" / kind / f"{part}.jsonl")
     for number, entry in enumerate(entries):
         answer = str(bool(entry["label"]))
         record = Record(
             record_id=str(number),
-            image=place.folder / "images" / entry["image"],
+            image=source.folder / "images" / entry["image"],
             prefix=SENTENCE.format(sentence=entry["caption"]),
             suffix=answer,
             references=(answer,),
@@ -254,5 +254,5 @@ VSR = Benchmark(
     read=_read_vsr,
     homepage="https://github.com/cambridgeltl/visual-spatial-reasoning",
     max_new_tokens=18,
-    note="The paper does not print its prompt; the one of NLVR2 stands in for it.",
+    note="The paper does not publish its prompt; that of NLVR2 is used instead.",
 )

@@ -1,4 +1,4 @@
-"""RSVQA, low and high resolution: questions about pictures from above.
+"""RSVQA, low and high resolution: questions about aerial and satellite images.
 
 Questions whose answer is a number (count, area) are left out, as in the papers.
 """
@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from paligemma.data.record import Record
 from paligemma.errors import ImageError
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json
 from paligemma.evals.datasets.prompts import ANSWER
 from paligemma.evals.metrics.answers import ExactMatch
@@ -23,12 +23,12 @@ from paligemma.evals.metrics.answers import ExactMatch
 _NUMERIC = ("count", "area")
 
 
-def _items(place: Place, stem: str) -> Iterator[tuple[dict[str, object], str]]:
+def _items(source: SplitSource, stem: str) -> Iterator[tuple[dict[str, object], str]]:
     """Active questions with their answer."""
-    questions = read_json(place.folder / f"{stem}_questions.json")["questions"]
+    questions = read_json(source.folder / f"{stem}_questions.json")["questions"]
     answers = {
         answer["id"]: answer
-        for answer in read_json(place.folder / f"{stem}_answers.json")["answers"]
+        for answer in read_json(source.folder / f"{stem}_answers.json")["answers"]
     }
     for question in questions:
         if question["active"] and question["type"] not in _NUMERIC:
@@ -44,9 +44,9 @@ def _low_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_low(place: Place) -> Iterator[Item]:
-    for question, answer in _items(place, f"LR_split_{place.split}"):
-        path = place.folder / "Images_LR" / f"{question['img_id']}.tif"
+def _read_low(source: SplitSource) -> Iterator[Item]:
+    for question, answer in _items(source, f"LR_split_{source.split}"):
+        path = source.folder / "Images_LR" / f"{question['img_id']}.tif"
         record = Record(
             record_id=str(question["id"]),
             image=partial(_read_tiff, path),
@@ -58,16 +58,16 @@ def _read_low(place: Place) -> Iterator[Item]:
 
 
 def _read_tiff(path: Path) -> npt.NDArray[np.uint8]:
-    """uint8[H, W, 3]. Raises ImageError for another kind of TIFF than the data set's own."""
+    """uint8[H, W, 3]. Raises ImageError for a TIFF that is not like the data set's own."""
     try:
-        with path.open("rb") as file, TiffImageFile(file) as picture:
-            pixels = np.asarray(picture)
+        with path.open("rb") as file, TiffImageFile(file) as image:
+            pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{str(path)!r} cannot be read as TIFF: {error}.") from error
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ImageError(
-            f"{str(path)!r} holds {pixels.dtype} of shape {pixels.shape}; the pictures of RSVQA "
-            "have three channels of 8 bits. Unpack the official archive anew."
+            f"{str(path)!r} holds {pixels.dtype} of shape {pixels.shape}; the images of RSVQA "
+            "have three channels of 8 bits. Unpack the official archive again."
         )
     return pixels
 
@@ -99,11 +99,11 @@ def _high_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_high(place: Place) -> Iterator[Item]:
-    for question, answer in _items(place, f"USGS_split_{_HIGH_FILES[place.split]}"):
+def _read_high(source: SplitSource) -> Iterator[Item]:
+    for question, answer in _items(source, f"USGS_split_{_HIGH_FILES[source.split]}"):
         record = Record(
             record_id=str(question["id"]),
-            image=place.folder / "Data" / f"{question['img_id']}.png",
+            image=source.folder / "Data" / f"{question['img_id']}.png",
             prefix=ANSWER.format(question=question["question"]),
             suffix=answer,
             references=(answer,),

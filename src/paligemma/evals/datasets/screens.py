@@ -1,6 +1,6 @@
 """Screen2Words and WidgetCap: what a phone's screen, or one part of it, is for.
 
-Both need the pictures of RICO.
+Both need the images of RICO.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_csv, read_json, read_lines
 from paligemma.evals.datasets.prompts import CAPTION
 from paligemma.evals.metrics.captions import Cider
@@ -37,15 +37,15 @@ def _screen2words_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_screen2words(place: Place) -> Iterator[Item]:
-    folder = place.folder / "screen2words"
+def _read_screen2words(source: SplitSource) -> Iterator[Item]:
+    folder = source.folder / "screen2words"
     summaries: dict[str, list[str]] = {}
     for row in read_csv(folder / "screen_summaries.csv"):
         summaries.setdefault(row["screenId"], []).append(row["summary"])
-    for screen in read_lines(folder / "split" / f"{place.split}_screens.txt"):
+    for screen in read_lines(folder / "split" / f"{source.split}_screens.txt"):
         record = Record(
             record_id=screen,
-            image=place.folder / "combined" / f"{screen}.jpg",
+            image=source.folder / "combined" / f"{screen}.jpg",
             prefix=CAPTION,
             references=tuple(summaries[screen]),
         )
@@ -75,19 +75,19 @@ def _widgetcap_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_widgetcap(place: Place) -> Iterator[Item]:
-    """`nodeId` "0.2.1" walks from the root of the screen's tree; captions are joined by "|"."""
-    folder = place.folder / "widget-caption"
-    screens = set(read_lines(folder / "split" / f"{place.split}.txt"))
+def _read_widgetcap(source: SplitSource) -> Iterator[Item]:
+    """`nodeId` "0.2.1" is a path from the root of the screen's tree; captions are joined by "|"."""
+    folder = source.folder / "widget-caption"
+    screens = set(read_lines(folder / "split" / f"{source.split}.txt"))
     for row in read_csv(folder / "widget_captions.csv"):
         screen, node = row["screenId"], row["nodeId"]
         if screen not in screens:
             continue
-        image = place.folder / "combined" / f"{screen}.jpg"
-        bounds = _bounds(place.folder / "combined" / f"{screen}.json", node)
+        image = source.folder / "combined" / f"{screen}.jpg"
+        bounds = _bounds(source.folder / "combined" / f"{screen}.json", node)
         record = Record(
             record_id=f"{screen}_{node}",
-            image=partial(_with_red_box, image, bounds, place.resolution),
+            image=partial(_with_red_box, image, bounds, source.resolution),
             prefix=CAPTION,
             references=tuple(row["captions"].split("|")),
         )
@@ -96,31 +96,31 @@ def _read_widgetcap(place: Place) -> Iterator[Item]:
 
 def _bounds(path: Path, node: str) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 in the canvas."""
-    at: dict[str, Any] = read_json(path)["activity"]["root"]
+    element: dict[str, Any] = read_json(path)["activity"]["root"]
     for index in node.split(".")[1:]:
-        at = at["children"][int(index)]
-    x1, y1, x2, y2 = at["bounds"]
+        element = element["children"][int(index)]
+    x1, y1, x2, y2 = element["bounds"]
     return x1, y1, x2, y2
 
 
 def _with_red_box(
     path: Path, bounds: tuple[float, float, float, float], resolution: int
 ) -> Image.Image:
-    """The screen at the model's resolution with the widget framed by one red pixel.
+    """The screen at the model's resolution with a red frame, one pixel wide, around the widget.
 
-    The frame is drawn after the resize, as big_vision does (tf.image.draw_bounding_boxes: a
-    coordinate in fractions is multiplied by the side less one pixel).
+    The frame is drawn after resizing, as in big_vision (tf.image.draw_bounding_boxes: a fractional
+    coordinate is multiplied by the side minus one pixel).
     """
     screen = load_image(path).rgb
     width, height = screen.size
     scale = height / _CANVAS_HEIGHT
-    picture = screen.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    image = screen.resize((resolution, resolution), Image.Resampling.BILINEAR)
     x1, y1, x2, y2 = (
         int(bound * scale / side * (resolution - 1))
         for bound, side in zip(bounds, (width, height, width, height), strict=True)
     )
-    ImageDraw.Draw(picture).rectangle((x1, y1, x2, y2), outline=_RED)
-    return picture
+    ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=_RED)
+    return image
 
 
 WIDGETCAP = Benchmark(
@@ -134,5 +134,5 @@ WIDGETCAP = Benchmark(
     read=_read_widgetcap,
     homepage="https://github.com/google-research-datasets/widget-caption",
     max_new_tokens=32,
-    note="The widget is framed in red after the picture is resized: give the model's resolution.",
+    note="The widget is framed in red after resizing, so the model's resolution matters.",
 )

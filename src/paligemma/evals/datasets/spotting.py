@@ -1,7 +1,7 @@
-"""ICDAR'15 and Total-Text: where words stand in a photograph, and what they say.
+"""ICDAR'15 and Total-Text: the positions of words in a photograph, and their text.
 
-Outlines become the upright boxes around them. A word that is not to be counted has the label that
-`IGNORED` names.
+Outlines become the upright boxes around them. A word that does not count has the label in
+`IGNORED`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import read_text
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.metrics.text_regions import TextDetection
 from paligemma.processor.image import read_size_wh
 
 IGNORED = {"icdar15": "###", "total-text": "#"}
-"""Label of a word that is neither a hit nor a miss, by benchmark."""
+"""The label of words that are neither right nor wrong to find, by benchmark."""
 PROMPT = "ocr"
 _NOTE = (
-    "The paper prints neither its prompt nor how boxes and words are written; 'ocr' and the "
-    "form of detection (four loc tokens, then the word) stand in for them."
+    "The paper publishes neither its prompt nor the format of boxes and words; 'ocr' and the "
+    "format of detection (four loc tokens, then the word) are used instead."
 )
 _ICDAR_FOLDERS = {
     "test": ("ch4_test_images", "Challenge4_Test_Task4_GT"),
@@ -31,7 +31,7 @@ _ICDAR_FOLDERS = {
 
 
 def _record(path: Path, words: list[tuple[list[float], list[float], str]]) -> Item:
-    """Words as x coordinates, y coordinates, text; boxes are cut to the picture."""
+    """Words as x coordinates, y coordinates, text; boxes are clipped to the image."""
     width, height = read_size_wh(path)
     objects = []
     for xs, ys, text in words:
@@ -56,10 +56,10 @@ def _icdar_needs(split: str) -> tuple[Needed, ...]:
     return tuple(Needed(path=f"{name}/", source=source) for name in _ICDAR_FOLDERS[split])
 
 
-def _read_icdar(place: Place) -> Iterator[Item]:
-    """gt_img_1.txt: a line x1,y1,...,x4,y4,word; the word may hold commas."""
-    pictures, truths = (place.folder / name for name in _ICDAR_FOLDERS[place.split])
-    for path in sorted(pictures.glob("img_*.jpg"), key=_number):
+def _read_icdar(source: SplitSource) -> Iterator[Item]:
+    """gt_img_1.txt has lines x1,y1,...,x4,y4,word; the word may contain commas."""
+    images, truths = (source.folder / name for name in _ICDAR_FOLDERS[source.split])
+    for path in sorted(images.glob("img_*.jpg"), key=_number):
         words = []
         for line in read_text(truths / f"gt_{path.stem}.txt").splitlines():
             if line.strip():
@@ -100,23 +100,23 @@ _TOTAL_TEXT = re.compile(
 )
 
 
-def _read_total_text(place: Place) -> Iterator[Item]:
+def _read_total_text(source: SplitSource) -> Iterator[Item]:
     """poly_gt_img1.txt: x: [[1 2 3]], y: [[4 5 6]], ornt: [u'c'], transcriptions: [u'WORD'];
-    long rows of numbers go on in the next line."""
-    name = place.split.title()
-    truths = place.folder / "Groundtruth" / "Polygon" / name
-    for path in sorted((place.folder / "Images" / name).glob("img*.jpg"), key=_number):
+    long rows of numbers continue in the next line."""
+    name = source.split.title()
+    truths = source.folder / "Groundtruth" / "Polygon" / name
+    for path in sorted((source.folder / "Images" / name).glob("img*.jpg"), key=_number):
         text = read_text(truths / f"poly_gt_{path.stem}.txt")
-        found = list(_TOTAL_TEXT.finditer(text))
-        if len(found) != text.count("transcriptions:"):
-            raise ValueError(f"poly_gt_{path.stem}.txt has lines of another form")
+        matches = list(_TOTAL_TEXT.finditer(text))
+        if len(matches) != text.count("transcriptions:"):
+            raise ValueError(f"poly_gt_{path.stem}.txt has lines in an unknown format")
         words = [
             (
                 [float(number) for number in match["xs"].split()],
                 [float(number) for number in match["ys"].split()],
                 str(ast.literal_eval(match["text"])),
             )
-            for match in found
+            for match in matches
         ]
         yield _record(path, words)
 

@@ -1,6 +1,6 @@
-"""VQAv2, OKVQA, A-OKVQA, TextVQA and VizWizVQA: ten people's answers to a question.
+"""VQAv2, OKVQA, A-OKVQA, TextVQA and VizWizVQA: questions with ten people's answers.
 
-Answers are kept as written; the metric normalises them.
+Answers are kept as written; the metric normalizes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from paligemma.data.record import Record
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, Place
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_csv, read_json
 from paligemma.evals.datasets.prompts import ANSWER, CHOOSE, choose
 from paligemma.evals.metrics.answers import DirectAnswerAccuracy, ExactMatch, VqaAccuracy
@@ -26,21 +26,21 @@ def _coco_2014(split: str) -> Needed:
     return Needed(path=f"{_COCO_2014[split]}/", source=_COCO.format(_COCO_2014[split]))
 
 
-def _coco_picture(folder: Path, split: str, image_id: int) -> Path:
+def _coco_image(folder: Path, split: str, image_id: int) -> Path:
     return folder / _COCO_2014[split] / f"COCO_{_COCO_2014[split]}_{image_id:012d}.jpg"
 
 
-def _join(place: Place, questions: str, annotations: str) -> Iterator[Item]:
-    """The two files of VQA's own form: questions, and the ten answers to each."""
+def _join(source: SplitSource, questions: str, annotations: str) -> Iterator[Item]:
+    """The two files of VQA's format: questions, and the ten answers to each."""
     answers = {
         annotation["question_id"]: annotation
-        for annotation in read_json(place.folder / annotations)["annotations"]
+        for annotation in read_json(source.folder / annotations)["annotations"]
     }
-    for question in read_json(place.folder / questions)["questions"]:
+    for question in read_json(source.folder / questions)["questions"]:
         annotation = answers[question["question_id"]]
         record = Record(
             record_id=str(question["question_id"]),
-            image=_coco_picture(place.folder, place.split, question["image_id"]),
+            image=_coco_image(source.folder, source.split, question["image_id"]),
             prefix=ANSWER.format(question=question["question"]),
             references=tuple(answer["answer"] for answer in annotation["answers"]),
         )
@@ -70,11 +70,11 @@ VQAV2 = Benchmark(
     metrics={"VQA acc": VqaAccuracy()},
     splits={"val": ("VQAv2 (minival)", "VQAv2 (test-std)"), "train": ()},
     needs=_vqav2_needs,
-    read=lambda place: _join(place, *_vqav2_files(place.split)),
+    read=lambda source: _join(source, *_vqav2_files(source.split)),
     homepage="https://visualqa.org",
     max_new_tokens=32,
-    note="The papers' minival is the last 10,240 questions of val in an order of their own, and "
-    "test-std is scored by a server; both are printed beside the whole of val.",
+    note="The papers' minival is the last 10,240 questions of val in an unpublished order, and "
+    "test-std is scored by a server; both figures are shown next to the score on all of val.",
 )
 
 
@@ -100,7 +100,7 @@ OKVQA = Benchmark(
     metrics={"acc": DirectAnswerAccuracy()},
     splits={"val": ("OKVQA",), "train": ()},
     needs=_okvqa_needs,
-    read=lambda place: _join(place, *_okvqa_files(place.split)),
+    read=lambda source: _join(source, *_okvqa_files(source.split)),
     homepage="https://okvqa.allenai.org",
     max_new_tokens=32,
 )
@@ -116,13 +116,13 @@ def _aokvqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _aokvqa(place: Place) -> Iterator[tuple[dict[str, Any], Path]]:
-    for entry in read_json(place.folder / f"aokvqa_v1p0_{place.split}.json"):
-        yield entry, place.folder / f"{place.split}2017" / f"{entry['image_id']:012d}.jpg"
+def _aokvqa(source: SplitSource) -> Iterator[tuple[dict[str, Any], Path]]:
+    for entry in read_json(source.folder / f"aokvqa_v1p0_{source.split}.json"):
+        yield entry, source.folder / f"{source.split}2017" / f"{entry['image_id']:012d}.jpg"
 
 
-def _read_aokvqa_direct(place: Place) -> Iterator[Item]:
-    for entry, image in _aokvqa(place):
+def _read_aokvqa_direct(source: SplitSource) -> Iterator[Item]:
+    for entry, image in _aokvqa(source):
         yield Item(
             Record(
                 record_id=str(entry["question_id"]),
@@ -133,8 +133,8 @@ def _read_aokvqa_direct(place: Place) -> Iterator[Item]:
         )
 
 
-def _read_aokvqa_choice(place: Place) -> Iterator[Item]:
-    for entry, image in _aokvqa(place):
+def _read_aokvqa_choice(source: SplitSource) -> Iterator[Item]:
+    for entry, image in _aokvqa(source):
         answer = entry["choices"][entry["correct_choice_idx"]]
         yield Item(
             Record(
@@ -188,14 +188,14 @@ def _textvqa_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_textvqa(place: Place) -> Iterator[Item]:
-    """Pictures of val lie in train_images too; some stand on their side, as a list tells."""
-    images = place.folder / "train_images"
+def _read_textvqa(source: SplitSource) -> Iterator[Item]:
+    """The images of val are in train_images too; some are rotated, as listed in rotation.csv."""
+    images = source.folder / "train_images"
     turns = {
         row["ImageID"]: round(float(row["Rotation"] or 0)) // 90
         for row in read_csv(images / "rotation.csv")
     }
-    for entry in read_json(place.folder / f"TextVQA_0.5.1_{place.split}.json")["data"]:
+    for entry in read_json(source.folder / f"TextVQA_0.5.1_{source.split}.json")["data"]:
         path = images / f"{entry['image_id']}.jpg"
         quarter_turns = turns.get(str(entry["image_id"]), 0) % 4
 
@@ -233,11 +233,11 @@ def _vizwiz_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_vizwiz(place: Place) -> Iterator[Item]:
-    for entry in read_json(place.folder / "annotations" / f"{place.split}.json"):
+def _read_vizwiz(source: SplitSource) -> Iterator[Item]:
+    for entry in read_json(source.folder / "annotations" / f"{source.split}.json"):
         record = Record(
             record_id=entry["image"],
-            image=place.folder / place.split / entry["image"],
+            image=source.folder / source.split / entry["image"],
             prefix=ANSWER.format(question=entry["question"]),
             references=tuple(a["answer"] for a in entry["answers"] if a["answer"]),
         )

@@ -1,7 +1,7 @@
-"""PubTabNet, FinTabNet, ChemDraw, GrandStaff, MIMIC-CXR: pictures to longer texts.
+"""PubTabNet, FinTabNet, ChemDraw, GrandStaff and MIMIC-CXR: longer texts about an image.
 
-HTML, SMILES, **kern and reports. The papers print no prompt for these tasks; the words here are
-this package's.
+HTML, SMILES, **kern and reports. The papers publish no prompts for these tasks; those here are
+this package's own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from PIL import Image
 from paligemma.data.record import Record
 from paligemma.data.source import read_text
 from paligemma.errors import ImageError
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Metric, Needed, Place
-from paligemma.evals.datasets.files import read_csv, read_json_lines
-from paligemma.evals.datasets.table_file import read_table
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Metric, Needed, SplitSource
+from paligemma.evals.datasets.files import read_csv, read_json_lines, read_table
 from paligemma.evals.metrics.captions import Bleu, Cider
 from paligemma.evals.metrics.edit_distance import ErrorRate
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
@@ -38,7 +37,7 @@ MOLECULE_PROMPT = "molecule"
 MUSIC_PROMPT = "music"
 REPORT_PROMPT = "report {indication}"
 _TAG = re.compile(r"</?[a-zA-Z]+[^<>]*>")
-_OWN_PROMPT = "The paper does not print its prompt; this one is ours. "
+_OWN_PROMPT = "The paper does not publish its prompt; this one is ours. "
 
 
 def _pubtabnet_needs(split: str) -> tuple[Needed, ...]:
@@ -49,13 +48,13 @@ def _pubtabnet_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_pubtabnet(place: Place) -> Iterator[Item]:
-    for entry in read_json_lines(place.folder / "PubTabNet_2.0.0.jsonl"):
-        if entry["split"] == place.split:
+def _read_pubtabnet(source: SplitSource) -> Iterator[Item]:
+    for entry in read_json_lines(source.folder / "PubTabNet_2.0.0.jsonl"):
+        if entry["split"] == source.split:
             html = _table_html(entry["html"])
             record = Record(
                 record_id=entry["filename"],
-                image=place.folder / place.split / entry["filename"],
+                image=source.folder / source.split / entry["filename"],
                 prefix=TABLE_PROMPT,
                 suffix=html,
                 references=(html,),
@@ -64,9 +63,9 @@ def _read_pubtabnet(place: Place) -> Iterator[Item]:
 
 
 def _table_html(html: dict[str, Any]) -> str:
-    """The pieces of the structure, with the next cell's text before each end of a cell.
+    """The HTML of the structure, with each cell's text inside.
 
-    Tokens are characters, or tags such as <b>. The table itself may be among the pieces.
+    Tokens are characters, or tags such as <b>. The structure may include the <table> tags.
 
     >>> _table_html({"structure": {"tokens": ["<tr>", "<td>", "</td>", "</tr>"]},
     ...              "cells": [{"tokens": ["<b>", ">", "9", "</b>"]}]})
@@ -78,7 +77,7 @@ def _table_html(html: dict[str, Any]) -> str:
         if token.endswith("</td>"):
             cell = next(cells, None)
             if cell is None:
-                raise ValueError("a table has fewer cells than places for them")
+                raise ValueError("a table has fewer cells than its structure")
             text = (t if _TAG.fullmatch(t) else escape(t) for t in cell["tokens"])
             pieces += [token.removesuffix("</td>"), *text, "</td>"]
         else:
@@ -98,13 +97,13 @@ PUBTABNET = Benchmark(
     read=_read_pubtabnet,
     homepage="https://github.com/ibm-aur-nlp/PubTabNet",
     max_new_tokens=4096,
-    note=_OWN_PROMPT + "Pictures are padded with white to a square. The paper's HTML carries the "
-    "place of each cell in an attribute, which the scores pass over.",
+    note=_OWN_PROMPT + "Images are padded with white to a square. The paper's HTML has the "
+    "position of each cell in an attribute, which the scores ignore.",
 )
 
 
 _FINTABNET = "https://developer.ibm.com/exchanges/data/all/fintabnet"
-_PIXELS_PER_POINT = 2  # 144 pixels an inch, and 72 points
+_PIXELS_PER_POINT = 2  # 144 pixels and 72 points per inch
 
 
 def _fintabnet_needs(split: str) -> tuple[Needed, ...]:
@@ -112,16 +111,16 @@ def _fintabnet_needs(split: str) -> tuple[Needed, ...]:
         Needed(path=f"fintabnet/FinTabNet_1.0.0_cell_{split}.jsonl", source=_FINTABNET),
         Needed(
             path="fintabnet/pages/",
-            source="the files below fintabnet/pdf as pictures of 144 pixels an inch, such as: "
+            source="the files in fintabnet/pdf as images with 144 pixels per inch, such as: "
             "pdftoppm -r 144 -png -singlefile pdf/HAL/2009/page_77.pdf pages/HAL/2009/page_77",
         ),
     )
 
 
-def _read_fintabnet(place: Place) -> Iterator[Item]:
-    """A line is one table: `filename` "HAL/2009/page_77.pdf", and where it stands on that page."""
-    folder = place.folder / "fintabnet"
-    for entry in read_json_lines(folder / f"FinTabNet_1.0.0_cell_{place.split}.jsonl"):
+def _read_fintabnet(source: SplitSource) -> Iterator[Item]:
+    """A line is one table: `filename` "HAL/2009/page_77.pdf", and its box on that page."""
+    folder = source.folder / "fintabnet"
+    for entry in read_json_lines(folder / f"FinTabNet_1.0.0_cell_{source.split}.jsonl"):
         html = _table_html(entry["html"])
         page = (folder / "pages" / entry["filename"]).with_suffix(".png")
         x1, y1, x2, y2 = map(float, entry["bbox"])
@@ -137,21 +136,21 @@ def _read_fintabnet(place: Place) -> Iterator[Item]:
 
 
 def _cut_out(page: Path, box: tuple[float, float, float, float]) -> Image.Image:
-    """The box, in points from the lower left corner of the page, x before y.
+    """The part of the page inside a box, in points from the lower left corner, x before y.
 
-    Raises ImageError where nothing of it lies on the page.
+    Raises ImageError where the box is outside the page.
     """
-    picture = load_image(page).rgb
+    image = load_image(page).rgb
     x1, y1, x2, y2 = (_PIXELS_PER_POINT * number for number in box)
-    left, top = max(0, round(x1)), max(0, round(picture.height - y2))
-    right = min(picture.width, round(x2))
-    bottom = min(picture.height, round(picture.height - y1))
+    left, top = max(0, round(x1)), max(0, round(image.height - y2))
+    right = min(image.width, round(x2))
+    bottom = min(image.height, round(image.height - y1))
     if left >= right or top >= bottom:
         raise ImageError(
-            f"{page.name!r} has {picture.width} x {picture.height} pixels, and the table, at "
-            f"{box} points, does not lie on it. Make pictures of 144 pixels an inch."
+            f"{page.name!r} has {image.width} x {image.height} pixels, and the table, at "
+            f"{box} points, is outside. Render pages with 144 pixels per inch."
         )
-    return picture.crop((left, top, right, bottom))
+    return image.crop((left, top, right, bottom))
 
 
 FINTABNET = Benchmark(
@@ -165,8 +164,8 @@ FINTABNET = Benchmark(
     read=_read_fintabnet,
     homepage=_FINTABNET,
     max_new_tokens=4096,
-    note=_OWN_PROMPT + "Pictures are padded with white to a square. The paper scored annotations "
-    "that others had refined (arXiv 2303.00716); this reader takes them as first published.",
+    note=_OWN_PROMPT + "Images are padded with white to a square. The paper scored annotations "
+    "refined by others (arXiv 2303.00716); this reader uses the original ones.",
 )
 
 
@@ -178,12 +177,12 @@ def _chemdraw_needs(split: str) -> tuple[Needed, ...]:
     )
 
 
-def _read_chemdraw(place: Place) -> Iterator[Item]:
+def _read_chemdraw(source: SplitSource) -> Iterator[Item]:
     """`file_path` is "synthetic/chemdraw/0.png"."""
-    for number, row in enumerate(read_csv(place.folder / "synthetic" / "chemdraw.csv")):
+    for number, row in enumerate(read_csv(source.folder / "synthetic" / "chemdraw.csv")):
         record = Record(
             record_id=str(row.get("image_id") or number),
-            image=place.folder / row["file_path"],
+            image=source.folder / row["file_path"],
             prefix=MOLECULE_PROMPT,
             suffix=row["SMILES"],
             references=(row["SMILES"],),
@@ -202,16 +201,16 @@ CHEMDRAW = Benchmark(
     read=_read_chemdraw,
     homepage="https://github.com/thomas0809/MolScribe",
     max_new_tokens=256,
-    note=_OWN_PROMPT + "Pictures are padded with white to a square.",
+    note=_OWN_PROMPT + "Images are padded with white to a square.",
 )
 
 
-def _grandstaff_files(place: Place) -> list[Any]:
-    return sorted((place.folder / "data").glob(f"{place.split}-*.parquet"))
+def _grandstaff_files(source: SplitSource) -> list[Any]:
+    return sorted((source.folder / "data").glob(f"{source.split}-*.parquet"))
 
 
-def _read_grandstaff(place: Place) -> Iterator[Item]:
-    files = _grandstaff_files(place)
+def _read_grandstaff(source: SplitSource) -> Iterator[Item]:
+    files = _grandstaff_files(source)
     for path in files:
         for number, row in enumerate(read_table(path, "image")):
             if row.image is None:
@@ -244,8 +243,8 @@ GRANDSTAFF = Benchmark(
     read=_read_grandstaff,
     homepage="https://sites.google.com/view/multiscore-project/datasets",
     max_new_tokens=1024,
-    note=_OWN_PROMPT + "Pictures are padded with white to a square. The transcription is taken as "
-    "its authors publish it (basic extended **kern).",
+    note=_OWN_PROMPT + "Images are padded with white to a square. The transcription is used as "
+    "published (basic extended **kern).",
 )
 
 _SECTION = re.compile(r"^\s*([A-Z][A-Z ]+):", re.MULTILINE)
@@ -255,17 +254,17 @@ def _mimic_needs(split: str) -> tuple[Needed, ...]:
     source = "https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
     return (
         Needed(path="mimic-cxr-2.0.0-split.csv", source=f"{source}, unpacked"),
-        Needed(path="files/", source=f"{source}, with the reports of mimic-cxr beside them"),
+        Needed(path="files/", source=f"{source}, with the reports of mimic-cxr next to them"),
     )
 
 
-def _read_mimic(place: Place) -> Iterator[Item]:
-    """files/p10/p1000/s500.txt is the report of the pictures files/p10/p1000/s500/*.jpg."""
-    for row in read_csv(place.folder / "mimic-cxr-2.0.0-split.csv"):
-        if row["split"] != place.split:
+def _read_mimic(source: SplitSource) -> Iterator[Item]:
+    """files/p10/p1000/s500.txt is the report on the images files/p10/p1000/s500/*.jpg."""
+    for row in read_csv(source.folder / "mimic-cxr-2.0.0-split.csv"):
+        if row["split"] != source.split:
             continue
         subject = f"p{row['subject_id']}"
-        folder = place.folder / "files" / subject[:3] / subject
+        folder = source.folder / "files" / subject[:3] / subject
         parts = _sections(read_text(folder / f"s{row['study_id']}.txt"))
         named = (("FINDINGS", parts.get("FINDINGS")), ("IMPRESSION", parts.get("IMPRESSION")))
         report = "\n".join(f"{name}: {text}" for name, text in named if text)
@@ -305,6 +304,6 @@ MIMIC_CXR = Benchmark(
     read=_read_mimic,
     homepage="https://physionet.org/content/mimic-cxr-jpg",
     max_new_tokens=512,
-    note=_OWN_PROMPT + "The paper removes what speaks of earlier examinations with a language "
-    "model; this reader leaves the reports as they are. Not for medical use.",
+    note=_OWN_PROMPT + "The paper removes mentions of earlier examinations with a language model; "
+    "this reader keeps the reports as they are. Not for medical use.",
 )

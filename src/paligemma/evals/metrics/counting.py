@@ -1,4 +1,4 @@
-"""Counts in words or digits, and points that should lie on objects.
+"""Counts in words or digits, and points that should be on objects.
 
 Counting: TallyQA (arXiv 1810.12440) and CountBench as PaliGemma was evaluated on them: equality
 after number words have become digits. Pointing: a point inside an object is a hit (the pointing
@@ -41,25 +41,25 @@ _LARGEST_TRACKED = 15  # as the published evaluations list them
 class CountAccuracy:
     """1 where the count is right; "none" and the words zero to twenty count as digits.
 
-    The whole answer must be the count: nothing else is normalised, not even spaces. `details`:
-    `count_N` is the accuracy where N (0 to 15) is true; `mean_absolute_error` is over the answers
-    that are whole numbers, `not_a_number` the share of those that are not.
+    The whole answer must be the count: nothing else is normalized, not even spaces. `details`:
+    `count_N` is the accuracy where the truth is N (0 to 15); `mean_absolute_error` is over the
+    answers that are whole numbers, `not_a_number` the fraction of those that are not.
     """
 
     def score(self, predictions: Sequence[str], references: References) -> MetricResult:
-        """References: exactly one an example."""
+        """References: exactly one per example."""
         scores: list[float] = []
         by_count: dict[int, list[float]] = defaultdict(list)
         errors, unread = [], 0
         for prediction, (reference,) in pair(predictions, references, single=True):
-            guess, truth = _digits(prediction), _digits(reference)
-            scores.append(float(guess == truth))
-            guessed, true = _whole_number(guess), _whole_number(truth)
+            answer, true_answer = _digits(prediction), _digits(reference)
+            scores.append(float(answer == true_answer))
+            count, true = _whole_number(answer), _whole_number(true_answer)
             if true is not None and true <= _LARGEST_TRACKED:
                 by_count[true].append(scores[-1])
-            unread += guessed is None
-            if guessed is not None and true is not None:
-                errors.append(abs(guessed - true))
+            unread += count is None
+            if count is not None and true is not None:
+                errors.append(abs(count - true))
         details = {
             f"count_{n}": math.fsum(hits) / len(hits) for n, hits in sorted(by_count.items())
         }
@@ -70,12 +70,12 @@ class CountAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class PointingAccuracy:
-    """F1 of the points of each picture: a point and an object it lies on, matched one to one.
+    """F1 of the points of each image: a point and an object that it is on, matched one to one.
 
     With one point and one object that is 1 for a hit and 0 for a miss. Objects are boxes
     (x1, y1, x2, y2 in pixels, edges included) or masks bool[H, W], points (x, y) in pixels; a
-    picture without objects scores 1 if there is no point. `details`: precision and recall over
-    all points and objects, and `all_right`, the share of pictures without a fault.
+    image without objects scores 1 if there is no point. `details`: precision and recall over all
+    points and objects, and `all_right`, the fraction of images without an error.
     """
 
     reads: ClassVar[Reads] = "points"
@@ -85,14 +85,14 @@ class PointingAccuracy:
     ) -> MetricResult:
         check_lengths(len(points), len(objects))
         scores, hits, num_points, num_objects = [], 0, 0, 0
-        for guessed, true in zip(points, objects, strict=True):
+        for found, true in zip(points, objects, strict=True):
             matched = _largest_matching(
-                [[i for i, thing in enumerate(true) if _lies_on(point, thing)] for point in guessed]
+                [[i for i, thing in enumerate(true) if _is_on(point, thing)] for point in found]
             )
-            total = len(guessed) + len(true)
+            total = len(found) + len(true)
             scores.append(2 * matched / total if total else 1.0)
             hits += matched
-            num_points += len(guessed)
+            num_points += len(found)
             num_objects += len(true)
         details = {
             "precision": hits / num_points if num_points else 1.0,
@@ -111,7 +111,7 @@ def _whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
-def _lies_on(point: Point, thing: Box | Mask) -> bool:
+def _is_on(point: Point, thing: Box | Mask) -> bool:
     x, y = point
     if isinstance(thing, np.ndarray):
         row, column = math.floor(y), math.floor(x)
@@ -122,16 +122,16 @@ def _lies_on(point: Point, thing: Box | Mask) -> bool:
 
 
 def _largest_matching(candidates: list[list[int]]) -> int:
-    """Most points that can each have an object of their own (augmenting paths, Kuhn 1955)."""
+    """The size of a maximum matching of points and objects (augmenting paths, Kuhn 1955)."""
     owner: dict[int, int] = {}
 
-    def place(point: int, seen: set[int]) -> bool:
+    def match(point: int, seen: set[int]) -> bool:
         for thing in candidates[point]:
             if thing not in seen:
                 seen.add(thing)
-                if thing not in owner or place(owner[thing], seen):
+                if thing not in owner or match(owner[thing], seen):
                     owner[thing] = point
                     return True
         return False
 
-    return sum(place(point, set()) for point in range(len(candidates)))
+    return sum(match(point, set()) for point in range(len(candidates)))

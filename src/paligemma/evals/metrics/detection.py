@@ -1,12 +1,10 @@
 """COCO's average precision of boxes and of masks, with the model's own scores.
 
-The figures are faster-coco-eval's, which equal those of pycocotools: the mean over IoU 0.50, 0.55,
-... 0.95 and over labels of the area under the precision-recall curve, read at 101 recalls, at most
-100 objects a picture and label; crowd regions are neither right nor wrong. `MatchTable` holds the
-same matching in numpy, so that a resample of pictures gets its average precision without matching
-again; tests hold the two together. Text normalisation: labels are compared as they stand.
-
-Knows no model. Needs the package faster-coco-eval (extra "eval").
+The figures are computed by faster-coco-eval (extra "eval") and equal those of pycocotools: the mean
+over IoU 0.50, 0.55, ... 0.95 and over labels of the area under the precision-recall curve, read at
+101 recalls, with at most 100 objects per image and label; crowd regions are neither right nor
+wrong. `MatchTable` does the same matching in numpy, so that a resample of images gets its average
+precision without matching again; tests compare the two. Labels are compared as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
 
 Kind = Literal["box", "mask"]
 Found = Sequence[Sequence[FoundObject]]
-"""The objects of each picture."""
+"""The objects of each image."""
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -49,10 +47,10 @@ class MeanAveragePrecision:
     """mAP of boxes or masks over IoU 0.50:0.95.
 
     `details`: ap50, ap75, ap_small (below 32 x 32 pixels of area), ap_medium, ap_large (from
-    96 x 96), ar1, ar10, ar100 (average recall with so many objects a picture), ar_small, ...,
-    "ap/LABEL" for each label, and f1 at IoU 0.5 over all pictures; NaN where there is nothing to
-    find. `per_example` is each picture's F1 at IoU 0.5 with all its objects, whatever their score
-    (1 where nothing is there and nothing was found): its mean is not the value.
+    96 x 96), ar1, ar10, ar100 (average recall with that many objects per image), ar_small, ...,
+    "ap/LABEL" for each label, and f1 at IoU 0.5 over all images; NaN where there is nothing to
+    find. `per_example` is each image's F1 at IoU 0.5 with all its objects, whatever their score
+    (1 where there is nothing to find and nothing was found): its mean is not the value.
 
     >>> MeanAveragePrecision(kind="box").score(found, known).value     # doctest: +SKIP
     0.5046
@@ -79,8 +77,8 @@ class MeanAveragePrecision:
         }
         labels = labels_of(references)
         precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # (IoU, recall, label)
-        for place, label in enumerate(labels):
-            figures[f"ap/{label}"] = _mean_or_nan(precision[:, :, place])
+        for index, label in enumerate(labels):
+            figures[f"ap/{label}"] = _mean_or_nan(precision[:, :, index])
         table = match_table(predictions, references, self.kind)
         tallies = table.tallies()
         totals = tallies.sum(axis=0)
@@ -95,12 +93,12 @@ class MeanAveragePrecision:
     def statistic(
         self, predictions: Found, references: Sequence[ReferenceImage]
     ) -> Callable[[npt.NDArray[np.int64]], float]:
-        """The value as a function of how often each picture was drawn."""
+        """The value as a function of how often each image was drawn."""
         return match_table(predictions, references, self.kind).mean_average_precision
 
 
 def f1_of(right: float, num_found: float, num_true: float) -> float:
-    """2 right / (num_found + num_true); 1 where nothing is there and nothing was found.
+    """2 right / (num_found + num_true); 1 where there was nothing to find and nothing was found.
 
     >>> f1_of(1, 2, 2)
     0.5
@@ -110,22 +108,22 @@ def f1_of(right: float, num_found: float, num_true: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _LabelTable:
-    """Everything found under one label, by falling score; F rows."""
+    """Everything found under one label, by decreasing score; F rows."""
 
-    picture: npt.NDArray[np.int64]  # (F,)
+    image: npt.NDArray[np.int64]  # (F,)
     score: npt.NDArray[np.float64]  # (F,)
     hit: npt.NDArray[np.bool_]  # (F, 10), at each IoU threshold
     ignored: npt.NDArray[np.bool_]  # (F, 10)
-    num_true: npt.NDArray[np.int64]  # (P,), by picture
+    num_true: npt.NDArray[np.int64]  # (N,), by image
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchTable:
-    """Which found object stands for which true one, at ten IoU thresholds, by label."""
+    """Which found objects match a true one, at ten IoU thresholds, by label."""
 
-    num_pictures: int
+    num_images: int
     labels: dict[str, _LabelTable]
-    """Of the true objects and of those found; a label that is nowhere true has no precision."""
+    """All labels of true and found objects; a label that no true object has gets no precision."""
 
     def mean_average_precision(
         self, counts: npt.NDArray[np.int64] | None = None, thresholds: Sequence[int] = range(10)
@@ -136,44 +134,44 @@ class MatchTable:
         nothing to find.
         """
         if counts is None:
-            counts = np.ones(self.num_pictures, dtype=np.int64)
+            counts = np.ones(self.num_images, dtype=np.int64)
         values = [_average_precision(table, counts, thresholds) for table in self.labels.values()]
         values = [value for value in values if not math.isnan(value)]
         return float(np.mean(values)) if values else math.nan
 
     def tallies(self, threshold: int = 0) -> npt.NDArray[np.int64]:
-        """int64[P, 3]: right, found and true objects of each picture at one IoU threshold."""
-        rows = np.zeros((self.num_pictures, 3), dtype=np.int64)
+        """int64[N, 3]: correct, found and true objects of each image at one IoU threshold."""
+        rows = np.zeros((self.num_images, 3), dtype=np.int64)
         for table in self.labels.values():
             counted = ~table.ignored[:, threshold]
-            np.add.at(rows[:, 0], table.picture[counted & table.hit[:, threshold]], 1)
-            np.add.at(rows[:, 1], table.picture[counted], 1)
+            np.add.at(rows[:, 0], table.image[counted & table.hit[:, threshold]], 1)
+            np.add.at(rows[:, 1], table.image[counted], 1)
             rows[:, 2] += table.num_true
         return rows
 
-    def judged(self, threshold: int = 0) -> tuple[npt.NDArray[np.float64], ...]:
-        """(score, right, picture) of everything found, float64[F] each, at one IoU threshold.
+    def outcomes(self, threshold: int = 0) -> tuple[npt.NDArray[np.float64], ...]:
+        """(score, correct, image) of everything found, float64[F] each, at one IoU threshold.
 
-        What lies in a crowd region is left out.
+        Objects inside a crowd region are left out.
         """
         parts = [
-            (t.score[keep], t.hit[keep, threshold].astype(np.float64), t.picture[keep])
+            (t.score[keep], t.hit[keep, threshold].astype(np.float64), t.image[keep])
             for t in self.labels.values()
             for keep in [~t.ignored[:, threshold]]
         ]
         if not parts:
             return np.zeros(0), np.zeros(0), np.zeros(0)
-        scores, right, pictures = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return scores, right, pictures.astype(np.float64)
+        scores, correct, images = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return scores, correct, images.astype(np.float64)
 
 
 def match_table(
     predictions: Found, references: Sequence[ReferenceImage], kind: Kind = "box"
 ) -> MatchTable:
-    """COCO's greedy matching, picture by picture and label by label.
+    """COCO's greedy matching, per image and label.
 
-    The surest object first takes the free true object that it overlaps most; a crowd region only
-    where no other is left for it, and then it does not count.
+    In order of decreasing score, each found object takes the unmatched true object that it overlaps
+    most; a crowd region only where no other is left, and then it does not count.
     """
     _check_masks(predictions, references, kind)
     labels = sorted({*labels_of(references), *(f.label for found in predictions for f in found)})
@@ -183,18 +181,18 @@ def match_table(
         for label in {item.label for item in found} | {thing.label for thing in known.objects}:
             # Crowds last, as COCO tries them; both sorts are stable.
             true = sorted((t for t in known.objects if t.label == label), key=lambda t: t.is_crowd)
-            mine = sorted((f for f in found if f.label == label), key=lambda f: -f.score)
-            mine = mine[:_MAX_FOUND]
+            same = sorted((f for f in found if f.label == label), key=lambda f: -f.score)
+            same = same[:_MAX_FOUND]
             num_true[label][number] = sum(not t.is_crowd for t in true)
-            if not mine:
+            if not same:
                 continue
             crowd = np.array([t.is_crowd for t in true], dtype=bool)
-            hits, ignored = _match(_overlaps(mine, true, crowd, kind), crowd)
+            hits, ignored = _match(_overlaps(same, true, crowd, kind), crowd)
             rows[label] += [
-                (number, item.score, hits[i], ignored[i]) for i, item in enumerate(mine)
+                (number, item.score, hits[i], ignored[i]) for i, item in enumerate(same)
             ]
     return MatchTable(
-        num_pictures=len(references),
+        num_images=len(references),
         labels={label: _label_table(rows[label], num_true[label]) for label in labels},
     )
 
@@ -224,7 +222,7 @@ def _overlaps(
 def _match(
     overlaps: npt.NDArray[np.float64], crowd: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(F, T) overlaps, rows by falling score, crowds in the last columns -> (F, 10) twice."""
+    """(F, T) overlaps, rows by decreasing score, crowds in the last columns -> (F, 10) twice."""
     shape = (len(overlaps), len(IOU_THRESHOLDS))
     hits, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for step, threshold in enumerate(IOU_THRESHOLDS):
@@ -247,7 +245,7 @@ def _label_table(
     rows = sorted(rows, key=lambda row: -row[1])
     steps = len(IOU_THRESHOLDS)
     return _LabelTable(
-        picture=np.array([row[0] for row in rows], dtype=np.int64),
+        image=np.array([row[0] for row in rows], dtype=np.int64),
         score=np.array([row[1] for row in rows], dtype=np.float64),
         hit=np.array([row[2] for row in rows], dtype=bool).reshape(-1, steps),
         ignored=np.array([row[3] for row in rows], dtype=bool).reshape(-1, steps),
@@ -261,7 +259,7 @@ def _average_precision(
     num_true = int(counts @ table.num_true)
     if not num_true:
         return math.nan
-    weight = counts[table.picture]
+    weight = counts[table.image]
     drawn = weight > 0
     weight, hit, ignored = weight[drawn], table.hit[drawn], table.ignored[drawn]
     if not len(weight):
@@ -294,10 +292,10 @@ def _check_masks(predictions: Found, references: Sequence[ReferenceImage], kind:
         things: list[FoundObject | ReferenceObject] = [*found, *known.objects]
         bare = next((thing for thing in things if thing.rle is None), None)
         if bare is not None:
-            which = "An object found" if isinstance(bare, FoundObject) else "A true object"
+            which = "A found object" if isinstance(bare, FoundObject) else "A true object"
             raise DataError(
-                f"{which} in picture {number}, {bare.label!r}, has a box and no mask. Score "
-                "boxes (box_map), or give masks."
+                f"{which} in image {number}, {bare.label!r}, has a box but no mask. Use box_map, "
+                "or give masks."
             )
 
 
@@ -325,41 +323,41 @@ def _coco() -> ModuleType:
 
 def _run_coco(predictions: Found, references: Sequence[ReferenceImage], kind: Kind) -> Any:
     coco = _coco()
-    ids = {label: place for place, label in enumerate(labels_of(references), start=1)}
+    ids = {label: number for number, label in enumerate(labels_of(references), start=1)}
 
     def rows(groups: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for picture, group in enumerate(groups, start=1):
+        annotations: list[dict[str, Any]] = []
+        for image_id, group in enumerate(groups, start=1):
             for item in group:
                 if item.label not in ids:
                     continue
                 row: dict[str, Any] = {
-                    "id": len(found) + 1,
-                    "image_id": picture,
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
                     "category_id": ids[item.label],
                 }
-                # With a box beside the mask, the split by size would go by the box.
+                # With a box next to the mask, sizes would be those of the box.
                 row["bbox" if kind == "box" else "segmentation"] = _shape(item, kind)
                 if isinstance(item, FoundObject):
                     row["score"] = item.score
                 else:
                     row |= {"area": area_of(item), "iscrowd": int(item.is_crowd)}
-                found.append(row)
-        return found
+                annotations.append(row)
+        return annotations
 
-    pictures = [
-        {"id": number, "width": known.size_wh[0], "height": known.size_wh[1]}
-        for number, known in enumerate(references, start=1)
+    images = [
+        {"id": number, "width": image.size_wh[0], "height": image.size_wh[1]}
+        for number, image in enumerate(references, start=1)
     ]
     truth = coco.COCO(
         {
-            "images": pictures,
+            "images": images,
             "categories": [{"id": number, "name": label} for label, number in ids.items()],
-            "annotations": rows([known.objects for known in references]),
+            "annotations": rows([image.objects for image in references]),
         }
     )
     results = rows(predictions)
-    empty = {"images": pictures, "categories": truth.dataset["categories"], "annotations": []}
+    empty = {"images": images, "categories": truth.dataset["categories"], "annotations": []}
     run = coco.COCOeval_faster(
         truth,
         truth.loadRes(results) if results else coco.COCO(empty),
@@ -373,5 +371,5 @@ def _run_coco(predictions: Found, references: Sequence[ReferenceImage], kind: Ki
 
 
 def _mean_or_nan(precision: npt.NDArray[np.float64]) -> float:
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else math.nan
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else math.nan

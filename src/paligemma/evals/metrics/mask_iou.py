@@ -1,11 +1,9 @@
-"""Mean IoU of masks by the rules of RefCOCO, one true object an example.
+"""Mean IoU of masks by the rules of RefCOCO, one true object per example.
 
-Each expression names one object; the model gives one object, and an output that is none counts 0
+Each expression names one object; the model gives one object, and an invalid output counts 0
 (big_vision's evaluator of PaliGemma, `evaluators/proj/paligemma/transfers/segmentation.py`). Masks
-are compared at the size of the picture. No text is compared.
-
-Knows masks and boxes; what makes an output valid is decided by the one who reads it: all of four
-location and sixteen mask tokens, y2 > y1, x2 > x1, and a box with pixels in it.
+are compared at the size of the image. No text is compared. The caller decides which outputs are
+valid: all of four location and sixteen mask tokens, y2 > y1, x2 > x1, and a box that has pixels.
 """
 
 from __future__ import annotations
@@ -32,8 +30,8 @@ class MaskIou:
 
     `per_example` are the IoUs. `details`: "ciou", the intersections of all examples over their
     unions (large objects count more; an invalid output adds its object to the unions);
-    "precision@0.5" ... "precision@0.9", the share of examples of at least that IoU;
-    "box_accuracy@0.5" and "@0.75", the same of the boxes; "invalid", the share of invalid outputs.
+    "precision@0.5" ... "precision@0.9", the fraction of examples with at least that IoU;
+    "box_accuracy@0.5" and "@0.75", the same for boxes; "invalid", the fraction of invalid outputs.
 
     >>> MaskIou().score([None], [known]).value                   # doctest: +SKIP
     0.0
@@ -46,7 +44,7 @@ class MaskIou:
     def score(
         self, predictions: Sequence[FoundObject | None], references: Sequence[ReferenceObject]
     ) -> MetricResult:
-        """None is an output that names no whole object.
+        """A prediction of None is an invalid output.
 
         Raises DataError for unequal lengths, an object without a mask, or masks of two sizes.
         """
@@ -78,10 +76,10 @@ def _pixels(
     counts = []
     for number, (found, known) in enumerate(zip(predictions, references, strict=True)):
         if known.rle is None or (found is not None and found.rle is None):
-            which = "The true object" if known.rle is None else "The object found"
+            which = "The true object" if known.rle is None else "The found object"
             raise DataError(
-                f"{which} of example {number} has no mask. Mask IoU needs both; for boxes "
-                "alone there is box_map."
+                f"{which} of example {number} has no mask. Mask IoU needs both masks; for boxes "
+                "use box_map."
             )
         true = mask_of(known.rle)
         if found is None or found.rle is None:
@@ -91,7 +89,7 @@ def _pixels(
         if mask.shape != true.shape:
             raise DataError(
                 f"The masks of example {number} have {mask.shape} and {true.shape} pixels (height, "
-                "width). Both are of the whole picture."
+                "width). Both must cover the whole image."
             )
         counts.append((int((mask & true).sum()), int((mask | true).sum())))
     shared, either = np.array(counts, dtype=np.float64).T

@@ -1,7 +1,7 @@
-"""What metrics on boxes and masks compare: what was found in a picture, and what is there.
+"""What metrics of boxes and masks compare: the objects found in an image, and the true ones.
 
-Boxes are (x1, y1, x2, y2) in pixels of the picture; masks are COCO run lengths, since those of a
-whole data set would not fit into memory as arrays. Knows no model and no tokens.
+Boxes are (x1, y1, x2, y2) in pixels of the image; masks are COCO run lengths, since the masks of a
+whole data set would not fit into memory as arrays.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class FoundObject:
-    """A thing that a model says is there."""
+    """An object that a model found."""
 
     label: str
     box_xyxy: BoxXyxy
     score: float
     rle: Rle | None = None
     coordinate_logprobs: tuple[float, ...] = field(default=(), repr=False)
-    """Of the four location tokens; where the model wrote some. For comparing formulas of scores."""
+    """Log-probabilities of the four location tokens, for comparing formulas of scores."""
     label_logprobs: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceObject:
-    """A thing that is there."""
+    """A true object."""
 
     label: str
     box_xyxy: BoxXyxy
     rle: Rle | None = None
     is_crowd: bool = False
-    """Many things in one region: finding some of it is neither right nor wrong (COCO)."""
+    """Many objects in one region: finding some of them is neither right nor wrong (COCO)."""
     area: float | None = None
-    """In pixels, for the split by size; None takes the mask's, or without one the box's."""
+    """In pixels, for figures by size; None: the area of the mask, or without one of the box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceImage:
-    """All that is there to be found in one picture."""
+    """All true objects in one image."""
 
     size_wh: tuple[int, int]
     objects: tuple[ReferenceObject, ...]
@@ -55,11 +55,11 @@ class ReferenceImage:
 def mask_of(rle: Rle) -> Mask:
     """bool[H, W] of run lengths. Raises DataError when they do not fill their size."""
     height, width = rle["size"]
-    return rle_to_mask(rle, (width, height), "A mask to be scored")
+    return rle_to_mask(rle, (width, height), "A mask to score")
 
 
 def area_of(thing: ReferenceObject) -> float:
-    """What the split by size goes by, in pixels."""
+    """The area that decides the size class, in pixels."""
     if thing.area is not None:
         return thing.area
     if thing.rle is not None:

@@ -1,10 +1,10 @@
-"""Words of a caption, in the way of the Penn Treebank, for CIDEr and BLEU.
+"""Words of a caption, as in the Penn Treebank, for CIDEr, BLEU and ROUGE-L.
 
-The official scores are taken on words from Stanford's PTBTokenizer (a Java program), in lower case
-and without punctuation. This is an own reading of those conventions, made for captions: clitics
-apart ("isn't" -> is n't), abbreviations with their full stop, numbers whole, brackets as -lrb- and
--rrb-, quotation marks, commas and the like left out. Rare shapes (formulas, smileys, phone numbers)
-may come out otherwise than there; docs/metrics.md says how often.
+The official scores use the words of Stanford's PTBTokenizer (a Java program), in lower case and
+without punctuation. This is our own implementation of those conventions, made for captions: clitics
+are separated ("isn't" -> is n't), abbreviations keep their full stop, numbers stay whole, brackets
+become -lrb- and -rrb-, quotation marks, commas and the like are dropped. Rare forms (formulas,
+smileys, phone numbers) may differ; docs/metrics.md says how often.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 TextForm = Literal["ptb", "split"]
 
-# What the official evaluation takes out after tokenising.
+# What the official evaluation removes after tokenizing.
 _LEFT_OUT = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 _SAME_SIGN = str.maketrans(
     {
@@ -79,7 +79,7 @@ _NOT = re.compile(r"(.+)(n't)")
 
 
 def words_of(text: str, form: TextForm) -> list[str]:
-    """The words of a text: "ptb" as below, "split" by white space and nothing else."""
+    """The words of a text: "ptb" as below, "split" at white space only."""
     return ptb_words(text) if form == "ptb" else text.split()
 
 

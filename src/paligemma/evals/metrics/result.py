@@ -1,6 +1,6 @@
-"""What every metric gives back, and the pairing of predictions with references.
+"""What every metric returns, and the pairing of predictions with references.
 
-Knows no metric. Values are fractions (0.83, not 83) unless the metric's own file says otherwise.
+Values are fractions (0.83, not 83) unless the metric says otherwise.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any, Literal, Protocol
 
 from paligemma.errors import DataError
 
-# One entry an example: its only reference, or all that are accepted.
 References = Sequence[str | Sequence[str]]
+"""One entry per example: its only reference, or all that are accepted."""
 
 Reads = Literal["text", "boxes", "masks", "expression", "words", "regions", "points"]
 """What a metric compares: texts; lists of objects as boxes or as masks; the one object that an
-expression means; boxes with what is written in them; their outlines alone; or the middles of boxes
-with the boxes that they should lie in."""
+expression refers to; boxes with the text inside; their outlines alone; or the centers of boxes with
+the boxes that they should be in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricResult:
-    """A score over a set, with what it is made of.
+    """A score over a set, with the scores of its examples.
 
-    `value` is the figure that a benchmark prints, as a fraction; `per_example` holds one score an
+    `value` is the figure that a benchmark prints, as a fraction; `per_example` holds one score per
     example in the order of the predictions (empty where a metric exists only over the whole set);
-    `details` are further figures of the same run, by name.
+    `details` are further figures by name.
     """
 
     name: str
@@ -37,7 +37,7 @@ class MetricResult:
     higher_is_better: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; what is undefined (NaN) becomes None."""
+        """Plain values for JSON; undefined values (NaN) become None."""
         return {
             "name": self.name,
             "value": _plain(self.value),
@@ -48,7 +48,7 @@ class MetricResult:
 
 
 class TextMetric(Protocol):
-    """What every metric on texts can do."""
+    """A metric of texts."""
 
     def score(self, predictions: Sequence[str], references: References) -> MetricResult: ...
 
@@ -80,18 +80,19 @@ def pair(
     """
     if isinstance(predictions, str) or isinstance(references, str):
         raise DataError(
-            "Predictions and references are lists with one entry an example, and a plain text came."
+            "Predictions and references must be lists with one entry per example; one of them is a "
+            "string."
         )
     check_lengths(len(predictions), len(references))
     pairs = []
-    for index, (prediction, given) in enumerate(zip(predictions, references, strict=True)):
-        accepted = (given,) if isinstance(given, str) else tuple(given)
+    for index, (prediction, entry) in enumerate(zip(predictions, references, strict=True)):
+        accepted = (entry,) if isinstance(entry, str) else tuple(entry)
         if not accepted:
             raise DataError(f"Example {index} has no reference to compare with. Give at least one.")
         if single and len(accepted) > 1:
             raise DataError(
                 f"Example {index} has {len(accepted)} references; this metric is defined for one. "
-                "Choose one, or score each set on its own."
+                "Choose one, or score each set of references separately."
             )
         pairs.append((prediction, accepted))
     return pairs
@@ -102,7 +103,7 @@ def check_lengths(num_predictions: int, num_references: int) -> None:
     if num_predictions != num_references:
         raise DataError(
             f"There are {num_predictions} predictions and {num_references} references. "
-            "They must be aligned, one entry an example."
+            "They must be aligned, one entry per example."
         )
     if num_predictions == 0:
         raise DataError("There is nothing to score: the list of predictions is empty.")

@@ -1,11 +1,9 @@
 """Pascal VOC's average precision at one IoU threshold, averaged over labels.
 
-Unlike COCO's: an object stands for the true box that it overlaps most, and is wrong where that one
-is taken; boxes hold their last pixel, so a side is x2 - x1 + 1; the area under the precision curve
-is taken whole (VOC from 2010 on), or read at 11 recalls (VOC 2007). Objects marked difficult have
-no place here (leave them out). Text normalisation: labels are compared as they stand.
-
-Knows numpy only.
+Unlike COCO's: a found object matches the true box that it overlaps most, and is wrong where that
+one is already matched; boxes include their last pixel, so a side is x2 - x1 + 1; the whole area
+under the precision curve counts (VOC from 2010 on), or precision is read at 11 recalls (VOC 2007).
+Leave objects marked difficult out. Labels are compared as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ Curve = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class VocAveragePrecision:
-    """`details` holds "ap/LABEL"; a score a picture does not exist."""
+    """`details` holds "ap/LABEL"; there are no scores per image."""
 
     reads: ClassVar[Reads] = "boxes"
 
@@ -38,7 +36,7 @@ class VocAveragePrecision:
     name = "voc_ap"
 
     def score(self, predictions: Found, references: Sequence[ReferenceImage]) -> MetricResult:
-        """NaN where nothing is to be found. Raises DataError for unequal lengths."""
+        """NaN where there is nothing to find. Raises DataError for unequal lengths."""
         check_lengths(len(predictions), len(references))
         details = {}
         for label in labels_of(references):
@@ -52,7 +50,7 @@ class VocAveragePrecision:
 def precision_recall(
     predictions: Found, references: Sequence[ReferenceImage], label: str, iou_threshold: float
 ) -> tuple[Curve, Curve]:
-    """Precision and recall after each object found under a label, by falling score."""
+    """Precision and recall after each object found under a label, by decreasing score."""
     ranked: list[tuple[int, FoundObject]] = [
         (number, item)
         for number, found in enumerate(predictions)
@@ -77,7 +75,7 @@ def precision_recall(
 
 
 def _every_point(precision: Curve, recall: Curve) -> float:
-    # Precision at a recall is the best that any recall from there on has.
+    # Precision at a recall is the best at that recall or a higher one.
     best = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1][:-1]
     return float((np.diff(recall, prepend=0.0) * best).sum())
 

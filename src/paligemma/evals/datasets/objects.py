@@ -1,0 +1,157 @@
+"""Boxes and masks of objects: COCO and DocLayNet, RefCOCO, RefCOCO+ and RefCOCOg.
+
+COCO and DocLayNet ask for all boxes of an image, RefCOCO for the mask of the object that a phrase
+refers to; each phrase is one record. The training splits of COCO and DocLayNet are read as any data
+in COCO's format: `paligemma train annotations.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from paligemma.data.formats import coco
+from paligemma.data.mask_shapes import polygons_to_mask, rle_to_mask
+from paligemma.data.record import Mask, Record, TrueObject
+from paligemma.data.source import ReadOptions
+from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
+from paligemma.evals.datasets.files import read_json
+from paligemma.evals.datasets.plain_pickle import read_plain_pickle
+from paligemma.evals.datasets.prompts import DETECT_ALL, EXPRESSION
+from paligemma.evals.metrics.detection import MeanAveragePrecision
+from paligemma.evals.metrics.mask_iou import MaskIou
+
+_NOTE = (
+    "The paper's detection: all boxes in random order after 'detect all classes', noise boxes up "
+    "to the full length; <noise> and the end token are never sampled."
+)
+
+
+def _read_coco(annotations: str, images: str, source: SplitSource) -> Iterator[Item]:
+    """`annotations` and `images` have the split in place of braces."""
+    entries = coco.read(
+        source.folder / annotations.format(source.split),
+        ReadOptions(images=source.folder / images.format(source.split)),
+    ).entries
+    for entry in entries:
+        yield Item(replace(entry.build(), prefix=DETECT_ALL))
+
+
+def _coco_needs(
+    annotations: str, images: str, sources: tuple[str, str], split: str
+) -> tuple[Needed, ...]:
+    return (
+        Needed(path=annotations.format(split), source=sources[0]),
+        Needed(path=f"{images.format(split)}/", source=sources[1].format(split)),
+    )
+
+
+_COCO_PATHS = ("annotations/instances_{}.json", "{}")
+_COCO_SOURCES = (
+    "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+    "http://images.cocodataset.org/zips/{}.zip",
+)
+COCO_DETECTION = Benchmark(
+    name="coco-detection",
+    title="COCO detection",
+    task="detect",
+    prompt=DETECT_ALL,
+    metrics={"mAP": MeanAveragePrecision()},
+    splits={"val2017": ("COCO detection",)},
+    needs=partial(_coco_needs, *_COCO_PATHS, _COCO_SOURCES),
+    read=partial(_read_coco, *_COCO_PATHS),
+    homepage="https://cocodataset.org",
+    max_new_tokens=1024,
+    note=_NOTE,
+)
+
+_DOCLAYNET = ("COCO/{}.json", "PNG")
+_DOCLAYNET_SOURCES = ("https://github.com/DS4SD/DocLayNet, DocLayNet_core.zip",) * 2
+DOCLAYNET = Benchmark(
+    name="doclaynet",
+    title="DocLayNet",
+    task="detect",
+    prompt=DETECT_ALL,
+    metrics={"mAP": MeanAveragePrecision()},
+    splits={"test": ("DocLayNet",), "val": ()},
+    needs=partial(_coco_needs, *_DOCLAYNET, _DOCLAYNET_SOURCES),
+    read=partial(_read_coco, *_DOCLAYNET),
+    homepage="https://github.com/DS4SD/DocLayNet",
+    max_new_tokens=1024,
+    note=_NOTE + " The paper does not say which split it scored.",
+)
+
+
+def _refcoco_needs(folder: str, references: str, split: str) -> tuple[Needed, ...]:
+    source = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{folder}.zip"
+    return (
+        Needed(path=f"{folder}/{references}", source=source),
+        Needed(path=f"{folder}/instances.json", source=source),
+        Needed(path="train2014/", source="http://images.cocodataset.org/zips/train2014.zip"),
+    )
+
+
+def _read_refcoco(folder: str, references: str, source: SplitSource) -> Iterator[Item]:
+    instances = read_json(source.folder / folder / "instances.json")
+    images = {image["id"]: image for image in instances["images"]}
+    annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
+    for reference in read_plain_pickle(source.folder / folder / references):
+        if reference["split"] != source.split:
+            continue
+        image = images[reference["image_id"]]
+        annotation = annotations[reference["ann_id"]]
+        for sentence in reference["sentences"]:
+            yield Item(_refcoco_record(source.folder, image, annotation, sentence))
+
+
+def _refcoco_record(
+    folder: Path, image: dict[str, Any], annotation: dict[str, Any], sentence: dict[str, Any]
+) -> Record:
+    size_wh = image["width"], image["height"]
+    where = f"The annotation {annotation['id']}"
+    x, y, width, height = annotation["bbox"]
+    true = TrueObject(
+        label=sentence["sent"],
+        box_xyxy=(x, y, x + width, y + height),
+        make_mask=partial(_mask, annotation["segmentation"], size_wh, where),
+    )
+    return Record(
+        record_id=str(sentence["sent_id"]),
+        image=folder / "train2014" / image["file_name"],
+        prefix=EXPRESSION.format(expression=sentence["sent"]),
+        objects=(true,),
+        size_wh=size_wh,
+        where=where,
+    )
+
+
+def _mask(shape: Any, size_wh: tuple[int, int], where: str) -> Mask:
+    if isinstance(shape, list):
+        return polygons_to_mask(shape, size_wh, where)
+    return rle_to_mask(shape, size_wh, where)
+
+
+def _refcoco(name: str, title: str, references: str, splits: tuple[str, ...]) -> Benchmark:
+    folder = title.lower()
+    return Benchmark(
+        name=name,
+        title=title,
+        task="segment",
+        prompt=EXPRESSION,
+        metrics={"mIoU": MaskIou()},
+        splits={**{split: (f"{title} ({split})",) for split in splits}, "train": ()},
+        needs=partial(_refcoco_needs, folder, references),
+        read=partial(_read_refcoco, folder, references),
+        homepage="https://github.com/lichengunc/refer",
+        max_new_tokens=48,
+        note="The answer is four loc and sixteen seg tokens without a label. The papers train on "
+        "the three train sets together, without any image of a val or test set.",
+    )
+
+
+REFCOCO = _refcoco("refcoco", "RefCOCO", "refs(unc).p", ("val", "testA", "testB"))
+REFCOCO_PLUS = _refcoco("refcoco+", "RefCOCO+", "refs(unc).p", ("val", "testA", "testB"))
+REFCOCOG = _refcoco("refcocog", "RefCOCOg", "refs(umd).p", ("val", "test"))
