@@ -8,6 +8,8 @@ from pathlib import Path
 from types import FrameType
 
 import paligemma
+from paligemma.data import open_data
+from paligemma.evals import evaluate
 
 PACKAGE = str(Path(paligemma.__file__).parent)
 SCENE = Path(__file__).parents[1] / "examples" / "scene.png"
@@ -36,3 +38,15 @@ def test_detect_runs_through_few_files() -> None:
     predictor = paligemma.load("mini")
     files = files_entered(lambda: predictor.detect(SCENE, "frog ; mushroom"))
     assert len(files) <= 23, files
+
+
+def test_evaluating_a_record_runs_through_few_files(tmp_path: Path) -> None:
+    def measure(folder: str) -> None:
+        records = open_data(SCENE.parent / "train.jsonl")
+        evaluate(predictor, records[:1], tmp_path / folder)
+
+    predictor = paligemma.load("mini")
+    measure("imports what is imported late")
+    predictor.clear_cache()
+    files = files_entered(lambda: measure("again"))
+    assert len(files) <= 35, files

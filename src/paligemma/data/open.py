@@ -135,7 +135,9 @@ def _reader(path: Path, format: str | None) -> Reader:
             f"There is nothing at {str(path)!r}; a file or folder of data is needed. For a data "
             "set of the Hugging Face hub say format='huggingface'."
         )
-    for reader in READERS.values():
+    # A file of JSON Lines has no other format, so no other reader has to look at it.
+    first = [READERS[jsonl.NAME]] if path.is_file() else []
+    for reader in (*first, *READERS.values()):
         if reader.is_here(path):
             return reader
     inside = ""

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
-from paligemma.evals.metrics.ptb import ptb_words
+from paligemma.evals.metrics.captions import Bleu, Cider, RougeL, ptb_words
 
 CAPTIONS = st.text(st.sampled_from("ab "), max_size=10)
 SET = st.lists(

@@ -4,7 +4,6 @@ result.py         MetricResult, and the pairing of predictions with references
 answers.py        exact match, relaxed accuracy of ChartQA, VQA accuracy
 edit_distance.py  ANLS, error rates of characters, words, symbols and lines
 captions.py       CIDEr-D, BLEU, ROUGE-L
-ptb.py            words of a caption, as in the Penn Treebank
 tables.py         TEDS and GriTS of HTML tables
 html_table.py     an HTML table as a tree and as a grid of cells
 molecules.py      SMILES: same molecule, and Tanimoto similarity
