@@ -19,9 +19,10 @@ from PIL import Image
 
 from paligemma.predictor import Predictor
 from paligemma.server.faults import SWITCH, Fault, Faults
-from paligemma.server.jobs import Job, JobOptions, Ticket
+from paligemma.server.jobs import Job, JobOptions
 from paligemma.server.limits import Limits
 from paligemma.server.service import Loaded, Service
+from paligemma.server.tickets import Ticket
 from paligemma.tasks.caption import CaptionTask
 
 

@@ -461,9 +461,9 @@ def test_c7_bodies_that_are_no_json_object_are_refused(body: bytes, mini_app: AS
         ("caption", None, "The body must be a JSON object."),
         ("ask", {}, "Give either question or questions."),
         ("detect", {}, "The field phrases is missing."),
-        ("caption", {"image": {}}, "The field image cannot be used: The field url is missing."),
+        ("caption", {"image": {}}, "Invalid field image: The field url is missing."),
         ("caption", {"image": {"url": ""}}, "at least 1 character."),
-        ("caption", {"image": {"url": "a", "b": 1}}, "a field that is not known here."),
+        ("caption", {"image": {"url": "a", "b": 1}}, "Invalid field image: Unknown field."),
         ("generate", {"prompt": "a", "stop": [""]}, "It must have 1 to 64 characters."),
     ],
 )

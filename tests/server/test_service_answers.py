@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from paligemma.predictor import Predictor
-from paligemma.server.jobs import Job, JobOptions, Ticket, Update
+from paligemma.server.jobs import Job, JobOptions, Update
 from paligemma.server.service import Service
+from paligemma.server.tickets import Ticket
 from paligemma.tasks.answer import AnswerTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask

@@ -21,9 +21,10 @@ from paligemma.errors import (
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.faults import SWITCH, Fault, Faults
-from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket
+from paligemma.server.jobs import Job, JobOptions, ScoreJob
 from paligemma.server.limits import Limits
 from paligemma.server.service import Service
+from paligemma.server.tickets import Ticket
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.segment import SegmentTask
 from tests.agreement.tiny_predictor import build_predictor

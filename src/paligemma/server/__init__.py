@@ -1,26 +1,28 @@
-"""Many questions at a time to one model, over HTTP.
+"""Many requests at a time to one model, over HTTP.
 
 Without HTTP:
 
-limits.py           every bound, with its default
-jobs.py             what one asks, and the ticket that one holds
+limits.py           every limit, with its default
+jobs.py             a job: one task or prompt, with its images and options
+tickets.py          what the caller holds until the job has ended
 service.py          jobs in, results out
 stats.py            what it counts
-waiting_line.py     clients take turns
-preparing.py        pictures and prompts made ready
+fair_queue.py       clients take turns
+preparing.py        images and prompts made ready
 engine_loop.py      the thread that owns the model
 writing.py          tokens to text, boxes and results
-object_stream.py  each box as soon as it is whole
-faults.py, faulty_model.py  where tests break it
+object_stream.py    each box as soon as it is complete
+faults.py, faulty_model.py  faults that tests cause
 
-With it:
+With HTTP:
 
-app.py              routes inside, guards around: middleware.py, settings.py, errors.py, logs.py
-native_api.py       a route a task: schemas.py, images.py, strict_json.py, sse.py
-batch_api.py        many questions in one request
-openai_api.py       OpenAI's dialect: openai_schemas.py, prompt_tasks.py
-health.py, metrics.py  how it does
-process.py          one server process, from beginning to end
+app.py              the application: routes inside middleware.py
+routes/             native.py, batch.py, openai.py, health.py
+handler.py          what all routes share; images.py, strict_json.py, sse.py, errors.py
+requests.py, responses.py                the JSON of the task routes, as models
+openai_requests.py, openai_responses.py  the JSON of OpenAI's dialect, as models
+metrics.py, logs.py, settings.py
+process.py          one server process, from start to end
 page/               the page at /
 """
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -22,23 +23,26 @@ from starlette.types import ASGIApp, Scope
 
 from paligemma import __version__
 from paligemma.errors import PaliGemmaError
-from paligemma.server.batch_api import batch_routes
 from paligemma.server.errors import ApiError, error_response, to_api_error
-from paligemma.server.health import add_health, limits_routes
+from paligemma.server.handler import RequestHandler
 from paligemma.server.images import Fetcher
 from paligemma.server.metrics import Metrics, metrics_routes
 from paligemma.server.middleware import Authentication, BodyLimits, Edge, HeaderLimits, Hosts
-from paligemma.server.native_api import BODIES, Desk, native_routes
-from paligemma.server.openai_api import OPENAI_BODIES, openai_routes
-from paligemma.server.schemas import Body
+from paligemma.server.openai_responses import ChatCompletionChunk, CompletionChunk
+from paligemma.server.responses import BatchLine, ObjectEvent, SegmentEvent, TokenEvent
+from paligemma.server.routes.batch import batch_routes
+from paligemma.server.routes.health import add_health, limits_routes
+from paligemma.server.routes.native import REQUESTS, native_routes
+from paligemma.server.routes.openai import OPENAI_REQUESTS, openai_routes
 from paligemma.server.service import Service
 from paligemma.server.settings import Settings
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 
+_STREAMED = (BatchLine, TokenEvent, ObjectEvent, SegmentEvent, ChatCompletionChunk, CompletionChunk)
 _DESCRIPTION = (
-    "PaliGemma: captions, answers, text, boxes and masks from pictures. "
-    "Errors have the form of OpenAI's API."
+    "PaliGemma: image captioning, VQA, OCR, detection and segmentation. "
+    "Errors have the format of OpenAI's API."
 )
 
 
@@ -48,7 +52,7 @@ def create_app(
 ) -> ASGIApp:
     """The application around a service, which the caller starts and ends."""
     settings = settings or Settings()
-    desk = Desk(
+    handler = RequestHandler(
         service=service,
         settings=settings,
         fetcher=Fetcher(settings.image_domains, settings.limits),
@@ -62,13 +66,14 @@ def create_app(
         redoc_url=None,
         openapi_url="/openapi.json",
         redirect_slashes=False,
+        separate_input_output_schemas=False,
     )
     health = add_health(app, service, open_readiness=settings.open_readiness)
     for router in (
-        native_routes(desk),
-        batch_routes(desk),
-        openai_routes(desk),
-        limits_routes(desk),
+        native_routes(handler),
+        batch_routes(handler),
+        openai_routes(handler),
+        limits_routes(handler),
         metrics_routes(metrics),
     ):
         app.include_router(router)
@@ -76,7 +81,7 @@ def create_app(
     app.add_exception_handler(PaliGemmaError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_error)
-    schemas = [*BODIES.values(), *OPENAI_BODIES]
+    schemas: list[type[BaseModel]] = [*REQUESTS.values(), *OPENAI_REQUESTS, *_STREAMED]
     app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
 
     guarded: ASGIApp = BodyLimits(app, settings.limits)
@@ -131,26 +136,31 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "There is no such route.", 405: "This route does not know this method."}
-    message = words.get(error.status_code, "The request cannot be used.")
+    messages = {404: "Not found.", 405: "Method not allowed."}
+    message = messages.get(error.status_code, "Invalid request.")
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     headers = {name: value for name, value in (error.headers or {}).items() if name == "Allow"}
     return error_response(ApiError(error.status_code, code, message, headers=headers))
 
 
-def _openapi(app: FastAPI, bodies: Sequence[type[Body]]) -> dict[str, Any]:
-    """FastAPI's document, with the schemas of bodies that routes read by themselves."""
+def _openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """FastAPI's document, with the models that routes read and stream by themselves."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         _, found = models_json_schema(
-            [(body, "validation") for body in bodies],
+            [(model, "validation") for model in models],
             ref_template="#/components/schemas/{model}",
         )
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(found.get("$defs", {}))
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)  # path parameters are never invalid
+        for unused in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema

@@ -1,15 +1,14 @@
-"""Errors as HTTP tells them: a status, and a body that never repeats what the client sent.
+"""Errors as HTTP responses: a status, and a body that never repeats what the client sent.
 
     {"error": {"message": "...", "type": "invalid_request_error", "code": "...", "param": null}}
 
-The form and the types are those of OpenAI's API, so that its clients raise the right classes.
-Knows the package's errors; knows no routes.
+Form and types are those of OpenAI's API, so that its clients raise the right exceptions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
 
 from starlette.responses import Response
 
@@ -25,7 +24,7 @@ from paligemma.errors import (
     TimeLimitError,
     UnavailableError,
 )
-from paligemma.server.strict_json import write_json
+from paligemma.server.responses import ErrorDetail, ErrorResponse, json_response
 
 RETRY_SECONDS = 1
 
@@ -33,10 +32,10 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 class ApiError(PaliGemmaError):
-    """A request that is answered with this status.
+    """An error response.
 
-    `message` is for the client and holds nothing that the client sent. `closes` ends the
-    connection after the answer, where the rest of the request is not worth reading.
+    `message` must not contain anything that the client sent. `closes` closes the connection after
+    the response, when the rest of the request is not read.
     """
 
     def __init__(
@@ -60,103 +59,96 @@ class ApiError(PaliGemmaError):
         self.headers = headers or {}
 
     @property
-    def body(self) -> dict[str, Any]:
-        """The JSON that says it."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": error_type(self.status),
-                "code": self.code,
-                "param": self.param,
-            }
-        }
+    def body(self) -> ErrorResponse:
+        """The body of the answer."""
+        return ErrorResponse(
+            error=ErrorDetail(
+                message=self.message,
+                type=error_type(self.status),
+                code=self.code,
+                param=self.param,
+            )
+        )
 
 
 class ClientGoneError(PaliGemmaError):
-    """The client hung up before its answer was there."""
+    """The client disconnected before it got its answer."""
 
 
 def error_type(status: int) -> str:
-    """The name of the class of errors that a status belongs to."""
+    """OpenAI's error type for a status."""
     if status >= 500:
         return "server_error"
     return "rate_limit_error" if status == 429 else _TYPES.get(status, "invalid_request_error")
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """Any error as the client is told it. What was not foreseen says nothing of itself.
+    """The error as clients see it. Unexpected errors reveal nothing.
 
-    The messages of ImageError, PromptError and OptionError are passed on: the schemas refuse
-    beforehand whatever these would quote.
+    The messages of ImageError, PromptError and OptionError are passed on: request validation has
+    refused whatever these would quote.
     """
-    match error:
-        case ApiError():
-            return error
-        case ClientGoneError():
-            return ApiError(499, "client_gone", "The client hung up.")
-        case ImageError():
-            # In Python it is named by where it came from.
-            message = str(error).replace("The picture bytes ", "The picture ")
-            return ApiError(400, "invalid_image", message, param="image")
-        case PromptError():
-            return ApiError(400, "invalid_prompt", str(error))
-        case OptionError():
-            return ApiError(400, "invalid_option", str(error))
-        case InputError():
-            return ApiError(400, "invalid_request", str(error))
-        case BusyError():
-            return ApiError(
-                429,
-                "overloaded",
-                "Too many requests are waiting. Try again in a moment.",
-                retry_after=RETRY_SECONDS,
-            )
-        case UnavailableError():
-            return ApiError(
-                503,
-                "unavailable",
-                "The model is not serving: it is loading, shutting down or has failed. Try again.",
-                retry_after=RETRY_SECONDS,
-            )
-        case TimeLimitError(was_running=False):
-            return ApiError(
-                503,
-                "queue_timeout",
-                "The request waited too long for its turn. Try again later.",
-                retry_after=RETRY_SECONDS,
-            )
-        case TimeLimitError():
-            return ApiError(
-                504,
-                "timeout",
-                "The answer was not finished in time. Ask for fewer tokens, or try again later.",
-            )
-        case NumericalError():
-            return ApiError(
-                500, "numerical_error", "The model gave NaN or infinity, so there is no answer."
-            )
-        case CheckpointError():
-            return ApiError(
-                400,
-                "not_supported_by_model",
-                "The model that is served cannot do this: masks need a checkpoint with a codec.",
-            )
-        case _:
-            return ApiError(
-                500, "internal_error", "The server failed at this request. Its log says where."
-            )
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InputError):
+        return _input_error(error)
+    for kind, status, code, message in _ERRORS:
+        if isinstance(error, kind):
+            retry_after = RETRY_SECONDS if status in (429, 503) else None
+            return ApiError(status, code, message, retry_after=retry_after)
+    if isinstance(error, TimeLimitError):
+        return _timeout_error(error)
+    return ApiError(500, "internal_error", "Internal server error. See the server's log.")
+
+
+_ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (ClientGoneError, 499, "client_gone", "The client disconnected."),
+    (BusyError, 429, "overloaded", "Too many requests are waiting. Try again in a moment."),
+    (
+        UnavailableError,
+        503,
+        "unavailable",
+        "The model is unavailable: it is loading, shutting down or has failed. Try again later.",
+    ),
+    (NumericalError, 500, "numerical_error", "The model produced NaN or infinity."),
+    (
+        CheckpointError,
+        400,
+        "not_supported_by_model",
+        "The served model does not support this: masks need a checkpoint with a mask codec.",
+    ),
+)
+
+
+def _input_error(error: InputError) -> ApiError:
+    if isinstance(error, ImageError):
+        # In Python the message names the source of the image; here that is always bytes.
+        message = re.sub(r"The (picture|image) bytes ", r"The \1 ", str(error))
+        return ApiError(400, "invalid_image", message, param="image")
+    if isinstance(error, PromptError):
+        return ApiError(400, "invalid_prompt", str(error))
+    code = "invalid_option" if isinstance(error, OptionError) else "invalid_request"
+    return ApiError(400, code, str(error))
+
+
+def _timeout_error(error: TimeLimitError) -> ApiError:
+    if error.was_running:
+        return ApiError(
+            504, "timeout", "The request timed out. Ask for fewer tokens, or try again later."
+        )
+    return ApiError(
+        503,
+        "queue_timeout",
+        "The request waited too long in the queue. Try again later.",
+        retry_after=RETRY_SECONDS,
+    )
 
 
 def error_response(error: ApiError) -> Response:
-    """The answer to a request that failed."""
+    """The HTTP response for an error."""
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.closes:
         headers["connection"] = "close"
-    return Response(
-        write_json(error.body),
-        status_code=error.status,
-        media_type="application/json",
-        headers=headers,
-    )
+    return json_response(error.body, status=error.status, headers=headers)

@@ -1,16 +1,8 @@
-"""What one asks of the service, and what one holds while it works.
-
-    Job, ScoreJob   a question: pictures, a task or a prompt, options
-    Ticket          the question on its way: updates while it is answered, then the result
-
-Knows asyncio and limits; knows no model, no threads and no HTTP.
-"""
+"""Jobs for the service: images, a task or a prompt, and options; and the updates they produce."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,96 +140,6 @@ class Usage:
     """All that the model read, image tokens included."""
     image_tokens: int = 0
     completion_tokens: int = 0
-
-
-class Ticket:
-    """A question on its way. All methods belong to the event loop that submitted it."""
-
-    def __init__(
-        self,
-        *,
-        number: int,
-        loop: asyncio.AbstractEventLoop,
-        cancel: Callable[[], None],
-    ) -> None:
-        self.number = number
-        self.loop = loop
-        self.usage = Usage()
-        """Known when the job has ended."""
-        self.top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
-        """Of the whole answer, when they were asked for; known when the job has ended."""
-        self._cancel = cancel
-        self._pending: deque[Update] = deque()
-        self._news = asyncio.Event()
-        self._has_ended = False
-        self._result: Any = None
-        self._error: Exception | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        return self._has_ended
-
-    async def updates(self) -> AsyncIterator[Update]:
-        """What comes, until the job has ended, however it ends; for one reader.
-
-        Leaving early, by an exception or a cancelled asyncio task, cancels the job.
-        """
-        try:
-            while True:
-                while self._pending:
-                    yield self._pending.popleft()
-                if self._has_ended:
-                    return
-                self._news.clear()
-                await self._news.wait()
-        finally:
-            self.cancel()
-
-    def result(self) -> Any:
-        """The typed result of the task, `Generation` of a prompt, list[Score] of a `ScoreJob`.
-
-        Raises what went wrong: an error of the package's family.
-        """
-        if not self._has_ended:
-            raise RuntimeError("The job has not ended; read updates() to their end first.")
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    async def wait(self) -> Any:
-        """`result()` when it is there."""
-        async for _ in self.updates():
-            pass
-        return self.result()
-
-    def cancel(self) -> None:
-        """Give up: the engine stops within a step. Does nothing when the job has ended."""
-        if not self._has_ended:
-            self._cancel()
-
-    # Called by the service, on the loop
-
-    def deliver(self, update: Update) -> None:
-        """Hand on an update; with what a slow reader has not taken, it becomes one."""
-        last = self._pending[-1] if self._pending else None
-        if last is None or last.object is not None or update.object is not None:
-            self._pending.append(update)
-        else:
-            self._pending[-1] = Update(
-                text=last.text + update.text,
-                token_ids=last.token_ids + update.token_ids,
-                logprobs=last.logprobs + update.logprobs,
-                top_logprobs=last.top_logprobs + update.top_logprobs,
-            )
-        self._news.set()
-
-    def end(self, result: Any, error: Exception | None, usage: Usage) -> None:
-        """Hand on how the job ended; only the first time counts."""
-        if self._has_ended:
-            return
-        self._result, self._error, self.usage = result, error, usage
-        self._has_ended = True
-        self._news.set()
 
 
 def check_images(images: tuple[Photo, ...], limits: Limits) -> None:

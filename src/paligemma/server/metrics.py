@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from paligemma.server.responses import error_responses
 from paligemma.server.service import Service
 from paligemma.server.stats import Ended
 
@@ -124,7 +125,17 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
     """`/metrics`."""
     router = APIRouter(tags=["server"])
 
-    @router.get("/metrics", response_class=Response)
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "Counters, gauges and histograms.",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            },
+            **error_responses(401, 403, 421, 431, 500),
+        },
+    )
     async def numbers() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
         data = generate_latest(metrics.registry)

@@ -241,7 +241,7 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         body = _Body(receive, self._limits, self)
-        scope.setdefault("state", {})["let_go_of_body"] = body.let_go
+        scope.setdefault("state", {})["release_body"] = body.let_go
         send_last = _lingering(body, receive, send)
         announced = _header(scope, b"content-length")
         try:

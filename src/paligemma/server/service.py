@@ -43,13 +43,14 @@ from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.server.engine_loop import EngineLoop, Outcome, is_end
+from paligemma.server.fair_queue import FairQueue
 from paligemma.server.faults import Faults
 from paligemma.server.faulty_model import FaultyModel
-from paligemma.server.jobs import Job, Photo, ScoreJob, Ticket, Update, Usage
+from paligemma.server.jobs import Job, Photo, ScoreJob, Update, Usage
 from paligemma.server.limits import Limits
 from paligemma.server.preparing import Preparer, ReadyJob, ReadyPhoto, ReadyScore
 from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats, kind_of
-from paligemma.server.waiting_line import WaitingLine
+from paligemma.server.tickets import Ticket
 from paligemma.server.writing import Draft, ours
 from paligemma.tasks.segment import SegmentTask
 from paligemma.text_engine import CONTEXT_LENGTH
@@ -132,7 +133,7 @@ class Service:
         self._loop: EngineLoop | None = None
         self._preparer: Preparer | None = None
         self._image_cache: ImageCache | None = None
-        self._line: WaitingLine[list[_Work]] = WaitingLine()
+        self._line: FairQueue[list[_Work]] = FairQueue()
         self._outbox: queue.SimpleQueue[list[tuple[_Work, Outcome]] | None] = queue.SimpleQueue()
         self._masks = ThreadPoolExecutor(
             1, thread_name_prefix="paligemma-masks", initializer=_compute_with, initargs=(1,)

@@ -1,11 +1,11 @@
-"""Server-sent events: a stream of named JSON events that ends in words, whatever happens.
+"""Server-sent events: a stream of named JSON events that always ends with a closing line.
 
     event: token
     data: {"text":"a red"}
 
     data: [DONE]
 
-The generator of events is closed as soon as the client hangs up. Knows no model.
+The generator of events is closed as soon as the client disconnects.
 """
 
 from __future__ import annotations
@@ -21,31 +21,70 @@ from starlette.types import Receive, Scope, Send
 from paligemma.errors import PaliGemmaError
 from paligemma.server.errors import ClientGoneError, to_api_error
 from paligemma.server.logs import log_error
-from paligemma.server.strict_json import write_json
+from paligemma.server.responses import ResponseModel
 
 PING_SECONDS = 10.0
-"""A comment is sent after so long a silence, so that proxies keep the connection."""
+"""A comment is sent after so many seconds without an event, so that proxies keep the connection."""
+_FIRST_FRAME_SECONDS = 5.0
 DONE = b"data: [DONE]\n\n"
 
 ValueT = TypeVar("ValueT")
 
 
-def event_frame(name: str | None, value: Any) -> bytes:
-    """One event as it goes over the wire."""
+def event_frame(name: str | None, body: ResponseModel) -> bytes:
+    """One event as it is sent."""
     head = b"" if name is None else f"event: {name}\n".encode()
-    return head + b"data: " + write_json(value) + b"\n\n"
+    return head + b"data: " + body.to_json() + b"\n\n"
+
+
+def event_description(text: str, model: str | None = None) -> dict[str, Any]:
+    """The OpenAPI description of a stream; `model` names the schema of each event's data."""
+    schema: dict[str, Any] = {"type": "string", "description": text}
+    if model is not None:
+        schema["contentMediaType"] = "application/json"
+        schema["contentSchema"] = {"$ref": f"#/components/schemas/{model}"}
+    return {"schema": schema}
+
+
+async def start_stream(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Wait for the first frame, so that an error before it gets a status of its own.
+
+    After some seconds without a frame the stream begins anyway; errors are events then.
+    """
+    first = asyncio.ensure_future(anext(frames))
+    try:
+        await asyncio.wait({first}, timeout=_FIRST_FRAME_SECONDS)
+        error = first.exception() if first.done() else None
+        if error is not None and not isinstance(error, StopAsyncIteration):
+            raise error
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        raise
+
+    async def all_frames() -> AsyncIterator[bytes]:
+        try:
+            yield await first
+            async for frame in frames:
+                yield frame
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await frames.aclose()
+
+    return all_frames()
 
 
 def error_frame(error: Exception, name: str | None = "error") -> bytes:
-    """What is said when a stream fails after its beginning."""
+    """The event for an error after the stream has begun."""
     return event_frame(name, to_api_error(error).body)
 
 
 class EventStream(Response):
-    """An ASGI response that sends frames as they come; an error becomes the last but one frame.
+    """An ASGI response that sends frames as they come; an error becomes an event.
 
-    `frames` gives whole frames, without the closing one. `error_name` is the name of the event
-    that tells of an error; None for OpenAI's dialect, which has no names.
+    `frames` yields complete frames, without the closing line `done`. `error_name` is the name of
+    the error event; None in OpenAI's dialect, whose events have no names.
     """
 
     def __init__(
@@ -57,7 +96,7 @@ class EventStream(Response):
         done: bytes = DONE,
         ping: bytes = b": still here\n\n",
     ) -> None:
-        super().__init__()  # FastAPI hands on nothing but responses
+        super().__init__()  # FastAPI passes only Response objects through
         self._frames = frames
         self._media_type = media_type
         self._error_name = error_name
@@ -72,8 +111,8 @@ class EventStream(Response):
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            await until_gone(receive, self._pump(scope, send))
-        except ClientGoneError as error:  # nobody is there to be told
+            await cancel_on_disconnect(receive, self._pump(scope, send))
+        except ClientGoneError as error:
             scope["state"]["error_code"] = to_api_error(error).code
 
     async def _pump(self, scope: Scope, send: Send) -> None:
@@ -118,17 +157,17 @@ async def with_pings(frames: AsyncIterator[bytes], ping: bytes) -> AsyncGenerato
             await close()
 
 
-async def until_gone(receive: Receive, work: Awaitable[ValueT]) -> ValueT:
-    """The work's result. Cancels the work, and raises ClientGoneError, when the client hangs up.
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[ValueT]) -> ValueT:
+    """The work's result. If the client disconnects, cancels the work and raises ClientGoneError.
 
     The request's body must have been read before.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_hang_up(receive))
+    watching = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGoneError("the client hung up")
+            raise ClientGoneError("the client disconnected")
         return working.result()
     finally:
         for task in (working, watching):
@@ -138,6 +177,6 @@ async def until_gone(receive: Receive, work: Awaitable[ValueT]) -> ValueT:
                     await task
 
 
-async def _hang_up(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

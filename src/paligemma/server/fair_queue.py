@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 ItemT = TypeVar("ItemT")
 
 
-class WaitingLine(Generic[ItemT]):
+class FairQueue(Generic[ItemT]):
     """Items of one client keep their order; the client served last waits for all others."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""The bodies of OpenAI's dialect: what of it this family of models can do.
+"""The bodies of requests in OpenAI's dialect: the part of it that these models support.
 
-Known parameters that ask for something else are refused by name with a reason, unless their value
-is the one that changes nothing; parameters that are about accounts are dropped. Everything else
-unknown is refused as in the native dialect. Knows no model.
+Known parameters that ask for something else are refused with a reason, unless their value is
+neutral; parameters about accounts are dropped. Other unknown fields are refused as in the task
+routes.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from paligemma.server.errors import ApiError
-from paligemma.server.schemas import (
-    Body,
+from paligemma.server.requests import (
+    EXAMPLE_IMAGE,
     ImageField,
-    MaxTokens,
+    MaxNewTokens,
     ModelName,
+    RequestModel,
     Seed,
     Stops,
     Temperature,
     Text,
     TopK,
     TopP,
-)
-
-_EXAMPLE_PICTURE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGNgGAWj"
-    "YBSMglEAAAKYAAGZ0CmAAAAAAElFTkSuQmCC"
+    limit_error,
 )
 
 _DROPPED = {
@@ -41,9 +37,9 @@ _DROPPED = {
 }
 
 _NO_TOOLS = "These models call no tools and no functions."
-_NO_SOUND = "These models read pictures and write text."
-_NO_THOUGHT = "These models answer at once, without a text of thoughts."
-_NO_BIAS = "Tokens cannot be favored. Set temperature, top_k or top_p."
+_NO_SOUND = "These models read images and write text."
+_NO_THOUGHT = "These models do not reason before they answer."
+_NO_BIAS = "Token biases are not supported. Set temperature, top_k or top_p."
 _UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
     "audio": ((), _NO_SOUND),
     "best_of": ((1,), "Answers are not searched for by sampling many. Set n."),
@@ -53,7 +49,7 @@ _UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
     "functions": (([],), _NO_TOOLS),
     "logit_bias": (({},), _NO_BIAS),
     "modalities": ((["text"],), _NO_SOUND),
-    "prediction": ((), "Answers cannot be given beforehand."),
+    "prediction": ((), "Predicted outputs are not supported."),
     "presence_penalty": ((0, 0.0), _NO_BIAS),
     "reasoning_effort": (("none",), _NO_THOUGHT),
     "response_format": (
@@ -61,71 +57,67 @@ _UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
         "Answers are text. Typed results are in the field paligemma of each choice, and in the "
         "routes /v1/detect, /v1/segment and so on.",
     ),
-    "store": ((False,), "This server keeps nothing."),
-    "suffix": (("",), "These models write no text between two others."),
+    "store": ((False,), "This server stores nothing."),
+    "suffix": (("",), "These models cannot fill in text before a suffix."),
     "tool_choice": (("none", "auto"), _NO_TOOLS),
     "tools": (([],), _NO_TOOLS),
     "verbosity": ((), _NO_THOUGHT),
-    "web_search_options": ((), "These models see the picture and nothing else."),
+    "web_search_options": ((), "These models see only the image."),
 }
 """Parameter -> the values that change nothing, and why others are refused."""
 
 _ONE_TURN = (
-    "These models answer one prompt about one picture and know no conversation. Send one message "
-    "of the role user, and in it one text and one picture."
+    "These models answer one prompt about one image and have no conversation. Send one message "
+    "with the role user, with one text and one image."
 )
 
 
-def _refuse(message: str) -> PydanticCustomError:
-    return PydanticCustomError("limit", "{message}", {"message": message})
-
-
-class StreamOptions(Body):
-    """What a stream holds beside the answer."""
+class StreamOptions(RequestModel):
+    """What a stream contains in addition to the answer."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
-    """Taken and dropped."""
+    """Accepted and ignored."""
 
 
-class TextPart(Body):
-    """A text of a message."""
+class TextPart(RequestModel):
+    """A text in a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class ImageUrl(Body):
-    """A data URL; a web address where the server fetches pictures."""
+class ImageUrlPart(RequestModel):
+    """A data URL, or a web address if the server fetches images."""
 
     url: Annotated[str, Field(min_length=1)]
     detail: Literal["auto", "low", "high", "original"] | None = None
-    """Taken and dropped: the checkpoint has one resolution."""
+    """Accepted and ignored: the checkpoint has one resolution."""
 
 
-class ImagePart(Body):
-    """A picture of a message."""
+class ImagePart(RequestModel):
+    """An image in a message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrlPart
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class UserMessage(Body):
-    """A picture and a prompt about it."""
+class UserMessage(RequestModel):
+    """An image and a prompt about it."""
 
     role: Literal["user"]
     content: Annotated[list[Part], Field(max_length=64)] | Text
     name: str | None = None
 
 
-class OpenAiBody(Body):
-    """What both routes take. None is as if a field were not there."""
+class OpenAiRequest(RequestModel):
+    """What both routes accept. None is the same as leaving the field out."""
 
     model: ModelName
-    max_tokens: MaxTokens | None = None
+    max_tokens: MaxNewTokens | None = None
     temperature: Temperature | None = None
     """None is 0, the likeliest token: the way these models were meant to be used."""
     top_p: TopP | None = None
@@ -140,7 +132,7 @@ class OpenAiBody(Body):
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _refuse("stream_options need stream: true.")
+            raise limit_error("stream_options need stream: true.")
         return self
 
     @property
@@ -159,8 +151,8 @@ class OpenAiBody(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatBody(OpenAiBody):
-    """One prompt about one picture, as a message."""
+class ChatRequest(OpenAiRequest):
+    """One prompt about one image, as a message."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -171,7 +163,7 @@ class ChatBody(OpenAiBody):
                         {
                             "role": "user",
                             "content": [
-                                {"type": "image_url", "image_url": {"url": _EXAMPLE_PICTURE}},
+                                {"type": "image_url", "image_url": {"url": EXAMPLE_IMAGE}},
                                 {"type": "text", "text": "caption en"},
                             ],
                         }
@@ -182,7 +174,7 @@ class ChatBody(OpenAiBody):
     )
 
     messages: Annotated[list[UserMessage], Field(min_length=1, max_length=1)]
-    max_completion_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxNewTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
 
@@ -190,14 +182,14 @@ class ChatBody(OpenAiBody):
     def _check_message(self) -> Self:
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise _refuse("max_tokens and max_completion_tokens differ: give one of them.")
+            raise limit_error("max_tokens and max_completion_tokens differ: give one of them.")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _refuse("top_logprobs need logprobs: true.")
+            raise limit_error("top_logprobs need logprobs: true.")
         content = self.messages[0].content
         if not isinstance(content, str):
             num_texts = sum(isinstance(part, TextPart) for part in content)
             if num_texts != 1:
-                raise _refuse(f"The message has {num_texts} texts, and one is the prompt.")
+                raise limit_error(f"The message has {num_texts} texts, and one is the prompt.")
         return self
 
     @property
@@ -214,19 +206,19 @@ class ChatBody(OpenAiBody):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where the message's pictures are, in order."""
+        """The URLs of the message's images, in order."""
         content = self.messages[0].content
         if isinstance(content, str):
             return ()
         return tuple(part.image_url.url for part in content if isinstance(part, ImagePart))
 
 
-class CompletionBody(OpenAiBody):
-    """Prompts sent to the letter, all about one picture or none."""
+class CompletionRequest(OpenAiRequest):
+    """Prompts used verbatim, all about one image or none."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model": "mini", "prompt": "caption en", "image": _EXAMPLE_PICTURE}]
+            "examples": [{"model": "mini", "prompt": "caption en", "image": EXAMPLE_IMAGE}]
         }
     )
 

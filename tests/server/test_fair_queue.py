@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 
-from paligemma.server.waiting_line import WaitingLine
+from paligemma.server.fair_queue import FairQueue
 
 
 def test_clients_take_turns_and_keep_their_own_order() -> None:
-    line: WaitingLine[str] = WaitingLine()
+    line: FairQueue[str] = FairQueue()
     for item in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
         line.put(item[0], item)
     assert [line.take() for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
 def test_who_waits_is_served_by_the_next_to_come_and_sent_away_at_the_end() -> None:
-    line: WaitingLine[int] = WaitingLine()
+    line: FairQueue[int] = FairQueue()
     found: list[int | None] = []
     done = threading.Event()
 

@@ -1,0 +1,175 @@
+"""What all routes share: reading a request, getting its images, and making jobs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from fastapi import Request
+
+from paligemma.server.errors import ApiError
+from paligemma.server.faults import Point
+from paligemma.server.images import Fetcher, decode_base64, read_form
+from paligemma.server.jobs import Job, JobOptions, ScoreJob
+from paligemma.server.limits import Limits
+from paligemma.server.requests import (
+    GenerateRequest,
+    GenerativeRequest,
+    ImageUrl,
+    RequestModel,
+    ScoreRequest,
+    TaskRequest,
+)
+from paligemma.server.service import Service
+from paligemma.server.settings import Settings
+from paligemma.server.strict_json import JsonError, read_json
+
+ValueT = TypeVar("ValueT")
+
+_SMALL_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestHandler:
+    """The service, the settings and the image fetcher, as routes use them."""
+
+    service: Service
+    settings: Settings
+    fetcher: Fetcher
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    async def read_document(self, request: Request) -> tuple[object, bytes | None]:
+        """The request's JSON, and its image file if it is a form. Raises ApiError."""
+        content_type = request.headers.get("content-type", "")
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type not in ("application/json", "multipart/form-data"):
+            raise ApiError(
+                415, "wrong_content_type", "Send application/json or multipart/form-data."
+            )
+        body = await read_body(request)
+        if media_type == "application/json":
+            document, image = await run_blocking(_parse_json, body, size=len(body)), None
+        else:
+            form = await run_blocking(read_form, body, content_type, self.limits, size=len(body))
+            document = {} if form.request is None else _parse_json(form.request)
+            image = form.image
+        request.state.release_body()  # from here on the service counts images
+        return document, image
+
+    async def read_images(self, task: TaskRequest, form_image: bytes | None) -> tuple[bytes, ...]:
+        """The image file; () where there is none and none is needed. Raises ApiError."""
+        if form_image is not None:
+            if task.image is not None:
+                raise ApiError(
+                    400,
+                    "invalid_image",
+                    "Image given twice: as a file and in the request.",
+                    param="image",
+                )
+            return (form_image,)
+        if task.image is None:
+            if task.needs_image:
+                raise ApiError(400, "missing_image", "An image is required.", param="image")
+            return ()
+        if isinstance(task.image, ImageUrl):
+            await self.pass_point("fetch")
+            return (await self.fetcher.fetch(task.image.url),)
+        return (await self.decode(task.image),)
+
+    async def decode(self, text: str) -> bytes:
+        """The bytes of base64 or of a data URL. Raises ApiError."""
+        return await run_blocking(decode_base64, text, self.limits, size=len(text))
+
+    def find_model(self, model: str | None) -> tuple[str, str | None]:
+        """The name of the model and that of its adapter. Raises ApiError for unknown names.
+
+        Names are looked up among those served, so no request can reach a file by a name.
+        """
+        models = self.service.models
+        name = next(iter(models)) if model is None else model
+        if name not in models:
+            raise ApiError(404, "model_not_found", "Unknown model. See /v1/models.", param="model")
+        return name, models[name]
+
+    async def pass_point(self, point: Point) -> None:
+        """Where tests plant faults; does nothing otherwise."""
+        if self.service.faults.are_allowed:
+            await anyio.to_thread.run_sync(self.service.faults.hit, point)
+
+    def build_jobs(
+        self, task: TaskRequest, images: tuple[bytes, ...], client: str, *, stream: bool
+    ) -> tuple[str, Sequence[Job | ScoreJob]]:
+        """The model's name and one job per answer. Raises ApiError and InputError."""
+        model, adapter = self.find_model(task.model)
+        if isinstance(task, ScoreRequest):
+            job = ScoreJob(
+                prompt=task.prompt,
+                suffixes=tuple(task.suffixes or [task.suffix or ""]),
+                images=images,
+                adapter=adapter,
+                client=client,
+            )
+            return model, [job]
+        assert isinstance(task, GenerativeRequest)
+        options = JobOptions(
+            max_tokens=task.max_new_tokens,
+            temperature=task.temperature,
+            top_k=task.top_k,
+            top_p=task.top_p,
+            seed=task.seed,
+            stop=task.stops if isinstance(task, GenerateRequest) else (),
+            adapter=adapter,
+        )
+        common: dict[str, Any] = {
+            "images": images,
+            "options": options,
+            "client": client,
+            "stream": stream,
+        }
+        if isinstance(task, GenerateRequest):
+            return model, [Job(prompt=task.prompt, **common)]
+        return model, [Job(task=each, **common) for each in task.tasks]
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body, within the limits of the middleware. Raises ApiError."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+    return bytes(body)
+
+
+async def run_blocking(work: Callable[..., ValueT], *arguments: object, size: int) -> ValueT:
+    """Call a function; in a thread if its input is large."""
+    if size <= _SMALL_BODY:
+        return work(*arguments)
+    return await anyio.to_thread.run_sync(work, *arguments)
+
+
+def request_schema(model: type[RequestModel], *, with_form: bool) -> dict[str, Any]:
+    """The OpenAPI description of a request's body."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if with_form:
+        content["multipart/form-data"] = {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "image": {"type": "string", "format": "binary"},
+                    "request": {"type": "string", "contentMediaType": "application/json"},
+                },
+            }
+        }
+    return {"required": True, "content": content}
+
+
+def _parse_json(body: bytes) -> object:
+    try:
+        return read_json(body)
+    except JsonError as error:
+        raise ApiError(400, "invalid_json", f"The body is not valid JSON. {error}") from None

@@ -1,0 +1,212 @@
+"""Many requests in one: JSON Lines in, JSON Lines out.
+
+Each line of the request is the body of a task route with two more fields, `id` and `task`. Each
+line of the answer has the `id`, a `status`, and the answer or the error. Lines are returned as
+soon as they are done, in any order. After a broken connection the client sends the same batch
+again: lines that were answered to the same client under the same id are not computed again. This
+cache is bounded, and ends with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from paligemma.errors import BusyError
+from paligemma.server.errors import ApiError, to_api_error
+from paligemma.server.handler import RequestHandler, read_body, run_blocking
+from paligemma.server.logs import log_error
+from paligemma.server.requests import GenerativeRequest, validate
+from paligemma.server.responses import BatchLine, error_responses
+from paligemma.server.routes.native import REQUESTS, build_response
+from paligemma.server.sse import EventStream
+from paligemma.server.strict_json import JsonError, read_json
+from paligemma.server.tickets import gather_results
+
+MAX_LINES = 4096
+MAX_ID_CHARACTERS = 128
+AT_ONCE = 16
+"""Lines of one batch that the service has at a time, so that other clients get their turns."""
+
+_MEMORY_BYTES = 64 * 2**20
+_BUSY_SECONDS = 0.1
+_TYPES = ("application/jsonl", "application/x-ndjson")
+
+
+class AnswerCache:
+    """Recent answers by client, id and hash of the line, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int = _MEMORY_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lines: OrderedDict[bytes, bytes] = OrderedDict()
+        self._num_bytes = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        """The line of the answer, if it is still cached."""
+        return self._lines.get(key)
+
+    def put(self, key: bytes, line: bytes) -> None:
+        """Keep an answer and drop the oldest ones."""
+        self._num_bytes += len(line) - len(self._lines.pop(key, b""))
+        self._lines[key] = line
+        while self._num_bytes > self._max_bytes:
+            self._num_bytes -= len(self._lines.popitem(last=False)[1])
+
+
+def batch_routes(handler: RequestHandler) -> APIRouter:
+    """`/v1/batch`."""
+    router = APIRouter(tags=["tasks"])
+    cache = AnswerCache()
+
+    @router.post(
+        "/v1/batch",
+        summary="Send many requests as JSON Lines.",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "One line per line of the request, as they are done.",
+                "content": {
+                    "application/jsonl": {
+                        "schema": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": {"$ref": "#/components/schemas/BatchLine"},
+                        }
+                    }
+                },
+            },
+            **error_responses(),
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/jsonl": {
+                        "schema": {"type": "string"},
+                        "example": '{"id": "1", "task": "caption", "image": "..."}\n',
+                    }
+                },
+            }
+        },
+    )
+    async def batch(request: Request) -> Response:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type not in _TYPES:
+            raise ApiError(415, "wrong_content_type", f"Send {' or '.join(_TYPES)}.")
+        body = await read_body(request)
+        lines = await run_blocking(_split, body, size=len(body))
+        client = request.state.client
+        return EventStream(
+            _answers(handler, cache, client, lines),
+            media_type="application/jsonl",
+            error_name=None,
+            done=b"",
+            ping=b"\n",
+        )
+
+    return router
+
+
+def _split(body: bytes) -> list[tuple[str, bytes, dict[str, Any]]]:
+    """Id, bytes and fields of each line. Raises ApiError where an id is missing or repeated."""
+    # Counted before splitting: empty lines do not count, but take time and memory.
+    is_bounded = body.count(b"\n") <= 2 * MAX_LINES
+    raw_lines = [line for line in body.split(b"\n") if line.strip()] if is_bounded else []
+    if not 1 <= len(raw_lines) <= MAX_LINES:
+        raise ApiError(400, "invalid_batch", f"A batch must have 1 to {MAX_LINES} lines.")
+    lines: dict[str, tuple[str, bytes, dict[str, Any]]] = {}
+    for number, line in enumerate(raw_lines, start=1):
+        try:
+            fields = read_json(line)
+        except JsonError as error:
+            message = f"Line {number} is not valid JSON. {error}"
+            raise ApiError(400, "invalid_json", message) from None
+        name = fields.pop("id", None) if isinstance(fields, dict) else None
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_CHARACTERS:
+            raise ApiError(
+                400,
+                "invalid_batch",
+                f"Line {number} needs an id: a string of 1 to {MAX_ID_CHARACTERS} characters.",
+            )
+        if name in lines:
+            raise ApiError(400, "invalid_batch", f"Line {number} has the id of an earlier line.")
+        lines[name] = (name, line, fields)
+    return list(lines.values())
+
+
+async def _answers(
+    handler: RequestHandler,
+    cache: AnswerCache,
+    client: str,
+    lines: list[tuple[str, bytes, dict[str, Any]]],
+) -> AsyncIterator[bytes]:
+    """One line per line, as they are done; at most `AT_ONCE` at a time."""
+    waiting = iter(lines)
+    running: set[asyncio.Task[bytes]] = set()
+
+    async def answer(name: str, line: bytes, fields: dict[str, Any]) -> bytes:
+        key = hashlib.sha256(b"\0".join([client.encode(), name.encode(), line])).digest()
+        if (cached := cache.get(key)) is not None:
+            return cached
+        body = await _answer(handler, client, name, fields)
+        data = await anyio.to_thread.run_sync(body.to_json) + b"\n"
+        if body.status < 500 and body.status != 429:
+            cache.put(key, data)
+        return data
+
+    try:
+        while True:
+            for line in waiting:
+                running.add(asyncio.ensure_future(answer(*line)))
+                if len(running) >= AT_ONCE:
+                    break
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _answer(
+    handler: RequestHandler, client: str, name: str, fields: dict[str, Any]
+) -> BatchLine:
+    """The answer to one line, or its error: a line never affects the others."""
+    try:
+        task_name = fields.pop("task", None)
+        if not isinstance(task_name, str) or task_name not in REQUESTS:
+            raise ApiError(
+                400, "invalid_field", f"task must be one of {', '.join(REQUESTS)}.", param="task"
+            )
+        task = validate(REQUESTS[task_name], fields, handler.limits)
+        if isinstance(task, GenerativeRequest) and task.stream:
+            raise ApiError(400, "invalid_field", "A batch cannot be streamed.", param="stream")
+        images = await handler.read_images(task, None)
+        model, jobs = handler.build_jobs(task, images, client, stream=False)
+        while True:
+            try:
+                tickets = handler.service.submit_all(jobs)
+                break
+            except BusyError:  # a batch can wait
+                await asyncio.sleep(_BUSY_SECONDS)
+        results = await gather_results(tickets)
+        response = await anyio.to_thread.run_sync(
+            lambda: build_response(name, model, task, tickets, results)
+        )
+        given = {field: getattr(response, field) for field in response.model_fields_set}
+        return BatchLine(status=200, **given)
+    except Exception as error:
+        api_error = to_api_error(error)
+        if api_error.code == "internal_error":
+            log_error("batch_line_failed", error)
+        return BatchLine(id=name, status=api_error.status, error=api_error.body.error)

@@ -1,0 +1,599 @@
+"""The routes of OpenAI's dialect, so that its clients work unchanged.
+
+    messages -> prompt and image -> task, if the prompt is that of a task -> jobs -> tickets
+    -> choices or chunks, with the typed result in the field `paligemma`
+
+Format and names follow https://platform.openai.com/docs/api-reference.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import anyio.to_thread
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from paligemma.engine.request import TopLogprob
+from paligemma.errors import UnavailableError
+from paligemma.mini import LANGUAGES
+from paligemma.predictor import Predictor
+from paligemma.processor.tokenizer import Tokenizer
+from paligemma.server.errors import ApiError
+from paligemma.server.handler import RequestHandler, request_schema
+from paligemma.server.jobs import Job, JobOptions, Update, Usage
+from paligemma.server.openai_requests import (
+    ChatRequest,
+    CompletionRequest,
+    OpenAiRequest,
+    without_unsupported,
+)
+from paligemma.server.openai_responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionLogprobs,
+    CompletionUsage,
+    ContentLogprob,
+    ModelEntry,
+    ModelList,
+    PromptTokensDetails,
+    TokenLogprob,
+)
+from paligemma.server.prompt_tasks import task_of
+from paligemma.server.requests import ImageUrl, RequestModel, validate
+from paligemma.server.responses import (
+    ResponseModel,
+    error_responses,
+    json_response,
+    result_model,
+)
+from paligemma.server.sse import (
+    EventStream,
+    cancel_on_disconnect,
+    event_description,
+    event_frame,
+    start_stream,
+)
+from paligemma.server.tickets import Ticket, merge_updates
+
+OPENAI_REQUESTS: tuple[type[RequestModel], ...] = (ChatRequest, CompletionRequest)
+
+_LEAST_LOGPROB = -9999.0
+"""OpenAI's value for impossible tokens, such as those that a grammar bans."""
+
+_DETAILS = ("family", "parameters", "resolution", "image_tokens", "dtype", "quantization")
+_FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+def openai_routes(handler: RequestHandler) -> APIRouter:
+    """`/v1/chat/completions`, `/v1/completions`, `/v1/models` and `/v1/models/NAME`."""
+    router = APIRouter(tags=["openai"])
+
+    @router.post(
+        "/v1/chat/completions",
+        response_class=Response,
+        responses=_responses(ChatCompletion, ChatCompletionChunk),
+        openapi_extra={"requestBody": request_schema(ChatRequest, with_form=False)},
+    )
+    async def chat_completions(request: Request) -> Any:
+        """Answer a prompt about an image, both in one message."""
+        body = validate(ChatRequest, await _read(handler, request), handler.limits)
+        return await _answer(request, _ask_chat(handler, body, request.state.client))
+
+    @router.post(
+        "/v1/completions",
+        response_class=Response,
+        responses=_responses(Completion, CompletionChunk),
+        openapi_extra={"requestBody": request_schema(CompletionRequest, with_form=False)},
+    )
+    async def completions(request: Request) -> Any:
+        """Continue prompts, used verbatim and without grammar-constrained decoding."""
+        body = validate(CompletionRequest, await _read(handler, request), handler.limits)
+        return await _answer(request, _ask_completions(handler, body, request.state.client))
+
+    started = int(time.time())
+
+    @router.get("/v1/models", response_class=Response, responses=_model_responses(ModelList))
+    async def models() -> Response:
+        """List the served model and its adapters."""
+        return json_response(ModelList(object="list", data=_models(handler, started)))
+
+    @router.get(
+        "/v1/models/{model:path}", response_class=Response, responses=_model_responses(ModelEntry)
+    )
+    async def model(model: str) -> Response:
+        """Return one of the served models."""
+        entries = {entry.id: entry for entry in _models(handler, started)}
+        name, _ = handler.find_model(model)
+        return json_response(entries[name])
+
+    return router
+
+
+def _model_responses(model: type[ResponseModel]) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {"description": "The answer.", "model": model},
+        **error_responses(401, 403, 404, 421, 431, 500, 503),
+    }
+
+
+def _responses(
+    model: type[ResponseModel], chunk: type[ResponseModel]
+) -> dict[int | str, dict[str, Any]]:
+    events = event_description("Chunks, then [DONE].", chunk.__name__)
+    return {
+        200: {
+            "description": "The answer; with `stream`, a stream of chunks.",
+            "model": model,
+            "content": {"application/json": {}, "text/event-stream": events},
+        },
+        **error_responses(),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Submission:
+    """Submitted tickets, and the format of their answers."""
+
+    dialect: _Dialect
+    body: OpenAiRequest
+    model: str
+    tickets: Sequence[Ticket]
+    tokenizer: Tokenizer
+    has_logprobs: bool
+    answer_id: str
+    created: int
+
+    @property
+    def usage(self) -> CompletionUsage:
+        """Each prompt counts once, however many answers it got."""
+        num_answers = self.body.n or 1
+        usages = [ticket.usage for ticket in self.tickets]
+        per_prompt: list[Usage] = usages[::num_answers]
+        prompt_tokens = sum(usage.prompt_tokens for usage in per_prompt)
+        completion_tokens = sum(usage.completion_tokens for usage in usages)
+        return CompletionUsage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                image_tokens=sum(usage.image_tokens for usage in per_prompt)
+            ),
+        )
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"id": self.answer_id, "created": self.created, "model": self.model}
+
+
+class _Token(NamedTuple):
+    """A generated token and its most likely alternatives."""
+
+    token: TopLogprob
+    alternatives: tuple[TopLogprob, ...]
+
+
+class _TokenTexts:
+    """Token ids as text, in the order of one answer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.num_characters = 0
+        """Of the tokens so far."""
+
+    def text(self, token: TopLogprob) -> str:
+        """The text of the token alone; U+FFFD for a part of a character."""
+        return self._tokenizer.token_bytes(token.token_id).decode("utf-8", "replace")
+
+    def fields(self, token: TopLogprob) -> dict[str, Any]:
+        """The fields of `TokenLogprob`: the bytes of all tokens joined are the answer's."""
+        data = self._tokenizer.token_bytes(token.token_id)
+        return {
+            "token": data.decode("utf-8", "replace"),
+            "logprob": _finite(token.logprob),
+            "bytes": list(data),
+        }
+
+    def tokens(self, update: Update) -> list[_Token]:
+        """The tokens that are text: all but EOS."""
+        alternatives = update.top_logprobs or [()] * len(update.token_ids)
+        return [
+            _Token(TopLogprob(token_id, logprob), likely)
+            for token_id, logprob, likely in zip(
+                update.token_ids, update.logprobs, alternatives, strict=True
+            )
+            if token_id != self._tokenizer.eos_id
+        ]
+
+
+class _Dialect(Protocol):
+    """The format of one of the two routes."""
+
+    id_prefix: ClassVar[str]
+
+    def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+        """A whole answer. `end`: index, finish_reason and paligemma."""
+        ...
+
+    def whole(self, **fields: Any) -> ResponseModel:
+        """The body of the response."""
+        ...
+
+    def first_piece(self, index: int) -> ResponseModel | None:
+        """What begins the stream of an answer."""
+        ...
+
+    def piece(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+        """A part of an answer, "" at its end. `end` as in `choice`."""
+        ...
+
+    def chunk(self, **fields: Any) -> ResponseModel:
+        """The data of an event."""
+        ...
+
+    def logprobs(self, texts: _TokenTexts, tokens: Sequence[_Token]) -> ResponseModel:
+        """The log-probabilities of an answer, or of a part of it."""
+        ...
+
+
+class _Chat:
+    id_prefix: ClassVar[str] = "chatcmpl"
+
+    def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+        message = ChatMessage(role="assistant", content=text, refusal=None)
+        return ChatChoice(message=message, logprobs=logprobs, **end)
+
+    def whole(self, **fields: Any) -> ResponseModel:
+        return ChatCompletion(object="chat.completion", **fields)
+
+    def first_piece(self, index: int) -> ResponseModel | None:
+        delta = ChatDelta(role="assistant", content="", refusal=None)
+        return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
+
+    def piece(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+        delta = ChatDelta(content=text) if text or logprobs else ChatDelta()
+        return ChatChunkChoice(delta=delta, logprobs=logprobs, **end)
+
+    def chunk(self, **fields: Any) -> ResponseModel:
+        return ChatCompletionChunk(object="chat.completion.chunk", **fields)
+
+    def logprobs(self, texts: _TokenTexts, tokens: Sequence[_Token]) -> ResponseModel:
+        content = [
+            ContentLogprob(
+                **texts.fields(token.token),
+                top_logprobs=[TokenLogprob(**texts.fields(t)) for t in token.alternatives],
+            )
+            for token in tokens
+        ]
+        return ChatLogprobs(content=content, refusal=None)
+
+
+class _Completions:
+    id_prefix: ClassVar[str] = "cmpl"
+
+    def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+        return CompletionChoice(text=text, logprobs=logprobs, **end)
+
+    def whole(self, **fields: Any) -> ResponseModel:
+        return Completion(object="text_completion", **fields)
+
+    def first_piece(self, index: int) -> ResponseModel | None:
+        return None
+
+    def piece(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+        return CompletionChunkChoice(text=text, logprobs=logprobs, **end)
+
+    def chunk(self, **fields: Any) -> ResponseModel:
+        return CompletionChunk(object="text_completion", **fields)
+
+    def logprobs(self, texts: _TokenTexts, tokens: Sequence[_Token]) -> ResponseModel:
+        names = [texts.text(token.token) for token in tokens]
+        # Each part of a character that spans several tokens counts as one character.
+        ends = list(itertools.accumulate(map(len, names), initial=texts.num_characters))
+        texts.num_characters = ends[-1]
+        return CompletionLogprobs(
+            tokens=names,
+            token_logprobs=[_finite(token.token.logprob) for token in tokens],
+            top_logprobs=[
+                {texts.text(t): _finite(t.logprob) for t in token.alternatives} for token in tokens
+            ],
+            text_offset=ends[:-1],
+        )
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)
+
+
+_CHAT = _Chat()
+_COMPLETIONS = _Completions()
+
+
+# Reading
+
+
+async def _read(handler: RequestHandler, request: Request) -> object:
+    document, in_form = await handler.read_document(request)
+    if in_form is not None:
+        raise ApiError(415, "wrong_content_type", "Send application/json.")
+    return without_unsupported(document)
+
+
+async def _ask_chat(handler: RequestHandler, body: ChatRequest, client: str) -> _Submission:
+    if not body.urls:
+        raise ApiError(
+            400,
+            "missing_image",
+            "An image is required: add an image_url part to the message, or send a text without "
+            "an image to /v1/completions.",
+            param="messages",
+        )
+    if len(body.urls) > handler.limits.max_images:
+        raise ApiError(
+            400,
+            "too_many_images",
+            f"The message has {len(body.urls)} images; the limit is {handler.limits.max_images}.",
+            param="messages",
+        )
+    model, adapter = handler.find_model(body.model)
+    num_top = (body.top_logprobs or 0) if body.logprobs else 0
+    spread = _spread(_options(body, adapter, num_top), body, handler, 1)
+    images = tuple([await _image_at(handler, url) for url in body.urls])
+    # Tasks are about one image; with several, only the checkpoint knows what the prompt means.
+    task = task_of(body.prompt) if len(images) == 1 else None
+    jobs = [
+        Job(
+            task=task,
+            prompt=body.prompt if task is None else None,
+            images=images,
+            options=one,
+            client=client,
+            stream=True,  # a typed result is no longer the model's own text, the pieces are
+        )
+        for one in spread
+    ]
+    return _submitted(handler, _CHAT, body, model, jobs, has_logprobs=bool(body.logprobs))
+
+
+async def _ask_completions(
+    handler: RequestHandler, body: CompletionRequest, client: str
+) -> _Submission:
+    model, adapter = handler.find_model(body.model)
+    spread = _spread(_options(body, adapter, body.logprobs or 0), body, handler, len(body.prompts))
+    images: tuple[bytes, ...] = ()
+    if isinstance(body.image, ImageUrl):
+        images = (await _image_at(handler, body.image.url),)
+    elif body.image is not None:
+        images = (await handler.decode(body.image),)
+    jobs = [
+        Job(
+            prompt=prompt,
+            images=images,
+            options=one,
+            client=client,
+            stream=True,
+        )
+        for prompt in body.prompts
+        for one in spread
+    ]
+    has_logprobs = body.logprobs is not None
+    return _submitted(handler, _COMPLETIONS, body, model, jobs, has_logprobs=has_logprobs)
+
+
+async def _image_at(handler: RequestHandler, url: str) -> bytes:
+    if url[:5].lower() == "data:":
+        return await handler.decode(url)
+    return await handler.fetcher.fetch(url)
+
+
+def _options(body: OpenAiRequest, adapter: str | None, num_top_logprobs: int) -> JobOptions:
+    return JobOptions(
+        max_tokens=body.num_tokens,
+        temperature=body.temperature or 0.0,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        # Sampling without a seed should differ between requests.
+        seed=secrets.randbits(31) if body.seed is None else body.seed,
+        stop=body.stops,
+        logprobs=num_top_logprobs,
+        adapter=adapter,
+    )
+
+
+def _spread(
+    options: JobOptions, body: OpenAiRequest, handler: RequestHandler, num_prompts: int
+) -> list[JobOptions]:
+    """The options of each of n answers to one prompt. Raises ApiError."""
+    num_answers = body.n or 1
+    if num_answers * num_prompts > handler.limits.max_n:
+        raise ApiError(
+            400,
+            "invalid_field",
+            f"A request may have at most {handler.limits.max_n} answers.",
+            param="n" if num_answers > 1 else "prompt",
+        )
+    if num_answers > 1 and not body.temperature:
+        raise ApiError(
+            400,
+            "invalid_field",
+            "Without a temperature above 0 all n answers are the same. Set temperature, or leave "
+            "n out.",
+            param="n",
+        )
+    options.check(handler.limits)
+    return [replace(options, n_th=number) for number in range(num_answers)]
+
+
+def _submitted(
+    handler: RequestHandler,
+    dialect: _Dialect,
+    body: OpenAiRequest,
+    model: str,
+    jobs: Sequence[Job],
+    *,
+    has_logprobs: bool,
+) -> _Submission:
+    tickets = handler.service.submit_all(jobs)
+    predictor = handler.service.predictor
+    assert predictor is not None  # else nothing is accepted
+    return _Submission(
+        dialect=dialect,
+        body=body,
+        model=model,
+        tickets=tickets,
+        tokenizer=predictor.processor.tokenizer,
+        has_logprobs=has_logprobs,
+        answer_id=f"{dialect.id_prefix}-{secrets.token_hex(12)}",
+        created=int(time.time()),
+    )
+
+
+# Answering
+
+
+async def _answer(request: Request, submitting: Awaitable[_Submission]) -> Response:
+    submission = await cancel_on_disconnect(request.receive, submitting)
+    if submission.body.stream:
+        frames = start_stream(_frames(submission))
+        return EventStream(await cancel_on_disconnect(request.receive, frames), error_name=None)
+
+    async def work() -> bytes:
+        answers = await _join_updates(submission.tickets)
+        return await anyio.to_thread.run_sync(lambda: _whole(submission, answers).to_json())
+
+    data = await cancel_on_disconnect(request.receive, work())
+    return Response(data, media_type="application/json")
+
+
+async def _join_updates(tickets: Sequence[Ticket]) -> list[Update]:
+    """All updates of each ticket as one. The first error ends all."""
+    answers = [Update() for _ in tickets]
+    try:
+        async with aclosing(merge_updates(tickets)) as updates:
+            async for index, update in updates:
+                answer = answers[index]
+                answers[index] = Update(
+                    text=answer.text + update.text,
+                    token_ids=answer.token_ids + update.token_ids,
+                    logprobs=answer.logprobs + update.logprobs,
+                    top_logprobs=answer.top_logprobs + update.top_logprobs,
+                )
+    finally:
+        for ticket in tickets:
+            ticket.cancel()
+    return answers
+
+
+def _whole(submission: _Submission, answers: Sequence[Update]) -> ResponseModel:
+    """The body of an answer. Encoding masks takes time: call it in a thread."""
+    dialect = submission.dialect
+    choices = []
+    for index, (ticket, answer) in enumerate(zip(submission.tickets, answers, strict=True)):
+        result = ticket.result()
+        logprobs = None
+        if submission.has_logprobs:
+            texts = _TokenTexts(submission.tokenizer)
+            logprobs = dialect.logprobs(texts, texts.tokens(answer))
+        choices.append(
+            dialect.choice(
+                answer.text,
+                logprobs,
+                index=index,
+                finish_reason=_FINISH_REASONS[result.stop_reason],
+                paligemma=result_model(result),
+            )
+        )
+    return dialect.whole(**submission.head, choices=choices, usage=submission.usage)
+
+
+async def _frames(submission: _Submission) -> AsyncGenerator[bytes, None]:
+    """The chunks of a stream, without its closing line."""
+    dialect = submission.dialect
+    texts = [_TokenTexts(submission.tokenizer) for _ in submission.tickets]
+    begun: set[int] = set()
+
+    def frames(index: int, piece: ResponseModel) -> bytes:
+        first = None if index in begun else dialect.first_piece(index)
+        begun.add(index)
+        pieces = [piece] if first is None else [first, piece]
+        return b"".join(_chunk(submission, each) for each in pieces)
+
+    try:
+        async with aclosing(merge_updates(submission.tickets)) as updates:
+            async for index, update in updates:
+                logprobs = None
+                if submission.has_logprobs and (tokens := texts[index].tokens(update)):
+                    logprobs = dialect.logprobs(texts[index], tokens)
+                if update.text or logprobs:
+                    piece = dialect.piece(update.text, logprobs, index=index, finish_reason=None)
+                    yield frames(index, piece)
+        for index, ticket in enumerate(submission.tickets):
+            result = ticket.result()
+            last = dialect.piece(
+                "",
+                None,
+                index=index,
+                finish_reason=_FINISH_REASONS[result.stop_reason],
+                paligemma=await anyio.to_thread.run_sync(result_model, result),
+            )
+            yield frames(index, last)
+        if submission.body.has_usage:
+            chunk = dialect.chunk(**submission.head, choices=[], usage=submission.usage)
+            yield event_frame(None, chunk)
+    finally:
+        for ticket in submission.tickets:
+            ticket.cancel()
+
+
+def _chunk(submission: _Submission, piece: ResponseModel) -> bytes:
+    usage = {"usage": None} if submission.body.has_usage else {}
+    chunk = submission.dialect.chunk(**submission.head, choices=[piece], **usage)
+    return event_frame(None, chunk)
+
+
+# Models
+
+
+def _models(handler: RequestHandler, created: int) -> list[ModelEntry]:
+    """The served model, then its adapters. Raises UnavailableError until it is loaded."""
+    predictor = handler.service.predictor
+    if predictor is None or handler.service.state() in ("loading", "dead"):
+        raise UnavailableError("The model is not loaded.")
+    info = predictor.info()
+    details = {name: info[name] for name in _DETAILS if info[name] is not None}
+    base = handler.service.name
+
+    def entry(name: str) -> ModelEntry:
+        # The license and languages of an adapter are not those of its base.
+        own = {"parent": base} if name != base else {"parent": None, **_model_details(predictor)}
+        return ModelEntry(
+            id=name, object="model", created=created, owned_by="paligemma", **own, **details
+        )
+
+    return [entry(name) for name in handler.service.models]
+
+
+def _model_details(predictor: Predictor) -> dict[str, Any]:
+    """The license and languages of a model, as far as its name tells them."""
+    details: dict[str, Any] = {} if predictor.note is None else {"note": predictor.note}
+    if predictor.name == "mini":
+        return {**details, "license": "Apache-2.0", "languages": list(LANGUAGES)}
+    if predictor.name.startswith("google/paligemma"):
+        address = "https://ai.google.dev/gemma/terms"
+        return {**details, "license": "Gemma Terms of Use", "license_url": address}
+    return details
