@@ -19,7 +19,7 @@ LAYERS = (
     ("processor", "model", "tasks", "draw", "report"),
     ("fast", "adapters"),
     ("engine", "checkpoints"),
-    ("answering", "text_engine"),
+    ("answering",),
     ("predictor", "loading"),
     ("__init__",),
     ("data", "evals", "finetune", "server", "mini", "bench", "gradio_demo"),

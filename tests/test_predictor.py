@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from paligemma.answering import AnswerPipeline, Query, TokenizedQuery
 from paligemma.errors import (
     CheckpointError,
     ImageError,
@@ -29,7 +30,6 @@ from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
-from paligemma.text_engine import TextEngine, TextRow
 from tests.agreement.tiny_predictor import build_predictor, picture
 
 IMAGE = picture(0, (200, 100))
@@ -52,13 +52,13 @@ def broken(tiny_tokenizer: Tokenizer) -> Predictor:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that are asked about pictures."""
     prompts: list[str] = []
-    build = TextEngine.build_row
+    tokenize = AnswerPipeline.tokenize
 
-    def recorded(self: TextEngine, prompt: str, images: Any, *limits: Any) -> TextRow:
-        prompts.extend(prompt for _ in images)
-        return build(self, prompt, images, *limits)
+    def recorded(self: AnswerPipeline, query: Query, num_images: int) -> TokenizedQuery:
+        prompts.extend([query.text] * num_images)
+        return tokenize(self, query, num_images)
 
-    monkeypatch.setattr(TextEngine, "build_row", recorded)
+    monkeypatch.setattr(AnswerPipeline, "tokenize", recorded)
     return prompts
 
 
@@ -452,8 +452,10 @@ def test_a_bad_row_of_a_long_run_can_be_returned_instead_of_raised(predictor: Pr
         Caption,
     ]
     assert found[0].token_ids == bare.ocr(IMAGE, max_new_tokens=3).token_ids
-    with pytest.raises(ImageError, match=r"nowhere\.png"):
+    with pytest.raises(PromptError, match="NUL"):  # before anything is computed
         bare.run(tasks, max_new_tokens=3)
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
+        bare.run(tasks[:2], max_new_tokens=3)
 
 
 def test_a_predictor_prints_in_one_line(predictor: Predictor) -> None:

@@ -86,6 +86,15 @@ class ProcessLostError(PaliGemmaError, RuntimeError):
 class NumericalError(PaliGemmaError, ArithmeticError):
     """The model produced NaN or infinity."""
 
+    @classmethod
+    def of_model(cls) -> NumericalError:
+        """The error of an answer whose logits are not finite."""
+        return cls(
+            "The model returned NaN or infinity, so there is no answer. Load it with "
+            "dtype='float32': float16 is too narrow for it. If that does not help, its weights "
+            "are damaged."
+        )
+
 
 class MissingExtraError(PaliGemmaError, ImportError):
     """An optional dependency is not installed."""

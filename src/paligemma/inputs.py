@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paligemma.errors import OptionError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInputs:
@@ -36,12 +38,19 @@ class ModelInputs:
     """bool[B, T]; True from where a position may be seen only by itself and later ones."""
     image_mask: Tensor
     """bool[B, T]; True where a projected patch stands."""
-    pixel_values: Tensor
-    """float32[I, 3, H, W] in [-1, 1]."""
+    pixel_values: Tensor | None
+    """float32[I, 3, H, W] in [-1, 1]; None where the model is given image tokens instead."""
     image_index: tuple[tuple[int, ...], ...]
     """For each row, the pictures that fill its image tokens, in order."""
     loss_mask: Tensor | None = None
     """bool[B, T]; True where the token counts in the loss or in a score."""
+
+    @property
+    def required_pixel_values(self) -> Tensor:
+        """`pixel_values`; raises OptionError where there are none."""
+        if self.pixel_values is None:
+            raise OptionError("The inputs have no pixel_values. Pass image_tokens to the model.")
+        return self.pixel_values
 
     def row(self, row: int) -> ModelInputs:
         """One row as a batch of its own, without its pads and its `loss_mask`."""
@@ -65,6 +74,6 @@ class ModelInputs:
             input_mask=self.input_mask.to(device),
             mask_ar=self.mask_ar.to(device),
             image_mask=self.image_mask.to(device),
-            pixel_values=self.pixel_values.to(device),
+            pixel_values=None if self.pixel_values is None else self.pixel_values.to(device),
             loss_mask=None if self.loss_mask is None else self.loss_mask.to(device),
         )

@@ -1,32 +1,42 @@
-"""The whole way: picture and task in, typed result or text out.
+"""Predictor: a loaded model with one method per task.
 
-    picture + task -> prompt -> text engine -> token ids -> task -> result
-
-Knows every part and does none of their work; knows no files but the pictures it is given.
+The methods build queries; `answering.py` answers them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from paligemma.answering import (
+    CONTEXT_LENGTH,
+    AnswerPipeline,
+    ImageInput,
+    ImageQuery,
+    Query,
+    answer_all,
+    check_beams,
+    stream_answer,
+)
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
-from paligemma.engine.image_cache import EncoderCache
-from paligemma.engine.sampling import Sampling, row_limits
-from paligemma.engine.score import score as score_rows
-from paligemma.errors import CheckpointError, OptionError, PaliGemmaError
+from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
+from paligemma.engine.sampling import Sampling
+from paligemma.engine.score import score as score_batch
+from paligemma.errors import NumericalError, OptionError, PaliGemmaError
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import LoadedImage
-from paligemma.processor.processor import ExampleRow, Processor
+from paligemma.processor.processor import Processor
 from paligemma.results import (
     Answer,
     BoxXyxy,
@@ -38,25 +48,17 @@ from paligemma.results import (
     Text,
 )
 from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.answer_length import ANSWER_LENGTHS, answer_length, kind_of_task
+from paligemma.tasks.answer_length import ANSWER_LENGTHS
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import GuidedTask, Task, TaskContext
-from paligemma.text_engine import (
-    CONTEXT_LENGTH,
-    Decoding,
-    Picture,
-    TextEngine,
-    TextRow,
-    numerical_error,
-)
+from paligemma.tasks.task import Task
 
-Pictures = Picture | list[Picture] | tuple[Picture, ...]
-"""One picture, several (the frames of a clip, a pair to compare), or none: ()."""
+ImageInputs = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
+"""One image, several (the frames of a clip, a pair to compare), or none: ()."""
 
 Texts = list[str] | tuple[str, ...]
 
@@ -78,7 +80,7 @@ class Predictor:
      0.93    12.0   130.5   310.2   471.8  car
      0.88   400.1   101.9   470.0   402.3  person
 
-    Every method takes a picture as a path, bytes, PIL image or array, and raises ImageError,
+    Every method takes an image as a path, bytes, PIL image or array, and raises ImageError,
     PromptError or OptionError for input it cannot use, and NumericalError when the model gives
     NaN or infinity. `max_new_tokens` caps an answer's length; None picks a cap by task, no larger
     than the length of text that the model was trained with, where that is known.
@@ -102,8 +104,8 @@ class Predictor:
     note: str | None = None
     """One line that a person should read before trusting the results."""
     image_cache_bytes: int = 256 * 2**20
-    """How much of what the model has seen is kept, so that further questions about a picture, in
-    later calls too, need not have it encoded again: 1.2 MB a picture for a 3B model at 224."""
+    """Size of the cache of image tokens, which saves encoding an image again when more questions
+    about it follow, in later calls too: 1.2 MB per image for a 3B model at 224."""
     _image_tokens: EncoderCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,13 +114,13 @@ class Predictor:
     # Tasks
 
     def caption(
-        self, image: Picture, language: str = "en", *, max_new_tokens: int | None = None
+        self, image: ImageInput, language: str = "en", *, max_new_tokens: int | None = None
     ) -> Caption:
         """A short description in one of 35 languages, such as "es"."""
         return self._one(image, CaptionTask(language=language), max_new_tokens)
 
     def describe(
-        self, image: Picture, language: str = "en", *, max_new_tokens: int | None = None
+        self, image: ImageInput, language: str = "en", *, max_new_tokens: int | None = None
     ) -> Caption:
         """A longer description; for pre-trained checkpoints and those tuned for it."""
         task = CaptionTask(language=language, style="describe")
@@ -127,7 +129,7 @@ class Predictor:
     @overload
     def ask(
         self,
-        image: Picture,
+        image: ImageInput,
         question: str,
         language: str | None = None,
         *,
@@ -136,7 +138,7 @@ class Predictor:
     @overload
     def ask(
         self,
-        image: Picture,
+        image: ImageInput,
         question: Texts,
         language: str | None = None,
         *,
@@ -144,13 +146,13 @@ class Predictor:
     ) -> list[Answer]: ...
     def ask(
         self,
-        image: Picture,
+        image: ImageInput,
         question: str | Texts,
         language: str | None = None,
         *,
         max_new_tokens: int | None = None,
     ) -> Answer | list[Answer]:
-        """The answer to a question, or one to each of several: the picture is encoded once.
+        """The answer to a question, or one to each of several: the image is encoded once.
 
         With a language the prompt is "answer {language} {question}", the form of most
         pre-training; without, the question as it stands, which mix checkpoints understand.
@@ -163,22 +165,22 @@ class Predictor:
 
     def question(
         self,
-        image: Picture,
+        image: ImageInput,
         answer: str,
         language: str = "en",
         *,
         max_new_tokens: int | None = None,
     ) -> Text:
-        """A question about the picture to which `answer` is the answer."""
+        """A question about the image to which `answer` is the answer."""
         return self._one(image, QuestionTask(answer=answer, language=language), max_new_tokens)
 
-    def ocr(self, image: Picture, *, max_new_tokens: int | None = None) -> Text:
-        """The text in the picture, line by line from the top."""
+    def ocr(self, image: ImageInput, *, max_new_tokens: int | None = None) -> Text:
+        """The text in the image, line by line from the top."""
         return self._one(image, OcrTask(), max_new_tokens)
 
     def detect(
         self,
-        image: Picture,
+        image: ImageInput,
         phrases: str | Sequence[str],
         *,
         labels: LabelRule = "asked",
@@ -201,7 +203,7 @@ class Predictor:
 
     def segment(
         self,
-        image: Picture,
+        image: ImageInput,
         phrases: str | Sequence[str],
         *,
         labels: LabelRule = "asked",
@@ -217,18 +219,18 @@ class Predictor:
         return self._one(image, task, max_new_tokens, constrained)
 
     def caption_box(
-        self, image: Picture, box_xyxy: BoxXyxy, *, max_new_tokens: int | None = None
+        self, image: ImageInput, box_xyxy: BoxXyxy, *, max_new_tokens: int | None = None
     ) -> Caption:
-        """What is in a box: x1, y1, x2, y2 in pixels of the given picture."""
-        picture = self._load(image)
-        transform = self.processor.transform(picture)
+        """What is in a box: x1, y1, x2, y2 in pixels of the given image."""
+        loaded = self._load(image)
+        transform = self.processor.transform(loaded)
         box = transform.box_from_source(box_xyxy, order="xyxy")
-        return self._one(picture, BoxCaptionTask(box_normalized_xyxy=box), max_new_tokens)
+        return self._one(loaded, BoxCaptionTask(box_normalized_xyxy=box), max_new_tokens)
 
     @overload
     def run(
         self,
-        tasks: Sequence[tuple[Picture, Task[ResultT]]],
+        tasks: Sequence[tuple[ImageInputs, Task[ResultT]]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
@@ -239,7 +241,7 @@ class Predictor:
     @overload
     def run(
         self,
-        tasks: Sequence[tuple[Picture, Task[ResultT]]],
+        tasks: Sequence[tuple[ImageInputs, Task[ResultT]]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
@@ -249,7 +251,7 @@ class Predictor:
     ) -> list[ResultT | PaliGemmaError]: ...
     def run(
         self,
-        tasks: Sequence[tuple[Picture, Task[ResultT]]],
+        tasks: Sequence[tuple[ImageInputs, Task[ResultT]]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
@@ -257,37 +259,30 @@ class Predictor:
         constrained: bool = True,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[ResultT] | list[ResultT | PaliGemmaError]:
-        """Many tasks on many pictures, at most `batch_size` at a time, results in the order given.
+        """Many tasks on many images, at most `batch_size` at a time, results in the order given.
 
         By default a batch has as many rows as fill 8192 positions, at most 32: 32 at 224 pixels,
         8 at 448, 2 at 896. A large GPU takes more. Tasks may be mixed; when one ends, the next
-        takes its place. A picture that several ask about is encoded once. `constrained` is for
+        takes its place. An image that several ask about is encoded once. `constrained` is for
         tasks with a grammar, `detect` and `segment`; beams are not held to it.
 
-        With `errors="return"`, a picture that cannot be read, a prompt that does not fit or a row
+        With `errors="return"`, an image that cannot be read, a prompt that does not fit or a row
         that the model broke gives its error in its place, and the others their results.
 
         >>> predictor.run([("a.jpg", OcrTask()), ("b.jpg", DetectTask.of("cat"))])
         """
-        batch_size = self._batch_size(batch_size, num_images=1)
-        texts = self._texts
-        rows: list[TextRow | PaliGemmaError] = []
-        for image, task in tasks:
-            try:
-                rows.append(self._row(texts, image, task, max_new_tokens, constrained))
-            except PaliGemmaError as error:
-                rows.append(error)
-        results: list[ResultT | PaliGemmaError | None] = [None] * len(tasks)
-        for number, written in texts.run(rows, Decoding(num_beams=num_beams), batch_size):
-            if isinstance(written, PaliGemmaError):
-                if errors == "raise":
-                    raise written
-                results[number] = written
-                continue
-            context = TaskContext(transform=written.transforms[0], mask_codec=self.mask_codec)
-            results[number] = tasks[number][1].parse(
-                written.generation, self.processor.tokenizer, context
+        queries = [
+            ImageQuery(
+                images=_as_tuple(images),
+                query=Query(task=task, max_new_tokens=max_new_tokens, constrained=constrained),
             )
+            for images, task in tasks
+        ]
+        results: list[ResultT | PaliGemmaError | None] = [None] * len(tasks)
+        for index, result in self._answers(queries, batch_size, num_beams):
+            if isinstance(result, PaliGemmaError) and errors == "raise":
+                raise result
+            results[index] = result
         return cast("list[ResultT | PaliGemmaError]", results)
 
     # Prompts of one's own
@@ -295,7 +290,7 @@ class Predictor:
     @overload
     def generate(
         self,
-        images: Pictures,
+        images: ImageInputs,
         prompt: str,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -309,7 +304,7 @@ class Predictor:
     @overload
     def generate(
         self,
-        images: Pictures,
+        images: ImageInputs,
         prompt: Texts,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -322,7 +317,7 @@ class Predictor:
     ) -> list[Generation]: ...
     def generate(
         self,
-        images: Pictures,
+        images: ImageInputs,
         prompt: str | Texts,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -335,8 +330,8 @@ class Predictor:
     ) -> Generation | list[Generation]:
         """The raw text that the model writes after a prompt, or after each of several.
 
-        `images`: one picture, a list of them (frames of a clip in order of time), or () for none.
-        The newline behind the prompt and the image tokens are added here. Temperature 0 is
+        `images`: one image, a list of them (frames of a clip in order of time), or () for none.
+        The newline after the prompt and the image tokens are added here. Temperature 0 is
         greedy; sampling repeats with the same seed, and the rows of a list differ from each other.
         `num_beams` above 1 searches for the likeliest whole text. The text ends before the first
         of the `stop` strings.
@@ -359,7 +354,7 @@ class Predictor:
 
     def generate_batch(
         self,
-        rows: Sequence[tuple[Pictures, str]],
+        rows: Sequence[tuple[ImageInputs, str]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -370,27 +365,30 @@ class Predictor:
         num_beams: int = 1,
         stop: Sequence[str] = (),
     ) -> list[Generation]:
-        """As `generate`, for pairs of pictures and prompt. Raises the first row's error."""
-        num_images = max((len(_as_tuple(images)) for images, _ in rows), default=1)
-        batch_size = self._batch_size(batch_size, num_images)
-        decoding = Decoding(
+        """As `generate`, for pairs of images and prompt. Raises the first row's error."""
+        query = Query(
+            prompt="",
+            max_new_tokens=max_new_tokens,
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            num_beams=num_beams,
-            stop=stop,
+            stop=_checked_stop(stop),
         )
-        (limit,) = row_limits(max_new_tokens, 1)
-        texts = self._texts
-        built = [texts.build_row(prompt, _as_tuple(images), limit) for images, prompt in rows]
+        check_beams(num_beams, sampler=query.sampler, stop=query.stop)
+        queries = [
+            ImageQuery(
+                images=_as_tuple(images), query=replace(query, prompt=prompt, sample_index=index)
+            )
+            for index, (images, prompt) in enumerate(rows)
+        ]
         generations: dict[int, Generation] = {}
-        for number, written in texts.run(built, decoding, batch_size):
-            if isinstance(written, PaliGemmaError):
-                raise written
-            generations[number] = written.generation
-        return [generations[number] for number in range(len(rows))]
+        for index, result in self._answers(queries, batch_size, num_beams):
+            if isinstance(result, PaliGemmaError):
+                raise result
+            generations[index] = result
+        return [generations[index] for index in range(len(rows))]
 
     def stream(
         self,
-        images: Pictures,
+        images: ImageInputs,
         prompt: str,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -405,19 +403,21 @@ class Predictor:
         A piece is never taken back: the beginning of what may become a stop string is held until
         it is clear that it does not.
         """
-        decoding = Decoding(
+        query = Query(
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            stop=stop,
+            stop=_checked_stop(stop),
         )
-        (limit,) = row_limits(max_new_tokens, 1)
-        texts = self._texts
-        return texts.stream(texts.build_row(prompt, _as_tuple(images), limit), decoding)
+        item = ImageQuery(images=_as_tuple(images), query=query)
+        updates = stream_answer(self._pipeline, self.model, self._cache, item)
+        return (update.text for update in updates if update.text)
 
     @overload
-    def score(self, images: Pictures, prompt: str, suffix: str) -> Score: ...
+    def score(self, images: ImageInputs, prompt: str, suffix: str) -> Score: ...
     @overload
-    def score(self, images: Pictures, prompt: str, suffix: Texts) -> list[Score]: ...
-    def score(self, images: Pictures, prompt: str, suffix: str | Texts) -> Score | list[Score]:
+    def score(self, images: ImageInputs, prompt: str, suffix: Texts) -> list[Score]: ...
+    def score(self, images: ImageInputs, prompt: str, suffix: str | Texts) -> Score | list[Score]:
         """How probable the model finds a text (with its end) after a prompt, or each of several.
 
         >>> scores = predictor.score("cat.jpg", "answer en Is it a cat?", ["yes", "no"])
@@ -425,41 +425,33 @@ class Predictor:
         True
         """
         suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
-        pictures = [self._load(image) for image in _as_tuple(images)]
-        places = tuple(range(len(pictures)))
-        batch_size = self._batch_size(None, len(pictures))
-        texts = self._texts
-        scores: list[Score] = []
-        for start in range(0, len(suffixes), batch_size):
-            rows = [
-                ExampleRow(prompt=prompt, suffix=text, images=places)
-                for text in suffixes[start : start + batch_size]
-            ]
-            inputs = self.processor.example_inputs(rows, pictures)
-            texts.check_length(inputs.token_ids.shape[1])
-            image_tokens = texts.image_tokens(inputs.pixel_values)
-            for row in score_rows(self.model, inputs, image_tokens=image_tokens):
-                if not np.isfinite(row.logprobs).all():
-                    raise numerical_error()
-                scores.append(Score(token_ids=row.token_ids, logprobs=row.logprobs))
+        pixels = self.processor.pixel_values([self._load(image) for image in _as_tuple(images)])
+        batches = self._pipeline.scoring_batches(
+            prompt, suffixes, len(pixels), self._batch_size(None, len(pixels))
+        )
+        image_tokens = self._encode(pixels) if len(pixels) else None
+        scores = [
+            row
+            for inputs in batches
+            for row in score_batch(self.model, inputs, image_tokens=image_tokens)
+        ]
         return scores[0] if isinstance(suffix, str) else scores
 
-    def embed_image(self, image: Picture) -> npt.NDArray[np.float32]:
-        """The picture as the decoder sees it: float32[P, D], P image tokens of the model's width.
+    def embed_image(self, image: ImageInput) -> npt.NDArray[np.float32]:
+        """The image as the decoder sees it: float32[P, D], P image tokens of the model's width.
 
         float32[256, 2304] for PaliGemma 2 3B at 224 pixels.
         """
-        image_tokens = self._texts.image_tokens(self.processor.pixel_values([self._load(image)]))
-        assert image_tokens is not None
-        found = image_tokens[0].float().cpu().numpy()
-        if not np.isfinite(found).all():
-            raise numerical_error()
-        return cast("npt.NDArray[np.float32]", found)
+        [image_tokens] = self._encode(self.processor.pixel_values([self._load(image)]))
+        values: npt.NDArray[np.float32] = image_tokens.float().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise NumericalError.of_model()
+        return values
 
     # The model itself
 
     def save(self, folder: str | Path) -> Path:
-        """Write a checkpoint folder that `load` and transformers read; gives back its path.
+        """Write a checkpoint folder that `load` and transformers read. Returns its path.
 
         A quantized model makes a quantized folder, which `load` alone reads.
 
@@ -473,7 +465,7 @@ class Predictor:
         return save_model(self.model, folder, tokenizer_proto=proto, extra_files=files)
 
     def save_adapter(self, folder: str | Path) -> Path:
-        """Write the model's adapters alone, in peft's format; gives back the folder.
+        """Write the model's adapters alone, in peft's format. Returns the folder.
 
         `load(..., adapter=folder)` reads it, and so does peft on transformers' model. Raises
         OptionError when the model has none (or they are merged), CheckpointError when the folder
@@ -507,7 +499,7 @@ class Predictor:
 
     # Parts
 
-    def _load(self, image: Picture) -> LoadedImage:
+    def _load(self, image: ImageInput) -> LoadedImage:
         return image if isinstance(image, LoadedImage) else self.processor.load(image)
 
     def clear_cache(self) -> None:
@@ -520,13 +512,37 @@ class Predictor:
         self._image_tokens.clear()
 
     @property
-    def _texts(self) -> TextEngine:
-        cache = self._image_tokens.for_weights_of(self.model)
-        return TextEngine(model=self.model, processor=self.processor, image_cache=cache)
+    def _cache(self) -> ImageCache:
+        return self._image_tokens.for_weights_of(self.model)
+
+    @property
+    def _pipeline(self) -> AnswerPipeline:
+        return AnswerPipeline(
+            processor=self.processor, mask_codec=self.mask_codec, text_length=self.text_length
+        )
+
+    def _answers(
+        self, queries: Sequence[ImageQuery], batch_size: int | None, num_beams: int
+    ) -> Iterator[tuple[int, Any]]:
+        num_images = max((len(query.images) for query in queries), default=1)
+        return answer_all(
+            self._pipeline,
+            self.model,
+            self._cache,
+            queries,
+            batch_size=self._batch_size(batch_size, num_images),
+            num_beams=num_beams,
+        )
+
+    @torch.inference_mode()
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """float32[I, 3, R, R] of at least one image -> float[I, P, D]."""
+        images = [KeyedImage(pixel_values=pixels) for pixels in pixel_values]
+        return self._cache.encode(images, self.model)
 
     def _one(
         self,
-        image: Picture,
+        image: ImageInput,
         task: Task[ResultT],
         max_new_tokens: int | None,
         constrained: bool = True,
@@ -545,37 +561,12 @@ class Predictor:
             )
         return batch_size
 
-    def answer_limit(self, task: Task[Any]) -> int:
-        """New tokens that an answer may take when nobody says how many."""
-        return answer_length(kind_of_task(task), self.text_length)
 
-    def _row(
-        self,
-        texts: TextEngine,
-        image: Picture,
-        task: Task[Any],
-        max_new_tokens: int | None,
-        constrained: bool,
-    ) -> TextRow:
-        self.check_codec(task)
-        (limit,) = row_limits(
-            self.answer_limit(task) if max_new_tokens is None else max_new_tokens, 1
-        )
-        grammar = None
-        if constrained and isinstance(task, GuidedTask):
-            grammar = task.grammar(self.processor.tokenizer)
-        return texts.build_row(task.prompt(), (image,), limit, grammar)
-
-    def check_codec(self, task: Task[Any]) -> None:
-        """Raises CheckpointError for a task that wants masks from a model without a codec."""
-        if isinstance(task, SegmentTask) and self.mask_codec is None:
-            raise CheckpointError(
-                f"{self.name or 'The model'} came without a mask codec, which turns <seg> tokens "
-                "into masks. Fetch the released one, gs://big_vision/paligemma/vae-oid.npz, and "
-                "put it into the model's folder or load with mask_codec='vae-oid.npz'. "
-                "Boxes alone need none: detect()."
-            )
-
-
-def _as_tuple(images: Pictures) -> tuple[Picture, ...]:
+def _as_tuple(images: ImageInputs) -> tuple[ImageInput, ...]:
     return tuple(images) if isinstance(images, list | tuple) else (images,)
+
+
+def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        raise OptionError(f"stop is {stop!r}; it must be a list of non-empty strings.")
+    return tuple(stop)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from paligemma.answering import Update
 from paligemma.predictor import Predictor
-from paligemma.server.jobs import Job, JobOptions, Update
+from paligemma.server.jobs import Job, JobOptions
 from paligemma.server.service import Service
 from paligemma.server.tickets import Ticket
 from paligemma.tasks.answer import AnswerTask

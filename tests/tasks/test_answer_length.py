@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from paligemma.data.record import Record
-from paligemma.evals.predictions import PredictOptions, _answer_limit, task_of
-from paligemma.loading import load
 from paligemma.predictor import MAX_NEW_TOKENS
 from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.answer_length import answer_length
+from paligemma.tasks.answer_length import ANSWER_LENGTHS, kind_of_task
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.parse_prompt import kind_of_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 
@@ -28,14 +24,10 @@ from paligemma.tasks.task import Task
         SegmentTask.of("cat"),
     ],
 )
-def test_evaluation_allows_what_the_predictor_allows(task: Task[object]) -> None:
-    predictor = load("mini")
-    record = Record(record_id="1", image=Path("a.png"), prefix=task.prompt())
-    options = PredictOptions()
-    limit = _answer_limit(predictor, record, task_of(record, options), options)
-    assert limit == predictor.answer_limit(task)
+def test_a_prompt_is_of_its_tasks_kind(task: Task[object]) -> None:
+    assert kind_of_prompt(task.prompt()) == kind_of_task(task)
 
 
 def test_other_texts_keep_their_own_limits() -> None:
-    assert answer_length("generate") == 256
-    assert answer_length("prompt") == MAX_NEW_TOKENS == 128
+    assert ANSWER_LENGTHS["generate"] == 256
+    assert ANSWER_LENGTHS["prompt"] == MAX_NEW_TOKENS == 128

@@ -57,7 +57,7 @@ def beam_search(
     inputs = inputs.to(model.device)
     limits = row_limits(max_new_tokens, inputs.token_ids.shape[0])
     if image_tokens is None and any(inputs.image_index):
-        image_tokens = model.embed_images(inputs.pixel_values)
+        image_tokens = model.embed_images(inputs.required_pixel_values)
     return [
         _search_row(model, inputs.row(row), beam_size, limit, eos_id, image_tokens)
         for row, limit in enumerate(limits)

@@ -415,7 +415,7 @@ class Engine:
             input_mask=input_mask,
             mask_ar=mask_ar,
             image_mask=image_mask,
-            pixel_values=torch.zeros(0),  # the image tokens stand in for them
+            pixel_values=None,
             image_index=tuple(
                 tuple(places[image.key] for image in state.request.images) for state in group
             ),

@@ -5,33 +5,26 @@ Knows no text; the processor marks the suffix in `loss_mask`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
 from torch import Tensor
 
 from paligemma.engine.sampling import logprobs_of
-from paligemma.errors import OptionError
+from paligemma.errors import NumericalError, OptionError
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredRow:
-    """The suffix of one row, EOS included, and the log-probability of each of its tokens."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+from paligemma.results import Score
 
 
 @torch.inference_mode()
 def score(
     model: PaliGemma, inputs: ModelInputs, *, image_tokens: Tensor | None = None
-) -> list[ScoredRow]:
+) -> list[Score]:
     """Log-probabilities of the tokens that `inputs.loss_mask` marks, row by row.
 
     The token at position t is judged by the logits at t - 1. Raises OptionError without a
-    `loss_mask`.
+    `loss_mask`, NumericalError for NaN and infinity.
     """
     if inputs.loss_mask is None:
         raise OptionError(
@@ -48,7 +41,8 @@ def score(
         # Logits of the suffix only: at 257152 tokens a position, those of the prefix would cost
         # more memory than the pass itself.
         logprobs = logprobs_of(model.decoder.logits(hidden[row, targets - 1]), token_ids)
-        rows.append(
-            ScoredRow(token_ids=tuple(token_ids.tolist()), logprobs=tuple(logprobs.tolist()))
-        )
+        score = Score(token_ids=tuple(token_ids.tolist()), logprobs=tuple(logprobs.tolist()))
+        if not all(map(math.isfinite, score.logprobs)):
+            raise NumericalError.of_model()
+        rows.append(score)
     return rows

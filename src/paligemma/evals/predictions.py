@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -27,7 +27,7 @@ from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.processor.image import ImageTransform
 from paligemma.results import Generation, StopReason
-from paligemma.tasks.answer_length import answer_length
+from paligemma.tasks.answer_length import AnswerKind
 from paligemma.tasks.detect import read_detections
 from paligemma.tasks.object_grammar import (
     MAX_OBJECTS,
@@ -42,8 +42,8 @@ from paligemma.tasks.objects import (
     TokenReader,
     before_eos,
     mean_probability,
-    split_phrases,
 )
+from paligemma.tasks.parse_prompt import kind_of_prompt, phrases_of_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Generated, TaskContext
 
@@ -53,16 +53,6 @@ OBJECT_TASKS = ("detect", "segment", "read_text")
 
 _FORMAT = 1
 _CHUNK = 32  # records whose pictures are in memory at a time, and that a kill can lose
-_FIRST_WORDS: dict[str, TaskName] = {
-    "caption": "caption",
-    "cap": "caption",
-    "describe": "caption",
-    "answer": "answer",
-    "question": "answer",
-    "ocr": "ocr",
-    "detect": "detect",
-    "segment": "segment",
-}
 _ALL_CLASSES = "all classes"
 """What stands after "detect" in the training of PaliGemma 2 for detection (arXiv 2412.03555)."""
 
@@ -136,8 +126,8 @@ def task_of(record: Record, options: PredictOptions) -> TaskName:
     """
     if options.task is not None:
         return options.task
-    first = record.prefix.split(maxsplit=1)[:1]
-    return _FIRST_WORDS.get(first[0] if first else "", "generate")
+    kind = kind_of_prompt(record.prefix)
+    return "caption" if kind == "describe" else cast("TaskName", kind)
 
 
 def predict(
@@ -246,6 +236,7 @@ class _TextTask:
     """Any text in answer to a prefix."""
 
     prefix: str
+    answer_kind: AnswerKind
 
     def prompt(self) -> str:
         return self.prefix
@@ -328,12 +319,13 @@ def _logprobs_of(
 
 def _task_for(record: Record, name: TaskName, options: PredictOptions) -> _TextTask:
     if name not in OBJECT_TASKS:
-        return _TextTask(prefix=record.prefix)
-    first, _, rest = record.prefix.partition(" ")
-    phrases = split_phrases(rest) if first in ("detect", "segment") else (record.prefix,)
+        is_describe = name == "caption" and kind_of_prompt(record.prefix) == "describe"
+        return _TextTask(prefix=record.prefix, answer_kind="describe" if is_describe else name)
+    phrases = phrases_of_prompt(record.prefix)
     is_free = name == "read_text" or phrases == (_ALL_CLASSES,)
     return _ListTask(
         prefix=record.prefix,
+        answer_kind=name,
         phrases=phrases,
         labels=options.labels or ("any" if is_free else "asked"),
         max_objects=options.max_objects,
@@ -348,68 +340,25 @@ def _predict_chunk(
     batch_size: int | None,
 ) -> list[Prediction]:
     names = [task_of(record, options) for record in records]
-    written: dict[int, _Written] = {}
-    limits = [
-        _answer_limit(predictor, record, name, options)
-        for record, name in zip(records, names, strict=True)
-    ]
-    groups = list(zip(names, limits, strict=True))
-    for name, limit in dict.fromkeys(groups):
-        places = [place for place, other in enumerate(groups) if other == (name, limit)]
-        single = [place for place in places if not records[place].more_images]
-        tasks = [(records[p].load_image(), _task_for(records[p], name, options)) for p in single]
-        results = predictor.run(
-            tasks,
-            batch_size=batch_size,
-            max_new_tokens=limit,
-            num_beams=options.num_beams,
-            constrained=options.constrained,
-            errors="return",
-        )
-        for place, result in zip(single, results, strict=True):
-            if isinstance(result, PaliGemmaError):
-                raise _named(result, records[place])
-            written[place] = result
-        for place in places:
-            if records[place].more_images:
-                written[place] = _ask_about_several(predictor, records[place], options, limit)
-    return [
-        Prediction(
-            record_id=record.record_id,
-            task=names[place],
-            prefix=record.prefix,
-            **vars(written[place]),
-        )
-        for place, record in enumerate(records)
-    ]
-
-
-def _answer_limit(
-    predictor: Predictor, record: Record, name: TaskName, options: PredictOptions
-) -> int:
-    if options.max_new_tokens is not None:
-        return options.max_new_tokens
-    is_describe = name == "caption" and record.prefix.split(maxsplit=1)[:1] == ["describe"]
-    return answer_length("describe" if is_describe else name, predictor.text_length)
-
-
-def _ask_about_several(
-    predictor: Predictor, record: Record, options: PredictOptions, limit: int
-) -> _Written:
-    """A text about more than one picture."""
-    pictures = record.load_images()
-    try:
-        generation = predictor.generate(
-            pictures, record.prefix, max_new_tokens=limit, num_beams=options.num_beams
-        )
-    except PaliGemmaError as error:
-        raise _named(error, record) from error
-    return _Written(
-        text=generation.text.strip(),
-        score=mean_probability(generation.logprobs),
-        stop_reason=generation.stop_reason,
-        size_wh=pictures[0].size_wh,
+    results = predictor.run(
+        [
+            (record.load_images(), _task_for(record, name, options))
+            for record, name in zip(records, names, strict=True)
+        ],
+        batch_size=batch_size,
+        max_new_tokens=options.max_new_tokens,
+        num_beams=options.num_beams,
+        constrained=options.constrained,
+        errors="return",
     )
+    predictions = []
+    for record, name, result in zip(records, names, results, strict=True):
+        if isinstance(result, PaliGemmaError):
+            raise _named(result, record)
+        predictions.append(
+            Prediction(record_id=record.record_id, task=name, prefix=record.prefix, **vars(result))
+        )
+    return predictions
 
 
 def _named(error: PaliGemmaError, record: Record) -> PaliGemmaError:

@@ -147,7 +147,7 @@ class Learner(nn.Module):
         Processes gather weights and add up gradients together, so what one computes all must, and
         in one order. However a step is cut, the encoder's gradient is then 0, not none.
         """
-        pixels = inputs.pixel_values
+        pixels = inputs.required_pixel_values
         if len(pixels) == 0:
             pixels = pixels.new_zeros(1, *pixels.shape[1:])
         return self.model.embed_images(pixels)

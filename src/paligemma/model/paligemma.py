@@ -68,7 +68,7 @@ class PaliGemma(nn.Module):
         if image_tokens is None:
             if not flat_index:
                 return x
-            image_tokens = self.embed_images(inputs.pixel_values)
+            image_tokens = self.embed_images(inputs.required_pixel_values)
         # index_select: its gradient sums in a fixed order, so that a resumed run is bit-equal.
         places = torch.tensor(flat_index, dtype=torch.int64, device=x.device)
         features = image_tokens.index_select(0, places)

@@ -92,7 +92,7 @@ class Processor:
             for row in rows
         ]
         batch = self._batch(sequences, [row.images for row in rows], images, pad="left")
-        return replace(batch, loss_mask=None)
+        return replace(batch, loss_mask=None)  # nothing of a prefix counts
 
     def example_inputs(
         self, rows: Sequence[ExampleRow], images: Sequence[LoadedImage]
@@ -126,23 +126,40 @@ class Processor:
                     f"Row {row} refers to image {missing[0]}, but the batch has {len(images)} "
                     "image(s). Indices start at 0."
                 )
-        longest = max(map(len, sequences))
-        starts = [longest - len(s) if pad == "left" else 0 for s in sequences]
-
-        def padded(rows: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
-            table = torch.full((len(rows), longest), fill, dtype=dtype)
-            for line, row, start in zip(table, rows, starts, strict=True):
-                line[start : start + len(row)] = torch.tensor(row, dtype=dtype)
-            return table
-
-        return ModelInputs(
-            token_ids=padded([s.token_ids for s in sequences], self.tokenizer.pad_id, torch.int64),
-            input_mask=padded([[True] * len(s) for s in sequences], False, torch.bool),
-            # Pads behind a row are causal as in big_vision. Pads before it are not: what follows
-            # the first True counts as suffix.
-            mask_ar=padded([s.mask_ar for s in sequences], pad == "right", torch.bool),
-            image_mask=padded([s.image_mask for s in sequences], False, torch.bool),
-            loss_mask=padded([s.loss_mask for s in sequences], False, torch.bool),
+        return replace(
+            pad_batch(sequences, image_index, pad=pad, pad_id=self.tokenizer.pad_id),
             pixel_values=self.pixel_values(images),
-            image_index=tuple(image_index),
         )
+
+
+def pad_batch(
+    sequences: Sequence[TokenSequence],
+    image_index: Sequence[tuple[int, ...]],
+    *,
+    pad: Literal["right", "left"],
+    pad_id: int,
+) -> ModelInputs:
+    """Sequences of different lengths as one batch, without pixel values.
+
+    `image_index` says which of the batch's images fill each row's image tokens.
+    """
+    longest = max(map(len, sequences))
+    starts = [longest - len(s) if pad == "left" else 0 for s in sequences]
+
+    def padded(rows: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
+        table = torch.full((len(rows), longest), fill, dtype=dtype)
+        for line, row, start in zip(table, rows, starts, strict=True):
+            line[start : start + len(row)] = torch.tensor(row, dtype=dtype)
+        return table
+
+    return ModelInputs(
+        token_ids=padded([s.token_ids for s in sequences], pad_id, torch.int64),
+        input_mask=padded([[True] * len(s) for s in sequences], False, torch.bool),
+        # Pads after a row are causal as in big_vision. Pads before it are not: what follows the
+        # first True counts as suffix.
+        mask_ar=padded([s.mask_ar for s in sequences], pad == "right", torch.bool),
+        image_mask=padded([s.image_mask for s in sequences], False, torch.bool),
+        loss_mask=padded([s.loss_mask for s in sequences], False, torch.bool),
+        pixel_values=None,
+        image_index=tuple(image_index),
+    )

@@ -8,10 +8,8 @@ tickets.py          what the caller holds until the job has ended
 service.py          jobs in, results out
 stats.py            what it counts
 fair_queue.py       clients take turns
-preparing.py        images and prompts made ready
+preparing.py        decodes images and tokenizes prompts, in threads
 engine_loop.py      the thread that owns the model
-writing.py          tokens to text, boxes and results
-object_stream.py    each box as soon as it is complete
 faults.py, faulty_model.py  faults that tests cause
 
 With HTTP:

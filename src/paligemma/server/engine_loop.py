@@ -14,14 +14,12 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from paligemma.answering import Answer
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.score import score
 from paligemma.results import Score
 from paligemma.server.faults import Faults
-from paligemma.server.preparing import ReadyJob, ReadyScore
-from paligemma.text_engine import numerical_error
+from paligemma.server.preparing import PreparedScore
 
 Outcome = Event | list[Score] | Exception
 """A token or an end; all scores; or why the engine did not take it."""
@@ -30,7 +28,7 @@ Outcome = Event | list[Score] | Exception
 @dataclass(kw_only=True, eq=False)
 class _Scoring:
     key: Hashable
-    ready: ReadyScore
+    prepared: PreparedScore
     scores: list[Score] = field(default_factory=list)
     num_done: int = 0
 
@@ -54,7 +52,7 @@ class EngineLoop:
         self._clock = clock
         self._faults = faults
         self._news = threading.Condition()
-        self._new: deque[tuple[Hashable, ReadyJob | ReadyScore]] = deque()
+        self._new: deque[tuple[Hashable, Answer | PreparedScore]] = deque()
         self._cancelled: list[Hashable] = []
         self._is_closing = False
         self._keys: dict[int, Hashable] = {}  # of the engine's requests
@@ -63,12 +61,12 @@ class EngineLoop:
 
     # From any thread
 
-    def add(self, key: Hashable, ready: ReadyJob | ReadyScore) -> None:
+    def add(self, key: Hashable, prepared: Answer | PreparedScore) -> None:
         """Hand over work; what becomes of it is told under this key, its end last."""
         with self._news:
             if not self.is_busy:  # it rested, and nobody can say since when it should not
                 self.last_beat = self._clock()
-            self._new.append((key, ready))
+            self._new.append((key, prepared))
             self._news.notify()
 
     def cancel(self, key: Hashable) -> None:
@@ -126,12 +124,12 @@ class EngineLoop:
         with self._news:
             new, self._new = self._new, deque()
             cancelled, self._cancelled = self._cancelled, []
-        for key, ready in new:
-            if isinstance(ready, ReadyScore):
-                self._scorings.append(_Scoring(key=key, ready=ready))
+        for key, prepared in new:
+            if isinstance(prepared, PreparedScore):
+                self._scorings.append(_Scoring(key=key, prepared=prepared))
                 continue
             try:
-                number = self.engine.add(ready.request)
+                number = self.engine.add(prepared.request)
             except Exception as error:  # of this request alone, such as a grammar's own
                 told.append((key, error))
             else:
@@ -147,24 +145,21 @@ class EngineLoop:
     def _score(self, told: list[tuple[Hashable, Outcome]]) -> None:
         """One batch of the first; whoever has more stands behind the others then."""
         scoring = self._scorings.popleft()
-        ready = scoring.ready
+        prepared = scoring.prepared
         try:
             self._faults.hit("score")
             image_tokens = None
-            if ready.photos:
-                images = [photo.image for photo in ready.photos]
+            if prepared.images:
+                images = [image.image for image in prepared.images]
                 image_tokens = self.engine.image_tokens(images)
-            inputs = ready.batches[scoring.num_done]
-            self.engine.select_adapters([ready.adapter] * len(inputs.token_ids))
-            for row in score(self.engine.model, inputs, image_tokens=image_tokens):
-                if not np.isfinite(row.logprobs).all():
-                    raise numerical_error()
-                scoring.scores.append(Score(token_ids=row.token_ids, logprobs=row.logprobs))
+            inputs = prepared.batches[scoring.num_done]
+            self.engine.select_adapters([prepared.adapter] * len(inputs.token_ids))
+            scoring.scores += score(self.engine.model, inputs, image_tokens=image_tokens)
         except Exception as error:
             told.append((scoring.key, error))
             return
         scoring.num_done += 1
-        if scoring.num_done == len(ready.batches):
+        if scoring.num_done == len(prepared.batches):
             told.append((scoring.key, scoring.scores))
         else:
             self._scorings.append(scoring)

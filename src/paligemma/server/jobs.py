@@ -1,4 +1,4 @@
-"""Jobs for the service: images, a task or a prompt, and options; and the updates they produce."""
+"""Jobs for the service: images, a task or a prompt, and options."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from paligemma.engine.request import TopLogprob
 from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.errors import ImageError, OptionError, PromptError
 from paligemma.processor.image import ImageTransform, LoadedImage
-from paligemma.results import Detection
 from paligemma.server.limits import Limits
 from paligemma.tasks.task import Task
 
-Photo = bytes | LoadedImage
-"""The bytes of a picture's file, or a picture that is decoded already."""
+ImagePayload = bytes | LoadedImage
+"""The bytes of an image file, or an image that is decoded already."""
 
 TaskBuilder = Callable[[ImageTransform], Task[Any]]
 """A task that depends on the picture's size, such as a caption of a box given in pixels."""
@@ -71,7 +69,7 @@ class Job:
 
     task: Task[Any] | TaskBuilder | None = None
     prompt: str | None = None
-    images: tuple[Photo, ...] = ()
+    images: tuple[ImagePayload, ...] = ()
     options: JobOptions = field(default_factory=JobOptions)
     client: str = ""
     """Whose question it is: clients take turns."""
@@ -100,7 +98,7 @@ class ScoreJob:
 
     prompt: str
     suffixes: tuple[str, ...]
-    images: tuple[Photo, ...] = ()
+    images: tuple[ImagePayload, ...] = ()
     adapter: str | None = None
     client: str = ""
     deadline: float | None = None
@@ -117,32 +115,7 @@ class ScoreJob:
             check_text(text, limits)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """Some more of an answer. Pieces joined are the whole; nothing is taken back."""
-
-    text: str = ""
-    """What is new and certain."""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    """One a token."""
-    top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
-    """For each token the likeliest ones, when they were asked for."""
-    object: Detection | None = None
-    """A box, or a mask, that is whole; those of all updates are the result's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """What an answer took, in tokens."""
-
-    prompt_tokens: int = 0
-    """All that the model read, image tokens included."""
-    image_tokens: int = 0
-    completion_tokens: int = 0
-
-
-def check_images(images: tuple[Photo, ...], limits: Limits) -> None:
+def check_images(images: tuple[ImagePayload, ...], limits: Limits) -> None:
     """Raises ImageError for too many pictures, or too large ones."""
     if len(images) > limits.max_images:
         raise ImageError(f"There are {len(images)} pictures; at most {limits.max_images} may be.")

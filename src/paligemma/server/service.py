@@ -1,9 +1,9 @@
 """Many questions at a time to one model: accepted or refused at once, answered as they come.
 
     submit -> line -> decoders -> engine thread -> writer -> Ticket
-              (by client)         (EngineLoop)     (Draft)   (asyncio)
+              (by client)         (EngineLoop)     (Answer)  (asyncio)
 
-Four kinds of threads, and none waits for a client: decoders make pictures and prompts ready, one
+Four kinds of threads, and none waits for a client: decoders prepare images and prompts, one
 thread owns the model, one writes answers and keeps the time, one lays masks into pictures. What
 is accepted ends in one of three ways: a result, an error, or cancelled by who asked. Knows no
 HTTP.
@@ -29,6 +29,14 @@ import torch
 
 from paligemma.adapters.bank import AdapterBank
 from paligemma.adapters.lora import LowRank
+from paligemma.answering import (
+    CONTEXT_LENGTH,
+    Answer,
+    AnswerPipeline,
+    PreparedImage,
+    Update,
+    Usage,
+)
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.image_cache import ImageCache, RecentCache
 from paligemma.errors import (
@@ -46,14 +54,11 @@ from paligemma.server.engine_loop import EngineLoop, Outcome, is_end
 from paligemma.server.fair_queue import FairQueue
 from paligemma.server.faults import Faults
 from paligemma.server.faulty_model import FaultyModel
-from paligemma.server.jobs import Job, Photo, ScoreJob, Update, Usage
+from paligemma.server.jobs import ImagePayload, Job, ScoreJob
 from paligemma.server.limits import Limits
-from paligemma.server.preparing import Preparer, ReadyJob, ReadyPhoto, ReadyScore
+from paligemma.server.preparing import PreparedScore, Preprocessor
 from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats, kind_of
 from paligemma.server.tickets import Ticket
-from paligemma.server.writing import Draft, ours
-from paligemma.tasks.segment import SegmentTask
-from paligemma.text_engine import CONTEXT_LENGTH
 
 Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 """Brings a call to an event loop."""
@@ -83,9 +88,8 @@ class _Work:
     accepted_at: float
     queue_deadline: float
     deadline: float
-    photo_bytes: int
-    ready: ReadyJob | ReadyScore | None = None
-    draft: Draft | None = None
+    image_bytes: int
+    prepared: Answer | PreparedScore | None = None
     first_token_at: float | None = None
     has_ended: bool = False
     """Its client has been told."""
@@ -125,13 +129,13 @@ class Service:
         self._numbers = itertools.count(1)
         self._open: dict[int, _Work] = {}  # accepted and not let go
         self._by_client: Counter[str] = Counter()
-        self._photo_bytes = 0
+        self._image_bytes = 0
         self._totals: Counter[str] = Counter()
         self._is_draining = False
         self._is_closing = False
         self._max_running = self.limits.max_running
         self._loop: EngineLoop | None = None
-        self._preparer: Preparer | None = None
+        self._preprocessor: Preprocessor | None = None
         self._image_cache: ImageCache | None = None
         self._line: FairQueue[list[_Work]] = FairQueue()
         self._outbox: queue.SimpleQueue[list[tuple[_Work, Outcome]] | None] = queue.SimpleQueue()
@@ -231,7 +235,7 @@ class Service:
             for work in works:
                 self._open[work.ticket.number] = work
                 self._by_client[work.job.client] += 1
-                self._photo_bytes += work.photo_bytes
+                self._image_bytes += work.image_bytes
             self._totals["accepted"] += len(works)
         self._line.put(jobs[0].client, works)
         return [work.ticket for work in works]
@@ -240,7 +244,7 @@ class Service:
         self,
         prompt: str,
         suffixes: Sequence[str],
-        images: Sequence[Photo] = (),
+        images: Sequence[ImagePayload] = (),
         *,
         adapter: str | None = None,
         client: str = "",
@@ -295,7 +299,7 @@ class Service:
             accepted_at=now,
             queue_deadline=min(deadline, now + self.limits.queue_seconds),
             deadline=deadline,
-            photo_bytes=sum(len(image) for image in job.images if isinstance(image, bytes)),
+            image_bytes=sum(len(image) for image in job.images if isinstance(image, bytes)),
         )
         return work
 
@@ -314,15 +318,15 @@ class Service:
                 "some to end."
             )
         # One job finds room for its pictures when no other waits.
-        new_bytes = sum(work.photo_bytes for work in works)
-        if self._photo_bytes and self._photo_bytes + new_bytes > limits.max_waiting_image_bytes:
+        new_bytes = sum(work.image_bytes for work in works)
+        if self._image_bytes and self._image_bytes + new_bytes > limits.max_waiting_image_bytes:
             raise BusyError("Too many bytes of pictures are waiting. Try again later.")
 
-    def _photos_are_read(self, work: _Work) -> None:
+    def _images_are_read(self, work: _Work) -> None:
         work.job = replace(work.job, images=())  # their bytes are not needed any more
         with self._lock:
-            self._photo_bytes -= work.photo_bytes
-            work.photo_bytes = 0
+            self._image_bytes -= work.image_bytes
+            work.image_bytes = 0
 
     def _let_go(self, work: _Work) -> None:
         """Nothing works on it any more: its place is free."""
@@ -332,7 +336,7 @@ class Service:
             self._by_client[work.job.client] -= 1
             if not self._by_client[work.job.client]:
                 del self._by_client[work.job.client]
-            self._photo_bytes -= work.photo_bytes
+            self._image_bytes -= work.image_bytes
 
     # Ends
 
@@ -349,14 +353,14 @@ class Service:
         with self._lock:
             if work.has_ended:
                 return
-            usage = work.draft.usage if work.draft is not None else _score_usage(work.ready)
+            usage = Usage() if work.prepared is None else work.prepared.usage
             work.has_ended = True
             self._totals[outcome] += 1
             self._totals["prompt_tokens"] += usage.prompt_tokens
             self._totals["image_tokens"] += usage.image_tokens
             self._totals["completion_tokens"] += usage.completion_tokens
         ticket = work.ticket
-        tops = () if work.draft is None else work.draft.top_logprobs
+        tops = work.prepared.top_logprobs if isinstance(work.prepared, Answer) else ()
 
         def tell() -> None:
             if last is not None:
@@ -397,42 +401,33 @@ class Service:
     def _run_decoder(self) -> None:
         _compute_with(1)
         while (works := self._line.take()) is not None:
-            photos: dict[int, ReadyPhoto] = {}  # by id(): the jobs keep their pictures alive
+            images: dict[int, PreparedImage] = {}  # by id(): the jobs keep their images alive
             for work in works:
                 try:
                     if work.has_ended:
                         self._let_go(work)
                         continue
-                    self._prepare(work, photos)
+                    self._prepare(work, images)
                 except Exception as error:
                     self._note(error)
-                    self._end(work, "failed", error=ours(error))
+                    self._end(work, "failed", error=_public_error(error))
                     self._let_go(work)
 
-    def _prepare(self, work: _Work, photos: dict[int, ReadyPhoto]) -> None:
-        preparer, loop, job = self._preparer, self._loop, work.job
-        assert preparer is not None
+    def _prepare(self, work: _Work, images: dict[int, PreparedImage]) -> None:
+        preprocessor, loop, job = self._preprocessor, self._loop, work.job
+        assert preprocessor is not None
         assert loop is not None
-        for image in job.images:
-            if id(image) not in photos:
-                photos[id(image)] = preparer.photo(image)
-        own = tuple(photos[id(image)] for image in job.images)
+        for source in job.images:
+            if id(source) not in images:
+                images[id(source)] = preprocessor.image(source)
+        own = tuple(images[id(source)] for source in job.images)
         if isinstance(job, ScoreJob):
-            work.ready = preparer.score(job, own)
+            work.prepared = preprocessor.score(job, own)
         else:
-            work.ready = preparer.job(job, own)
-            assert self.predictor is not None
-            work.draft = Draft(
-                work.ready,
-                self.predictor,
-                self.limits,
-                self.faults,
-                stop=job.options.stop,
-                stream=job.stream,
-            )
-        self._photos_are_read(work)
+            work.prepared = preprocessor.answer(job, own)
+        self._images_are_read(work)
         work.is_in_engine = True
-        loop.add(work, work.ready)
+        loop.add(work, work.prepared)
         if work.has_ended:  # meanwhile, when the engine did not know it yet
             loop.cancel(work)
 
@@ -487,12 +482,20 @@ class Service:
         self.predictor = predictor
         self._max_running = max_rows
         self._image_cache = image_cache
-        self._preparer = Preparer(
-            predictor,
-            limits,
+        pipeline = AnswerPipeline(
+            processor=predictor.processor,
+            mask_codec=predictor.mask_codec,
+            text_length=predictor.text_length,
             num_positions=num_positions,
-            score_rows=max(1, _PREFILL_POSITIONS // num_positions),
-            photo_cache=RecentCache(limits.image_cache_bytes // 2),
+            max_prompt_tokens=limits.max_prompt_tokens,
+            max_new_tokens=limits.max_tokens,
+            max_mask_pixels=limits.max_mask_pixels,
+        )
+        self._preprocessor = Preprocessor(
+            pipeline,
+            limits,
+            rows_per_score_batch=max(1, _PREFILL_POSITIONS // num_positions),
+            cache=RecentCache(limits.image_cache_bytes // 2),
             faults=self.faults,
         )
         self._loop = EngineLoop(
@@ -541,7 +544,7 @@ class Service:
                 self._let_go(work)
             if work.has_ended:
                 continue
-            if isinstance(work.ready, ReadyJob) and isinstance(work.ready.task, SegmentTask):
+            if isinstance(work.prepared, Answer) and work.prepared.makes_masks:
                 self._masks.submit(self._write_one, work, outcome, _post_now)
             else:
                 self._write_one(work, outcome, post)
@@ -559,17 +562,18 @@ class Service:
             if isinstance(outcome, list):
                 self._end(work, "answered", outcome, post=post)
                 return
-            assert work.draft is not None
-            if (update := work.draft.push(outcome)) is not None:
+            assert isinstance(work.prepared, Answer)
+            self.faults.hit("detok")
+            if (update := work.prepared.push(outcome)) is not None:
                 post(work.ticket.loop, lambda: work.ticket.deliver(update))
             if outcome.stop_reason is not None:
-                last, result = work.draft.finish(outcome)
+                last, result = work.prepared.finish(outcome)
                 self._end(work, "answered", result, last=last, post=post)
         except CancelledError as error:
             self._end(work, "cancelled", error=error, post=post)
         except Exception as error:
             self._note(error)
-            self._end(work, "failed", error=ours(error), post=post)
+            self._end(work, "failed", error=_public_error(error), post=post)
             if not is_end(outcome) and self._loop is not None:
                 self._loop.cancel(work)
 
@@ -616,14 +620,19 @@ def _has_token(outcome: Outcome) -> bool:
     )
 
 
-def _score_usage(ready: ReadyJob | ReadyScore | None) -> Usage:
-    if not isinstance(ready, ReadyScore):
-        return Usage()
-    return Usage(
-        prompt_tokens=ready.num_prompt_tokens,
-        image_tokens=ready.num_image_tokens,
-        completion_tokens=ready.num_suffix_tokens,
-    )
+def _public_error(error: BaseException) -> PaliGemmaError:
+    """The error itself if it is one of the package's, else one without its details."""
+    if isinstance(error, PaliGemmaError):
+        return error
+    public: PaliGemmaError
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        public = UnavailableError(
+            "Out of memory twice while answering. Try again later, or ask for fewer tokens."
+        )
+    else:
+        public = PaliGemmaError("Internal error: the server failed, the request is valid.")
+    public.__cause__ = error
+    return public
 
 
 def _compute_with(num_threads: int) -> None:

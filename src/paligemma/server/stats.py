@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from paligemma.server.jobs import Job, ScoreJob, Usage
+from paligemma.answering import Usage
+from paligemma.server.jobs import Job, ScoreJob
 from paligemma.tasks.answer import AnswerTask, QuestionTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
+from paligemma.answering import Update, Usage
 from paligemma.engine.request import TopLogprob
-from paligemma.server.jobs import Update, Usage
 
 
 class Ticket:

@@ -23,6 +23,8 @@ from paligemma.tasks.objects import NUM_LOCS, SEPARATOR, TokenReader
 LabelRule = Literal["asked", "any"]
 MAX_OBJECTS = 100
 _MAX_LABEL_TOKENS = 32
+_USUAL_LABEL_TOKENS = 8
+"""Of a label that the model chooses; few are longer."""
 _Ids = tuple[int, ...]
 
 
@@ -42,6 +44,10 @@ class Labels(Protocol):
     @property
     def only(self) -> str | None:
         """The label, where no other can come."""
+
+    @property
+    def usual_length(self) -> int:
+        """Tokens that a label and its separator take at most, as far as that is known."""
 
     def name(self, tail: _Ids, /) -> str | None:
         """The label, if the list may end here; None inside of one."""
@@ -73,6 +79,7 @@ class AskedLabels:
         if self.only is not None:
             self._names[()] = self.only
         self._closed = {ids + separator: name for ids, name in self._names.items()}
+        self.usual_length = max(map(len, self._closed))
         self._longer = _next_ids(self._names)
         self._after = _next_ids([*self._names, *self._closed])
 
@@ -94,6 +101,7 @@ class AnyLabels:
     def __init__(self, tokenizer: TokenWriter) -> None:
         self._tokenizer = tokenizer
         self._separator = tokenizer.tokenize_text(SEPARATOR)
+        self.usual_length = _USUAL_LABEL_TOKENS + len(self._separator)
         self._space = tokenizer.tokenize_text(" ")[0]
         first_place = min(tokenizer.loc_offset, tokenizer.seg_offset)
         # Gemma has tokens for up to 31 line breaks in a row.
@@ -140,6 +148,13 @@ class ObjectList:
     written: frozenset[tuple[str, _Ids]] = frozenset()
     """Label and box of each object before."""
     is_over: bool = False
+
+    @property
+    def usual_length(self) -> int:
+        """Tokens of a list of `max_objects`, EOS included: exact for labels that were asked for."""
+        num_codes = 0 if self.grammar.codes is None else NUM_CODES_PER_MASK
+        per_object = NUM_LOCS + num_codes + self.grammar.labels.usual_length
+        return self.grammar.max_objects * per_object + 1
 
     @property
     def allowed(self) -> range | tuple[int | range, ...]:

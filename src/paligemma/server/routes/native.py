@@ -15,9 +15,9 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from paligemma.answering import Usage
 from paligemma.results import Objects, Result
 from paligemma.server.handler import RequestHandler, request_schema
-from paligemma.server.jobs import Usage
 from paligemma.server.requests import (
     AskRequest,
     CaptionRequest,

@@ -20,6 +20,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from paligemma.answering import Update, Usage
 from paligemma.engine.request import TopLogprob
 from paligemma.errors import UnavailableError
 from paligemma.mini import LANGUAGES
@@ -27,7 +28,7 @@ from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.errors import ApiError
 from paligemma.server.handler import RequestHandler, request_schema
-from paligemma.server.jobs import Job, JobOptions, Update, Usage
+from paligemma.server.jobs import Job, JobOptions
 from paligemma.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -54,7 +55,6 @@ from paligemma.server.openai_responses import (
     PromptTokensDetails,
     TokenLogprob,
 )
-from paligemma.server.prompt_tasks import task_of
 from paligemma.server.requests import ImageUrl, RequestModel, validate
 from paligemma.server.responses import (
     ResponseModel,
@@ -70,6 +70,7 @@ from paligemma.server.sse import (
     start_stream,
 )
 from paligemma.server.tickets import Ticket, merge_updates
+from paligemma.tasks.parse_prompt import parse_prompt
 
 OPENAI_REQUESTS: tuple[type[RequestModel], ...] = (ChatRequest, CompletionRequest)
 
@@ -355,7 +356,7 @@ async def _ask_chat(handler: RequestHandler, body: ChatRequest, client: str) -> 
     spread = _spread(_options(body, adapter, num_top), body, handler, 1)
     images = tuple([await _image_at(handler, url) for url in body.urls])
     # Tasks are about one image; with several, only the checkpoint knows what the prompt means.
-    task = task_of(body.prompt) if len(images) == 1 else None
+    task = parse_prompt(body.prompt) if len(images) == 1 else None
     jobs = [
         Job(
             task=task,

@@ -10,8 +10,8 @@ import pytest
 from paligemma.processor.image import ImageTransform
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Detection, Generation, StopReason
-from paligemma.server.object_stream import ObjectStream
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task, TaskContext
 from tests.agreement.tiny_predictor import build_predictor

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma.errors import PromptError
-from paligemma.server.prompt_tasks import task_of
 from paligemma.tasks.answer import AnswerTask, QuestionTask
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.parse_prompt import parse_prompt
 from paligemma.tasks.segment import SegmentTask
 
 
@@ -30,7 +30,7 @@ from paligemma.tasks.segment import SegmentTask
     ],
 )
 def test_a_known_prompt_is_its_task_to_the_letter(prompt: str, task: object) -> None:
-    found = task_of(prompt)
+    found = parse_prompt(prompt)
     assert found == task
     assert found is not None
     assert found.prompt() == prompt
@@ -61,22 +61,22 @@ def test_a_known_prompt_is_its_task_to_the_letter(prompt: str, task: object) -> 
     ],
 )
 def test_any_other_prompt_is_no_task(prompt: str) -> None:
-    assert task_of(prompt) is None
+    assert parse_prompt(prompt) is None
 
 
 def test_a_list_of_things_is_tidied_as_in_detect() -> None:
-    found = task_of("detect  frog;Frog ;\tred   car ;")
+    found = parse_prompt("detect  frog;Frog ;\tred   car ;")
     assert found == DetectTask(phrases=("frog", "red car"))
 
 
 @pytest.mark.parametrize("prompt", ["detect  ", "segment ;;", "detect ; ;"])
 def test_a_list_of_nothing_is_refused(prompt: str) -> None:
     with pytest.raises(PromptError, match="no phrases to look for"):
-        task_of(prompt)
+        parse_prompt(prompt)
 
 
 @given(st.text(max_size=40), st.sampled_from(["caption ", "answer en ", "question ", "ocr", ""]))
 def test_whatever_the_text_a_task_of_text_sends_it_unchanged(text: str, start: str) -> None:
     prompt = start + text
-    task = task_of(prompt) if not prompt.startswith(("detect ", "segment ")) else None
+    task = parse_prompt(prompt) if not prompt.startswith(("detect ", "segment ")) else None
     assert task is None or task.prompt() == prompt

@@ -1,0 +1,577 @@
+"""The pipeline from a question about images to its typed result.
+
+    Query --tokenize--> TokenizedQuery --start--> Answer --push, finish--> result
+    task or prompt      token ids, length         engine request,          Detections, Caption,
+                        limit, grammar            tokens so far            Generation, ...
+
+`Predictor`, the server, evaluation and validation during training all answer through
+`AnswerPipeline`, so that they send the same prompts, apply the same limits and read answers with
+the same code. `answer_all` runs queries to the end; the server feeds the same `Answer` objects from
+an engine that runs on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from paligemma.engine.beam import beam_search
+from paligemma.engine.engine import Engine, Event
+from paligemma.engine.image_cache import ImageCache, KeyedImage
+from paligemma.engine.request import Request, TopLogprob
+from paligemma.engine.sampling import GREEDY, Sampling, row_limits
+from paligemma.errors import (
+    CancelledError,
+    CheckpointError,
+    ImageError,
+    NumericalError,
+    OptionError,
+    PaliGemmaError,
+    PromptError,
+)
+from paligemma.inputs import ModelInputs
+from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.image import ImageSource, ImageTransform, LoadedImage
+from paligemma.processor.processor import Processor, pad_batch
+from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
+from paligemma.processor.tokenizer import TextStream
+from paligemma.results import Detection, Generation, StopReason
+from paligemma.tasks.answer_length import ANSWER_LENGTHS, answer_length
+from paligemma.tasks.object_grammar import ObjectList
+from paligemma.tasks.object_stream import ObjectStream
+from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.seg_codec import MaskCodec
+from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import GuidedTask, Task, TaskContext
+
+ImageInput = ImageSource | LoadedImage
+"""A path, the bytes of a file, a PIL image, an array, or what `Processor.load` returned."""
+
+CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A task about images, or a prompt of the caller's own, and how its answer is decoded.
+
+    Raises OptionError unless exactly one of `task` and `prompt` is given, and for stop strings
+    that are empty.
+    """
+
+    task: Task[Any] | None = None
+    prompt: str | None = None
+    max_new_tokens: int | None = None
+    """None: what the task usually needs, as far as there is room."""
+    constrained: bool = True
+    """Restrict detect and segment to their grammar."""
+    sampler: Sampling = GREEDY
+    sample_index: int = 0
+    """Together with the sampler's seed, determines the randomness."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+    num_top_logprobs: int = 0
+    """Number of most likely tokens to report at each position."""
+    adapter: str = ""
+    """The adapter that answers; "" is the model itself."""
+    client: str = ""
+    """Who asks. The engine lets clients take turns."""
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.prompt is None):
+            raise OptionError("A query has either a task or a prompt; give exactly one of them.")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise OptionError(f"stop is {self.stop!r}; it must be a list of non-empty strings.")
+
+    @property
+    def text(self) -> str:
+        """The prompt that the model reads, without image tokens and separator."""
+        if self.task is not None:
+            return self.task.prompt()
+        assert self.prompt is not None
+        return self.prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedQuery:
+    """A query as token ids, before its images are read."""
+
+    query: Query
+    prefix: TokenSequence
+    max_new_tokens: int
+    grammar: ObjectList | None
+    """What the answer is held to."""
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that it may take in the cache, all new tokens included."""
+        return len(self.prefix) + self.max_new_tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """An image as the model takes it, and how it was resized to the model's resolution."""
+
+    image: KeyedImage
+    transform: ImageTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What an answer took, in tokens."""
+
+    prompt_tokens: int = 0
+    """All that the model read, image tokens included."""
+    image_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The next part of an answer. Parts joined are the whole; nothing is taken back."""
+
+    text: str = ""
+    """New text that can no longer become part of a stop string."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """One per token."""
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
+    """The most likely tokens at each position, if they were asked for."""
+    object: Detection | None = None
+    """A box or mask that is complete. Those of all updates are the result's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPipeline:
+    """Turns queries into engine requests and tokens into results. Threads may share one."""
+
+    processor: Processor
+    mask_codec: MaskCodec | None = None
+    text_length: int | None = None
+    """Text positions that the model was trained with, prompt and answer together."""
+    num_positions: int = CONTEXT_LENGTH
+    """Positions that images, prompt and answer may take together."""
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int | None = None
+    """The largest default length of an answer; callers may ask for more."""
+    max_mask_pixels: int | None = None
+    """Of all masks of an answer together, each as large as its image."""
+
+    def prepare_image(self, image: LoadedImage) -> PreparedImage:
+        """Resizes the image to the model's resolution."""
+        return PreparedImage(
+            image=KeyedImage(pixel_values=self.processor.pixel_values([image])[0]),
+            transform=self.processor.transform(image),
+        )
+
+    def tokenize(self, query: Query, num_images: int) -> TokenizedQuery:
+        """Token ids, the answer's length limit and its grammar.
+
+        Raises PromptError for text that cannot be tokenized or is too long, OptionError for a
+        limit below 1 and CheckpointError for masks from a model without a mask codec.
+        """
+        task = query.task
+        if isinstance(task, SegmentTask) and self.mask_codec is None:
+            raise _no_mask_codec()
+        num_image_tokens = self.processor.num_image_tokens
+        prefix = build_prefix(self.processor.tokenizer, query.text, num_images, num_image_tokens)
+        self._check_prompt_length(len(prefix) - num_images * num_image_tokens)
+        grammar = None
+        if query.constrained and isinstance(task, GuidedTask):
+            grammar = task.grammar(self.processor.tokenizer)
+        return TokenizedQuery(
+            query=query,
+            prefix=prefix,
+            max_new_tokens=self._max_new_tokens(query, len(prefix), grammar),
+            grammar=grammar,
+        )
+
+    def start(
+        self, tokenized: TokenizedQuery, images: Sequence[PreparedImage], *, stream: bool = False
+    ) -> Answer:
+        """The answer before its first token. `stream` makes `Answer.push` return updates."""
+        task = tokenized.query.task
+        if isinstance(task, SegmentTask):
+            self.check_mask_pixels(1, images[0].transform.source_wh)
+        return Answer(self, tokenized, images, stream=stream)
+
+    def scoring_batches(
+        self, prompt: str, suffixes: Sequence[str], num_images: int, batch_size: int
+    ) -> list[ModelInputs]:
+        """The prompt with each of the suffixes, in batches without pixel values.
+
+        Raises PromptError for text that cannot be tokenized or is too long.
+        """
+        tokenizer, num_image_tokens = self.processor.tokenizer, self.processor.num_image_tokens
+        rows = [
+            build_example(tokenizer, prompt, suffix, num_images, num_image_tokens)
+            for suffix in suffixes
+        ]
+        for row in rows:
+            self._check_length(len(row))
+        images = tuple(range(num_images))
+        return [
+            pad_batch(
+                batch := rows[start : start + batch_size],
+                [images] * len(batch),
+                pad="right",
+                pad_id=tokenizer.pad_id,
+            )
+            for start in range(0, len(rows), batch_size)
+        ]
+
+    def check_mask_pixels(self, num_masks: int, size_wh: tuple[int, int]) -> None:
+        """Raises ImageError for masks that would take more than `max_mask_pixels` together."""
+        width, height = size_wh
+        limit = self.max_mask_pixels
+        if limit is not None and num_masks * width * height > limit:
+            raise ImageError(
+                f"The masks, {num_masks} of {width} x {height} pixels, exceed the limit of {limit} "
+                "pixels in all. Send a smaller image, or ask for fewer objects."
+            )
+
+    def _max_new_tokens(self, query: Query, num_prefix: int, grammar: ObjectList | None) -> int:
+        if query.max_new_tokens is not None:
+            (limit,) = row_limits(query.max_new_tokens, 1)
+            self._check_length(num_prefix + limit)
+            return limit
+        if query.task is None:
+            limit = ANSWER_LENGTHS["prompt"]
+        else:
+            limit = answer_length(query.task, self.text_length, grammar)
+        if self.max_new_tokens is not None:
+            limit = min(limit, self.max_new_tokens)
+        self._check_length(num_prefix + 1)
+        return min(limit, self.num_positions - num_prefix)
+
+    def _check_length(self, num_positions: int) -> None:
+        if num_positions > self.num_positions:
+            raise PromptError(
+                f"Images, prompt and answer may need {num_positions} positions; the limit is "
+                f"{self.num_positions}. Each image takes {self.processor.num_image_tokens}. Use "
+                "fewer images, a shorter prompt or a smaller max_new_tokens."
+            )
+
+    def _check_prompt_length(self, num_tokens: int) -> None:
+        limit = self.max_prompt_tokens
+        if limit is not None and num_tokens > limit:
+            raise PromptError(f"The prompt has {num_tokens} tokens; the limit is {limit}.")
+
+
+class Answer:
+    """The answer to one query while its tokens come. One thread at a time may use it."""
+
+    def __init__(
+        self,
+        pipeline: AnswerPipeline,
+        tokenized: TokenizedQuery,
+        images: Sequence[PreparedImage],
+        *,
+        stream: bool,
+    ) -> None:
+        query = tokenized.query
+        self._pipeline = pipeline
+        self._tokenizer = tokenizer = pipeline.processor.tokenizer
+        self._task = query.task
+        self._stream = stream
+        self._token_ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._top_logprobs: list[tuple[TopLogprob, ...]] = []
+        self._text: TextStream | None = None
+        if query.task is None or stream:
+            self._text = TextStream(tokenizer, query.stop)
+        self._context: TaskContext | None = None
+        self._objects: ObjectStream | None = None
+        if query.task is not None:
+            self._context = TaskContext(
+                transform=images[0].transform, mask_codec=pipeline.mask_codec
+            )
+            if stream and isinstance(query.task, GuidedTask):
+                self._objects = ObjectStream(query.task, tokenizer, self._context)
+        self.request = Request(
+            token_ids=torch.tensor(tokenized.prefix.token_ids),
+            image_mask=torch.tensor(tokenized.prefix.image_mask),
+            images=tuple(image.image for image in images),
+            max_new_tokens=tokenized.max_new_tokens,
+            eos_id=tokenizer.eos_id,
+            sampler=query.sampler,
+            row_number=query.sample_index,
+            num_top_logprobs=query.num_top_logprobs,
+            should_stop=_stop_check(query, tokenizer),
+            constraint=tokenized.grammar,
+            client=query.client,
+            adapter=query.adapter,
+        )
+
+    @property
+    def makes_masks(self) -> bool:
+        """Whether `finish` decodes masks, which takes a while."""
+        return isinstance(self._task, SegmentTask)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens read and written so far."""
+        return Usage(
+            prompt_tokens=len(self.request.token_ids),
+            image_tokens=int(self.request.image_mask.sum()),
+            completion_tokens=len(self._token_ids),
+        )
+
+    @property
+    def top_logprobs(self) -> tuple[tuple[TopLogprob, ...], ...]:
+        """The most likely tokens at each position; () if they were not asked for."""
+        return tuple(self._top_logprobs) if any(self._top_logprobs) else ()
+
+    def push(self, event: Event) -> Update | None:
+        """Takes in the event's token, if it has one. Returns an update when streaming."""
+        if event.token_id is None or event.logprob is None:
+            return None
+        self._token_ids.append(event.token_id)
+        self._logprobs.append(event.logprob)
+        self._top_logprobs.append(event.top_logprobs)
+        if self._text is not None and event.token_id != self._tokenizer.eos_id:
+            self._text.push(event.token_id)
+        if not self._stream:
+            return None
+        assert self._text is not None
+        complete = None
+        if self._objects is not None:
+            complete = self._objects.push(event.token_id, event.logprob)
+        return Update(
+            text=self._text.take(),
+            token_ids=(event.token_id,),
+            logprobs=(event.logprob,),
+            top_logprobs=(event.top_logprobs,) if event.top_logprobs else (),
+            object=complete,
+        )
+
+    def finish(self, event: Event) -> tuple[Update | None, Any]:
+        """The last update, if there is one, and the typed result, once the event ends the answer.
+
+        Raises NumericalError if the model returned NaN or infinity, CancelledError if the request
+        was cancelled, the engine's own error if it failed, and ImageError if the masks exceed
+        `max_mask_pixels`.
+        """
+        match event.stop_reason:
+            case "numerical_error":
+                raise NumericalError.of_model()
+            case "cancelled" | "expired":
+                raise CancelledError("The request was cancelled.")
+            case "failed":
+                assert event.error is not None
+                raise event.error
+        stop_reason = cast("StopReason", event.stop_reason)
+        rest = "" if self._text is None else self._text.take_rest()
+        complete = None if self._objects is None else self._objects.finish(stop_reason)
+        is_news = self._stream and (rest or complete)
+        last = Update(text=rest, object=complete) if is_news else None
+        return last, self._result(stop_reason)
+
+    def _result(self, stop_reason: StopReason) -> Any:
+        generation = Generation(
+            text="" if self._text is None else self._text.text,
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            stop_reason=stop_reason,
+        )
+        if self._task is None:
+            return generation
+        assert self._context is not None
+        if self.makes_masks and self._pipeline.max_mask_pixels is not None:
+            parsed = parse_objects(
+                self._token_ids, self._logprobs, self._tokenizer, stop_reason=stop_reason
+            )
+            num_masks = sum(bool(item.seg_codes) for item in parsed.objects)
+            self._pipeline.check_mask_pixels(num_masks, self._context.transform.source_wh)
+        return self._task.parse(generation, self._tokenizer, self._context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageQuery:
+    """A query about images that are still to be read."""
+
+    images: tuple[ImageInput, ...]
+    query: Query
+
+
+def answer_all(
+    pipeline: AnswerPipeline,
+    model: PaliGemma,
+    cache: ImageCache,
+    queries: Sequence[ImageQuery],
+    *,
+    batch_size: int,
+    num_beams: int = 1,
+) -> Iterator[tuple[int, Any]]:
+    """(Index in `queries`, result or PaliGemmaError) for each query, as soon as it is known.
+
+    At most `batch_size` queries run at a time, and an image is read when its query's turn comes. A
+    query that cannot be answered (an unreadable image, a prompt that is too long, NaN) yields its
+    error; other exceptions are raised. Beam search takes one query at a time and no grammar.
+    Raises OptionError for beam search with a temperature or stop strings.
+    """
+    plans: list[TokenizedQuery | None] = []
+    for index, item in enumerate(queries):
+        try:
+            plans.append(pipeline.tokenize(item.query, len(item.images)))
+        except PaliGemmaError as error:  # before anything is computed
+            plans.append(None)
+            yield index, error
+    waiting = deque((index, plan) for index, plan in enumerate(plans) if plan is not None)
+    images = _RecentImages(pipeline, batch_size)
+
+    def start(index: int, plan: TokenizedQuery) -> Answer:
+        return pipeline.start(plan, [images.get(image) for image in queries[index].images])
+
+    if num_beams != 1:
+        for index, plan in waiting:
+            try:
+                yield index, _search(start(index, plan), model, cache, num_beams)
+            except PaliGemmaError as error:
+                yield index, error
+        return
+    max_rows = max(1, min(batch_size, len(waiting)))
+    engine = _engine(model, cache, [plan for _, plan in waiting], max_rows)
+    yield from _run(engine, max_rows, waiting, start)
+
+
+def _run(
+    engine: Engine,
+    max_rows: int,
+    waiting: deque[tuple[int, TokenizedQuery]],
+    start: Callable[[int, TokenizedQuery], Answer],
+) -> Iterator[tuple[int, Any]]:
+    """Keeps the engine full: when an answer ends, the next query takes its row."""
+    running: dict[int, tuple[int, Answer]] = {}
+    while waiting or running:
+        while waiting and len(running) < max_rows:
+            index, plan = waiting.popleft()
+            try:
+                answer = start(index, plan)
+                running[engine.add(answer.request)] = index, answer
+            except PaliGemmaError as error:
+                yield index, error
+        for event in engine.step():
+            index, answer = running[event.request_id]
+            answer.push(event)
+            if event.stop_reason is None:
+                continue
+            del running[event.request_id]
+            try:
+                yield index, answer.finish(event)[1]
+            except PaliGemmaError as error:
+                yield index, error
+
+
+def stream_answer(
+    pipeline: AnswerPipeline, model: PaliGemma, cache: ImageCache, query: ImageQuery
+) -> Iterator[Update]:
+    """The answer's updates. The images are read at once, before the first update is asked for."""
+    plan = pipeline.tokenize(query.query, len(query.images))
+    images = _RecentImages(pipeline, 1)
+    answer = pipeline.start(plan, [images.get(image) for image in query.images], stream=True)
+
+    def updates() -> Iterator[Update]:
+        for _, event in _engine(model, cache, [plan], 1).stream([answer.request]):
+            if (update := answer.push(event)) is not None:
+                yield update
+            if event.stop_reason is not None:
+                last, _ = answer.finish(event)
+                if last is not None:
+                    yield last
+
+    return updates()
+
+
+def _engine(
+    model: PaliGemma, cache: ImageCache, plans: Sequence[TokenizedQuery], max_rows: int
+) -> Engine:
+    """An engine no larger than these queries need; those that fit are prefilled together."""
+    num_positions = max((plan.num_positions for plan in plans), default=1)
+    return Engine(
+        model,
+        num_positions=num_positions,
+        max_rows=max_rows,
+        max_queued=max_rows,
+        max_prefill_positions=max_rows * num_positions,
+        image_cache=cache,
+    )
+
+
+@torch.inference_mode()
+def _search(answer: Answer, model: PaliGemma, cache: ImageCache, num_beams: int) -> Any:
+    """The result of the most likely sequence that beam search finds."""
+    request = answer.request
+    [row] = beam_search(
+        model,
+        _single_row(request),
+        beam_size=num_beams,
+        max_new_tokens=request.max_new_tokens,
+        eos_id=request.eos_id,
+        image_tokens=cache.encode(request.images, model) if request.images else None,
+    )
+    event = Event(request_id=0, token_id=None, logprob=None, stop_reason=None, error=None)
+    for token_id, logprob in zip(row.token_ids, row.logprobs, strict=True):
+        answer.push(replace(event, token_id=token_id, logprob=logprob))
+    return answer.finish(replace(event, stop_reason=row.stop_reason))[1]
+
+
+def _single_row(request: Request) -> ModelInputs:
+    return ModelInputs(
+        token_ids=request.token_ids[None],
+        input_mask=torch.ones_like(request.image_mask)[None],
+        mask_ar=torch.zeros_like(request.image_mask)[None],
+        image_mask=request.image_mask[None],
+        pixel_values=None,
+        image_index=(tuple(range(len(request.images))),),
+    )
+
+
+def check_beams(num_beams: int, *, sampler: Sampling, stop: Sequence[str]) -> None:
+    """Raises OptionError for options that beam search does not take."""
+    if num_beams != 1 and (sampler.temperature != 0 or stop):
+        raise OptionError(
+            f"num_beams is {num_beams}: beam search takes neither a temperature nor stop strings. "
+            "Use num_beams=1, or leave those out."
+        )
+
+
+def _stop_check(query: Query, tokenizer: Any) -> Any:
+    """The engine's own check for stop strings, in its thread; None where there are none."""
+    if not query.stop:
+        return None
+    text = TextStream(tokenizer, query.stop)
+    return lambda token_ids: text.push(token_ids[-1])
+
+
+def _no_mask_codec() -> CheckpointError:
+    return CheckpointError(
+        "The model came without a mask codec, which turns <seg> tokens into masks. Fetch the "
+        "released one, gs://big_vision/paligemma/vae-oid.npz, and put it into the model's folder "
+        "or load with mask_codec='vae-oid.npz'. Boxes alone need none: detect()."
+    )
+
+
+class _RecentImages:
+    """Images of one call. One that several nearby queries name is read once."""
+
+    def __init__(self, pipeline: AnswerPipeline, max_images: int) -> None:
+        self._pipeline = pipeline
+        self._max_images = max_images
+        # With the source, so that no other object gets the same id() meanwhile.
+        self._images: OrderedDict[object, tuple[ImageInput, PreparedImage]] = OrderedDict()
+
+    def get(self, source: ImageInput) -> PreparedImage:
+        """Raises ImageError for an image that cannot be read."""
+        key = source if isinstance(source, str | Path) else id(source)
+        if key not in self._images:
+            processor = self._pipeline.processor
+            loaded = source if isinstance(source, LoadedImage) else processor.load(source)
+            self._images[key] = source, self._pipeline.prepare_image(loaded)
+            if len(self._images) > self._max_images:
+                self._images.popitem(last=False)
+        return self._images[key][1]

@@ -1,0 +1,91 @@
+"""From a prompt's text to the task that it belongs to, and to the kind of answer it asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paligemma.errors import InputError
+from paligemma.tasks.answer import AnswerTask, QuestionTask
+from paligemma.tasks.answer_length import AnswerKind
+from paligemma.tasks.caption import CaptionTask
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.objects import split_phrases
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import Task
+
+_SPECIAL_TOKENS = ("<loc", "<seg")
+
+
+def parse_prompt(prompt: str) -> Task[Any] | None:
+    """The task whose prompt this is; None where the text is no known task's.
+
+    The task's own prompt is the text verbatim. Only lists of phrases are cleaned, as
+    `DetectTask.of` does: white space, and phrases given twice. Raises PromptError for a list
+    without a phrase.
+
+    >>> parse_prompt("answer en how many cats?")
+    AnswerTask(question='how many cats?', language='en')
+    >>> parse_prompt("detect cat;dog").prompt()
+    'detect cat ; dog'
+    >>> parse_prompt("Write me a poem.") is None
+    True
+    """
+    word, _, rest = prompt.partition(" ")
+    if word in ("detect", "segment") and rest:
+        # With location tokens, it is the prompt of another task, of a model tuned for that.
+        if any(token in rest for token in _SPECIAL_TOKENS):
+            return None
+        return DetectTask.of(rest) if word == "detect" else SegmentTask.of(rest)
+    try:
+        task = _text_task(word, rest)
+    except InputError:
+        return None
+    return task if task is not None and task.prompt() == prompt else None
+
+
+def _text_task(word: str, rest: str) -> Task[Any] | None:
+    """Raises InputError for an invalid language code or an empty question."""
+    language, _, text = rest.partition(" ")
+    match word:
+        case "caption" | "cap" | "describe":
+            return CaptionTask(language=rest, style=word)
+        case "answer":
+            return AnswerTask(question=text, language=language)
+        case "question":
+            return QuestionTask(answer=text, language=language)
+        case "ocr":
+            return OcrTask()
+    return None
+
+
+_KINDS: dict[str, AnswerKind] = {
+    "caption": "caption",
+    "cap": "caption",
+    "describe": "describe",
+    "answer": "answer",
+    "question": "answer",
+    "ocr": "ocr",
+    "detect": "detect",
+    "segment": "segment",
+}
+
+
+def kind_of_prompt(prompt: str) -> AnswerKind:
+    """What kind of answer a prompt asks for, by its first word; "generate" for any other text.
+
+    >>> kind_of_prompt("describe en"), kind_of_prompt("Write me a poem.")
+    ('describe', 'generate')
+    """
+    first = prompt.split(maxsplit=1)[:1]
+    return _KINDS.get(first[0] if first else "", "generate")
+
+
+def phrases_of_prompt(prompt: str) -> tuple[str, ...]:
+    """The phrases of a detect or segment prompt; any other prompt is one phrase.
+
+    >>> phrases_of_prompt("detect cat;dog")
+    ('cat', 'dog')
+    """
+    first, _, rest = prompt.partition(" ")
+    return split_phrases(rest) if first in ("detect", "segment") else (prompt,)
