@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -41,18 +41,35 @@ from paligemma.processor.processor import Processor, pad_batch
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
 from paligemma.processor.tokenizer import TextStream
 from paligemma.results import Detection, Generation, StopReason
-from paligemma.tasks.answer_length import ANSWER_LENGTHS, answer_length
+from paligemma.tasks.answer import AnswerTask, QuestionTask
+from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
+from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.seg_codec import MaskCodec
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import GuidedTask, Task, TaskContext
+from paligemma.tasks.task import AnswerKind, GuidedTask, Task, TaskContext
 
 ImageInput = ImageSource | LoadedImage
 """A path, the bytes of a file, a PIL image, an array, or what `Processor.load` returned."""
 
 CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
+
+# What an answer usually needs, and some more: a trained model ends earlier by itself. An object
+# takes about 9 tokens in a list of boxes and 25 in a list of masks, and a list may have 100.
+ANSWER_LENGTHS: dict[AnswerKind, int] = {
+    "caption": 64,
+    "describe": 192,
+    "answer": 48,
+    "ocr": 256,
+    "detect": 900,
+    "segment": 2500,
+    "read_text": 1024,
+    "generate": 256,
+    "prompt": 128,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -575,3 +592,47 @@ class _RecentImages:
             if len(self._images) > self._max_images:
                 self._images.popitem(last=False)
         return self._images[key][1]
+
+
+_KINDS: dict[type, AnswerKind] = {
+    CaptionTask: "caption",
+    BoxCaptionTask: "caption",
+    AnswerTask: "answer",
+    QuestionTask: "answer",
+    OcrTask: "ocr",
+    DetectTask: "detect",
+    SegmentTask: "segment",
+}
+
+
+def answer_length(
+    task: Task[Any], text_length: int | None = None, grammar: ObjectList | None = None
+) -> int:
+    """The default limit on new tokens.
+
+    A list that is held to a grammar has room for `max_objects`. No answer is longer than the text
+    length that the model was trained with, where that is known.
+
+    >>> task = CaptionTask(style="describe")
+    >>> answer_length(task), answer_length(task, text_length=128)
+    (192, 128)
+    """
+    limit = ANSWER_LENGTHS[kind_of_task(task)] if grammar is None else grammar.usual_length
+    return limit if text_length is None else min(limit, text_length)
+
+
+@runtime_checkable
+class KindTask(Protocol):
+    """A task that says itself which row of the table it takes."""
+
+    @property
+    def answer_kind(self) -> AnswerKind: ...
+
+
+def kind_of_task(task: Task[Any]) -> AnswerKind:
+    """Which row of the table a task takes."""
+    if isinstance(task, KindTask):
+        return task.answer_kind
+    if isinstance(task, CaptionTask) and task.style == "describe":
+        return "describe"
+    return _KINDS.get(type(task), "prompt")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from paligemma.answering import (
+    ANSWER_LENGTHS,
     CONTEXT_LENGTH,
     AnswerPipeline,
     ImageInput,
@@ -48,7 +49,6 @@ from paligemma.results import (
     Text,
 )
 from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.answer_length import ANSWER_LENGTHS
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule

@@ -6,8 +6,9 @@ import pytest
 
 from paligemma.errors import OptionError
 from paligemma.processor.image import ImageTransform
+from paligemma.tasks.detect import place_box
 from paligemma.tasks.objects import BoxYxyxBins, mean_probability, object_score
-from paligemma.tasks.task import LANGUAGES, check_language, place_box, read_scored_text
+from paligemma.tasks.task import LANGUAGES, check_language, read_scored_text
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

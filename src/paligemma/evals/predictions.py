@@ -27,7 +27,6 @@ from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.processor.image import ImageTransform
 from paligemma.results import Generation, StopReason
-from paligemma.tasks.answer_length import AnswerKind
 from paligemma.tasks.detect import read_detections
 from paligemma.tasks.object_grammar import (
     MAX_OBJECTS,
@@ -45,7 +44,7 @@ from paligemma.tasks.objects import (
 )
 from paligemma.tasks.parse_prompt import kind_of_prompt, phrases_of_prompt
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import Generated, TaskContext
+from paligemma.tasks.task import AnswerKind, Generated, TaskContext
 
 TaskName = Literal["caption", "answer", "ocr", "detect", "segment", "read_text", "generate"]
 """read_text: boxes whose labels are what stands there. generate: any other text."""

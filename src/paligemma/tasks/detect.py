@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from paligemma.errors import PromptError
-from paligemma.results import Detection, Detections, Problem
+from paligemma.results import BoxXyxy, Detection, Detections, Problem
 from paligemma.tasks.object_grammar import (
     MAX_OBJECTS,
     LabelRule,
@@ -21,13 +21,15 @@ from paligemma.tasks.object_grammar import (
 )
 from paligemma.tasks.objects import (
     SEPARATOR,
+    BoxYxyxBins,
     ParsedObject,
     TokenReader,
     before_eos,
+    decode_box,
     parse_objects,
     split_phrases,
 )
-from paligemma.tasks.task import Generated, TaskContext, place_box
+from paligemma.tasks.task import Generated, SourceTransform, TaskContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +130,13 @@ def read_detections(
         )
         found.append((detection, item))
     return found, problems
+
+
+def place_box(bins: BoxYxyxBins, transform: SourceTransform) -> tuple[BoxXyxy, BoxXyxy]:
+    """The box in pixels of the person's picture and in fractions of it.
+
+    A box wholly in a border that was added around the picture has no area left.
+    """
+    width, height = transform.source_wh
+    x1, y1, x2, y2 = transform.box_to_source(decode_box(bins), order="xyxy")
+    return (x1, y1, x2, y2), (x1 / width, y1 / height, x2 / width, y2 / height)

@@ -6,13 +6,12 @@ from typing import Any
 
 from paligemma.errors import InputError
 from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.answer_length import AnswerKind
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.objects import split_phrases
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import Task
+from paligemma.tasks.task import AnswerKind, Task
 
 _SPECIAL_TOKENS = ("<loc", "<seg")
 

@@ -15,10 +15,8 @@ from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, StopReason, Text
 from paligemma.tasks.object_grammar import ObjectList, TokenWriter
 from paligemma.tasks.objects import (
-    BoxYxyxBins,
     TokenReader,
     before_eos,
-    decode_box,
     mean_probability,
 )
 
@@ -35,6 +33,12 @@ LANGUAGES = (
 """The 35 languages of COCO-35L (arXiv 2407.07726); pre-training saw more than 100."""
 
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
+
+
+AnswerKind = Literal[
+    "caption", "describe", "answer", "ocr", "detect", "segment", "read_text", "generate", "prompt"
+]
+"""generate: any other text that evaluation asks for. prompt: a prompt of the caller's own."""
 
 
 class Generated(Protocol):
@@ -120,13 +124,3 @@ def read_scored_text(generated: Generated, tokenizer: TokenReader) -> Text:
         stop_reason=generated.stop_reason,
         score=mean_probability(generated.logprobs),
     )
-
-
-def place_box(bins: BoxYxyxBins, transform: SourceTransform) -> tuple[BoxXyxy, BoxXyxy]:
-    """The box in pixels of the person's picture and in fractions of it.
-
-    A box wholly in a border that was added around the picture has no area left.
-    """
-    width, height = transform.source_wh
-    x1, y1, x2, y2 = transform.box_to_source(decode_box(bins), order="xyxy")
-    return (x1, y1, x2, y2), (x1 / width, y1 / height, x2 / width, y2 / height)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from paligemma.answering import ANSWER_LENGTHS, kind_of_task
 from paligemma.predictor import MAX_NEW_TOKENS
 from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.answer_length import ANSWER_LENGTHS, kind_of_task
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
