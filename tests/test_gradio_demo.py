@@ -89,7 +89,7 @@ def test_the_app_works_in_a_browser_and_asks_nothing_of_others(
             page.get_by_role("button", name="Run").click()
             said = page.get_by_label("Answer")
             for _ in range(100):
-                if "objects in a picture" in said.input_value():
+                if "objects in an image" in said.input_value():
                     break
                 page.wait_for_timeout(100)
             assert said.input_value() == str(mini.detect(image, "strawberry"))

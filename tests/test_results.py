@@ -84,12 +84,12 @@ def test_filtering_keeps_what_scores_enough_and_updates_what_is_missing() -> Non
 
 def test_printing_shows_a_table_and_what_went_wrong() -> None:
     assert str(FOUND).splitlines() == [
-        "2 objects in a picture of 640 x 480 pixels",
+        "2 objects in an image of 640 x 480 pixels",
         "score      x1      y1      x2      y2  label",
         " 0.90    64.0    48.0   320.0   240.0  cat",
         " 0.30     0.0     0.0   640.0   480.0  Dog",
         "not found: cow",
-        "left out, cut: the tokens ran out.",
+        "skipped, cut: the tokens ran out.",
     ]
     assert str(CAT) == "cat 0.90 at (64.0, 48.0, 320.0, 240.0)"
 

@@ -1,7 +1,7 @@
-"""Sizes: the fields that turn one module into every PaliGemma, and the table of releases.
+"""Model configurations, and the table of released checkpoints.
 
-Knows no tensors and no files. Numbers: big_vision `models/ppp/gemma.py` and `models/vit.py`,
-Gemma's own `gemma/config.py`, the model cards, arXiv 2407.07726 and arXiv 2412.03555.
+The numbers come from big_vision (`models/ppp/gemma.py`, `models/vit.py`), Gemma's own
+`gemma/config.py`, the model cards, arXiv 2407.07726 and arXiv 2412.03555.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """Number of patches per side: 16 at 224 pixels."""
         return self.resolution // self.patch_size
 
     @property
     def num_image_tokens(self) -> int:
-        """Positions that one image takes in the decoder: 256 at 224 pixels."""
+        """Number of decoder positions per image: 256 at 224 pixels."""
         return self.grid**2
 
     @property
@@ -60,11 +60,11 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A Gemma decoder; Gemma 1 and Gemma 2 differ in these fields only.
+    """A Gemma decoder. Gemma 1 and Gemma 2 differ only in these fields.
 
-    `sliding_window` is None by default because the code that trained the released weights has
-    none; an integer W gives transformers' behavior (see `model/attention.py`). The final
-    soft cap applies to logits at inference; the training loss leaves it out unless asked
+    `sliding_window` is None by default because the code that trained the released weights uses
+    none; an integer W gives transformers' behavior (see `model/attention.py`). The final soft cap
+    applies to logits at inference. The training loss omits it by default
     (`TrainConfig.final_logit_softcap_in_loss`), as arXiv 2412.03555 section 3 did for transfers.
     """
 
@@ -115,15 +115,16 @@ class PaliGemmaConfig:
 
     @property
     def family(self) -> Family:
-        """PaliGemma 2 is the one with norms after attention and MLP."""
+        """The generation. Only PaliGemma 2 has norms after attention and the MLP."""
         return "paligemma2" if self.decoder.post_norms else "paligemma"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCodecConfig:
-    """The VQ-VAE behind `<seg>` tokens. Defaults: the released `vae-oid.npz`.
+    """The VQ-VAE that encodes masks as `<seg>` tokens. Defaults: the released `vae-oid.npz`.
 
-    `stem_widths` are the channels of the encoder's four halvings; the decoder mirrors them.
+    `stem_widths` are the channels of the encoder's four strided convolutions; the decoder mirrors
+    them.
     """
 
     num_codes: int = NUM_SEG_TOKENS
@@ -199,7 +200,7 @@ class Release:
 
 
 def release_config(family: Family, size: str, resolution: int) -> PaliGemmaConfig:
-    """The config of one released shape.
+    """Return the config of a released family, size and resolution.
 
     >>> release_config("paligemma2", "3b", 224).vision.num_image_tokens
     256
@@ -212,7 +213,7 @@ def release_config(family: Family, size: str, resolution: int) -> PaliGemmaConfi
 
 
 def count_parameters(config: PaliGemmaConfig) -> int:
-    """Number of parameters, by arithmetic; the output layer is tied to the embedding."""
+    """Return the number of parameters; the output layer shares the embedding's."""
     v, d = config.vision, config.decoder
     vision_layer = 4 * (v.width + 1) * v.width + 2 * v.width * v.mlp_dim
     vision_layer += v.mlp_dim + v.width + 4 * v.width
@@ -229,8 +230,8 @@ _PALIGEMMA2_BRANCHES = ("main (bfloat16)",)
 _PT_TEXT_LENGTH = {224: 128, 448: 512, 896: 512}
 _MIX_TEXT_LENGTH = {224: 256, 448: 512}
 
-# Task: (text length of the transfer, resolutions seen on the hub, resolutions that follow the
-# naming pattern but were not seen one by one).
+# Task: (text length of the transfer, resolutions confirmed to exist on the hub, resolutions that
+# follow the naming pattern but were not confirmed).
 _PALIGEMMA_TRANSFERS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
     "ai2d": (128, (224, 448), ()),
     "aokvqa-da": (32, (224, 448), ()),
@@ -281,11 +282,10 @@ def _release(
 def _releases() -> tuple[Release, ...]:
     rows = [_release("paligemma", "3b", "pt", r, t) for r, t in _PT_TEXT_LENGTH.items()]
     rows += [_release("paligemma", "3b", "mix", r, t) for r, t in _MIX_TEXT_LENGTH.items()]
-    for task, (length, seen, unseen) in _PALIGEMMA_TRANSFERS.items():
-        for resolution in sorted(seen + unseen):
-            rows.append(
-                _release("paligemma", "3b", f"ft-{task}", resolution, length, resolution in seen)
-            )
+    for task, (length, confirmed, unconfirmed) in _PALIGEMMA_TRANSFERS.items():
+        for resolution in sorted(confirmed + unconfirmed):
+            is_confirmed = resolution in confirmed
+            rows.append(_release("paligemma", "3b", f"ft-{task}", resolution, length, is_confirmed))
     for size in ("3b", "10b", "28b"):
         rows += [_release("paligemma2", size, "pt", r, t) for r, t in _PT_TEXT_LENGTH.items()]
         rows += [_release("paligemma2", size, "mix", r, t) for r, t in _MIX_TEXT_LENGTH.items()]

@@ -17,8 +17,8 @@ from paligemma.results import Detection, Objects, Segment
 _Rgb = tuple[int, int, int]
 _Rect = tuple[int, int, int, int]
 
-# Okabe and Ito, "Color Universal Design": told apart by color-blind people too; black left out,
-# strong colors first.
+# Okabe and Ito, "Color Universal Design", safe for color-blind people; without black, strong
+# colors first.
 PALETTE: tuple[_Rgb, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -40,9 +40,9 @@ def draw_detections(
 ) -> Image.Image:
     """Return the image as a new RGB image with each object's outline, mask, label and score.
 
-    `image` is the image that was asked about, in any form that `detect` takes. A label keeps its
-    color across images that were asked for the same phrases. Which letters beyond Latin can be
-    shown depends on the font.
+    `image` is the image that was searched, in any form that `detect` takes. A label has the same
+    color in all images searched for the same phrases. Which non-Latin letters can be shown
+    depends on Pillow's font.
 
     Raises ImageError when the image cannot be read or differs in size from the result's.
     """
@@ -57,24 +57,24 @@ def draw_detections(
     colors = [PALETTE[names.index(label) % len(PALETTE)] for label in detections.labels]
     shorter = min(canvas.size)
     line = max(1, round(shorter / 180))
-    for found, color in zip(detections, colors, strict=True):
-        if isinstance(found, Segment):
-            _draw_mask(canvas, found.mask, color, line)
+    for obj, color in zip(detections, colors, strict=True):
+        if isinstance(obj, Segment):
+            _draw_mask(canvas, obj.mask, color, line)
     draw = ImageDraw.Draw(canvas)
-    rects = [_pixel_rect(found.box_xyxy, canvas.size) for found in detections]
+    rects = [_pixel_rect(obj.box_xyxy, canvas.size) for obj in detections]
     for rect, color in zip(rects, colors, strict=True):
         _draw_outline(draw, rect, color, line)
     font = ImageFont.load_default(size=min(max(12.0, shorter / 32), 48.0))
     taken: list[_Rect] = []
-    for found, rect, color in zip(detections, rects, colors, strict=True):
-        score = f"{found.score:.2f}" if scores else ""
-        text = f"{' '.join(found.label.split())} {score}".strip()
+    for obj, rect, color in zip(detections, rects, colors, strict=True):
+        score = f"{obj.score:.2f}" if scores else ""
+        text = f"{' '.join(obj.label.split())} {score}".strip()
         taken.append(_draw_tag(draw, text, rect, color, font, canvas.size, taken))
     return canvas
 
 
 def _pixel_rect(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> _Rect:
-    """First and last pixel of the box, at least one pixel, inside the picture."""
+    """Return the first and last pixel of the box: at least one pixel, inside the image."""
     width, height = size_wh
     x1, y1, x2, y2 = (round(edge) for edge in box_xyxy)
     x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
@@ -83,7 +83,7 @@ def _pixel_rect(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> _Rect:
 
 def _draw_outline(draw: ImageDraw.ImageDraw, rect: _Rect, color: _Rgb, line: int) -> None:
     x1, y1, x2, y2 = rect
-    # A thin dark rim keeps the line visible on a background of its own color.
+    # A thin dark rim keeps the line visible on a background of the same color.
     draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_BLACK, width=1)
     draw.rectangle(rect, outline=color, width=line)
 
@@ -96,9 +96,9 @@ def _draw_mask(canvas: Image.Image, mask: npt.NDArray[np.bool_], color: _Rgb, li
 
 
 def _erode(mask: npt.NDArray[np.bool_], num_pixels: int) -> npt.NDArray[np.bool_]:
-    """The mask less a rim of so many pixels; the picture's border counts as inside.
+    """Erode the mask by `num_pixels`; pixels outside the image count as inside the mask.
 
-    By sums over windows of 2 n + 1 pixels, down and across: the time does not grow with n.
+    Uses running sums over windows of 2 n + 1 pixels, so the time does not depend on n.
     """
     for axis in (0, 1):
         rim = [(num_pixels + 1, num_pixels) if a == axis else (0, 0) for a in (0, 1)]
@@ -118,14 +118,14 @@ def _draw_tag(
     size_wh: tuple[int, int],
     taken: list[_Rect],
 ) -> _Rect:
-    """Write the text on a plate of the color, where it hides no other tag; return the plate."""
+    """Draw the text on a colored plate that overlaps no other tag; return the plate."""
     width, height = size_wh
     ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (11, 3)
     pad = max(2, (ascent + descent) // 6)
     text = _shorten(text, font, width - 2 * pad)
     plate_w = min(width, math.ceil(font.getlength(text)) + 2 * pad)
     plate_h = min(height, ascent + descent + pad)
-    plates = list(_places(rect, (plate_w, plate_h), size_wh))
+    plates = list(_plate_candidates(rect, (plate_w, plate_h), size_wh))
     plate = next((p for p in plates if not any(_overlap(p, t) for t in taken)), plates[0])
     draw.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
     red, green, blue = color
@@ -135,8 +135,10 @@ def _draw_tag(
     return plate
 
 
-def _places(rect: _Rect, plate_wh: tuple[int, int], size_wh: tuple[int, int]) -> Iterator[_Rect]:
-    """Where a tag may go, best first: above the box, inside it from the top down, below it."""
+def _plate_candidates(
+    rect: _Rect, plate_wh: tuple[int, int], size_wh: tuple[int, int]
+) -> Iterator[_Rect]:
+    """Yield positions for a tag, best first: above the box, inside from the top down, below."""
     x1, y1, _, y2 = rect
     plate_w, plate_h = plate_wh
     x = max(0, min(x1, size_wh[0] - plate_w))
@@ -153,7 +155,7 @@ def _overlap(a: _Rect, b: _Rect) -> bool:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_length: int) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis after it."""
+    """Return the text, cut with an ellipsis if it is longer than `max_length` pixels."""
     if font.getlength(text) <= max_length:
         return text
     num_letters = bisect.bisect_right(

@@ -1,38 +1,38 @@
-"""Every exception that this package raises on purpose, one family.
+"""The exceptions of this package.
 
     PaliGemmaError
-    ├── InputError (ValueError)          what a caller passed cannot be used
+    ├── InputError (ValueError)          invalid input
     │   ├── ImageError                   an image cannot be read
-    │   ├── PromptError                  a prompt cannot be turned into tokens
-    │   └── OptionError                  an option has a value that makes no sense
-    ├── CheckpointError (ValueError)     weights, config or codec on disk are wrong
-    │   └── TokenizerError               the tokenizer does not fit, or is broken
-    ├── HubError (OSError)               a model could not be fetched
-    ├── DataError (ValueError)           a training or evaluation set is wrong
-    ├── BusyError (RuntimeError)         too much is waiting already
+    │   ├── PromptError                  a prompt is invalid or too long
+    │   └── OptionError                  an option has an invalid value
+    ├── CheckpointError (ValueError)     a checkpoint is missing, damaged or inconsistent
+    │   └── TokenizerError               a tokenizer is damaged or belongs to another model
+    ├── HubError (OSError)               a model could not be downloaded
+    ├── DataError (ValueError)           a data set is invalid
+    ├── BusyError (RuntimeError)         too many requests are waiting
     ├── UnavailableError (RuntimeError)  the model is loading, shutting down, or has failed
-    ├── TimeLimitError (TimeoutError)    an answer was not ready in time
-    ├── CancelledError (RuntimeError)    whoever asked does not want the answer any more
-    ├── ProcessLostError (RuntimeError)  another process of the same work has ended or hangs
+    ├── TimeLimitError (TimeoutError)    the request timed out
+    ├── CancelledError (RuntimeError)    the request was cancelled
+    ├── ProcessLostError (RuntimeError)  another process of the run exited or hangs
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── NumericalError (ArithmeticError) the model produced NaN or infinity
 
-A message is sentences: what was found, what was expected, what to do.
+A message says in full sentences what was found, what was expected, and what to do.
 """
 
 from __future__ import annotations
 
 
 class PaliGemmaError(Exception):
-    """Base of every error raised on purpose; the command line prints it as one line."""
+    """Base of all exceptions that this package raises; the command line prints one line."""
 
 
 class InputError(PaliGemmaError, ValueError):
-    """What a caller passed cannot be used."""
+    """An argument is invalid."""
 
 
 class ImageError(InputError):
-    """An image cannot be read, is too large, or is of a refused format."""
+    """An image cannot be read, is too large, or has an unsupported format."""
 
 
 class PromptError(InputError):
@@ -40,7 +40,7 @@ class PromptError(InputError):
 
 
 class OptionError(InputError):
-    """An option has a value that makes no sense."""
+    """An option has an invalid value."""
 
 
 class CheckpointError(PaliGemmaError, ValueError):
@@ -48,27 +48,27 @@ class CheckpointError(PaliGemmaError, ValueError):
 
 
 class TokenizerError(CheckpointError):
-    """A tokenizer is broken or belongs to another model."""
+    """A tokenizer is damaged or belongs to another model."""
 
 
 class HubError(PaliGemmaError, OSError):
-    """A model could not be fetched: no network, no access, or no such name."""
+    """A model could not be downloaded: no network, no access, or an unknown name."""
 
 
 class DataError(PaliGemmaError, ValueError):
-    """A training or evaluation set holds something that cannot be used."""
+    """A training or evaluation data set is invalid."""
 
 
 class BusyError(PaliGemmaError, RuntimeError):
-    """Too many requests are waiting already; a later try may be taken."""
+    """Too many requests are waiting; try again later."""
 
 
 class UnavailableError(PaliGemmaError, RuntimeError):
-    """The model is loading, shutting down, or has failed: nothing about the request is wrong."""
+    """The model is loading, shutting down, or has failed; the request itself is valid."""
 
 
 class TimeLimitError(PaliGemmaError, TimeoutError):
-    """An answer was not ready in time: it waited too long for its turn, or took too long."""
+    """The request timed out, in the queue or while running (`was_running`)."""
 
     def __init__(self, message: str, *, was_running: bool) -> None:
         super().__init__(message)
@@ -76,11 +76,11 @@ class TimeLimitError(PaliGemmaError, TimeoutError):
 
 
 class CancelledError(PaliGemmaError, RuntimeError):
-    """Whoever asked does not want the answer any more."""
+    """The request was cancelled, by the client or by shutdown."""
 
 
 class ProcessLostError(PaliGemmaError, RuntimeError):
-    """Another process of the same work has ended, or does not answer."""
+    """Another process of the same run exited or does not respond."""
 
 
 class NumericalError(PaliGemmaError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""A name -> a `Predictor`: find the folder, choose device and weights, join the parts."""
+"""Load a `Predictor`: find or download the checkpoint, choose device and weights, build it."""
 
 from __future__ import annotations
 
@@ -85,26 +85,27 @@ def load(
     """Load a model with its tokenizer and mask codec.
 
     - `model`: a folder, a release ("paligemma2-3b-mix-448"), a model of the Hugging Face hub, or
-      "mini", the small model inside the package. None takes $PALIGEMMA_MODEL, or "mini".
+      "mini", the small model inside the package. None means $PALIGEMMA_MODEL, or "mini".
     - `weights`: a name, or a `Plain`, `Packed` or `Trainable`. "auto" is bfloat16 for large models
       where the device computes it well, else float32; "float32", "bfloat16" and "float16" choose
       the dtype; "int8" and "int4" quantize the decoder's large weights while they are read
-      (quantized checkpoints stay quantized without asking). A name takes packed weights wherever
-      kernels for the CPU exist. `Packed()` on a CUDA device uses compiled modules, if a comparison
-      with the plain ones succeeds. `Trainable()` keeps an adapter separate from the weights, for
-      more training; `Trainable("nf4")` trains on a frozen 4-bit base.
+      (quantized checkpoints always stay quantized). A name uses packed weights wherever the CPU
+      kernels can run. `Packed()` on a CUDA device uses compiled modules, if their logits agree
+      with the plain ones. `Trainable()` keeps an adapter separate from the weights, for further
+      training; `Trainable("nf4")` trains on a frozen 4-bit base.
     - `device`: "auto" (CUDA, then Apple's MPS if it computes correctly, then the CPU), "cpu",
       "cuda", "cuda:1", "mps".
-    - `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, of this package or of peft. It
-      becomes part of the weights before these are packed or quantized, except with `Trainable()`.
+    - `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, written by this package or by peft.
+      It is merged into the weights before these are packed or quantized, except with
+      `Trainable()`.
     - `source`: the hub's revision, token and cache, and whether to verify checksums.
     - `resize`: "squash" as the released models were trained, or "pad" to keep the aspect ratio.
     - `sliding_window`: 4096 gives PaliGemma 2 the window that transformers uses.
-    - `mask_codec`: the VQ-VAE's file for segmentation; by default `mask_codec.npz` or
+    - `mask_codec`: the file of the VQ-VAE for segmentation. Defaults to `mask_codec.npz` or
       `vae-oid.npz` in the model's folder.
 
-    The folder must hold `config.json`, safetensors and `tokenizer.model`. For weights without a
-    tokenizer, or ids instead of text: `checkpoints.load.load_model` and `engine.generate`.
+    The folder must contain `config.json`, safetensors and `tokenizer.model`. To use weights
+    without a tokenizer, on token ids, see `checkpoints.load_model` and `engine.generate`.
 
     Raises CheckpointError, HubError or OptionError.
 
@@ -156,7 +157,7 @@ def load(
 
 
 def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weights, Source]:
-    """What the keywords of an earlier release say, in `weights` and `source`."""
+    """Translate the keywords of an earlier release into `weights` and `source`."""
     if unknown := old.keys() - OldOptions.__annotations__.keys():
         raise TypeError(f"load() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     warnings.warn(
@@ -196,11 +197,11 @@ def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weigh
 def _accelerate_on_cuda(
     plain: PaliGemma, read: Callable[[Weights], tuple[PaliGemma, WeightForm]]
 ) -> tuple[PaliGemma, str | None]:
-    """The compiled model, or plain modules and why, if it does not give the same logits."""
+    """Return the compiled model and None, or plain modules and why the check failed."""
     fast, problem = accelerate_checked(plain, _probe_slots)
     if fast is not None:
         return fast, None
-    plain.to("meta")  # it was taken apart: make room, and read the weights again
+    plain.to("meta")  # its parts were moved: free the memory and read the weights again
     model, _ = read(Plain("bfloat16"))
     return model, _FAILED_CHECK_NOTE.format(problem)
 
@@ -225,7 +226,7 @@ def _join_notes(*notes: str | None) -> str | None:
 
 
 def _check_base_name(adapter: Adapter, name: str) -> None:
-    """Refuse a release's adapter on another release; other names are not comparable."""
+    """Refuse an adapter of one release on another; custom names cannot be compared."""
     releases = {release.hub_id for release in RELEASES}
     if name in releases and adapter.base_name in releases - {name}:
         raise CheckpointError(
@@ -241,9 +242,9 @@ def load_processor(
     resize: Resize = "squash",
     mask_codec: str | Path | None = None,
 ) -> tuple[Processor, MaskCodec | None]:
-    """A model's processor and mask codec without its weights: fast, and little to download.
+    """Load a model's processor and mask codec without its weights.
 
-    Raises CheckpointError, HubError or OptionError.
+    Takes the options of `load`. Raises CheckpointError, HubError or OptionError.
     """
     _check_resize(resize)
     checkpoint = _find(model, source or Source(), with_weights=False)
@@ -254,7 +255,7 @@ def load_processor(
 
 @dataclass(frozen=True, kw_only=True)
 class _Checkpoint:
-    """A folder on this machine, and the name it was asked for by."""
+    """A local checkpoint folder and the name that it was requested by."""
 
     name: str
     folder: Path
@@ -263,7 +264,7 @@ class _Checkpoint:
 
 
 def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _Checkpoint:
-    """The folder for a name, downloaded if necessary."""
+    """Find the folder for a name; download it if necessary."""
     name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
     if name == MINI and not isinstance(model, Path):
         return _Checkpoint(name=name, folder=_MINI_FOLDER, is_mini=True)
@@ -306,9 +307,9 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _find_mask_codec(folder: Path, given: str | Path | None) -> MaskCodec | None:
-    if given is not None:
-        return load_mask_codec_npz(Path(given).expanduser())
+def _find_mask_codec(folder: Path, path: str | Path | None) -> MaskCodec | None:
+    if path is not None:
+        return load_mask_codec_npz(Path(path).expanduser())
     for name in (MASK_CODEC_FILE, _RELEASED_CODEC_FILE):
         if (folder / name).is_file():
             return load_mask_codec_npz(folder / name)

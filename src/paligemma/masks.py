@@ -1,7 +1,4 @@
-"""Boolean masks as the rest of the world writes them: COCO run lengths and polygons.
-
-Knows numpy only; knows no tokens, no boxes and no pictures.
-"""
+"""Boolean masks in COCO's formats: run-length encoding and polygons."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ class Rle(TypedDict):
 
 
 def mask_to_rle(mask: npt.NDArray[np.bool_]) -> Rle:
-    """The mask bool[H, W] as COCO's compressed run lengths.
+    """Encode the mask bool[H, W] as COCO's compressed run lengths.
 
     Runs go down the columns and alternate background, foreground, starting with background.
-    From the fourth on each is stored as its difference to the one two before, in groups of five
+    From the fourth on, each is stored as the difference to the run two before, in groups of five
     bits, lowest first, as printable characters (format: `maskApi.c` of the COCO API).
 
     >>> mask_to_rle(np.array([[False, True], [False, True]]))
@@ -47,7 +44,7 @@ def _compress(number: int) -> str:
     while True:
         group = number & 0x1F
         number >>= 5
-        # Bit 4 is the sign of the last group, so stop only when the rest repeats it.
+        # Bit 4 of the last group is the sign, so stop only when the remaining bits equal it.
         done = number == (-1 if group & 0x10 else 0)
         characters.append(chr(48 + (group if done else group | 0x20)))
         if done:
@@ -55,19 +52,19 @@ def _compress(number: int) -> str:
 
 
 def mask_to_polygons(mask: npt.NDArray[np.bool_]) -> list[Ring]:
-    """The outlines of the mask bool[H, W] along pixel edges, as rings of [x, y] corners.
+    """Return the outlines of the mask bool[H, W] along pixel edges, as rings of [x, y] corners.
 
     Rings enclose exactly the mask's pixels under the even-odd rule. Outer rings run clockwise on
-    screen, rings around holes the other way. Where two pixels touch only at a corner, a ring stays
-    with its pixel, so that no ring crosses itself. A ring's first corner is not repeated.
+    screen, rings around holes counterclockwise. Where two pixels touch only at a corner, a ring
+    stays with its pixel, so no ring crosses itself. The first corner is not repeated at the end.
 
     >>> mask_to_polygons(np.array([[True, True]]))
     [[[0, 0], [2, 0], [2, 1], [0, 1]]]
     """
     inside = np.pad(mask, 1)
     ends: defaultdict[_Vertex, list[_Vertex]] = defaultdict(list)
-    # The four sides of a pixel, clockwise: the neighbor beyond it, then where the side starts
-    # and ends relative to the pixel's upper left corner.
+    # The four sides of a pixel, clockwise: the offset of the neighbor across the side, then the
+    # start and end of the side relative to the pixel's upper left corner.
     for (dy, dx), (x0, y0), (x1, y1) in (
         ((-1, 0), (0, 0), (1, 0)),
         ((0, 1), (1, 0), (1, 1)),
@@ -85,9 +82,9 @@ def mask_to_polygons(mask: npt.NDArray[np.bool_]) -> list[Ring]:
 
 
 def _trace(start: _Vertex, ends: defaultdict[_Vertex, list[_Vertex]]) -> Ring:
-    """Follow sides from `start` back to it, using them up; keep the corners only.
+    """Follow sides from `start` back to it, removing them from `ends`; return the corners.
 
-    `start` is the uppermost, then leftmost vertex left: a corner, where nothing else passes.
+    `start` is the uppermost, then leftmost remaining vertex, so it is a corner.
     """
     ring: Ring = [[start[0], start[1]]]
     here, there = start, ends[start].pop()
@@ -96,7 +93,7 @@ def _trace(start: _Vertex, ends: defaultdict[_Vertex, list[_Vertex]]) -> Ring:
         here = there
         if len(ends[here]) == 1:
             there = ends[here].pop()
-        else:  # two pixels touch here: turn right, which stays with the present one
+        else:  # two pixels touch here: turning right stays with the current one
             there = _right_of(step, here)
             ends[here].remove(there)
         if (there[0] - here[0], there[1] - here[1]) != step:
@@ -105,5 +102,5 @@ def _trace(start: _Vertex, ends: defaultdict[_Vertex, list[_Vertex]]) -> Ring:
 
 
 def _right_of(step: _Vertex, vertex: _Vertex) -> _Vertex:
-    """The vertex reached by turning right (y points down) after `step` led to `vertex`."""
+    """Return the vertex after turning right at `vertex`, reached by `step` (y points down)."""
     return vertex[0] - step[1], vertex[1] + step[0]

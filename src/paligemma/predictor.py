@@ -75,7 +75,7 @@ class Predictor:
 
     >>> predictor = paligemma.load("google/paligemma2-3b-mix-224")
     >>> print(predictor.detect("street.jpg", "car ; person"))
-    2 objects in a picture of 640 x 480 pixels
+    2 objects in an image of 640 x 480 pixels
     score      x1      y1      x2      y2  label
      0.93    12.0   130.5   310.2   471.8  car
      0.88   400.1   101.9   470.0   402.3  person

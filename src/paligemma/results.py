@@ -1,10 +1,8 @@
-"""What tasks return: captions, answers, boxes and masks as values that print, filter and export.
+"""The results of tasks: captions, answers, boxes and masks that print, filter and export.
 
-Knows numpy and the standard library; knows no model, no tokens' meaning and no drawing (the
-`draw` methods fetch `paligemma.draw` when called, see there).
-
-Boxes are (x1, y1, x2, y2), in pixels of the person's picture unless a name says `normalized`.
-Log-probabilities are natural logarithms; scores lie in [0, 1] (formulas: `tasks/objects.py`).
+Boxes are (x1, y1, x2, y2), in pixels of the source image unless a name says `normalized`.
+Log-probabilities are natural logarithms. Scores lie in [0, 1]; `tasks/objects.py` has the
+formulas.
 """
 
 from __future__ import annotations
@@ -30,13 +28,14 @@ if TYPE_CHECKING:
     from paligemma.processor.image import LoadedImage
 
 StopReason = Literal["eos", "stop", "length"]
-"""Why the model stopped: it said so, a stop rule of the caller fired, or it ran out of tokens."""
+"""Why generation stopped: the model wrote EOS, a stop string occurred, or the limit of new tokens
+was reached."""
 
 BoxXyxy = tuple[float, float, float, float]
 
 
 class Result:
-    """A value that can be written as JSON."""
+    """A value that can be exported as JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain lists, dicts, strings and finite numbers (others become None).
@@ -67,12 +66,12 @@ def _to_json_value(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation(Result):
-    """What the model wrote, untouched: `token_ids` includes the closing EOS if there is one."""
+    """The raw output of the model. `token_ids` includes the final EOS, if there is one."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """One for each token id."""
+    """One per token id."""
     stop_reason: StopReason
 
     def __str__(self) -> str:
@@ -81,35 +80,35 @@ class Generation(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Generation):
-    """Text in answer to a task, such as what stands in the picture, with its score."""
+    """A text result, such as the text read from an image, with its score."""
 
     score: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(Text):
-    """A description of the picture, or of one box in it; a box has no language asked for."""
+    """A description of the image (with the language asked for) or of one box in it (None)."""
 
     language: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Text):
-    """The answer to a question about the picture."""
+    """The answer to a question about the image."""
 
     question: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Result):
-    """How probable the model finds a given text, token by token."""
+    """The log-probability of a given text, token by token."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
     @property
     def total(self) -> float:
-        """The logarithm of the probability of the whole text."""
+        """The log-probability of the whole text."""
         return math.fsum(self.logprobs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,11 +120,11 @@ class Score(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(Result):
-    """A piece of the output that is not a usable object, and was left out.
+    """A part of the output that was skipped because it is not a valid object.
 
-    `malformed`: its tokens break the form of an object. `cut`: the tokens ran out inside it.
-    `repeated`: it says again what an earlier object said. `token_span` is [start, end) in the
-    generated token ids.
+    `malformed`: its tokens do not form an object. `cut`: generation stopped inside it.
+    `repeated`: it duplicates an earlier object. `token_span` is [start, end) in the generated
+    token ids.
     """
 
     kind: Literal["malformed", "cut", "repeated"]
@@ -138,17 +137,17 @@ class Problem(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Detection(Result):
-    """One named box."""
+    """One labeled box."""
 
     label: str
     box_xyxy: BoxXyxy
-    """Pixels of the person's picture."""
+    """Pixels of the source image."""
     box_normalized_xyxy: BoxXyxy
-    """The same as fractions of the picture's width and height, 0 to 1."""
+    """The same box as fractions of the image's width and height, 0 to 1."""
     score: float
     coordinate_score: float
     label_score: float
-    """1.0 when the model wrote no label; `score` is then the coordinates' alone."""
+    """1.0 when the model wrote no label; `score` then equals `coordinate_score`."""
 
     def __str__(self) -> str:
         box = ", ".join(f"{edge:.1f}" for edge in self.box_xyxy)
@@ -157,15 +156,15 @@ class Detection(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Detection):
-    """One named box with the pixels that belong to the thing in it."""
+    """One labeled box with the mask of the object in it."""
 
     mask: npt.NDArray[np.bool_] = field(repr=False, hash=False)
-    """bool[H, W] of the whole picture."""
+    """bool[H, W], of the size of the source image."""
     mask_score: float
 
     @property
     def rle(self) -> Rle:
-        """The mask as COCO's compressed run lengths."""
+        """The mask as COCO's compressed run-length encoding."""
         return mask_to_rle(self.mask)
 
     @property
@@ -174,7 +173,7 @@ class Segment(Detection):
         return mask_to_polygons(self.mask)
 
     def __eq__(self, other: object) -> bool:
-        # The generated comparison would ask an array for one truth value.
+        # The generated `__eq__` would take the truth value of an array, which raises.
         if not isinstance(other, Segment):
             return NotImplemented
         return self.to_dict() == other.to_dict()
@@ -185,18 +184,18 @@ ObjectT_co = TypeVar("ObjectT_co", bound=Detection, covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
-    """A sequence of objects found in one picture, and everything known about the search."""
+    """The sequence of objects found in one image, with the request and what was skipped."""
 
     objects: tuple[ObjectT_co, ...]
     prompt: str
     phrases: tuple[str, ...]
-    """The things asked for."""
+    """The phrases asked for."""
     problems: tuple[Problem, ...]
     size_wh: tuple[int, int]
-    """Width and height of the person's picture."""
+    """Width and height of the source image, in pixels."""
     stop_reason: StopReason
     text: str
-    """What the model wrote, untouched."""
+    """The raw output of the model."""
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -228,21 +227,21 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Each label once: first the phrases asked for, then others as they appear.
+        """The distinct labels: first the phrases asked for, then others in order of appearance.
 
-        The order does not depend on what was found first, so colors and class numbers stay the
-        same over pictures that were asked the same question.
+        The order of the phrases does not depend on which objects were found, so colors and class
+        ids stay the same across images.
         """
         return tuple(dict.fromkeys((*self.phrases, *self.labels)))
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The phrases that no object is labeled with (letter case aside)."""
-        found = {label.strip().casefold() for label in self.labels}
-        return tuple(p for p in self.phrases if p.strip().casefold() not in found)
+        """The phrases for which there is no object, ignoring case."""
+        labels = {label.strip().casefold() for label in self.labels}
+        return tuple(p for p in self.phrases if p.strip().casefold() not in labels)
 
     def filter(self, min_score: float) -> Self:
-        """The same with the objects of at least this score."""
+        """Return a copy that keeps only objects with a score of at least `min_score`."""
         return replace(self, objects=tuple(o for o in self.objects if o.score >= min_score))
 
     def draw(
@@ -253,7 +252,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         `image` is the image that was asked about, in any form that `detect` takes. Raises
         ImageError when it cannot be read or differs in size from the result's.
         """
-        # Users look for this method here, so it is worth one upward import, made when called.
+        # Imported on call: drawing needs Pillow and a module of a higher layer.
         from paligemma.draw import draw_detections
 
         return draw_detections(image, self)
@@ -264,30 +263,30 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     def to_coco(
         self, image_id: int = 1, categories: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
-        """A COCO dataset of this one picture; its "annotations" also serve as COCO results.
+        """Return a COCO data set of this image; its "annotations" are also valid COCO results.
 
-        `categories` maps label to id; labels it lacks get the next free ids, and without it ids
-        are 1, 2, ... in the order of `label_names`. Boxes are [x, y, width, height] in pixels.
+        `categories` maps labels to ids; other labels get the next free ids. By default ids are
+        1, 2, ... in the order of `label_names`. Boxes are [x, y, width, height] in pixels.
         """
         ids = dict(categories or {})
         for name in self.labels if categories else self.label_names:
             ids.setdefault(name, max(ids.values(), default=0) + 1)
         width, height = self.size_wh
         annotations = []
-        for number, found in enumerate(self.objects, start=1):
-            x1, y1, x2, y2 = found.box_xyxy
+        for number, obj in enumerate(self.objects, start=1):
+            x1, y1, x2, y2 = obj.box_xyxy
             annotation: dict[str, Any] = {
                 "id": number,
                 "image_id": image_id,
-                "category_id": ids[found.label],
+                "category_id": ids[obj.label],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
                 "iscrowd": 0,
-                "score": found.score,
+                "score": obj.score,
             }
-            if isinstance(found, Segment):
-                annotation["area"] = int(found.mask.sum())
-                annotation["segmentation"] = found.rle
+            if isinstance(obj, Segment):
+                annotation["area"] = int(obj.mask.sum())
+                annotation["segmentation"] = obj.rle
             annotations.append(annotation)
         return {
             "images": [{"id": image_id, "width": width, "height": height}],
@@ -296,9 +295,9 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         }
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections`; class numbers index `label_names`.
+        """Return a `supervision.Detections` whose class ids index `label_names`.
 
-        Raises MissingExtraError when the package supervision is not installed.
+        Raises MissingExtraError when the package `supervision` is not installed.
         """
         try:
             import supervision
@@ -318,25 +317,25 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
 
     def __str__(self) -> str:
         width, height = self.size_wh
-        things = "1 object" if len(self) == 1 else f"{len(self)} objects"
-        lines = [f"{things} in a picture of {width} x {height} pixels"]
+        count = "1 object" if len(self) == 1 else f"{len(self)} objects"
+        lines = [f"{count} in an image of {width} x {height} pixels"]
         if self.objects:
             lines.append("score      x1      y1      x2      y2  label")
-        for found in self.objects:
-            edges = " ".join(f"{edge:7.1f}" for edge in found.box_xyxy)
-            lines.append(f" {found.score:.2f} {edges}  {' '.join(found.label.split())}")
+        for obj in self.objects:
+            edges = " ".join(f"{edge:7.1f}" for edge in obj.box_xyxy)
+            lines.append(f" {obj.score:.2f} {edges}  {' '.join(obj.label.split())}")
         if self.missing:
             lines.append("not found: " + ", ".join(self.missing))
-        lines += [f"left out, {problem}" for problem in self.problems]
+        lines += [f"skipped, {problem}" for problem in self.problems]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detections(Objects[Detection]):
-    """The boxes found in one picture.
+    """The boxes found in one image.
 
     >>> print(detections)                                    # doctest: +SKIP
-    1 object in a picture of 640 x 480 pixels
+    1 object in an image of 640 x 480 pixels
     score      x1      y1      x2      y2  label
      0.93    12.0    30.5   310.2   471.8  cat
     not found: dog
@@ -345,10 +344,10 @@ class Detections(Objects[Detection]):
 
 @dataclass(frozen=True, kw_only=True)
 class Segments(Objects[Segment]):
-    """The masks found in one picture; otherwise as `Detections`."""
+    """The masks found in one image; otherwise as `Detections`."""
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
-        """bool[N, H, W]."""
+        """bool[N, H, W], of the size of the source image."""
         width, height = self.size_wh
         return np.array([o.mask for o in self.objects], dtype=np.bool_).reshape(-1, height, width)

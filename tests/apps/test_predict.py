@@ -221,7 +221,7 @@ def test_options_that_exclude_each_other_are_refused(options, run, picture, no_m
 
 def test_a_result_can_be_shown_in_the_terminal(run, picture, stand_in):
     lines = run("detect", picture, "wall", "--show").out.splitlines()
-    assert lines[0] == "2 objects in a picture of 40 x 20 pixels"
+    assert lines[0] == "2 objects in an image of 40 x 20 pixels"
     assert lines[-10:] == ["▀" * 40] * 10
 
 

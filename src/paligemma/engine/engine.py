@@ -371,7 +371,7 @@ class Engine:
         if new:
             found |= self._keep(new, self._compute(list(new.values())))
         for slot, (key, _) in enumerate(repeated, self._slots.num_rows + len(new)):
-            self._slots.put_back(slot, found[key].cache)
+            self._slots.restore(slot, found[key].cache)
         hidden = [found[key].hidden for key in (*new, *(key for key, _ in repeated))]
         return [*new.values(), *(state for _, state in repeated)], torch.stack(hidden)
 

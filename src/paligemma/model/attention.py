@@ -1,4 +1,4 @@
-"""Attention: who may see whom, rotary positions, and grouped-query attention with a soft cap.
+"""Attention: masks, rotary positions, and grouped-query attention with a soft cap.
 
 The mask follows big_vision's `make_attn_mask` (`models/proj/paligemma/paligemma.py`): a key is
 visible when it is real and its block does not come after the query's block, where a block starts
@@ -14,7 +14,8 @@ at every True of `mask_ar`.
 Rotary positions (arXiv 2104.09864) use Gemma's half-split layout: feature i of the first half is
 paired with feature i of the second half; the pair turns by position / theta^(2i/H).
 
-This is the plain form: two matrix products and a softmax in float32. Faster forms must equal it.
+This is the reference: two matrix products and a softmax in float32. Faster implementations must
+match it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from paligemma.model.kv_cache import Cache
 
 
 def positions_of(input_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only, so that pads on the left shift nothing.
+    """Return positions that count real tokens only, so that pads on the left shift nothing.
 
     bool[B, T] -> int64[B, T]:  0 0 1 1 1  ->  0 0 0 1 2
     """
@@ -37,14 +38,17 @@ def positions_of(input_mask: Tensor) -> Tensor:
 
 
 def prefix_lm_mask(input_mask: Tensor, mask_ar: Tensor) -> Tensor:
-    """The mask of a whole sequence: bool[B, T], bool[B, T] -> bool[B, T, T], True may attend."""
+    """Return the mask of whole sequences: bool[B, T], bool[B, T] -> bool[B, T, T].
+
+    True means that the query (second axis) may attend to the key (third axis).
+    """
     block = _blocks(input_mask, mask_ar)
     visible = block[:, None, :] <= block[:, :, None]
     return visible & input_mask[:, None, :]
 
 
 def _blocks(input_mask: Tensor, mask_ar: Tensor) -> Tensor:
-    # Pads start no block, wherever they stand: the prefix is always block 0.
+    # Pads never start a block, so the prefix is always block 0.
     return (mask_ar & input_mask).long().cumsum(dim=1)
 
 
@@ -59,11 +63,11 @@ def in_window(query_positions: Tensor, key_positions: Tensor, window: int) -> Te
 def sliding_prefix_lm_mask(
     attn_mask: Tensor, input_mask: Tensor, mask_ar: Tensor, positions: Tensor, window: int
 ) -> Tensor:
-    """Narrow a prefix-LM mask for a sliding-window layer: bool[B, T, T] -> bool[B, T, T].
+    """Restrict a prefix-LM mask for a sliding-window layer: bool[B, T, T] -> bool[B, T, T].
 
-    The prefix stays two-way at any distance and the suffix loses what is `window` or more
-    positions behind: what transformers 5 does. big_vision, which trained the released weights,
-    has no window, hence `DecoderConfig.sliding_window` is None by default.
+    As in transformers 5, the prefix stays bidirectional at any distance, and suffix tokens no
+    longer see keys that are `window` or more positions back. big_vision, which trained the
+    released weights, has no window, hence `DecoderConfig.sliding_window` is None by default.
     """
     in_prefix = _blocks(input_mask, mask_ar) == 0
     both_in_prefix = in_prefix[:, :, None] & in_prefix[:, None, :]
@@ -71,7 +75,7 @@ def sliding_prefix_lm_mask(
 
 
 def as_bias(attn_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """True -> 0, False -> the most negative finite number: a row that sees nothing stays finite."""
+    """Map True to 0, False to the lowest finite number, so that an all-False row stays finite."""
     bias = torch.zeros(attn_mask.shape, dtype=dtype, device=attn_mask.device)
     return bias.masked_fill(~attn_mask, torch.finfo(dtype).min)
 
@@ -80,28 +84,28 @@ def as_bias(attn_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for int64[B, T] positions: two float32[B, 1, T, H / 2]."""
+    """Return cosines and sines for int64[B, T] positions: two float32[B, 1, T, H / 2]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = theta ** -(exponents / head_dim)
-    # float32 even in a bf16 model: bf16 cannot tell position 257 from 258.
+    # float32 even in a bf16 model: bf16 cannot distinguish positions 257 and 258.
     angles = positions[:, None, :, None].float() * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys [B, N, T, H] by their positions; the dtype is kept."""
+    """Rotate queries or keys [B, N, T, H] by their positions; the dtype is kept."""
     cos, sin = angles
     first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return turned.to(x.dtype)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(x.dtype)
 
 
-# B batch, T tokens in this call, S tokens in reach, D width,
+# B batch, T tokens in this call, S visible positions, D width,
 # N query heads, K key/value heads, G = N // K, H head dim
 
 
 def soft_cap(x: Tensor, cap: float) -> Tensor:
-    """Bend x smoothly into (-cap, cap): cap * tanh(x / cap), arXiv 2408.00118 section 2."""
+    """Squash x smoothly into (-cap, cap): cap * tanh(x / cap), arXiv 2408.00118 section 2."""
     return cap * torch.tanh(x / cap)
 
 
@@ -110,7 +114,7 @@ def attend(
 ) -> Tensor:
     """Scaled queries [B, N, T, H], keys and values [B, K, S, H], bias [B, 1, T, S] -> [B, N, T, H].
 
-    Query head n reads key/value head n // G.
+    Query head n uses key/value head n // G.
     """
     batch, num_heads, num_queries, head_dim = queries.shape
     num_kv_heads, num_keys = keys.shape[1], keys.shape[2]
@@ -125,7 +129,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Gemma's attention: projections without biases, rotary positions, fewer key/value heads."""
+    """Gemma's attention: projections without bias, rotary positions, grouped-query attention."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()

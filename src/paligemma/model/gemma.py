@@ -1,7 +1,7 @@
-"""The decoder: Gemma 1 and Gemma 2 are this one module with different fields.
+"""The decoder: one module for Gemma 1 and Gemma 2, which differ only in their config.
 
-Gemma 2 adds a norm after attention and after the MLP, soft caps, and, where a config asks for
-it, a sliding window on some layers (arXiv 2403.08295, arXiv 2408.00118).
+Gemma 2 adds a norm after attention and after the MLP, soft caps, and optionally a sliding window
+on some layers (arXiv 2403.08295, arXiv 2408.00118).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from paligemma.config import DecoderConfig
 from paligemma.model.attention import Attention, as_bias, rotary_angles, soft_cap
 from paligemma.model.kv_cache import Cache
 
-# B batch, T tokens in this call, S tokens in reach, D width, F mlp dim, V vocabulary
+# B batch, T tokens in this call, S visible positions, D width, F mlp dim, V vocabulary
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight), in float32, then back to the dtype of x; zero is identity."""
+    """x / rms(x) * (1 + weight), computed in float32 and returned in the dtype of x."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention and MLP, each between norms; `dropout` is for training, and off at first."""
+    """Attention and MLP with their norms. `dropout` is for training and off by default."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class DecoderBlock(nn.Module):
 
 
 class TiedEmbedding(nn.Embedding):
-    """One table [V, D] at both ends: ids to vectors, and vectors to logits over the ids."""
+    """One table [V, D] for both input and output: ids to vectors, and vectors to logits."""
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """int64[B, T] -> [B, T, D], times sqrt(D) rounded to the table's dtype as Gemma does."""
@@ -87,7 +87,7 @@ class TiedEmbedding(nn.Embedding):
         return F.embedding(token_ids, table) * scale
 
     def logits(self, hidden: Tensor, vocab_range: range | None = None) -> Tensor:
-        """[R, D] -> [R, V]; of the ids in `vocab_range` only, when one is given."""
+        """[R, D] -> [R, V], or only the logits of the ids in `vocab_range`."""
         table = self.weight
         if vocab_range is not None:
             table = table[vocab_range.start : vocab_range.stop]
@@ -95,10 +95,10 @@ class TiedEmbedding(nn.Embedding):
 
 
 class Decoder(nn.Module):
-    """Embeddings in, hidden states out; `embed` and `logits` share one table."""
+    """Embeddings to hidden states; `embed` and `logits` share one table."""
 
     checkpoint_activations = False
-    """Training keeps only what goes from block to block, and computes the rest once more."""
+    """Keep only the inputs of blocks during training and recompute the rest."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -120,9 +120,10 @@ class Decoder(nn.Module):
         sliding_mask: Tensor | None = None,
         kv_cache: Cache | None = None,
     ) -> Tensor:
-        """[B, T, D] at int64[B, T] positions, seeing bool[B, T, S], -> [B, T, D], final-normed.
+        """Run all blocks and the final norm: [B, T, D] -> [B, T, D].
 
-        `sliding_mask` stands in for `attn_mask` on the layers that `config.sliding_layers` names.
+        `positions` are int64[B, T], the masks bool[B, T, S]. `sliding_mask` replaces `attn_mask`
+        on the layers that `config.sliding_layers` marks.
         """
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         bias = as_bias(attn_mask, torch.float32)[:, None]  # (B, 1, T, S)
@@ -149,12 +150,12 @@ class Decoder(nn.Module):
     def logits(
         self, hidden: Tensor, *, softcap: bool = True, vocab_range: range | None = None
     ) -> Tensor:
-        """[..., D] -> float32[..., V]: next-token logits, soft-capped when the config says so.
+        """[..., D] -> float32[..., V]: next-token logits, soft-capped if the config says so.
 
-        With a `vocab_range` only the logits of those ids: for a 3B model, all of them take one in
-        five bytes that a decode step reads.
+        With `vocab_range`, only the logits of those ids are computed. In a 3B model, the table is a
+        fifth of the bytes that a decode step reads.
         """
-        # A contiguous 2-D left factor: with a strided 3-D one, torch copies the whole table.
+        # The left factor must be 2-D and contiguous, or torch copies the whole table.
         flat = hidden.reshape(-1, hidden.shape[-1]).contiguous()
         logits = self.embedding.logits(flat, vocab_range).float()
         if softcap and self.config.final_logit_softcap is not None:

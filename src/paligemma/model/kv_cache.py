@@ -1,22 +1,22 @@
 """Keys and values of past tokens, in memory that is allocated once.
 
-`KVCache` is the plain form: the batch shares its slots, every row writes slot `length` in the same
-step, and a row's pads are slots that are never valid.
+`KVCache` is for a fixed batch: in each step all rows write to slot `length`, and the slots of pads
+are never valid.
 
-`SlotCache` is for rows that come and go: every row in flight owns one slot and has its own length.
-Positions 0 to length - 1 of a slot are the row's real tokens, without pads or holes; whatever lies
-beyond is stale and never seen.
+`SlotCache` is for rows that come and go: every running row has one slot and its own length.
+Positions 0 to length - 1 of a slot are the row's real tokens, without pads or gaps; everything
+beyond is stale and never read.
 
     slot 0   a a a a a . . .     lengths   5 3 6 0     num_rows  3
     slot 1   b b b . . . . .                               length    6
     slot 2   c c c c c c . .
     slot 3   . . . . . . . .     free
 
-Rows stand in slots 0 to num_rows - 1, so a decode step sees a view: those slots up to `length`, the
-longest row's. Nothing is gathered; a row that leaves is replaced by the last one. Fast attention
-may rely on this: `keys[layer]` and `values[layer]` are contiguous [R, K, S, H] and never move,
-`lengths` is int64[R] on the same device, slot b belongs to row b of the step, and all numbers
-beyond a row's length are finite.
+Rows occupy slots 0 to num_rows - 1, so a decode step reads a view: these slots up to `length`, the
+length of the longest row. Nothing is gathered; when a row is removed, the last row takes its slot.
+Fast attention may rely on this: `keys[layer]` and `values[layer]` are contiguous [R, K, S, H] and
+never move, `lengths` is int64[R] on the same device, slot b belongs to row b of the step, and all
+values beyond a row's length are finite.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from paligemma.config import DecoderConfig
 
 
 class Cache(Protocol):
-    """What the model asks of a cache; `KVCache` is the plain one."""
+    """The interface of a cache that the model uses."""
 
     @property
     def valid(self) -> Tensor:
-        """bool[B, at least `length`]: True where a slot holds a real token."""
+        """bool[B, at least `length`]: True where a slot contains a real token."""
 
     @property
     def positions(self) -> Tensor:
-        """int64[B, at least `length`]: the token's position, where there is one."""
+        """int64[B, at least `length`]: the position of the token in a valid slot."""
 
     @property
     def next_position(self) -> Tensor:
@@ -49,16 +49,16 @@ class Cache(Protocol):
 
     @property
     def length(self) -> int:
-        """Slots in reach of the tokens claimed last."""
+        """Number of slots that the tokens claimed last can see."""
 
     def claim(self, input_mask: Tensor, positions: Tensor) -> None:
-        """Make room for bool[B, T] real tokens at int64[B, T] positions."""
+        """Reserve slots for T tokens per row, bool[B, T] real or pad, at int64[B, T] positions."""
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep [B, K, T, H] of the tokens claimed last; give back all in reach."""
+        """Store [B, K, T, H] of the tokens claimed last; return all visible [B, K, S, H]."""
 
     keys: list[Tensor]
-    """[B, K, S, H] a layer, for what writes by itself."""
+    """[B, K, S, H] per layer, for kernels that write to the memory directly."""
     values: list[Tensor]
 
     @property
@@ -67,7 +67,7 @@ class Cache(Protocol):
 
 
 class KVCache:
-    """Room for `num_slots` positions of `batch_size` rows."""
+    """A cache of `num_slots` positions for each of `batch_size` rows."""
 
     def __init__(
         self,
@@ -92,7 +92,10 @@ class KVCache:
         return self.valid.shape[1]
 
     def claim(self, input_mask: Tensor, positions: Tensor) -> None:
-        """Reserve the next T slots for bool[B, T] real tokens at int64[B, T] positions."""
+        """Reserve the next T slots for tokens, bool[B, T] real or pad, at int64[B, T] positions.
+
+        Raises IndexError when the cache is too small.
+        """
         num_new = input_mask.shape[1]
         end = self.length + num_new
         if end > self.num_slots:
@@ -103,7 +106,7 @@ class KVCache:
         self._claimed_from, self.length = self.length, end
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [B, K, T, H] into the slots claimed last; give back all up to there."""
+        """Store [B, K, T, H] in the slots claimed last; return all slots up to there."""
         start = self.length - keys.shape[2]
         self.keys[layer][:, :, start : self.length] = keys
         self.values[layer][:, :, start : self.length] = values
@@ -115,14 +118,14 @@ class KVCache:
         return torch.arange(self._claimed_from, self.length).expand(self.valid.shape[0], -1)
 
     def truncate(self, length: int) -> None:
-        """Take back the slots from `length` on, of every row."""
+        """Drop the slots from `length` on, in every row."""
         assert 0 <= length <= self.length
         self.next_position = self.next_position - self.valid[:, length:].sum(dim=1)
         self.valid[:, length:] = False
         self.length = length
 
     def select_rows(self, rows: Tensor) -> None:
-        """Keep int64[B'] rows in that order, with repeats: for beams, and to drop ended rows."""
+        """Keep the rows int64[B'], which may repeat: to reorder beams and to drop ended rows."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
         self.valid = self.valid[rows]
@@ -130,21 +133,21 @@ class KVCache:
         self.next_position = self.next_position[rows]
 
 
-# R slots, B rows in flight, T tokens in this call, K key/value heads, S positions, H head dim,
+# R slots, B running rows, T tokens in this call, K key/value heads, S positions, H head dim,
 # L layers
 
 
 class FreshSlots(KVCache):
-    """The next free slots, for `PaliGemma.prefill`: a `KVCache` in memory that is there already.
+    """The next free slots of a `SlotCache` as a `KVCache`, for `PaliGemma.prefill`.
 
-    Nothing is taken until `SlotCache.admit`: a prefill that fails leaves no trace but numbers
-    that nobody sees.
+    The slots stay free until `SlotCache.admit`, so a prefill that fails changes nothing that is
+    visible.
     """
 
     def __init__(self, slots: SlotCache, num_rows: int) -> None:
-        here = slice(slots.num_rows, slots.num_rows + num_rows)
-        self.keys = [keys[here] for keys in slots.keys]
-        self.values = [values[here] for values in slots.values]
+        rows = slice(slots.num_rows, slots.num_rows + num_rows)
+        self.keys = [keys[rows] for keys in slots.keys]
+        self.values = [values[rows] for values in slots.values]
         device = slots.lengths.device
         self.valid = torch.zeros(num_rows, slots.num_positions, dtype=torch.bool, device=device)
         self.positions = torch.zeros_like(self.valid, dtype=torch.long)
@@ -154,11 +157,11 @@ class FreshSlots(KVCache):
 
 
 class SlotCache:
-    """Room for `num_slots` rows of `num_positions` each.
+    """A cache for up to `num_slots` rows of `num_positions` each, which may come and go.
 
-    It is what `PaliGemma.decode_step` and `PaliGemma.extend` ask of a cache, for the rows in
-    flight: one step adds T positions to every row, each at the row's own end. Memory comes as
-    zeros that most systems provide when they are first written to.
+    `PaliGemma.decode_step` and `PaliGemma.extend` use it for the running rows: one step adds T
+    positions to every row, at the row's end. Most systems allocate its zeros lazily, on the first
+    write.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class SlotCache:
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.num_slots = num_slots
         self.num_positions = num_positions
-        # The same lengths once more, so that no step waits for the device to tell them.
+        # A copy of the lengths on the host, so that no step has to wait for the device.
         self.row_lengths: list[int] = []
         self._slot_numbers = torch.arange(num_slots, device=device)[:, None]
         self._steps = torch.arange(num_positions, device=device)[None]
@@ -184,17 +187,20 @@ class SlotCache:
 
     @staticmethod
     def bytes_per_position(config: DecoderConfig, dtype: torch.dtype) -> int:
-        """Keys and values of one position in all layers: 26624 bytes for Gemma 2B in bfloat16."""
+        """Return the bytes per position in all layers: 26,624 for Gemma 2 2B in bfloat16."""
         return 2 * config.depth * config.num_kv_heads * config.head_dim * dtype.itemsize
 
-    # Rows come and go
+    # Adding and removing rows
 
     @property
     def num_rows(self) -> int:
         return len(self.row_lengths)
 
     def fresh(self, num_rows: int) -> FreshSlots:
-        """A cache for the prefill of `num_rows` rows, with pads on the right, into free slots."""
+        """Return a cache for the prefill of `num_rows` rows, padded on the right, in free slots.
+
+        Raises IndexError when there are too few free slots.
+        """
         if self.num_rows + num_rows > self.num_slots:
             raise IndexError(
                 f"The cache has {self.num_slots} slots, {self.num_rows} of them taken; "
@@ -203,7 +209,7 @@ class SlotCache:
         return FreshSlots(self, num_rows)
 
     def admit(self, lengths: Sequence[int]) -> None:
-        """Take the slots that were just prefilled; `lengths` count each row's real tokens."""
+        """Occupy the slots that were just prefilled; `lengths` are the rows' real tokens."""
         start = self.num_rows
         self.row_lengths.extend(lengths)
         self.lengths[start : self.num_rows] = torch.tensor(
@@ -211,7 +217,7 @@ class SlotCache:
         )
 
     def remove(self, row: int) -> None:
-        """Free a row's slot; the last row moves there and takes its number."""
+        """Free a row's slot; the last row moves into it and takes its index."""
         last = self.num_rows - 1
         length = self.row_lengths.pop()
         if row != last:
@@ -222,40 +228,40 @@ class SlotCache:
         self.lengths[last] = 0
 
     def truncate(self, row: int, length: int) -> None:
-        """Take back a row's last tokens, so that `length` are left."""
+        """Drop the last tokens of a row, so that `length` remain."""
         assert 0 <= length <= self.row_lengths[row]
         self.lengths[row] = length
         self.row_lengths[row] = length
 
     def copy_of(self, slot: int, length: int) -> Tensor:
-        """Keys, then values, of all layers: [2L, K, length, H], for `put_back`."""
+        """Return the keys, then the values, of all layers: [2L, K, length, H], for `restore`."""
         return torch.stack([memory[slot, :, :length] for memory in (*self.keys, *self.values)])
 
-    def put_back(self, slot: int, copy: Tensor) -> None:
-        """Fill a free slot with what `copy_of` gave, before it is admitted."""
-        for memory, own in zip((*self.keys, *self.values), copy, strict=True):
-            memory[slot, :, : own.shape[1]] = own
+    def restore(self, slot: int, copy: Tensor) -> None:
+        """Fill a free slot with the result of `copy_of`, before it is admitted."""
+        for memory, values in zip((*self.keys, *self.values), copy, strict=True):
+            memory[slot, :, : values.shape[1]] = values
 
     def wipe(self, row: int) -> None:
-        """Zero a slot that may hold NaN or infinity: hidden numbers are multiplied by 0."""
+        """Zero a slot that may contain NaN or infinity: masked values are multiplied by 0."""
         for memory in (*self.keys, *self.values):
             memory[row].zero_()
 
-    # What the model asks for in a decode step
+    # The interface of `Cache`, for decode steps
 
     @property
     def length(self) -> int:
-        """The reach of a step: positions of the longest row."""
+        """The length of the longest row."""
         return max(self.row_lengths, default=0)
 
     @property
     def next_position(self) -> Tensor:
-        """int64[B]: where each row goes on."""
+        """int64[B]: the position of each row's next token."""
         return self.lengths[: self.num_rows].clone()
 
     @property
     def positions(self) -> Tensor:
-        """int64[B, S]: a slot's positions are the tokens' own, as there are no pads."""
+        """int64[B, S]: the index itself, because slots contain no pads."""
         return self._steps.expand(self.num_rows, -1)
 
     @property
@@ -264,9 +270,9 @@ class SlotCache:
         return self._steps[:, : self.length] < self.lengths[: self.num_rows, None]
 
     def claim(self, input_mask: Tensor, positions: Tensor) -> None:
-        """Add T positions to every row, at int64[B, T]; all tokens are real.
+        """Add T positions to every row, at int64[B, T]; all tokens must be real.
 
-        Raises IndexError when a row would grow beyond the slot, and takes none then.
+        Raises IndexError, without any change, when a row would outgrow its slot.
         """
         num_new = positions.shape[1]
         if (end := self.length + num_new) > self.num_positions:
@@ -276,10 +282,10 @@ class SlotCache:
         self.row_lengths = [length + num_new for length in self.row_lengths]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [B, K, T, H] where it was claimed; give back every row up to the longest."""
+        """Store [B, K, T, H] in the positions claimed last; return all rows up to `length`."""
         rows = slice(self.num_rows)
-        at = (self._slot_numbers[rows], slice(None), self.claimed)
-        self.keys[layer][at] = keys.transpose(1, 2)
-        self.values[layer][at] = values.transpose(1, 2)
-        reach = slice(self.length)
-        return self.keys[layer][rows, :, reach], self.values[layer][rows, :, reach]
+        index = (self._slot_numbers[rows], slice(None), self.claimed)
+        self.keys[layer][index] = keys.transpose(1, 2)
+        self.values[layer][index] = values.transpose(1, 2)
+        visible = slice(self.length)
+        return self.keys[layer][rows, :, visible], self.values[layer][rows, :, visible]

@@ -1,4 +1,4 @@
-"""The whole model: images and tokens in, logits out.
+"""The whole model: images and tokens to logits.
 
 pixel_values -> vision_encoder -> projector -> image tokens ┐
                                  token_ids -> embed ────────┴-> decoder -> logits
@@ -35,11 +35,11 @@ class Projector(nn.Module):
         return out
 
 
-# B batch, T tokens, I images, P image tokens an image, D decoder width, V vocabulary
+# B batch, T tokens, I images, P image tokens per image, D decoder width, V vocabulary
 
 
 class PaliGemma(nn.Module):
-    """PaliGemma 1 and 2 of every size (arXiv 2407.07726, arXiv 2412.03555)."""
+    """PaliGemma 1 and 2 of any size (arXiv 2407.07726, arXiv 2412.03555)."""
 
     def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
@@ -57,26 +57,30 @@ class PaliGemma(nn.Module):
         return self.decoder.final_norm.weight.device
 
     def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """float[I, 3, H, W] in [-1, 1] -> [I, P, D]: image tokens, ready for the decoder."""
+        """Encode and project images: float[I, 3, H, W] in [-1, 1] -> image tokens [I, P, D]."""
         image_tokens: Tensor = self.projector(self.vision_encoder(pixel_values.to(self.dtype)))
         return image_tokens
 
     def embed(self, inputs: ModelInputs, image_tokens: Tensor | None = None) -> Tensor:
-        """Text embeddings with image tokens put in their places: [B, T, D]."""
+        """Return text embeddings with image tokens at their positions: [B, T, D].
+
+        `image_tokens` float[I, P, D] replace encoding `inputs.pixel_values`. Raises PromptError if
+        `inputs` does not have the number of image positions that its images need.
+        """
         x = self.decoder.embed(inputs.token_ids)
         flat_index = [image for row in inputs.image_index for image in row]
         if image_tokens is None:
             if not flat_index:
                 return x
             image_tokens = self.embed_images(inputs.required_pixel_values)
-        # index_select: its gradient sums in a fixed order, so that a resumed run is bit-equal.
-        places = torch.tensor(flat_index, dtype=torch.int64, device=x.device)
-        features = image_tokens.index_select(0, places)
+        # The gradient of index_select sums in a fixed order, so a resumed run is bit-identical.
+        index = torch.tensor(flat_index, dtype=torch.int64, device=x.device)
+        features = image_tokens.index_select(0, index)
         features = features.flatten(0, 1)
-        num_places = int(inputs.image_mask.sum())
-        if num_places != features.shape[0]:
+        num_positions = int(inputs.image_mask.sum())
+        if num_positions != features.shape[0]:
             raise PromptError(
-                f"The batch has {num_places} image token positions, but {len(flat_index)} "
+                f"The batch has {num_positions} image token positions, but {len(flat_index)} "
                 f"image(s) of {image_tokens.shape[1]} tokens need {features.shape[0]}. "
                 "Build the inputs with a processor for the model's resolution."
             )
@@ -89,7 +93,7 @@ class PaliGemma(nn.Module):
         image_tokens: Tensor | None = None,
         kv_cache: Cache | None = None,
     ) -> Tensor:
-        """One pass over whole sequences -> [B, T, D]; fills an empty cache when one is given."""
+        """Run whole sequences in one pass -> [B, T, D]; fills `kv_cache`, which must be empty."""
         x = self.embed(inputs, image_tokens)
         positions = positions_of(inputs.input_mask)
         attn_mask = prefix_lm_mask(inputs.input_mask, inputs.mask_ar)
@@ -104,7 +108,7 @@ class PaliGemma(nn.Module):
         return hidden
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """Next-token logits at every position: float32[B, T, V]."""
+        """Return the next-token logits at every position: float32[B, T, V]."""
         return self.decoder.logits(self.hidden_states(inputs))
 
     def prefill(
@@ -114,10 +118,10 @@ class PaliGemma(nn.Module):
         image_tokens: Tensor | None = None,
         vocab_range: range | None = None,
     ) -> Tensor:
-        """The whole prefix at once, since it sees itself both ways -> float32[B, V].
+        """Run the prefix in one pass (it is bidirectional) and fill the cache -> float32[B, V].
 
-        The logits are those of each row's last real position, of the ids in `vocab_range` only
-        when one is given.
+        The logits are those of each row's last real position, or only those of the ids in
+        `vocab_range`.
         """
         hidden = self.prefix_state(inputs, kv_cache, image_tokens)
         return self.decoder.logits(hidden, vocab_range=vocab_range)
@@ -125,9 +129,9 @@ class PaliGemma(nn.Module):
     def prefix_state(
         self, inputs: ModelInputs, kv_cache: Cache, image_tokens: Tensor | None = None
     ) -> Tensor:
-        """The prefix as `prefill` reads it -> the hidden state of its last position, [B, D].
+        """Run the prefix as `prefill` does, but return the last hidden state of each row, [B, D].
 
-        With the keys and values in the cache it is all that a prefix leaves behind.
+        This and the filled cache are the whole state that decoding continues from.
         """
         hidden = self.hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
         steps = torch.arange(inputs.input_mask.shape[1], device=hidden.device)
@@ -137,15 +141,15 @@ class PaliGemma(nn.Module):
     def decode_step(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
     ) -> Tensor:
-        """One more token a row, int64[B], -> the logits after it, float32[B, V]."""
+        """Add one token per row, int64[B] -> the logits after it, float32[B, V]."""
         return self.extend(token_ids[:, None], kv_cache, vocab_range)[:, 0]
 
     def extend(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
     ) -> Tensor:
-        """T more tokens a row at once, int64[B, T], -> the logits after each, float32[B, T, V].
+        """Add T tokens per row at once, int64[B, T] -> the logits after each, float32[B, T, V].
 
-        The same as T decode steps, while the weights are read once.
+        Equals T decode steps, but reads the weights only once.
         """
         steps = torch.arange(token_ids.shape[1], device=token_ids.device)
         positions = kv_cache.next_position[:, None] + steps

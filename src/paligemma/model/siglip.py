@@ -1,4 +1,4 @@
-"""SigLIP's vision transformer (arXiv 2303.15343) without pooling head: pixels to patch features.
+"""SigLIP's vision transformer (arXiv 2303.15343) without its pooling head: pixels to features.
 
 Pre-norm blocks with biases, tanh GELU, learned positions added after the patch projection, no
 class token, one norm after the last block.
@@ -17,7 +17,7 @@ from paligemma.config import VisionConfig
 
 
 class VisionAttention(nn.Module):
-    """Every patch sees every patch."""
+    """Full attention between patches."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class VisionBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """float[I, 3, resolution, resolution] in [-1, 1] -> float[I, P, W], patches row by row."""
+    """float[I, 3, resolution, resolution] in [-1, 1] -> float[I, P, W], patches in raster order."""
 
     checkpoint_activations = False
-    """As `Decoder.checkpoint_activations`."""
+    """As in `Decoder.checkpoint_activations`."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class VisionEncoder(nn.Module):
 
 
 def resample_positions(table: Tensor, num_positions: int) -> Tensor:
-    """Stretch a position table [P, W] to another square grid, bilinear, corners kept.
+    """Resample a position table [P, W] to another square grid, bilinear with aligned corners.
 
-    As big_vision's `vit.resample_posemb` (scipy zoom of order 1). Used when training goes on at
+    Equals big_vision's `vit.resample_posemb` (scipy zoom of order 1). Used to continue training at
     a higher resolution.
     """
     old, new = round(table.shape[0] ** 0.5), round(num_positions**0.5)

@@ -1,9 +1,8 @@
-"""Image and prompt to model inputs.
+"""Turn images and prompts into model inputs.
 
-image.py        file, bytes, PIL image or array to RGB as a person sees it; RGB to pixel values
-fetch.py        a picture from a public web address; off unless asked for
-tokenizer.py    text to ids and back, with <locDDDD> and <segDDD>; text of a row as tokens come
-sequence.py     image tokens, BOS, prefix, separator, suffix, EOS: ids and masks of one row
-inputs.py       ModelInputs: the typed batch handed on
-processor.py    joins the above; pads
+image.py        load an image from a file, bytes, a PIL image or an array; resize and normalize it
+fetch.py        download an image from a public URL (off by default)
+tokenizer.py    text <-> token ids, with <locDDDD> and <segDDD>; streaming detokenization
+sequence.py     token ids and masks of one row: image tokens, BOS, prefix, separator, suffix, EOS
+processor.py    build a padded batch, `ModelInputs`
 """

@@ -1,10 +1,9 @@
-"""Fetches a picture from a public web address: the only file that opens sockets for users' input.
+"""Download an image from a public URL: the only module that opens sockets for users' input.
 
-Rules: http or https, no redirects, no proxies, no credentials; the name is looked up once, every
-address that it has must be public, and the connection goes to one of the addresses checked, so a
-name cannot change its mind in between. The body is counted while it streams. One deadline covers
-the lookup, the connection, the headers and the body.
-Knows no picture formats.
+Rules: http or https, no redirects, no proxies, no credentials. The host name is resolved once, all
+of its addresses must be public, and the connection goes to one of the addresses checked, which
+prevents DNS rebinding. The size is enforced while the body streams. One deadline covers the lookup,
+the connection, the headers and the body.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from paligemma.errors import ImageError
 MAX_FETCH_BYTES = 16 * 2**20
 FETCH_SECONDS = 10.0
 
-# Networks that Python calls global although they lead to an IPv4 address of the sender's choice:
-# NAT64, 6to4, and the older ways of writing IPv4 as IPv6.
+# Networks that Python considers global although they embed an arbitrary IPv4 address: NAT64, 6to4,
+# Teredo and IPv4-compatible addresses.
 _TRANSLATED_NETWORKS = tuple(
     ipaddress.IPv6Network(network)
     for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
@@ -36,10 +35,10 @@ _HOST = re.compile(r"[A-Za-z0-9._\-]+|[0-9A-Fa-f:.]+")
 def fetch_image_bytes(
     url: str, *, max_bytes: int = MAX_FETCH_BYTES, seconds: float = FETCH_SECONDS
 ) -> bytes:
-    """The body behind an address, at most `max_bytes` of it, within `seconds` in all.
+    """Download the body of a URL: at most `max_bytes`, within `seconds` in all.
 
-    Raises ImageError for an address that is refused, a server that does not answer 200, a body
-    that is too large or cut short, and when time is up.
+    Raises ImageError for a URL that is not allowed, a status other than 200, a body that is too
+    large or truncated, and on timeout.
     """
     deadline = time.monotonic() + seconds
     parts, port = _checked_url(url)
@@ -60,7 +59,7 @@ def fetch_image_bytes(
 
 
 def is_public_address(address: str) -> bool:
-    """True for an address on the open internet; False for private, local and translated ones.
+    """True for an address on the public internet; False for private, local and translated ones.
 
     >>> is_public_address("93.184.215.14"), is_public_address("64:ff9b::7f00:1")
     (True, False)
@@ -103,14 +102,14 @@ def _public_address(host: str, port: int, deadline: float, url: str) -> str:
 
 
 def _look_up(host: str, port: int, deadline: float) -> list[str]:
-    """Every address of a name. In a thread of its own, as a lookup cannot be given a time limit."""
-    found: list[str] = []
+    """Resolve a name to all of its addresses, in a thread, because lookups have no timeout."""
+    addresses: list[str] = []
     failure: list[Exception] = []
 
     def look_up() -> None:
         try:
             rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found.extend(str(row[4][0]) for row in rows)
+            addresses.extend(str(row[4][0]) for row in rows)
         except (OSError, UnicodeError) as error:
             failure.append(error)
 
@@ -120,8 +119,8 @@ def _look_up(host: str, port: int, deadline: float) -> list[str]:
     if thread.is_alive():
         raise TimeoutError
     if failure:
-        raise OSError("the name could not be looked up") from failure[0]
-    return found
+        raise OSError("the host name could not be resolved") from failure[0]
+    return addresses
 
 
 def _connect(address: str, port: int, parts: SplitResult, deadline: float) -> socket.socket:
@@ -131,7 +130,7 @@ def _connect(address: str, port: int, parts: SplitResult, deadline: float) -> so
     try:
         connection.settimeout(_seconds_left(deadline))
         context = ssl.create_default_context()
-        # The certificate is checked against the name, although the address was fixed before.
+        # The certificate is checked against the host name, not against the address.
         return context.wrap_socket(connection, server_hostname=parts.hostname)
     except BaseException:
         connection.close()
@@ -151,22 +150,22 @@ def _body(
     response = http.client.HTTPResponse(_DeadlineSocket(connection, deadline), method="GET")  # type: ignore[arg-type]
     with response:
         response.begin()
-        announced = response.length  # None where no readable Content-Length came
-        _check_headers(response, announced, max_bytes, url)
+        content_length = response.length  # None without a valid Content-Length
+        _check_headers(response, content_length, max_bytes, url)
         body = bytearray()
         while chunk := response.read(min(2**16, max_bytes + 1 - len(body))):
             body += chunk
             if len(body) > max_bytes:
                 raise _too_large(max_bytes, url)
-        if announced is not None and len(body) != announced:
+        if content_length is not None and len(body) != content_length:
             raise ImageError(
-                f"{_quoted(url)} delivered {len(body)} of {announced} bytes. Try again."
+                f"{_quoted(url)} delivered {len(body)} of {content_length} bytes. Try again."
             )
     return bytes(body)
 
 
 def _check_headers(
-    response: http.client.HTTPResponse, announced: int | None, max_bytes: int, url: str
+    response: http.client.HTTPResponse, content_length: int | None, max_bytes: int, url: str
 ) -> None:
     if 300 <= response.status < 400:
         raise ImageError(
@@ -182,7 +181,7 @@ def _check_headers(
             f"{_quoted(url)} was sent with a Content-Encoding that was not requested. "
             "Download it yourself and pass the file."
         )
-    if announced is not None and announced > max_bytes:
+    if content_length is not None and content_length > max_bytes:
         raise _too_large(max_bytes, url)
 
 
@@ -205,7 +204,7 @@ def _quoted(url: str) -> str:
 
 
 class _DeadlineSocket:
-    """What HTTPResponse needs of a socket, with one deadline over all of its reads."""
+    """The part of a socket that HTTPResponse uses, with one deadline for all reads."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
@@ -224,6 +223,6 @@ class _DeadlineReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        # A socket's own timeout starts anew at every read: one byte a second would never end.
+        # A socket's timeout restarts at every read, so one byte per second would never time out.
         self._connection.settimeout(_seconds_left(self._deadline))
         return self._connection.recv_into(buffer)

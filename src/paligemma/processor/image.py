@@ -1,17 +1,17 @@
-"""Pictures: file, bytes, PIL image or array to RGB as a person sees it; RGB to pixel values.
+"""Load images from files, bytes, PIL images and arrays as RGB, and turn them into pixel values.
 
-What becomes of each kind of picture, once and for all:
+How each kind of image is handled:
 
-    orientation (EXIF)   applied; boxes refer to the upright picture
+    orientation (EXIF)   applied; boxes refer to the upright image
     alpha, transparency  composited onto white
     1, L, P, CMYK, YCbCr converted by Pillow
-    I;16, I              16 bits of gray, divided by 257
+    I;16, I              16-bit gray, divided by 257
     16-bit color PNG     the high byte of each channel, as Pillow decodes it
     F                    gray in [0, 1], times 255
     animation            the first frame
-    color profile (ICC)  ignored, as in the pictures that the model was trained on
+    color profile (ICC)  ignored, as in the training of the model
 
-Knows no tokens and no model. The resize is that of transformers' SiglipImageProcessor.
+The resize equals that of transformers' SiglipImageProcessor.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 Resize = Literal["squash", "pad"]
 BoxOrder = Literal["yxyx", "xyxy"]
 
-# The parser is chosen by a file's first bytes and called directly: no other parser of Pillow's
-# ever sees the bytes, and Pillow's own limit, a global one, stays out of it.
+# The parser is chosen by the file's first bytes and called directly, so no other parser of Pillow
+# ever sees the bytes, and Pillow's own global size limit does not apply.
 _PARSERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -82,28 +82,29 @@ _WHITE = (255, 255, 255)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedImage:
-    """A picture, upright and in RGB. Equal to itself only, so it may be a key of a dict."""
+    """An upright RGB image. Compared by identity, so that it can be a dict key."""
 
     rgb: Image.Image
     name: str
-    """The file's name, the web address, or what kind of object it was."""
+    """The file name, the URL, or the kind of object it was loaded from."""
 
     @property
     def size_wh(self) -> tuple[int, int]:
-        """Pixels across and down, after orientation."""
+        """Width and height in pixels, after applying the orientation."""
         return self.rgb.size
 
 
 def load_image(
     source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
 ) -> LoadedImage:
-    """Reads a picture from a path, bytes, a PIL image, an array or (if allowed) a web address.
+    """Load an image from a path, bytes, a PIL image, an array or (if allowed) a URL.
 
-    Files: JPEG, PNG, WebP, GIF and BMP of at most 64 MiB. Arrays: uint8 or bool of shape (H, W),
-    (H, W, 3) or (H, W, 4), or floats of these shapes in [0, 1]; rows from the top, channels RGB
-    or RGBA. The size is checked from the header, before anything is decoded.
+    Files: JPEG, PNG, WebP, GIF and BMP of at most 64 MiB. Arrays: uint8, bool, or float in [0, 1],
+    of shape (H, W), (H, W, 3) or (H, W, 4); rows from top to bottom, channels RGB or RGBA. The
+    limits are `max_pixels` in all and 20,000 per side, checked in the header before decoding.
 
-    Raises ImageError for everything else: missing, refused, damaged, cut short, too large.
+    Raises ImageError for an image that is missing, damaged, truncated, too large, or in an
+    unsupported format.
 
     >>> load_image(np.zeros((2, 3), np.uint8)).size_wh
     (3, 2)
@@ -130,37 +131,37 @@ def load_image(
     try:
         image.load()
         rgb = _to_rgb(image, subject)
-        turn = _UPRIGHT.get(_orientation(image))
-        upright = rgb if turn is None else rgb.transpose(turn)
-        upright.info.clear()  # its orientation is used up: loading it again must not turn it again
+        transpose = _UPRIGHT.get(_orientation(image))
+        upright = rgb if transpose is None else rgb.transpose(transpose)
+        upright.info.clear()  # else loading the result again would apply the orientation twice
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged data
+    except Exception as error:  # decoders raise arbitrary exceptions on damaged data
         raise _damaged(subject) from error
     return LoadedImage(rgb=upright, name=name)
 
 
 def read_size_wh(source: ImageSource) -> tuple[int, int]:
-    """Pixels across and down of the upright picture, from its header where that says it.
+    """Read the width and height of the upright image, from the header where possible.
 
-    Raises ImageError as `load_image` does, but for damage behind the header.
+    Raises ImageError as `load_image` does, except for damage after the header.
     """
     if not isinstance(source, str | Path | bytes):
         return load_image(source).size_wh
     data = source if isinstance(source, bytes) else _read(source, False)[0]
     image = _open(data, _subject(source), MAX_PIXELS)
-    # To ask a PNG for its orientation is to decode it, and few have any.
-    may_turn = not isinstance(image, PngImageFile) or b"eXIf" in data or b"Raw profile" in data
+    # Reading the orientation of a PNG decodes it, and few PNGs have one.
+    may_rotate = not isinstance(image, PngImageFile) or b"eXIf" in data or b"Raw profile" in data
     width, height = image.size
-    return (height, width) if may_turn and _orientation(image) >= 5 else (width, height)
+    return (height, width) if may_rotate and _orientation(image) >= 5 else (width, height)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """How a picture of `source_wh` was laid into the model's square, and the way back.
+    """How an image of size `source_wh` is fitted to the model's square input, and the inverse.
 
-    `squash` stretches the picture over the whole square. `pad` keeps its shape: the longer side
-    fills the square, the rest is white, half on either side.
+    `squash` stretches the image to the whole square. `pad` keeps the aspect ratio: the longer side
+    fills the square, and white borders of equal size fill the rest.
 
     >>> t = ImageTransform(source_wh=(640, 480), resolution=224)
     >>> t.box_to_source((0.25, 0.5, 0.75, 1.0))  # y0 x0 y1 x1
@@ -182,9 +183,9 @@ class ImageTransform:
 
     @property
     def content_xywh(self) -> tuple[int, int, int, int]:
-        """Where the picture lies in the square: left, top, width, height, in model pixels.
+        """The image's area in the square: left, top, width and height in pixels of the model.
 
-        640 x 480 in 224, padded: (0, 28, 224, 168).
+        640 x 480 padded to 224: (0, 28, 224, 168).
         """
         side = self.resolution
         if self.resize == "squash":
@@ -196,30 +197,30 @@ class ImageTransform:
     def box_to_source(
         self, box: Sequence[float], *, order: BoxOrder = "yxyx", clamp: bool = True
     ) -> tuple[float, float, float, float]:
-        """A box in fractions of the square -> x0 y0 x1 y1 in pixels of the source, clamped to it.
+        """Map a box in fractions of the square to (x0, y0, x1, y1) in pixels of the source image.
 
-        A box that lies in the white border becomes one without area at the picture's edge.
-        `clamp=False` lets a box reach out of the picture.
+        The result is clamped to the image, so a box inside the white border ends up without area
+        at the image's edge. With `clamp=False` a box may extend beyond the image.
         """
         x0, y0, x1, y1 = _reordered(box, order)
         left, top, width, height = self.content_xywh
         source_w, source_h = self.source_wh
 
-        def place(at: float, start: int, length: int, side: int) -> float:
-            pixel = (at * self.resolution - start) / length * side
+        def to_pixel(fraction: float, start: int, length: int, side: int) -> float:
+            pixel = (fraction * self.resolution - start) / length * side
             return min(max(pixel, 0.0), float(side)) if clamp else pixel
 
         return (
-            place(x0, left, width, source_w),
-            place(y0, top, height, source_h),
-            place(x1, left, width, source_w),
-            place(y1, top, height, source_h),
+            to_pixel(x0, left, width, source_w),
+            to_pixel(y0, top, height, source_h),
+            to_pixel(x1, left, width, source_w),
+            to_pixel(y1, top, height, source_h),
         )
 
     def box_from_source(
         self, box_xyxy: Sequence[float], *, order: BoxOrder = "yxyx"
     ) -> tuple[float, float, float, float]:
-        """The inverse: x0 y0 x1 y1 in pixels of the source -> fractions of the square."""
+        """Map (x0, y0, x1, y1) in pixels of the source image to fractions of the square."""
         x0, y0, x1, y1 = _reordered(box_xyxy, "xyxy")
         left, top, width, height = self.content_xywh
         source_w, source_h = self.source_wh
@@ -229,10 +230,10 @@ class ImageTransform:
 
 
 def resize_to_square(rgb: Image.Image, transform: ImageTransform) -> Image.Image:
-    """RGB of any size -> RGB of resolution x resolution, by PIL's bicubic filter.
+    """Resize an RGB image to the model's resolution with PIL's bicubic filter.
 
-    `pad` resizes first and adds the border then; PaliGemma 2 (arXiv 2412.03555, appendix B) pads
-    first. The two differ by less than a pixel, and this one needs no room for a large square.
+    `pad` resizes first and then adds the border, while PaliGemma 2 (arXiv 2412.03555, appendix B)
+    pads first. The results differ by less than a pixel, and resizing first needs less memory.
     """
     left, top, width, height = transform.content_xywh
     content = rgb.resize((width, height), Image.Resampling.BICUBIC)
@@ -244,7 +245,7 @@ def resize_to_square(rgb: Image.Image, transform: ImageTransform) -> Image.Image
 
 
 def pixel_array(rgb: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
-    """RGB of any size -> float32[3, R, R] in [-1, 1]: resized as uint8, then x / 127.5 - 1."""
+    """Turn an RGB image into float32[3, R, R] in [-1, 1]: resize as uint8, then x / 127.5 - 1."""
     pixels = np.asarray(resize_to_square(rgb, transform), dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
 
@@ -308,7 +309,7 @@ def _open(data: bytes, subject: str, max_pixels: int) -> Image.Image:
             f"{subject} is too large; the limit is {max_pixels / 1e6:g} megapixels. "
             "Scale it down first."
         ) from error
-    except Exception as error:  # parsers raise whatever they like on damaged data
+    except Exception as error:  # parsers raise arbitrary exceptions on damaged data
         raise _damaged(subject) from error
 
 
@@ -346,9 +347,9 @@ _quiet_lock = threading.Lock()
 
 @contextmanager
 def _pillow_quiet() -> Iterator[None]:
-    """Keeps Pillow's warnings about odd metadata to itself.
+    """Suppress Pillow's warnings about odd metadata.
 
-    Filters of warnings belong to the whole process, hence the lock; decoding happens outside.
+    Warning filters are global to the process, hence the lock. Decoding happens outside of it.
     """
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -356,11 +357,11 @@ def _pillow_quiet() -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. Asked after decoding: PNG may hold EXIF behind the pixels."""
+    """Read the EXIF orientation, 1 to 8. Call after decoding: a PNG may store EXIF at its end."""
     try:
         with _pillow_quiet():
             return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata do not make the pixels unreadable
+    except Exception:  # damaged metadata does not make the pixels unreadable
         return 1
 
 
@@ -374,7 +375,7 @@ def _to_rgb(image: Image.Image, subject: str) -> Image.Image:
         rgb = Image.new("RGB", image.size, _WHITE)
         rgb.paste(rgba, mask=rgba.getchannel("A"))
         return rgb
-    # Pillow hands back the same object's copy for RGB: what the caller does later stays outside.
+    # For RGB this returns a copy, so later changes of the caller's image have no effect.
     return image.convert("RGB")
 
 

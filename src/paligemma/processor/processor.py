@@ -1,7 +1,4 @@
-"""Processor: pictures and prompts to one ModelInputs, for inference and for training alike.
-
-Knows no tasks and no model; its numbers (resolution, image tokens) come from the model's config.
-"""
+"""Processor: images and prompts to one `ModelInputs`, for inference and training."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from paligemma.processor.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow:
-    """A prompt about some of the batch's pictures, named by their place in the list."""
+    """A prompt and the images it is about, as indices into the batch's list of images."""
 
     prompt: str
     images: tuple[int, ...] = (0,)
@@ -38,7 +35,7 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleRow:
-    """A prompt with its answer: whole, or in parts of which some do not count in the loss."""
+    """A prompt with its suffix: one text, or parts of which some do not count in the loss."""
 
     prompt: str
     suffix: str | tuple[SuffixPart, ...]
@@ -47,33 +44,32 @@ class ExampleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Turns pictures and rows of text into a batch.
+    """Turns images and rows of text into a batch.
 
-    Two questions about one picture: 2 rows, 1 picture; with `num_image_tokens` 256,
-    "caption en" makes a row of 260 positions (256, BOS, caption, en, newline), "ocr" one of 259
-    behind a pad.
+    Two prompts about one image make 2 rows and 1 image. With `num_image_tokens` 256, "caption en"
+    makes a row of 260 positions (256, BOS, caption, en, newline), and "ocr" one of 259 after a pad.
     """
 
     tokenizer: Tokenizer
     resolution: int
     num_image_tokens: int
-    """Positions that one picture takes: 256 at 224 pixels."""
+    """Number of positions per image: 256 at 224 pixels."""
     resize: Resize = "squash"
 
     def load(
         self, source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
     ) -> LoadedImage:
-        """See `load_image`."""
+        """Load an image; see `load_image`."""
         return load_image(source, allow_urls=allow_urls, max_pixels=max_pixels)
 
     def transform(self, image: LoadedImage) -> ImageTransform:
-        """How this picture is laid into the model's square; maps boxes back."""
+        """Return how this image is fitted to the model's square input; it maps boxes back."""
         return ImageTransform(
             source_wh=image.size_wh, resolution=self.resolution, resize=self.resize
         )
 
     def pixel_values(self, images: Sequence[LoadedImage]) -> Tensor:
-        """float32[I, 3, R, R] in [-1, 1]."""
+        """Return I images as float32[I, 3, R, R] in [-1, 1], with R the resolution."""
         pixels = np.empty((len(images), 3, self.resolution, self.resolution), dtype=np.float32)
         for i, image in enumerate(images):
             pixels[i] = pixel_array(image.rgb, self.transform(image))
@@ -82,10 +78,10 @@ class Processor:
     def prefix_inputs(
         self, rows: Sequence[PromptRow], images: Sequence[LoadedImage]
     ) -> ModelInputs:
-        """What the model reads before it answers; pads on the left, so that answers line up.
+        """Build the inputs for generation, padded on the left so that new tokens line up.
 
-        Raises PromptError for text that cannot be tokenized, OptionError for a picture that is
-        not there.
+        Raises PromptError for text that cannot be tokenized, and OptionError for an empty batch or
+        an image index out of range.
         """
         sequences = [
             build_prefix(self.tokenizer, row.prompt, len(row.images), self.num_image_tokens)
@@ -97,10 +93,10 @@ class Processor:
     def example_inputs(
         self, rows: Sequence[ExampleRow], images: Sequence[LoadedImage]
     ) -> ModelInputs:
-        """Prompts with their answers, and `loss_mask` on what counts of them; pads on the right.
+        """Build the inputs for training or scoring, with a `loss_mask`, padded on the right.
 
-        Raises PromptError for text that cannot be tokenized, OptionError for a picture that is
-        not there.
+        Raises PromptError for text that cannot be tokenized, and OptionError for an empty batch or
+        an image index out of range.
         """
         sequences = [
             build_example(
@@ -139,24 +135,24 @@ def pad_batch(
     pad: Literal["right", "left"],
     pad_id: int,
 ) -> ModelInputs:
-    """Sequences of different lengths as one batch, without pixel values.
+    """Pad sequences of different lengths to one batch, without pixel values.
 
-    `image_index` says which of the batch's images fill each row's image tokens.
+    `image_index` has, for each row, the indices of the images that fill its image tokens.
     """
     longest = max(map(len, sequences))
     starts = [longest - len(s) if pad == "left" else 0 for s in sequences]
 
     def padded(rows: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
         table = torch.full((len(rows), longest), fill, dtype=dtype)
-        for line, row, start in zip(table, rows, starts, strict=True):
-            line[start : start + len(row)] = torch.tensor(row, dtype=dtype)
+        for padded_row, row, start in zip(table, rows, starts, strict=True):
+            padded_row[start : start + len(row)] = torch.tensor(row, dtype=dtype)
         return table
 
     return ModelInputs(
         token_ids=padded([s.token_ids for s in sequences], pad_id, torch.int64),
         input_mask=padded([[True] * len(s) for s in sequences], False, torch.bool),
-        # Pads after a row are causal as in big_vision. Pads before it are not: what follows the
-        # first True counts as suffix.
+        # Pads on the right are causal, as in big_vision. Pads on the left must not be, because
+        # everything after the first True belongs to the suffix.
         mask_ar=padded([s.mask_ar for s in sequences], pad == "right", torch.bool),
         image_mask=padded([s.image_mask for s in sequences], False, torch.bool),
         loss_mask=padded([s.loss_mask for s in sequences], False, torch.bool),

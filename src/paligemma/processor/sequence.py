@@ -1,10 +1,8 @@
-"""One row: image tokens, BOS, prefix, separator, suffix, EOS as ids and masks.
+"""Token ids and masks of one row: image tokens, BOS, prefix, separator, suffix, EOS.
 
 Rules (arXiv 2407.07726 section 3.1; big_vision `configs/proj/paligemma/transfers/common.py`):
-prefix, separator and suffix are tokenized apart, so that no piece spans two of them; the suffix
-has no leading space; image tokens and prefix see each other, the suffix is causal.
-
-Knows no pixels, no batch and no padding.
+prefix, separator and suffix are tokenized separately, so no piece spans two of them; the suffix
+has no leading space; image tokens and prefix attend to each other, the suffix is causal.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from paligemma.processor.tokenizer import Tokenizer, check_text
 
 
 class SuffixPart(NamedTuple):
-    """A piece of a suffix, and whether its tokens count in the loss."""
+    """A part of a suffix, and whether its tokens count in the loss."""
 
     text: str
     counts_in_loss: bool
@@ -25,7 +23,7 @@ class SuffixPart(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """A row of T positions. Here: 2 image tokens and "caption en", answered by "beach".
+    """A row of T positions. Example: 2 image tokens, the prefix "caption en", the suffix "beach".
 
         row         <img> <img>   BOS  caption     en     \\n  beach  EOS
         token_ids      0     0      2    21209    659    108  54901    1
@@ -48,10 +46,10 @@ class TokenSequence:
 def build_prefix(
     tokenizer: Tokenizer, prompt: str, num_images: int, num_image_tokens: int
 ) -> TokenSequence:
-    """What the model reads before it answers.
+    """Build what the model reads before it generates: image tokens, BOS, prompt and separator.
 
-    One newline at the prompt's end is dropped, since the separator follows anyway; newlines inside
-    stay. An empty prompt is allowed: the model then captions.
+    One newline at the end of the prompt is dropped, because the separator follows. Other newlines
+    are kept. With an empty prompt the model writes a caption.
 
     Raises PromptError for text that cannot be tokenized.
     """
@@ -61,7 +59,7 @@ def build_prefix(
         *tokenizer.tokenize_text(prompt.removesuffix("\n")),
         tokenizer.separator_id,
     ]
-    return _joined(num_images * num_image_tokens, tokenizer.pad_id, prefix, [])
+    return _concatenate(num_images * num_image_tokens, tokenizer.pad_id, prefix, [])
 
 
 def build_example(
@@ -71,31 +69,31 @@ def build_example(
     num_images: int,
     num_image_tokens: int,
 ) -> TokenSequence:
-    """A prompt with the answer to learn (or to score), which ends with EOS.
+    """Build a prompt with the suffix to learn or to score, followed by EOS.
 
-    A suffix in parts is tokenized part by part, so cut it only where tokens end in any case: at a
+    The parts of a suffix are tokenized separately, so split it only at token boundaries: at a
     `<loc>`, a `<seg>` or another whole piece. EOS always counts in the loss.
 
     Raises PromptError for text that cannot be tokenized.
     """
     prefix = build_prefix(tokenizer, prompt, 0, num_image_tokens).token_ids
     parts = [SuffixPart(suffix, True)] if isinstance(suffix, str) else suffix
-    answer: list[int] = []
+    suffix_ids: list[int] = []
     counts: list[bool] = []
     for part in parts:
         ids = tokenizer.tokenize_text(part.text)
-        answer += ids
+        suffix_ids += ids
         counts += [part.counts_in_loss] * len(ids)
-    return _joined(
+    return _concatenate(
         num_images * num_image_tokens,
         tokenizer.pad_id,
         list(prefix),
-        [*answer, tokenizer.eos_id],
+        [*suffix_ids, tokenizer.eos_id],
         (*counts, True),
     )
 
 
-def _joined(
+def _concatenate(
     num_image_positions: int,
     placeholder: int,
     prefix: list[int],

@@ -1,15 +1,15 @@
-"""Text to token ids and back, by the checkpoint's own SentencePiece model.
+"""Text to token ids and back, with the checkpoint's SentencePiece model.
 
-Gemma's `tokenizer.model` has 256,000 pieces and none for places; `<loc0000>`...`<loc1023>` and
-`<seg000>`...`<seg127>` are appended here, in this order, as big_vision does (`pp/tokenizer.py`).
-A model that holds them already (big_vision's `paligemma_tokenizer.model`) is taken as it is.
+Gemma's `tokenizer.model` has 256,000 pieces and none for locations. `<loc0000>`...`<loc1023>` and
+`<seg000>`...`<seg127>` are appended here, in this order, as in big_vision (`pp/tokenizer.py`).
+A model that already contains them (big_vision's `paligemma_tokenizer.model`) is used unchanged.
 
-Text may contain `<locDDDD>` and `<segDDD>`: those are places. It cannot contain control tokens:
-`<bos>`, `<eos>`, `<pad>`, `<unk>` and `<image>` are spelled out like any word. A few names that
-Gemma's model lists as ordinary pieces (`<mask>`, `<start_of_turn>`, `<end_of_turn>`, `<unusedN>`)
-do become one id, as in every other implementation; they steer nothing here.
+In text, `<locDDDD>` and `<segDDD>` become location and mask tokens. Control tokens cannot be
+written as text: `<bos>`, `<eos>`, `<pad>`, `<unk>` and `<image>` are spelled out like any word. A
+few names that Gemma's model lists as ordinary pieces (`<mask>`, `<start_of_turn>`, `<end_of_turn>`,
+`<unusedN>`) do become one id, as in every other implementation; they have no special effect.
 
-An image token has no id.
+Image tokens have no id.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEG_PIECES = tuple(f"<seg{i:03d}>" for i in range(NUM_SEG_TOKENS))
 
 
 class Tokenizer:
-    """Text <-> ids. With Gemma's model:
+    """Text <-> token ids. With Gemma's model:
 
     >>> tokenizer.tokenize_text("caption <loc0250><loc0100><loc0750><loc0900>")
     [21209, 235248, 256250, 256100, 256750, 256900]
@@ -43,9 +43,9 @@ class Tokenizer:
     """
 
     def __init__(self, model_proto: bytes) -> None:
-        """Raises TokenizerError for a model that is damaged, or of another family."""
+        """Raises TokenizerError for a model that is damaged or of another family."""
         self.model_proto = model_proto
-        """The model as it was given; writing these bytes to a file saves the tokenizer."""
+        """The serialized model; write these bytes to a file to save the tokenizer."""
         self._pieces = _parse(model_proto)
         if not self._has_piece(LOC_PIECES[0]):
             self._pieces = _parse(model_proto + _user_defined(LOC_PIECES + SEG_PIECES))
@@ -74,7 +74,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Reads a SentencePiece model, usually named `tokenizer.model`."""
+        """Read a SentencePiece model, usually named `tokenizer.model`."""
         path = Path(path)
         try:
             with path.open("rb") as file:
@@ -93,32 +93,34 @@ class Tokenizer:
         return cls(model_proto)
 
     def tokenize_text(self, text: str) -> list[int]:
-        """Ids of the text alone: nothing is added before or after.
+        """Return the ids of the text, without BOS, EOS or other additions.
 
-        Raises PromptError for more than 16,384 characters, a NUL, or half of a surrogate pair.
+        Raises PromptError for more than 16,384 characters, a NUL, or an unpaired surrogate.
         """
         check_text(text)
         ids: list[int] = self._pieces.encode(text)
         return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of the ids. BOS, EOS and pads give nothing.
+        """Return the text of the ids; BOS, EOS and pads add nothing.
 
-        Half a character gives U+FFFD, and so does an id beyond the vocabulary: a model with more
-        rows than the tokenizer has pieces may say it. Raises TokenizerError for an id below 0.
+        An incomplete character becomes U+FFFD, and so does an id beyond the vocabulary, which a
+        model with more rows than the tokenizer has pieces may generate. Raises TokenizerError for
+        an id below 0.
         """
-        if wrong := [i for i in ids if i < 0]:
-            raise TokenizerError(f"{wrong[0]} is not a token id; ids start at 0.")
+        if negative := [i for i in ids if i < 0]:
+            raise TokenizerError(f"{negative[0]} is not a token id; ids start at 0.")
         runs = itertools.groupby(ids, key=lambda i: i < self.vocab_size)
         return "".join(
-            self._pieces.decode(list(run)) if is_known else _REPLACEMENT * len(list(run))
-            for is_known, run in runs
+            self._pieces.decode(list(run)) if in_vocabulary else _REPLACEMENT * len(list(run))
+            for in_vocabulary, run in runs
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 that one token stands for: a whole text, or a piece of a character.
+        """Return the UTF-8 bytes of one token, possibly only part of a character.
 
-        Those of all tokens joined are `detokenize` of them. Control tokens have none.
+        The bytes of several tokens concatenated are those of `detokenize`. Control tokens have
+        none.
         """
         if not 0 <= token_id < self.vocab_size:
             return _REPLACEMENT.encode()
@@ -140,7 +142,7 @@ class Tokenizer:
         return 0 <= token_id - self.seg_offset < NUM_SEG_TOKENS
 
     def check_fits(self, vocab_rows: int) -> None:
-        """Raises TokenizerError when an id would reach behind the embedding's last row."""
+        """Raises TokenizerError if there are more ids than rows in the embedding."""
         if self.vocab_size > vocab_rows:
             raise TokenizerError(
                 f"The tokenizer has {self.vocab_size} ids, but the model's embedding has only "
@@ -151,7 +153,7 @@ class Tokenizer:
         return bool(self._pieces.id_to_piece(self._pieces.piece_to_id(piece)) == piece)
 
     def _offset_of(self, pieces: Sequence[str]) -> int:
-        """Id of the first piece, after making sure that the others follow in order."""
+        """Return the id of the first piece, after checking that the others follow in order."""
         offset: int = self._pieces.piece_to_id(pieces[0])
         for i, piece in enumerate(pieces):
             if not self._has_piece(piece) or self._pieces.piece_to_id(piece) != offset + i:
@@ -163,7 +165,7 @@ class Tokenizer:
 
 
 def check_text(text: str) -> None:
-    """Raises PromptError for what cannot be tokenized; see `Tokenizer.tokenize_text`."""
+    """Raises PromptError for text that cannot be tokenized; see `Tokenizer.tokenize_text`."""
     if not isinstance(text, str):
         raise PromptError(f"The prompt is a {type(text).__name__}; it must be a str.")
     if len(text) > MAX_CHARACTERS:
@@ -184,37 +186,37 @@ def check_text(text: str) -> None:
 
 
 class StreamDetokenizer:
-    """Ids one at a time -> pieces of text that are never taken back.
+    """Detokenize ids one at a time; text that was returned never changes.
 
-    A character may take several tokens (byte pieces); it is held back until it is whole. The
-    pieces joined, with `finish()` last, are `detokenize` of all ids.
+    A character may take several tokens (byte pieces) and is held back until it is complete. All
+    returned pieces concatenated, with `finish()` last, equal `detokenize` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # The last ids given out and those held back. The former stay as context, because a piece
-        # may look different at the very start of a text.
-        self._given: list[int] = []
-        self._held: list[int] = []
+        # The ids returned last are kept as context, because a piece may be written differently at
+        # the very start of a text.
+        self._context: list[int] = []
+        self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this id; often "" inside a character."""
-        self._held.append(token_id)
-        text = self._text_of_held()
+        """Add an id and return the text that is now complete; often "" inside a character."""
+        self._pending.append(token_id)
+        text = self._pending_text()
         if text.endswith(_REPLACEMENT):
             return ""
-        self._given, self._held = self._held, []
+        self._context, self._pending = self._pending, []
         return text
 
     def finish(self) -> str:
-        """What is still held back, as it stands."""
-        text = self._text_of_held()
-        self._given, self._held = self._held, []
+        """Return the pending text, even if its last character is incomplete."""
+        text = self._pending_text()
+        self._context, self._pending = self._pending, []
         return text
 
-    def _text_of_held(self) -> str:
-        given = self._tokenizer.detokenize(self._given)
-        return self._tokenizer.detokenize(self._given + self._held)[len(given) :]
+    def _pending_text(self) -> str:
+        context = self._tokenizer.detokenize(self._context)
+        return self._tokenizer.detokenize(self._context + self._pending)[len(context) :]
 
 
 def _parse(model_proto: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -230,7 +232,7 @@ def _parse(model_proto: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def _user_defined(pieces: Sequence[str]) -> bytes:
-    """The pieces as they stand in a serialized SentencePiece ModelProto: append to extend it.
+    """Serialize the pieces as in a SentencePiece ModelProto; append the bytes to a model.
 
     Field 1 of the model, repeated: {1: piece, 2: score as float, 3: type, 4 = USER_DEFINED}.
     Such pieces are matched before all others and split the text around them.
@@ -244,7 +246,7 @@ def _user_defined(pieces: Sequence[str]) -> bytes:
 
 
 class TextStream:
-    """One row's text; what was taken is never taken back."""
+    """The text of one row while it is generated, cut at the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self._detokenizer = StreamDetokenizer(tokenizer)
@@ -254,21 +256,21 @@ class TextStream:
         self._num_taken = 0
 
     def push(self, token_id: int) -> bool:
-        """Take in a token; True when the text has come to a stop string."""
+        """Add a token; True once the text has reached a stop string."""
         return self._add(self._detokenizer.push(token_id))
 
     @property
     def text(self) -> str:
-        """All of it so far, whether taken or not."""
+        """The whole text so far."""
         return self._text
 
     def take(self) -> str:
-        """What is new and certain."""
-        held = max((self._overlap(stop) for stop in self._stop), default=0)
-        return self._take_up_to(len(self._text) - held)
+        """Return the text since the last call that can no longer become part of a stop string."""
+        num_held_back = max((self._overlap(stop) for stop in self._stop), default=0)
+        return self._take_up_to(len(self._text) - num_held_back)
 
     def take_rest(self) -> str:
-        """Everything left, when no more tokens come."""
+        """Return the rest of the text, after the last token."""
         self._add(self._detokenizer.finish())
         return self._take_up_to(len(self._text))
 
@@ -276,14 +278,14 @@ class TextStream:
         if self._has_ended:
             return True
         self._text += piece
-        found = [at for at in map(self._text.find, self._stop) if at >= 0]
-        if found:
-            self._text = self._text[: min(found)]
+        stop_positions = [i for i in map(self._text.find, self._stop) if i >= 0]
+        if stop_positions:
+            self._text = self._text[: min(stop_positions)]
             self._has_ended = True
         return self._has_ended
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the text that may become `stop`."""
+        """Return the length of the longest suffix of the text that is a prefix of `stop`."""
         lengths = range(min(len(stop) - 1, len(self._text)), 0, -1)
         return next((n for n in lengths if self._text.endswith(stop[:n])), 0)
 

@@ -1,14 +1,14 @@
-"""Tasks: a question becomes a prompt, the model's tokens become a typed result.
+"""Tasks: build a prompt, and parse the model's tokens into a typed result.
 
 task.py            the protocol: prompt(), parse()
-caption.py         describe the picture, or one box in it
-answer.py          answer a question; ask for a question
-ocr.py             read the text
-detect.py          boxes for named things
-segment.py         masks for named things
-objects.py         lists of objects as the model writes them: boxes, labels, scores
-object_grammar.py  what may come next in such a list
-seg_codec.py       masks <-> <seg> tokens: the VQ-VAE
+caption.py         captions of the image or of one box in it
+answer.py          answers to questions, and questions for answers
+ocr.py             the text in the image
+detect.py          boxes for phrases
+segment.py         masks for phrases
+objects.py         parsing of object lists: boxes, labels, scores
+object_grammar.py  constrained decoding of object lists
+seg_codec.py       masks <-> <seg> codes: the VQ-VAE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Answer a question about the picture, or invent the question to an answer.
+"""Visual question answering, and generating the question for an answer.
 
-Knows the prompts of arXiv 2407.07726 section 3.2.5.
+Prompts: arXiv 2407.07726 section 3.2.5.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from paligemma.tasks.task import Generated, TaskContext, check_language, read_sc
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTask:
-    """Answer a question: as it stands, or after "answer {language}" when one is given.
+    """Answer a question. The prompt is the question, or "answer {language} {question}".
 
-    The released checkpoints were tuned on "answer en {question}" for most question sets, on the
-    bare question for DocVQA and ChartQA; mix checkpoints take both. White space is kept: the
-    tuning of AI2D had two spaces after "en".
+    The released checkpoints were tuned on "answer en {question}" for most data sets, and on the
+    question alone for DocVQA and ChartQA; mix checkpoints take both. White space is preserved,
+    because AI2D was tuned with two spaces after "en". Raises PromptError for an empty question,
+    OptionError for an invalid language code.
 
     >>> AnswerTask(question="How many cats?", language="en").prompt()
     'answer en How many cats?'
@@ -42,7 +43,7 @@ class AnswerTask:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionTask:
-    """Ask, in a language, the question that a (English) answer belongs to.
+    """Generate a question, in a given language, for an (English) answer.
 
     >>> QuestionTask(answer="yes", language="de").prompt()
     'question de yes'

@@ -1,6 +1,6 @@
-"""Describe the picture, or one box in it, in words.
+"""Captions of the image or of one box in it.
 
-Knows the prompts of arXiv 2407.07726 section 3.2.5 and of the model's documentation.
+Prompts: arXiv 2407.07726 section 3.2.5, and the model's documentation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CaptionStyle = Literal["cap", "caption", "describe"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTask:
-    """Describe the whole picture.
+    """Caption the whole image.
 
     Styles: "caption" is short, as in COCO; "cap" is raw alt text; "describe" is longer. The last
-    two are for pre-trained checkpoints.
+    two are for pre-trained checkpoints. Raises OptionError for an invalid style or language code.
 
     >>> CaptionTask(language="es").prompt()
     'caption es'
@@ -47,9 +47,9 @@ class CaptionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxCaptionTask:
-    """Describe one box; `box_normalized_xyxy` is in fractions of the model's picture.
+    """Caption one box; `box_normalized_xyxy` is in fractions of the model's square input.
 
-    Raises InputError or OptionError when the box is no box.
+    Raises InputError for a box that is not finite, OptionError for one without area.
 
     >>> BoxCaptionTask(box_normalized_xyxy=(0.1, 0.25, 0.9, 0.75)).prompt()
     'caption <loc0256><loc0102><loc0767><loc0921>'

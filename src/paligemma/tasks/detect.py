@@ -1,7 +1,4 @@
-"""Boxes for named things.
-
-Knows the form of the prompt; the output's form is in `objects.py`.
-"""
+"""Object detection: boxes for phrases. `objects.py` describes the output format."""
 
 from __future__ import annotations
 
@@ -34,14 +31,14 @@ from paligemma.tasks.task import Generated, SourceTransform, TaskContext
 
 @dataclass(frozen=True, kw_only=True)
 class DetectTask:
-    """Find things by name. `DetectTask.of` takes "cat ; dog" or a list and cleans it.
+    """Detect objects by phrase. `DetectTask.of` takes "cat ; dog" or a list, and normalizes it.
 
-    Decoding that is held to `grammar()` gives only boxes labelled with a phrase that was asked
-    for, or with labels="any" with whatever the model calls them ("detect all classes"), and at
-    most `max_objects` of them. `min_objects` is for models that were trained with noise boxes and
-    so never learned where to stop: the list goes on until there are as many, and `label_score`
-    says how much of a thing each is (arXiv 2412.03555, appendix C). Raises OptionError for other
-    values of these.
+    Decoding constrained by `grammar()` generates at most `max_objects` boxes, each labeled with
+    one of the phrases, or with any label if `labels` is "any" (for "detect all classes").
+    `min_objects` is for models trained with noise boxes, which never learned when to stop: the
+    list continues until it has that many objects, and `label_score` tells objects from noise
+    (arXiv 2412.03555, appendix C). Raises PromptError without phrases, OptionError for invalid
+    options.
 
     >>> DetectTask.of("cat; dog ;").prompt()
     'detect cat ; dog'
@@ -90,9 +87,10 @@ class DetectTask:
     def parse(
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext
     ) -> Detections:
-        found, problems = read_detections(generated, tokenizer, context, self.phrases)
+        """Return the boxes in pixels of the source image; never raises for odd output."""
+        pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
         return Detections(
-            objects=tuple(detection for detection, _ in found),
+            objects=tuple(detection for detection, _ in pairs),
             prompt=self.prompt(),
             phrases=self.phrases,
             problems=tuple(problems),
@@ -105,14 +103,15 @@ class DetectTask:
 def read_detections(
     generated: Generated, tokenizer: TokenReader, context: TaskContext, phrases: tuple[str, ...]
 ) -> tuple[list[tuple[Detection, ParsedObject]], list[Problem]]:
-    """The objects placed in the person's picture, each beside its tokens, and what was left out.
+    """Parse the objects and map their boxes to the source image.
 
-    Models tuned on referring expressions write no label; if one phrase was asked, that names it.
+    Returns pairs of detection and parsed object, and the problems of skipped ones. Models tuned on
+    referring expressions write no label; a single phrase is then used as the label.
     """
     parsed = parse_objects(
         generated.token_ids, generated.logprobs, tokenizer, stop_reason=generated.stop_reason
     )
-    found: list[tuple[Detection, ParsedObject]] = []
+    pairs: list[tuple[Detection, ParsedObject]] = []
     problems = list(parsed.problems)
     for item in parsed.objects:
         box, box_normalized = place_box(item.box_yxyx_bins, context.transform)
@@ -128,14 +127,14 @@ def read_detections(
             coordinate_score=item.coordinate_score,
             label_score=item.label_score,
         )
-        found.append((detection, item))
-    return found, problems
+        pairs.append((detection, item))
+    return pairs, problems
 
 
 def place_box(bins: BoxYxyxBins, transform: SourceTransform) -> tuple[BoxXyxy, BoxXyxy]:
-    """The box in pixels of the person's picture and in fractions of it.
+    """Return the box in pixels of the source image, and as fractions of its width and height.
 
-    A box wholly in a border that was added around the picture has no area left.
+    A box that lies entirely in the border added by padding has no area.
     """
     width, height = transform.source_wh
     x1, y1, x2, y2 = transform.box_to_source(decode_box(bins), order="xyxy")

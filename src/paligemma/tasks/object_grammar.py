@@ -1,12 +1,11 @@
-"""Lists of objects as an automaton over token ids: what the model may write next.
+"""The grammar of object lists, as an automaton over token ids that constrains decoding.
 
     output  = EOS | object (separator object)* [separator] EOS
     object  = y1 x1 y2 x2 [16 seg] label            y1 < y2, x1 < x2
 
-A list ends where it would repeat an object, or at `max_objects`, and not before `min_objects`. All
-that this allows,
-`objects.py` reads without a fault. Knows the tokenizer by a few methods; knows no model and no
-engine, whose `Constraint` it fits in shape.
+A list ends where it would repeat an object, or at `max_objects`, and not before `min_objects`.
+`objects.py` parses everything that the grammar allows without problems. `ObjectList` implements
+the engine's `Constraint` protocol.
 """
 
 from __future__ import annotations
@@ -29,44 +28,44 @@ _Ids = tuple[int, ...]
 
 
 class TokenWriter(TokenReader, Protocol):
-    """What a grammar needs of a tokenizer."""
+    """The part of a tokenizer that grammars use."""
 
     @property
     def unk_id(self) -> int:
-        """The last of the control ids, which come first; text follows."""
+        """The last of the control ids, which come first in the vocabulary."""
 
     def tokenize_text(self, text: str, /) -> list[int]: ...
 
 
 class Labels(Protocol):
-    """What may stand behind a box; `tail` is what was written since, label and separator."""
+    """The labels allowed after a box; `tail` is what was written since: label and separator."""
 
     @property
     def only(self) -> str | None:
-        """The label, where no other can come."""
+        """The label, if only one is possible."""
 
     @property
     def usual_length(self) -> int:
         """Tokens that a label and its separator take at most, as far as that is known."""
 
     def name(self, tail: _Ids, /) -> str | None:
-        """The label, if the list may end here; None inside of one."""
+        """Return the label if it is complete, so that the list may end here; else None."""
 
     def closed(self, tail: _Ids, /) -> str | None:
-        """The label, if a separator has closed it."""
+        """Return the label if a separator has closed it; else None."""
 
     def after(self, tail: _Ids, /, *, may_close: bool) -> tuple[int | range, ...]:
-        """Ids that go on: with the label, or, if it may be closed, with the separator."""
+        """Return the ids that continue the label or, if it may be closed, begin the separator."""
 
 
 class AskedLabels:
     """Exactly the phrases asked for, as the tokenizer writes them.
 
-    Where one was asked for it may be left out, as models tuned on referring expressions do.
+    A single phrase may be omitted, as models tuned on referring expressions do.
     """
 
     def __init__(self, phrases: Sequence[str], tokenizer: TokenWriter) -> None:
-        """Raises PromptError for a phrase that holds places."""
+        """Raises PromptError for a phrase that contains location or mask tokens."""
         separator = tuple(tokenizer.tokenize_text(SEPARATOR))
         self.only = phrases[0] if len(phrases) == 1 else None
         self._names = {tuple(tokenizer.tokenize_text(f" {phrase}")): phrase for phrase in phrases}
@@ -94,7 +93,7 @@ class AskedLabels:
 
 
 class AnyLabels:
-    """Any text of one line and at most 32 tokens, or none."""
+    """Any single-line text of at most 32 tokens, or none."""
 
     only = None
 
@@ -103,10 +102,10 @@ class AnyLabels:
         self._separator = tokenizer.tokenize_text(SEPARATOR)
         self.usual_length = _USUAL_LABEL_TOKENS + len(self._separator)
         self._space = tokenizer.tokenize_text(" ")[0]
-        first_place = min(tokenizer.loc_offset, tokenizer.seg_offset)
+        first_location = min(tokenizer.loc_offset, tokenizer.seg_offset)
         # Gemma has tokens for up to 31 line breaks in a row.
         breaks = {i for n in range(1, 32) for i in tokenizer.tokenize_text("\n" * n)}
-        self._text = _without(range(tokenizer.unk_id + 1, first_place), breaks)
+        self._text = _without(range(tokenizer.unk_id + 1, first_location), breaks)
 
     def name(self, tail: _Ids, /) -> str:
         return self._tokenizer.detokenize(tail).strip().removesuffix(";").rstrip()
@@ -125,7 +124,7 @@ class AnyLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectGrammar:
-    """What stays the same along a list."""
+    """The constant part of an `ObjectList`."""
 
     eos_id: int
     places: range
@@ -138,15 +137,15 @@ class ObjectGrammar:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectList:
-    """Where in a list we are."""
+    """A state of the grammar: the current object and the objects before it."""
 
     grammar: ObjectGrammar
     box: _Ids = ()
-    """Bins of the object's box, as far as it is written."""
+    """Bins of the current object's box written so far."""
     num_codes: int = 0
     tail: _Ids = ()
     written: frozenset[tuple[str, _Ids]] = frozenset()
-    """Label and box of each object before."""
+    """Label and box of each object before the current one."""
     is_over: bool = False
 
     @property
@@ -158,11 +157,12 @@ class ObjectList:
 
     @property
     def allowed(self) -> range | tuple[int | range, ...]:
-        """The ids that may come next: a range inside of a box or a mask."""
+        """The ids allowed next; inside a box or a mask they are one range."""
         grammar, places = self.grammar, self.grammar.places
         if self.is_over:
             return (grammar.eos_id,)
-        # A box has an area: no first edge is the last place, no second edge before the first.
+        # A box has an area: a first edge is never the last bin, a second edge comes after the
+        # first.
         if not self.box:
             may_end = len(self.written) >= grammar.min_objects
             return (grammar.eos_id, places[:-1]) if may_end else places[:-1]
@@ -184,7 +184,7 @@ class ObjectList:
         return (grammar.eos_id, *following)
 
     def advance(self, token_id: int, /) -> ObjectList:
-        """The state after an allowed id; EOS leads nowhere."""
+        """Return the state after an allowed id; EOS does not change it."""
         grammar = self.grammar
         if token_id == grammar.eos_id:
             return self
@@ -210,7 +210,7 @@ def object_list(
     min_objects: int = 0,
     has_masks: bool,
 ) -> ObjectList:
-    """The beginning of a list of the things asked for."""
+    """Return the initial state for a list of objects labeled with `phrases`."""
     codes = range(tokenizer.seg_offset, tokenizer.seg_offset + NUM_SEG_TOKENS)
     return ObjectList(
         grammar=ObjectGrammar(
@@ -225,7 +225,7 @@ def object_list(
 
 
 def check_list_options(labels: object, max_objects: object, min_objects: object = 0) -> None:
-    """Raises OptionError for a rule of labels or numbers of objects that make no sense."""
+    """Raises OptionError for an invalid label rule or invalid numbers of objects."""
     if labels not in ("asked", "any"):
         raise OptionError(f"labels is {labels!r}; it must be 'asked' or 'any'.")
     check_whole("max_objects", max_objects)
@@ -238,15 +238,15 @@ def check_list_options(labels: object, max_objects: object, min_objects: object 
 
 
 def _next_ids(sequences: Iterable[_Ids]) -> dict[_Ids, _Ids]:
-    """For each beginning of a sequence, the ids that go on."""
-    found: dict[_Ids, dict[int, None]] = {}
+    """Map each proper prefix of a sequence to the ids that may follow it."""
+    next_ids: dict[_Ids, dict[int, None]] = {}
     for ids in sequences:
         for length, token_id in enumerate(ids):
-            found.setdefault(ids[:length], {})[token_id] = None
-    return {beginning: tuple(following) for beginning, following in found.items()}
+            next_ids.setdefault(ids[:length], {})[token_id] = None
+    return {prefix: tuple(following) for prefix, following in next_ids.items()}
 
 
 def _without(whole: range, holes: Iterable[int]) -> tuple[range, ...]:
-    """The stretches of a range between the holes."""
+    """Return the parts of a range between the holes."""
     edges = [whole.start - 1, *sorted(hole for hole in holes if hole in whole), whole.stop]
     return tuple(range(a + 1, b) for a, b in itertools.pairwise(edges) if b > a + 1)

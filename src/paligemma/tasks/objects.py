@@ -1,28 +1,28 @@
-"""Lists of objects as the model writes them: boxes, scores and mask codes.
+"""Object lists as the model writes them: parsing, box coordinates and scores.
 
     output  = [text] object (" ; " object)* [" ;"]
     object  = loc loc loc loc [16 seg] [label]
 
-The parser walks token ids, not text: a label may hold any writing, and nothing in it can be
-mistaken for coordinates. It never raises; what does not fit becomes a `Problem`.
+The parser works on token ids, not on text, so nothing in a label can be mistaken for coordinates.
+It never raises; malformed parts become a `Problem`.
 
 A box is (x1, y1, x2, y2) in fractions of the image's width and height; its tokens are 1024 bins in
 the order y1, x1, y2, x2. Bins follow big_vision (`pp/proj/paligemma`): round(v * 1023), read back
 as bin / 1023. Other parsers divide by 1024, which differs by at most 0.1 % of a side.
 
-Log-probabilities become scores here, and nowhere else:
+How scores are computed from log-probabilities:
 
     p(tokens)        = exp(mean of their log-probabilities), a geometric mean
-    text             p(all tokens, the closing EOS too)
+    text             p(all tokens, including the final EOS)
     coordinate_score p(the 4 location tokens)
     label_score      p(the label's tokens), 1 without a label
     score            sqrt(coordinate_score * label_score), coordinate_score without a label
-    mask_score       p(the 16 mask tokens), kept apart from `score`
+    mask_score       p(the 16 mask tokens), not part of `score`
 
-Where decoding was restricted by a grammar, a location or mask token that had to come has its share
-of those that could come, and every other token its probability among the whole vocabulary: a label
-that was the only possible one is not believed more for it. A box's first token, before which the
-list might have ended, is of the latter kind.
+With grammar-constrained decoding, the probability of a location or mask token is relative to the
+allowed ones, and that of every other token relative to the whole vocabulary, so a label that was
+the only one allowed does not score higher for it. The first token of a box, where the list could
+have ended instead, is of the second kind.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LAST_BIN = NUM_LOC_TOKENS - 1
 
 
 def encode_box(box_normalized_xyxy: BoxXyxy) -> BoxYxyxBins:
-    """Four bins, 0 to 1023, y first; edges outside the picture are moved to its border.
+    """Return four bins, 0 to 1023, y first; edges outside the image are clamped to its border.
 
     Raises InputError when an edge is not a finite number.
 
@@ -62,7 +62,7 @@ def encode_box(box_normalized_xyxy: BoxXyxy) -> BoxYxyxBins:
 
 
 def decode_box(box_yxyx_bins: BoxYxyxBins) -> BoxXyxy:
-    """The box in fractions, x first.
+    """Return the box in fractions of the image, x first.
 
     >>> decode_box((0, 341, 682, 1023)) == (1 / 3, 0.0, 1.0, 2 / 3)
     True
@@ -72,7 +72,7 @@ def decode_box(box_yxyx_bins: BoxYxyxBins) -> BoxXyxy:
 
 
 def format_box(box_normalized_xyxy: BoxXyxy) -> str:
-    """The box as the text of its four tokens.
+    """Return the box as the text of its four tokens.
 
     >>> format_box((0.25, 0.0, 1.0, 0.5))
     '<loc0000><loc0256><loc0512><loc1023>'
@@ -81,19 +81,19 @@ def format_box(box_normalized_xyxy: BoxXyxy) -> str:
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:
-    """exp(mean(logprobs)), at most 1; 1 for no tokens.
+    """Return exp(mean(logprobs)), at most 1; 1 for no tokens.
 
     >>> round(mean_probability([math.log(0.5), math.log(0.125)]), 6)
     0.25
     """
     if not logprobs:
         return 1.0
-    # Rounding in the softmax can leave a log-probability slightly above zero.
+    # Rounding in the softmax can make a log-probability slightly positive.
     return min(1.0, math.exp(min(0.0, math.fsum(logprobs) / len(logprobs))))
 
 
 def object_score(coordinate_score: float, label_score: float, *, has_label: bool) -> float:
-    """One number for a box: both its place and its name must be believed.
+    """Combine both scores of a box into one, as the module docstring defines it.
 
     >>> round(object_score(0.9, 0.4, has_label=True), 6)
     0.6
@@ -106,7 +106,7 @@ NUM_LOCS = 4
 
 
 class TokenReader(Protocol):
-    """What tasks need of a tokenizer."""
+    """The part of a tokenizer that tasks use."""
 
     @property
     def eos_id(self) -> int: ...
@@ -121,7 +121,7 @@ class TokenReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedObject:
-    """One object, still in tokens' terms. Scores: see `object_score`."""
+    """One object in terms of tokens: bins and codes. The module docstring defines the scores."""
 
     label: str
     box_yxyx_bins: BoxYxyxBins
@@ -136,7 +136,7 @@ class ParsedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedObjects:
-    """A whole output: its objects, what was left out, and text that belongs to no object."""
+    """A parsed output: its objects, problems of skipped ones, and text outside of objects."""
 
     objects: tuple[ParsedObject, ...]
     problems: tuple[Problem, ...]
@@ -144,18 +144,18 @@ class ParsedObjects:
 
 
 def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
-    """The things asked for, each once, without surrounding space.
+    """Split phrases at ";", strip them and drop duplicates (ignoring case).
 
-    Raises PromptError when nothing is left.
+    Raises PromptError when no phrase is left.
 
     >>> split_phrases("cat; traffic light ;cat")
     ('cat', 'traffic light')
     """
-    given = [phrases] if isinstance(phrases, str) else list(phrases)
-    if not all(isinstance(phrase, str) for phrase in given):
-        raise PromptError(f"The phrases are {given!r}; each must be a str.")
-    # Runs of white space are one space: a line break would end the prefix early.
-    parts = (" ".join(part.split()) for phrase in given for part in phrase.split(";"))
+    texts = [phrases] if isinstance(phrases, str) else list(phrases)
+    if not all(isinstance(text, str) for text in texts):
+        raise PromptError(f"The phrases are {texts!r}; each must be a str.")
+    # White space becomes a single space, because a line break would end the prefix early.
+    parts = (" ".join(part.split()) for text in texts for part in text.split(";"))
     unique: dict[str, str] = {}
     for part in parts:
         if part:
@@ -168,7 +168,7 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def before_eos(token_ids: Sequence[int], tokenizer: TokenReader) -> list[int]:
-    """The ids up to the first EOS, without it."""
+    """Return the ids before the first EOS."""
     ids = list(token_ids)
     return ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
 
@@ -180,7 +180,7 @@ def parse_objects(
     *,
     stop_reason: StopReason = "eos",
 ) -> ParsedObjects:
-    """Read the objects of an output; `logprobs` holds one number for each id.
+    """Parse the objects of an output; `logprobs` has one value per id.
 
     `<loc0256><loc0000><loc0512><loc1023> cat ; <loc0001>` with stop_reason "length" gives one
     object, cat, and one problem of kind "cut".
@@ -205,16 +205,17 @@ def parse_objects(
     read_outside(0, bounds[0])
     for start, end in itertools.pairwise(bounds):
         piece = _read_piece(ids, start, end, tokenizer)
-        found = _judge(piece, logprobs, is_cut=stop_reason == "length" and end == len(ids))
-        if isinstance(found, Problem):
-            problems.append(found)
-        elif (found.label, found.box_yxyx_bins) in seen:
-            detail = f"{found.label!r} with the same box occurred before."
+        is_cut = stop_reason == "length" and end == len(ids)
+        parsed = _to_object(piece, logprobs, is_cut=is_cut)
+        if isinstance(parsed, Problem):
+            problems.append(parsed)
+        elif (parsed.label, parsed.box_yxyx_bins) in seen:
+            detail = f"{parsed.label!r} with the same box occurred before."
             problems.append(Problem(kind="repeated", detail=detail, token_span=piece.span))
         else:
-            # A box that came with a label says nothing new without one.
-            seen |= {(found.label, found.box_yxyx_bins), ("", found.box_yxyx_bins)}
-            objects.append(found)
+            # The same box without a label is a repetition too.
+            seen |= {(parsed.label, parsed.box_yxyx_bins), ("", parsed.box_yxyx_bins)}
+            objects.append(parsed)
         if piece.text_after:
             texts.append(piece.text_after)
         read_outside(piece.end, end)
@@ -223,7 +224,7 @@ def parse_objects(
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """A run of location tokens and what follows it, up to mask tokens astray or the next run.
+    """A run of location tokens and what follows, up to stray mask tokens or the next run.
 
     Token positions: `start`, locs, `locs_end`, (blank,) segs, `segs_end`, label, `label_end`,
     separator and further text, `end`.
@@ -238,7 +239,7 @@ class _Piece:
     codes: tuple[int, ...]
     label: str
     is_closed: bool
-    """A separator or something else follows the label, so that it is whole."""
+    """A separator or something else follows the label, so the label is complete."""
     text_after: str
 
     @property
@@ -282,31 +283,31 @@ def _read_piece(ids: list[int], start: int, limit: int, tokenizer: TokenReader) 
 
 
 def _count_tokens(ids: list[int], num_characters: int, tokenizer: TokenReader) -> int:
-    """How many of the ids make up the first characters of their text."""
+    """Return how many of the ids make up the first `num_characters` of their text."""
     return bisect.bisect_left(
         range(len(ids)), num_characters, key=lambda n: len(tokenizer.detokenize(ids[:n]))
     )
 
 
-def _judge(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> ParsedObject | Problem:
-    """The object, or why it is none; `is_cut` when the tokens ran out at the piece's end."""
+def _to_object(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> ParsedObject | Problem:
+    """Return the object or its problem; `is_cut` if generation stopped at the piece's end."""
     num_locs, num_codes = len(piece.bins), len(piece.codes)
-    fault = None
-    is_whole = piece.is_closed
+    problem = None
+    is_complete = piece.is_closed
     if num_locs != NUM_LOCS:
-        fault = f"{num_locs} location tokens in a row; a box has {NUM_LOCS}."
-        is_whole |= num_locs > NUM_LOCS or piece.locs_end < piece.end
+        problem = f"{num_locs} location tokens in a row; a box has {NUM_LOCS}."
+        is_complete |= num_locs > NUM_LOCS or piece.locs_end < piece.end
     elif num_codes not in (0, NUM_CODES_PER_MASK):
-        fault = f"{num_codes} mask tokens in a row; a mask has {NUM_CODES_PER_MASK}."
-        is_whole |= num_codes > NUM_CODES_PER_MASK or piece.segs_end < piece.end
+        problem = f"{num_codes} mask tokens in a row; a mask has {NUM_CODES_PER_MASK}."
+        is_complete |= num_codes > NUM_CODES_PER_MASK or piece.segs_end < piece.end
     elif piece.bins[2] <= piece.bins[0] or piece.bins[3] <= piece.bins[1]:
-        fault = f"the box {piece.bins} (y1, x1, y2, x2) has no area."
-        is_whole = True
-    if is_cut and not is_whole:
-        detail = "the tokens ran out inside this object."
+        problem = f"the box {piece.bins} (y1, x1, y2, x2) has no area."
+        is_complete = True
+    if is_cut and not is_complete:
+        detail = "generation stopped inside this object."
         return Problem(kind="cut", detail=detail, token_span=piece.span)
-    if fault is not None:
-        return Problem(kind="malformed", detail=fault, token_span=piece.span)
+    if problem is not None:
+        return Problem(kind="malformed", detail=problem, token_span=piece.span)
 
     y1, x1, y2, x2 = piece.bins
     coordinate_score = mean_probability(logprobs[piece.start : piece.locs_end])
@@ -326,7 +327,7 @@ def _judge(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> ParsedO
 def _runs(
     ids: list[int], start: int, end: int, tokenizer: TokenReader
 ) -> Iterator[tuple[bool, int, int]]:
-    """Stretches of mask tokens and of others in [start, end): (is_seg, first, last + 1)."""
+    """Yield runs of mask tokens and of other tokens in [start, end): (is_seg, first, last + 1)."""
     first = start
     for is_seg, run in itertools.groupby(ids[start:end], key=tokenizer.is_seg):
         last = first + len(list(run))

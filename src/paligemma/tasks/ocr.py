@@ -1,6 +1,6 @@
-"""Read all text in the picture.
+"""Read all text in the image, in raster order.
 
-Knows the prompt of arXiv 2407.07726 section 3.2.5; the text comes in raster order.
+Prompt: arXiv 2407.07726 section 3.2.5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from paligemma.tasks.task import Generated, TaskContext, read_scored_text
 
 @dataclass(frozen=True, kw_only=True)
 class OcrTask:
-    """Read the picture's text; for pre-trained checkpoints and ones tuned to read.
+    """Read the text in the image; for pre-trained checkpoints and ones tuned for OCR.
 
     >>> OcrTask().prompt()
     'ocr'

@@ -1,11 +1,11 @@
-"""Masks as sixteen `<seg>` tokens and back: the VQ-VAE, its file, and masks' place in a picture.
+"""Masks <-> sixteen `<seg>` codes: the VQ-VAE, its file format, cropping and pasting of masks.
 
-A mask is cut to its box, resized to 64 x 64 and encoded as a 4 x 4 grid of codes, row by row.
-The network is that of "All in Tokens" (arXiv 2301.02229, `vae/models/VQVAE.py`), the file and
-the resizing that of big_vision (`pp/proj/paligemma/segmentation.py`,
-`evaluators/proj/paligemma/transfers/segmentation.py`). Parameters have the file's names.
+A mask is cropped to its box, resized to 64 x 64 and encoded as a 4 x 4 grid of codes, row by row.
+The network is that of "All in Tokens" (arXiv 2301.02229, `vae/models/VQVAE.py`); the file format
+and the resizing are those of big_vision (`pp/proj/paligemma/segmentation.py`,
+`evaluators/proj/paligemma/transfers/segmentation.py`). Parameters have the names in the file.
 
-Knows no tokenizer and no text. A file is never trusted: see `load_mask_codec_npz`.
+Files are untrusted input: see `load_mask_codec_npz`.
 """
 
 # N masks, D code dim, C channels, K codes
@@ -34,10 +34,10 @@ from paligemma.results import BoxXyxy
 MASK_SIDE = 64
 CODE_SIDE = math.isqrt(NUM_CODES_PER_MASK)  # 4
 
-# The released file has 2.1 million numbers; far more is a damaged or hostile one.
+# The released file has 2.1 million parameters; far more means a damaged or malicious file.
 _MAX_PARAMETERS = 50_000_000
 _MAX_HEADER_BYTES = 4096
-_IGNORED_PREFIX = "_vq_vae._ema_"  # running averages that only training of the codebook needs
+_IGNORED_PREFIX = "_vq_vae._ema_"  # running averages, needed only to train the codebook
 
 
 class _Codebook(nn.Module):
@@ -64,7 +64,7 @@ class _ResidualBlock(nn.Module):
 
 
 class MaskCodec(nn.Module):
-    """The VQ-VAE behind `<seg>` tokens.
+    """The VQ-VAE that maps 64 x 64 masks to 16 codes, the `<seg>` tokens, and back.
 
     >>> codec = MaskCodec()
     >>> codec.encode_masks(torch.ones(2, 64, 64)).shape
@@ -112,7 +112,7 @@ class MaskCodec(nn.Module):
 
     @torch.no_grad()
     def encode_masks(self, masks: Tensor) -> Tensor:
-        """float[N, 64, 64] in [0, 1] -> the nearest codes, int64[N, 16].
+        """Encode float[N, 64, 64] in [0, 1] as the nearest codes, int64[N, 16].
 
         Raises InputError for another shape.
         """
@@ -131,9 +131,9 @@ class MaskCodec(nn.Module):
 
     @torch.no_grad()
     def decode_masks(self, codes: Tensor) -> Tensor:
-        """int64[N, 16] -> float[N, 64, 64] in about [-1, 1]; foreground is above 0.
+        """Decode int64[N, 16] to float[N, 64, 64] in about [-1, 1]; foreground is above 0.
 
-        Raises InputError for another shape or a code that the codebook lacks.
+        Raises InputError for another shape or a code outside the codebook.
         """
         if codes.ndim != 2 or codes.shape[1] != NUM_CODES_PER_MASK:
             raise InputError(
@@ -153,7 +153,7 @@ class MaskCodec(nn.Module):
 
 
 def crop_mask(mask: npt.NDArray[np.bool_], box_normalized_xyxy: BoxXyxy) -> npt.NDArray[np.float32]:
-    """What `encode_masks` takes: bool[H, W] cut to the box -> float32[64, 64] in [0, 1].
+    """Crop bool[H, W] to the box and resize it for `encode_masks`: float32[64, 64] in [0, 1].
 
     Raises InputError when the box, rounded to pixels, is empty.
     """
@@ -169,21 +169,21 @@ def crop_mask(mask: npt.NDArray[np.bool_], box_normalized_xyxy: BoxXyxy) -> npt.
             f"The box {box_normalized_xyxy} contains no pixel of an image of {width} x {height}. "
             "Give x1, y1, x2, y2 as fractions, with x1 < x2 and y1 < y2."
         )
-    cut = Image.fromarray(mask[y1:y2, x1:x2].astype(np.float32))
-    resized = cut.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR)
+    crop = Image.fromarray(mask[y1:y2, x1:x2].astype(np.float32))
+    resized = crop.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32).clip(0.0, 1.0)
 
 
 def paste_mask(
     mask64: npt.NDArray[np.float32], box_xyxy: BoxXyxy, size_wh: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
-    """What `decode_masks` gives, laid into its box in pixels: bool[H, W] of the whole picture.
+    """Paste a mask of `decode_masks` into its box, given in pixels: bool[H, W] of the whole image.
 
-    The box is rounded down to pixels; foreground is where the resized mask is above 0. Of a box
-    that reaches out of the picture, the part inside is laid in.
+    The box is rounded down to pixels; foreground is where the resized mask is above 0. A box that
+    extends beyond the image is cropped.
     """
     width, height = size_wh
-    # A box edge computed as bin / 1023 * side may fall a hair short of a whole number.
+    # A box edge computed as bin / 1023 * side may be slightly below a whole number.
     left, top, right, bottom = (math.floor(edge + 1e-6) for edge in box_xyxy)
     x1, x2 = max(left, 0), min(right, width)
     y1, y2 = max(top, 0), min(bottom, height)
@@ -200,7 +200,7 @@ def paste_mask(
 
 
 def mask_codec_to_npz(codec: MaskCodec) -> bytes:
-    """The codec as the content of an .npz file with the released file's names."""
+    """Serialize the codec as an .npz file with the tensor names of the released file."""
     arrays: dict[str, Any] = {
         name: tensor.detach().float().cpu().numpy() for name, tensor in codec.state_dict().items()
     }
@@ -210,7 +210,7 @@ def mask_codec_to_npz(codec: MaskCodec) -> bytes:
 
 
 def save_mask_codec_npz(codec: MaskCodec, path: str | Path) -> None:
-    """Write the codec as an .npz file; all of it or nothing."""
+    """Write the codec as an .npz file, atomically."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -224,13 +224,13 @@ def save_mask_codec_npz(codec: MaskCodec, path: str | Path) -> None:
 
 
 def load_mask_codec_npz(path_or_file: str | Path | IO[bytes]) -> MaskCodec:
-    """Read a codec, float32 on the CPU, from big_vision's `vae-oid.npz` or one saved here.
+    """Load a codec, float32 on the CPU, from big_vision's `vae-oid.npz` or a file saved here.
 
-    Every tensor's header is read and compared with the shape it must have before any data is, so
-    a file cannot make us allocate more than the codec needs; nothing in it is unpickled.
+    All tensor headers are checked against the expected shapes before any data is read, so a file
+    cannot cause larger allocations than the codec needs. Nothing is unpickled.
 
-    Raises CheckpointError, naming what is wrong: members that are missing, unknown, there twice,
-    outside the archive, of another shape or type, cut short, or not finite.
+    Raises CheckpointError for members that are missing, unknown, duplicate, truncated, not finite,
+    or of another shape or dtype.
     """
     is_path = isinstance(path_or_file, str | Path)
     name = str(path_or_file) if is_path else "The mask codec"
@@ -264,7 +264,7 @@ def _tensor_names() -> set[str]:
 
 
 def _list_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The tensors' members by tensor name; any other but the ignored ones is refused."""
+    """Return the archive members by tensor name; unknown members raise CheckpointError."""
     members: dict[str, zipfile.ZipInfo] = {}
     expected = _tensor_names()
     unknown = []
@@ -313,7 +313,7 @@ def _parse_header(file: IO[bytes], name: str) -> _Header:
 
 
 def _infer_config(headers: Mapping[str, _Header]) -> MaskCodecConfig:
-    """Sizes from the shapes that alone decide them; `_check_shapes` compares all the others."""
+    """Infer sizes from the shapes that determine them; `_check_shapes` checks all others."""
 
     def sizes(key: str, num_axes: int) -> tuple[int, ...]:
         shape = headers[key][0]

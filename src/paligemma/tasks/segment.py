@@ -1,7 +1,6 @@
-"""Masks for named things.
+"""Segmentation: masks for phrases.
 
-Knows the form of the prompt and when a mask is usable; the output's form is in `objects.py`, the
-masks' coding in `seg_codec.py`.
+`objects.py` describes the output format, `seg_codec.py` how masks are encoded.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ from paligemma.tasks.task import Generated, TaskContext
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentTask:
-    """Find the pixels of things by name. `SegmentTask.of` takes "cat ; dog" or a list.
+    """Segment objects by phrase. `SegmentTask.of` takes "cat ; dog" or a list.
 
-    `labels` and `max_objects` are those of `DetectTask`.
+    `labels` and `max_objects` are as in `DetectTask`.
 
     >>> SegmentTask.of(["left wheel"]).prompt()
     'segment left wheel'
@@ -81,42 +80,45 @@ class SegmentTask:
         )
 
     def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Segments:
-        """Raises CheckpointError when the context has no mask codec."""
+        """Return boxes and masks in pixels of the source image.
+
+        Raises CheckpointError when the context has no mask codec; never for odd output.
+        """
         if context.mask_codec is None:
             raise CheckpointError(
                 "The model has no mask codec, which turns <seg> tokens into masks. Load it with "
                 "mask_codec=PATH, where PATH is vae-oid.npz of big_vision's PaliGemma."
             )
-        found, problems = read_detections(generated, tokenizer, context, self.phrases)
+        pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
         num_codes = context.mask_codec.config.num_codes
-        coded: list[tuple[Detection, ParsedObject]] = []
-        for detection, item in found:
+        masked: list[tuple[Detection, ParsedObject]] = []
+        for detection, item in pairs:
             if item.seg_codes and max(item.seg_codes) < num_codes:
-                coded.append((detection, item))
+                masked.append((detection, item))
             else:
-                wrong = "a mask token outside the codebook" if item.seg_codes else "no mask tokens"
-                detail = f"{item.label!r} has a box but {wrong}."
+                reason = "a mask token outside the codebook" if item.seg_codes else "no mask tokens"
+                detail = f"{item.label!r} has a box but {reason}."
                 problems.append(
                     Problem(kind="malformed", detail=detail, token_span=item.token_span)
                 )
-        codes = torch.tensor([item.seg_codes for _, item in coded], dtype=torch.int64)
+        codes = torch.tensor([item.seg_codes for _, item in masked], dtype=torch.int64)
         masks = context.mask_codec.decode_masks(codes.reshape(-1, NUM_CODES_PER_MASK)).cpu().numpy()
         size_wh = context.transform.source_wh
 
-        def lay_in(mask: npt.NDArray[np.float32], item: ParsedObject) -> npt.NDArray[np.bool_]:
-            # The whole box: where a border was added, the mask may reach out of the picture.
+        def paste(mask: npt.NDArray[np.float32], item: ParsedObject) -> npt.NDArray[np.bool_]:
+            # The box is not clamped: with a border, it may extend beyond the image.
             box = decode_box(item.box_yxyx_bins)
-            whole = context.transform.box_to_source(box, order="xyxy", clamp=False)
-            return paste_mask(mask, whole, size_wh)
+            unclamped = context.transform.box_to_source(box, order="xyxy", clamp=False)
+            return paste_mask(mask, unclamped, size_wh)
 
         return Segments(
             objects=tuple(
                 Segment(
                     **vars(detection),
-                    mask=lay_in(mask, item),
+                    mask=paste(mask, item),
                     mask_score=item.mask_score,
                 )
-                for (detection, item), mask in zip(coded, masks, strict=True)
+                for (detection, item), mask in zip(masked, masks, strict=True)
             ),
             prompt=self.prompt(),
             phrases=self.phrases,

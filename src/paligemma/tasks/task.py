@@ -1,8 +1,4 @@
-"""The protocol of a task: prompt() makes the question, parse() reads the model's output.
-
-A task knows a tokenizer and the picture's geometry by the few methods below; it knows no model,
-no image files and no engine.
-"""
+"""The protocol of a task: `prompt()` builds the prompt, `parse()` reads the model's output."""
 
 from __future__ import annotations
 
@@ -38,11 +34,11 @@ _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 AnswerKind = Literal[
     "caption", "describe", "answer", "ocr", "detect", "segment", "read_text", "generate", "prompt"
 ]
-"""generate: any other text that evaluation asks for. prompt: a prompt of the caller's own."""
+"""generate: any other text in evaluation. prompt: a custom prompt."""
 
 
 class Generated(Protocol):
-    """What a task reads; `results.Generation` is one."""
+    """The output that a task parses, such as `results.Generation`."""
 
     @property
     def token_ids(self) -> Sequence[int]: ...
@@ -53,56 +49,54 @@ class Generated(Protocol):
 
 
 class SourceTransform(Protocol):
-    """How the model's square picture lies on the person's picture."""
+    """The mapping from the model's square input to the source image."""
 
     @property
     def source_wh(self) -> tuple[int, int]: ...
     def box_to_source(
         self, box: Sequence[float], /, *, order: Literal["yxyx", "xyxy"], clamp: bool = True
     ) -> BoxXyxy:
-        """Fractions of the model's picture -> pixels of the person's picture, clamped to it."""
+        """Map fractions of the model's input to pixels of the source image, clamped to it."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskContext:
-    """What a task needs beside tokens to place its answer in the picture."""
+    """What a task needs in addition to the tokens to build its result."""
 
     transform: SourceTransform
     mask_codec: MaskCodec | None = None
-    """Needed by `SegmentTask` only."""
+    """Only for `SegmentTask`."""
 
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class Task(Protocol[ResultT_co]):
-    """A question that knows how to read its answer."""
+    """A prompt and the parser of its output."""
 
     def prompt(self) -> str:
-        """The prefix, without separator."""
+        """Return the prefix, without separator."""
         ...
 
     def parse(
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext
     ) -> ResultT_co:
-        """The typed result; odd output never raises."""
+        """Return the typed result; never raises for odd output."""
         ...
 
 
 @runtime_checkable
 class GuidedTask(Protocol):
-    """A task whose output has a grammar, to which decoding can be held: detect and segment."""
+    """A task whose grammar can constrain decoding: detect and segment."""
 
     def grammar(self, tokenizer: TokenWriter) -> ObjectList:
-        """The state before the first token."""
+        """Return the grammar's initial state."""
         ...
 
 
 def check_language(language: str) -> str:
-    """The code itself.
-
-    Raises OptionError when it does not look like a language code.
+    """Return the language code; raise OptionError if it does not look like one.
 
     >>> check_language("fil")
     'fil'
@@ -116,7 +110,7 @@ def check_language(language: str) -> str:
 
 
 def read_scored_text(generated: Generated, tokenizer: TokenReader) -> Text:
-    """The text up to EOS without surrounding space, its score, and all tokens."""
+    """Return the text up to EOS, stripped, with its score and all tokens."""
     return Text(
         text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
         token_ids=tuple(generated.token_ids),
