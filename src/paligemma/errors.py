@@ -88,11 +88,11 @@ class NumericalError(PaliGemmaError, ArithmeticError):
 
     @classmethod
     def of_model(cls) -> NumericalError:
-        """The error of an answer whose logits are not finite."""
+        """Return the error for logits that are not finite."""
         return cls(
-            "The model returned NaN or infinity, so there is no answer. Load it with "
-            "dtype='float32': float16 is too narrow for it. If that does not help, its weights "
-            "are damaged."
+            "The model returned NaN or infinity, so there is no result. Load it with "
+            "weights='float32', because float16 has too small a range for it. If that does not "
+            "help, its weights are damaged."
         )
 
 

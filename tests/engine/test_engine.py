@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paligemma.engine import engine as engine_module
+from paligemma.engine import runner as runner_module
 from paligemma.engine.engine import Engine, Event, FinishedRequest
 from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request, RequestState
@@ -500,14 +500,14 @@ def test_no_memory_for_choosing_tokens_is_no_other_case(
         for n, request in enumerate(texts(model, 6, max_new_tokens=6))
     ]
     expected = engine_of(model).run(requests)
-    sound_rows = engine_module.sound_rows
+    finite_rows = runner_module.finite_rows
     now_and_then = OnCall(torch.OutOfMemoryError("full"), 1, 4, 12)
 
     def after_all_was_drawn(*args: Any) -> list[bool]:
         now_and_then(None)
-        return sound_rows(*args)
+        return finite_rows(*args)
 
-    monkeypatch.setattr(engine_module, "sound_rows", after_all_was_drawn)
+    monkeypatch.setattr(runner_module, "finite_rows", after_all_was_drawn)
     assert all(map(close, engine_of(model).run(requests), expected))
     assert now_and_then.num_calls > 12
 
@@ -776,7 +776,7 @@ def test_rows_of_different_seeds_are_chosen_in_one_go(
     request = texts(model, 1, max_new_tokens=4)[0]
     seeds = [replace(request, sampler=Sampling(temperature=2.0, seed=seed)) for seed in range(4)]
     alone = [engine_of(model).run([one])[0] for one in seeds]
-    monkeypatch.setattr(engine_module, "choose_allowed", recorded)
+    monkeypatch.setattr(runner_module, "choose_allowed", recorded)
     together = engine_of(model).run(seeds)
     assert len(samplers) == 4, "one choice a step"
     assert all(close(one, other) for one, other in zip(together, alone, strict=True))

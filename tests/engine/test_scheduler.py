@@ -85,20 +85,20 @@ def test_a_client_without_a_place_gets_one_from_a_client_with_several() -> None:
     for state in own:
         plan.add(state)
     plan.prefilled(plan.next_group())
-    assert plan.row_to_give_back() is None  # nobody else is waiting
+    assert plan.row_to_preempt() is None  # nobody else is waiting
     plan.add(waiting("b"))
-    row = plan.row_to_give_back()
+    row = plan.row_to_preempt()
     assert row == 2  # the youngest: it loses least
-    plan.put_back([plan.remove(row)])
+    plan.requeue([plan.remove(row)])
     plan.prefilled(plan.next_group())
     assert clients(plan.running) == "aab"
-    assert plan.row_to_give_back() is None
+    assert plan.row_to_preempt() is None
     plan.add(waiting("c"))
-    plan.put_back([plan.remove(plan.row_to_give_back())])
+    plan.requeue([plan.remove(plan.row_to_preempt())])
     plan.prefilled(plan.next_group())
     assert sorted(clients(plan.running)) == ["a", "b", "c"]
     plan.add(waiting("d"))
-    assert plan.row_to_give_back() is None  # everybody has one: it waits for an end
+    assert plan.row_to_preempt() is None  # everybody has one: it waits for an end
     # What was given back comes before what was never started, in the old order.
     for _ in range(3):
         plan.remove(0)
@@ -119,8 +119,8 @@ def test_waiting_is_bounded_in_steps_whatever_the_others_do() -> None:
         if step % 5 == 0:
             newcomers.append(waiting(f"new {step}"))
             plan.add(newcomers[-1])
-        if (row := plan.row_to_give_back()) is not None:
-            plan.put_back([plan.remove(row)])
+        if (row := plan.row_to_preempt()) is not None:
+            plan.requeue([plan.remove(row)])
         plan.prefilled(plan.next_group())
         for state in newcomers:
             if state in plan.running:
@@ -154,7 +154,7 @@ def test_the_queue_is_bounded_exactly() -> None:
         plan.add(waiting("d"))
     group = plan.next_group()
     plan.add(waiting("d"))
-    plan.put_back(group)  # what was taken once is not refused
+    plan.requeue(group)  # what was taken once is not refused
     assert plan.num_queued == 4
     with pytest.raises(BusyError):
         plan.add(waiting("e"))
@@ -191,7 +191,7 @@ def test_groups_are_halved_after_a_failure_and_grow_again() -> None:
         sizes.append(len(group))
         if outcome == "fails":
             plan.prefill_failed(group)
-            plan.put_back(group)
+            plan.requeue(group)
         else:
             plan.prefilled(group)
             while plan.running:
@@ -205,7 +205,7 @@ def test_fewer_rows_run_after_a_failed_step_and_one_more_after_each_good_one() -
         plan.add(waiting())
     plan.prefilled(plan.next_group())
     plan.decode_failed()
-    plan.put_back([plan.remove(row) for row in (7, 6, 5, 4)])
+    plan.requeue([plan.remove(row) for row in (7, 6, 5, 4)])
     assert plan.next_group() == []
     for num_rows in (5, 6, 7, 8, 8):
         plan.decoded()

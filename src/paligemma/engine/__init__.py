@@ -1,16 +1,17 @@
-"""Inputs to token ids. Knows no text.
+"""Generation: model inputs to token ids.
 
-sampling.py       logits to the next id: sampling, and grammars that restrict it
-generate.py       the plain loop; everything faster must equal it
-beam.py           the likeliest whole sequence, by beams
-score.py          how likely a given suffix is
+sampling.py       logits to the next id: sampling, and grammars that constrain it
+generate.py       the reference loop, which everything faster must match
+beam.py           beam search
+score.py          log-probabilities of given suffixes
 
-Many requests at once:
+Many requests at once (continuous batching):
 
-engine.py         add, step, run, stream
-scheduler.py      who is prefilled next and who decodes
-request.py        one request, how far it has come, and why it stopped
-image_cache.py    image tokens of pictures seen before
+engine.py         the engine: add, step, run, stream
+runner.py         the engine's calls of the model
+scheduler.py      which requests are prefilled next, and which decode
+request.py        one request and its state
+image_cache.py    caches of image tokens
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""Beam search: the likeliest whole sequence among those that a few parallel guesses reach.
-
-Sequences are compared by the sum of their log-probabilities, without length penalty, as
-big_vision's `beam_decode` does. Knows no text.
+"""Beam search. Sequences are ranked by the sum of their log-probabilities, without length penalty,
+as in big_vision's `beam_decode`.
 """
 
 from __future__ import annotations
@@ -48,10 +46,10 @@ def beam_search(
     eos_id: int,
     image_tokens: Tensor | None = None,
 ) -> list[GeneratedRow]:
-    """The best sequence of each row that `beam_size` beams find; rows are searched one by one.
+    """Return the best sequence of each row; rows are searched one after the other.
 
-    A sequence that reached EOS is preferred to one cut at `max_new_tokens`. With one beam this
-    is greedy decoding. Raises OptionError for sizes below 1.
+    A sequence that ended with EOS is preferred to one cut at `max_new_tokens` (one for all rows,
+    or one per row). One beam is greedy decoding. Raises OptionError for numbers below 1.
     """
     check_whole("num_beams", beam_size)
     inputs = inputs.to(model.device)
@@ -86,7 +84,7 @@ def _search_row(
         if not bool(logits.isfinite().all()):
             return (best or beams[0]).ended("numerical_error")
         logprobs = torch.log_softmax(logits, dim=1)
-        # One candidate more than beams, for each beam: at most one of them is EOS.
+        # One candidate more than there are beams, because at most one per beam is EOS.
         values, ids = logprobs.topk(min(beam_size + 1, logprobs.shape[1]), dim=1)
         candidates = [
             (slot, beam.then(token_id, logprob))
@@ -94,8 +92,7 @@ def _search_row(
             for token_id, logprob in zip(ids[slot].tolist(), values[slot].tolist(), strict=True)
         ]
         candidates.sort(key=lambda candidate: -candidate[1].total)
-        # An EOS takes one of the places of this step when it ranks among them, so that one beam
-        # is greedy decoding; the free places stay with the sequences that go on.
+        # An EOS counts only if it ranks within the beam size, so that one beam is greedy decoding.
         survivors: list[tuple[int, _Beam]] = []
         for rank, (slot, beam) in enumerate(candidates):
             if beam.token_ids[-1] != eos_id:
@@ -104,7 +101,7 @@ def _search_row(
                 best = beam
             if len(survivors) == beam_size:
                 break
-        # Totals only fall as sequences grow: no survivor can overtake a better ended one.
+        # Totals only fall as sequences grow, so no survivor can overtake a better ended one.
         if best is not None and (not survivors or best.total >= survivors[0][1].total):
             return best.ended("eos")
         beams = [beam for _, beam in survivors]

@@ -1,54 +1,50 @@
-"""Continuous batching: requests come and go between steps, and all that run share each step.
+"""Continuous batching: requests join and leave between steps, and all running ones share each step.
 
-Token ids in, token ids out; knows no text. What a request gets is what the plain loop gives it
-alone, whatever else is going on.
+Token ids in, token ids out. Each request gets exactly what the reference loop (`generate.py`) gives
+it alone, whatever else is running.
 
-    step: end what was cancelled or is late -> prefill one group -> decode all rows
+    step: end cancelled and expired requests -> prefill one group -> decode all running rows
 
     >>> engine = Engine(model, num_positions=600)              # doctest: +SKIP
     >>> rows = engine.run(requests)                            # doctest: +SKIP
 
-or, for requests that come one by one:
+or, for requests that arrive one by one:
 
-    >>> number = engine.add(request)                           # doctest: +SKIP
+    >>> request_id = engine.add(request)                       # doctest: +SKIP
     >>> while engine.has_work:                                 # doctest: +SKIP
     ...     for event in engine.step():
     ...         print(event.request_id, event.token_id, event.stop_reason)
 
-One thread at a time may use an engine.
+An engine must be used by one thread at a time.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from paligemma.adapters.bank import AdapterBank
 from paligemma.engine.image_cache import ImageCache, KeyedImage, RecentCache
-from paligemma.engine.request import PrefixKey, Request, RequestEnd, RequestState, TopLogprob
-from paligemma.engine.sampling import choose_allowed, common_range, sound_rows
+from paligemma.engine.request import Request, RequestEnd, RequestState, TopLogprob
+from paligemma.engine.runner import ChosenToken, Prefix, Runner
 from paligemma.engine.scheduler import Scheduler
-from paligemma.errors import OptionError, PromptError, check_whole
-from paligemma.inputs import ModelInputs
+from paligemma.errors import OptionError, check_whole
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
-
-# B rows of this pass, T positions of the longest, I pictures, P image tokens, D decoder width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a step brought one request: a token, its end, or both.
+    """The outcome of a step for one request: a new token, its end, or both.
 
-    `error` is the exception of a request that "failed". `top_logprobs` are of the model's own
-    distribution, whatever temperature or grammar chose the token; where all rows of a pass were
-    held to a range, of that range.
+    `error` is the exception of a request that "failed". `top_logprobs` come from the model's own
+    distribution, before temperature and grammar; where all rows of a pass were constrained to a
+    range, from the distribution over that range.
     """
 
     request_id: int
@@ -61,7 +57,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRequest:
-    """What one request got; as `GeneratedRow`, with the ways to end that only an engine has."""
+    """The result of one request: as `GeneratedRow`, with the engine's additional stop reasons."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -69,31 +65,18 @@ class FinishedRequest:
     error: Exception | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """All that a prefix of T tokens leaves behind."""
-
-    hidden: Tensor
-    """float[D]: of its last position, behind the last norm."""
-    cache: Tensor
-    """float[2L, K, T, H], as `SlotCache.copy_of` gives it."""
-
-    @property
-    def num_bytes(self) -> int:
-        return self.hidden.nbytes + self.cache.nbytes
-
-
 class Engine:
     """Runs any number of requests on one model, at most `max_rows` at a time.
 
-    Every running request has room for `num_positions` (its prefix and all its new tokens); with
-    `kv_cache_bytes` there are as many rows as fit into that, if fewer. `max_queued` requests may
-    wait. A group of prefixes takes at most `max_prefill_positions`, pads counted: the memory that
-    attention takes grows with it, and running requests wait while it is computed. Image tokens of
-    pictures seen before are kept up to `image_cache_bytes`, or in an `image_cache` that other
-    engines of this model share. What whole prefixes left behind is kept up to
-    `prefix_cache_bytes`: a request that repeats one, pictures and all, is not read again. With
-    `adapters`, which stand beside the model's layers, each request has its own, or none.
+    Each running request has `num_positions` for its prefix and all its new tokens. With
+    `kv_cache_bytes`, fewer rows run if not all fit into that. Up to `max_queued` requests may
+    wait. A prefill group has at most `max_prefill_positions`, including pads, which bounds the
+    memory for attention and the time that running requests wait for it. Image tokens are cached up
+    to `image_cache_bytes`, or in an `image_cache` shared with other engines of the model. The
+    states after whole prefixes are cached up to `prefix_cache_bytes`, so a request that repeats
+    prompt and images is not computed again. With `adapters`, each request may use one of them.
+
+    Raises OptionError for numbers out of range, and for a `kv_cache_bytes` too small for one row.
     """
 
     def __init__(
@@ -131,27 +114,28 @@ class Engine:
         self.model = model
         self.num_positions = num_positions
         self._clock = clock
-        self._adapters = adapters
-        self._images = ImageCache(image_cache_bytes) if image_cache is None else image_cache
-        self.prefixes: RecentCache[Prefix] = RecentCache(prefix_cache_bytes)
         self._scheduler = Scheduler(
             max_rows=max_rows,
             max_queued=max_queued,
             max_prefill_positions=max_prefill_positions,
         )
-        self._slots = SlotCache(
-            decoder, max_rows, num_positions, dtype=model.dtype, device=model.device
+        self._runner = Runner(
+            model,
+            SlotCache(decoder, max_rows, num_positions, dtype=model.dtype, device=model.device),
+            image_cache=ImageCache(image_cache_bytes) if image_cache is None else image_cache,
+            prefix_cache_bytes=prefix_cache_bytes,
+            adapters=adapters,
         )
         self._next_id = 0
         self._states: dict[int, RequestState] = {}
         self._events: list[Event] = []
         self._inboxes: dict[int, list[Event]] = {}
 
-    # Requests come and go
+    # Adding and cancelling requests
 
     @property
     def has_work(self) -> bool:
-        """True while a step has something to do or to tell."""
+        """True while there are requests or events left."""
         return bool(self._states or self._events)
 
     @property
@@ -163,145 +147,118 @@ class Engine:
         return self._scheduler.num_queued
 
     def add(self, request: Request) -> int:
-        """Put a request into the queue; gives back the number that its events will have.
+        """Queue a request; return its id, which its events carry.
 
         Raises PromptError or OptionError for a request that does not fit the model or the cache,
-        and BusyError when too many are waiting.
+        and BusyError when the queue is full.
         """
-        state = self._checked(request)
+        self._runner.check(request)
+        state = self._new_state(request)
         self._scheduler.add(state)
         self._states[state.request_id] = state
         self._next_id += 1
         return state.request_id
 
     def cancel(self, request_id: int) -> bool:
-        """End a request, waiting or running, before the next step; False if it has ended."""
+        """End a waiting or running request before the next step; False if it has ended."""
         if (state := self._states.get(request_id)) is None:
             return False
         state.is_cancelled = True
         return True
 
     def run(self, requests: Sequence[Request]) -> list[FinishedRequest]:
-        """All of these, in this order; raises what `add` raises, before any is started."""
+        """Run these requests to their end; return the results in the same order.
+
+        Raises what `add` raises, before any request is started.
+        """
         token_ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
-        ends: dict[int, Event] = {}
-        for number, event in self.stream(requests):
+        last_events: dict[int, Event] = {}
+        for index, event in self.stream(requests):
             if event.token_id is not None and event.logprob is not None:
-                token_ids[number].append(event.token_id)
-                logprobs[number].append(event.logprob)
+                token_ids[index].append(event.token_id)
+                logprobs[index].append(event.logprob)
             if event.stop_reason is not None:
-                ends[number] = event
+                last_events[index] = event
         return [
             FinishedRequest(
-                token_ids=tuple(ids), logprobs=tuple(values), stop_reason=reason, error=end.error
+                token_ids=tuple(ids), logprobs=tuple(values), stop_reason=reason, error=last.error
             )
-            for number, (ids, values) in enumerate(zip(token_ids, logprobs, strict=True))
-            if (reason := (end := ends[number]).stop_reason) is not None
+            for index, (ids, values) in enumerate(zip(token_ids, logprobs, strict=True))
+            if (reason := (last := last_events[index]).stop_reason) is not None
         ]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
-        """As `run`, but gives (place in `requests`, event) as soon as it is known.
+        """As `run`, but yield (index into `requests`, event) as soon as a token is known.
 
-        Several may be read in turns, and beside `add` and `step`. Requests of a stream that is
-        closed early are cancelled.
+        Several streams may be read alternately, and along with `add` and `step`. Closing a stream
+        early cancels its requests.
         """
         for request in requests:
-            self._checked(request)
+            self._runner.check(request)
+            self._new_state(request)
         return self._stream(requests)
 
     def _stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
         waiting = deque(enumerate(requests))
-        numbers: dict[int, int] = {}  # request id -> place in `requests`
+        indices: dict[int, int] = {}  # request id -> index into `requests`
         inbox: list[Event] = []
         try:
-            while waiting or numbers:
+            while waiting or indices:
                 while waiting and not self._scheduler.is_full:
-                    number, request = waiting.popleft()
+                    index, request = waiting.popleft()
                     request_id = self.add(request)
-                    numbers[request_id] = number
+                    indices[request_id] = index
                     self._inboxes[request_id] = inbox
                 if not inbox:
                     self.step()
                 events = list(inbox)
                 inbox.clear()
                 for event in events:
-                    number = numbers[event.request_id]
+                    index = indices[event.request_id]
                     if event.stop_reason is not None:
-                        del numbers[event.request_id]
-                    yield number, event
+                        del indices[event.request_id]
+                    yield index, event
         finally:
-            for request_id in numbers:
+            for request_id in indices:
                 self.cancel(request_id)
                 self._inboxes.pop(request_id, None)
 
-    def _checked(self, request: Request) -> RequestState:
-        """Its state at the beginning, if it fits this model and this cache."""
-        config = self.model.config
-        if self._adapters is not None:
-            self._adapters.check(request.adapter)
-        elif request.adapter:
-            raise OptionError(
-                f"The request names the adapter {request.adapter!r}, but the engine has none. "
-                "Leave the adapter out."
-            )
-        if request.num_positions > self.num_positions:
-            raise PromptError(
-                f"The request needs {request.num_positions} positions, {request.max_new_tokens} "
-                f"of them for new tokens; the engine has {self.num_positions} per request. "
-                "Shorten the prompt, lower max_new_tokens, or raise the engine's num_positions."
-            )
-        vocab_size = config.decoder.vocab_size
-        lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
-        if lowest < 0 or highest >= vocab_size:
-            raise PromptError(
-                f"The token ids range from {lowest} to {highest}; the model has 0 to "
-                f"{vocab_size - 1}. Use this model's tokenizer."
-            )
-        num_image_positions = int(request.image_mask.sum())
-        num_image_tokens = config.vision.num_image_tokens
-        if num_image_positions != len(request.images) * num_image_tokens:
-            raise PromptError(
-                f"The request has {num_image_positions} image token positions, but "
-                f"{len(request.images)} image(s) of {num_image_tokens} tokens each. Build it with "
-                "a processor for the model's resolution."
-            )
-        shape = (3, config.vision.resolution, config.vision.resolution)
-        for image in request.images:
-            if image.pixel_values.shape != shape:
-                raise PromptError(
-                    f"An image has shape {list(image.pixel_values.shape)}; the model takes "
-                    f"{list(shape)}. Prepare it with a processor for the model's resolution."
-                )
+    def _new_state(self, request: Request) -> RequestState:
+        vocab_size = self.model.config.decoder.vocab_size
         return RequestState(request_id=self._next_id, request=request, vocab_size=vocab_size)
 
-    # What is shared with passes that are not a request's
+    # Shared with passes outside of requests, such as scoring
+
+    @property
+    def prefixes(self) -> RecentCache[Prefix]:
+        """The cache of prefixes, with its hits and misses."""
+        return self._runner.prefixes
 
     @torch.inference_mode()
     def image_tokens(self, images: Sequence[KeyedImage]) -> Tensor:
-        """float[I, P, D] of at least one picture, from the engine's cache where they are known."""
-        return self._images.encode(images, self.model)
+        """Return float[I, P, D] of at least one image, from the engine's cache where possible."""
+        return self._runner.image_tokens(images)
 
     def select_adapters(self, names: Sequence[str]) -> None:
-        """Before a pass of the model: whose rows it has, one name a row; "" for no adapter."""
-        if self._adapters is not None:
-            self._adapters.select(names)
+        """Set the adapters of the next pass of the model, one name per row; "" for none."""
+        self._runner.select_adapters(names)
 
     # One step
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Prefill a group of waiting requests, if any fits, and give every running row a token.
+        """Prefill a group of waiting requests, if any fits, and decode a token per running row.
 
-        Raises nothing for a request's sake: it ends with "failed" and its error.
+        Never raises because of one request, which instead ends as "failed" with its error.
         """
-        self._end_cancelled_and_late()
-        if (row := self._scheduler.row_to_give_back()) is not None:
-            self._scheduler.put_back([self._free(row)])
+        self._end_cancelled_and_expired()
+        if (row := self._scheduler.row_to_preempt()) is not None:
+            self._scheduler.requeue([self._remove(row)])
         has_running = bool(self._scheduler.running)
         if group := self._scheduler.next_group():
             self._prefill(group)
-        # When all are new, nobody waits for a decode step: their first tokens are told at once.
+        # When all rows are new, their first tokens are returned without waiting for a decode step.
         if has_running:
             self._decode()
         events, self._events = self._events, []
@@ -312,7 +269,7 @@ class Engine:
                     del self._inboxes[event.request_id]
         return events
 
-    def _end_cancelled_and_late(self) -> None:
+    def _end_cancelled_and_expired(self) -> None:
         now = self._clock()
         for state in list(self._states.values()):
             if state.is_cancelled:
@@ -323,220 +280,80 @@ class Engine:
                 continue
             if state not in self._scheduler.running:
                 self._scheduler.drop(state)
-            self._tell(state)
-        self._free_ended()
+            self._emit(state)
+        self._remove_ended()
 
     def _prefill(self, group: list[RequestState]) -> None:
-        first = self._slots.num_rows
-        vocab_range = common_range(state.constraint for state in group)
         try:
-            group, hidden = self._read(group)
-            logits = self.model.decoder.logits(hidden, vocab_range=vocab_range)
-            chosen = _choose(logits, group, vocab_range)
-        except BaseException as error:
-            for row, state in enumerate(group, start=first):
-                self._slots.wipe(row)
-                state.rewind()
-            if not isinstance(error, Exception):
-                self._scheduler.put_back(group)
-                raise
-            # In halves, down to the one request that cannot be prefilled at all.
+            states, tokens = self._runner.prefill(group)
+        except Exception as error:
+            # Retry in halves, down to the one request that cannot be prefilled at all.
             self._scheduler.prefill_failed(group)
             if len(group) > 1:
-                self._scheduler.put_back(group)
+                self._scheduler.requeue(group)
             else:
-                self._put_back(group, error)
+                self._requeue_or_fail(group, error)
             return
-        self._slots.admit([state.num_tokens for state in group])
-        self._scheduler.prefilled(group)
-        self._accept(group, chosen)
-
-    def _read(self, group: list[RequestState]) -> tuple[list[RequestState], Tensor]:
-        """Fill the next free slots -> whose they are, and the last hidden states, float[B, D].
-
-        Prefixes that are known, or stand in the group twice, are not computed; they come last.
-        """
-        if not self.prefixes.max_bytes:
-            return group, self._compute(group)
-        keys = [state.prefix_key() for state in group]
-        known = {key: self.prefixes.get(key) for key in dict.fromkeys(keys)}
-        new: dict[PrefixKey, RequestState] = {}
-        repeated: list[tuple[PrefixKey, RequestState]] = []
-        for key, state in zip(keys, group, strict=True):
-            if known[key] is None and key not in new:
-                new[key] = state
-            else:
-                repeated.append((key, state))
-        found = {key: prefix for key, prefix in known.items() if prefix is not None}
-        if new:
-            found |= self._keep(new, self._compute(list(new.values())))
-        for slot, (key, _) in enumerate(repeated, self._slots.num_rows + len(new)):
-            self._slots.restore(slot, found[key].cache)
-        hidden = [found[key].hidden for key in (*new, *(key for key, _ in repeated))]
-        return [*new.values(), *(state for _, state in repeated)], torch.stack(hidden)
-
-    def _keep(
-        self, new: Mapping[PrefixKey, RequestState], hidden: Tensor
-    ) -> dict[PrefixKey, Prefix]:
-        """What was just computed into the next free slots, for those who ask it again."""
-        made = {}
-        for slot, (key, state) in enumerate(new.items(), self._slots.num_rows):
-            row = hidden[slot - self._slots.num_rows].clone()
-            made[key] = Prefix(hidden=row, cache=self._slots.copy_of(slot, state.num_tokens))
-            if bool(row.isfinite().all()):
-                self.prefixes.keep(key, made[key], made[key].num_bytes)
-        return made
-
-    def _compute(self, group: Sequence[RequestState]) -> Tensor:
-        """The prefixes of these into the next free slots -> float[B, D]."""
-        inputs, image_tokens = self._inputs(group)
-        self.select_adapters([state.request.adapter for state in group])
-        return self.model.prefix_state(inputs, self._slots.fresh(len(group)), image_tokens)
-
-    def _inputs(self, group: Sequence[RequestState]) -> tuple[ModelInputs, Tensor | None]:
-        """The group as one batch with pads on the right, and float[I, P, D] of its pictures.
-
-        A row that was put back brings the tokens it had, as its causal suffix.
-        """
-        shape = (len(group), max(state.num_tokens for state in group))
-        token_ids = torch.zeros(shape, dtype=torch.long)
-        input_mask, mask_ar, image_mask = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-        for row, state in enumerate(group):
-            suffix = len(state.request.token_ids)
-            token_ids[row, :suffix] = state.request.token_ids
-            image_mask[row, :suffix] = state.request.image_mask
-            token_ids[row, suffix : state.num_tokens] = torch.tensor(state.token_ids)
-            input_mask[row, : state.num_tokens] = True
-            mask_ar[row, suffix : state.num_tokens] = True
-        images = {image.key: image for state in group for image in state.request.images}
-        places = {key: place for place, key in enumerate(images)}
-        inputs = ModelInputs(
-            token_ids=token_ids,
-            input_mask=input_mask,
-            mask_ar=mask_ar,
-            image_mask=image_mask,
-            pixel_values=None,
-            image_index=tuple(
-                tuple(places[image.key] for image in state.request.images) for state in group
-            ),
-        ).to(self.model.device)
-        if not images:
-            return inputs, None
-        return inputs, self._images.encode(list(images.values()), self.model)
+        except BaseException:
+            self._scheduler.requeue(group)
+            raise
+        self._scheduler.prefilled(states)
+        self._accept(states, tokens)
 
     def _decode(self) -> None:
         running = self._scheduler.running
-        lengths = list(self._slots.row_lengths)
-        last_ids = torch.tensor([s.token_ids[-1] for s in running], device=self.model.device)
-        vocab_range = common_range(state.constraint for state in running)
         try:
-            self.select_adapters([state.request.adapter for state in running])
-            logits = self.model.decode_step(last_ids, self._slots, vocab_range)
-            chosen = _choose(logits, running, vocab_range)
-        except BaseException as error:
-            for row, (state, length) in enumerate(zip(running, lengths, strict=True)):
-                self._slots.truncate(row, length)
-                state.rewind()
-            if not isinstance(error, Exception):
-                raise
-            # The first half of the rows goes on, the others wait for their return.
+            tokens = self._runner.decode(running)
+        except Exception as error:
+            # The first half of the rows continues; the others are requeued.
             self._scheduler.decode_failed()
             rows = range(len(running) // 2, len(running))
-            for row in rows:
-                self._slots.wipe(row)
-            self._put_back([self._free(row) for row in reversed(rows)], error)
+            removed = [self._remove(row, wipe=True) for row in reversed(rows)]
+            self._requeue_or_fail(removed, error)
             return
         self._scheduler.decoded()
-        self._accept(running, chosen)
+        self._accept(running, tokens)
 
-    def _put_back(self, states: Sequence[RequestState], error: Exception) -> None:
-        """Let requests start anew after a pass that failed for them; the second time they fail."""
+    def _requeue_or_fail(self, states: Sequence[RequestState], error: Exception) -> None:
+        """Requeue requests after a pass that failed for them; the second time, they fail."""
         for state in states:
             if state.has_failed_before:
                 state.fail(error)
-                self._tell(state)
+                self._emit(state)
             state.has_failed_before = True
-        self._scheduler.put_back(state for state in states if state.stop_reason is None)
+        self._scheduler.requeue(state for state in states if state.stop_reason is None)
 
-    def _accept(self, states: Sequence[RequestState], chosen: Sequence[_Chosen]) -> None:
-        """Give rows the tokens chosen for them; those that end leave at once."""
-        for state, one in zip(states, chosen, strict=True):
-            if one.is_sound:
-                state.accept(one.token_id, one.logprob)
-                self._tell(state, one)
+    def _accept(self, states: Sequence[RequestState], tokens: Sequence[ChosenToken]) -> None:
+        """Append the chosen tokens; remove the rows that end with them."""
+        for state, token in zip(states, tokens, strict=True):
+            if token.is_finite:
+                state.accept(token.token_id, token.logprob)
+                self._emit(state, token)
             else:
                 state.stop_reason = "numerical_error"
-                self._tell(state)
-        self._free_ended()
+                self._emit(state)
+        self._remove_ended()
 
-    def _tell(self, state: RequestState, chosen: _Chosen | None = None) -> None:
+    def _emit(self, state: RequestState, token: ChosenToken | None = None) -> None:
         self._events.append(
             Event(
                 request_id=state.request_id,
-                token_id=None if chosen is None else chosen.token_id,
-                logprob=None if chosen is None else chosen.logprob,
+                token_id=None if token is None else token.token_id,
+                logprob=None if token is None else token.logprob,
                 stop_reason=state.stop_reason,
                 error=state.error,
-                top_logprobs=() if chosen is None else chosen.top_logprobs,
+                top_logprobs=() if token is None else token.top_logprobs,
             )
         )
         if state.stop_reason is not None:
             del self._states[state.request_id]
 
-    def _free_ended(self) -> None:
-        # From the last row on: whoever moves into a freed place was looked at before.
+    def _remove_ended(self) -> None:
+        # In reverse: the row that moves into a freed slot has already been visited.
         for row, state in reversed(list(enumerate(self._scheduler.running))):
             if state.stop_reason is not None:
-                if state.stop_reason == "numerical_error":
-                    self._slots.wipe(row)
-                self._free(row)
+                self._remove(row, wipe=state.stop_reason == "numerical_error")
 
-    def _free(self, row: int) -> RequestState:
-        self._slots.remove(row)
+    def _remove(self, row: int, *, wipe: bool = False) -> RequestState:
+        self._runner.remove(row, wipe=wipe)
         return self._scheduler.remove(row)
-
-
-class _Chosen(NamedTuple):
-    token_id: int
-    logprob: float
-    is_sound: bool
-    top_logprobs: tuple[TopLogprob, ...]
-
-
-def _choose(
-    logits: Tensor, states: Sequence[RequestState], vocab_range: range | None
-) -> list[_Chosen]:
-    """For each row of float32[B, V] a token, and whether the row is sound."""
-    token_ids, logprobs = [0] * len(states), [0.0] * len(states)
-    # Rows of other seeds are chosen together: each has its own generator.
-    samplers = [replace(state.request.sampler, seed=0) for state in states]
-    for sampler in dict.fromkeys(samplers):
-        rows = [row for row, own in enumerate(samplers) if own == sampler]
-        of_all = len(rows) == len(states)
-        ids, values = choose_allowed(
-            logits if of_all else logits[torch.tensor(rows, device=logits.device)],
-            [states[row].constraint for row in rows],
-            sampler,
-            [states[row].generator for row in rows],
-            vocab_range,
-        )
-        for row, token_id, logprob in zip(rows, ids.tolist(), values.tolist(), strict=True):
-            token_ids[row], logprobs[row] = token_id, logprob
-    sound = sound_rows(logits, [state.constraint for state in states], vocab_range)
-    first_id = 0 if vocab_range is None else vocab_range.start
-    tops = [
-        _top_logprobs(logits[row], state.request.num_top_logprobs, first_id)
-        for row, state in enumerate(states)
-    ]
-    return [_Chosen(*found) for found in zip(token_ids, logprobs, sound, tops, strict=True)]
-
-
-def _top_logprobs(logits: Tensor, number: int, first_id: int) -> tuple[TopLogprob, ...]:
-    """The likeliest ids by float32[V] logits, of which the first is that of `first_id`."""
-    if number == 0:
-        return ()
-    values, places = torch.log_softmax(logits, dim=0).topk(min(number, len(logits)))
-    return tuple(
-        TopLogprob(place + first_id, value)
-        for place, value in zip(places.tolist(), values.tolist(), strict=True)
-    )

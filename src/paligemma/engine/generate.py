@@ -1,13 +1,13 @@
-"""The plain loop: prefill the prefix, then one token a step. Everything faster must equal it.
+"""The reference loop: prefill the prefix, then one token per step. Faster code must match it.
 
-Token ids in, token ids out; knows no text. Stop strings come in as `should_stop`.
+Token ids in, token ids out. Stop strings are passed as `should_stop`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -18,30 +18,46 @@ from paligemma.engine.sampling import (
     Sampling,
     choose_allowed,
     common_range,
+    finite_rows,
     row_generator,
     row_limits,
-    sound_rows,
 )
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
 
-# B rows of the batch, V vocabulary
+# B rows of the batch, V vocabulary, I images, P image tokens, D decoder width
 
 RowEnd = Literal["eos", "stop", "length", "numerical_error"]
 ShouldStop = Callable[[int, list[int]], bool]
 """(row, the row's new token ids so far) -> True to end the row there."""
 
 
+class GenerateOptions(TypedDict, total=False):
+    """Optional keywords of `generate` and `generate_steps`."""
+
+    sampler: Sampling
+    """Defaults to greedy decoding."""
+    row_numbers: Sequence[int]
+    """Together with the seed they determine each row's randomness, so that a row with the same
+    number gets the same sample in any batch. Default to 0 to B - 1."""
+    should_stop: ShouldStop | None
+    constraints: Sequence[Constraint | None] | None
+    """One per row. When all rows are constrained to location tokens, only the logits of those are
+    computed."""
+    image_tokens: Tensor | None
+    """float[I, P, D], instead of encoding `inputs.pixel_values`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratedRow:
-    """What one row got.
+    """The result of one row.
 
-    `token_ids` holds the closing EOS when it was produced. `logprobs` has one entry a token:
-    its log-probability under the model's own distribution, before temperature, top-k and top-p;
-    of a token that a constraint held to a range, such as a place, its share of that range.
-    `stop_reason`: "eos"; "stop" (`should_stop` said so); "length" (`max_new_tokens` reached);
-    "numerical_error" (NaN or infinity in this row's logits; what came before is kept).
+    `token_ids` includes the final EOS, if there is one. `logprobs` has one entry per token: its
+    log-probability under the model's own distribution, before temperature, top-k and top-p; for a
+    token that a constraint limited to one range, such as a location, relative to that range.
+    `stop_reason`: "eos"; "stop" (`should_stop` returned True); "length" (`max_new_tokens` reached);
+    "numerical_error" (NaN or infinity in the row's logits; the tokens before are kept).
     """
 
     token_ids: tuple[int, ...]
@@ -51,9 +67,9 @@ class GeneratedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One row's share of one step: a token, or none when its logits were broken.
+    """The outcome of one step for one row: a token, or None if its logits were not finite.
 
-    `stop_reason` is None while the row goes on.
+    `stop_reason` is None while the row continues.
     """
 
     row: int
@@ -68,22 +84,14 @@ def generate(
     *,
     max_new_tokens: int | Sequence[int],
     eos_id: int,
-    sampler: Sampling = GREEDY,
-    row_numbers: Sequence[int] | None = None,
-    should_stop: ShouldStop | None = None,
-    constraints: Sequence[Constraint | None] | None = None,
-    image_tokens: Tensor | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> list[GeneratedRow]:
-    """Continue each of the B rows until EOS, a stop, or `max_new_tokens` (one for all, or each).
+    """Continue each of the B rows until EOS, a stop, or `max_new_tokens` (one for all, or per row).
 
-    `row_numbers` (0 to B - 1 by default) decide, with the seed, each row's randomness: a row that
-    keeps its number keeps its sample in any batch. `constraints`, one a row, hold rows to grammars;
-    where every row is held to places, only the logits of places are computed. `image_tokens`
-    float[I, P, D] stand in for encoding `inputs.pixel_values`. Raises OptionError for
-    `max_new_tokens` below 1.
+    Raises OptionError for `max_new_tokens` below 1.
 
-    The inputs are built by a `Processor` or by hand, here for one picture of 4 image tokens and
-    the prompt 21209 659 ("caption en"):
+    Inputs are built by a `Processor` or by hand, here for one image of 4 image tokens and the
+    prompt 21209 659 ("caption en"):
 
     >>> ids = torch.tensor([[0, 0, 0, 0, 2, 21209, 659, 108]])
     >>> inputs = ModelInputs(
@@ -101,17 +109,8 @@ def generate(
     token_ids: list[list[int]] = [[] for _ in range(num_rows)]
     logprobs: list[list[float]] = [[] for _ in range(num_rows)]
     reasons: list[RowEnd] = ["length"] * num_rows
-    for step in generate_steps(
-        model,
-        inputs,
-        max_new_tokens=max_new_tokens,
-        eos_id=eos_id,
-        sampler=sampler,
-        row_numbers=row_numbers,
-        should_stop=should_stop,
-        constraints=constraints,
-        image_tokens=image_tokens,
-    ):
+    steps = generate_steps(model, inputs, max_new_tokens=max_new_tokens, eos_id=eos_id, **options)
+    for step in steps:
         if step.token_id is not None and step.logprob is not None:
             token_ids[step.row].append(step.token_id)
             logprobs[step.row].append(step.logprob)
@@ -129,32 +128,57 @@ def generate_steps(
     *,
     max_new_tokens: int | Sequence[int],
     eos_id: int,
-    sampler: Sampling = GREEDY,
-    row_numbers: Sequence[int] | None = None,
-    should_stop: ShouldStop | None = None,
-    constraints: Sequence[Constraint | None] | None = None,
-    image_tokens: Tensor | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> Iterator[Step]:
-    """As `generate`, but gives every token as soon as it is known, row by row in each step."""
+    """As `generate`, but yield every token as soon as it is known, row by row in each step."""
     num_rows = inputs.token_ids.shape[0]
-    limits = row_limits(max_new_tokens, num_rows)
-    generators = [row_generator(sampler, n) for n in row_numbers or range(num_rows)]
-    states = list(constraints or [None] * num_rows)
-    return _steps(
-        model, inputs, limits, eos_id, sampler, generators, should_stop, states, image_tokens
+    sampler = options.get("sampler", GREEDY)
+    row_numbers = options.get("row_numbers") or range(num_rows)
+    rows = _Rows(
+        limits=row_limits(max_new_tokens, num_rows),
+        eos_id=eos_id,
+        should_stop=options.get("should_stop"),
+        generators=[row_generator(sampler, number) for number in row_numbers],
+        constraints=list(options.get("constraints") or [None] * num_rows),
+        token_ids=[[] for _ in range(num_rows)],
+        running=set(range(num_rows)),
     )
+    return _steps(model, inputs, sampler, rows, options.get("image_tokens"))
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """The state of all rows."""
+
+    limits: list[int]
+    eos_id: int
+    should_stop: ShouldStop | None
+    generators: list[torch.Generator]
+    constraints: list[Constraint | None]
+    token_ids: list[list[int]]
+    running: set[int]
+
+    def accept(self, row: int, token_id: int) -> RowEnd | None:
+        """Append a token; return why the row ends with it, or None."""
+        token_ids = self.token_ids[row]
+        token_ids.append(token_id)
+        if token_id == self.eos_id:
+            return "eos"
+        if self.should_stop is not None and self.should_stop(row, token_ids):
+            return "stop"
+        if len(token_ids) == self.limits[row]:
+            return "length"
+        if (constraint := self.constraints[row]) is not None:
+            self.constraints[row] = constraint.advance(token_id)
+        return None
 
 
 @torch.inference_mode()
 def _steps(
     model: PaliGemma,
     inputs: ModelInputs,
-    limits: Sequence[int],
-    eos_id: int,
     sampler: Sampling,
-    generators: Sequence[torch.Generator],
-    should_stop: ShouldStop | None,
-    states: list[Constraint | None],
+    rows: _Rows,
     image_tokens: Tensor | None,
 ) -> Iterator[Step]:
     inputs = inputs.to(model.device)
@@ -162,56 +186,39 @@ def _steps(
     kv_cache = KVCache(
         model.config.decoder,
         num_rows,
-        prefix_length + max(limits),
+        prefix_length + max(rows.limits),
         dtype=model.dtype,
         device=model.device,
     )
-    new_ids: list[list[int]] = [[] for _ in range(num_rows)]
-    slots = list(range(num_rows))  # which row stands where in the cache
-    live = set(slots)
-    vocab_range = common_range(states)
+    slots = list(range(num_rows))  # the row in each slot of the cache
+    vocab_range = common_range(rows.constraints)
     logits = model.prefill(inputs, kv_cache, image_tokens, vocab_range)
-    for num_done in range(1, max(limits) + 1):
-        held = [states[row] if row in live else None for row in slots]
-        chosen, logprobs = choose_allowed(
-            logits, held, sampler, [generators[row] for row in slots], vocab_range
-        )
-        chosen_ids, chosen_logprobs = chosen.tolist(), logprobs.tolist()
-        healthy = sound_rows(logits, held, vocab_range)
-        for slot, row in enumerate(slots):
-            if row not in live:
+    while True:
+        constraints = [rows.constraints[row] if row in rows.running else None for row in slots]
+        generators = [rows.generators[row] for row in slots]
+        chosen, logprobs = choose_allowed(logits, constraints, sampler, generators, vocab_range)
+        is_finite = finite_rows(logits, constraints, vocab_range)
+        columns = zip(slots, chosen.tolist(), logprobs.tolist(), is_finite, strict=True)
+        for row, token_id, logprob, is_row_finite in columns:
+            if row not in rows.running:
                 continue
-            if not healthy[slot]:
-                live.discard(row)
+            if not is_row_finite:
+                rows.running.discard(row)
                 yield Step(row=row, token_id=None, logprob=None, stop_reason="numerical_error")
                 continue
-            new_ids[row].append(chosen_ids[slot])
-            reason: RowEnd | None = None
-            if chosen_ids[slot] == eos_id:
-                reason = "eos"
-            elif should_stop is not None and should_stop(row, new_ids[row]):
-                reason = "stop"
-            elif num_done == limits[row]:
-                reason = "length"
+            reason = rows.accept(row, token_id)
             if reason is not None:
-                live.discard(row)
-            elif (state := states[row]) is not None:
-                states[row] = state.advance(chosen_ids[slot])
-            yield Step(
-                row=row,
-                token_id=chosen_ids[slot],
-                logprob=chosen_logprobs[slot],
-                stop_reason=reason,
-            )
-        if not live:
+                rows.running.discard(row)
+            yield Step(row=row, token_id=token_id, logprob=logprob, stop_reason=reason)
+        if not rows.running:
             return
-        # Ended rows ride along until they are half of the batch: dropping them copies the cache,
-        # and a step's cost is mostly that of reading the weights, whatever the number of rows.
-        if 2 * len(live) <= len(slots):
-            kept = [slot for slot, row in enumerate(slots) if row in live]
+        # Ended rows stay in the batch until they are half of it: dropping them copies the cache,
+        # and a step's time is mostly that of reading the weights, whatever the number of rows.
+        if 2 * len(rows.running) <= len(slots):
+            kept = [slot for slot, row in enumerate(slots) if row in rows.running]
             index = torch.tensor(kept, device=model.device)
             kv_cache.select_rows(index)
             chosen = chosen[index]
             slots = [slots[slot] for slot in kept]
-        vocab_range = common_range(states[row] for row in slots if row in live)
+        vocab_range = common_range(rows.constraints[row] for row in slots if row in rows.running)
         logits = model.decode_step(chosen, kv_cache, vocab_range)

@@ -1,7 +1,7 @@
-"""Image tokens of images seen before, by content: the one thing that prompts can share.
+"""Caches of image tokens, by the content of the image.
 
-Image and prompt attend to each other in both directions, so keys and values depend on the prompt;
-the projected image tokens do not.
+Prompts can share image tokens, but no keys and values: image and prompt attend to each other in
+both directions, so keys and values depend on the prompt.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ValueT = TypeVar("ValueT")
 
 
 class RecentCache(Generic[ValueT]):
-    """For any number of threads. Raises OptionError for a `max_bytes` that is no number of bytes.
+    """A thread-safe LRU cache limited by bytes; with `max_bytes` 0 it keeps nothing.
 
-    With 0 it keeps nothing.
+    Raises OptionError for a negative `max_bytes`.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -39,14 +39,14 @@ class RecentCache(Generic[ValueT]):
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[RecentCache[ValueT]], tuple[int]]:
-        # A lock has no copy; a copied cache begins empty.
+        # Locks cannot be copied; a copied cache starts empty.
         return type(self), (self.max_bytes,)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: Hashable) -> ValueT | None:
-        """The value of that key, or None; it counts as used now."""
+        """Return the value of a key, or None, and mark it as recently used."""
         with self._lock:
             if key not in self._kept:
                 self.num_misses += 1
@@ -56,7 +56,7 @@ class RecentCache(Generic[ValueT]):
             return self._kept[key][0]
 
     def keep(self, key: Hashable, value: ValueT, num_bytes: int) -> None:
-        """Instead of what the key had before; not if it is larger than the cache."""
+        """Store a value, replacing an earlier one, unless it is larger than the cache."""
         if num_bytes > self.max_bytes:
             return
         with self._lock:
@@ -69,28 +69,27 @@ class RecentCache(Generic[ValueT]):
                 self.num_bytes -= oldest
 
 
-# I pictures, R resolution, P image tokens, D decoder width
+# I images, R resolution, P image tokens, D decoder width
 
 
 def image_key(pixel_values: Tensor, **options: str | int | float | bool | None) -> str:
-    """SHA-256 over the numbers, their shape and type, and every option named.
+    """Return the SHA-256 of the values, their shape and dtype, and any options.
 
-    Equal bytes of another shape or with another option have another key. Options matter when the
-    numbers alone do not tell what becomes of them.
+    Pass as options whatever else determines the image tokens.
     """
     data = pixel_values.detach().cpu().contiguous()
     head = repr((tuple(data.shape), str(data.dtype), sorted(options.items())))
-    digest = hashlib.sha256(head.encode() + b"\0")  # repr never holds a zero byte
+    digest = hashlib.sha256(head.encode() + b"\0")  # repr never contains a zero byte
     digest.update(data.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeyedImage:
-    """A picture as the vision encoder takes it, with the key of its image tokens.
+    """An image as the vision encoder takes it, with the cache key of its image tokens.
 
-    Several requests about one picture share one of these. Raises OptionError unless
-    `pixel_values` are float[3, R, R].
+    Requests about the same image may share one. Raises OptionError unless `pixel_values` is
+    float[3, R, R].
     """
 
     pixel_values: Tensor
@@ -110,49 +109,50 @@ class KeyedImage:
 
 
 class ImageCache(RecentCache[Tensor]):
-    """Image tokens float[P, D] by key, at most `max_bytes` of them.
+    """A cache of image tokens float[P, D], of at most `max_bytes`.
 
-    Tokens with NaN or infinity are never kept. Several engines may share a cache, in any threads,
-    as long as they have one model.
+    Tokens with NaN or infinity are never kept. Engines in different threads may share a cache if
+    they use the same model.
     """
 
     def put(self, key: str, image_tokens: Tensor) -> None:
-        """Keep a copy of float[P, D], unless it has broken numbers or is too large."""
+        """Store a copy of float[P, D], unless it is too large or not finite."""
         if image_tokens.nbytes > self.max_bytes or not bool(image_tokens.isfinite().all()):
             return
-        # A copy: a row of a batch would keep the whole batch in memory.
-        kept = image_tokens.clone(memory_format=torch.contiguous_format)
-        self.keep(key, kept, kept.nbytes)
+        # A copy, because a view would keep the whole batch in memory.
+        copy = image_tokens.clone(memory_format=torch.contiguous_format)
+        self.keep(key, copy, copy.nbytes)
 
     def encode(self, images: Sequence[KeyedImage], model: PaliGemma) -> Tensor:
-        """float[I, P, D] of at least one picture; the model encodes those that are not kept."""
-        known = {image.key: self.get(image.key) for image in images}
-        if new := {image.key: image for image in images if known[image.key] is None}:
+        """Return float[I, P, D] of at least one image; the model encodes those not in the cache."""
+        cached = {image.key: self.get(image.key) for image in images}
+        if new := {image.key: image for image in images if cached[image.key] is None}:
             pixel_values = torch.stack([image.pixel_values for image in new.values()])
             encoded = model.embed_images(pixel_values.to(model.device))
             for key, image_tokens in zip(new, encoded, strict=True):
                 self.put(key, image_tokens)
-                known[key] = image_tokens
-        rows = [known[image.key] for image in images]
+                cached[key] = image_tokens
+        rows = [cached[image.key] for image in images]
         return torch.stack([row for row in rows if row is not None])
 
 
 class EncoderCache:
-    """An `ImageCache` that is emptied when the weights that made its image tokens change.
+    """An `ImageCache` that is cleared when the weights of the encoder or projector change.
 
-    Compared are each weight's version counter, which in-place operations raise, and three of its
-    numbers, for edits that the counter misses: those through `.data`, and those of tensors made in
-    inference mode.
+    It compares the version counter of each weight, which in-place operations increase, and three
+    elements of it, for edits that the counter misses: those through `.data`, and those of tensors
+    created in inference mode.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._cache = ImageCache(max_bytes)
         self._state: tuple[object, ...] | None = None
-        # Weights, their storages, and views of their numbers; one value, as threads may share it.
+        # Weights, their addresses, and views of three elements each; one tuple, so that threads
+        # replace it atomically.
         self._sampled: tuple[list[Tensor], list[int], list[Tensor]] = ([], [], [])
 
     def for_weights_of(self, model: PaliGemma) -> ImageCache:
-        """The cache, empty if the encoder or projector changed since the last call."""
+        """Return the cache, cleared if the encoder or projector changed since the last call."""
         state = self._state_of(model)
         if state != self._state:
             self.clear()
@@ -160,8 +160,8 @@ class EncoderCache:
         return self._cache
 
     def clear(self) -> None:
-        """Forget all image tokens and free their memory."""
-        # A new object: an iterator that still runs keeps putting tokens into the old one.
+        """Drop all image tokens and free their memory."""
+        # A new object, because a stream that is still running may add tokens to the old one.
         self._cache = ImageCache(self._cache.max_bytes)
 
     @torch.no_grad()
@@ -169,24 +169,25 @@ class EncoderCache:
         parts = (model.vision_encoder, model.projector)
         weights = [w for part in parts for w in (*part.parameters(), *part.buffers())]
         storages = [w.data_ptr() for w in weights]
-        known_weights, known_storages, samples = self._sampled
-        is_same = len(weights) == len(known_weights) and all(map(is_, weights, known_weights))
-        if not is_same or storages != known_storages:
-            # Views are made once: making them takes ten times as long as reading them.
-            samples = [_three_numbers(weight) for weight in weights]
+        last_weights, last_storages, samples = self._sampled
+        is_same = len(weights) == len(last_weights) and all(map(is_, weights, last_weights))
+        if not is_same or storages != last_storages:
+            # Views are created once, because that takes ten times as long as reading them.
+            samples = [_three_elements(weight) for weight in weights]
             self._sampled = (weights, storages, samples)
         versions = tuple(0 if w.is_inference() else w._version for w in weights)
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for sample in samples:
             by_dtype.setdefault(sample.dtype, []).append(sample)
-        numbers = tuple(
-            torch.cat(same).view(torch.uint8).cpu().numpy().tobytes() for same in by_dtype.values()
+        values = tuple(
+            torch.cat(group).view(torch.uint8).cpu().numpy().tobytes()
+            for group in by_dtype.values()
         )
-        return (model.dtype, versions, numbers)
+        return (model.dtype, versions, values)
 
 
-def _three_numbers(weight: Tensor) -> Tensor:
-    """A view of the first, a middle and a last element; fewer of a small weight."""
+def _three_elements(weight: Tensor) -> Tensor:
+    """Return a view of the first, a middle and a last element; fewer for a tiny weight."""
     local = weight.detach()
     if hasattr(local, "to_local"):  # this process's shard of a distributed weight
         local = local.to_local()

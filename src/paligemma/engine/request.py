@@ -1,7 +1,6 @@
-"""One request: what is asked, how far it has come, and why it stopped.
+"""A request to the engine, and its state: tokens so far, and why it stopped.
 
-A request is one row without pads. It checks itself, whoever makes it: nothing here relies on a
-server or a predictor having looked at it before. Knows ids and tensors; knows no text.
+A request is one row without pads. It validates all of its fields.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from paligemma.inputs import ModelInputs
 # T tokens of the prefix, image tokens included
 
 RequestEnd = RowEnd | Literal["cancelled", "expired", "failed"]
-"""As for a row of the plain loop, and: "cancelled" (someone asked for it), "expired" (its deadline
-passed), "failed" (an exception of its own callbacks, or no memory for it)."""
+"""As for a row of the reference loop, and: "cancelled" (on request), "expired" (its deadline
+passed), "failed" (one of its callbacks raised, or there was not enough memory)."""
 
 
 PrefixKey = tuple[str, tuple[str, ...], bytes, bytes, tuple[int, ...]]
-"""Adapter, keys of the pictures, token ids, places of image tokens, tokens written so far."""
+"""Adapter, keys of the images, token ids, positions of image tokens, tokens generated so far."""
 
 
 class TopLogprob(NamedTuple):
-    """A token that might have come, with its log-probability."""
+    """One of the likeliest tokens at a position, with its log-probability."""
 
     token_id: int
     logprob: float
@@ -42,31 +41,31 @@ class TopLogprob(NamedTuple):
 class Request:
     """One row to continue, and how.
 
-    Raises PromptError or OptionError for what cannot be a request to any model.
+    Raises PromptError or OptionError for fields that are invalid for any model.
     """
 
     token_ids: Tensor
-    """int64[T]; 0 where an image token stands."""
+    """int64[T]; 0 at image tokens."""
     image_mask: Tensor
-    """bool[T]; True where an image token stands."""
+    """bool[T]; True at image tokens."""
     images: tuple[KeyedImage, ...] = ()
-    """The pictures that fill its image tokens, in order."""
+    """The images that fill its image tokens, in order."""
     max_new_tokens: int
     eos_id: int
     sampler: Sampling = GREEDY
     row_number: int = 0
-    """Decides, with the sampler's seed, the row's randomness."""
+    """Determines the row's randomness, together with the sampler's seed."""
     num_top_logprobs: int = 0
-    """Likeliest tokens to tell beside each token that was chosen."""
+    """Number of likeliest tokens to report for each token."""
     should_stop: Callable[[list[int]], bool] | None = None
-    """The new token ids so far -> True to end there."""
+    """Called with the new token ids so far; returns True to stop there."""
     constraint: Constraint | None = None
     deadline: float | None = None
-    """When to give up, on the engine's clock."""
+    """Time on the engine's clock at which the request expires."""
     client: str = ""
-    """Whose request it is: clients take turns."""
+    """Name of the client; the scheduler is fair between clients."""
     adapter: str = ""
-    """Which of the engine's adapters writes the answer; "" is the model itself."""
+    """Name of one of the engine's adapters; "" uses the model without adapter."""
 
     def __post_init__(self) -> None:
         ids, mask = self.token_ids, self.image_mask
@@ -106,22 +105,22 @@ class Request:
     def from_row(
         cls, inputs: ModelInputs, row: int, images: Sequence[KeyedImage], **options: Any
     ) -> Request:
-        """One row of a batch, without its pads; `images` are those of `inputs.pixel_values`.
+        """Build a request from a row of a batch; `images` are those of `inputs.pixel_values`.
 
         images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
         Request.from_row(inputs, 0, images, max_new_tokens=20, eos_id=1)
         """
-        real = inputs.input_mask[row]
+        is_real = inputs.input_mask[row]
         return cls(
-            token_ids=inputs.token_ids[row, real],
-            image_mask=inputs.image_mask[row, real],
-            images=tuple(images[place] for place in inputs.image_index[row]),
+            token_ids=inputs.token_ids[row, is_real],
+            image_mask=inputs.image_mask[row, is_real],
+            images=tuple(images[index] for index in inputs.image_index[row]),
             **options,
         )
 
     @property
     def num_positions(self) -> int:
-        """Positions that it may take in the cache, all new tokens counted."""
+        """The maximum number of positions in the cache, including all new tokens."""
         return len(self.token_ids) + self.max_new_tokens
 
 
@@ -131,7 +130,7 @@ def _kind(value: object) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class RequestState:
-    """A request in flight: waiting or running, until it has a `stop_reason`."""
+    """The state of a request, which waits or runs until it has a `stop_reason`."""
 
     request_id: int
     request: Request
@@ -142,7 +141,7 @@ class RequestState:
     error: Exception | None = None
     is_cancelled: bool = False
     has_failed_before: bool = False
-    """A pass failed for it, and it was put back."""
+    """True after a pass failed for it and it was requeued."""
 
     def __post_init__(self) -> None:
         self.rewind()
@@ -151,11 +150,11 @@ class RequestState:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a prefill of it takes: the prefix, and the suffix as far as it is known."""
+        """Number of tokens in a prefill: the prefix and the tokens generated so far."""
         return len(self.request.token_ids) + len(self.token_ids)
 
     def prefix_key(self) -> PrefixKey:
-        """Equal for states whose prefill gives the same."""
+        """Return a key that is equal for requests with the same prefill."""
         request = self.request
         return (
             request.adapter,
@@ -166,13 +165,13 @@ class RequestState:
         )
 
     def rewind(self) -> None:
-        """Forget random numbers that were drawn for a token that did not come."""
+        """Reset the random generator to the tokens generated so far, after a failed pass."""
         self.generator = row_generator(self.request.sampler, self.request.row_number)
-        for _ in self.token_ids:  # one number a token, see `choose`
+        for _ in self.token_ids:  # one number per token, see `choose`
             torch.rand((), dtype=torch.float64, generator=self.generator)
 
     def accept(self, token_id: int, logprob: float) -> None:
-        """One more token; finds out whether it was the last. Never raises: it fails instead."""
+        """Append a token and decide whether it was the last. Never raises: the request fails."""
         request = self.request
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
@@ -186,7 +185,7 @@ class RequestState:
             elif self.constraint is not None:
                 self.constraint = self.constraint.advance(token_id)
                 self._check_constraint()
-        except Exception as error:  # its own callbacks: no reason to harm its batch mates
+        except Exception as error:  # raised by its callbacks: must not affect other requests
             self.fail(error)
 
     def fail(self, error: Exception) -> None:

@@ -1,11 +1,9 @@
-"""Who is prefilled next and who decodes: requests join and leave between steps.
+"""Which requests are prefilled next, and which decode; requests join and leave between steps.
 
-Clients take turns: the next place goes to the client with the fewest requests running, among
-equals to the one whose turn is the longest ago; a client's own requests keep their order. When
-all places are taken and a client with none is waiting, one that has several gives back its last.
-So a request waits for a number of steps that the length of other clients' answers does not change.
-
-Counts rows and positions; knows no tensors and no model.
+Clients take turns: the next row goes to the client with the fewest running requests, and of equals
+to the one served longest ago. The requests of one client keep their order. If all rows are taken
+and a client without any is waiting, the client with the most rows loses its latest. So the number
+of steps that a request waits does not depend on the length of other clients' answers.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from paligemma.errors import BusyError
 
 
 class Scheduler:
-    """Keeps `running`, in the order of the cache's slots, and a queue for each client."""
+    """The running requests, in the order of the cache's slots, and a queue per client."""
 
     def __init__(self, *, max_rows: int, max_queued: int, max_prefill_positions: int) -> None:
         self.running: list[RequestState] = []
@@ -26,7 +24,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._max_queued = max_queued
         self._max_prefill_positions = max_prefill_positions
-        # Smaller for a while after something failed for want of memory.
+        # Temporarily smaller after a pass has failed, such as out of memory.
         self._row_limit = max_rows
         self._group_limit = max_rows
 
@@ -39,7 +37,7 @@ class Scheduler:
         return self.num_queued >= self._max_queued
 
     def add(self, state: RequestState) -> None:
-        """Put a request at the end of its client's queue. Raises BusyError when all is full."""
+        """Append a request to its client's queue. Raises BusyError when the queue is full."""
         if self.is_full:
             raise BusyError(
                 f"The queue is full: {self.num_queued} requests are waiting, the limit is "
@@ -47,23 +45,23 @@ class Scheduler:
             )
         self._queues.setdefault(state.request.client, deque()).append(state)
 
-    def put_back(self, states: Iterable[RequestState]) -> None:
-        """Put requests that were taken before at the head of their queues, in their old order."""
+    def requeue(self, states: Iterable[RequestState]) -> None:
+        """Return requests to the front of their queues, in their original order."""
         for state in sorted(states, key=lambda state: state.request_id, reverse=True):
             self._queues.setdefault(state.request.client, deque()).appendleft(state)
 
     def drop(self, state: RequestState) -> None:
-        """Take a waiting request out of its queue."""
+        """Remove a waiting request from its queue."""
         queue = self._queues[state.request.client]
         queue.remove(state)
         if not queue:
             del self._queues[state.request.client]
 
     def next_group(self) -> list[RequestState]:
-        """Take the requests to prefill together now; they count as waiting no more.
+        """Remove the requests to prefill together now from their queues and return them.
 
-        They fit into the free slots and, padded, into `max_prefill_positions`; a request that is
-        longer than that goes alone. Nobody is overtaken for being long.
+        They fit into the free slots and, padded, into `max_prefill_positions`; a longer request
+        goes alone. Long requests are never overtaken for being long.
         """
         group: list[RequestState] = []
         longest = 0
@@ -82,19 +80,19 @@ class Scheduler:
                 del self._queues[client]
         return group
 
-    def row_to_give_back(self) -> int | None:
-        """The running row that must make room for a client that has none, if there is one."""
+    def row_to_preempt(self) -> int | None:
+        """Return the running row that must make room for a client without any, or None."""
         num_rows = self._rows_by_client()
         if len(self.running) < self._row_limit or all(num_rows[c] for c in self._queues):
             return None
         client, most = num_rows.most_common(1)[0]
         if most < 2:
             return None
-        own = [row for row, state in enumerate(self.running) if state.request.client == client]
-        return max(own, key=lambda row: self.running[row].request_id)
+        rows = [row for row, state in enumerate(self.running) if state.request.client == client]
+        return max(rows, key=lambda row: self.running[row].request_id)
 
     def remove(self, row: int) -> RequestState:
-        """Take a row out of `running`; the last one takes its number, as in the slot cache."""
+        """Remove a row from `running`; the last one takes its index, as in the slot cache."""
         state, last = self.running[row], self.running.pop()
         if state is not last:
             self.running[row] = last
@@ -107,14 +105,14 @@ class Scheduler:
         self._group_limit = min(self._max_rows, 2 * self._group_limit)
 
     def prefill_failed(self, group: list[RequestState]) -> None:
-        """The next group is half as large."""
+        """Halve the size of the next group."""
         self._group_limit = max(1, len(group) // 2)
 
     def decoded(self) -> None:
         self._row_limit = min(self._max_rows, self._row_limit + 1)
 
     def decode_failed(self) -> None:
-        """Half of the rows may run; one more after each step that goes well."""
+        """Halve the number of running rows; each successful step allows one more."""
         self._row_limit = max(1, len(self.running) // 2)
 
     def _rows_by_client(self) -> Counter[str]:

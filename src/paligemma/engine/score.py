@@ -1,7 +1,4 @@
-"""How likely a given suffix is: one pass over whole sequences, no cache, no loop.
-
-Knows no text; the processor marks the suffix in `loss_mask`.
-"""
+"""Log-probabilities of given suffixes, in one pass over whole sequences."""
 
 from __future__ import annotations
 
@@ -21,10 +18,11 @@ from paligemma.results import Score
 def score(
     model: PaliGemma, inputs: ModelInputs, *, image_tokens: Tensor | None = None
 ) -> list[Score]:
-    """Log-probabilities of the tokens that `inputs.loss_mask` marks, row by row.
+    """Return the log-probabilities of the tokens that `inputs.loss_mask` marks, per row.
 
-    The token at position t is judged by the logits at t - 1. Raises OptionError without a
-    `loss_mask`, NumericalError for NaN and infinity.
+    The token at position t is scored by the logits at t - 1. `image_tokens` float[I, P, D] replace
+    encoding `inputs.pixel_values`. Raises OptionError without a `loss_mask`, NumericalError for
+    NaN and infinity.
     """
     if inputs.loss_mask is None:
         raise OptionError(
@@ -38,8 +36,8 @@ def score(
     for row in range(hidden.shape[0]):
         targets = inputs.loss_mask[row].nonzero()[:, 0]
         token_ids = inputs.token_ids[row, targets]
-        # Logits of the suffix only: at 257152 tokens a position, those of the prefix would cost
-        # more memory than the pass itself.
+        # Logits of the suffix only: with 257,152 per position, those of the prefix would take more
+        # memory than the pass itself.
         logprobs = logprobs_of(model.decoder.logits(hidden[row, targets - 1]), token_ids)
         score = Score(token_ids=tuple(token_ids.tolist()), logprobs=tuple(logprobs.tolist()))
         if not all(map(math.isfinite, score.logprobs)):
