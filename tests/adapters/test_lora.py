@@ -43,7 +43,7 @@ def disturb(model: PaliGemma, seed: int = 5) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            size = 0.3 * layer.wide().std() / math.sqrt(layer.rank) / layer.scaling
+            size = 0.3 * layer.base_weight().std() / math.sqrt(layer.rank) / layer.scaling
             layer.lora_a.copy_(torch.randn(layer.lora_a.shape, generator=generator))
             layer.lora_b.copy_(size * torch.randn(layer.lora_b.shape, generator=generator))
             if layer.magnitude is not None:

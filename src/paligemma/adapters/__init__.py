@@ -1,4 +1,4 @@
-"""LoRA adapters: their layers, and the bank that serves several on one model."""
+"""LoRA adapters: layers for training, and a bank that serves several on one model."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Several low-rank adapters on one model in memory: each row of a pass has its own, or none.
+"""Several low-rank adapters on one model in memory; each row of a batch uses one of them, or none.
 
     y = W x + [B1 B2 ...] m(row) * [A1; A2; ...] x
 
-The A and B of all adapters stand side by side, and m(row) lets pass what belongs to the row's
-adapter. So a pass takes two more thin products per layer, whatever the rows are, and the weights
-are read once for all. DoRA (arXiv 2402.09353) also scales each output, by row.
+The A and B of all adapters are concatenated, and the mask m(row) selects the ranks of the row's
+adapter. So a pass has two more thin products per layer, and the weights are read once for all
+rows. DoRA (arXiv 2402.09353) also scales each output, per row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_ADAPTER = 0
 
 
 class _Selection:
-    """Which adapter each row of the next pass has."""
+    """The adapter of each row in the next pass."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -38,19 +38,19 @@ class _Selection:
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def mask(self, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """[B, 1, R]: 1 where a rank belongs to the row's adapter. Most layers share one."""
+        """Return [B, 1, R]: 1 where a rank belongs to the row's adapter. Most layers share it."""
         if owners not in self._masks:
-            own = torch.tensor(owners, device=self.device)
-            self._masks[owners] = (self.numbers[:, None] == own).to(dtype)[:, None]
+            rank_owners = torch.tensor(owners, device=self.device)
+            self._masks[owners] = (self.numbers[:, None] == rank_owners).to(dtype)[:, None]
         return self._masks[owners]
 
 
 class AdapterBank:
-    """Attach adapters to a plain model's layers, in place; a row without one is unchanged.
+    """Adds adapters to the layers of a plain model, in place; rows without one are unchanged.
 
-    `adapters` are by name, and in each the layers by their names in the plain model. Raises
-    OptionError for a model that has adapters or packed weights already, and for an adapter of
-    another part than the decoder: image tokens are shared between rows.
+    `adapters` maps adapter names to layers by their names in the plain model. Raises OptionError
+    for a model that has adapters or packed weights, for an empty name, and for an adapter of layers
+    outside the decoder, because rows share image tokens.
     """
 
     def __init__(self, model: PaliGemma, adapters: Mapping[str, Mapping[str, LowRank]]) -> None:
@@ -68,37 +68,39 @@ class AdapterBank:
         numbers = {name: number for number, name in enumerate(adapters, start=_NO_ADAPTER + 1)}
         adapted = dict.fromkeys(layer for layers in adapters.values() for layer in layers)
         for layer in adapted:
-            own = {numbers[n]: layers[layer] for n, layers in adapters.items() if layer in layers}
+            low_ranks = {
+                numbers[n]: layers[layer] for n, layers in adapters.items() if layer in layers
+            }
             parent, _, leaf = layer.rpartition(".")
             base = model.get_submodule(layer)
             assert isinstance(base, nn.Linear | FrozenLinear)
             setattr(
                 model.get_submodule(parent),
                 leaf,
-                _AdaptedLinear(base, own, len(adapters), self._selection, model.dtype),
+                _AdaptedLinear(base, low_ranks, len(adapters), self._selection, model.dtype),
             )
         self._numbers = numbers | {"": _NO_ADAPTER}
 
     def check(self, name: str) -> None:
-        """Raises OptionError for a name that is not in the bank; "" is the model itself."""
+        """Raises OptionError for an unknown name; "" is the model without adapter."""
         if name not in self._numbers:
             choices = ", ".join(map(repr, self.names)) or "none"
             raise OptionError(f"Unknown adapter {name!r}. Loaded adapters: {choices}.")
 
     def select(self, names: Sequence[str]) -> None:
-        """Say whose rows the next passes have, one name a row; "" for none."""
+        """Set the adapters of the next passes, one name per row; "" for none."""
         self._selection.select([self._numbers[name] for name in names])
 
 
 class _AdaptedLinear(nn.Module):
-    """[B, T, K] -> [B, T, N], each row through its own adapter."""
+    """[B, T, K] -> [B, T, N], each row with its own adapter."""
 
     a: Tensor
     """[R, K]"""
     b: Tensor
     """[N, R], scaled"""
     scales: Tensor | None
-    """float32[adapters + 1, N] where one is DoRA"""
+    """float32[adapters + 1, N], if one of them is DoRA"""
 
     def __init__(
         self,
@@ -113,17 +115,18 @@ class _AdaptedLinear(nn.Module):
         self.base = base
         self._selection = selection
         device = selection.device
-        self._owners = tuple(n for n, one in adapters.items() for _ in range(one.rank))
-        a = torch.cat([one.a.float() for one in adapters.values()])
-        b = torch.cat([one.b.float() * one.scaling for one in adapters.values()], dim=1)
+        self._owners = tuple(n for n, adapter in adapters.items() for _ in range(adapter.rank))
+        a = torch.cat([adapter.a.float() for adapter in adapters.values()])
+        b = torch.cat([adapter.b.float() * adapter.scaling for adapter in adapters.values()], dim=1)
         self.register_buffer("a", a.to(device, dtype), persistent=False)
         self.register_buffer("b", b.to(device, dtype), persistent=False)
         scales = None
-        if any(one.magnitude is not None for one in adapters.values()):
+        if any(adapter.magnitude is not None for adapter in adapters.values()):
             scales = torch.ones(num_adapters + 1, base.out_features)
-            for number, one in adapters.items():
-                if one.magnitude is not None:
-                    scales[number] = one.magnitude.float().cpu() / _lengths(base, one).cpu()
+            for number, adapter in adapters.items():
+                if adapter.magnitude is not None:
+                    lengths = _row_lengths(base, adapter).cpu()
+                    scales[number] = adapter.magnitude.float().cpu() / lengths
             scales = scales.to(device)
         self.register_buffer("scales", scales, persistent=False)
 
@@ -138,12 +141,12 @@ class _AdaptedLinear(nn.Module):
         return out
 
 
-def _lengths(base: nn.Linear | FrozenLinear, low_rank: LowRank) -> Tensor:
-    """float32[N]: of the rows of W + s B A."""
+def _row_lengths(base: nn.Linear | FrozenLinear, low_rank: LowRank) -> Tensor:
+    """Return the lengths of the rows of W + s B A: float32[N]."""
     if isinstance(base, FrozenLinear):
-        wide = base.read(0, base.out_features)
+        weight = base.read(0, base.out_features)
     else:
-        wide = base.weight.detach().float()
-    a, b = low_rank.a.float().to(wide.device), low_rank.b.float().to(wide.device)
-    lengths: Tensor = torch.linalg.vector_norm(wide + low_rank.scaling * (b @ a), dim=1)
+        weight = base.weight.detach().float()
+    a, b = low_rank.a.float().to(weight.device), low_rank.b.float().to(weight.device)
+    lengths: Tensor = torch.linalg.vector_norm(weight + low_rank.scaling * (b @ a), dim=1)
     return lengths

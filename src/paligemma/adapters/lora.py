@@ -1,11 +1,10 @@
-"""Low-rank adapters: added to a model's linear layers, trained alone, merged into the weights.
+"""Low-rank adapters: add them to a model's linear layers, train them, merge them into the weights.
 
     y = W x + s B A x        LoRA (arXiv 2106.09685): A [r, K], B [N, r], s = alpha / r
                              rsLoRA (arXiv 2312.03732): s = alpha / sqrt(r)
-    y = m * V x / ||V||      DoRA (arXiv 2402.09353): V = W + s B A, lengths by output
+    y = m * V x / ||V||      DoRA (arXiv 2402.09353): V = W + s B A, lengths per output
 
-W may be frozen in NF4 or int8 (`frozen_linear.py`; QLoRA, arXiv 2305.14314). Knows the model's
-modules; knows no file, no other naming and no training loop.
+W may be frozen in NF4 or int8 (`frozen_linear.py`; QLoRA, arXiv 2305.14314).
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from paligemma.model.paligemma import PaliGemma
 
 # N outputs, K inputs, r rank
 
-_CHUNK = 2**18  # weights at once: what is computed from them stays in the processor's cache
+_CHUNK = 2**18  # weights per chunk, so that intermediate results stay in the CPU cache
 
 Part = Literal["decoder", "vision_encoder", "projector"]
-"""A part of the model whose linear layers may get adapters."""
+"""A part of the model whose linear layers can have adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Which layers get adapters, and of which kind.
 
-    `rank` 16 on every linear layer of the decoder and `alpha` twice the rank, which arXiv
-    2405.09673 recommends: which layers have adapters matters more than the rank, and alpha sets
-    the step size that the default learning rates belong to. `layers` names linear layers by the
-    end of their name, such as ("q_proj", "v_proj"); None takes all of `parts`. The table of
-    embeddings, which is the output layer too, never gets one.
+    The defaults follow arXiv 2405.09673: rank 16 on every linear layer of the decoder, because the
+    choice of layers matters more than the rank, and `alpha` of twice the rank, which the default
+    learning rates assume. `layers` selects linear layers by the end of their name, such as
+    ("q_proj", "v_proj"); None selects all of `parts`. The embedding table, which is also the output
+    layer, never has an adapter. Raises OptionError for invalid values.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    """On the input of A only."""
+    """Dropout on the input of A."""
     use_rslora: bool = False
     use_dora: bool = False
     parts: tuple[Part, ...] = ("decoder",)
@@ -64,13 +63,13 @@ class LoraConfig:
 
 
 def scaling_of(rank: int, alpha: float, use_rslora: bool) -> float:
-    """The factor s before B A."""
+    """Return the factor s of B A."""
     return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """What an adapter adds to one weight [N, K]."""
+    """The adapter of one weight [N, K]."""
 
     a: Tensor
     """float[r, K]"""
@@ -90,23 +89,23 @@ class LowRank:
         return scaling_of(self.rank, self.alpha, self.use_rslora)
 
     def merged(self, rows: Tensor, start: int = 0) -> Tensor:
-        """float[n, K], the weight's rows from `start` on -> float32[n, K], the adapter in them.
+        """Merge the adapter into float[n, K], the weight's rows from `start` on -> float32[n, K].
 
-        DoRA's lengths are those of rows, so a weight can be merged a few rows at a time.
+        The lengths of DoRA are those of rows, so a weight can be merged a few rows at a time.
         """
-        here = slice(start, start + rows.shape[0])
-        wide = torch.addmm(rows.float(), self.b[here].float(), self.a.float(), alpha=self.scaling)
+        part = slice(start, start + rows.shape[0])
+        merged = torch.addmm(rows.float(), self.b[part].float(), self.a.float(), alpha=self.scaling)
         if self.magnitude is None:
-            return wide
-        wide *= (self.magnitude[here].float() / _lengths(wide))[:, None]
-        return wide
+            return merged
+        merged *= (self.magnitude[part].float() / _row_lengths(merged))[:, None]
+        return merged
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer, `base`, with a separate adapter; a new adapter changes nothing.
+    """A frozen linear layer, `base`, with an adapter: [..., K] -> [..., N].
 
-    [..., K] -> [..., N]. A and B are float32 whatever the base is, so that small steps are not
-    rounded away, and compute in the dtype of the input.
+    A new adapter does not change the output. A and B are float32 whatever the base is, so that
+    small updates are not lost to rounding, and are cast to the dtype of the input.
     """
 
     def __init__(
@@ -132,13 +131,13 @@ class LoraLinear(nn.Module):
         self.use_rslora = use_rslora
         self.dropout = dropout
         device = next(iter([*base.parameters(), *base.buffers()])).device
-        # Uniform, as peft begins; drawn on the CPU, so that every device begins the same.
-        first = torch.empty(rank, num_inputs).uniform_(-1, 1, generator=generator)
-        self.lora_a = nn.Parameter((first / math.sqrt(num_inputs)).to(device))
+        # Uniform, as in peft; drawn on the CPU, so that the values do not depend on the device.
+        uniform = torch.empty(rank, num_inputs).uniform_(-1, 1, generator=generator)
+        self.lora_a = nn.Parameter((uniform / math.sqrt(num_inputs)).to(device))
         self.lora_b = nn.Parameter(torch.zeros(num_outputs, rank, device=device))
         self.magnitude: nn.Parameter | None = None
         if use_dora:
-            self.magnitude = nn.Parameter(_lengths(self.wide()))
+            self.magnitude = nn.Parameter(_row_lengths(self.base_weight()))
         self.train(base.training)
 
     @property
@@ -151,7 +150,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
-        # A and B are small: they take the dtype of x, where the other way x would be kept twice.
+        # Cast A and B, which are small; casting x would keep a second copy of it for the gradient.
         a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
         low = F.linear(F.dropout(x, self.dropout, self.training), a)
         shape, out, low = out.shape, out.flatten(0, -2), low.flatten(0, -2)
@@ -161,7 +160,7 @@ class LoraLinear(nn.Module):
         bias = self.base.bias if isinstance(self.base, nn.Linear) else None
         if bias is not None:
             out = out - bias
-        scales = self.magnitude / self._lengths()  # float32: its rounding would be systematic
+        scales = self.magnitude / self._lengths()  # float32, as its rounding error is systematic
         out = (torch.addmm(out, low, b.T, alpha=self.scaling) * scales).to(out.dtype)
         if bias is not None:
             out = out + bias
@@ -169,21 +168,21 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def _lengths(self) -> Tensor:
-        """float32[N]: of the rows of W + s B A, which the gradient takes as given.
+        """Return the lengths of the rows of W + s B A: float32[N].
 
-        (arXiv 2402.09353, section 4.3.)
+        The gradient treats them as constants (arXiv 2402.09353, section 4.3).
         """
         lengths = torch.empty_like(self.lora_b[:, 0])
         step = max(1, _CHUNK // self.lora_a.shape[1])
         for start in range(0, len(lengths), step):
             rows = self._rows(start, min(start + step, len(lengths)))
             rows.addmm_(self.lora_b[start : start + step], self.lora_a, alpha=self.scaling)
-            lengths[start : start + step] = _lengths(rows)
+            lengths[start : start + step] = _row_lengths(rows)
         return lengths
 
     @torch.no_grad()
-    def wide(self) -> Tensor:
-        """The base's weight: float32[N, K], a copy."""
+    def base_weight(self) -> Tensor:
+        """Return a copy of the base's weight: float32[N, K]."""
         return self._rows(0, self.base.out_features)
 
     def _rows(self, start: int, end: int) -> Tensor:
@@ -192,7 +191,7 @@ class LoraLinear(nn.Module):
         return self.base.weight[start:end].to(torch.float32, copy=True)
 
     def low_rank(self) -> LowRank:
-        """The adapter alone, in the tensors that are trained."""
+        """Return the adapter alone; its tensors share memory with the trained ones."""
         return LowRank(
             a=self.lora_a.detach(),
             b=self.lora_b.detach(),
@@ -203,11 +202,11 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self, dtype: torch.dtype) -> nn.Linear:
-        """A plain layer that computes the same, in `dtype`."""
+        """Return a plain layer in `dtype` with the adapter merged."""
         base = self.base
         bias = base.bias if isinstance(base, nn.Linear) else None
         layer = nn.Linear(base.in_features, base.out_features, bias is not None, device="meta")
-        merged = self.low_rank().merged(self.wide()).to(dtype)
+        merged = self.low_rank().merged(self.base_weight()).to(dtype)
         layer.weight = nn.Parameter(merged, requires_grad=False)
         if bias is not None:
             layer.bias = bias
@@ -219,11 +218,11 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: PaliGemma, config: LoraConfig, *, seed: int = 0) -> PaliGemma:
-    """Put adapters on a plain model, in place; return the same model.
+    """Add new adapters to a plain model, in place; return the model.
 
-    Only adapters require a gradient afterwards. The same seed makes the same adapters. Raises
-    OptionError when the model has adapters already, when its weights are packed for kernels, and
-    when `config` names layers that do not exist.
+    Afterwards only the adapters require gradients. Equal seeds give equal adapters. Raises
+    OptionError when the model already has adapters or packed weights, and when `config` names
+    layers that do not exist.
 
     >>> add_lora(model, LoraConfig(rank=8))  # doctest: +SKIP
     >>> optimizer = torch.optim.AdamW(lora_parameters(model), lr=1e-4)  # doctest: +SKIP
@@ -256,10 +255,10 @@ def add_lora(model: PaliGemma, config: LoraConfig, *, seed: int = 0) -> PaliGemm
 def attach_lora(
     model: PaliGemma, adapter: Mapping[str, LowRank], *, dropout: float = 0.0
 ) -> PaliGemma:
-    """Put finished adapters, by the names of their layers, on a plain model, in place.
+    """Add trained adapters, by the names of their layers, to a plain model, in place.
 
-    For further training, or to look at them; `checkpoints.load` merges while it reads. Names and
-    shapes must fit, which reading an adapter's file checks.
+    This is for further training or inspection; to merge an adapter, pass it to `load_model`. Names
+    and shapes must fit the model, which `read_adapter` checks.
     """
     check_adaptable(model)
     model.requires_grad_(False)
@@ -282,7 +281,7 @@ def attach_lora(
 
 
 def merge_lora(model: PaliGemma) -> PaliGemma:
-    """Make one weight of every base and its adapter, in place; return the same, now plain, model.
+    """Merge all adapters into their base weights, in place; return the model, now a plain one.
 
     Bases in NF4 or int8, with or without adapters, become plain too, in the model's dtype.
     """
@@ -300,10 +299,10 @@ def merge_lora(model: PaliGemma) -> PaliGemma:
 def freeze_base(
     model: PaliGemma, frozen_format: FrozenFormat, *, double_quantization: bool = True
 ) -> PaliGemma:
-    """Turn the decoder's linear layers into NF4 or int8, in place: the base of QLoRA.
+    """Quantize the decoder's linear layers to NF4 or int8, in place, as the base for QLoRA.
 
-    The vision encoder, the projector and the table of embeddings stay as they are. Raises
-    OptionError for a model that has adapters or packed weights.
+    The vision encoder, the projector and the embedding table stay as they are. Raises OptionError
+    for a model that has adapters or packed weights.
     """
     check_adaptable(model)
     names = [
@@ -315,17 +314,17 @@ def freeze_base(
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """Every adapted layer by its name in the plain model."""
+    """Return every adapted layer by its name in the plain model."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What is trained: A, B and magnitudes, in the order of the model."""
+    """Return the trained parameters, A, B and magnitudes, in the order of the model."""
     return [p for layer in lora_layers(model).values() for p in layer.parameters(recurse=False)]
 
 
 def linear_layers(model: PaliGemma, parts: tuple[Part, ...]) -> Iterator[str]:
-    """The names of the linear layers of these parts, in the order of the model."""
+    """Yield the names of the linear layers of these parts, in the order of the model."""
     for part in get_args(Part):
         if part in parts:
             for name, module in model.get_submodule(part).named_modules(prefix=part):
@@ -334,7 +333,7 @@ def linear_layers(model: PaliGemma, parts: tuple[Part, ...]) -> Iterator[str]:
 
 
 def check_adaptable(model: PaliGemma) -> None:
-    """Raises OptionError unless every layer is plain and without an adapter."""
+    """Raises OptionError for a model that has adapters or packed weights."""
     if lora_layers(model):
         raise OptionError(
             "The model already has adapters. Merge them first, or load the model again."
@@ -346,8 +345,8 @@ def check_adaptable(model: PaliGemma) -> None:
         )
 
 
-def _lengths(rows: Tensor) -> Tensor:
-    """float32[n]: of rows [n, K]; never zero, so that a row of zeros stays one with DoRA."""
+def _row_lengths(rows: Tensor) -> Tensor:
+    """Return the lengths of rows [n, K], float32[n]; never zero, because DoRA divides by them."""
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return lengths.clamp_min(torch.finfo(torch.float32).tiny)
 

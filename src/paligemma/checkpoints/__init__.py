@@ -1,18 +1,18 @@
-"""Files to weights in the model, and back.
+"""Load and save checkpoints.
 
-json_file.py      small JSON files, parsed strictly
-reader.py         safetensors shards, read a few rows at a time
-writer.py         safetensors files, written a few rows at a time
-checksums.py      SHA-256 sums of these files
+json_file.py      strict parsing of small JSON files
+reader.py         read safetensors files, a few rows at a time
+writer.py         write safetensors files, a few rows at a time
+checksums.py      SHA-256 checksums of checkpoint files
 hf.py             Hugging Face tensor names <-> ours
 hf_config.py      config.json <-> PaliGemmaConfig
-quantized.py      what a quantized checkpoint stores
-hub.py            fetch a model from the hub: the only file that uses the network
-match.py          tensors in the files <-> parameters of the model
-weight_form.py    the form and dtype of the weights: the only file that decides
-load.py           folder -> model
-save.py           model -> folder, whole or not at all
-adapter.py        adapters in peft's format, both ways
+quantized.py      the format of quantized checkpoints
+hub.py            download from the hub: the only file that uses the network
+match.py          match tensors in the files with parameters of the model
+weight_form.py    decide in which form and dtype weights are loaded
+load.py           load a model from a folder
+save.py           save a model to a folder, atomically
+adapter.py        read and write adapters in peft's format
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Adapters on disk in peft's format, under Hugging Face names: written for others, read from them.
+"""Read and write adapters in peft's format, with Hugging Face tensor names.
 
     adapter_config.json         rank, alpha, kind
     adapter_model.safetensors   base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight
                                 float[r, K]; lora_B.weight float[N, r]; lora_magnitude_vector float[N]
 
-Read with distrust: names, shapes and the base that an adapter was trained on must fit before a
-value is read, and no setting is passed over that would change what is computed. The tensors say
-which layers are adapted; `target_modules`, a pattern that others search with, is written and never
-run. Needs no peft.
+Files are untrusted input: names, shapes and the base model must match before any value is read, and
+a setting that would change the computation is never ignored. The tensors determine which layers are
+adapted; `target_modules`, a regular expression for other readers, is written but never evaluated.
+peft need not be installed.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _LEAVES = {
     "lora_magnitude_vector.weight": "magnitude",  # older peft
 }
 
-# What this package applies or what changes nothing once an adapter is trained. All other settings
-# must be off, whatever they are.
+# Settings that this package applies, and those without effect on a trained adapter. All others
+# must be off.
 _APPLIED = frozenset(
     (
         "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "rank_pattern",
@@ -75,19 +75,19 @@ _INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A trained adapter, whose names and shapes fit a model."""
+    """A trained adapter whose names and shapes fit the model."""
 
     layers: Mapping[str, LowRank]
-    """By the layer's name in our model."""
+    """By the name of the layer in our model."""
     dropout: float
     base_name: str | None
-    """The model that it was trained on, as whoever wrote it called that model."""
+    """The name of the base model, as recorded in the adapter's config."""
     base_fingerprint: str | None
-    """Of the weights that it was trained on, where this package wrote it."""
+    """`base_fingerprint` of the base model's weights, if this package wrote the adapter."""
     folder: Path
 
     def check_base(self, fingerprint: str) -> None:
-        """Raises CheckpointError when the adapter says that it was trained on other weights."""
+        """Raises CheckpointError if the adapter was trained on other weights."""
         if self.base_fingerprint not in (None, fingerprint):
             raise CheckpointError(
                 f"The adapter {self.folder} was trained on other weights: {self.base_name!r} with "
@@ -97,14 +97,13 @@ class Adapter:
 
 
 def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = False) -> Adapter:
-    """Read an adapter for a model of this shape.
+    """Read an adapter for a model with this config.
 
-    LoRA, rsLoRA and DoRA of peft, under the names of transformers 4 and 5. `verify=True` compares
-    the file with its SHA-256 first, which this package writes and peft does not.
+    Supports LoRA, rsLoRA and DoRA of peft, with the names of transformers 4 and 5. `verify=True`
+    first compares the file with its SHA-256, which this package writes and peft does not.
 
-    Raises CheckpointError for files that are missing or damaged, settings that this package does
-    not know, tensors that have no place in the model or another shape, ranks that no adapter has,
-    NaN and infinity.
+    Raises CheckpointError for files that are missing or damaged, unsupported settings, tensors
+    without a counterpart in the model or of another shape, invalid ranks, NaN and infinity.
     """
     folder = Path(folder).expanduser()
     if not (folder / CONFIG_FILE).is_file():
@@ -155,11 +154,11 @@ def write_adapter(
     base_name: str | None = None,
     revision: str | None = None,
 ) -> Path:
-    """Write a model's adapters, whole or not at all; return the folder.
+    """Write a model's adapters atomically; return the absolute path of the folder.
 
-    `base_name` and `revision` say what the model was loaded from. Tensors are float32, as they are
-    trained. Raises OptionError for a model without adapters, CheckpointError when the folder
-    exists and is not empty, NumericalError for NaN and infinity.
+    `base_name` and `revision` record what the model was loaded from. Tensors are written as
+    float32, as they are trained. Raises OptionError for a model without adapters, CheckpointError
+    when the folder exists and is not empty, NumericalError for NaN and infinity.
 
     >>> write_adapter(model, "my-adapter")  # doctest: +SKIP
     PosixPath('/home/me/my-adapter')
@@ -179,7 +178,7 @@ def write_adapter(
             parts["lora_magnitude_vector"] = low_rank.magnitude
         tensors += [_to_write(f"{module}.{leaf}", tensor) for leaf, tensor in parts.items()]
     metadata = {}
-    # From float16 the fingerprint would be of values rounded twice.
+    # With float16, the values of the fingerprint would be rounded twice.
     if model.dtype != torch.float16:
         metadata[_FINGERPRINT] = fingerprint_of(model)
     tensors.sort(key=lambda tensor: tensor.name)
@@ -195,11 +194,11 @@ def write_adapter(
 
 
 def base_fingerprint(config: PaliGemmaConfig, read: Callable[[str], Tensor]) -> str:
-    """Tells a model's weights from others of the same shape, in any dtype and quantization.
+    """Return a hash that identifies a model's weights, independent of dtype and quantization.
 
-    Of the vectors that are never quantized, the decoder's norms and the projector's bias, rounded
-    to bfloat16: any training of a whole model changes some of them. `read` gives a parameter of
-    our model by its name.
+    It covers vectors that are never quantized, the decoder's norms and the projector's bias,
+    rounded to bfloat16; any full fine-tuning changes some of them. `read` returns a parameter of
+    our model by name.
     """
     digest = hashlib.sha256()
     for name in _vectors(config):
@@ -209,7 +208,7 @@ def base_fingerprint(config: PaliGemmaConfig, read: Callable[[str], Tensor]) -> 
 
 
 def fingerprint_of(model: PaliGemma) -> str:
-    """`base_fingerprint` of a model in memory, with or without adapters."""
+    """Return the `base_fingerprint` of a model in memory, with or without adapters."""
     rows = {name.replace(".base.", "."): row for name, row in weight_rows(model).items()}
     return base_fingerprint(model.config, lambda name: rows[name].read(0, rows[name].shape[0]))
 
@@ -225,7 +224,7 @@ def _vectors(config: PaliGemmaConfig) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What `adapter_config.json` says, checked."""
+    """The validated settings of `adapter_config.json`."""
 
     rank: int
     alpha: float
@@ -291,24 +290,24 @@ class _Settings:
 def _match(
     weights: WeightFiles, config: PaliGemmaConfig, settings: _Settings
 ) -> dict[str, dict[str, str]]:
-    """Our layer -> {"a": name in the file, ...}, after every check that needs no values."""
+    """Map our layers to {"a": name in the file, ...}; checks everything except values."""
     shapes = _linear_shapes(config)
     released = to_released_names(config, [f"{layer}.weight" for layer in shapes])
     layers = {theirs: ours.removesuffix(".weight") for ours, theirs in released.items()}
-    found: dict[str, dict[str, str]] = {}
+    matched: dict[str, dict[str, str]] = {}
     unknown, problems = [], []
     for name in weights.tensors:
         module, leaf = _split(name)
         layer = layers.get(to_released_name(f"{module}.weight")) if leaf else None
         if leaf is None or layer is None:
             unknown.append(name)
-        elif leaf in found.setdefault(layer, {}):
-            problems.append(f"{name} and {found[layer][leaf]} are the same tensor")
+        elif leaf in matched.setdefault(layer, {}):
+            problems.append(f"{name} and {matched[layer][leaf]} are the same tensor")
         else:
-            found[layer][leaf] = name
-    wanted = ("a", "b", "magnitude") if settings.use_dora else ("a", "b")
-    for layer, names in found.items():
-        if missing := [leaf for leaf in wanted if leaf not in names]:
+            matched[layer][leaf] = name
+    required = ("a", "b", "magnitude") if settings.use_dora else ("a", "b")
+    for layer, names in matched.items():
+        if missing := [leaf for leaf in required if leaf not in names]:
             problems.append(f"{next(iter(names.values()))} has no matching {missing[0]}")
             continue
         unknown += [] if settings.use_dora else [names[x] for x in names if x == "magnitude"]
@@ -324,7 +323,7 @@ def _match(
             f"The adapter {weights.folder} does not fit this model: {shown}{more}. According to "
             f"its config it was trained on {settings.base_name!r}; load it on that model."
         )
-    return found
+    return matched
 
 
 def _wrong_shapes(
@@ -354,7 +353,7 @@ def _read(weights: WeightFiles, name: str, broken: list[str]) -> Tensor:
 
 
 def _describe(model: PaliGemma, base_name: str | None, revision: str | None) -> dict[str, Any]:
-    """`adapter_config.json`, with the settings that peft needs to rebuild the same."""
+    """Return the content of `adapter_config.json`, from which peft rebuilds the same adapter."""
     layers = {_peft_module(model.config, n): layer for n, layer in lora_layers(model).items()}
     first = next(iter(layers.values()))
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
@@ -383,23 +382,23 @@ def _describe(model: PaliGemma, base_name: str | None, revision: str | None) -> 
 
 
 def _search_pattern(modules: Iterable[str]) -> str:
-    r"""A regular expression that matches these modules as a whole, and no others of the model.
+    r"""Return a regular expression that fully matches these modules and no others of the model.
 
     >>> _search_pattern(["model.language_model.layers.0.mlp.up_proj"])
     'model\\.language_model\\.layers\\.(0)\\.mlp\\.up_proj'
     """
     numbers: dict[str, list[str]] = {}
     for module in modules:
-        number = re.search(r"\.layers\.(\d+)\.", module)
+        match = re.search(r"\.layers\.(\d+)\.", module)
         pattern = re.escape(module)
-        if number is not None:
-            pattern = pattern.replace(rf"\.layers\.{number[1]}\.", r"\.layers\.({})\.")
-        numbers.setdefault(pattern, []).append(number[1] if number is not None else "")
-    return "|".join(p.replace("{}", "|".join(found)) for p, found in numbers.items())
+        if match is not None:
+            pattern = pattern.replace(rf"\.layers\.{match[1]}\.", r"\.layers\.({})\.")
+        numbers.setdefault(pattern, []).append(match[1] if match is not None else "")
+    return "|".join(p.replace("{}", "|".join(layers)) for p, layers in numbers.items())
 
 
 def _linear_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, int]]:
-    """Every layer that may have an adapter, and the shape of its weight."""
+    """Return every layer that may have an adapter, with the shape of its weight."""
     with torch.device("meta"):
         model = PaliGemma(config)
     names = linear_layers(model, get_args(Part))
@@ -409,7 +408,7 @@ def _linear_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, int]]:
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """A name in the file -> the module and "a", "b" or "magnitude"; None for other names."""
+    """Split a name in the file into module and "a", "b" or "magnitude" (None for other names)."""
     for leaf, kind in _LEAVES.items():
         if name.startswith(_PREFIX) and name.endswith(f".{leaf}"):
             return name.removeprefix(_PREFIX).removesuffix(f".{leaf}"), kind
@@ -450,13 +449,10 @@ def _number(
 ) -> Any:
     value = content.get(key, default)
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-        value_is_good = False
-    else:
-        value_is_good = value >= lowest
-    if not value_is_good:
-        what = "a whole number of at least 1" if whole else f"a number of at least {lowest:g}"
-        raise CheckpointError(f"{path}: {key} is {_shown(value)}; it must be {what}.")
+    is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < lowest:
+        expected = "a whole number of at least 1" if whole else f"a number of at least {lowest:g}"
+        raise CheckpointError(f"{path}: {key} is {_shown(value)}; it must be {expected}.")
     return value
 
 
@@ -470,18 +466,18 @@ def _flag(path: Path, content: dict[str, Any], key: str) -> bool:
 def _pattern(
     path: Path, content: dict[str, Any], key: str, *, whole: bool = False
 ) -> dict[str, Any]:
-    """Numbers for layers by the end of their names. peft takes any regular expression there."""
-    found = content.get(key) or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: {key} is {_shown(found)}; it must be an object.")
-    for name in found:
-        _number(path, found, name, 0, whole=whole)
+    """Read numbers per layer, by suffixes of layer names. peft allows any regular expression."""
+    numbers = content.get(key) or {}
+    if not isinstance(numbers, dict):
+        raise CheckpointError(f"{path}: {key} is {_shown(numbers)}; it must be an object.")
+    for name in numbers:
+        _number(path, numbers, name, 0, whole=whole)
         if not re.fullmatch(r"\^?[\w.]+", name):
             raise CheckpointError(
                 f"{path}: {key} contains the pattern {_shown(name)}; only layer names, or their "
                 "ends, are supported there."
             )
-    return {name.removeprefix("^"): value for name, value in found.items()}
+    return {name.removeprefix("^"): value for name, value in numbers.items()}
 
 
 def _shown(value: object) -> str:

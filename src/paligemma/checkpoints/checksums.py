@@ -1,4 +1,4 @@
-"""SHA-256 sums of a checkpoint's files: written by `save_model`, or published by the hub."""
+"""SHA-256 checksums of checkpoint files: written by `save_model`, or published by the hub."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CHECKSUM_FILE = "checksums.json"
 def verify_files(folder: Path, paths: Sequence[Path]) -> None:
     """Compare the weight files in a folder with their SHA-256.
 
-    The sums come from `checksums.json`, which `save_model` writes, or, in a hub cache, from
-    the names of the stored blobs, which are the sums that the hub published. Raises CheckpointError
+    The checksums come from `checksums.json`, which `save_model` writes, or, in a hub cache, from
+    the names of the blobs, which are the checksums that the hub published. Raises CheckpointError
     at the first difference.
     """
     listed = folder / CHECKSUM_FILE

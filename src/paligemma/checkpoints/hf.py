@@ -1,13 +1,13 @@
-"""Tensor names of Hugging Face checkpoints and ours, both ways.
+"""Map tensor names between Hugging Face checkpoints and this package, in both directions.
 
-Shapes agree everywhere: both sides store linear weights as (out, in) and split rotary features
-in halves. Only two things differ besides names.
+All shapes agree: both sides store linear weights as (out, in) and split rotary features in halves.
+Apart from names, only two things differ.
 
 - Gemma 1's `post_attention_layernorm` is the norm *before* the MLP (big_vision's
   `pre_ffw_norm`). Gemma 2 gives that name to a norm after attention and calls the one before
   the MLP `pre_feedforward_layernorm`.
-- Their embedding table has rows beyond the vocabulary: one for the `<image>` placeholder, whose
-  embedding is never looked up, then padding up to a multiple of 64 (257216 = 257152 + 64).
+- Their embedding table has rows beyond the vocabulary: one for the `<image>` placeholder, which is
+  never looked up, and padding to a multiple of 64 (257216 = 257152 + 64).
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ _NORMS = {
 
 
 def to_released_names(config: PaliGemmaConfig, parameters: Iterable[str]) -> dict[str, str]:
-    """Our parameter names -> the names in the released files.
+    """Map our parameter names to the names in the released files.
 
-    Raises CheckpointError for a parameter that is not PaliGemma's.
+    Raises CheckpointError for a parameter that PaliGemma does not have.
 
     >>> from paligemma.config import release_config
     >>> name = "decoder.blocks.0.pre_mlp_norm.weight"
@@ -96,7 +96,7 @@ def to_released_names(config: PaliGemmaConfig, parameters: Iterable[str]) -> dic
 
 
 def to_released_name(name: str) -> str:
-    """Any spelling that transformers has written -> the released one; other names stay.
+    """Map any spelling that transformers has written to the released one; keep other names.
 
         released (4.x)                       saved by 5.x          in memory
         vision_tower.vision_model.           vision_tower.         model.vision_tower.
@@ -117,7 +117,7 @@ def to_released_name(name: str) -> str:
 
 
 def to_memory_name(released_name: str) -> str:
-    """The released name -> the one in memory of transformers 5, which adapters' files carry.
+    """Map a released name to the in-memory name of transformers 5, which adapter files use.
 
     >>> to_memory_name("language_model.model.layers.0.mlp.up_proj.weight")
     'model.language_model.layers.0.mlp.up_proj.weight'
@@ -129,12 +129,12 @@ def to_memory_name(released_name: str) -> str:
 
 
 def is_pooling_head(released_name: str) -> bool:
-    """SigLIP's pooling head, which PaliGemma never runs but some checkpoints carry."""
+    """True for SigLIP's pooling head, which some checkpoints contain but PaliGemma never uses."""
     return released_name.startswith(_VISION + "head.")
 
 
 def num_table_rows(vocab_size: int) -> int:
-    """Rows of a stored embedding table: the vocabulary, `<image>`, and padding.
+    """Return the number of rows of a stored embedding table: vocabulary, `<image>` and padding.
 
     >>> num_table_rows(257152)
     257216
@@ -143,10 +143,10 @@ def num_table_rows(vocab_size: int) -> int:
 
 
 def pad_table(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Rows float[V, D] of a table, in blocks -> num_table_rows(V) rows, in blocks.
+    """Pad a table float[V, D], given in blocks of rows, to num_table_rows(V) rows.
 
-    The rows added are the mean of the others: a row of zeros would win against logits that are
-    all negative; the mean never wins.
+    The added rows are the mean of the others, whose logit never exceeds the largest one. A row of
+    zeros would win where all other logits are negative.
     """
     num_rows, total = 0, torch.zeros(())
     for block in blocks:

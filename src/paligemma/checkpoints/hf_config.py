@@ -1,10 +1,9 @@
-"""config.json of Hugging Face <-> PaliGemmaConfig.
+"""Convert between Hugging Face's config.json and PaliGemmaConfig.
 
-Reads what transformers 4.x (`rope_theta`) and 5.x (`rope_parameters`) write. A key that a file
-omits takes the default of the class that transformers would build, since their files omit what
-equals a default: `GemmaConfig`, `Gemma2Config` and `SiglipVisionConfig`, read in transformers
-5.23. Anything that this package would compute differently is refused, never passed over; keys
-that ask for code to be run (`auto_map`) have no effect.
+Reads the files of transformers 4.x (`rope_theta`) and 5.x (`rope_parameters`). Missing keys take
+the defaults of transformers 5.23 (`GemmaConfig`, `Gemma2Config` and `SiglipVisionConfig`), because
+its files omit values that equal a default. Anything that this package would compute differently is
+refused, never ignored. Keys that request running code (`auto_map`) have no effect.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from paligemma.fast.weights import Quantization
 CONFIG_FILE = "config.json"
 
 _MAX_DEPTH = 512
-_MAX_SIZE = 2**22  # of any other dimension; the largest released one is the vocabulary, 2^18
+_MAX_SIZE = 2**22  # limit of other dimensions; the largest released one is the vocabulary, 2^18
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {
@@ -64,14 +63,14 @@ _VISION_DEFAULTS: dict[str, Any] = {
 _ROPE_THETA = 10_000.0
 _RELEASED_SLIDING_WINDOW = 4096
 _RELEASED_VOCABULARY, _RELEASED_TABLE_ROWS = 257152, 257216
-_IMAGE_TOKEN_INDEX = 256_000  # where a file names none
+_IMAGE_TOKEN_INDEX = 256_000  # default
 _MAX_RESOLUTION = 2**14
 _RESCALE_FACTOR = 1 / 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
-    """A config, the number of rows of its stored embedding table, and how weights are stored.
+    """A config, with the rows of the stored embedding table and the quantization.
 
     A quantized table has no rows beyond the vocabulary.
     """
@@ -82,7 +81,7 @@ class StoredConfig:
 
 
 class _Section:
-    """One object of the file: values by key, with defaults, checked and named in errors."""
+    """A JSON object of the file, with defaults, validation, and errors that name the key."""
 
     def __init__(
         self, path: Path, name: str, content: Any, defaults: Mapping[str, Any] | None = None
@@ -120,7 +119,7 @@ class _Section:
         return None if self.get(key) is None else self.positive(key)
 
     def require(self, key: str, *allowed: object) -> None:
-        """Where the key is given, it must have one of these values."""
+        """Raise unless the key is missing or has one of these values."""
         if self.get(key) is not None and self.get(key) not in allowed:
             raise self.refuse(key, "expected " + " or ".join(map(repr, allowed)))
 
@@ -128,13 +127,13 @@ class _Section:
 def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
     """Read `config.json` of a checkpoint folder.
 
-    In the released files and in those of `write_config` the vocabulary ends at
-    `image_token_index`: the rows behind are the image placeholder and padding (257152 of 257216
-    rows count). In any other file that transformers wrote every row counts, as it does there.
-    `sliding_window` overrides the file's, which is not used: see `DecoderConfig`.
+    In the released files and in those of `write_config`, the vocabulary ends at
+    `image_token_index`, and the rows after it are the image placeholder and padding (257152 of
+    257216 rows count). In all other files that transformers wrote, every row counts, as it does
+    there. `sliding_window` replaces the value in the file, which is not used: see `DecoderConfig`.
 
-    Raises CheckpointError, which names file and key, for what is missing or not supported, and
-    OptionError for a window that makes no sense.
+    Raises CheckpointError, which names file and key, for missing or unsupported values, and
+    OptionError for an invalid window.
     """
     path = folder / CONFIG_FILE
     if not path.exists():
@@ -185,7 +184,7 @@ def _refuse_foreign_quantization(top: _Section) -> CheckpointError:
 
 
 def _read_image_token(top: _Section) -> int:
-    """The id of the image placeholder; as any id, it may lie beyond the embedding table."""
+    """Return the id of the image placeholder, which may exceed the rows of the table."""
     for key in ("image_token_index", "image_token_id"):
         if top.get(key) is not None:
             return top.whole(key)
@@ -193,7 +192,7 @@ def _read_image_token(top: _Section) -> int:
 
 
 def _is_padded(top: _Section, image_token: int, table_rows: int) -> bool:
-    """Whether the rows from `image_token` on stand for no token."""
+    """Return whether the rows from `image_token` on are padding."""
     if (image_token, table_rows) == (_RELEASED_VOCABULARY, _RELEASED_TABLE_ROWS):
         return True
     by_transformers = top.get("transformers_version") is not None
@@ -230,7 +229,7 @@ def _read_vision(section: _Section) -> VisionConfig:
 
 def _read_decoder(section: _Section, vocab_size: int, sliding_window: int | None) -> DecoderConfig:
     is_gemma2 = section.get("model_type") == "gemma2"
-    # Gemma 1's files say "gelu" and mean the tanh form, as transformers has it.
+    # Files of Gemma 1 say "gelu" but mean the tanh approximation, as transformers does.
     section.require("hidden_act", "gelu_pytorch_tanh", "gelu")
     section.require("hidden_activation", "gelu_pytorch_tanh")
     section.require("attention_bias", False)
@@ -259,7 +258,7 @@ def _read_decoder(section: _Section, vocab_size: int, sliding_window: int | None
 
 
 def _read_sliding_layers(section: _Section, depth: int) -> tuple[bool, ...]:
-    """Which layers slide, from `layer_types`; without it the even ones, as in Gemma 2."""
+    """Return which layers use the window, from `layer_types`; by default the even ones."""
     types = section.get("layer_types")
     if types is None or types == ["full_attention"] * depth:
         return tuple(i % 2 == 0 for i in range(depth))
@@ -292,8 +291,8 @@ def write_config(
 ) -> None:
     """Write `config.json`, `generation_config.json` and `preprocessor_config.json`.
 
-    transformers 4.57 and 5.23 read them, unless weights are quantized. Raises CheckpointError
-    when Hugging Face's format has no place for a value, such as a soft cap in a Gemma 1.
+    transformers 4.57 and 5.23 can read them, unless weights are quantized. Raises CheckpointError
+    when Hugging Face's format cannot represent a value, such as a soft cap in a Gemma 1.
     """
     vision, decoder = config.vision, config.decoder
     special_ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
@@ -370,8 +369,8 @@ def write_config(
 
 def _gemma1_fields(decoder: DecoderConfig) -> dict[str, Any]:
     extras = (decoder.attn_logit_softcap, decoder.final_logit_softcap, decoder.sliding_window)
-    own_scale = not math.isclose(decoder.query_scale, decoder.head_dim**-0.5, rel_tol=1e-6)
-    if extras != (None, None, None) or own_scale:
+    default_scale = math.isclose(decoder.query_scale, decoder.head_dim**-0.5, rel_tol=1e-6)
+    if extras != (None, None, None) or not default_scale:
         raise CheckpointError(
             "A decoder without post-norms is saved as a Gemma 1, which has no soft caps, no "
             "sliding window, and the query scale head_dim^-0.5. This config has other values, "
@@ -387,8 +386,8 @@ def _gemma2_fields(decoder: DecoderConfig) -> dict[str, Any]:
             f"The query scale is {decoder.query_scale}; config.json can only represent the "
             "inverse square root of a whole number."
         )
-    # Layers without a window are written as full attention, so that transformers computes what
-    # this package does. The window's size must be there even when no layer uses it.
+    # Layers without a window are written as full attention, so that transformers computes the same
+    # as this package. The size of the window is required even if no layer uses it.
     slides = decoder.sliding_layers if decoder.sliding_window else (False,) * decoder.depth
     return {
         "model_type": "gemma2",

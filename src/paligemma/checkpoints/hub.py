@@ -1,6 +1,6 @@
-"""Fetch a model from the Hugging Face hub into its cache; no other file speaks to the hub.
+"""Download models from the Hugging Face hub into its cache: the only module that uses the hub.
 
-`huggingface_hub` is imported when it is needed.
+`huggingface_hub` is imported on first use.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, HubError
 
-# Weights first. "*.json" is for configs, the index of shards and the checksums; the last two are
-# mask codecs.
-_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
+# Weights first. "*.json" covers configs, the shard index and checksums; the last two are mask
+# codecs.
+_FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedCheckpoint:
-    """A folder in the hub's cache and the commit it holds."""
+    """A folder in the hub's cache, with the commit in it."""
 
     path: Path
     hub_id: str
@@ -44,7 +44,7 @@ class FetchedCheckpoint:
 
 
 def resolve(name_or_path: str | Path) -> Path | str:
-    """Say what a name stands for: an existing folder (a Path) or a model on the hub (its id).
+    """Resolve a name to an existing folder (a Path) or a model on the hub (its id).
 
     >>> resolve("paligemma2-3b-mix-448")
     'google/paligemma2-3b-mix-448'
@@ -84,15 +84,15 @@ def fetch_checkpoint(
 ) -> FetchedCheckpoint:
     """Download a model's config, tokenizer, safetensors and mask codec, or find them in the cache.
 
-    A download that was cut goes on where it stopped. `revision` is a branch, tag or commit;
-    PaliGemma 1 has smaller files on the branches "bfloat16" and "float16". `token` is the hub's
-    access token; without it the one of `hf auth login` or HF_TOKEN is used. `offline` uses the
-    cache only. `weights=False` leaves the safetensors where they are.
+    An interrupted download resumes. `revision` is a branch, tag or commit; PaliGemma 1 has smaller
+    files on the branches "bfloat16" and "float16". `token` is an access token of the hub and
+    defaults to that of `hf auth login` or HF_TOKEN. `offline` uses only the cache. `weights=False`
+    skips the safetensors.
 
-    Raises HubError with what to do about it.
+    Raises HubError.
     """
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        # Such a token is no valid header, and the error about that would quote it.
+        # Such a token is not a valid header, and the resulting error would contain it.
         raise HubError(
             "The access token contains spaces, line breaks or non-ASCII characters. Copy it again."
         )
@@ -109,11 +109,11 @@ def fetch_checkpoint(
             revision=revision,
             token=token,
             local_files_only=offline,
-            allow_patterns=list(_WANTED if weights else _WANTED[1:]),
-            ignore_patterns=["*/*"],  # files in folders are not part of the checkpoint
+            allow_patterns=list(_FILE_PATTERNS if weights else _FILE_PATTERNS[1:]),
+            ignore_patterns=["*/*"],  # files in subfolders are not part of the checkpoint
             tqdm_class=None if progress else HiddenBar,
         )
-    # Besides its own errors, the hub's library lets those of its HTTP library through.
+    # In addition to its own errors, the library raises those of its HTTP library.
     except Exception as error:
         raise HubError(_explain(error, hub_id, revision, offline)) from error
     path = Path(folder)
@@ -121,7 +121,7 @@ def fetch_checkpoint(
 
 
 def is_reachable(hub_id: str, timeout_seconds: float = 5.0) -> bool:
-    """Whether the hub answers and knows this model. Needs no access to its files."""
+    """Return whether the hub is reachable and has this model. Needs no access to its files."""
     from huggingface_hub import HfApi
 
     try:
@@ -132,7 +132,7 @@ def is_reachable(hub_id: str, timeout_seconds: float = 5.0) -> bool:
 
 
 def may_read(hub_id: str) -> bool:
-    """Whether the hub would give this model's files to whoever asks with the present token."""
+    """Return whether the current token has access to this model's files."""
     from huggingface_hub import HfApi
 
     try:
@@ -143,7 +143,7 @@ def may_read(hub_id: str) -> bool:
 
 
 def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool) -> str:
-    """What happened and what to do, in plain words."""
+    """Return a message that says what happened and what to do."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{hub_id}"
@@ -156,8 +156,8 @@ def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool)
         )
     if isinstance(error, errors.RevisionNotFoundError):
         branches = next((r.dtype_branches for r in RELEASES if r.hub_id == hub_id), ())
-        known = f" It has: {', '.join(branches)}." if branches else ""
-        return f"{hub_id} has no revision {revision!r}.{known}"
+        choices = f" Choose one of: {', '.join(branches)}." if branches else ""
+        return f"{hub_id} has no revision {revision!r}.{choices}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"The hub has no model {hub_id}, or it is private. Check the name; for a private "

@@ -1,4 +1,4 @@
-"""Small JSON files, parsed strictly: a size limit, one object, no NaN."""
+"""Strict parsing of small JSON files: a size limit, one object, no NaN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_BYTES = 64 * 1024**2  # the largest index of a released model has 0.1 MB
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError, which names the file, for anything else.
+    """Read the object in a JSON file. Raises CheckpointError, which names the file.
 
     >>> read_json(Path("config.json"))["model_type"]  # doctest: +SKIP
     'paligemma'

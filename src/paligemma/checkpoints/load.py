@@ -1,7 +1,7 @@
-"""A checkpoint folder -> the model.
+"""Load a model from a checkpoint folder.
 
-Weights go from the files into the modules that compute with them, plain, packed or quantized, a
-few megabytes at a time.
+Weights are copied from the files into the modules, plain, packed or quantized, a few megabytes at a
+time.
 """
 
 from __future__ import annotations
@@ -46,22 +46,21 @@ def load_model(
     check_finite: bool = True,
     verify: bool = False,
 ) -> PaliGemma:
-    """Build the model that a folder describes and fill it, a few megabytes at a time.
+    """Build the model that a folder describes, and load its weights.
 
-    Memory stays within a few megabytes of the weights in the form asked for, whatever dtype is
-    stored (float32, bfloat16 or float16). `weights` is that form: a `Plain`, `Packed` or
-    `Trainable`, or a name such as "bfloat16" or "int4"; "stored" keeps what the files hold.
-    An `adapter` becomes part of the weights while they are read, before they are packed or
-    quantized, or with `Trainable()` stays separate. `sliding_window=4096` gives PaliGemma 2 the
-    window that transformers uses; the default is none, as in the code that trained the weights.
-    `check_finite=False` accepts NaN and infinity. `verify=True` compares the files with their
-    SHA-256 first.
+    Peak memory is that of the weights in the requested form plus a few megabytes, whatever dtype
+    is stored (float32, bfloat16 or float16). `weights` is that form: a `Plain`, `Packed` or
+    `Trainable`, or a name such as "bfloat16" or "int4"; "stored" keeps the dtype of the files. An
+    `adapter` is merged into the weights before they are packed or quantized, or stays separate
+    with `Trainable()`. `sliding_window=4096` gives PaliGemma 2 the window that transformers uses;
+    by default there is none, as in the code that trained the weights. `check_finite=False` accepts
+    NaN and infinity. `verify=True` first compares the files with their SHA-256.
 
-    Raises CheckpointError that names what is wrong: files, config keys, or tensors; OptionError
-    for a form that these weights cannot have.
+    Raises CheckpointError, which names the invalid files, config keys or tensors, and OptionError
+    for a form that these weights do not support.
 
-    The model takes `ModelInputs`, ids and masks: `model(inputs)` returns logits, and
-    `engine.generate.generate(model, inputs, max_new_tokens=32, eos_id=1)` the ids that follow.
+    The model takes `ModelInputs`: `model(inputs)` returns logits, and
+    `engine.generate.generate(model, inputs, max_new_tokens=32, eos_id=1)` generates token ids.
 
     >>> model = load_model("paligemma2-3b-mix-224", weights="bfloat16")  # doctest: +SKIP
     >>> sum(p.numel() for p in model.parameters())  # doctest: +SKIP
@@ -92,7 +91,7 @@ def read_model(
     check_finite: bool = True,
     verify: bool = False,
 ) -> tuple[PaliGemma, WeightForm]:
-    """As `load_model`, with a config that was read before; returns the form that was chosen too."""
+    """As `load_model`, with a config that was read before; also return the form that was chosen."""
     with WeightFiles(folder) as files:
         if verify:
             files.verify()
@@ -131,7 +130,7 @@ def _facts(
 
 
 def _empty_model(model: PaliGemma, form: WeightForm, device: torch.device) -> PaliGemma:
-    """A model on the meta device -> its modules in the form chosen, allocated but not filled."""
+    """Convert a model on the meta device to the chosen form, and allocate its memory."""
     model = model.to(form.dtype)
     if form.is_packed:
         model = accelerate(model, form.quantization)
@@ -145,7 +144,7 @@ def _empty_model(model: PaliGemma, form: WeightForm, device: torch.device) -> Pa
 
 
 def _reader(files: WeightFiles, sources: Mapping[str, StoredParameter]) -> Callable[[str], Tensor]:
-    """A function that reads a whole parameter, one that is never quantized."""
+    """Return a function that reads a whole parameter that is never quantized."""
 
     def read(name: str) -> Tensor:
         source = sources[name].weight
@@ -162,7 +161,7 @@ def _fill(
     adapter: Adapter | None,
     check_finite: bool,
 ) -> list[str]:
-    """Write every parameter; return the names, in the files, of those that are not finite."""
+    """Write every parameter; return the names (in the files) of tensors that are not finite."""
     broken: dict[str, None] = {}
     for name, start, block, scales in _read_ahead(rows, files, sources):
         source, target = sources[name], rows[name]
@@ -188,7 +187,7 @@ def _fill(
 def _read_ahead(
     rows: Mapping[str, Rows], files: WeightFiles, sources: Mapping[str, StoredParameter]
 ) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
-    """(parameter, first row, rows, their scales): one block is read while another is in use."""
+    """Yield (parameter, first row, rows, their scales), reading the next block in a thread."""
     blocks = ((name, *block) for name in sources for block in row_blocks(rows[name].shape))
 
     def read(name: str, start: int, end: int) -> tuple[str, int, Tensor, Tensor | None]:
@@ -208,7 +207,7 @@ def _read_ahead(
 
 
 def _check_memory(model: PaliGemma, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse what cannot fit before anything is allocated: otherwise the system kills us."""
+    """Raise before allocating more memory than exists, which would get the process killed."""
     tensors = chain(model.parameters(), model.buffers())
     need = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if device.type == "cuda":

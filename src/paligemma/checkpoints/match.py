@@ -1,6 +1,6 @@
 """Match the tensors in a checkpoint's files with the parameters of our model.
 
-Strict: whatever is missing, unknown or of the wrong shape or dtype stops the load.
+Tensors that are missing, unknown, or of the wrong shape or dtype raise an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_LISTED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class StoredParameter:
-    """The tensors in the files that a parameter is read from."""
+    """The names of the tensors in the files that a parameter is read from."""
 
     weight: str
     scales: str | None = None
@@ -43,7 +43,7 @@ class StoredParameter:
 
 @dataclass(frozen=True, kw_only=True)
 class _Expected:
-    """What a tensor in the files must look like."""
+    """The expected shape and dtypes of a tensor in the files."""
 
     shape: tuple[int, ...]
     dtype_codes: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Expected:
 def match_tensors(
     files: WeightFiles, shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
 ) -> dict[str, StoredParameter]:
-    """Our parameter names -> where they are in the files; checks all that needs no values.
+    """Map our parameter names to tensors in the files; checks everything except values.
 
     `shapes` are those of the plain model's parameters. Raises CheckpointError.
     """
@@ -87,7 +87,7 @@ def match_tensors(
 
 
 def _spellings(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
-    """Released name -> name in the files, and a problem for each tensor that occurs twice."""
+    """Map released names to names in the files; also return a problem per duplicate tensor."""
     spellings: dict[str, str] = {}
     problems = []
     for name in files.tensors:
@@ -103,7 +103,7 @@ def _spellings(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
 def _expected_tensors(
     shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
 ) -> dict[str, _Expected]:
-    """What the files must hold, by released name."""
+    """Return the tensors that the files must contain, by released name."""
     expected: dict[str, _Expected] = {}
     for ours, released in to_released_names(stored.config, shapes).items():
         shape = shapes[ours]
@@ -135,7 +135,7 @@ def _tensor_problems(
     expected: Mapping[str, _Expected],
     stored: StoredConfig,
 ) -> list[str]:
-    """Wrong shapes and dtypes as one problem, or none."""
+    """Return wrong shapes and dtypes as a single problem, or no problem."""
     problems = []
     for released, tensor in expected.items():
         name = spellings.get(released)
@@ -170,7 +170,7 @@ def _other_resolution(num_positions: int, stored: StoredConfig) -> str:
 
 
 def _check_output_layer(files: WeightFiles, output_layer: str, embedding: str | None) -> None:
-    """An output layer in the files must be the embedding table once more."""
+    """Check that an output layer in the files equals the embedding table."""
     if embedding is None or not files.hold_the_same(output_layer, embedding):
         raise CheckpointError(
             f"{files.folder} contains an output layer {output_layer} that differs from the "

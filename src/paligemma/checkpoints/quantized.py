@@ -1,9 +1,9 @@
-"""Which weights of a quantized checkpoint are quantized, and what its config says about it.
+"""The format of quantized checkpoints: which weights are quantized, and the entry in the config.
 
     language_model.model.layers.0.mlp.up_proj.weight_q       uint8, see `quantization.to_stored`
                                              .weight_scales  bfloat16[N, groups]: weight = q * scale
 
-Rows are in the order of the plain weight, whatever layout the kernels use.
+Rows have the order of the plain weight, independent of the layout in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _METHOD = "round to nearest; int4: of several scales the one with the least squa
 
 
 def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat | None:
-    """The format of a parameter of the plain model, or None for one that is not quantized.
+    """Return the format of a parameter of the plain model; None if it is not quantized.
 
     >>> format_of("decoder.blocks.0.mlp.up_proj.weight", "int4").name
     'int4'
@@ -38,7 +38,7 @@ def format_of(parameter: str, quantization: Quantization | None) -> WeightFormat
 
 
 def q_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[int, int]:
-    """The shape of the stored bytes of a weight [N, K]."""
+    """Return the shape of the stored bytes of a weight [N, K]."""
     num_rows, num_inputs = shape
     return num_rows, weight_format.padded_inputs(num_inputs) * weight_format.bits // 8
 
@@ -49,7 +49,7 @@ def scales_shape(shape: tuple[int, ...], weight_format: WeightFormat) -> tuple[i
 
 
 def describe(quantization: Quantization) -> dict[str, Any]:
-    """The entry "quantization" of `config.json`."""
+    """Return the entry "quantization" of `config.json`."""
     formats = LAYER_FORMATS[quantization]
     return {
         "version": _VERSION,
@@ -66,10 +66,10 @@ def _size_of(weight_format: WeightFormat) -> dict[str, int]:
 
 
 def read_description(path: object, content: object) -> Quantization | None:
-    """The inverse of `describe`; None stands for a checkpoint that is not quantized.
+    """The inverse of `describe`; None means that the checkpoint is not quantized.
 
-    Raises CheckpointError, naming the file, for anything that `describe` does not write; the
-    method alone may be another.
+    Raises CheckpointError, which names the file, for anything that `describe` does not write,
+    except for another "method".
     """
     if content is None:
         return None

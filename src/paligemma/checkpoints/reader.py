@@ -1,8 +1,8 @@
 """Read the safetensors files of a checkpoint: one file, or shards under an index.
 
-Files are read, never mapped into memory: a mapped file that is truncated or replaced while in use
-kills the process (SIGBUS), reading one raises an error. Values are read in blocks of rows, which
-needs no memory beyond that of the weights and a few megabytes.
+Files are read, not mapped into memory: if a mapped file is truncated while in use, the process dies
+(SIGBUS), whereas reading raises an error. Values are read in blocks of rows, so that only a few
+megabytes are needed in addition to the weights.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from paligemma.errors import CheckpointError
 
 PLAIN = "model"
 QUANTIZED = "quantized"
-"""What file names begin with. Other readers look for `model.safetensors` only, and would fill what
-they miss in a quantized checkpoint with random numbers: under another name they refuse it."""
+"""Stems of file names. Other readers look for `model.safetensors` and would initialize the weights
+missing from a quantized checkpoint randomly; under another name, they refuse it."""
 
 DTYPE_CODES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""The stored dtypes that hold weights, by the name that safetensors gives them."""
+"""The dtypes of stored weights, by their names in safetensors."""
 
 STORED_DTYPES = DTYPE_CODES | {"U8": torch.uint8}
-"""Every dtype that is read and written: quantized weights are bytes."""
+"""All dtypes that are read and written; quantized weights are bytes."""
 
 _BLOCK = 2**20  # values read or written at once
-_BLOCK_START = 16  # blocks begin at multiples of it: packed layers keep rows in sixteens
+_BLOCK_START = 16  # blocks start at multiples of it, because packed layers group 16 rows
 _SHARD_NAME = re.compile(rf"({PLAIN}|{QUANTIZED})-\d{{5}}-of-\d{{5}}\.safetensors")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies: `num_bytes` from `offset` on in `path`."""
+    """The location of a tensor: `num_bytes` from `offset` on in `path`."""
 
     path: Path
     dtype_code: str
@@ -54,11 +54,11 @@ class StoredTensor:
 
 
 class WeightFiles:
-    """The tensors of a checkpoint folder by name; a context manager that holds the files open.
+    """The tensors of a checkpoint folder by name; a context manager that keeps the files open.
 
-    Raises CheckpointError, which names the file and the reason, when a file is cut or damaged,
-    when the index and the files disagree, when a name occurs twice, and when a file stands
-    outside the folder (a hub cache, where names point into `blobs`, is known and allowed).
+    Raises CheckpointError, which names the file and the reason, when a file is truncated or
+    damaged, when the index and the files disagree, when a name occurs twice, and when a file is
+    outside the folder (the links of a hub cache into `blobs` are allowed).
     """
 
     def __init__(self, folder: Path, stems: tuple[str, ...] = (PLAIN, QUANTIZED)) -> None:
@@ -89,7 +89,7 @@ class WeightFiles:
         return tuple(self._files)
 
     def read_rows(self, name: str, start: int, end: int) -> Tensor:
-        """Rows from `start` up to `end` along the first axis, in the stored dtype."""
+        """Read the rows from `start` up to `end` along the first axis, in the stored dtype."""
         stored = self.tensors[name]
         rows = torch.empty(end - start, *stored.shape[1:], dtype=STORED_DTYPES[stored.dtype_code])
         file = self._files[stored.path]
@@ -106,25 +106,25 @@ class WeightFiles:
         return rows
 
     def hold_the_same(self, first: str, second: str) -> bool:
-        """Whether two tensors agree in dtype, shape and every bit."""
-        one, two = self.tensors[first], self.tensors[second]
-        if (one.dtype_code, one.shape) != (two.dtype_code, two.shape):
+        """Return whether two tensors agree in dtype, shape and every bit."""
+        stored, other = self.tensors[first], self.tensors[second]
+        if (stored.dtype_code, stored.shape) != (other.dtype_code, other.shape):
             return False
         return all(
             torch.equal(
                 self.read_rows(first, *block).view(torch.uint8),
                 self.read_rows(second, *block).view(torch.uint8),
             )
-            for block in row_blocks(one.shape)
+            for block in row_blocks(stored.shape)
         )
 
     def verify(self) -> None:
         """Compare every file with its SHA-256; raise CheckpointError at the first difference."""
         verify_files(self.folder, self.paths)
 
-    def _open(self, given: Path) -> None:
+    def _open(self, folder: Path) -> None:
         if not self.folder.is_dir():
-            raise CheckpointError(f"{given} is not a folder. Give the folder of a checkpoint.")
+            raise CheckpointError(f"{folder} is not a folder. Give the folder of a checkpoint.")
         names = [name(stem) for stem in self.stems for name in (single_file, index_file)]
         present = [name for name in names if (self.folder / name).exists()]
         if len(present) > 1:
@@ -171,11 +171,11 @@ class WeightFiles:
             )
 
     def _open_file(self, path: Path) -> dict[str, StoredTensor]:
-        self._check_place(path)
+        self._check_location(path)
         try:
-            # The library's parser refuses what is cut, empty, overlapping, full of holes or made
-            # to exhaust memory. It does not notice that a name occurs twice, and keeps offsets
-            # to itself, so the header is read here once more.
+            # The library's parser refuses files that are truncated, empty, have overlaps or gaps,
+            # or would exhaust memory. It does not detect duplicate names and does not expose
+            # offsets, so the header is parsed again here.
             with safe_open(path, framework="np"):
                 pass
             self._files[path] = file = path.open("rb", buffering=0)
@@ -198,12 +198,12 @@ class WeightFiles:
             )
         return tensors
 
-    def _check_place(self, path: Path) -> None:
-        """The file must be a regular one, in the folder or in the hub cache around it."""
+    def _check_location(self, path: Path) -> None:
+        """Raise unless this is a regular file in the folder, or in the hub cache around it."""
         try:
             target = path.resolve(strict=True)
             regular = stat.S_ISREG(target.stat().st_mode)
-        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        except (OSError, RuntimeError) as error:  # RuntimeError: circular links
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(
                 f"{path} is missing or unreadable ({reason}). The checkpoint is incomplete; "
@@ -238,7 +238,7 @@ def shard_file(stem: str, number: int, count: int) -> str:
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(start, end) of blocks of rows that hold a few megabytes; they start at multiples of 16.
+    """Yield (start, end) of blocks of rows of a few megabytes; they start at multiples of 16.
 
     >>> list(row_blocks((2500, 1024)))
     [(0, 1024), (1024, 2048), (2048, 2500)]
@@ -249,10 +249,10 @@ def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity among the values."""
+    """Return whether the values contain neither NaN nor infinity."""
     if values.numel() == 0 or not values.is_floating_point():
         return True
-    smallest, largest = values.aminmax()  # NaN where one of the values is
+    smallest, largest = values.aminmax()  # NaN if any value is
     return isfinite(smallest) and isfinite(largest)
 
 
@@ -270,7 +270,7 @@ def _name_list(what: str, names: set[str]) -> str:
 
 
 def shorten(names: Sequence[str], limit: int = 10) -> str:
-    """The first names and the count of the rest.
+    """Join the first names, and the number of the others.
 
     >>> shorten(["a", "b", "c"], limit=2)
     'a, b and 1 more'

@@ -1,7 +1,7 @@
-"""The model -> a checkpoint folder that this package and transformers read; whole or not at all.
+"""Save a model atomically as a checkpoint folder that this package and transformers can read.
 
-A quantized model makes a quantized checkpoint, which only this package reads. Knows no network;
-the tokenizer and other parts (such as a mask codec) come in as bytes.
+A quantized model becomes a quantized checkpoint, which only this package can read. The tokenizer
+and other files (such as a mask codec) are passed as bytes.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def save_model(
 ) -> Path:
     """Write weights, configs, `tokenizer.model`, extra files and checksums; return the folder.
 
-    Everything goes into a new folder next to the target, which gets its name when all is on the
-    disk: a crash leaves the target as it was. `dtype` is that of the files (float32, bfloat16 or
-    float16; None: the model's own). Tensors carry the names of the released files; quantized
-    weights are stored as they are, and come back bit by bit.
+    Everything is written to a new folder next to the target and renamed at the end, so a crash
+    leaves the target as it was. `dtype` is that of the files: float32, bfloat16 or float16, by
+    default the model's own. Tensors have the names of the released files. Quantized weights are
+    stored as they are, and loaded bit-identical.
 
-    Raises CheckpointError when the target exists and is not empty or the disk refuses, and
+    Raises CheckpointError when the target exists and is not empty or cannot be written, and
     NumericalError when a weight is NaN or infinite.
 
     >>> save_model(model, "my-model", dtype=torch.bfloat16)  # doctest: +SKIP
@@ -90,9 +90,9 @@ def save_model(
 
 @contextmanager
 def new_folder(folder: Path | str) -> Iterator[Path]:
-    """A folder to write into that gets the name `folder`, and checksums, when all is on the disk.
+    """Yield a temporary folder to write into; at the end, add checksums and rename it to `folder`.
 
-    Raises CheckpointError when `folder` exists and is not empty, or the disk refuses.
+    Raises CheckpointError when `folder` exists and is not empty, or cannot be written.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -178,8 +178,8 @@ def _quantized(name: str, rows: Rows, weight_format: WeightFormat) -> Iterator[T
 
 
 def flush(path: Path) -> None:
-    """Make sure that a file, or a folder's list of names, has reached the disk."""
-    if os.name == "nt":  # which cannot flush what is open for reading only
+    """Flush a file, or the entries of a folder, to disk."""
+    if os.name == "nt":  # cannot flush a file that is open for reading only
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""The one place that decides in which form and dtype a model's weights are loaded."""
+"""Decide in which form and dtype a model's weights are loaded."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _LARGE = 1_000_000_000  # parameters
 
 _NO_KERNELS_NOTE = (
     "Packed bfloat16 weights need compiled kernels, and there are none for {}. The model runs as "
-    "plain bfloat16 modules: the same results, more slowly. `paligemma doctor` says why."
+    "plain bfloat16 modules, with the same results but slower. `paligemma doctor` says why."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightForm:
-    """How to build a model: decided from the option, the files and the device."""
+    """The form of a model's weights, chosen from the option, the files and the device."""
 
     dtype: torch.dtype
     is_packed: bool = False
     quantization: Quantization | None = None
-    """Of packed weights."""
+    """The format of packed weights."""
     frozen_base: FrozenFormat | None = None
     merges_adapter: bool = True
     compiles_for_cuda: bool = False
-    """Plain modules that are to be accelerated once they are on the device."""
+    """Load plain modules and compile them on the device."""
     note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeights:
-    """What there is to know of the files before a form is chosen."""
+    """The properties of the files that determine the form."""
 
     folder: Path
     config: StoredConfig
@@ -59,7 +59,10 @@ class StoredWeights:
 
 
 def choose_form(weights: Weights, stored: StoredWeights, device: torch.device) -> WeightForm:
-    """Raises OptionError for unknown names and for a quantization that the files do not allow."""
+    """Return the form for the option `weights=`.
+
+    Raises OptionError for unknown names and for a quantization that the files do not support.
+    """
     check_weights(weights)
     if isinstance(weights, str):
         weights = _named_form(weights, stored, device)
@@ -75,7 +78,7 @@ def choose_form(weights: Weights, stored: StoredWeights, device: torch.device) -
 
 
 def choose_dtype(name: DtypeName, stored: StoredWeights, device: torch.device) -> torch.dtype:
-    """The dtype for plain weights."""
+    """Return the dtype of plain weights."""
     if name == "stored":
         return stored.dtype
     if name != "auto":
@@ -83,7 +86,7 @@ def choose_dtype(name: DtypeName, stored: StoredWeights, device: torch.device) -
         return chosen
     if stored.config.quantization is not None:  # the weights that are not quantized are bfloat16
         return torch.bfloat16
-    # A small model is fast anyway, and float32 gives the same tokens in any batch.
+    # A small model is fast anyway, and in float32 the tokens do not depend on the batch.
     if count_parameters(stored.config.config) <= _LARGE:
         return torch.float32
     if device.type == "cuda":
@@ -92,12 +95,12 @@ def choose_dtype(name: DtypeName, stored: StoredWeights, device: torch.device) -
         is_bfloat16 = computes_correctly(device, torch.bfloat16)
     else:
         is_bfloat16 = stored.is_all_bfloat16
-    # Never float16: activations of the released models leave its range.
+    # Never float16: activations of the released models exceed its range.
     return torch.bfloat16 if is_bfloat16 else torch.float32
 
 
 def _named_form(name: WeightsName, stored: StoredWeights, device: torch.device) -> Plain | Packed:
-    """The fastest form for a name. On CUDA plain modules: compiling is asked for by `Packed()`."""
+    """Return the fastest form for a name. On CUDA only an explicit `Packed()` compiles."""
     if name == "int8" or name == "int4":
         return Packed(name)
     if stored.config.quantization is not None and name in ("auto", "stored", "bfloat16"):
@@ -111,14 +114,14 @@ def _named_form(name: WeightsName, stored: StoredWeights, device: torch.device) 
 
 
 def _packed_form(weights: Packed, stored: StoredWeights, device: torch.device) -> WeightForm:
-    in_files = stored.config.quantization
-    if in_files is not None and weights.quantization not in (None, in_files):
+    stored_format = stored.config.quantization
+    if stored_format is not None and weights.quantization not in (None, stored_format):
         raise OptionError(
-            f"{stored.folder} is quantized to {in_files} and cannot be converted to "
+            f"{stored.folder} is quantized to {stored_format} and cannot be converted to "
             f"{weights.quantization}. Load the original checkpoint with "
             f"weights={weights.quantization!r}, or leave weights out."
         )
-    quantization = weights.quantization or in_files
+    quantization = weights.quantization or stored_format
     if quantization is not None:
         return WeightForm(dtype=torch.bfloat16, is_packed=True, quantization=quantization)
     if device.type == "cuda":

@@ -19,7 +19,7 @@ _CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class TensorToWrite:
-    """A tensor for a file. `blocks` are its rows in order, computed while they are written."""
+    """A tensor to write. `blocks` are its rows in order, computed while they are written."""
 
     name: str
     dtype: torch.dtype
@@ -34,10 +34,10 @@ class TensorToWrite:
 def write_weight_file(
     path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Write a safetensors file, a block at a time; return the names that are not finite.
+    """Write a safetensors file, block by block; return the names of tensors that are not finite.
 
-    Differs from the library's own writer in that no second copy of the weights is needed to
-    change dtypes, and that the file's mode follows the umask.
+    Unlike the library's own writer, it needs no second copy of the weights to change dtypes, and
+    the mode of the file follows the umask.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
@@ -50,15 +50,16 @@ def write_weight_file(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of 8 bytes
-    broken = []
+    not_finite = []
     with path.open("xb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors:
-            finite, before = True, file.tell()
+            finite, start = True, file.tell()
             for block in tensor.blocks:
                 values = block.to(device="cpu", dtype=tensor.dtype).contiguous()
                 finite &= is_finite(values)
                 file.write(values.view(-1).view(torch.uint8).numpy().data)
-            assert file.tell() - before == tensor.num_bytes, tensor.name
-            broken += [] if finite else [tensor.name]
-    return broken
+            assert file.tell() - start == tensor.num_bytes, tensor.name
+            if not finite:
+                not_finite.append(tensor.name)
+    return not_finite

@@ -1,4 +1,4 @@
-"""Swap packed, fused modules into a model, and address its weights by their plain names.
+"""Replace modules of a model by packed, fused ones, and access its weights by their plain names.
 
 The model keeps its structure and methods: `model/` defines what is computed, `fast/` makes it fast.
 """
@@ -25,12 +25,12 @@ _BLOCK_ROWS = 1024  # rows copied at once: a multiple of 16
 
 
 def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> PaliGemma:
-    """Swap packed, fused modules into a bfloat16 model, in place; return the same model.
+    """Replace the modules of a bfloat16 model by packed, fused ones, in place; return the model.
 
-    Module by module, so that memory never holds the weights twice. `quantization` makes the
-    decoder's linear layers int8, or those of its MLPs int4 and those of attention int8; the table
-    of embeddings int8; the vision encoder stays bfloat16. A model on the meta device gets empty
-    modules, to be filled by `weight_rows`.
+    Works module by module, so that the weights are never in memory twice. With `quantization`
+    "int8", the decoder's linear layers and the embedding table are int8; with "int4", the MLPs are
+    int4 and the rest int8. The vision encoder stays bfloat16. A model on the meta device gets
+    empty modules, to be filled through `weight_rows`.
 
     Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
     """
@@ -46,20 +46,21 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
     blocks = model.vision_encoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, VisionBlock)
-        blocks[i] = _moved(block, FusedVisionBlock(block, vision, model.device))
+        blocks[i] = _move_weights(block, FusedVisionBlock(block, vision, model.device))
     blocks = model.decoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, DecoderBlock)
         fused = FusedDecoderBlock(block, decoder, formats.attention, formats.mlp, model.device)
-        blocks[i] = _moved(block, fused)
+        blocks[i] = _move_weights(block, fused)
     table = PackedEmbedding(decoder.vocab_size, decoder.width, formats.table, model.device)
-    model.decoder.embedding = _moved(model.decoder.embedding, table)  # type: ignore[assignment]
+    embedding = _move_weights(model.decoder.embedding, table)
+    model.decoder.embedding = embedding  # type: ignore[assignment]
     model.decoder = FusedDecoder(model.decoder)
     return model
 
 
 def weight_rows(model: PaliGemma) -> dict[str, Rows]:
-    """Every parameter of the plain model by its name there, wherever it is kept.
+    """Return every parameter of the plain model by its name there, wherever it is stored.
 
     {"decoder.blocks.0.attention.q_proj.weight": WeightRows, ...}
     """
@@ -73,7 +74,7 @@ def weight_rows(model: PaliGemma) -> dict[str, Rows]:
 
 
 def quantization_of(model: PaliGemma) -> Quantization | None:
-    """What `accelerate` made of the decoder's linear layers."""
+    """Return the quantization of an accelerated model's decoder, or None."""
     block = model.decoder.blocks[0]
     if not isinstance(block, FusedDecoderBlock):
         return None
@@ -81,8 +82,8 @@ def quantization_of(model: PaliGemma) -> Quantization | None:
     return None if name == "bfloat16" else name
 
 
-def _moved(plain: nn.Module, fused: nn.Module) -> nn.Module:
-    """The fused module with the plain one's weights, unless there are none yet."""
+def _move_weights(plain: nn.Module, fused: nn.Module) -> nn.Module:
+    """Copy the weights of the plain module, unless it is on the meta device; return the fused."""
     parameters = dict(plain.named_parameters())
     for name, rows in cast("FusedDecoderBlock", fused).weight_rows().items():
         weight = parameters[name].detach()

@@ -1,4 +1,4 @@
-"""Which device computes, and whether it computes correctly."""
+"""Choose a device, and check that it computes correctly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from paligemma.model.paligemma import PaliGemma
 
 _NUM_TEXT_TOKENS = 5
 
-# Largest difference of a logit, as a share of the largest logit.
+# Largest difference of a logit, relative to the largest logit.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 def choose_device(device: str) -> torch.device:
-    """The device with this name. Raises OptionError when it is unknown or does not exist."""
+    """Return the device with this name. Raises OptionError if it is unknown or does not exist."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -45,7 +45,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def computes_correctly(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a small random model gives the logits there that it gives on the CPU in float32."""
+    """Return whether a small random model has the same logits there as on the CPU in float32."""
     config = PaliGemmaConfig(
         vision=VisionConfig(
             resolution=28, patch_size=14, width=32, depth=2, mlp_dim=48, num_heads=4
@@ -77,7 +77,7 @@ def computes_correctly(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def probe_inputs(config: PaliGemmaConfig, *, num_suffix_tokens: int = 0) -> ModelInputs:
-    """One row: a random image, a few tokens of text; always the same for a config."""
+    """Build one row with a random image and a few tokens; the same for equal configs."""
     num_image_tokens, side = config.vision.num_image_tokens, config.vision.resolution
     length = num_image_tokens + _NUM_TEXT_TOKENS
     positions = torch.arange(length)[None]
@@ -94,6 +94,6 @@ def probe_inputs(config: PaliGemmaConfig, *, num_suffix_tokens: int = 0) -> Mode
 
 
 def agree(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits computed in `dtype` are those expected, up to rounding."""
+    """Return whether logits computed in `dtype` equal the expected ones up to rounding."""
     largest_error = (logits.float() - expected.float()).abs().max()
     return bool(largest_error <= _TOLERANCE[dtype] * expected.abs().max())

@@ -1,8 +1,8 @@
-"""Linear layers whose weights are frozen and small: what low-rank adapters are trained on.
+"""Linear layers with frozen, quantized weights: the base for training low-rank adapters (QLoRA).
 
-NF4 (arXiv 2305.14314, section 3) or int8, widened for one product at a time, forward and backward:
-neither the wide weight nor the input is kept for the gradient, which flows to the input alone.
-Plain torch, on any device.
+Weights are NF4 (arXiv 2305.14314, section 3) or int8, and dequantized for one product at a time,
+forward and backward. Neither the dequantized weight nor the input is kept for the gradient, which
+only flows to the input. Plain torch, on any device.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from paligemma.fast.weights import FrozenFormat
 NF4_BLOCK = 64
 INT8_GROUP = 128
 
-_CHUNK = 2**18  # weights at once: what is computed from them stays in the processor's cache
+_CHUNK = 2**18  # weights per chunk, so that intermediate results stay in the CPU cache
 
 
 @cache
 def nf4_codebook() -> Tensor:
-    """float32[16], ascending from -1 to 1: quantiles of a normal distribution, with an exact zero.
+    """Return float32[16], ascending from -1 to 1: quantiles of a normal distribution and 0.
 
-    Seven below zero and eight above are quantiles at even steps from 1/2 out to the probability
-    half way between 1 - 1/30 and 1 - 1/32, scaled so that the ends are -1 and 1 (arXiv 2305.14314,
+    Seven values below zero and eight above are quantiles at equal steps of probability, from 1/2
+    to the middle of 1 - 1/30 and 1 - 1/32, scaled so that the ends are -1 and 1 (arXiv 2305.14314,
     section 3 and appendix E).
 
     >>> nf4_codebook()[[0, 7, 8, 15]].tolist()
@@ -48,7 +48,7 @@ def nf4_codebook() -> Tensor:
 
 @cache
 def _nf4_pairs(device: torch.device) -> Tensor:
-    """float64[256]: the bits of the two float32 values that a byte of two codes stands for."""
+    """Return float64[256]: for each byte of two codes, the bits of its two float32 values."""
     codes = torch.arange(256)
     pairs = nf4_codebook()[torch.stack([codes & 15, codes >> 4], dim=1)]
     return pairs.view(torch.float64)[:, 0].to(device)
@@ -57,11 +57,11 @@ def _nf4_pairs(device: torch.device) -> Tensor:
 class FrozenLinear(nn.Module):
     """[..., K] -> [..., N], as `nn.Linear` without bias; the weight is uint8 or int8 with scales.
 
-    "nf4": 4 bits a weight, and the largest size of every 64 inputs of a row. These sizes are kept
-    as float32, or with `double_quantization` as 8 bits each with a step and a lowest value a row:
-    4.5 bits a weight in all, or 4.15 (K = 2304). The paper keeps them in blocks of 256 over the
-    whole matrix; by rows, a weight can be filled while it is read.
-    "int8": 8 bits a weight and a bfloat16 scale for every 128 inputs.
+    "nf4": 4 bits per weight, and a scale (the largest absolute value) per 64 inputs of a row.
+    Scales are float32, or with `double_quantization` 8 bits each with a step and an offset per
+    row: 4.5 bits per weight in all, or 4.15 (K = 2304). The paper quantizes scales in blocks of 256
+    over the whole matrix; per row, a weight can be filled while it is read.
+    "int8": 8 bits per weight, and a bfloat16 scale per 128 inputs.
 
     Empty until `write` has filled all rows.
     """
@@ -110,50 +110,50 @@ class FrozenLinear(nn.Module):
 
     def write(self, start: int, rows: Tensor) -> None:
         """Quantize float[n, K] into the rows from `start` on."""
-        here = slice(start, start + rows.shape[0])
+        target = slice(start, start + rows.shape[0])
         if self.frozen_format == "int8":
-            self.codes[here], self.scales[here] = quantize(rows, 8, INT8_GROUP)
+            self.codes[target], self.scales[target] = quantize(rows, 8, INT8_GROUP)
             return
         for chunk in _row_chunks(rows.shape[0], self.in_features):
             self._write_nf4(start + chunk.start, rows[chunk])
 
     def _write_nf4(self, start: int, rows: Tensor) -> None:
-        here = slice(start, start + rows.shape[0])
+        target = slice(start, start + rows.shape[0])
         padding = -self.in_features % NF4_BLOCK
         groups = F.pad(rows.float(), (0, padding)).unflatten(1, (-1, NF4_BLOCK))
-        sizes = groups.abs().amax(dim=2)
+        scales = groups.abs().amax(dim=2)
         if self.scale_steps is None or self.scale_offsets is None:
-            self.scales[here] = sizes
+            self.scales[target] = scales
         else:
-            lowest, highest = sizes.aminmax(dim=1, keepdim=True)
+            lowest, highest = scales.aminmax(dim=1, keepdim=True)
             steps = (highest - lowest) / 255
             divisor = steps.masked_fill(steps == 0, 1.0)
-            self.scales[here] = ((sizes - lowest) / divisor).round_().to(torch.uint8)
-            self.scale_steps[here], self.scale_offsets[here] = steps, lowest
-            sizes = self._group_scales(here)
-        normed = groups / sizes.masked_fill(sizes == 0, 1.0)[..., None]
+            self.scales[target] = ((scales - lowest) / divisor).round_().to(torch.uint8)
+            self.scale_steps[target], self.scale_offsets[target] = steps, lowest
+            scales = self._group_scales(target)
+        normed = groups / scales.masked_fill(scales == 0, 1.0)[..., None]
         book = nf4_codebook().to(rows.device)
         codes = torch.bucketize(normed, (book[1:] + book[:-1]) / 2).to(torch.uint8)
         low, high = codes.flatten(1).unflatten(1, (-1, 2)).unbind(dim=2)
-        self.codes[here] = low | high << 4
+        self.codes[target] = low | high << 4
 
     def read(self, start: int, end: int) -> Tensor:
-        """The rows from `start` up to `end` as the product sees them: float32[end - start, K]."""
-        here = slice(start, end)
+        """Dequantize the rows from `start` up to `end`: float32[end - start, K]."""
+        source = slice(start, end)
         if self.frozen_format == "int8":
-            return dequantize(self.codes[here], self.scales[here], INT8_GROUP)
-        codes = self.codes[here]
+            return dequantize(self.codes[source], self.scales[source], INT8_GROUP)
+        codes = self.codes[source]
         pairs = _nf4_pairs(codes.device).index_select(0, codes.flatten().int())
         groups = pairs.view(torch.float32).view(codes.shape[0], -1, NF4_BLOCK)
-        rows = (groups * self._group_scales(here)[..., None]).flatten(1)
+        rows = (groups * self._group_scales(source)[..., None]).flatten(1)
         return rows[:, : self.in_features]
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The whole weight [N, K], widened."""
-        wide = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
+        """Dequantize the whole weight, [N, K]."""
+        weight = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
         for chunk in _row_chunks(*self.shape):
-            wide[chunk] = self.read(chunk.start, chunk.stop)
-        return wide
+            weight[chunk] = self.read(chunk.start, chunk.stop)
+        return weight
 
     def _group_scales(self, rows: slice) -> Tensor:
         scales = self.scales[rows]
@@ -166,7 +166,7 @@ class FrozenLinear(nn.Module):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T. The gradient of x needs W alone, and W is made again from its codes."""
+    """x W^T. The gradient of x needs only W, which is dequantized again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
@@ -191,10 +191,10 @@ def freeze_linears(
     *,
     double_quantization: bool = True,
 ) -> None:
-    """Put a `FrozenLinear` in the place of each `nn.Linear`, given as (parent, name), in place.
+    """Replace each `nn.Linear`, given as (parent, name), by a `FrozenLinear`, in place.
 
-    One after the other, so that memory never holds the weights twice. Layers on the meta device
-    get empty ones, to be filled by `write`.
+    Works layer by layer, so that the weights are never in memory twice. Layers on the meta device
+    become empty ones, to be filled by `write`.
     """
     for parent, name in layers:
         layer = getattr(parent, name)

@@ -22,11 +22,11 @@ from paligemma.model import attention
 from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache
 
-# B batch, T tokens in this call, S tokens in reach, D width, N query heads, H head dim
+# B batch, T tokens in this call, S visible positions, D width, N query heads, H head dim
 
 
 class FusedDecoderBlock(nn.Module):
-    """Stands in for a `DecoderBlock`, whose norms it takes over."""
+    """A packed replacement for a `DecoderBlock`, which reuses its norms."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class FusedDecoderBlock(nn.Module):
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
     ) -> Tensor:
-        """As `DecoderBlock.forward`. From the second layer on x is changed in place."""
+        """As `DecoderBlock.forward`. From the second layer on, x is modified in place."""
         if self.layer == 0:
             x = x.clone(memory_format=torch.contiguous_format)
         normed = add_rms_norm(x, None, None, self.pre_attention_norm.weight, self.eps)
@@ -91,7 +91,7 @@ class FusedDecoderBlock(nn.Module):
         return mixed
 
     def tensors(self) -> list[Tensor | None]:
-        """All that `described` has addresses of."""
+        """Return all tensors whose addresses `to_struct` contains."""
         layers = (self.qkv, self.out, self.gate_up, self.down)
         norms = (
             self.pre_attention_norm, self.post_attention_norm,
@@ -100,11 +100,11 @@ class FusedDecoderBlock(nn.Module):
         parts = [part for layer in layers for part in (layer.values, layer.scales)]
         return [*parts, *(_weight(norm) for norm in norms)]
 
-    def described(self) -> Block:
-        """The block for the kernels that run it whole."""
+    def to_struct(self) -> Block:
+        """Describe the block for the kernel that runs all blocks."""
         return Block(
-            self.qkv.described(), self.out.described(),
-            self.gate_up.described(), self.down.described(),
+            self.qkv.to_struct(), self.out.to_struct(),
+            self.gate_up.to_struct(), self.down.to_struct(),
             *(_address(tensor) for tensor in self.tensors()[-4:]),
             self.width, self.num_heads, self.num_kv_heads, self.head_dim,
             FEW_QUERIES, self.eps, self.query_scale, self.logit_softcap or 0.0,
@@ -131,7 +131,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 class FusedDecoder(Decoder):
-    """A `Decoder` of `FusedDecoderBlock`s, whose parts it takes over; with a cache, one call."""
+    """A `Decoder` of `FusedDecoderBlock`s, which runs all blocks in one kernel call if possible."""
 
     def __init__(self, decoder: Decoder) -> None:
         nn.Module.__init__(self)
@@ -139,7 +139,7 @@ class FusedDecoder(Decoder):
         self.embedding = decoder.embedding
         self.blocks = decoder.blocks
         self.final_norm = decoder.final_norm
-        self._described: tuple[list[int | None], ctypes.Array[Block]] | None = None
+        self._structs: tuple[list[int | None], ctypes.Array[Block]] | None = None
 
     def run_blocks(
         self,
@@ -156,10 +156,10 @@ class FusedDecoder(Decoder):
         )  # fmt: skip
 
     def _blocks(self) -> ctypes.Array[Block]:
-        """Descriptions, made again when a weight has moved."""
+        """Return the blocks' structs, rebuilt when the address of a weight has changed."""
         blocks = [block for block in self.blocks if isinstance(block, FusedDecoderBlock)]
         addresses = [_address(tensor) for block in blocks for tensor in block.tensors()]
-        if self._described is None or self._described[0] != addresses:
-            described = (Block * len(blocks))(*(block.described() for block in blocks))
-            self._described = addresses, described
-        return self._described[1]
+        if self._structs is None or self._structs[0] != addresses:
+            structs = (Block * len(blocks))(*(block.to_struct() for block in blocks))
+            self._structs = addresses, structs
+        return self._structs[1]

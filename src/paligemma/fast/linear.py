@@ -1,8 +1,8 @@
-"""Linear layers on packed weights: what `accelerate` puts in the place of `nn.Linear`.
+"""Linear layers on packed weights, with which `accelerate` replaces `nn.Linear`.
 
-A layer may hold several weights side by side (query, key and value; gate and up), so that one
-pass over the input serves all. Weights come and go in rows, a few at a time: neither packing nor
-quantizing needs room for a second copy.
+A layer may contain several weights (query, key and value; gate and up), so that one pass over the
+input serves all of them. Weights are read and written a few rows at a time, so neither packing nor
+quantizing needs memory for a second copy.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from paligemma.fast.quantization import (
 
 
 class PackedLinear(nn.Module):
-    """[..., K] -> [..., N]; from several weights side by side to as many slices, by `split`.
+    """[..., K] -> [..., N]; with several weights, `split` returns an output for each.
 
     Each weight is padded to a multiple of 16 outputs. With the activation "geglu" there are two
-    weights of N outputs, gate and up, whose panels take turns; the result is gelu(gate) * up.
+    weights of N outputs, gate and up, whose panels alternate; the result is gelu(gate) * up.
     """
 
     def __init__(
@@ -72,15 +72,16 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", wide)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs of a single weight (or of gate and up together), dense."""
+        """Return the outputs of a single weight (or of gate and up together), contiguous."""
         return self.padded(x)[..., : self.num_outputs[0]].contiguous()
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of each weight: slices of one tensor."""
+        """Return the outputs of each weight, as slices of one tensor."""
         parts = self.padded(x).split([panels * LANES for panels in self.panels], dim=-1)
         return tuple(part[..., :n] for part, n in zip(parts, self.num_outputs, strict=True))
 
     def padded(self, x: Tensor) -> Tensor:
+        """Return the outputs of all weights, including padding."""
         return packed_linear(
             x,
             self.values,
@@ -90,34 +91,34 @@ class PackedLinear(nn.Module):
             activation=self.activation,
         )
 
-    def described(self) -> Projection:
-        """For kernels that do more than one product in a call."""
+    def to_struct(self) -> Projection:
+        """Describe the layer for the kernel that runs all blocks."""
         return projection(
             self.values, self.scales, self.weight_format, self.num_inputs, self.activation
         )
 
 
 class Rows(Protocol):
-    """A parameter of the plain model, wherever it is kept: written and read in blocks of rows."""
+    """A parameter of the plain model, wherever it is stored, accessed in blocks of rows."""
 
     shape: tuple[int, ...]
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Into the rows from `start` on, which is a multiple of 16."""
+        """Write rows from `start` on, a multiple of 16."""
 
     def read(self, start: int, end: int) -> Tensor:
-        """The rows from `start`, a multiple of 16, up to `end`."""
+        """Read the rows from `start`, a multiple of 16, up to `end`."""
 
 
 class ParameterRows:
-    """A parameter that is kept as it is."""
+    """A parameter that is stored as a plain tensor."""
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.shape = tuple(parameter.shape)
 
     def write(self, start: int, rows: Tensor) -> None:
-        with torch.no_grad():  # raises the version counter, which `.data` would not
+        with torch.no_grad():  # increments the version counter, unlike `.data`
             self.parameter[start : start + rows.shape[0]] = rows
 
     def read(self, start: int, end: int) -> Tensor:
@@ -125,7 +126,7 @@ class ParameterRows:
 
 
 class BiasRows:
-    """A bias [N] inside a packed layer, where it is float32."""
+    """A bias [N] of a weight in a packed layer, stored as float32."""
 
     def __init__(self, layer: PackedLinear, number: int = 0) -> None:
         self.shape: tuple[int, ...] = (layer.num_outputs[number],)
@@ -142,9 +143,9 @@ class BiasRows:
 
 
 class WeightRows:
-    """One plain weight [N, K] inside a packed layer, written and read in blocks of rows.
+    """One plain weight [N, K] in a packed layer, accessed in blocks of rows.
 
-    Blocks begin at multiples of 16.
+    Blocks start at multiples of 16.
     """
 
     def __init__(self, layer: PackedLinear, number: int = 0) -> None:
@@ -153,7 +154,7 @@ class WeightRows:
         self.shape: tuple[int, ...] = (layer.num_outputs[number], layer.num_inputs)
 
     def write(self, start: int, rows: Tensor) -> None:
-        """float[n, K] into the rows from `start` on, quantized if the layer is."""
+        """Write float[n, K] to the rows from `start` on, quantized if the layer is."""
         weight_format = self.layer.weight_format
         if weight_format.name == "bfloat16":
             self._put(start, to_stored(rows.to(torch.bfloat16), weight_format))
@@ -162,35 +163,35 @@ class WeightRows:
         self.write_stored(start, to_stored(q, weight_format), scales)
 
     def write_stored(self, start: int, stored: Tensor, scales: Tensor) -> None:
-        """Bytes of n quantized rows, as `to_stored` gives them, and bfloat16[n, K / group]."""
+        """Write n quantized rows: bytes as `to_stored` returns them, and bfloat16[n, K / group]."""
         assert self.layer.scales is not None
         self._put(start, stored)
-        self.layer.scales[self._places(start, start + scales.shape[0])] = pack_scales(scales)
+        self.layer.scales[self._panels(start, start + scales.shape[0])] = pack_scales(scales)
 
     def read(self, start: int, end: int) -> Tensor:
-        """bfloat16[end - start, K], or float32 from a quantized layer."""
+        """Read rows as bfloat16[end - start, K], or float32 from a quantized layer."""
         weight_format = self.layer.weight_format
-        places = self._places(start, end)
-        stored = unpack_stored(self.layer.values[places])[: end - start]
+        panels = self._panels(start, end)
+        stored = unpack_stored(self.layer.values[panels])[: end - start]
         rows = from_stored(stored, weight_format)[:, : self.shape[1]]
         if self.layer.scales is None:
             return rows
-        scales = unpack_scales(self.layer.scales[places])[: end - start]
+        scales = unpack_scales(self.layer.scales[panels])[: end - start]
         return dequantize(rows, scales, weight_format.group_size)
 
     def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """What `write_stored` takes."""
+        """The inverse of `write_stored`."""
         assert self.layer.scales is not None
-        places = self._places(start, end)
-        stored = unpack_stored(self.layer.values[places])
-        return stored[: end - start], unpack_scales(self.layer.scales[places])[: end - start]
+        panels = self._panels(start, end)
+        stored = unpack_stored(self.layer.values[panels])
+        return stored[: end - start], unpack_scales(self.layer.scales[panels])[: end - start]
 
     def _put(self, start: int, stored: Tensor) -> None:
-        places = self._places(start, start + stored.shape[0])
-        words_of_values(self.layer.values)[places] = words_of_rows(stored, self.layer.weight_format)
+        panels = self._panels(start, start + stored.shape[0])
+        words_of_values(self.layer.values)[panels] = words_of_rows(stored, self.layer.weight_format)
 
-    def _places(self, start: int, end: int) -> slice:
-        """The panels of rows `start` to `end`; those of gate and up take turns."""
+    def _panels(self, start: int, end: int) -> slice:
+        """Return the panels of rows `start` to `end`; those of gate and up alternate."""
         assert start % LANES == 0
         first, last = start // LANES, count_panels(end)
         if self.layer.activation == "geglu":
@@ -200,7 +201,7 @@ class WeightRows:
 
 
 class PackedEmbedding(nn.Module):
-    """Ids to vectors, and vectors to logits over the ids, by one table [V, D]."""
+    """One table [V, D] for both input and output: ids to vectors, and vectors to logits."""
 
     def __init__(
         self,
@@ -231,7 +232,7 @@ class PackedEmbedding(nn.Module):
         return vectors.view(*token_ids.shape, width) * scale
 
     def logits(self, hidden: Tensor, vocab_range: range | None = None) -> Tensor:
-        """[R, D] -> float32[R, V]; of the ids in `vocab_range` only, when one is given."""
+        """[R, D] -> float32[R, V], or only the logits of the ids in `vocab_range`."""
         ids = vocab_range or range(self.table.num_outputs[0])
         first = ids.start // LANES
         panels = slice(first, -(-ids.stop // LANES))

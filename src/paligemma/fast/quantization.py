@@ -1,12 +1,12 @@
-"""How int8 and int4 are done: weights -> small integers with scales -> packed bytes, and back.
+"""int8 and int4 quantization: weights -> integers with scales -> packed bytes, and back.
 
 1. `quantize`: weight = q * scale, symmetric, one scale per group of inputs. The scale is rounded
-   to bfloat16 before q is computed, so that its rounding costs nothing.
-2. `to_stored`: the bytes of quantized rows, as checkpoints keep them.
+   to bfloat16 before q is computed, so that its rounding adds no error.
+2. `to_stored`: the bytes of quantized rows, as checkpoints store them.
 3. `pack_values`: the same bytes in the order in which the kernels read them.
 
-Outputs stand in panels of 16, so that one register holds one input's weight for 16 outputs, and
-inputs in twos (bfloat16) or fours (integers), as the processor's dot products need them:
+Outputs are grouped in panels of 16, so that a register contains the weights of 16 outputs for one
+input. Inputs are grouped in twos (bfloat16) or fours (integers) for the CPU's dot products:
 
     bfloat16   values bfloat16[P, K / 2, 16, 2]   [p, i, o, j] is the weight of output 16 p + o
                                                   for input 2 i + j
@@ -15,8 +15,8 @@ inputs in twos (bfloat16) or fours (integers), as the processor's dot products n
                                                   high half: of input 8 i + 4 + j
     integers   scales bfloat16[P, K / group, 16]  weight = q * scale
 
-K is padded with zeros to whole groups (bfloat16: to a multiple of 32). A panel's rows are
-neighbors in the plain weight, so a file can be packed a few rows at a time.
+K is padded with zeros to whole groups (bfloat16: to a multiple of 32). The rows of a panel are
+adjacent in the plain weight, so a file can be packed a few rows at a time.
 
 `fast/linear.py` has the layers on these weights, `fast/kernels` the products.
 """
@@ -42,14 +42,14 @@ _LOW_HALVES = 0x0F0F0F0F
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
-    """How weights are kept. `group_size` inputs share a scale; bfloat16 has no scales."""
+    """How weights are stored. `group_size` inputs share a scale; bfloat16 has no scales."""
 
     name: FormatName
     group_size: int = 32
 
     @property
     def code(self) -> int:
-        """The kernels' number for it."""
+        """The number of the format in the kernels."""
         return ("bfloat16", "int8", "int4").index(self.name)
 
     @property
@@ -58,19 +58,19 @@ class WeightFormat:
 
     @property
     def offset(self) -> int:
-        """What is added to a quantized weight so that it is stored without sign."""
+        """The offset that makes quantized weights unsigned."""
         return {"bfloat16": 0, "int8": 128, "int4": 8}[self.name]
 
     @property
     def stored_zero(self) -> int:
-        """A byte of zeros."""
+        """The byte that represents zeros."""
         return {"bfloat16": 0, "int8": 0x80, "int4": 0x88}[self.name]
 
     def padded_inputs(self, num_inputs: int) -> int:
         return -(-num_inputs // self.group_size) * self.group_size
 
     def values_shape(self, num_panels: int, num_inputs: int) -> tuple[int, ...]:
-        """Of one layer's packed values.
+        """Return the shape of a layer's packed values.
 
         >>> INT4.values_shape(2, 2304)
         (2, 288, 16, 4)
@@ -91,15 +91,15 @@ INT4 = WeightFormat(name="int4", group_size=32)
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFormats:
-    """Which format each kind of weight in the decoder has."""
+    """The formats of the decoder's weights."""
 
     attention: WeightFormat
     mlp: WeightFormat
     table: WeightFormat
 
 
-# Attention is a fifth of a layer's weights and the more sensitive part. The table of embeddings is
-# looked up and it is the output layer: errors in it count twice.
+# Attention has a fifth of a layer's weights and is more sensitive than the MLP. The embedding table
+# is also the output layer, so its errors count twice.
 LAYER_FORMATS: dict[Quantization | None, LayerFormats] = {
     None: LayerFormats(attention=BFLOAT16, mlp=BFLOAT16, table=BFLOAT16),
     "int8": LayerFormats(attention=INT8, mlp=INT8, table=INT8),
@@ -109,18 +109,19 @@ LAYER_FORMATS: dict[Quantization | None, LayerFormats] = {
 
 # Quantizing
 
-_BLOCK = 2**18  # weights at once: what is computed from them stays in the processor's cache
+_BLOCK = 2**18  # weights per block, so that intermediate results stay in the CPU cache
 
-# Where the largest weight of a group may come to lie, on a scale that ends at -8: below, every
-# step is coarser than it must be; above, the largest weight is cut, and the others gain.
+# Candidates for the value that the largest weight of a group is mapped to, where q ends at -8. With
+# smaller values every step is coarser than necessary; with larger ones the largest weight is
+# clipped in favor of the others.
 _INT4_TRIALS = (6.6, 7.2, 7.8, 8.4)
 
 
 def quantize(rows: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
-    """float[N, K] -> q int8[N, K] and scales bfloat16[N, G]; the last group may be short.
+    """Quantize float[N, K] to q int8[N, K] and scales bfloat16[N, G]; the last group may be short.
 
-    8 bits: q from -127 to 127, the largest weight of a group at one of the ends. 4 bits: q from
-    -8 to 7, and of several scales, of either sign, the one with the least squared error.
+    8 bits: q from -127 to 127, where the largest weight of a group gets +-127. 4 bits: q from -8
+    to 7, with the scale, of either sign, that has the least squared error among several candidates.
     """
     num_inputs = rows.shape[1]
     q = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
@@ -130,12 +131,11 @@ def quantize(rows: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
         rows.split(num_rows), q.split(num_rows), scales.split(num_rows), strict=True
     ):
         groups = _grouped(block.float(), group_size)
-        found = _scales_of_int8(groups) if bits == 8 else _scales_of_int4(groups)
-        block_scales.copy_(found)
+        block_scales.copy_(_int8_scales(groups) if bits == 8 else _int4_scales(groups))
         divisor = block_scales.float().masked_fill_(block_scales == 0, 1.0)[..., None]
         lowest, highest = (-127, 127) if bits == 8 else (-8, 7)
-        whole = groups.div_(divisor).round_().clamp_(lowest, highest)
-        block_q.copy_(whole.flatten(1)[:, :num_inputs])
+        rounded = groups.div_(divisor).round_().clamp_(lowest, highest)
+        block_q.copy_(rounded.flatten(1)[:, :num_inputs])
     return q, scales
 
 
@@ -145,28 +145,28 @@ def dequantize(q: Tensor, scales: Tensor, group_size: int) -> Tensor:
     return groups.flatten(1)[:, : q.shape[1]]
 
 
-def _scales_of_int8(groups: Tensor) -> Tensor:
+def _int8_scales(groups: Tensor) -> Tensor:
     return groups.abs().amax(dim=2) / 127
 
 
-def _scales_of_int4(groups: Tensor) -> Tensor:
+def _int4_scales(groups: Tensor) -> Tensor:
     """float[N, G, group size] -> float[N, G].
 
-    A trial fixes q; the best scale for it is the one of least squares, sum(x q) / sum(q q), which
-    takes sum(x q)^2 / sum(q q) off the squared error. The largest weight lands on -8 and not on 7,
-    where there is more room: the scale has the other sign when it is positive.
+    Each candidate determines q. The best scale for it by least squares is sum(x q) / sum(q q),
+    which reduces the squared error by sum(x q)^2 / sum(q q). The largest weight is mapped to -8,
+    which is further out than 7, so the scale of a positive one is negative.
     """
-    place = groups.abs().argmax(dim=2, keepdim=True)
-    largest = groups.gather(2, place)
+    index = groups.abs().argmax(dim=2, keepdim=True)
+    largest = groups.gather(2, index)
     inverse = torch.where(largest == 0, 0.0, -1.0 / largest)
     best_gain = torch.full_like(largest[..., 0], -1.0)
-    best_scale = torch.zeros_like(best_gain) * largest[..., 0]  # NaN where a weight is
+    best_scale = torch.zeros_like(best_gain) * largest[..., 0]  # NaN if a weight is
     for end in _INT4_TRIALS:
         q = (groups * (end * inverse)).round_().clamp_(-8, 7)
-        fit = torch.linalg.vecdot(groups, q)
-        size = torch.linalg.vecdot(q, q)
-        gain = fit.square() / size
-        scale = fit / size
+        xq = torch.linalg.vecdot(groups, q)
+        qq = torch.linalg.vecdot(q, q)
+        gain = xq.square() / qq
+        scale = xq / qq
         better = gain > best_gain
         best_gain = torch.where(better, gain, best_gain)
         best_scale = torch.where(better, scale, best_scale)
@@ -191,7 +191,7 @@ def count_panels(num_outputs: int) -> int:
 
 
 def pack_values(rows: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Weights bfloat16[N, K], or quantized int8[N, K] -> values of ceil(N / 16) panels."""
+    """Pack weights bfloat16[N, K], or quantized int8[N, K], into ceil(N / 16) panels."""
     stored = to_stored(rows, weight_format)
     values = torch.empty(
         weight_format.values_shape(count_panels(rows.shape[0]), rows.shape[1]),
@@ -208,10 +208,10 @@ def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
 
 
 def to_stored(rows: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Weights bfloat16[N, K], or quantized int8[N, K] -> the bytes of their rows.
+    """Convert weights bfloat16[N, K], or quantized int8[N, K], to the bytes of their rows.
 
-    bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], of
-    every eight inputs four in the low halves of four bytes, the next four in the high halves.
+    bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], where
+    of every eight inputs four are in the low halves of four bytes, the next four in the high ones.
     """
     if missing := weight_format.padded_inputs(rows.shape[1]) - rows.shape[1]:
         rows = F.pad(rows, (0, missing))
@@ -237,10 +237,10 @@ def from_stored(stored: Tensor, weight_format: WeightFormat) -> Tensor:
 
 
 def words_of_rows(stored: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Bytes of N rows, N padded to panels -> a view of them as values, int32[P, words, 16].
+    """View the bytes of N rows, padded to panels, in the order of values: int32[P, words, 16].
 
-    In every format the weights that stand together in a panel, four bytes, stand together in a
-    row: packing moves words and looks into none.
+    In every format, the four bytes of weights that are adjacent in a panel are also adjacent in a
+    row, so packing only moves 32-bit words.
     """
     if missing := -stored.shape[0] % LANES:
         stored = F.pad(stored, (0, 0, 0, missing), value=weight_format.stored_zero)
@@ -250,18 +250,18 @@ def words_of_rows(stored: Tensor, weight_format: WeightFormat) -> Tensor:
 
 
 def words_of_values(values: Tensor) -> Tensor:
-    """Packed values -> the same memory as int32[P, words, 16]."""
+    """View packed values as int32[P, words, 16]."""
     return values.view(torch.int32)[..., 0]
 
 
 def unpack_stored(values: Tensor) -> Tensor:
-    """Packed values -> the bytes of the rows that were packed, padding included."""
+    """Convert packed values back to the bytes of their rows, padding included."""
     words = words_of_values(values).transpose(1, 2).flatten(0, 1)
     return words.contiguous().view(values.dtype)
 
 
 def pack_scales(scales: Tensor) -> Tensor:
-    """bfloat16[N, G], one for each group of inputs -> bfloat16[ceil(N / 16), G, 16]."""
+    """Pack scales bfloat16[N, G], one per group of inputs, to bfloat16[ceil(N / 16), G, 16]."""
     rows = count_panels(scales.shape[0]) * LANES
     padded = scales.new_zeros(rows, scales.shape[1])
     padded[: scales.shape[0]] = scales

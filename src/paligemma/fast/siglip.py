@@ -16,7 +16,7 @@ from paligemma.model.siglip import VisionBlock
 
 
 class FusedVisionBlock(nn.Module):
-    """Stands in for a `VisionBlock`, whose norms it takes over."""
+    """A packed replacement for a `VisionBlock`, which reuses its norms."""
 
     def __init__(
         self, block: VisionBlock, config: VisionConfig, device: torch.device | str | None = None

@@ -1,6 +1,6 @@
-"""How a model's weights are kept in memory: plain, packed for speed, or ready for training.
+"""The forms of a model's weights in memory: plain, packed for speed, or ready for training.
 
-Small frozen values that `load` and `load_model` take; this module needs no torch.
+These are the values of the option `weights=`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ DtypeName = Literal["auto", "stored", "float32", "bfloat16", "float16"]
 else float32. "stored": the dtype in the files."""
 
 WeightsName = Literal["auto", "stored", "float32", "bfloat16", "float16", "int8", "int4"]
-"""Shorthand for the usual choices. A dtype or quantization in its fastest form on the device."""
+"""Shorthands: a dtype or quantization, in its fastest form on the device."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Ordinary torch modules. Quantized checkpoints are widened."""
+    """Plain torch modules. Quantized checkpoints are dequantized."""
 
     dtype: DtypeName = "auto"
 
@@ -36,11 +36,11 @@ class Plain:
 
 @dataclass(frozen=True)
 class Packed:
-    """bfloat16 weights laid out for speed; with `quantization` the decoder's are int8 or int4.
+    """bfloat16 weights laid out for speed; `quantization` makes the decoder's int8 or int4.
 
-    On the CPU they are packed for the compiled kernels. On a CUDA device bfloat16 weights run
-    through compiled, recorded steps, after a comparison with the plain modules on that device.
-    None keeps the format of the checkpoint. Packed weights cannot be trained.
+    On the CPU, weights are packed for the compiled kernels. On a CUDA device, bfloat16 weights run
+    in compiled modules and CUDA graphs, after a comparison with the plain modules on that device.
+    `quantization=None` keeps the format of the checkpoint. Packed weights cannot be trained.
     """
 
     quantization: Quantization | None = None
@@ -52,10 +52,10 @@ class Packed:
 
 @dataclass(frozen=True)
 class Trainable:
-    """Plain modules for LoRA; a given adapter stays separate from the weights, to be trained.
+    """Plain modules for training LoRA; a loaded adapter stays separate, to be trained further.
 
-    `base` keeps the decoder's linear layers frozen in "nf4" or "int8" (QLoRA). With
-    `merge_adapter=True` the given adapter becomes part of the base, for a new one on top.
+    `base` quantizes the decoder's frozen linear layers to "nf4" or "int8" (QLoRA).
+    `merge_adapter=True` merges the loaded adapter into the base, so that a new one can be added.
     """
 
     base: FrozenFormat | None = None
@@ -73,7 +73,7 @@ Weights = Plain | Packed | Trainable | WeightsName
 
 
 def check_weights(weights: object) -> None:
-    """Raise OptionError for anything that `weights=` does not take."""
+    """Raise OptionError for an invalid value of `weights=`."""
     if not isinstance(weights, Plain | Packed | Trainable):
         _check("weights", weights, WeightsName)
 
@@ -81,7 +81,7 @@ def check_weights(weights: object) -> None:
 def weights_name(
     dtype: DtypeName = "auto", quantization: Quantization | None = None
 ) -> WeightsName:
-    """The one choice that a dtype and a quantization make together.
+    """Combine a dtype and a quantization into one name.
 
     >>> weights_name("bfloat16", "int4")
     'int4'

@@ -1,7 +1,8 @@
-"""The model on a CUDA device: fewer and larger steps, compiled, with nothing left to wait for.
+"""The model on CUDA devices: merged products, compiled modules and CUDA graphs.
 
-attention.py   attention that keeps no matrix of scores
-block.py       a decoder block with merged products, and one layer of a pass as one function
-model.py       the model: compiled prefixes, decode steps recorded once and played again
-quantize.py    smaller weights, by torchao and bitsandbytes
+attention.py   attention without a matrix of scores
+block.py       a decoder block with merged products, and one layer as one function
+check.py       accelerate a model if its logits stay the same
+model.py       the model: compiled prefixes, decode steps recorded as CUDA graphs
+quantize.py    quantized weights, by torchao and bitsandbytes
 """

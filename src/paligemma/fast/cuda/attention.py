@@ -1,7 +1,7 @@
-"""Attention that keeps no matrix of scores; equals `model.attention.attend`.
+"""Attention that does not store the matrix of scores; matches `model.attention.attend`.
 
-torch's flash attention where nothing is hidden and nothing is capped, FlexAttention elsewhere. The
-callers are compiled; where they are not, FlexAttention is right but slow, and says so in a warning.
+Uses torch's flash attention where there is neither mask nor soft cap, and FlexAttention elsewhere.
+The callers are compiled; if they are not, FlexAttention is correct but slow, and warns about it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 # B batch, T tokens, S positions of a slot, N query heads, K key/value heads, H head dim
 
-# As in the plain form a finite number, so that what sees nothing stays finite.
+# Finite as in the reference, so that a row that sees nothing stays finite.
 _HIDDEN = -1e30
 _PAD_BLOCK = 2**30
-_POSITIONS_A_BLOCK = 128  # skipped together where all of them lie behind a row's end
-# A slot is read in parts at the same time, which must be put together: worth it for long ones.
-_POSITIONS_A_PART = 512
-_PROGRAMS = 256  # a large device runs so many at a time
+_POSITIONS_PER_BLOCK = 128  # blocks entirely beyond a row's end are skipped
+# Long slots are split into parts that are read in parallel and then combined.
+_POSITIONS_PER_PART = 512
+_PROGRAMS = 256  # how many a large device runs at the same time
 
 
 def prefix_blocks(input_mask: Tensor, mask_ar: Tensor) -> tuple[Tensor, Tensor]:
-    """bool[B, T] twice -> blocks of queries and of keys, int64[B, T].
+    """Turn `input_mask` and `mask_ar`, bool[B, T], into blocks of queries and keys, int64[B, T].
 
-    A query sees the keys of its block and of those before, see `model/attention.py`; no query
-    is in the block of pads.
+    A query sees the keys of its own and earlier blocks, see `model/attention.py`. Pads are in a
+    block that no query sees.
     """
     blocks = (mask_ar & input_mask).long().cumsum(dim=1)
     return blocks, blocks.masked_fill(~input_mask, _PAD_BLOCK)
@@ -60,9 +60,12 @@ def attend_prefix(
 
 
 def slots_in_reach(lengths: Tensor, num_positions: int) -> BlockMask:
-    """What one token a row sees: the first int64[B] positions of its slot, at least one of them."""
-    num_rows, num_blocks = len(lengths), -(-num_positions // _POSITIONS_A_BLOCK)
-    in_reach = (lengths + _POSITIONS_A_BLOCK - 1) // _POSITIONS_A_BLOCK
+    """Return the mask of one query per row, which sees the first int64[B] positions of its slot.
+
+    Lengths must be at least 1.
+    """
+    num_rows, num_blocks = len(lengths), -(-num_positions // _POSITIONS_PER_BLOCK)
+    in_reach = (lengths + _POSITIONS_PER_BLOCK - 1) // _POSITIONS_PER_BLOCK
     order = torch.arange(num_blocks, dtype=torch.int32, device=lengths.device)
 
     def is_real(row: Tensor, _: Tensor, __: Tensor, key: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ def slots_in_reach(lengths: Tensor, num_positions: int) -> BlockMask:
     return BlockMask.from_kv_blocks(
         in_reach.int()[:, None, None],
         order.repeat(num_rows, 1, 1, 1),
-        BLOCK_SIZE=_POSITIONS_A_BLOCK,
+        BLOCK_SIZE=_POSITIONS_PER_BLOCK,
         mask_mod=is_real,
         seq_lengths=(1, num_positions),
         compute_q_blocks=False,
@@ -89,7 +92,7 @@ def attend_slots(
         return logit
 
     num_rows, num_kv_heads, num_positions, _ = keys.shape
-    num_parts = min(num_positions // _POSITIONS_A_PART, _PROGRAMS // (num_rows * num_kv_heads))
+    num_parts = min(num_positions // _POSITIONS_PER_PART, _PROGRAMS // (num_rows * num_kv_heads))
     options: Any = {"SPLIT_KV": max(1, num_parts)}
     return flex_attention(
         queries, keys, values, score, reach, scale=1.0, enable_gqa=True, kernel_options=options

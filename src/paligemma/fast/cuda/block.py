@@ -1,8 +1,8 @@
-"""A decoder block with merged products, and one layer of a pass as one function.
+"""A decoder block with merged products, and one layer as one function to compile.
 
-A layer begins after its first norm and ends with the next layer's, so that sums and norms lie
-together and a compiler makes one kernel of them. These functions read no number that differs from
-layer to layer: one compilation serves all layers.
+A layer starts after its first norm and ends with the first norm of the next layer, so that the
+compiler can fuse sums and norms into one kernel. These functions depend on no value that differs
+between layers, so one compilation serves all of them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Angles = tuple[Tensor, Tensor]
 
 
 class MergedBlock(nn.Module):
-    """Stands in for a `DecoderBlock`, whose norms and weights it takes over.
+    """A replacement for a `DecoderBlock`, which reuses its norms and weights.
 
-    Query, key and value are one product, gate and up another: large ones come nearer to what the
-    memory gives.
+    Query, key and value are one product, gate and up another, because larger products use more of
+    the memory bandwidth.
     """
 
     def __init__(self, block: DecoderBlock) -> None:
@@ -57,14 +57,14 @@ class MergedBlock(nn.Module):
         return self.finish(x, attend(queries, keys, values, bias, self.logit_softcap))
 
     def project(self, normed: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] -> turned and scaled queries [B, N, T, H], keys and values [B, K, T, H]."""
+        """[B, T, D] -> rotated and scaled queries [B, N, T, H], keys and values [B, K, T, H]."""
         heads = self.qkv_proj(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         numbers = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         queries, keys, values = heads.split(numbers, dim=1)
         return rotate(queries, angles) * self.query_scale, rotate(keys, angles), values
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of the block, from [B, T, D] before it and what attention gave: [B, N, T, H]."""
+        """Compute the rest of the block from its input [B, T, D] and attention's [B, N, T, H]."""
         attended: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm(attended)
@@ -76,7 +76,7 @@ class MergedBlock(nn.Module):
         return x + transformed
 
     def weight_rows(self) -> dict[str, Rows]:
-        """Where the weights of the plain block are; not for quantized ones."""
+        """Return the weights by their names in the plain block; not for quantized ones."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         q, k, v = self.qkv_proj.weight.detach().split((queries, keys, keys))
         gate, up = self.gate_up_proj.weight.detach().chunk(2)
@@ -100,9 +100,9 @@ def prefix_layer(
     blocks: tuple[Tensor, Tensor] | None,
     memory: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """One layer of a pass over whole sequences: x [B, T, D] and its norm -> the next layer's.
+    """Run one layer over whole sequences: x [B, T, D] and its norm -> those of the next layer.
 
-    Keys and values are kept in `memory`, two of [B, K, T, H].
+    Keys and values are copied to `memory`, two of [B, K, T, H].
     """
     queries, keys, values = block.project(normed, angles)
     if memory is not None:
@@ -122,9 +122,10 @@ def slots_layer(
     reach: BlockMask,
     memory: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """One layer of a decode step: x [B, 1, D] and its norm -> the next layer's.
+    """Run one layer of a decode step: x [B, 1, D] and its norm -> those of the next layer.
 
-    Row b's keys and values go to int64[B] positions of slot b of `memory`, two of [B, K, S, H].
+    Keys and values of row b are written to position int64[B] of slot b in `memory`, two of
+    [B, K, S, H].
     """
     queries, keys, values = block.project(normed, angles)
     rows = torch.arange(len(positions), device=positions.device)
@@ -136,7 +137,7 @@ def slots_layer(
 
 @torch.no_grad()
 def _merged(*layers: nn.Linear) -> nn.Linear:
-    """One layer whose outputs are those of all layers, one after the other."""
+    """Merge layers into one with their outputs concatenated."""
     weight = torch.cat([layer.weight for layer in layers])
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     merged.weight = nn.Parameter(weight, requires_grad=layers[0].weight.requires_grad)

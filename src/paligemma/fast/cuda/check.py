@@ -1,4 +1,4 @@
-"""Accelerate a model on a CUDA device only if that device then gives the plain modules' logits."""
+"""Accelerate a model on a CUDA device if its logits stay those of the plain modules."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _STEPS = 3
 
 
 class ProbeSlots(Slots, Protocol):
-    """The engine's `SlotCache`: a layer above this one, so the caller passes it in."""
+    """The part of a `SlotCache` that the check uses."""
 
     def fresh(self, num_rows: int) -> Cache:
-        """A cache for the prefill of so many rows into free slots."""
+        """Return a cache for the prefill of `num_rows` rows into free slots."""
 
     def admit(self, lengths: Sequence[int]) -> None:
-        """Take the slots that were just prefilled."""
+        """Occupy the slots that were just prefilled."""
 
 
 MakeSlots = Callable[[PaliGemma, int], ProbeSlots]
@@ -31,10 +31,10 @@ MakeSlots = Callable[[PaliGemma, int], ProbeSlots]
 
 
 def accelerate_checked(model: PaliGemma, make_slots: MakeSlots) -> tuple[CudaPaliGemma | None, str]:
-    """Accelerate a plain model, comparing the logits of a probe before and after.
+    """Accelerate a plain model, and compare the logits of a probe before and after.
 
-    Returns the fast model and "", or None and why it is not used. The plain model is taken apart
-    either way: after a failure it has to be loaded again.
+    Returns the fast model and "", or None and the reason. The plain model is consumed in both
+    cases: after a failure it must be loaded again.
     """
     expected = probe_logits(model, make_slots)
     try:
@@ -53,9 +53,9 @@ def accelerate_checked(model: PaliGemma, make_slots: MakeSlots) -> tuple[CudaPal
 def probe_logits(
     model: PaliGemma, make_slots: MakeSlots, follow: list[int] | None = None
 ) -> Tensor:
-    """float32[steps + 1, V] on the CPU: after a short prefix, then after each of a few tokens.
+    """Return float32[steps + 1, V] on the CPU: after a short prefix, and after each of few tokens.
 
-    The tokens are those of `follow`, or the likeliest ones.
+    The tokens are those in `follow`, or the likeliest ones.
     """
     inputs = probe_inputs(model.config).to(model.device)
     length = inputs.token_ids.shape[1]

@@ -1,11 +1,11 @@
-"""The model on a CUDA device: compiled prefixes, decode steps recorded once and played again.
+"""The model on a CUDA device: compiled prefixes, and decode steps recorded as CUDA graphs.
 
-    prefill       vision blocks and decoder layers compiled for any batch and length
-    decode step   for 1, 2, 4, 8, ... rows compiled each and recorded as a CUDA graph: the host says
-                  "again" where it would name some thousand operations
+    prefill       vision blocks and decoder layers, compiled for any batch and length
+    decode step   compiled for 1, 2, 4, 8, ... rows and recorded as a CUDA graph, which the host
+                  replays instead of launching some thousand operations
 
-What has no fast form here (a `KVCache` after its prefix, a sliding window, several tokens at once
-after a prefix, gradients) goes the plain way through the same weights.
+Everything else (a `KVCache` after its prefix, a sliding window, several tokens at once after a
+prefix, gradients) uses the plain implementation with the same weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from paligemma.model.paligemma import PaliGemma
 
 # B rows, T tokens in this call, S positions of a slot, D width, V vocabulary
 
-# torch allows a function 8 compilations; a server sees more shapes, each of them again and again.
+# By default torch compiles a function at most 8 times; a server has more shapes, which recur.
 _MANY_SHAPES = {"recompile_limit": 64}
 _WARM_UP_STEPS = 2
 
@@ -36,16 +36,16 @@ _WARM_UP_STEPS = 2
 def accelerate_for_cuda(
     model: PaliGemma, quantization: CudaQuantization | None = None
 ) -> CudaPaliGemma:
-    """A model on a CUDA device -> the same weights with faster methods.
+    """Turn a model on a CUDA device into a faster one with the same weights.
 
-    Takes the model's parts over, block by block, so that memory never holds the weights twice. The
-    first passes of each shape are slow: they compile.
+    Consumes the model block by block, so that the weights are never in memory twice. The first
+    pass of each shape is slow, because it compiles.
     """
     return CudaPaliGemma(model, quantization=quantization)
 
 
 class Slots(Cache, Protocol):
-    """What a recorded step needs of a cache: memory that stays where it is, a slot for each row."""
+    """The cache that a recorded step needs: memory that never moves, with one slot per row."""
 
     keys: list[Tensor]  # [R, K, S, H] in each layer
     values: list[Tensor]
@@ -55,10 +55,10 @@ class Slots(Cache, Protocol):
 
 
 class CudaPaliGemma(PaliGemma):
-    """`PaliGemma` with the same methods and results; an engine takes it for one.
+    """A `PaliGemma` with the same methods and results, but faster.
 
-    `backend` is torch.compile's; None compiles nothing. Steps are recorded on CUDA devices, if
-    compiled at all.
+    `backend` is that of torch.compile; None compiles nothing. On CUDA devices, compiled decode
+    steps are also recorded as CUDA graphs.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CudaPaliGemma(PaliGemma):
         quantization: CudaQuantization | None = None,
         backend: str | None = "inductor",
     ) -> None:
-        nn.Module.__init__(self)  # not PaliGemma's: it would make a second model
+        nn.Module.__init__(self)  # not that of PaliGemma, which would create a second model
         self.config = model.config
         self.vision_encoder = model.vision_encoder
         self.projector = model.projector
@@ -79,7 +79,7 @@ class CudaPaliGemma(PaliGemma):
         if quantization is not None:
             quantize_for_cuda(self, quantization)
             if quantization in ("nf4", "int8-outliers"):
-                backend = None  # bitsandbytes' layers look at their numbers from the host
+                backend = None  # bitsandbytes' layers read values on the host
         self.train(model.training)
         self.is_recorded = backend is not None and self.device.type == "cuda"
         self._prefix_layer = _compiled(prefix_layer, backend)
@@ -131,7 +131,7 @@ class CudaPaliGemma(PaliGemma):
     def decode_step(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None
     ) -> Tensor:
-        """As `PaliGemma.decode_step`; fast with the slots of an engine."""
+        """As `PaliGemma.decode_step`; fast with a `SlotCache`."""
         slides = self.config.decoder.sliding_window is not None
         if slides or not hasattr(kv_cache, "lengths") or torch.is_grad_enabled():
             return super().decode_step(token_ids, kv_cache, vocab_range)
@@ -140,7 +140,7 @@ class CudaPaliGemma(PaliGemma):
         slots.claim(torch.ones_like(positions, dtype=torch.bool), positions)
         steps = self._steps.setdefault(slots, {})
         padded = min(1 << (num_rows - 1).bit_length(), slots.num_slots)
-        # What was made in inference mode may be changed there only, whatever the caller's mode.
+        # Tensors created in inference mode can only be modified there, whatever the caller's mode.
         with torch.inference_mode():
             if padded not in steps:
                 steps[padded] = _RecordedStep(self, slots, padded)
@@ -153,9 +153,9 @@ class CudaPaliGemma(PaliGemma):
 
 
 class _RecordedStep:
-    """A decode step of up to B rows, after the cache claimed it: ids in, hidden states out.
+    """A decode step of up to B rows, after the cache has claimed it: ids to hidden states.
 
-    Unused rows write to position 0 of free slots, which a prefix will overwrite.
+    Unused rows write to position 0 of free slots, which later prefixes overwrite.
     """
 
     def __init__(self, model: CudaPaliGemma, slots: Slots, num_rows: int) -> None:
@@ -170,7 +170,7 @@ class _RecordedStep:
         self._recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def __call__(self, token_ids: Tensor) -> Tensor:
-        """int64[at most B] -> [B, D], good until the next step."""
+        """int64[at most B] -> [B, D], valid until the next step."""
         self._token_ids[: len(token_ids)] = token_ids
         if not self._model.is_recorded:
             return self._run()
@@ -196,17 +196,17 @@ class _RecordedStep:
         return hidden
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Run it, which compiles, then once more while the device only listens.
+        """Run the step, which compiles it, then capture it as a graph.
 
-        Running a step again changes nothing: the same numbers go to the same places.
+        Running a step again is harmless: it writes the same values to the same positions.
         """
         model = self._model
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             for _ in range(_WARM_UP_STEPS):
                 self._run()
-        here.wait_stream(aside)
+        current.wait_stream(side)
         if model._graph_memory is None:
             model._graph_memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -229,7 +229,7 @@ def _logits(decoder: Decoder, hidden: Tensor) -> Tensor:
 
 
 def _layers(decoder: Decoder) -> zip[tuple[MergedBlock, nn.Module]]:
-    """Each block with the norm that follows it."""
+    """Return each block with the norm that follows it."""
     blocks = cast("list[MergedBlock]", list(decoder.blocks))
     norms = [block.pre_attention_norm for block in blocks[1:]]
     return zip(blocks, [*norms, decoder.final_norm], strict=True)
@@ -242,8 +242,8 @@ def _compiled(
         return function
     options: dict[str, Any] | None = None
     if backend == "inductor" and dynamic is False:
-        # For a single row the products become sums that the tuning brings to the memory's rate.
-        # Small kernels that do not wait for each other become one: starting them is what costs.
+        # Tuning brings products with a single row close to the memory bandwidth. Independent small
+        # kernels are combined, because launching them costs the most.
         options = {"coordinate_descent_tuning": True, "combo_kernels": True}
     return torch.compile(
         function, backend=backend, fullgraph=True, dynamic=dynamic, options=options

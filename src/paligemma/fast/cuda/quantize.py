@@ -1,7 +1,7 @@
-"""Smaller weights on a CUDA device, by libraries made for it: torchao and bitsandbytes.
+"""Quantized weights on CUDA devices, by torchao and bitsandbytes.
 
-Only the decoder's linear layers; the table of embeddings, norms and the vision encoder stay as they
-are. For the CPU there is `quantization.py`.
+Only the decoder's linear layers are quantized; the embedding table, norms and the vision encoder
+stay as they are. `fast/quantization.py` is for the CPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def quantize_for_cuda(model: PaliGemma, method: CudaQuantization) -> None:
     torchao: "int8" and "int4" weights, "fp8" weights and inputs; bitsandbytes: "nf4" weights and
     "int8-outliers" (LLM.int8, arXiv 2208.07339).
 
-    Raises OptionError for an unknown method, for a model that is not bfloat16 on a CUDA device and
-    for a device without the numbers, MissingExtraError without the library.
+    Raises OptionError for an unknown method, for a model that is not bfloat16 on a CUDA device, and
+    for a device that does not support the format; MissingExtraError without the library.
     """
     if method not in get_args(CudaQuantization):
         raise OptionError(f"method is {method!r}; it must be one of {get_args(CudaQuantization)}.")
@@ -51,13 +51,13 @@ def quantize_for_cuda(model: PaliGemma, method: CudaQuantization) -> None:
 
 
 def torchao_config(method: CudaQuantization) -> Any:
-    """What torchao's `quantize_` takes."""
+    """Return the config for torchao's `quantize_`."""
     torchao = _library("torchao")
-    plain = {"set_inductor_config": False}  # it would change how everything else is compiled
+    plain = {"set_inductor_config": False}  # else it would change the compilation of everything
     if method == "int8":
         return torchao.Int8WeightOnlyConfig(**plain)
     if method == "int4":
-        # The form that torch's own kernel reads; torchao's other forms need a further library.
+        # The format of torch's own kernel; torchao's other formats need another library.
         return torchao.Int4WeightOnlyConfig(
             group_size=_GROUP_SIZE, int4_packing_format="tile_packed_to_4d", **plain
         )
@@ -65,11 +65,11 @@ def torchao_config(method: CudaQuantization) -> Any:
 
 
 def bitsandbytes_layer(method: CudaQuantization) -> Callable[[nn.Linear], nn.Module]:
-    """A linear layer -> bitsandbytes' form of it, on the same device."""
+    """Return a function that converts a linear layer to bitsandbytes' format on its device."""
     bnb = _library("bitsandbytes")
 
     def convert(linear: nn.Linear) -> nn.Module:
-        # From the CPU: weights are quantized on their way to a device.
+        # bitsandbytes quantizes weights while copying them from the CPU to the device.
         weight, device = linear.weight.detach().cpu(), linear.weight.device
         sizes = (linear.in_features, linear.out_features)
         layer: nn.Module

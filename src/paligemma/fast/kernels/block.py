@@ -1,7 +1,7 @@
-"""All decoder blocks in one call of the kernels: at decode, going from one small call to the next
-costs as much as a small call.
+"""Run all decoder blocks in one kernel call, because in decode steps, the overhead between many
+small calls takes as long as the calls.
 
-`fast/gemma.py` spells out what a block computes, step by step; the two must agree.
+`fast/gemma.py` has the same computation step by step; the two must agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paligemma.fast.quantization import LANES, WeightFormat
 
 
 class Projection(ctypes.Structure):
-    """A packed weight, as `csrc/block.cpp` has it."""
+    """A packed weight; the layout matches `csrc/block.cpp`."""
 
     _fields_ = (
         ("values", c_void_p),
@@ -37,7 +37,7 @@ class Projection(ctypes.Structure):
 
 
 class Block(ctypes.Structure):
-    """A decoder block, as `csrc/block.cpp` has it; missing norms are None."""
+    """A decoder block; the layout matches `csrc/block.cpp`. Missing norms are None."""
 
     _fields_ = (
         ("qkv", Projection),
@@ -79,7 +79,7 @@ def projection(
 
 
 def can_run_blocks(x: Tensor) -> bool:
-    """Whether [B, T, D] can go through `run_blocks`: with kernels, and many queries with tiles."""
+    """Return whether `run_blocks` supports [B, T, D]; many queries need AMX tiles."""
     compiled = compiled_for(x)
     if compiled is None or x.shape[2] % LANES:
         return False
@@ -96,18 +96,18 @@ def run_blocks(
     slots: Tensor,
     reach: int,
 ) -> Tensor:
-    """bfloat16[B, T, D] through all blocks, into a new tensor.
+    """Run bfloat16[B, T, D] through all blocks, into a new tensor.
 
-    `angles` are cosines and sines float32[B, 1, T, H / 2]. A block's keys and values go into its
-    bfloat16[B, K, S, H], at int64[B, T] `slots`; the first `reach` slots are seen through its bias
-    float32[B, 1, T, reach].
+    `angles` are cosines and sines float32[B, 1, T, H / 2]. The keys and values of a block are
+    written to its bfloat16[B, K, S, H] at int64[B, T] `slots`. Queries see the first `reach` slots,
+    with the block's bias float32[B, 1, T, reach].
     """
     compiled = compiled_for(x)
     assert compiled is not None
     x = x.clone(memory_format=torch.contiguous_format)
     batch, tokens, _ = x.shape
     cos, sin = (angle.contiguous() for angle in angles)
-    # The same few tensors over and over: made contiguous once.
+    # Blocks share a few bias tensors, which are made contiguous once.
     dense = {id(bias): bias.expand(batch, 1, tokens, reach).contiguous() for bias in biases}
     slots = slots.contiguous()
     work = torch.empty(batch * tokens * compiled.decoder_work(blocks), dtype=torch.bfloat16)

@@ -1,8 +1,8 @@
-"""Compiles the kernels, at installation or by `python -m paligemma.fast.kernels.build`.
+"""Compile the kernels, at installation or with `python -m paligemma.fast.kernels.build`.
 
-Needs a C++ compiler with OpenMP (CXX, g++ or clang++). Without one nothing is lost but speed: the
-package computes the same with torch alone, and `paligemma doctor` says so. Knows no torch, so that
-an installer can run it.
+Needs a C++ compiler with OpenMP (CXX, g++ or clang++). Without one, the package computes the same
+results with torch alone, but slower; `paligemma doctor` reports it. This module does not import
+torch, so that an installer can run it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COMMON = [
 _AVX512 = ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"]
 # fmt: on
 
-# Level -> what the compiler may use. Best first: the first that the processor has is loaded.
+# Level -> compiler flags, best first. The first level that the processor supports is loaded.
 LEVELS: dict[str, list[str]] = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS = {
@@ -41,15 +41,15 @@ def library_path(level: str) -> Path:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler to use, or None."""
+    """Return the path of the C++ compiler to use, or None."""
     candidates = (os.environ.get("CXX"), "g++", "clang++")
     return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
 
 def build() -> dict[str, str | None]:
-    """Compile every level; level -> None, or why it could not be compiled.
+    """Compile all levels; return None per level, or why it could not be compiled.
 
-    A level that fails leaves no file, so that none is older than its source.
+    A level that fails leaves no file, so that no library is older than its source.
     """
     compiler = find_compiler()
     if compiler is None:

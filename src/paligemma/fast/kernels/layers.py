@@ -1,7 +1,6 @@
-"""Norms with their residual sums, heads and attention, by the kernels or in plain torch.
+"""Norms with residual sums, splitting of heads, and attention, by the kernels or in plain torch.
 
-Each function stands next to its plain form, which it must equal; the plain form runs where no
-kernel can.
+Where no kernel can run, a function falls back to its reference in plain torch, which it must match.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from paligemma.fast.kernels.library import (
     kernels,
 )
 
-# B batch, T tokens, S positions in reach, D width, N query heads, K key/value heads, H head dim
+# B batch, T tokens, S visible positions, D width, N query heads, K key/value heads, H head dim
 
 FEW_QUERIES = 16
-"""Queries a row up to which attention goes one by one, bound by reading the cache."""
+"""Up to this many queries per row, attention processes them one by one: it is limited by reading
+the cache."""
 
 
 def compiled_for(*tensors: Tensor) -> Kernels | None:
-    """The kernels, where they can take these tensors: bfloat16 on the CPU."""
+    """Return the kernels if they support these tensors (bfloat16 on the CPU), else None."""
     fits = all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in tensors)
     return kernels() if fits else None
 
@@ -38,10 +38,10 @@ def add_rms_norm(
     out_weight: Tensor | None,
     eps: float,
 ) -> Tensor | None:
-    """x [..., D] += norm(delta), in place; then norm(x), a new tensor.
+    """Add norm(delta) to x [..., D] in place; then return norm(x) as a new tensor.
 
-    Without `delta` x stays as it is; without `delta_weight` the delta is added as it is; without
-    `out_weight` nothing is given back. The norm is Gemma's: x / rms(x) * (1 + weight).
+    Without `delta`, x does not change; without `delta_weight`, delta is added without a norm;
+    without `out_weight`, the result is None. The norm is Gemma's: x / rms(x) * (1 + weight).
     """
     compiled = compiled_for(x)
     if compiled is None:
@@ -85,7 +85,7 @@ def add_rms_norm_reference(
 def add_layer_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """x [..., D] += delta, in place; then LayerNorm(x), a new tensor."""
+    """Add delta to x [..., D] in place; then return LayerNorm(x) as a new tensor."""
     compiled = compiled_for(x)
     if compiled is None:
         if delta is not None:
@@ -111,9 +111,9 @@ def add_layer_norm(
 def split_heads(
     x: Tensor, head_dim: int, angles: tuple[Tensor, Tensor] | None = None, scale: float = 1.0
 ) -> Tensor:
-    """[B, T, N * H] (a slice of a wider tensor, perhaps) -> [B, N, T, H], turned and scaled.
+    """[B, T, N * H], possibly a slice of a wider tensor -> [B, N, T, H], rotated and scaled.
 
-    `angles` are cosines and sines float32[B, 1, T, H / 2]; without them nothing is turned or
+    `angles` are cosines and sines float32[B, 1, T, H / 2]; without them, nothing is rotated or
     scaled.
     """
     compiled = compiled_for(x)
@@ -149,8 +149,8 @@ def split_heads_reference(
         return heads.contiguous()
     cos, sin = angles
     first, second = heads.float().chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return turned.to(x.dtype) * scale
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(x.dtype) * scale
 
 
 def attend(
@@ -163,9 +163,10 @@ def attend(
 ) -> Tensor | None:
     """Queries [B, N, T, H] times `scale`, keys and values [B, K, S, H] -> [B, T, N * H].
 
-    `bias` float32[B, 1, T, S] is 0 where a query may look and very negative elsewhere; without it
-    every query sees every key. Keys and values may be slices of a cache. None where no kernel can
-    take these tensors (many queries need tiles): then the plain form is the model's own.
+    `bias` float32[B, 1, T, S] is 0 where a query may attend and very negative elsewhere; without
+    it, every query sees every key. Keys and values may be slices of a cache. Returns None if no
+    kernel supports these tensors (many queries need AMX tiles); the reference is
+    `model.attention.attend`.
     """
     compiled = compiled_for(queries, keys, values)
     batch, num_heads, tokens, head_dim = queries.shape

@@ -1,8 +1,8 @@
 """Find and load the compiled kernels: the best level that this processor supports.
 
-Every function of the library takes raw addresses; `products.py`, `layers.py` and `block.py` are
-its only callers. PALIGEMMA_KERNELS names the highest level to use ("amx", "avx512", "generic"),
-or "none" to switch the kernels off.
+The functions of the library take raw addresses; only `products.py`, `layers.py` and `block.py` call
+them. The environment variable PALIGEMMA_KERNELS sets the highest level to use ("amx", "avx512",
+"generic"), or "none" to disable the kernels.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _NEEDS: dict[str, set[str]] = {
     "generic": {"avx2", "fma"} if platform.machine().lower() in ("x86_64", "amd64") else set(),
 }
 
-# A C argument: its Python type, and how it is passed.
+# A C argument: its Python type and its C type.
 Address = Annotated[int | ctypes.Array[Any] | None, c_void_p]
-"""Where a tensor's values (or an array) begin; None is a null pointer."""
+"""The address of a tensor's values or of an array; None is a null pointer."""
 Int32 = Annotated[int, c_int]
 Int64 = Annotated[int, c_int64]
 Float32 = Annotated[float, c_float]
 
 
 # The arguments of each function in `csrc/`, in the order of its C++ declaration. A test compares
-# them: passing one in another's place would corrupt memory.
+# the two, because a wrong order would corrupt memory.
 
 
 class LinearArguments(NamedTuple):
@@ -92,7 +92,7 @@ class LayerNormArguments(NamedTuple):
 
 
 class SplitHeadsArguments(NamedTuple):
-    """[B, T, N * H] -> [B, N, T, H], with rotary positions and a scale."""
+    """Split heads, [B, T, N * H] -> [B, N, T, H], and apply rotary positions and a scale."""
 
     x: Address
     x_stride: Int64
@@ -129,7 +129,7 @@ class AttentionArguments(NamedTuple):
 
 
 class DecoderBlocksArguments(NamedTuple):
-    """All decoder blocks, one after the other."""
+    """Run all decoder blocks."""
 
     blocks: Address
     num_blocks: Int32
@@ -176,11 +176,11 @@ FUNCTIONS: dict[str, tuple[type, Any]] = {
     "read_bandwidth": (BandwidthArguments, c_double),
     "matrix_peak": (MatrixPeakArguments, c_double),
 }
-"""The functions of the library, without "paligemma_": their arguments and result."""
+"""The arguments and result of the library's functions, by name without "paligemma_"."""
 
 
 def argument_types(arguments: type) -> list[Any]:
-    """The ctypes of the fields of a class of arguments."""
+    """Return the ctypes of the fields of an arguments class."""
     return [
         hint.__metadata__[0] for hint in get_type_hints(arguments, include_extras=True).values()
     ]
@@ -188,7 +188,7 @@ def argument_types(arguments: type) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """The loaded library. `level` says for which kind of processor it was compiled."""
+    """The loaded library. `level` is the instruction set that it was compiled for."""
 
     level: str
     library: ctypes.CDLL
@@ -217,11 +217,11 @@ class Kernels:
         self.library.paligemma_decoder_blocks(*arguments)
 
     def decoder_work(self, blocks: ctypes.Array[Any]) -> int:
-        """How many bfloat16 values of working memory `decoder_blocks` needs per token."""
+        """Return the number of bfloat16 values of scratch memory per token in `decoder_blocks`."""
         return int(self.library.paligemma_decoder_work(*DecoderWorkArguments(blocks=blocks)))
 
     def measure_read_bandwidth(self, num_bytes: int = 1 << 30) -> float:
-        """Bytes per second that torch's threads read from memory together."""
+        """Measure how many bytes per second all of torch's threads read from memory."""
         memory = torch.ones(num_bytes, dtype=torch.uint8)
         arguments = BandwidthArguments(
             memory=memory.data_ptr(), num_bytes=num_bytes, threads=torch.get_num_threads()
@@ -229,14 +229,14 @@ class Kernels:
         return max(float(self.library.paligemma_read_bandwidth(*arguments)) for _ in range(3))
 
     def measure_matrix_peak(self, steps: int = 1_000_000) -> float:
-        """Operations per second of the matrix units (float32 vectors where there are none)."""
+        """Measure the operations per second of the matrix units (without any: of float32 SIMD)."""
         arguments = MatrixPeakArguments(steps=steps, threads=torch.get_num_threads())
         return max(float(self.library.paligemma_matrix_peak(*arguments)) for _ in range(3))
 
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """The kernels for this processor; None where none were compiled, or they are switched off.
+    """Return the kernels for this processor; None if none were compiled or they are disabled.
 
     Raises OptionError when PALIGEMMA_KERNELS has an unknown value.
     """
@@ -255,7 +255,7 @@ def kernels() -> Kernels | None:
 
 
 def load_kernels(level: str) -> Kernels | None:
-    """The kernels of one level, or None where they were not compiled or cannot run."""
+    """Load the kernels of one level; None if they were not compiled or cannot run here."""
     path = library_path(level)
     if not (_NEEDS[level] <= processor_flags() and path.is_file()):
         return None
@@ -272,7 +272,7 @@ def load_kernels(level: str) -> Kernels | None:
 
 @functools.cache
 def processor_flags() -> frozenset[str]:
-    """The processor's features, by their names in Linux; empty on other systems."""
+    """Return the processor's features by their Linux names; empty on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return frozenset()
@@ -283,6 +283,6 @@ def processor_flags() -> frozenset[str]:
 
 
 def _allow_tiles() -> bool:
-    """Ask Linux for the tile registers, which a process gets only on request."""
+    """Request the AMX tile registers from Linux, which a process must do before using them."""
     arch_prctl, request, tile_data = 158, 0x1023, 18
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)

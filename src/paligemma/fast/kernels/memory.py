@@ -1,6 +1,6 @@
-"""Memory for the CPU: huge pages for weights, and how glibc's `malloc` treats freed memory.
+"""CPU memory: huge pages for weights, and how glibc's `malloc` handles freed memory.
 
-Where the system offers neither, these functions do nothing.
+On systems without these features, the functions do nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # names in glibc's <m
 
 
 def use_huge_pages(tensor: Tensor) -> None:
-    """Ask Linux to back a large CPU tensor with huge pages, before anything is written to it.
+    """Ask Linux to back a large CPU tensor with huge pages, before the first write to it.
 
-    They are faster to fill and to read across.
+    Huge pages are faster to fill and to read.
     """
     madvise = _madvise()
     if madvise is None or tensor.device.type != "cpu":
@@ -42,21 +42,21 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def keep_freed_memory() -> None:
-    """Keep what a layer frees for the next one.
+    """Keep memory that a layer frees for the next one.
 
-    By default glibc returns blocks of a few megabytes to the system at once, and every layer's
-    output comes back as fresh pages, which cost more time than filling them.
+    By default, glibc returns blocks of a few megabytes to the system immediately, so the output of
+    every layer gets fresh pages, whose page faults cost more time than filling them.
     """
     libc = ctypes.CDLL(None)
     if _is_glibc(libc):
-        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the maximum
         libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 def share_one_arena() -> None:
-    """Let threads that start from here on allocate from one arena, instead of one each.
+    """Make threads that start after this call share one arena, instead of one per thread.
 
-    Each arena keeps up to the trim threshold for itself, out of reach of `return_freed_memory`.
+    Each arena retains up to the trim threshold, which `return_freed_memory` cannot free.
     """
     libc = ctypes.CDLL(None)
     if _is_glibc(libc):
@@ -64,10 +64,10 @@ def share_one_arena() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give free pages back to the system, also those that lie between used ones.
+    """Return free pages to the system, including those between used ones.
 
-    For after something far larger than a layer: it takes a few milliseconds, and the next layers
-    pay for fresh pages once.
+    Call it after allocations much larger than a layer: it takes a few milliseconds, and the next
+    layers have to allocate fresh pages once.
     """
     libc = ctypes.CDLL(None)
     if _is_glibc(libc):

@@ -2,10 +2,10 @@
 
     out = activation(x W^T + bias)
 
-A quantized weight meets a single row, or a few, as integers: the row is quantized too, by the same
-groups of inputs, each with its own scale. Many rows meet it as bfloat16 (on processors without
-tiles, as integers as well). `packed_linear_reference` says the same in torch, and is what runs
-where no kernel can.
+With a quantized weight, a few rows are multiplied as integers: the rows are quantized too, in the
+same groups of inputs, with a scale per row and group. Many rows are multiplied as bfloat16 (without
+AMX tiles, also as integers). `packed_linear_reference` is the same in torch, and runs where no
+kernel can.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from paligemma.fast.quantization import LANES, WeightFormat, unpack_scales, unpa
 Activation = Literal["none", "gelu", "geglu"]
 
 FEW_ROWS = 16
-"""Rows up to which a quantized weight stays integer: above, widening it once costs less."""
+"""Up to this many rows are multiplied as integers; for more, dequantizing the weight is faster."""
 
 ACTIVATION_CODES = {"none": 0, "gelu": 1, "geglu": 2}
 
@@ -39,9 +39,9 @@ def packed_linear(
     activation: Activation = "none",
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """[..., K] -> [..., P * 16]; "geglu" has gate and up panels in turn, and half as many outputs.
+    """[..., K] -> [..., P * 16]; with "geglu", gate and up panels alternate, for half the outputs.
 
-    `out_dtype`: bfloat16 or float32. The bias is float32[P * 16].
+    `out_dtype` is bfloat16 or float32. The bias is float32[P * 16].
     """
     compiled = kernels()
     if compiled is None or x.dtype != torch.bfloat16 or values.device.type != "cpu":
@@ -91,7 +91,7 @@ def packed_linear_reference(
 ) -> Tensor:
     """`packed_linear` in plain torch; products are summed in float32.
 
-    `as_integers` says whether rows are quantized; None: when they are few.
+    `as_integers` is whether rows are quantized; None means if they are few.
     """
     rows = x.reshape(-1, x.shape[-1]).float()
     if as_integers is None:
@@ -119,9 +119,9 @@ def packed_linear_reference(
 
 
 def quantized_rows(rows: Tensor, group_size: int) -> Tensor:
-    """float32[M, K] rounded, group by group, to 255 steps between -max and max."""
+    """Round float32[M, K], per row and group, to 255 steps between -max and max."""
     groups = rows.reshape(rows.shape[0], -1, group_size)
     largest = groups.abs().amax(dim=2, keepdim=True)
-    # A tensor, since torch takes `number / tensor` as reciprocal and product, rounded twice.
+    # Dividing a tensor, because torch computes `number / tensor` as a rounded reciprocal times it.
     inverse = torch.where(largest > 0, largest.new_tensor(127.0) / largest, 0.0)
     return ((groups * inverse).round() * (largest / 127.0)).flatten(1)
