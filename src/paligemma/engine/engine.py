@@ -79,7 +79,7 @@ class Engine:
     Raises OptionError for numbers out of range, and for a `kv_cache_bytes` too small for one row.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: PaliGemma,
         *,

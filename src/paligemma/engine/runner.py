@@ -101,7 +101,7 @@ class Runner:
                 f"{vocab_size - 1}. Use this model's tokenizer."
             )
         num_image_positions = int(request.image_mask.sum())
-        num_image_tokens = config.vision.num_image_tokens
+        num_image_tokens = self.model.vision_encoder.position_embedding.num_embeddings
         if num_image_positions != len(request.images) * num_image_tokens:
             raise PromptError(
                 f"The request has {num_image_positions} image token positions, but "
