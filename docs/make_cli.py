@@ -9,27 +9,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import typer
+from typer.main import get_command_name
 from typer.testing import CliRunner
 
 from paligemma.cli.main import app
 
 HEAD = """# The command line
 
-Written by `make docs` from the commands' own help; a test keeps it current.
+`paligemma COMMAND -h` shows the help of a command. This page is written by `make docs` from these
+help texts; a test keeps it current.
 
-Exit codes: 0 done; 2 wrong usage, input, option, checkpoint or data; 1 anything else; 130
-interrupted. Results go to stdout, everything else to stderr.
+- Results go to stdout, everything else to stderr. `--json` prints JSON on stdout and nothing else.
+- Exit codes: 0 success; 2 invalid usage, input, option, checkpoint or data; 1 any other error; 130
+  interrupted.
+- Tab completion: run `paligemma --install-completion` once, then open a new shell.
+- `$PALIGEMMA_MODEL` sets the default of `--model`. `$PALIGEMMA_DEBUG=1` shows tracebacks.
+- Short options mean the same in every command: `-m` model, `-a` adapter, `-o` output, `-n` maximum
+  new tokens, `-l` language, `-b` batch size, `-f` data format, `-d` drawing, `-p` port, `-j` JSON.
 """
 
 
 def command_paths(group: typer.Typer, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words that call each command: (), ("caption",), ..., ("mini", "scene"), ..."""
+    """The words that call each command: (), ("caption",), ..., ("data", "check"), ..."""
     yield above
     for command in group.registered_commands:
         if command.hidden:
             continue
         assert command.callback is not None
-        yield (*above, command.name or command.callback.__name__)
+        yield (*above, command.name or get_command_name(command.callback.__name__))
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
         assert inner.name is not None

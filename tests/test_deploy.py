@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib.util
-import inspect
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 import paligemma  # noqa: E402
 from paligemma.cli.main import app as program  # noqa: E402
-from paligemma.cli.serve import serve  # noqa: E402
+from paligemma.cli.serve import ServeOptions  # noqa: E402
 from paligemma.server.app import create_app  # noqa: E402
 from paligemma.server.limits import Limits  # noqa: E402
 from paligemma.server.service import Service  # noqa: E402
@@ -71,7 +70,7 @@ def test_every_yaml_file_can_be_read(file: str) -> None:
 
 
 def test_the_port_is_the_commands_own_everywhere(container: dict[str, Any]) -> None:
-    assert inspect.signature(serve).parameters["port"].default == PORT
+    assert ServeOptions.port == PORT
     dockerfile = read("Dockerfile")
     assert f"EXPOSE {PORT}" in dockerfile
     assert f"127.0.0.1:{PORT}/" in dockerfile
@@ -114,7 +113,7 @@ def test_options_and_variables_are_those_of_the_command(container: dict[str, Any
     names = {variable["name"] for variable in container["env"]}
     assert names == {"PALIGEMMA_MODEL", KEYS_VARIABLE, "POD_IP"}
     assert names - {"POD_IP"} <= set(compose["services"]["paligemma"]["environment"])
-    assert "PALIGEMMA_MODEL" in shown.output or "PALIGEMMA_MODEL" in inspect.getsource(serve)
+    assert "PALIGEMMA_MODEL" in shown.output
 
 
 def test_scrapers_call_each_pod_by_its_address_and_bring_a_key(container: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def test_good_data_end_well_with_a_page(run, tmp_path):
     ran = run("data", "check", coco(tmp_path / "set", boxes()))
     assert ran.code == 0
     assert "coco, 2 pictures and 2 annotations" in ran.out
-    assert "box IoU as tokens" in ran.out
+    assert "box IoU after encoding as tokens" in ran.out
     assert "data-check.html" in ran.err
     page = (tmp_path / "data-check.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 2
@@ -52,7 +52,7 @@ def test_all_faults_are_shown_at_once(run, tmp_path):
     (tmp_path / "set" / "0.png").write_bytes(b"no picture")
     ran = run("data", "check", path)
     assert ran.code == 2
-    assert "error: 2 fault(s)" in ran.err
+    assert "The data have 2 error(s)" in ran.err
     assert "empty suffix" in ran.out
     assert "unknown format" in ran.out
 

@@ -85,7 +85,7 @@ def test_captions_are_scored_and_a_second_run_asks_nothing(
     again = run("eval", captions, "--out", out, "--metric", "cer", "--json")
     assert again.code == 0, again.err
     assert [s["name"] for s in json.loads(again.out)["scores"]] == ["cer"]
-    changed = run("eval", captions, "--out", out, "--beams", "2")
+    changed = run("eval", captions, "--out", out, "--num-beams", "2")
     assert changed.code == 2
     assert "num_beams was 1 and is 2" in changed.err
 
@@ -117,11 +117,11 @@ def test_a_benchmark_without_its_folder_says_what_to_do(run, tmp_path: Path, no_
     assert "--folder" in ran.err
     ran = run("eval", "refcooc", "--out", tmp_path)
     assert ran.code == 2
-    assert "no file or folder 'refcooc'" in ran.err
+    assert "file or folder 'refcooc' does not exist" in ran.err
     assert "refcoco" in ran.err
     ran = run("eval", tmp_path / "valid.json", "--out", tmp_path)
     assert ran.code == 2
-    assert ran.err.startswith("error: There is no file or folder ")
+    assert ran.err.startswith("error: The file or folder ")
     assert "Did you mean" not in ran.err
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import paligemma
 from paligemma import errors
+from paligemma.cli.main import app
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,6 +41,45 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
     assert float(seconds) < 0.5
     assert not heavy
     assert "detect" in ran.stdout
+
+
+def test_every_command_explains_itself_and_each_of_its_options():
+    make = runpy.run_path(str(REPOSITORY / "docs" / "make_cli.py"))
+    runner = CliRunner(env={"COLUMNS": "100"})
+    for path in make["command_paths"](app):
+        shown = runner.invoke(app, [*path, "-h"], prog_name="paligemma")
+        assert shown.exit_code == 0
+        lines = shown.output.splitlines()
+        assert lines[0].startswith(f"Usage: {' '.join(('paligemma', *path))} ")
+        assert re.match(r"  [A-Z]", lines[2]), path
+        for index, line in enumerate(lines):
+            if line.startswith("  -"):
+                both = line + (lines[index + 1] if index + 1 < len(lines) else "")
+                assert re.search(r"  -.*  +\S", both), (path, line)
+
+
+@pytest.mark.parametrize(
+    ("words", "completion"),
+    [
+        ("paligemma tra", "train"),
+        ("paligemma train --recip", "--recipe"),
+        ("paligemma train --method fro", "frozen-encoder"),
+        ("paligemma data ch", "check"),
+    ],
+)
+def test_shells_complete_commands_and_options(words, completion, run, monkeypatch):
+    monkeypatch.setenv("_PALIGEMMA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    ran = run()
+    assert ran.code == 0
+    assert ran.out.split() == [completion]
+
+
+def test_the_former_name_of_a_command_still_works(run):
+    ran = run("fit", "-h")
+    assert ran.code == 0
+    assert "Estimate the memory and time of training" in ran.out
 
 
 def test_the_module_runs_as_a_program():

@@ -34,7 +34,7 @@ def test_info_of_mini_is_read_from_its_files(run, mini_folder):
     shown = json.loads(run("info", "mini", "--json").out)
     assert shown["stored_bytes"] > 0
     assert shown["stored_dtypes"] == ["F32"] or shown["stored_dtypes"] == ["F16"]
-    assert "memory for one picture" in run("info", "mini").out
+    assert "memory for one image" in run("info", "mini").out
 
 
 def test_info_of_nothing_says_where_to_look(run):
@@ -53,7 +53,7 @@ def test_download_says_where_the_model_lies_and_under_which_terms(run, monkeypat
 
     monkeypatch.setattr(hub, "fetch_checkpoint", fetch)
     ran = run("download", "paligemma2-3b-mix-224")
-    assert ran.out == "google/paligemma2-3b-mix-224 at c0ffee lies in /cache/x\n"
+    assert ran.out == "google/paligemma2-3b-mix-224 at c0ffee is in /cache/x\n"
     assert "Gemma Terms of Use" in ran.err
     assert json.loads(run("download", "some/model", "--json").out)["path"] == "/cache/x"
 
@@ -62,7 +62,7 @@ def test_download_says_where_the_model_lies_and_under_which_terms(run, monkeypat
 def test_there_is_no_need_to_download_what_is_here(name, run):
     ran = run("download", name)
     assert ran.code == 2
-    assert "here already" in ran.err
+    assert "on this machine already" in ran.err
 
 
 def test_memory_is_counted_by_the_written_formula():

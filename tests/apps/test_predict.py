@@ -15,7 +15,7 @@ from tests.agreement.tiny_predictor import build_predictor
 
 
 def test_a_caption_alone_goes_to_stdout(run, picture, stand_in):
-    ran = run("caption", picture, "--lang", "de", "--max-new-tokens", "7")
+    ran = run("caption", picture, "--language", "de", "--max-new-tokens", "7")
     assert ran.code == 0
     assert ran.out == "a blue \\x1b[2Jwall\n"
     assert ran.err == "This is a stand-in.\n"
@@ -73,7 +73,7 @@ def test_with_several_pictures_each_result_names_its_picture(run, picture, stand
 
 
 def test_an_empty_language_asks_the_bare_question(run, picture, stand_in):
-    run("ask", picture, "What color?", "--lang", "")
+    run("ask", picture, "What color?", "--language", "")
     assert stand_in.asked == [("ask", "What color?", None)]
 
 
@@ -100,7 +100,7 @@ def test_a_missing_prompt_is_named(command, run, picture, no_model):
     assert "The prompt is missing" in ran.err
     ran = run(command, "what?")
     assert ran.code == 2
-    assert "no picture before the prompt 'what?'" in ran.err
+    assert "no image before the prompt 'what?'" in ran.err
 
 
 def test_a_long_prompt_is_not_taken_for_a_path(run, picture, stand_in):
@@ -172,7 +172,7 @@ def test_drawings_go_into_a_folder_under_their_pictures_names(run, picture, tmp_
     assert [path.name for path in folder.iterdir()] == ["blue.png"]
     ran = run("detect", picture, picture, "wall", "--draw", folder)
     assert ran.code == 2
-    assert "Two pictures" in ran.err
+    assert "Two images" in ran.err
 
 
 def test_a_failed_drawing_leaves_no_piece_behind(run, picture, tmp_path, stand_in, monkeypatch):
@@ -211,7 +211,11 @@ def test_a_stream_ends_with_a_newline(run, picture, stand_in):
 
 @pytest.mark.parametrize(
     "options",
-    [("--stream", "--json"), ("--beams", "2", "--stream"), ("--beams", "2", "--temperature", "1")],
+    [
+        ("--stream", "--json"),
+        ("--num-beams", "2", "--stream"),
+        ("--num-beams", "2", "--temperature", "1"),
+    ],
 )
 def test_options_that_exclude_each_other_are_refused(options, run, picture, no_model):
     ran = run("generate", picture, "go on", *options)
@@ -241,7 +245,7 @@ def test_a_flipped_bit_is_refused_when_files_are_verified(run, picture, tiny_tok
     ran = run(*asked, "--verify")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: ")
-    assert "model.safetensors has the SHA-256" in ran.err
+    assert "model.safetensors has SHA-256" in ran.err
     assert ran.err.count("\n") == 1
 
 

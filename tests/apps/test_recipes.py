@@ -49,7 +49,7 @@ def test_recipes_as_json(run: Run) -> None:
 
 def test_captions_are_scored_with_the_beams_of_the_papers(run: Run) -> None:
     lines = run("recipes", "textcaps").out.splitlines()
-    assert lines[-1].endswith("--out runs/textcaps-224/eval-textcaps --beams 3")
+    assert lines[-1].endswith("--out runs/textcaps-224/eval-textcaps --num-beams 3")
 
 
 def test_wrong_names_are_errors(run: Run) -> None:

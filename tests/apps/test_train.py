@@ -1,4 +1,4 @@
-"""`paligemma train` and `paligemma fit` from the command line."""
+"""`paligemma train` and `paligemma estimate-memory` from the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def data(tmp_path: Path) -> Path:
 
 def test_one_command_makes_an_adapter_that_the_next_one_uses(run, data, tmp_path):
     out = tmp_path / "run"
-    ran = run("train", data, "--out", out, "--steps", 2, "--batch-size", 2, "--hold-out", 0.34)
+    ran = run(
+        "train", data, "--out", out, "--steps", 2, "--batch-size", 2, "--validation-split", 0.34
+    )
     assert ran.code == 0, ran.err
     assert "exact_match" in ran.out
     assert str(out / "report.html") in ran.out
@@ -39,7 +41,7 @@ def test_one_command_makes_an_adapter_that_the_next_one_uses(run, data, tmp_path
 
 def test_json_holds_scores_and_paths(run, data, tmp_path):
     ran = run("train", data, "--out", tmp_path / "run", "--steps", 1, "--batch-size", 2,
-              "--hold-out", 0.34, "--json")  # fmt: skip
+              "--validation-split", 0.34, "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     assert Path(found["saved"]).is_dir()
@@ -62,14 +64,14 @@ def test_missing_data_are_named(run, tmp_path):
 def test_curves_go_to_tensorboard_when_asked(run, data, tmp_path):
     pytest.importorskip("tensorboard")
     out = tmp_path / "run"
-    ran = run("train", data, "--out", out, "--steps", 1, "--batch-size", 2, "--hold-out", 0,
+    ran = run("train", data, "--out", out, "--steps", 1, "--batch-size", 2, "--validation-split", 0,
               "--tensorboard")  # fmt: skip
     assert ran.code == 0, ran.err
     assert list((out / "tensorboard").glob("events.*"))
 
 
 def test_what_fits_is_told_without_any_weights(run):
-    ran = run("fit", "--model", "google/paligemma2-28b-pt-224", "--examples", 100)
+    ran = run("estimate-memory", "--model", "google/paligemma2-28b-pt-224", "--examples", 100)
     assert ran.code == 0, ran.err
     rows = [line for line in ran.out.splitlines() if line.strip().startswith(("full", "qlora"))]
     assert len(rows) == 2

@@ -39,7 +39,7 @@ def test_two_processes_train_score_and_save_adapters_as_one_does(
     model, data, out = tmp_path / "model", write_data(tmp_path), tmp_path / "two"
     predictor(tiny_tokenizer).save(model)
     options = {"--model": model, "--out": out, "--method": "lora", "--rank": 2, "--steps": 6,
-               "--batch-size": 4, "--hold-out": 0.2}  # fmt: skip
+               "--batch-size": 4, "--validation-split": 0.2}  # fmt: skip
     given = [str(word) for pair in options.items() for word in pair]
     said = torchrun([sys.executable, "-m", "paligemma", "train", str(data), *given])
     assert said.count("6 steps of 4 examples") == 1  # by one of the two

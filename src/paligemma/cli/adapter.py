@@ -1,4 +1,4 @@
-"""The command about adapters: merging one into its model."""
+"""`paligemma merge`: merge an adapter into its model."""
 
 from __future__ import annotations
 
@@ -9,44 +9,43 @@ import typer
 
 from paligemma.cli.console import print_json, print_text
 from paligemma.cli.memory import in_gigabytes
-from paligemma.cli.predict import DtypeOption
-from paligemma.errors import OptionError
+from paligemma.cli.model_options import (
+    DtypeOption,
+    ModelArgument,
+    OutArgument,
+    RevisionOption,
+    check_new_directory,
+)
+from paligemma.cli.options import Json
 
 
 def merge(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="What the adapter was trained on: mini, a hub id or a folder.",
-        ),
+    model: ModelArgument,
+    adapter: Annotated[
+        Path,
+        typer.Argument(metavar="ADAPTER", show_default=False, help="Directory of the adapter."),
     ],
-    adapter: Annotated[Path, typer.Argument(show_default=False, help="The adapter's folder.")],
-    out: Annotated[Path, typer.Argument(show_default=False, help="The folder to make.")],
+    out: OutArgument,
     dtype: DtypeOption = "auto",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, on one line.")] = False,
+    revision: RevisionOption = None,
+    as_json: Json = False,
 ) -> None:
-    """Write a model with an adapter merged into it.
+    """Merge an adapter into its model and write the result.
 
-    The adapter is LoRA, rsLoRA or DoRA, of this package or of peft. The result is a plain
-    checkpoint: transformers reads it too.
+    The adapter is a LoRA, rsLoRA or DoRA adapter, made by this package or by peft. The result is a
+    plain checkpoint, which transformers can read too.
     """
     import paligemma
     from paligemma.checkpoints.hub import Source
     from paligemma.fast.weights import Plain
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} exists already. Choose another name or remove it first.")
+    check_new_directory(out)
     merged = paligemma.load(
         model, weights=Plain(dtype), device="cpu", adapter=adapter, source=Source(revision=revision)
     )
-    made = merged.save(out)
-    num_bytes = sum(path.stat().st_size for path in made.iterdir())
+    directory = merged.save(out)
+    num_bytes = sum(path.stat().st_size for path in directory.iterdir())
     if as_json:
-        print_json({"folder": str(made), "adapter": str(adapter), "bytes": num_bytes})
+        print_json({"folder": str(directory), "adapter": str(adapter), "bytes": num_bytes})
     else:
-        print_text(f"{made}: {adapter} merged into {merged.name}, {in_gigabytes(num_bytes)}")
+        print_text(f"{directory}: {adapter} merged into {merged.name}, {in_gigabytes(num_bytes)}")

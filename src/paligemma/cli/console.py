@@ -1,7 +1,7 @@
 """What the commands print and where: results on stdout, everything else on stderr.
 
-Text that comes from a model, a file or a name is never taken as markup, and its control characters
-are shown, not obeyed. Knows no model and no command.
+Text that comes from a model, a file or a name is never treated as markup, and its control
+characters are escaped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 def stdout() -> Console:
     from rich.console import Console
 
-    # In a file or a pipe no table row is broken to fit a screen.
+    # Written to a file or a pipe, table rows are not wrapped.
     width = None if sys.stdout.isatty() else 160
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
@@ -50,16 +50,16 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def print_text(text: str) -> None:
-    """A result in words, as it is; long lines are left to the terminal."""
+    """Print a result as text; the terminal wraps long lines."""
     stdout().print(visible(text, keep="\n\t"), soft_wrap=True)
 
 
 def print_json(value: object) -> None:
-    """One JSON value on one line of stdout."""
+    """Print a JSON value on one line of stdout."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a narrow code page, or a file name that is not UTF-8
+    except UnicodeEncodeError:  # a small code page, or a file name that is not UTF-8
         line = json.dumps(value, allow_nan=False)
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -72,7 +72,7 @@ def print_table(
     *,
     right: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; columns whose heading is in `right` are flush right."""
+    """Print a table on stdout; columns whose heading is in `right` are aligned right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -86,28 +86,28 @@ def print_table(
 
 
 def print_note(text: str) -> None:
-    """One dim line on stderr, for what is good to know."""
+    """Print a dim line on stderr, for information."""
     stderr().print(visible(text), style="dim", soft_wrap=True)
 
 
 def print_error(text: str) -> None:
-    """`error: ...`, one line on stderr."""
+    """Print `error: ...` as one line on stderr."""
     print(f"error: {visible(' '.join(text.split()))}", file=sys.stderr)
 
 
-def track(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, one by one, with a progress bar on stderr if there is someone to watch it."""
+def track(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """The items, one by one, with a progress bar if stderr is a terminal."""
     if len(items) < 2 or not stderr().is_terminal:
         yield from items
         return
     from rich.progress import track as rich_track
 
-    yield from rich_track(items, description=what, console=stderr(), transient=True)
+    yield from rich_track(items, description=description, console=stderr(), transient=True)
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr if there is someone to watch it; tell it how many are done, of how many."""
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar if stderr is a terminal; call it with (number done, total)."""
     from rich.progress import Progress
 
     with Progress(
@@ -117,29 +117,32 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         redirect_stdout=False,
         redirect_stderr=False,
     ) as progress:
-        bar = progress.add_task(what, total=None)
+        bar = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
-def show_picture(picture: Image.Image) -> None:
-    """The picture in the terminal, two pixels a character."""
-    stdout().print(half_blocks(picture, min(stdout().width, 100)))
+def show_image(image: Image.Image) -> None:
+    """Print the image in the terminal, two pixels per character."""
+    stdout().print(half_blocks(image, min(stdout().width, 100)))
 
 
-def half_blocks(picture: Image.Image, num_columns: int) -> Text:
-    """The picture as `num_columns` upper half blocks a line: foreground above, background below."""
+def half_blocks(image: Image.Image, num_columns: int) -> Text:
+    """The image as `num_columns` upper half blocks per line.
+
+    The color of a block is its upper pixel, the background its lower one.
+    """
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text
 
-    width = max(1, min(num_columns, picture.width))
-    height = max(2, round(picture.height * width / picture.width / 2) * 2)
-    pixels = picture.convert("RGB").resize((width, height)).tobytes()
-    colors = [Color.from_rgb(*pixels[at : at + 3]) for at in range(0, len(pixels), 3)]
+    width = max(1, min(num_columns, image.width))
+    height = max(2, round(image.height * width / image.width / 2) * 2)
+    pixels = image.convert("RGB").resize((width, height)).tobytes()
+    colors = [Color.from_rgb(*pixels[i : i + 3]) for i in range(0, len(pixels), 3)]
     text = Text(no_wrap=True)
     for upper in range(0, width * height, 2 * width):
-        for at in range(upper, upper + width):
-            text.append("▀", Style(color=colors[at], bgcolor=colors[at + width]))
+        for i in range(upper, upper + width):
+            text.append("▀", Style(color=colors[i], bgcolor=colors[i + width]))
         text.append("\n" if upper + 2 * width < width * height else "")
     return text
 

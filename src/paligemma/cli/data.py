@@ -1,8 +1,9 @@
-"""`paligemma data`: what a data set would teach, before it does."""
+"""`paligemma data`: check a data set before training."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,26 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
-from paligemma.cli.data_options import (
-    Ask,
-    DataFormat,
-    MaxObjects,
-    NoiseToken,
-    ObjectTask,
-    Order,
-    Prefix,
-    Split,
-)
+from paligemma.cli.options import Command, Json, takes
 from paligemma.errors import DataError, ImageError, OptionError
+from paligemma.options import Option
 
 if TYPE_CHECKING:
     from paligemma.data.check import CheckReport
     from paligemma.data.check_page import BatchRow
     from paligemma.data.open import Records
-    from paligemma.data.targets import TargetBuilder
+    from paligemma.data.source import ReadOptions
+    from paligemma.data.targets import TargetBuilder, TargetOptions
 
 app = typer.Typer(
-    help="Labelled pictures to learn from.", no_args_is_help=True, rich_markup_mode=None
+    help="Check data sets of labeled images.", no_args_is_help=True, rich_markup_mode=None
 )
 
 _MAX_LISTED = 12
@@ -39,110 +33,89 @@ _MAX_LISTED = 12
 def _group() -> None: ...
 
 
-@app.command()
-def check(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="A file or folder: JSON Lines, COCO, YOLO, Pascal VOC, masks, captions beside "
-            "pictures, a Hugging Face data set, webdataset shards.",
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PALIGEMMA_MODEL",
-            help="Whose tokens and picture size count: mini, a hub id or a folder.",
-            show_default="mini",
-        ),
-    ] = None,
-    format: DataFormat = None,
-    split: Split = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures.", show_default="beside the labels")
-    ] = None,
-    prefix: Prefix = None,
-    task: ObjectTask = None,
-    ask: Ask = "dataset",
-    order: Order = "random",
-    max_objects: MaxObjects = None,
-    noise_token: NoiseToken = None,
-    labels: Annotated[bool, typer.Option(help="Write labels behind boxes.")] = True,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Longest row that training takes, image tokens included.",
-            show_default="no limit",
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=64, help="Rows of the first batch.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of training.")] = 0,
-    resize: Annotated[
-        Literal["squash", "pad"], typer.Option(help="How pictures are laid into the square.")
-    ] = "squash",
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use only what is already downloaded.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="The page to write.", show_default="data-check.html")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
-    ] = False,
-) -> None:
-    """Show what the model will see, and whether it would learn anything.
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The data set to check and the page to write."""
 
-    Reads all of the data, pictures included, and writes a page with the first batch: pictures
-    with the boxes and masks that their tokens say, tokens colored by whether they are learned,
-    lengths, classes, and what boxes and masks lose as tokens. Ends with exit code 2 where training
-    would fail, or silently learn nothing.
+    data: str
+    """File or directory of labeled images: JSON Lines, COCO, YOLO, Pascal VOC, masks, captions
+    next to images, a Hugging Face data set or webdataset shards."""
+    model: Annotated[str | None, Option(shown_default="mini")] = None
+    """Model whose tokenizer and image size to use: mini, a hub id or a directory."""
+    out: Path = Path("data-check.html")
+    """HTML page to write."""
+    max_tokens: Annotated[int | None, Option(least=1, shown_default="no limit")] = None
+    """Maximum number of tokens per example in training, image tokens included."""
+    batch_size: Annotated[int, Option(least=1, most=64)] = 8
+    """Number of examples to show on the page."""
+    resize: Literal["squash", "pad"] = "squash"
+    """How images are fitted to the square input: squash them, or pad them."""
+    offline: bool = False
+    """Use only files that are already downloaded."""
+
+
+@app.command(cls=Command)
+@takes(
+    options=CheckOptions,
+    reading="paligemma.data.source:ReadOptions",
+    targets="paligemma.data.targets:TargetOptions",
+)
+def check(
+    *,
+    options: CheckOptions,
+    reading: ReadOptions,
+    targets: TargetOptions,
+    as_json: Json = False,
+) -> None:
+    """Validate a data set and preview the first training batch.
+
+    Reads all of the data, images included, and writes a page with the first batch: images with the
+    boxes and masks that their tokens encode, tokens colored by whether they count in the loss,
+    lengths, classes, and the precision that boxes and masks lose as tokens. Exits with code 2 if
+    training would fail or would learn nothing.
     """
     from paligemma.checkpoints.hub import Source
     from paligemma.data.check_page import render_page
     from paligemma.data.open import open_data
-    from paligemma.data.targets import TargetBuilder, TargetOptions
+    from paligemma.data.targets import TargetBuilder
     from paligemma.finetune.collate import collate
     from paligemma.finetune.examples import RecordExamples
     from paligemma.loading import load_processor
 
-    options = TargetOptions(
-        task=task,
-        ask=ask,
-        order=order,
-        max_objects=max_objects,
-        noise_token=noise_token,
-        write_labels=labels,
-        seed=seed,
-    )
-    # Everything is to be found, not the first fault alone.
+    # All faults are reported, not just the first.
     records = open_data(
-        data, format=format, split=split, images=images, prefix=prefix, bad="skip", max_skipped=1.0
+        options.data,
+        format=reading.format,
+        split=reading.split,
+        images=reading.images,
+        prefix=reading.prefix,
+        bad="skip",
+        max_skipped=1.0,
     )
-    processor, codec = load_processor(model, source=Source(offline=offline), resize=resize)
+    processor, codec = load_processor(
+        options.model, source=Source(offline=options.offline), resize=options.resize
+    )
     builder = TargetBuilder(
         processor=processor,
         class_names=records.class_names,
-        task=task or records.task,
+        task=targets.task or records.task,
         mask_codec=codec,
-        options=options,
+        options=targets,
     )
-    report = _with_progress(records, builder, max_tokens)
-    rows = _first_batch(records, builder, batch_size, seed)
-    page = out or Path("data-check.html")
+    report = _with_progress(records, builder, options.max_tokens)
+    rows = _first_batch(records, builder, options.batch_size, targets.seed)
     if rows:
         examples = RecordExamples(records=records, targets=builder)
-        places = {record.record_id: place for place, record in enumerate(records.slots)}
-        inputs = collate(processor, [examples[places[row.record.record_id]] for row in rows])
-        _write(page, render_page(report, builder, rows, inputs))
+        positions = {record.record_id: index for index, record in enumerate(records.slots)}
+        inputs = collate(processor, [examples[positions[row.record.record_id]] for row in rows])
+        _write(options.out, render_page(report, builder, rows, inputs))
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(report, page if rows else None)
+        _print(report, options.out if rows else None)
     if errors := report.errors:
         raise DataError(
-            f"{len(errors)} fault(s) of the data must be repaired before training; the first: "
+            f"The data have {len(errors)} error(s) that must be fixed before training. The first: "
             f"{errors[0].text}"
         )
 
@@ -163,7 +136,7 @@ def _with_progress(records: Records, builder: TargetBuilder, max_tokens: int | N
 def _first_batch(
     records: Records, builder: TargetBuilder, batch_size: int, seed: int
 ) -> list[BatchRow]:
-    """What the first step of training would see, without what it could not read."""
+    """The first batch of training, without records that cannot be read."""
     from paligemma.data.check_page import BatchRow
     from paligemma.data.record import BadRecord
     from paligemma.finetune.dataset import places_of_step
@@ -188,29 +161,37 @@ def _write(page: Path, html: str) -> None:
         unfinished.write_text(html, encoding="utf-8")
         os.replace(unfinished, page)
     except OSError as error:
-        raise OptionError(f"The page {page} cannot be written: {error}. Choose --out.") from error
+        raise OptionError(
+            f"The page {page} cannot be written: {error}. Choose another file with --out."
+        ) from error
 
 
 def _print(report: CheckReport, page: Path | None) -> None:
     print_text(f"{report.name}: {report.format}, {report.found}")
     totals = [row.total for row in report.rows]
     learned = [row.num_supervised for row in report.rows]
-    lines = [("records", str(report.num_records)), ("that cannot be used", str(report.num_bad))]
+    lines = [("records", str(report.num_records)), ("invalid records", str(report.num_bad))]
     if totals:
         lines += [
-            ("tokens of a row", f"{min(totals)} to {max(totals)}"),
-            ("of these image tokens", str(report.rows[0].num_image)),
-            ("learned in a row", f"{min(learned)} to {max(learned)}"),
-            ("rows that are cut", str(sum(row.is_cut for row in report.rows))),
+            ("tokens per example", f"{min(totals)} to {max(totals)}"),
+            ("image tokens per example", str(report.rows[0].num_image)),
+            ("tokens in the loss per example", f"{min(learned)} to {max(learned)}"),
+            ("truncated examples", str(sum(row.is_cut for row in report.rows))),
         ]
     trip = report.round_trip
     if trip is not None and trip.box_iou_mean is not None:
         lines.append(
-            ("box IoU as tokens", f"{trip.box_iou_mean:.3f}, lowest {trip.box_iou_min:.3f}")
+            (
+                "box IoU after encoding as tokens",
+                f"{trip.box_iou_mean:.3f}, lowest {trip.box_iou_min:.3f}",
+            )
         )
     if trip is not None and trip.mask_iou_mean is not None:
         lines.append(
-            ("mask IoU as tokens", f"{trip.mask_iou_mean:.3f}, lowest {trip.mask_iou_min:.3f}")
+            (
+                "mask IoU after encoding as tokens",
+                f"{trip.mask_iou_mean:.3f}, lowest {trip.mask_iou_min:.3f}",
+            )
         )
     print_table(None, ("", ""), lines)
     if report.class_counts:
@@ -222,4 +203,4 @@ def _print(report: CheckReport, page: Path | None) -> None:
         ids = f" [{', '.join(finding.ids[:5])}{', ...' if finding.ids[5:] else ''}]"
         print_text(f"{finding.level}: {finding.text}{ids if finding.ids else ''}")
     if page is not None:
-        print_note(f"The first batch is drawn in {page}")
+        print_note(f"The first batch is shown in {page}")

@@ -1,4 +1,4 @@
-"""`paligemma doctor`: what this machine is, what it can run, and what is in the way."""
+"""`paligemma doctor`: check this machine and what it can run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 from paligemma.bench.machine import peak_bytes
 from paligemma.cli.console import print_json, print_table, print_text
 from paligemma.cli.memory import in_gigabytes, machine_memory, memory_need
+from paligemma.cli.options import Json
 from paligemma.config import RELEASES, Release
 from paligemma.errors import PaliGemmaError
 
@@ -26,15 +27,18 @@ _FORMS = {"int4": "int4", "int8": "int8", "bfloat16": "bf16", "float32": "f32"}
 
 def doctor(
     online: Annotated[
-        bool, typer.Option("--online", help="Also ask whether the model hub can be reached.")
+        bool,
+        typer.Option(
+            "--online",
+            help="Also check whether the model hub can be reached. This uses the network.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Check this machine and what it can run.
+    """Check this machine and show which models it can run.
 
-    Versions, memory, devices, number types, access to the model hub, and the built-in model.
-
-    Uses the network with --online only.
+    Checks versions, memory, devices, number types, compiled kernels, access to the model hub and
+    the built-in model.
     """
     report = examine(online)
     if as_json:
@@ -46,7 +50,7 @@ def doctor(
 
 
 def examine(online: bool) -> dict[str, Any]:
-    """Everything that `doctor` knows, as plain JSON values; sizes in bytes, times in seconds."""
+    """All checks, as plain JSON values; sizes in bytes, times in seconds."""
     import paligemma
 
     devices = _devices()
@@ -77,7 +81,7 @@ def _version(package: str) -> str | None:
 
 
 def _kernels() -> dict[str, Any]:
-    """Which compiled kernels run here, which would, and why one does not."""
+    """The compiled kernels in use, all levels of kernels, and the compiler."""
     from paligemma.fast.kernels.build import LEVELS, find_compiler, library_path
     from paligemma.fast.kernels.library import kernels
 
@@ -106,7 +110,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _dtype_checks(devices: list[str]) -> list[dict[str, Any]]:
-    """Whether a small model computes on each device, in each dtype, what it should."""
+    """Whether a small model computes correctly on each device and in each dtype."""
     import torch
 
     from paligemma.fast.device import computes_correctly
@@ -123,7 +127,7 @@ def _dtype_checks(devices: list[str]) -> list[dict[str, Any]]:
 
 
 def _fits(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every released shape: what it needs, and on which devices that is free."""
+    """For every released shape: the memory it needs, and the devices where it fits."""
     shapes: dict[tuple[str, str, int], Release] = {}
     for release in RELEASES:
         shapes.setdefault((release.family, release.size, release.resolution), release)
@@ -178,7 +182,7 @@ def _try_mini() -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any]) -> Iterator[str]:
-    """The report in words, a line at a time."""
+    """The report as lines of text."""
     packages = ", ".join(
         f"{name} {number or 'MISSING'}" for name, number in report["packages"].items()
     )
@@ -187,17 +191,17 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
     yield f"packages: {packages}"
     if report["torchvision"] is not None:
         yield (
-            f"torchvision {report['torchvision']} is installed. paligemma does not use it; one "
-            "that does not fit torch breaks transformers. If imports fail, uninstall it."
+            f"torchvision {report['torchvision']} is installed. paligemma does not use it, and a "
+            "version that does not match torch breaks transformers. If imports fail, uninstall it."
         )
     yield _describe_kernels(report["kernels"])
     for device in report["devices"]:
         free, total = in_gigabytes(device["free"]), in_gigabytes(device["total"])
         yield f"{device['name']} ({device['title']}): {free} of {total} free"
-    yield "number types (the released models can leave the range of float16: avoid it)"
+    yield "number types (avoid float16: the released models can exceed its range)"
     for check in report["dtypes"]:
         where = f"{check['dtype']} on {check['device']}"
-        yield f"{where} {'computes' if check['ok'] else 'does NOT compute'} rightly"
+        yield f"{where} {'works' if check['ok'] else 'does NOT work'}"
     hub = report["hub"]
     yield (
         "model hub: an access token is set"
@@ -218,33 +222,33 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
                 else f"; accept its terms at https://huggingface.co/{_ASKED_FOR}"
             )
         )
-    yield f"downloads are kept in {hub['cache']}"
+    yield f"downloads are stored in {hub['cache']}"
     tried = report["mini"]
     if tried["ok"]:
         yield (
             f"mini loads in {tried['load_seconds']} s and answers in {tried['caption_seconds']} s: "
-            f"it sees {tried['caption']!r} where there is {tried['truth']!r}; "
-            f"memory at most {in_gigabytes(tried['peak_memory_bytes'])}"
+            f"{tried['caption']!r} (expected: {tried['truth']!r}); "
+            f"peak memory {in_gigabytes(tried['peak_memory_bytes'])}"
         )
     else:
         yield f"mini does NOT work: {tried['problem']}"
 
 
-def _describe_kernels(found: dict[str, Any]) -> str:
-    missing = [level for level in found["levels"] if level not in found["compiled"]]
+def _describe_kernels(kernels: dict[str, Any]) -> str:
+    missing = [level for level in kernels["levels"] if level not in kernels["compiled"]]
     remedy = (
         "run `python -m paligemma.fast.kernels.build`"
-        if found["compiler"] is not None
+        if kernels["compiler"] is not None
         else "install a C++ compiler (g++), then run `python -m paligemma.fast.kernels.build`"
     )
-    if found["level"] is None and missing:
+    if kernels["level"] is None and missing:
         return (
             f"kernels: NONE. bfloat16 and quantized models run in plain torch, several times "
             f"slower on this processor: {remedy}"
         )
-    if found["level"] is None:
-        return "kernels: none of those compiled suits this processor; plain torch is used"
-    line = f"kernels: {found['level']}"
+    if kernels["level"] is None:
+        return "kernels: none of the compiled ones runs on this processor; plain torch is used"
+    line = f"kernels: {kernels['level']}"
     return f"{line} (not compiled: {', '.join(missing)}; {remedy})" if missing else line
 
 
@@ -258,4 +262,4 @@ def _print_models(report: dict[str, Any]) -> None:
             cells.append(in_gigabytes(row[form]["bytes"]))
             cells += ["yes" if row[form]["fits"][name] else "no" for name in names]
         rows.append(cells)
-    print_table("does it fit into the memory that is free now?", headings, rows)
+    print_table("Does it fit into the memory that is free now?", headings, rows)

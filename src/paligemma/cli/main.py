@@ -1,4 +1,4 @@
-"""The program `paligemma`: its commands, and what becomes of errors.
+"""The program `paligemma`: its commands, and how errors are reported.
 
 An error that the package raises on purpose is one line on stderr. Exit codes: 0 done; 2 wrong
 usage, input, option, checkpoint or data; 1 anything else; 130 interrupted.
@@ -29,14 +29,15 @@ from paligemma.cli import (
     train,
 )
 from paligemma.cli.console import print_error
+from paligemma.cli.options import Command
 from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
 
 app = typer.Typer(
     name="paligemma",
-    help="Captions, answers, text, boxes and masks from pictures, with Google's PaliGemma models "
-    "or the small built-in model `mini`.",
+    help="Image captioning, question answering, OCR, detection and segmentation with Google's "
+    "PaliGemma models, or with the small built-in model `mini`.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -56,20 +57,21 @@ for command in (
     adapter.merge,
     recipes.recipes,
     train.train,
-    train.fit,
+    train.estimate_memory,
     doctor.doctor,
     serve.serve,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
+app.command("fit", cls=Command, hidden=True)(train.estimate_memory)  # former name
 app.add_typer(data.app, name="data")
-app.command("eval")(eval.evaluate)
+app.command("eval", cls=Command)(eval.evaluate)
 app.add_typer(mini.app, name="mini")
 bench.app.command("serve", hidden=True, context_settings=moved.ANY_ARGUMENTS)(moved.bench_serve)
 app.add_typer(bench.app, name="bench")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"paligemma {__version__}")
         raise typer.Exit
 
@@ -79,14 +81,14 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line and exits."""
+    """Run a command line and exit."""
     try:
         app(arguments, prog_name="paligemma")
     except PaliGemmaError as error:
@@ -98,10 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("PALIGEMMA_DEBUG"):
             raise
         print_error(
-            f"{type(error).__name__}: {error} (not foreseen; PALIGEMMA_DEBUG=1 shows the traceback)"
+            f"{type(error).__name__}: {error} (unexpected error; set PALIGEMMA_DEBUG=1 for a "
+            "traceback)"
         )
         sys.exit(1)
-    raise AssertionError("a command line ends by exiting")
+    raise AssertionError("typer exits after every command")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much memory a model needs, by arithmetic, and how much there is. Loads nothing."""
+"""How much memory a model needs, by arithmetic, and how much this machine has."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from paligemma.config import PaliGemmaConfig, count_parameters
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BITS = {"int8": 8 + 16 / 128, "int4": 4 + 16 / 32}
-"""Bits a weight of the decoder's linear layers, with the bfloat16 scales of its group."""
+"""Bits per weight of the decoder's linear layers, with the bfloat16 scales of its group."""
 
-_PROCESS_BYTES = 300_000_000  # Python, torch and their buffers, before and beside any model
+_PROCESS_BYTES = 300_000_000  # Python, torch and their buffers, without any model
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryNeed:
-    """Bytes for one picture and one prompt."""
+    """Bytes for one image and one prompt."""
 
     weights: int
     kv_cache: int
@@ -30,21 +30,21 @@ class MemoryNeed:
 
 
 def memory_need(config: PaliGemmaConfig, form: str, text_length: int) -> MemoryNeed:
-    """The need of a model for one picture and `text_length` tokens, prompt and answer together.
+    """The need of a model for one image and `text_length` tokens, prompt and answer together.
 
-    `form`: a dtype, or "int8" or "int4". With T = image tokens + text_length and b bytes a value
+    `form`: a dtype, or "int8" or "int4". With T = image tokens + text_length and b bytes per value
     (float32: 4, the others: 2):
 
         weights      parameters * b; quantized: linear layers of the decoder and its table by
                      their bits, the other parameters * 2
         kv_cache     2 * depth * kv heads * head dim * T * b
-        activations  the largest moment of the prefill: one layer's attention logits in float32,
+        activations  peak of the prefill: one layer's attention logits in float32,
                      three at a time (raw, with the mask added, after the softmax), so
                      12 * heads * T^2; or the three products of one MLP, 3 * mlp dim * T * b
 
-        process      what Python and torch take by themselves
+        process      Python and torch
 
-    It is an estimate of the plain form of attention; a faster one needs less.
+    This is an estimate for plain attention; faster forms need less.
 
     >>> from paligemma.config import release_config
     >>> need = memory_need(release_config("paligemma2", "3b", 224), "bfloat16", 256)
@@ -76,9 +76,9 @@ def _weight_bytes(config: PaliGemmaConfig, form: str, size: int) -> int:
 
 
 def machine_memory() -> tuple[int, int]:
-    """Bytes of main memory, (total, free); where the system does not say, free is the total.
+    """Bytes of main memory, (total, free). If the system does not report it, free is the total.
 
-    A container's own limit counts (Linux control groups, version 2).
+    Respects the memory limit of a container (Linux control groups, version 2).
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = total

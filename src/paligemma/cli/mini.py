@@ -18,7 +18,7 @@ from paligemma.cli.console import (
     require_scenes,
     track,
 )
-from paligemma.cli.predict import DtypeOption, QuantizationOption
+from paligemma.cli.model_options import DtypeOption, QuantizationOption
 from paligemma.errors import OptionError
 
 if TYPE_CHECKING:

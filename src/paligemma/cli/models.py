@@ -1,4 +1,4 @@
-"""The commands about models themselves: which there are, fetching one, what one needs."""
+"""The commands about models themselves: list, download, describe, quantize."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
 from paligemma.cli.memory import BYTES_PER_VALUE, QUANTIZED_BITS, in_gigabytes, memory_need
+from paligemma.cli.model_options import (
+    ModelArgument,
+    OutArgument,
+    RevisionOption,
+    check_new_directory,
+)
+from paligemma.cli.options import Json
 from paligemma.config import RELEASES, PaliGemmaConfig, Release, count_parameters
 from paligemma.errors import OptionError
 
 _TERMS = (
-    "Google's weights are under the Gemma Terms of Use (ai.google.dev/gemma/terms), which are not "
-    "an open-source license: accept them on the model's page before downloading."
+    "Google's weights are licensed under the Gemma Terms of Use (ai.google.dev/gemma/terms), which "
+    "are not an open-source license. Accept them on the model's page before downloading."
 )
 _MINI = Path(__file__).parents[1] / "mini" / "model"
-_LENGTH_OF_A_TASK = 256  # tokens of prompt and answer, where the model's own limit is not known
-
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, on one line.")]
-Name = Annotated[
-    str, typer.Argument(metavar="MODEL", show_default=False, help="mini, a hub id or a folder.")
-]
+_DEFAULT_TEXT_LENGTH = 256  # tokens of prompt and answer, if the model's limit is unknown
 
 
 def models(as_json: Json = False) -> None:
-    """List the built-in model and all released ones."""
+    """List the built-in model and all released models."""
     mini = _mini_row()
     if as_json:
         print_json([mini, *(asdict(release) for release in RELEASES)])
@@ -47,47 +49,51 @@ def models(as_json: Json = False) -> None:
         )
     headings = ("name", "pixels", "parameters", "text", "stage", "branches")
     print_table(None, headings, rows, right=("pixels", "parameters", "text"))
-    print_note("text: longest prompt and answer in tokens. (?): named like the others, not seen.")
+    print_note(
+        "text: maximum number of tokens of prompt and answer. (?): the name follows the pattern of "
+        "the others, but has not been checked."
+    )
 
 
 def download(
-    name: Annotated[
-        str, typer.Argument(metavar="MODEL", show_default=False, help="A hub id or release name.")
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", show_default=False, help="Hub id or name of a release."),
     ],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit.", show_default="main")
-    ] = None,
+    revision: RevisionOption = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a model from the hub, to be used offline."""
+    """Download a model from the hub, for use offline."""
     from paligemma.checkpoints.hub import fetch_checkpoint, resolve
 
-    hub_id = name if name == "mini" else resolve(name)
+    hub_id = model if model == "mini" else resolve(model)
     if hub_id == "mini" or isinstance(hub_id, Path):
-        raise OptionError(f"{name!r} is here already. Give a hub id or the name of a release.")
+        raise OptionError(
+            f"{model!r} is on this machine already. Give a hub id or the name of a release."
+        )
     print_note(_TERMS)
-    fetched = fetch_checkpoint(hub_id, revision=revision, progress=stderr().is_terminal)
+    checkpoint = fetch_checkpoint(hub_id, revision=revision, progress=stderr().is_terminal)
     if as_json:
-        print_json({**asdict(fetched), "path": str(fetched.path)})
+        print_json({**asdict(checkpoint), "path": str(checkpoint.path)})
     else:
-        print_text(f"{hub_id} at {fetched.revision} lies in {fetched.path}")
+        print_text(f"{hub_id} at {checkpoint.revision} is in {checkpoint.path}")
 
 
-def info(name: Name, as_json: Json = False) -> None:
-    """Show what a model is and the memory it needs.
+def info(model: ModelArgument, as_json: Json = False) -> None:
+    """Show the properties of a model and the memory it needs.
 
     Nothing is downloaded, and no weights are read.
     """
-    release = _find_release(name)
-    described = _describe_release(release) if release else _describe_folder(name)
+    release = _find_release(model)
+    properties = _describe_release(release) if release else _describe_folder(model)
     if as_json:
-        print_json(described)
+        print_json(properties)
         return
-    memory = described.pop("memory")
+    memory = properties.pop("memory")
     parts = ("weights", "kv cache", "activations", "process", "total")
-    print_table(None, ("field", "value"), [(k, _cell(v)) for k, v in described.items()])
+    print_table(None, ("field", "value"), [(k, _cell(v)) for k, v in properties.items()])
     print_table(
-        "memory for one picture and one prompt (estimate)",
+        "memory for one image and one prompt (estimate)",
         ("weights as", *parts),
         [(form, *map(in_gigabytes, need.values())) for form, need in memory.items()],
         right=parts,
@@ -95,35 +101,32 @@ def info(name: Name, as_json: Json = False) -> None:
 
 
 def quantize(
-    model: Name,
-    out: Annotated[Path, typer.Argument(show_default=False, help="The folder to make.")],
+    model: ModelArgument,
+    out: OutArgument,
     to: Annotated[
         Literal["int8", "int4"],
-        typer.Option(show_default=False, help="How the decoder's large weights are stored."),
+        typer.Option(
+            "--to", show_default=False, help="Number format of the decoder's large weights."
+        ),
     ],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
-    ] = None,
+    revision: RevisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Write a quantized copy of a model.
 
-    It takes a half (int8) or less (int4) of the space and loads quicker than quantizing anew.
-    Memory never holds the weights in full.
+    The copy needs less memory; the full weights are never in memory at once.
     """
     import paligemma
     from paligemma.checkpoints.hub import Source
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} exists already. Choose another name or remove it first.")
-    made = paligemma.load(model, weights=to, device="cpu", source=Source(revision=revision)).save(
-        out
-    )
-    num_bytes = sum(path.stat().st_size for path in made.iterdir())
+    check_new_directory(out)
+    predictor = paligemma.load(model, weights=to, device="cpu", source=Source(revision=revision))
+    directory = predictor.save(out)
+    num_bytes = sum(path.stat().st_size for path in directory.iterdir())
     if as_json:
-        print_json({"folder": str(made), "quantization": to, "bytes": num_bytes})
+        print_json({"folder": str(directory), "quantization": to, "bytes": num_bytes})
     else:
-        print_text(f"{made}: {to}, {in_gigabytes(num_bytes)}")
+        print_text(f"{directory}: {to}, {in_gigabytes(num_bytes)}")
 
 
 def _mini_row() -> dict[str, Any]:
@@ -138,7 +141,7 @@ def _mini_row() -> dict[str, Any]:
         stage="mini",
         resolution=config.vision.resolution,
         num_parameters=count_parameters(config),
-        text_length=_LENGTH_OF_A_TASK,
+        text_length=_DEFAULT_TEXT_LENGTH,
         hub_id="mini",
         dtype_branches=(),
     )
@@ -150,7 +153,7 @@ def _find_release(name: str) -> Release | None:
 
 
 def config_of(name: str) -> PaliGemmaConfig:
-    """Of a release or of a folder, without its weights."""
+    """The config of a release or of a directory, without reading weights."""
     from paligemma.checkpoints.hf_config import read_config
 
     release = _find_release(name)
@@ -161,8 +164,8 @@ def _folder_of(name: str) -> Path:
     folder = _MINI if name == "mini" else Path(name)
     if not folder.is_dir():
         raise OptionError(
-            f"There is no release and no folder {name!r}. `paligemma models` lists the releases; "
-            "another model of the hub can be looked at after `paligemma download`."
+            f"{name!r} is neither a release nor a directory. `paligemma models` lists the "
+            "releases. To look at another hub model, run `paligemma download` first."
         )
     return folder
 
@@ -176,7 +179,7 @@ def _describe_release(release: Release) -> dict[str, Any]:
 
 
 def _describe_folder(name: str) -> dict[str, Any]:
-    """What the config and the headers of the weight files say; no weights are read."""
+    """What the config and the headers of the weight files say, without reading weights."""
     from paligemma.checkpoints.hf_config import read_config
     from paligemma.checkpoints.reader import WeightFiles
 
@@ -197,14 +200,14 @@ def _describe_folder(name: str) -> dict[str, Any]:
         "stored_dtypes": dtypes,
         "stored_bytes": num_bytes,
         "config": asdict(config),
-        "memory": _memory(config, _LENGTH_OF_A_TASK, stored.quantization),
+        "memory": _memory(config, _DEFAULT_TEXT_LENGTH, stored.quantization),
     }
 
 
 def _memory(
     config: PaliGemmaConfig, text_length: int, quantization: str | None = None
 ) -> dict[str, dict[str, int]]:
-    """For every form that the weights can be loaded in."""
+    """The memory need for every form in which the weights can be loaded."""
     forms = (*BYTES_PER_VALUE, *QUANTIZED_BITS) if quantization is None else (quantization,)
     needs = {form: memory_need(config, form, text_length) for form in forms}
     return {dtype: {**asdict(need), "total": need.total} for dtype, need in needs.items()}

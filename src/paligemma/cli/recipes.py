@@ -8,16 +8,15 @@ from typing import Annotated, Any, get_args
 import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text
+from paligemma.cli.options import Json
 from paligemma.errors import OptionError
-
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, on one line.")]
 
 
 def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             show_default=False,
             help="Name of a recipe, or the path of a TOML file that holds one.",
         ),

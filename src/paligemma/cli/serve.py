@@ -1,7 +1,7 @@
-"""`paligemma serve`: answers over HTTP until it is told to end.
+"""`paligemma serve`: answer requests over HTTP until a signal ends the process.
 
-What can be wrong with the command line, the keys and the folders is found before anything
-listens; what is wrong with the model's files, while it loads, ends the process in one line.
+Errors in the command line, the keys and the directories are reported before anything listens. An
+error while the model loads ends the process with one line.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ import ipaddress
 import os
 import re
 import sys
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from paligemma.cli.console import print_note
-from paligemma.cli.predict import DtypeOption, QuantizationOption
+from paligemma.cli.model_options import ModelOptions
+from paligemma.cli.options import takes
 from paligemma.errors import MissingExtraError, OptionError
+from paligemma.options import Option
 
 if TYPE_CHECKING:
     from paligemma.server.limits import Limits
+    from paligemma.server.service import Loaded
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,63}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/\-]{0,127}")
@@ -29,93 +32,60 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,253}|\[[0-9A-Fa-f:.]+\]")
 _DOMAIN = re.compile(r"(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)+")
 
 
-def serve(
-    *,
-    model: Annotated[
-        str,
-        typer.Option(envvar="PALIGEMMA_MODEL", help="mini, a hub id, or a folder."),
-    ] = "mini",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main")
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="What clients call the model.", show_default="as --model; a folder's own name"
-        ),
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=FOLDER", help="Serve an adapter under this name; may be repeated."
-        ),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file with one key a line; requests must bring one. Or $PALIGEMMA_API_KEYS, "
-            "separated by commas."
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name under which this server may be called, besides localhost; may be "
-            "repeated.",
-        ),
-    ] = None,
-    open_readiness: Annotated[
-        bool,
-        typer.Option(
-            "--open-readiness",
-            help="Answer /health/ready without a key and under any name, for probes.",
-        ),
-    ] = False,
-    allow_urls_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DOMAIN",
-            help="Fetch pictures from https addresses of example.com, or of *.example.com; may "
-            "be repeated.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Change one of the limits of /v1/limits; may be repeated."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: DtypeOption = "auto",
-    quantization: QuantizationOption = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use only what is already downloaded.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compare files with their SHA-256 first.")
-    ] = False,
-) -> None:
-    """Serve the model over HTTP, with a page to try it at the address itself.
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ModelOptions):
+    """What to serve, where, and to whom."""
 
-    Ends on SIGTERM and Ctrl-C after what was accepted is answered; at once when told again.
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 accepts connections from other machines."""
+    port: Annotated[int, Option(least=0, most=65535)] = 8000
+    """Port to listen on. 0: pick a free port."""
+    name: Annotated[
+        str | None, Option(shown_default="the value of --model; of a directory its last part")
+    ] = None
+    """Name by which clients call the model."""
+    adapters: Annotated[
+        tuple[str, ...],
+        Option(flags=("--adapter",), metavar="NAME=FOLDER", shown_default="none"),
+    ] = ()
+    """Adapter directory to serve as a model of this name; may be repeated."""
+    api_key_file: Annotated[
+        Path | None, Option(metavar="FILE", shown_default="$PALIGEMMA_API_KEYS, if set")
+    ] = None
+    """File with one API key per line; requests must then send one of them.
+    $PALIGEMMA_API_KEYS holds keys separated by commas."""
+    allowed_hosts: Annotated[
+        tuple[str, ...], Option(flags=("--allow-host",), metavar="NAME", shown_default="none")
+    ] = ()
+    """Additional allowed Host header, besides localhost and --host; may be repeated."""
+    image_domains: Annotated[
+        tuple[str, ...],
+        Option(flags=("--allow-urls-from",), metavar="DOMAIN", shown_default="none"),
+    ] = ()
+    """Domain from which images may be fetched over https: example.com, or *.example.com for its
+    subdomains; may be repeated."""
+    open_readiness: bool = False
+    """Answer /health/ready without an API key and for any Host header, for probes."""
+    limits: Annotated[
+        tuple[str, ...], Option(flags=("--limit",), metavar="NAME=VALUE", shown_default="none")
+    ] = ()
+    """Change one of the limits that /v1/limits lists; may be repeated."""
+
+
+@takes(options=ServeOptions)
+def serve(*, options: ServeOptions) -> None:
+    """Serve the model over HTTP, with a web page to try it.
+
+    SIGTERM or Ctrl-C drains requests in flight; a second signal exits immediately.
     """
-    # Before torch is there: its threads would spin while they wait, on cores that others want.
+    # Before torch is imported: its threads would otherwise spin while they wait.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve", "`paligemma serve`") from None
+    _require_server()
     from paligemma.server.app import create_app
     from paligemma.server.limits import Limits
     from paligemma.server.logs import set_up_logs
     from paligemma.server.process import serve as serve_app
-    from paligemma.server.service import Loaded, Service
+    from paligemma.server.service import Service
     from paligemma.server.settings import (
         LOOPBACK_HOSTS,
         Settings,
@@ -124,64 +94,80 @@ def serve(
         served_name,
     )
 
-    limit = limit or []
-    limits = _limits(Limits(), limit)
-    own_name = served_name(model) if name is None else _check_name(name)
-    adapters = _adapters(adapter or [], own_name)
+    limits = _limits(Limits(), options.limits)
+    name = served_name(options.model) if options.name is None else _check_name(options.name)
+    adapters = _adapters(options.adapters, name)
     settings = Settings(
         limits=limits,
-        keys=read_keys(api_key_file),
-        hosts=(*LOOPBACK_HOSTS, *_names(host, allow_host or [])),
-        open_readiness=open_readiness,
-        image_domains=_domains(allow_urls_from or []),
+        keys=read_keys(options.api_key_file),
+        hosts=(*LOOPBACK_HOSTS, *_names(options.host, options.allowed_hosts)),
+        open_readiness=options.open_readiness,
+        image_domains=_domains(options.image_domains),
     )
-    if settings.keys is None and "streams_per_client" not in {c.partition("=")[0] for c in limit}:
+    changed = {change.partition("=")[0] for change in options.limits}
+    if settings.keys is None and "streams_per_client" not in changed:
         limits = limits_without_keys(limits)
         settings = replace(settings, limits=limits)
-    if settings.keys is None and not _is_loopback(host):
+    if settings.keys is None and not _is_loopback(options.host):
         print_note(
-            f"Warning: {host} can be reached from other machines, and no API key is asked for. "
-            "Add --api-key-file FILE."
+            f"Warning: {options.host} accepts connections from other machines, and no API key is "
+            "required. Add --api-key-file FILE."
         )
-
-    def load() -> Loaded:
-        import paligemma
-        from paligemma.checkpoints.adapter import fingerprint_of, read_adapter
-        from paligemma.checkpoints.hub import Source
-        from paligemma.fast.weights import Plain, Weights, weights_name
-
-        weights: Weights = weights_name(dtype, quantization)
-        if adapters and quantization is not None:
-            raise OptionError(
-                "Adapters that are chosen per request need plain weights: leave out --quantization."
-            )
-        if adapters:
-            weights = Plain(dtype)
-        predictor = paligemma.load(
-            model,
-            weights=weights,
-            device=device,
-            source=Source(revision=revision, offline=offline, verify=verify),
-        )
-        config = predictor.model.config
-        found = {
-            name: read_adapter(folder, config, verify=verify) for name, folder in adapters.items()
-        }
-        for one in found.values():
-            one.check_base(fingerprint_of(predictor.model))
-        return Loaded(
-            predictor=predictor, adapters={name: one.layers for name, one in found.items()}
-        )
-
     set_up_logs()
-    service = Service(load, name=own_name, adapter_names=tuple(adapters), limits=limits)
-    code = serve_app(create_app(service, settings), service, limits, host=host, port=port)
+    service = Service(
+        partial(_load, options, adapters), name=name, adapter_names=tuple(adapters), limits=limits
+    )
+    app = create_app(service, settings)
+    code = serve_app(app, service, limits, host=options.host, port=options.port)
     if code:
         sys.exit(code)
 
 
-def _limits(limits: Limits, changes: list[str]) -> Limits:
-    """The limits with some of them changed by NAME=VALUE."""
+def _require_server() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(error.name or "fastapi", "serve", "`paligemma serve`") from None
+
+
+def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
+    import paligemma
+    from paligemma.checkpoints.adapter import fingerprint_of, read_adapter
+    from paligemma.checkpoints.hub import Source
+    from paligemma.fast.weights import Plain, Weights, weights_name
+    from paligemma.server.service import Loaded
+
+    weights: Weights = weights_name(options.dtype, options.quantization)
+    if adapters and options.quantization is not None:
+        raise OptionError(
+            "--adapter needs plain weights, because each request may choose another adapter. "
+            "Leave out --quantization."
+        )
+    if adapters:
+        weights = Plain(options.dtype)
+    predictor = paligemma.load(
+        options.model,
+        weights=weights,
+        device=options.device,
+        source=Source(revision=options.revision, offline=options.offline, verify=options.verify),
+    )
+    config = predictor.model.config
+    read = {
+        name: read_adapter(directory, config, verify=options.verify)
+        for name, directory in adapters.items()
+    }
+    for adapter in read.values():
+        adapter.check_base(fingerprint_of(predictor.model))
+    return Loaded(
+        predictor=predictor, adapters={name: adapter.layers for name, adapter in read.items()}
+    )
+
+
+def _limits(limits: Limits, changes: Sequence[str]) -> Limits:
+    """The limits, some of them changed by NAME=VALUE."""
     kinds = {field.name: field.type for field in fields(limits)}
     for change in changes:
         name, _, text = change.partition("=")
@@ -190,7 +176,9 @@ def _limits(limits: Limits, changes: list[str]) -> Limits:
         try:
             value = int(text) if kinds[name] == "int" else float(text)
         except ValueError:
-            raise OptionError(f"--limit {change!r} must be of the form NAME=NUMBER.") from None
+            raise OptionError(
+                f"--limit is {change!r}; it must have the form NAME=NUMBER."
+            ) from None
         change_by_name: dict[str, Any] = {name: value}
         limits = replace(limits, **change_by_name)
     return limits
@@ -199,48 +187,52 @@ def _limits(limits: Limits, changes: list[str]) -> Limits:
 def _check_name(name: str) -> str:
     if not _MODEL_NAME.fullmatch(name):
         raise OptionError(
-            f"--name {name!r} must be of letters, digits, dots, dashes, underscores and slashes."
+            f"--name is {name!r}; it may contain letters, digits, dots, dashes, underscores and "
+            "slashes only."
         )
     return name
 
 
-def _adapters(given: list[str], model: str) -> dict[str, Path]:
-    """Name -> folder. Raises OptionError for what is neither, before anything is loaded."""
-    found: dict[str, Path] = {}
-    for text in given:
-        name, _, folder = text.partition("=")
-        if not _ADAPTER_NAME.fullmatch(name) or not folder:
+def _adapters(values: Sequence[str], model: str) -> dict[str, Path]:
+    """Name -> directory. Raises OptionError for invalid values, before anything is loaded."""
+    adapters: dict[str, Path] = {}
+    for value in values:
+        name, _, directory = value.partition("=")
+        if not _ADAPTER_NAME.fullmatch(name) or not directory:
             raise OptionError(
-                f"--adapter {text!r} must be of the form NAME=FOLDER, the name of letters, "
-                "digits, dots, dashes and underscores."
+                f"--adapter is {value!r}; it must have the form NAME=FOLDER, where NAME contains "
+                "letters, digits, dots, dashes and underscores only."
             )
-        if name in found or name == model:
-            raise OptionError(f"Two models would be served under the name {name!r}.")
-        if not Path(folder).is_dir():
-            raise OptionError(f"There is no folder {folder!r} for --adapter {name}.")
-        found[name] = Path(folder)
-    return found
+        if name in adapters or name == model:
+            raise OptionError(f"Two models have the name {name!r}. Choose another name for one.")
+        if not Path(directory).is_dir():
+            raise OptionError(f"The directory {directory!r} of --adapter {name} does not exist.")
+        adapters[name] = Path(directory)
+    return adapters
 
 
-def _names(host: str, given: list[str]) -> tuple[str, ...]:
-    """What the Host header may say besides loopback names."""
-    for name in given:
+def _names(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Allowed values of the Host header, besides loopback names."""
+    for name in allowed:
         if not _HOST_NAME.fullmatch(name):
             raise OptionError(
-                f"--allow-host {name!r} is no host name. Give one without port and path."
+                f"--allow-host is {name!r}, which is not a host name. Give one without port and "
+                "path."
             )
-    own = f"[{host}]" if ":" in host else host
-    listed = [*given, own] if not _is_any(host) else given
+    listed = list(allowed)
+    if not _is_any(host):
+        listed.append(f"[{host}]" if ":" in host else host)
     return tuple(name.lower().removesuffix(".") for name in listed)
 
 
-def _domains(given: list[str]) -> tuple[str, ...]:
-    for domain in given:
+def _domains(values: Sequence[str]) -> tuple[str, ...]:
+    for domain in values:
         if not _DOMAIN.fullmatch(domain):
             raise OptionError(
-                f"--allow-urls-from {domain!r} must be of the form example.com or *.example.com."
+                f"--allow-urls-from is {domain!r}; it must have the form example.com or "
+                "*.example.com."
             )
-    return tuple(domain.lower() for domain in given)
+    return tuple(domain.lower() for domain in values)
 
 
 def _is_any(host: str) -> bool:

@@ -1,182 +1,45 @@
-"""`paligemma train`, from labelled pictures to a scored model, and `paligemma fit` before it."""
+"""`paligemma train`, and `paligemma estimate-memory` to run before it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
-from paligemma.cli.data_options import (
-    Ask,
-    DataFormat,
-    MaxObjects,
-    NoiseToken,
-    ObjectTask,
-    Order,
-    Prefix,
-    Split,
-)
 from paligemma.cli.memory import in_gigabytes, machine_memory
+from paligemma.cli.options import Json, takes
+from paligemma.errors import OptionError
+from paligemma.options import Option
 
 if TYPE_CHECKING:
     from paligemma.finetune.config import TrainConfig
+    from paligemma.finetune.run.options import RunOptions
 
 
+@takes(options="paligemma.finetune.run.options:RunOptions")
 def train(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            show_default=False,
-            help="Labelled pictures, as `paligemma data check` takes them.",
-        ),
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", help="Output directory of the run. Reuse it to resume.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
-    model: Annotated[
-        str, typer.Option(envvar="PALIGEMMA_MODEL", help="mini, a hub id or a folder.")
-    ] = "mini",
-    method: Annotated[
-        Literal["lora", "qlora", "full", "frozen-encoder"] | None,
-        typer.Option(
-            help="Which weights are trained: adapters, adapters on a small base, all, or all but "
-            "the vision encoder.",
-            show_default="lora; with a recipe full",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Train by a recipe: a name that `paligemma recipes` lists, or your own TOML file.",
-            show_default="none",
-        ),
-    ] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Data to score on.", show_default="a part of DATA")
-    ] = None,
-    hold_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="The part that is held back; 0: none.")
-    ] = 0.1,
-    data_format: DataFormat = None,
-    split: Split = None,
-    prefix: Prefix = None,
-    task: ObjectTask = None,
-    ask: Ask = "dataset",
-    order: Order = "random",
-    max_objects: MaxObjects = None,
-    noise_token: NoiseToken = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a metric; may be repeated.", show_default="by task"),
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="How often the data are seen.", show_default="10")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples a step.", show_default="8")
-    ] = None,
-    accumulation: Annotated[
-        int, typer.Option(min=1, help="Parts of a batch, one after the other: less memory.")
-    ] = 1,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="At its peak.", show_default="by method and size")
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Of matrices.", show_default="0")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="Given to the other tokens.", show_default="0")
-    ] = None,
-    llm_dropout: Annotated[
-        float | None, typer.Option(help="In the decoder's blocks.", show_default="0")
-    ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of adapters.")] = 16,
-    alpha: Annotated[
-        float | None, typer.Option(help="Of adapters.", show_default="twice the rank")
-    ] = None,
-    rslora: Annotated[
-        bool, typer.Option("--rslora", help="Scale by the root of the rank.")
-    ] = False,
-    dora: Annotated[bool, typer.Option("--dora", help="Train lengths apart from directions.")] = (
-        False
-    ),
-    part: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="With adapters: decoder, vision_encoder, projector; may be repeated.",
-            show_default="decoder",
-        ),
-    ] = None,
-    base: Annotated[
-        Literal["nf4", "int8"], typer.Option(help="The frozen weights of qlora.")
-    ] = "nf4",
-    bfloat16_weights: Annotated[
-        bool,
-        typer.Option("--bfloat16-weights", help="Not adapters: with a float32 copy for updates."),
-    ] = False,
-    checkpoint_activations: Annotated[
-        bool | None,
-        typer.Option(help="Compute blocks twice, keep little.", show_default="for 3B and up"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of order, dropout and adapters.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that make batches.")] = 0,
-    bad: Annotated[
-        Literal["error", "skip"], typer.Option(help="What follows a bad record.")
-    ] = "error",
+    options: RunOptions,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard, too.")
+        bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Fine-tune a model: checked, trained, scored, saved, reported.
+    """Fine-tune a model and write an adapter, scores and a report.
 
-    Writes adapter/ (or model/), log.jsonl, checkpoints/, evaluation/ and report.html into --out.
-    A run that was stopped or killed goes on with the same command. Several GPUs or machines:
+    Writes adapter/ (or model/), log.jsonl, checkpoints/, evaluation/ and report.html to --out. To
+    resume a run that was stopped or killed, repeat the command. On several GPUs or machines:
     torchrun --nproc-per-node 8 -m paligemma train ...
     """
-    from paligemma.finetune.run.options import RunOptions
     from paligemma.finetune.run.run import run
 
-    parts: Any = tuple(part) if part else ("decoder",)
-    options = RunOptions(
-        data=data,
-        model=model,
-        method=method,
-        validation=validation,
-        validation_split=hold_out,
-        format=data_format,
-        split=split,
-        recipe=recipe,
-        prefix=prefix,
-        task=task,
-        ask=ask,
-        order=order,
-        max_objects=max_objects,
-        noise_token=noise_token,
-        metrics=tuple(metric or ()),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        llm_dropout=llm_dropout,
-        rank=rank,
-        alpha=alpha,
-        rslora=rslora,
-        dora=dora,
-        parts=parts,
-        base_format=base,
-        bfloat16_weights=bfloat16_weights,
-        checkpoint_activations=checkpoint_activations,
-        seed=seed,
-        num_workers=workers,
-        on_bad_record=bad,
-    )
     with _Watcher(out if tensorboard else None) as watcher:
         result = run(options, out, on_event=print_note, on_log=watcher)
     if result is None:  # not the first of several processes
@@ -193,7 +56,7 @@ def train(
         return
     if scores:
         print_table(
-            "on what was held back",
+            "validation split",
             ("task", "metric", "value", "95 %", "records"),
             [
                 (
@@ -210,13 +73,13 @@ def train(
     print_text(f"saved: {result.saved}")
     print_text(f"report: {result.report}")
     if result.saved.name == "adapter":
-        print_text(
-            f"to use it: paligemma detect PICTURE ... --model {model} --adapter {result.saved}"
-        )
+        model, adapter = options.model, result.saved
+        print_text(f"to use it: paligemma detect IMAGE ... --model {model} --adapter {adapter}")
 
 
 class _Watcher:
-    """Shows each step: a bar on a terminal, else a line now and then; and TensorBoard's files."""
+    """Shows the progress of training: a bar on a terminal, else a line per 5 % of the steps; and
+    writes TensorBoard logs."""
 
     def __init__(self, tensorboard: Path | None) -> None:
         from rich.progress import (
@@ -252,19 +115,19 @@ class _Watcher:
     def __call__(self, record: dict[str, Any], config: TrainConfig) -> None:
         step = record["step"]
         if "validation" in record:
-            found = record["validation"]
-            said = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-            print_note(f"step {step}: {said}")
-            self._write({f"validation/{name}": value for name, value in found.items()}, step)
+            scores = record["validation"]
+            text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            print_note(f"step {step}: {text}")
+            self._write({f"validation/{name}": value for name, value in scores.items()}, step)
             return
         if self.bar is None:
             self.bar = self.progress.add_task("", total=config.total_steps)
-        said = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
-        self.progress.update(self.bar, completed=step, description=said)
-        every = max(1, config.total_steps // 20)
-        if self.progress.disable and (step % every == 0 or step == config.total_steps):
+        text = f"loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s"
+        self.progress.update(self.bar, completed=step, description=text)
+        interval = max(1, config.total_steps // 20)
+        if self.progress.disable and (step % interval == 0 or step == config.total_steps):
             left = record["seconds_left"]
-            print_note(f"step {step} of {config.total_steps}: {said}, {left:.0f} s left")
+            print_note(f"step {step} of {config.total_steps}: {text}, {left:.0f} s left")
         self._write({f"train/{n}": record[n] for n in ("loss", "grad_norm", "learning_rate")}, step)
 
     def _write(self, values: dict[str, float], step: int) -> None:
@@ -275,8 +138,6 @@ class _Watcher:
 
 
 def _summary_writer(folder: Path) -> Any:
-    from paligemma.errors import OptionError
-
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -286,85 +147,102 @@ def _summary_writer(folder: Path) -> Any:
     return SummaryWriter(folder / "tensorboard")
 
 
-def fit(
-    model: Annotated[
-        str, typer.Option(envvar="PALIGEMMA_MODEL", help="mini, a release, a hub id or a folder.")
-    ] = "mini",
-    num_examples: Annotated[
-        int | None, typer.Option("--examples", min=1, help="Of the data, for the time.")
-    ] = None,
-    epochs: Annotated[float, typer.Option(help="How often they are seen.")] = 10.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 8,
-    accumulation: Annotated[int, typer.Option(min=1, help="Parts of a batch.")] = 1,
-    text_length: Annotated[
-        int, typer.Option(min=1, help="Tokens of prefix and suffix together.")
-    ] = 64,
-    rank: Annotated[int, typer.Option(min=1, help="Of adapters.")] = 16,
-    base: Annotated[Literal["nf4", "int8"], typer.Option(help="The base of qlora.")] = "nf4",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-) -> None:
-    """Tell which methods of training fit this machine: memory and time, before anything starts."""
-    from dataclasses import asdict
-    from typing import get_args
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions:
+    """The training run whose memory and time to estimate."""
 
+    model: str = "mini"
+    """Model to train: mini, a release (see `paligemma models`), a hub id or a folder."""
+    num_examples: Annotated[int | None, Option(flags=("--examples",), least=1)] = None
+    """Number of training examples. With it, the time of the whole run is shown too."""
+    epochs: float = 10.0
+    """Number of passes over the examples."""
+    batch_size: Annotated[int, Option(least=1)] = 8
+    """Examples per step."""
+    accumulation: Annotated[int, Option(least=1)] = 1
+    """Gradient-accumulation steps: more need less memory."""
+    text_length: Annotated[int, Option(least=1)] = 64
+    """Tokens of prefix and suffix together, per example."""
+    rank: Annotated[int, Option(least=1)] = 16
+    """Rank of LoRA adapters."""
+    base_format: Literal["nf4", "int8"] = "nf4"
+    """Format of the frozen base weights of qlora."""
+
+
+@takes(options=EstimateOptions)
+def estimate_memory(*, options: EstimateOptions, as_json: Json = False) -> None:
+    """Estimate the memory and time of training, for each method.
+
+    Says which of the methods (full, frozen-encoder, lora, qlora) fit into the memory that is free
+    on this machine. No weights are loaded; the time comes from a half-second measurement.
+    """
     import torch
 
     from paligemma.cli.models import config_of
     from paligemma.finetune.config import Method
     from paligemma.finetune.run.memory_estimate import estimate, measure_rate
 
-    config = config_of(model)
+    config = config_of(options.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else machine_memory()[1]
     rate = measure_rate(device)
-    found = {
+    estimates = {
         method: estimate(
             config,
             method,
-            text_length=text_length,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            rank=rank,
-            base_format=base,
+            text_length=options.text_length,
+            batch_size=options.batch_size,
+            accumulation=options.accumulation,
+            rank=options.rank,
+            base_format=options.base_format,
         )
         for method in get_args(Method)
     }
-    num_steps = None if num_examples is None else math.ceil(epochs * num_examples / batch_size)
+    num_steps = None
+    if options.num_examples is not None:
+        num_steps = math.ceil(options.epochs * options.num_examples / options.batch_size)
     if as_json:
         rows = {
             method: {
-                **asdict(one),
-                "total": one.total,
-                "fits": one.total <= free,
-                "seconds_a_step": one.seconds(rate),
-                "seconds": None if num_steps is None else num_steps * one.seconds(rate),
+                **asdict(needed),
+                "total": needed.total,
+                "fits": needed.total <= free,
+                "seconds_a_step": needed.seconds(rate),
+                "seconds": None if num_steps is None else num_steps * needed.seconds(rate),
             }
-            for method, one in found.items()
+            for method, needed in estimates.items()
         }
         print_json({"free": free, "operations_per_second": rate, "methods": rows})
         return
-    numbers = ("weights", "gradients and optimizer", "activations", "in all")
-    times = ("a step", "the run")
+    numbers = ("weights", "gradients and optimizer", "activations", "total")
+    times = ("per step", "whole run")
     print_table(
-        f"training {model} with batches of {batch_size} (estimate; {in_gigabytes(free)} are free)",
+        f"Training {options.model} in batches of {options.batch_size} (estimate; "
+        f"{in_gigabytes(free)} of memory are free)",
         ("method", *numbers, "fits", *times),
         [
             (
                 method,
-                *map(in_gigabytes, (one.weights, one.training, one.activations, one.total)),
-                "yes" if one.total <= free else "no",
-                _duration(one.seconds(rate)),
-                "" if num_steps is None else _duration(num_steps * one.seconds(rate)),
+                *map(
+                    in_gigabytes,
+                    (needed.weights, needed.training, needed.activations, needed.total),
+                ),
+                "yes" if needed.total <= free else "no",
+                _duration(needed.seconds(rate)),
+                "" if num_steps is None else _duration(num_steps * needed.seconds(rate)),
             )
-            for method, one in found.items()
+            for method, needed in estimates.items()
         ],
         right=(*numbers, *times),
     )
-    fitting = [method for method, one in found.items() if one.total <= free]
+    fitting = [method for method, needed in estimates.items() if needed.total <= free]
     if fitting:
-        print_text(f"{fitting[0]} fits.")
+        print_text(f"Methods that fit into memory: {', '.join(fitting)}.")
     else:
-        print_text("None fits: take --accumulation, a smaller batch or model, or several machines.")
+        print_text(
+            "No method fits into memory. Use a larger --accumulation, a smaller --batch-size, a "
+            "smaller model or several machines."
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -33,11 +33,9 @@ class EvalOptions:
     """Records per batch. It changes the speed, not the answers."""
     max_new_tokens: Annotated[int | None, Option(least=1, shown_default="by task")] = None
     """Maximum number of tokens per answer."""
-    num_beams: Annotated[int, Option(flags=("--num-beams", "--beams"), least=1)] = 1
+    num_beams: Annotated[int, Option(least=1)] = 1
     """Number of beams; more than 1 uses beam search."""
-    constrained: Annotated[bool, Option(flags=("--constrained/--no-constrained", " /--free"))] = (
-        True
-    )
+    constrained: bool = True
     """Use grammar-constrained decoding for lists of objects."""
     any_label: bool = False
     """Allow labels that were not requested."""

@@ -365,7 +365,7 @@ def evaluation_commands(
     """The command lines that score the trained model, one per benchmark that can be read here."""
     setting = recipe.setting(resolution, model)
     out = _out(recipe, setting.resolution, model)
-    beams = f" --beams {setting.beams}" if setting.beams > 1 else ""
+    beams = f" --num-beams {setting.beams}" if setting.beams > 1 else ""
     return tuple(
         f"paligemma eval {benchmark.name} --folder FOLDER --model {out}/model "
         f"--out {out}/eval-{benchmark.name}{beams}"

@@ -39,9 +39,7 @@ class RunOptions(ReadOptions, ObjectOptions):
     """Recipe to train by: a name that `paligemma recipes` lists, or a file."""
     validation: Annotated[str | None, Option(shown_default="a part of DATA")] = None
     """Data set to validate on, in the format of DATA."""
-    validation_split: Annotated[
-        float, Option(flags=("--validation-split", "--hold-out"), least=0, most=0.9)
-    ] = 0.1
+    validation_split: Annotated[float, Option(least=0, most=0.9)] = 0.1
     """Fraction of DATA to use for validation, where no validation data are given; 0: none. The
     same records are chosen when data are added."""
     validation_limit: Annotated[int, Option(least=1)] = 200
@@ -84,7 +82,7 @@ class RunOptions(ReadOptions, ObjectOptions):
         LoraConfig.parts
     )
     """Part of the model that gets adapters; may be repeated."""
-    base_format: Annotated[FrozenFormat, Option(flags=("--base-format", "--base"))] = "nf4"
+    base_format: FrozenFormat = "nf4"
     """Format of the frozen base weights of qlora."""
     bfloat16_weights: bool = False
     """Keep bfloat16 weights with float32 master copies (full fine-tuning only)."""
@@ -92,13 +90,9 @@ class RunOptions(ReadOptions, ObjectOptions):
     """Recompute activations to save memory."""
     seed: Annotated[int, Option(least=0)] = TrainConfig.seed
     """Random seed of the data order, dropout and adapters."""
-    num_workers: Annotated[int, Option(flags=("--num-workers", "--workers"), least=0)] = (
-        TrainConfig.num_workers
-    )
+    num_workers: Annotated[int, Option(least=0)] = TrainConfig.num_workers
     """Data loader processes; 0: load in the training process."""
-    on_bad_record: Annotated[OnBadRecord, Option(flags=("--on-bad-record", "--bad"))] = (
-        TrainConfig.on_bad_record
-    )
+    on_bad_record: OnBadRecord = TrainConfig.on_bad_record
     """What to do with invalid records."""
 
     def __post_init__(self) -> None:

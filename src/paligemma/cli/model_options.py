@@ -1,0 +1,101 @@
+"""Which model a command loads, and how: options that many commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from paligemma.errors import OptionError
+from paligemma.options import Option
+
+if TYPE_CHECKING:
+    from paligemma.predictor import Predictor
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4"]
+
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Number type of the weights. auto: bfloat16 for large models on devices that compute "
+        "it well, else float32.",
+    ),
+]
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option(
+        "--quantization",
+        help="Number format of the decoder's large weights.",
+        show_default="as stored",
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a hub model.", show_default="main"),
+]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", show_default=False, help="Model: mini, a hub id or a directory."
+    ),
+]
+OutArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT", show_default=False, help="Directory to create; must not exist yet."
+    ),
+]
+
+
+def check_new_directory(out: Path) -> None:
+    """Raise OptionError unless there is nothing at this path, or an empty directory."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} exists already. Choose another name or remove it first.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A model and the form in which to load it."""
+
+    model: str = "mini"
+    """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a directory."""
+    revision: Annotated[str | None, Option(shown_default="main")] = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """Device to run on: auto, cpu, cuda, cuda:1 or mps."""
+    dtype: Dtype = "auto"
+    """Number type of the weights. auto: bfloat16 for large models on devices that compute it well,
+    else float32."""
+    quantization: Annotated[Quantization | None, Option(shown_default="as stored")] = None
+    """Number format of the decoder's large weights."""
+    offline: bool = False
+    """Use only files that are already downloaded."""
+    verify: bool = False
+    """Check model files against their SHA-256 before reading them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(ModelOptions):
+    """A model with an adapter."""
+
+    model: str = "mini"
+    """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a directory."""
+    adapter: Path | None = None
+    """Directory of an adapter to merge into the model."""
+
+    def load(self) -> Predictor:
+        import paligemma
+        from paligemma.checkpoints.hub import Source
+        from paligemma.fast.weights import weights_name
+
+        return paligemma.load(
+            self.model,
+            weights=weights_name(self.dtype, self.quantization),
+            device=self.device,
+            adapter=self.adapter,
+            source=Source(revision=self.revision, offline=self.offline, verify=self.verify),
+        )
