@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+import pytest
 
 import paligemma
 from paligemma.data import open_data
@@ -15,17 +21,22 @@ PACKAGE = str(Path(paligemma.__file__).parent)
 SCENE = Path(__file__).parents[1] / "examples" / "scene.png"
 
 
-def files_entered(call: Callable[[], object]) -> list[str]:
-    """The package's files whose functions run during the call."""
-    files: set[str] = set()
+def note_files(files: set[str]) -> Callable[[FrameType, str, object], None]:
+    """A profile function that adds the package's files whose functions are called."""
 
     def note(frame: FrameType, event: str, argument: object) -> None:
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(PACKAGE):
             files.add(name.removeprefix(PACKAGE).lstrip("/\\"))
 
+    return note
+
+
+def files_entered(call: Callable[[], object]) -> list[str]:
+    """The package's files whose functions run during the call, in this thread."""
+    files: set[str] = set()
     before = sys.getprofile()
-    sys.setprofile(note)
+    sys.setprofile(note_files(files))
     try:
         call()
     finally:
@@ -50,3 +61,30 @@ def test_evaluating_a_record_runs_through_few_files(tmp_path: Path) -> None:
     predictor.clear_cache()
     files = files_entered(lambda: measure("again"))
     assert len(files) <= 35, files
+
+
+def test_a_request_to_detect_runs_through_few_files() -> None:
+    pytest.importorskip("fastapi")
+    from paligemma.server import Service, create_app
+    from tests.server.asgi import call
+
+    files: set[str] = set()
+    predictor = paligemma.load("mini")
+    service = Service(lambda: predictor, name="mini")
+    image = base64.b64encode(SCENE.read_bytes()).decode()
+    body = json.dumps({"image": image, "phrases": "frog ; mushroom"}).encode()
+    headers = {"content-type": "application/json"}
+    threading.setprofile(note_files(files))  # of all of the service's threads
+    try:
+        service.start()
+        asyncio.run(service.wait_until_ready())
+        app = create_app(service)
+        for _ in range(2):  # the first one imports what is imported late
+            files.clear()
+            files |= set(
+                files_entered(lambda: asyncio.run(call(app, "POST", "/v1/detect", body, headers)))
+            )
+    finally:
+        threading.setprofile(None)
+        service.close()
+    assert len(files) <= 34, sorted(files)

@@ -19,10 +19,9 @@ from PIL import Image
 
 from paligemma.predictor import Predictor
 from paligemma.server.faults import SWITCH, Fault, Faults
-from paligemma.server.jobs import Job, JobOptions
+from paligemma.server.jobs import Job, JobOptions, Ticket
 from paligemma.server.limits import Limits
 from paligemma.server.service import Loaded, Service
-from paligemma.server.tickets import Ticket
 from paligemma.tasks.caption import CaptionTask
 
 
@@ -46,7 +45,7 @@ def png(seed: int, size_wh: tuple[int, int] = (40, 30)) -> bytes:
 
 def prompt(text: str = "ab", max_tokens: int = 4, **fields: Any) -> Job:
     """A cheap question; it ends with its last token, as a random model seldom says EOS."""
-    options = fields.pop("options", JobOptions(max_tokens=max_tokens))
+    options = fields.pop("options", JobOptions(max_new_tokens=max_tokens))
     return Job(prompt=text, options=options, **fields)
 
 
@@ -76,7 +75,8 @@ async def serving(
     service.start()
     try:
         await service.wait_until_ready()
-        known_good = Job(task=CaptionTask(), images=(png(99),), options=JobOptions(max_tokens=3))
+        short = JobOptions(max_new_tokens=3)
+        known_good = Job(task=CaptionTask(), images=(png(99),), options=short)
         before = None
         if must_be_alive and faults.hits["load"] and not faults.is_planted:
             before = await service.submit(known_good).wait()
@@ -102,7 +102,7 @@ async def settle(service: Service) -> None:
     await until(lambda: service.stats().waiting + service.stats().running == 0)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until it holds, in small steps."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -164,7 +164,7 @@ def test_c1_unusable_keys_are_refused_without_being_shown(text: str, tmp_path: P
     with pytest.raises(OptionError) as caught:
         read_keys(file, {})
     assert not text.strip() or text.strip() not in str(caught.value)
-    with pytest.raises(OptionError, match="cannot be read"):
+    with pytest.raises(OptionError, match="Cannot read the key file"):
         read_keys(tmp_path / "none", {})
 
 

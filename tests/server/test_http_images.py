@@ -98,7 +98,7 @@ def test_b1_nothing_is_fetched_by_default(monkeypatch: pytest.MonkeyPatch) -> No
     fetcher = Fetcher((), LIMITS)
     # The loop has sockets of its own; it is those of the fetcher that may not be.
     monkeypatch.setattr(images, "fetch_image_bytes", lambda *_, **__: pytest.fail("fetched"))
-    with pytest.raises(ApiError, match="fetches no pictures"):
+    with pytest.raises(ApiError, match="does not fetch images"):
         asyncio.run(fetcher.fetch("https://example.com/cat.png"))
 
 

@@ -12,9 +12,8 @@ from PIL import Image
 
 from paligemma.answering import Update
 from paligemma.predictor import Predictor
-from paligemma.server.jobs import Job, JobOptions
+from paligemma.server.jobs import Job, JobOptions, Ticket
 from paligemma.server.service import Service
-from paligemma.server.tickets import Ticket
 from paligemma.tasks.answer import AnswerTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
@@ -130,8 +129,10 @@ def test_boxes_come_while_the_rest_is_written(mini_service: Service, scene: byte
 def test_e7_the_same_seed_gives_the_same_sample_in_any_company(
     mini: Predictor, mini_service: Service, scene: bytes, pictures: list[bytes]
 ) -> None:
-    def job(seed: int, n_th: int = 0) -> Job:
-        options = JobOptions(temperature=1.5, top_p=0.95, seed=seed, n_th=n_th, max_tokens=12)
+    def job(seed: int, index: int = 0) -> Job:
+        options = JobOptions(
+            temperature=1.5, top_p=0.95, seed=seed, sample_index=index, max_new_tokens=12
+        )
         return Job(prompt="caption en", images=(scene,), options=options)
 
     wanted = dict(temperature=1.5, top_p=0.95, seed=3, max_new_tokens=12)
@@ -152,7 +153,7 @@ def test_stop_strings_end_the_text_and_are_not_told(
     whole = mini.generate(scene, "caption en").text
     stop = whole.split()[2]
     expected = mini.generate(scene, "caption en", stop=[stop])
-    options = JobOptions(stop=(stop,), max_tokens=128)
+    options = JobOptions(stop=(stop,), max_new_tokens=128)
     job = Job(prompt="caption en", images=(scene,), options=options, stream=True)
     [(updates, found)] = run(mini_service, [job])
     assert_same(found, expected)

@@ -234,7 +234,7 @@ def test_every_point_of_the_service_is_passed(tiny: Predictor) -> None:
     async def main() -> set[str]:
         async with serving(tiny) as service:
             detect = Job(
-                task=DetectTask.of("cat"), images=(png(1),), options=JobOptions(max_tokens=8)
+                task=DetectTask.of("cat"), images=(png(1),), options=JobOptions(max_new_tokens=8)
             )
             await outcome(service.submit(detect))
             await service.score("ab", ["b"]).wait()

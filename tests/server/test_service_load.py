@@ -21,10 +21,9 @@ from paligemma.errors import (
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.faults import SWITCH, Fault, Faults
-from paligemma.server.jobs import Job, JobOptions, ScoreJob
+from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket
 from paligemma.server.limits import Limits
 from paligemma.server.service import Service
-from paligemma.server.tickets import Ticket
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.segment import SegmentTask
 from tests.agreement.tiny_predictor import build_predictor
@@ -116,7 +115,10 @@ def test_waiting_pictures_take_so_many_bytes_at_most(tiny: Predictor) -> None:
 @pytest.mark.parametrize("is_running", [False, True])
 def test_d2_what_is_late_is_told_and_its_place_is_free(tiny: Predictor, is_running: bool) -> None:
     clock = Clock()
-    limits = Limits(max_running=1, max_queued=4, queue_seconds=30, request_seconds=120)
+    # The clock jumps: a step during a jump must not count as hung.
+    limits = Limits(
+        max_running=1, max_queued=4, queue_seconds=30, request_seconds=120, stall_seconds=1000
+    )
 
     async def main() -> None:
         async with serving(tiny, limits, faults=slow(), clock=clock) as service:
@@ -236,9 +238,9 @@ def test_d12_a_slow_reader_keeps_no_more_than_the_answer(tiny: Predictor) -> Non
 
 
 BAD_JOBS: dict[str, tuple[Any, type[InputError]]] = {
-    "no tokens": (prompt(options=JobOptions(max_tokens=0)), OptionError),
-    "too many tokens": (prompt(options=JobOptions(max_tokens=1025)), OptionError),
-    "tokens as bool": (prompt(options=JobOptions(max_tokens=True)), OptionError),
+    "no tokens": (prompt(options=JobOptions(max_new_tokens=0)), OptionError),
+    "too many tokens": (prompt(options=JobOptions(max_new_tokens=1025)), OptionError),
+    "tokens as bool": (prompt(options=JobOptions(max_new_tokens=True)), OptionError),
     "five stops": (prompt(options=JobOptions(stop=("a",) * 5)), OptionError),
     "empty stop": (prompt(options=JobOptions(stop=("",))), OptionError),
     "long stop": (prompt(options=JobOptions(stop=("a" * 65,))), OptionError),
@@ -248,7 +250,7 @@ BAD_JOBS: dict[str, tuple[Any, type[InputError]]] = {
     "top_p": (prompt(options=JobOptions(top_p=1.5)), OptionError),
     "top_k": (prompt(options=JobOptions(top_k=0)), OptionError),
     "seed": (prompt(options=JobOptions(temperature=1.0, seed=-1)), OptionError),
-    "n_th": (prompt(options=JobOptions(n_th=-1)), OptionError),
+    "sample_index": (prompt(options=JobOptions(sample_index=-1)), OptionError),
     "constrained": (prompt(options=JobOptions(constrained="yes")), OptionError),  # type: ignore[arg-type]
     "adapter": (prompt(options=JobOptions(adapter="../x")), OptionError),
     "long prompt": (prompt("a" * 16_385), PromptError),
@@ -366,7 +368,9 @@ def test_counts_agree_with_what_was_sent(tiny: Predictor) -> None:
             for job in jobs:
                 await outcome(service.submit(job))
             await outcome(service.score("ab", ["b"]))
-            caption = Job(task=CaptionTask(), images=(png(1),), options=JobOptions(max_tokens=2))
+            caption = Job(
+                task=CaptionTask(), images=(png(1),), options=JobOptions(max_new_tokens=2)
+            )
             await outcome(service.submit(caption))
             await settle(service)
             stats = service.stats()

@@ -1,20 +1,18 @@
-"""Many requests at a time to one model, over HTTP.
+"""An HTTP server that answers many requests at a time with one model.
 
 Without HTTP:
 
 limits.py           every limit, with its default
-jobs.py             a job: one task or prompt, with its images and options
-tickets.py          what the caller holds until the job has ended
+jobs.py             jobs, the tickets that callers hold, and the queue
 service.py          jobs in, results out
-stats.py            what it counts
-fair_queue.py       clients take turns
+stats.py            the service's statistics
 preparing.py        decodes images and tokenizes prompts, in threads
-engine_loop.py      the thread that owns the model
+engine_loop.py      the thread that runs the model
 faults.py, faulty_model.py  faults that tests cause
 
 With HTTP:
 
-app.py              the application: routes inside middleware.py
+app.py              the application: routes, inside middleware.py
 routes/             native.py, batch.py, openai.py, health.py
 handler.py          what all routes share; images.py, strict_json.py, sse.py, errors.py
 requests.py, responses.py                the JSON of the task routes, as models

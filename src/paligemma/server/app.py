@@ -1,8 +1,6 @@
-"""The web application: routes inside, guards around them.
+"""The web application: middleware around routes.
 
-    Edge -> HeaderLimits -> Authentication -> Hosts -> BodyLimits -> routes
-
-`create_app` joins parts made elsewhere and decides nothing by itself.
+AccessLogMiddleware -> HeaderLimits -> Authentication -> TrustedHosts -> BodyLimits -> routes
 """
 
 from __future__ import annotations
@@ -27,7 +25,13 @@ from paligemma.server.errors import ApiError, error_response, to_api_error
 from paligemma.server.handler import RequestHandler
 from paligemma.server.images import Fetcher
 from paligemma.server.metrics import Metrics, metrics_routes
-from paligemma.server.middleware import Authentication, BodyLimits, Edge, HeaderLimits, Hosts
+from paligemma.server.middleware import (
+    AccessLogMiddleware,
+    Authentication,
+    BodyLimits,
+    HeaderLimits,
+    TrustedHosts,
+)
 from paligemma.server.openai_responses import ChatCompletionChunk, CompletionChunk
 from paligemma.server.responses import BatchLine, ObjectEvent, SegmentEvent, TokenEvent
 from paligemma.server.routes.batch import batch_routes
@@ -50,7 +54,7 @@ def create_app(
     service: Service,
     settings: Settings | None = None,
 ) -> ASGIApp:
-    """The application around a service, which the caller starts and ends."""
+    """The application for a service, which the caller starts and closes."""
     settings = settings or Settings()
     handler = RequestHandler(
         service=service,
@@ -62,10 +66,11 @@ def create_app(
         title="paligemma",
         version=__version__,
         description=_DESCRIPTION,
-        docs_url=None,  # both pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,
         openapi_url="/openapi.json",
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         separate_input_output_schemas=False,
     )
     health = add_health(app, service, open_readiness=settings.open_readiness)
@@ -85,14 +90,14 @@ def create_app(
     app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
 
     guarded: ASGIApp = BodyLimits(app, settings.limits)
-    guarded = Hosts(guarded, settings, open_routes=health)
+    guarded = TrustedHosts(guarded, settings, open_routes=health)
     guarded = Authentication(guarded, settings.keys, open_routes=[*health, *page])
     guarded = HeaderLimits(guarded, settings.limits)
-    return Edge(guarded, metrics.saw)
+    return AccessLogMiddleware(guarded, metrics.count_request)
 
 
 class _Page(StaticFiles):
-    """The page's files, which browsers ask for anew each time: a new server brings a new page."""
+    """The page's files. Browsers revalidate them, so that a new server brings a new page."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -100,8 +105,8 @@ class _Page(StaticFiles):
         return response
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        scope["route"] = self  # its files count as one
-        # They are small and sent whole; ranges would bring errors in words of their own.
+        scope["route"] = self  # all files count as one route in metrics
+        # The files are small. Range requests would produce errors in another format.
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         return await super().get_response(path, scope)
 
@@ -109,7 +114,7 @@ class _Page(StaticFiles):
 
 
 def _page_routes(app: FastAPI) -> list[BaseRoute]:
-    """`/` and `/page/...`: the same files for everybody, so no key is asked for them."""
+    """`/` and `/page/...`: static files, which need no key."""
     if not PAGE_FOLDER.is_dir():
         return []
 
@@ -129,9 +134,9 @@ def _page_routes(app: FastAPI) -> list[BaseRoute]:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    found = to_api_error(error)
-    request.state.error_code = found.code
-    return error_response(found)
+    api_error = to_api_error(error)
+    request.state.error_code = api_error.code
+    return error_response(api_error)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -144,17 +149,17 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 def _openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
-    """FastAPI's document, with the models that routes read and stream by themselves."""
+    """FastAPI's document, with the models of bodies that FastAPI does not read or write itself."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        _, found = models_json_schema(
+        _, definitions = models_json_schema(
             [(model, "validation") for model in models],
             ref_template="#/components/schemas/{model}",
         )
         components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(found.get("$defs", {}))
+        components.setdefault("schemas", {}).update(definitions.get("$defs", {}))
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]
         for path in document["paths"].values():

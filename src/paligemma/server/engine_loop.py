@@ -1,10 +1,8 @@
-"""The engine's own thread: it alone touches the model, and nobody else waits for it.
+"""The engine's thread, which alone uses the model.
 
-    inbox (add, cancel, score) -> turn: take, step, one batch to score -> outbox
+    inbox (add, cancel) -> turn: take new work, step, score one batch -> outbox
 
-A turn raises only when the engine itself is broken; what goes wrong with one request comes out of
-the outbox as its end. Knows the engine and works that have a number; knows no text, no event
-loop and no HTTP.
+A turn raises only when the engine itself is broken; the error of one request becomes its outcome.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from paligemma.server.faults import Faults
 from paligemma.server.preparing import PreparedScore
 
 Outcome = Event | list[Score] | Exception
-"""A token or an end; all scores; or why the engine did not take it."""
+"""A token or the end; all scores; or the error of the request."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,13 +32,13 @@ class _Scoring:
 
 
 class EngineLoop:
-    """Feeds one engine. `tell` gets what each turn brought, and must return at once."""
+    """Runs one engine. `emit` gets the outcomes of each turn, and must return at once."""
 
     def __init__(
         self,
         engine: Engine,
         *,
-        tell: Callable[[list[tuple[Hashable, Outcome]]], None],
+        emit: Callable[[list[tuple[Hashable, Outcome]]], None],
         clock: Callable[[], float],
         faults: Faults,
     ) -> None:
@@ -48,10 +46,10 @@ class EngineLoop:
         self.last_beat = clock()
         """When the last turn began or ended."""
         self.num_steps = 0
-        self._tell = tell
+        self._emit = emit
         self._clock = clock
         self._faults = faults
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._new: deque[tuple[Hashable, Answer | PreparedScore]] = deque()
         self._cancelled: list[Hashable] = []
         self._is_closing = False
@@ -62,66 +60,66 @@ class EngineLoop:
     # From any thread
 
     def add(self, key: Hashable, prepared: Answer | PreparedScore) -> None:
-        """Hand over work; what becomes of it is told under this key, its end last."""
-        with self._news:
-            if not self.is_busy:  # it rested, and nobody can say since when it should not
+        """Queue work. Its outcomes are emitted with this key, the end last."""
+        with self._changed:
+            if not self.is_busy:  # idle until now: the time without work does not count
                 self.last_beat = self._clock()
             self._new.append((key, prepared))
-            self._news.notify()
+            self._changed.notify()
 
     def cancel(self, key: Hashable) -> None:
-        """End it before the next step; that is told, too. Does nothing when it has ended."""
-        with self._news:
+        """Cancel work before the next step and emit its end. Does nothing when it has ended."""
+        with self._changed:
             if not self.is_busy:
                 self.last_beat = self._clock()
             self._cancelled.append(key)
-            self._news.notify()
+            self._changed.notify()
 
     def close(self) -> None:
-        """Let `run` return after its turn."""
-        with self._news:
+        """Make `run` return after the current turn."""
+        with self._changed:
             self._is_closing = True
-            self._news.notify()
+            self._changed.notify()
 
     @property
     def is_busy(self) -> bool:
-        """True while something is left to do."""
+        """True while there is work."""
         return bool(self._new or self._cancelled or self._scorings or self.engine.has_work)
 
     # The thread itself
 
     def run(self) -> None:
-        """Turn after turn, until closed. Raises what `turn` raises."""
+        """Run turns until closed. Raises what `turn` raises."""
         while True:
-            with self._news:
+            with self._changed:
                 while not self.is_busy and not self._is_closing:
-                    self._news.wait()
+                    self._changed.wait()
                 self.last_beat = self._clock()
                 if self._is_closing:
                     return
             self.turn()
 
     def turn(self) -> None:
-        """Take what is new, make one step, score one batch."""
+        """Take new work, make one step, score one batch."""
         self.last_beat = self._clock()
-        told: list[tuple[Hashable, Outcome]] = []
-        self._take(told)
+        outcomes: list[tuple[Hashable, Outcome]] = []
+        self._take(outcomes)
         self._faults.hit("step")
         if self.engine.has_work:
             for event in self.engine.step():
                 key = self._keys[event.request_id]
                 if event.stop_reason is not None:
                     del self._keys[event.request_id], self._numbers[key]
-                told.append((key, event))
+                outcomes.append((key, event))
             self.num_steps += 1
         if self._scorings:
-            self._score(told)
-        if told:
-            self._tell(told)
+            self._score(outcomes)
+        if outcomes:
+            self._emit(outcomes)
         self.last_beat = self._clock()
 
-    def _take(self, told: list[tuple[Hashable, Outcome]]) -> None:
-        with self._news:
+    def _take(self, outcomes: list[tuple[Hashable, Outcome]]) -> None:
+        with self._changed:
             new, self._new = self._new, deque()
             cancelled, self._cancelled = self._cancelled, []
         for key, prepared in new:
@@ -130,20 +128,20 @@ class EngineLoop:
                 continue
             try:
                 number = self.engine.add(prepared.request)
-            except Exception as error:  # of this request alone, such as a grammar's own
-                told.append((key, error))
+            except Exception as error:  # of this request alone, such as of its grammar
+                outcomes.append((key, error))
             else:
                 self._keys[number] = key
                 self._numbers[key] = number
         for key in cancelled:
-            if (known := self._numbers.get(key)) is not None:
-                self.engine.cancel(known)
-            for scoring in [one for one in self._scorings if one.key == key]:
+            if (running := self._numbers.get(key)) is not None:
+                self.engine.cancel(running)
+            for scoring in [s for s in self._scorings if s.key == key]:
                 self._scorings.remove(scoring)
-                told.append((key, []))
+                outcomes.append((key, []))
 
-    def _score(self, told: list[tuple[Hashable, Outcome]]) -> None:
-        """One batch of the first; whoever has more stands behind the others then."""
+    def _score(self, outcomes: list[tuple[Hashable, Outcome]]) -> None:
+        """Score one batch of the first job, which then goes to the end of the queue."""
         scoring = self._scorings.popleft()
         prepared = scoring.prepared
         try:
@@ -156,15 +154,15 @@ class EngineLoop:
             self.engine.select_adapters([prepared.adapter] * len(inputs.token_ids))
             scoring.scores += score(self.engine.model, inputs, image_tokens=image_tokens)
         except Exception as error:
-            told.append((scoring.key, error))
+            outcomes.append((scoring.key, error))
             return
         scoring.num_done += 1
         if scoring.num_done == len(prepared.batches):
-            told.append((scoring.key, scoring.scores))
+            outcomes.append((scoring.key, scoring.scores))
         else:
             self._scorings.append(scoring)
 
 
 def is_end(outcome: Outcome) -> bool:
-    """Whether nothing comes after it."""
+    """True for the last outcome of a job."""
     return not isinstance(outcome, Event) or outcome.stop_reason is not None

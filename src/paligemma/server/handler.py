@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request
+from starlette.types import Receive
 
-from paligemma.server.errors import ApiError
+from paligemma.server.errors import ApiError, ClientGoneError
 from paligemma.server.faults import Point
 from paligemma.server.images import Fetcher, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob
@@ -117,7 +120,7 @@ class RequestHandler:
             return model, [job]
         assert isinstance(task, GenerativeRequest)
         options = JobOptions(
-            max_tokens=task.max_new_tokens,
+            max_new_tokens=task.max_new_tokens,
             temperature=task.temperature,
             top_k=task.top_k,
             top_p=task.top_p,
@@ -149,6 +152,31 @@ async def run_blocking(work: Callable[..., ValueT], *arguments: object, size: in
     if size <= _SMALL_BODY:
         return work(*arguments)
     return await anyio.to_thread.run_sync(work, *arguments)
+
+
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[ValueT]) -> ValueT:
+    """The work's result. If the client disconnects, cancels the work and raises ClientGoneError.
+
+    The request's body must have been read before.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError("the client disconnected")
+        return working.result()
+    finally:
+        for task in (working, watching):
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError, ClientGoneError):
+                    await task
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def request_schema(model: type[RequestModel], *, with_form: bool) -> dict[str, Any]:

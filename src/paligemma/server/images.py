@@ -1,7 +1,7 @@
-"""Pictures as requests bring them: base64, data URLs, web addresses, multipart -> bytes of a file.
+"""Images in requests: base64, data URLs, web addresses or multipart forms -> bytes of a file.
 
-Everything is bounded before it is decoded. Addresses go through the package's one fetcher, after
-a look at the list of domains. Whether the bytes are a picture is found out where they are decoded.
+Sizes are checked before anything is decoded. Web addresses must be in the list of domains. Whether
+the bytes are an image shows when they are decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paligemma.server.errors import ApiError
 from paligemma.server.limits import Limits
 
 _DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp|gif|bmp);base64,")
-# Narrower than what an address may be, so that no two readers can differ about its host.
+# Stricter than the standard, so that all parsers agree about the host.
 _ADDRESS = re.compile(r"https://([A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)+)(?::443)?(?=[/?]|\Z)")
 _MAX_URL_CHARACTERS = 2048
 _MAX_FETCHES = 4
@@ -32,15 +32,15 @@ _MAX_PART_HEADER_BYTES = 2048
 
 
 def decode_base64(text: str, limits: Limits) -> bytes:
-    """The bytes of a base64 text or of a data URL of a picture.
+    """The bytes of base64 or of an image's data URL.
 
-    Strict: the standard alphabet, right padding, no white space. The size is known from the
-    text's length, before anything is decoded. Raises ApiError.
+    Strict: the standard alphabet, correct padding, no white space. The size is checked by the
+    text's length, before decoding. Raises ApiError.
     """
     if text[:5].lower() == "data:":
         head = _DATA_URL.match(text)
         if head is None:
-            raise _unreadable(
+            raise _invalid_image(
                 "A data URL must begin with data:image/TYPE;base64, where TYPE is jpeg, png, webp, "
                 "gif or bmp."
             )
@@ -50,28 +50,28 @@ def decode_base64(text: str, limits: Limits) -> bytes:
     if (len(text) - start) * 3 // 4 > limits.max_image_bytes + 2:
         raise _too_large(limits)
     try:
-        if (len(text) - start) % 4:  # strict mode lets one "=" too many pass
+        if (len(text) - start) % 4:  # strict mode accepts an extra "="
             raise ValueError
         data = binascii.a2b_base64(text[start:], strict_mode=True)
-    except ValueError:  # binascii.Error is one, and so is what text beyond ASCII gives
-        raise _unreadable(
-            "The picture is not base64: the standard alphabet with padding is expected, without "
+    except ValueError:  # includes binascii.Error and the error for text that is not ASCII
+        raise _invalid_image(
+            "The image is not valid base64. Use the standard alphabet with padding and without "
             "white space."
         ) from None
     return checked_size(data, limits)
 
 
 def checked_size(data: bytes, limits: Limits) -> bytes:
-    """The bytes themselves. Raises ApiError for none, and for too many."""
+    """The same bytes. Raises ApiError for an empty or too large file."""
     if not data:
-        raise _unreadable("The picture is empty: it has 0 bytes.")
+        raise _invalid_image("The image is empty: it has 0 bytes.")
     if len(data) > limits.max_image_bytes:
         raise _too_large(limits)
     return data
 
 
 def is_allowed(host: str, domains: Sequence[str]) -> bool:
-    """True when a host name is on the list, or under a name that is there as "*.name".
+    """True when a host name is listed, or is a subdomain of a name listed as "*.name".
 
     >>> is_allowed("a.example.com", ["*.example.com"]), is_allowed("example.com.evil", ["*.com"])
     (True, False)
@@ -87,7 +87,7 @@ def is_allowed(host: str, domains: Sequence[str]) -> bool:
 
 
 class Fetcher:
-    """Fetches pictures from the domains that the operator named; from nowhere by default."""
+    """Fetches images from the domains that the operator allows; by default from none."""
 
     def __init__(self, domains: Sequence[str], limits: Limits) -> None:
         self._domains = tuple(domains)
@@ -95,18 +95,18 @@ class Fetcher:
         self._slots = anyio.CapacityLimiter(_MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
-        """The body behind an https address.
+        """The file at an https address.
 
-        Raises ApiError. What failed out there is not said: the words would tell a stranger about
-        this machine's network.
+        Raises ApiError, which does not say why fetching failed: that would reveal this machine's
+        network to the client.
         """
         if not self._domains:
-            raise _unreadable("This server fetches no pictures. Send the picture itself.")
-        found = _ADDRESS.match(url) if len(url) <= _MAX_URL_CHARACTERS else None
-        if found is None:
-            raise _unreadable("A picture's address must be of the form https://NAME/PATH.")
-        if not is_allowed(found[1], self._domains):
-            raise _unreadable("This server does not fetch pictures from there.")
+            raise _invalid_image("This server does not fetch images. Send the image itself.")
+        address = _ADDRESS.match(url) if len(url) <= _MAX_URL_CHARACTERS else None
+        if address is None:
+            raise _invalid_image("An image's address must have the form https://NAME/PATH.")
+        if not is_allowed(address[1], self._domains):
+            raise _invalid_image("This server does not fetch images from this domain.")
 
         def fetch() -> bytes:
             return fetch_image_bytes(
@@ -121,7 +121,7 @@ class Fetcher:
             raise ApiError(
                 400,
                 "image_fetch_failed",
-                "The picture could not be fetched from its address. Send the picture itself.",
+                "The image could not be fetched from its address. Send the image itself.",
                 param="image",
             ) from None
         return checked_size(data, self._limits)
@@ -136,7 +136,11 @@ class Form:
 
 
 def read_form(body: bytes, content_type: str, limits: Limits) -> Form:
-    """Reads the file field `image` and the text field `request`. Raises ApiError."""
+    """Read the file field `image` and the text field `request`. Raises ApiError.
+
+    Not starlette's `request.form()`: that writes files above 1 MB to disk, accepts forms that are
+    cut short, and limits neither the number nor the size of a part's headers.
+    """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
@@ -157,11 +161,11 @@ def read_form(body: bytes, content_type: str, limits: Limits) -> Form:
         parser.write(body)
         parser.finalize()
     except MultipartParseError:
-        raise _bad_form("The form cannot be read: its parts do not follow the boundary.") from None
-    if not parts.is_whole:
-        raise _bad_form("The form is cut short: its closing boundary is missing.")
+        raise _bad_form("The form is not valid multipart/form-data.") from None
+    if not parts.is_complete:
+        raise _bad_form("The form is incomplete: its closing boundary is missing.")
     form = Form()
-    for part in parts.found:
+    for part in parts.parts:
         if part.name == "image" and form.image is None:
             form.image = checked_size(bytes(part.data), limits)
         elif part.name == "request" and form.request is None:
@@ -180,18 +184,18 @@ class _Part:
 
 
 class _Parts:
-    """Takes in what the parser finds, as long as it stays within bounds."""
+    """Collects parts from the parser and enforces limits. Raises ApiError."""
 
     def __init__(self) -> None:
-        self.found: list[_Part] = []
-        self.is_whole = False
+        self.parts: list[_Part] = []
+        self.is_complete = False
         self._header_name = bytearray()
         self._header_value = bytearray()
 
     def begin(self) -> None:
-        if len(self.found) == _MAX_PARTS:
+        if len(self.parts) == _MAX_PARTS:
             raise _bad_form(f"A form has at most {_MAX_PARTS} parts.")
-        self.found.append(_Part())
+        self.parts.append(_Part())
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._count(end - start)
@@ -202,7 +206,7 @@ class _Parts:
         self._header_value += data[start:end]
 
     def header_end(self) -> None:
-        part = self.found[-1]
+        part = self.parts[-1]
         part.num_headers += 1
         if part.num_headers > _MAX_PART_HEADERS:
             raise _bad_form("A part of the form has too many headers.")
@@ -213,24 +217,24 @@ class _Parts:
         self._header_value.clear()
 
     def data(self, data: bytes, start: int, end: int) -> None:
-        self.found[-1].data += data[start:end]
+        self.parts[-1].data += data[start:end]
 
     def end(self) -> None:
-        self.is_whole = True
+        self.is_complete = True
 
     def _count(self, num_bytes: int) -> None:
-        part = self.found[-1]
+        part = self.parts[-1]
         part.num_header_bytes += num_bytes
         if part.num_header_bytes > _MAX_PART_HEADER_BYTES:
-            raise _bad_form("A part of the form has too large headers.")
+            raise _bad_form("A part of the form has headers that are too large.")
 
 
-def _unreadable(message: str) -> ApiError:
+def _invalid_image(message: str) -> ApiError:
     return ApiError(400, "invalid_image", message, param="image")
 
 
 def _too_large(limits: Limits) -> ApiError:
-    return _unreadable(f"The picture is larger than {limits.max_image_bytes} bytes.")
+    return _invalid_image(f"The image is larger than {limits.max_image_bytes} bytes.")
 
 
 def _bad_form(message: str) -> ApiError:

@@ -1,41 +1,79 @@
-"""Jobs for the service: images, a task or a prompt, and options."""
+"""Jobs for the service: what is asked, the ticket that the caller holds, and the queue.
+
+A `Job` is one task or prompt, a `ScoreJob` some texts to score. For each the service returns a
+`Ticket`, which delivers updates and then the result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import enum
+import threading
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from paligemma.answering import Update, Usage
+from paligemma.engine.request import TopLogprob
 from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.errors import ImageError, OptionError, PromptError
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.server.limits import Limits
+from paligemma.tasks.answer import AnswerTask, QuestionTask
+from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.ocr import OcrTask
+from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+
+ItemT = TypeVar("ItemT")
 
 ImagePayload = bytes | LoadedImage
 """The bytes of an image file, or an image that is decoded already."""
 
 TaskBuilder = Callable[[ImageTransform], Task[Any]]
-"""A task that depends on the picture's size, such as a caption of a box given in pixels."""
+"""Builds a task that depends on the image's size, such as a caption of a box given in pixels."""
+
+_TASK_NAMES: dict[type, str] = {
+    CaptionTask: "caption",
+    BoxCaptionTask: "box_caption",
+    AnswerTask: "ask",
+    QuestionTask: "question",
+    OcrTask: "ocr",
+    DetectTask: "detect",
+    SegmentTask: "segment",
+}
+
+
+class JobState(enum.Enum):
+    """The stages of a job, in order. A job may end in any of them."""
+
+    QUEUED = "queued"
+    """Accepted; a decoder will prepare its images and prompt."""
+    RUNNING = "running"
+    """Passed to the engine."""
+    ENDED = "ended"
+    """Its client has received the result or the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How an answer is written."""
+    """How an answer is generated."""
 
-    max_tokens: int | None = None
-    """None: what the task usually needs."""
+    max_new_tokens: int | None = None
+    """None: as many as the task usually needs."""
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-    n_th: int = 0
-    """Decides, with the seed, the randomness: several answers to one question count from 0."""
+    sample_index: int = 0
+    """Numbers several answers to one prompt from 0; randomness depends on it and on the seed."""
     stop: tuple[str, ...] = ()
     logprobs: int = 0
-    """Alternatives to tell of each token."""
+    """The number of alternatives to report per token."""
     constrained: bool = True
-    """Hold detect and segment to their grammar."""
+    """Constrain the answers of detect and segment to their grammar."""
     adapter: str | None = None
     """The name of one of the service's adapters; None is the model itself."""
 
@@ -49,43 +87,51 @@ class JobOptions:
         )
 
     def check(self, limits: Limits) -> None:
-        """Raises OptionError for what is out of bounds, in words that repeat no text given."""
-        _check_whole("max_tokens", self.max_tokens, 1, limits.max_tokens, may_be_none=True)
+        """Raises OptionError for a value out of range; the message quotes no text."""
+        if self.max_new_tokens is not None:
+            _check_whole("max_new_tokens", self.max_new_tokens, 1, limits.max_tokens)
         _check_whole("logprobs", self.logprobs, 0, limits.max_logprobs)
-        _check_whole("n_th", self.n_th, 0, None)
+        _check_whole("sample_index", self.sample_index, 0, None)
         if not isinstance(self.stop, tuple) or len(self.stop) > limits.max_stops:
-            raise OptionError(f"stop must be a tuple of at most {limits.max_stops} texts.")
+            raise OptionError(f"stop must be a tuple of at most {limits.max_stops} strings.")
         longest = limits.max_stop_characters
         if not all(isinstance(text, str) and 0 < len(text) <= longest for text in self.stop):
-            raise OptionError(f"Each stop must be a text of 1 to {longest} characters.")
+            raise OptionError(f"Each stop must be a string of 1 to {longest} characters.")
         if not isinstance(self.constrained, bool):
             raise OptionError("constrained must be True or False.")
-        assert self.sampling is not None  # it checks itself
+        assert self.sampling is not None  # Sampling checks its values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One question about some pictures: a task, or a prompt of one's own."""
+    """One task or one prompt, about some images."""
 
     task: Task[Any] | TaskBuilder | None = None
     prompt: str | None = None
     images: tuple[ImagePayload, ...] = ()
     options: JobOptions = field(default_factory=JobOptions)
     client: str = ""
-    """Whose question it is: clients take turns."""
+    """Clients take turns."""
     deadline: float | None = None
-    """When to give up, on the service's clock; None is the limit for requests."""
+    """When to stop, on the service's clock; None is the limit for requests."""
     stream: bool = False
-    """Tell tokens, text and objects as they come; else only the result."""
+    """Deliver tokens, text and objects as they are generated; else only the result."""
+
+    @property
+    def kind(self) -> str:
+        """The task's name, such as "caption", or "prompt": few, and fit for metrics."""
+        if self.task is None:
+            return "prompt"
+        return "box_caption" if callable(self.task) else _TASK_NAMES.get(type(self.task), "task")
 
     def check(self, limits: Limits) -> None:
-        """Raises ImageError, PromptError or OptionError for what is out of bounds."""
+        """Raises ImageError, PromptError or OptionError for an invalid job."""
         check_images(self.images, limits)
         self.options.check(limits)
         if (self.task is None) == (self.prompt is None):
             raise OptionError("A job has either a task or a prompt.")
         if self.task is not None and len(self.images) != 1:
-            raise ImageError(f"A task is about one picture; {len(self.images)} were given.")
+            raise ImageError(f"A task needs exactly one image; {len(self.images)} were given.")
         if self.prompt is not None:
             check_text(self.prompt, limits)
         elif not callable(self.task) and self.task is not None:
@@ -94,7 +140,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """How probable the model finds each of these texts after a prompt; -> list[Score]."""
+    """Texts to score after a prompt. The result is list[Score]."""
 
     prompt: str
     suffixes: tuple[str, ...]
@@ -103,50 +149,218 @@ class ScoreJob:
     client: str = ""
     deadline: float | None = None
 
+    kind = "score"
+
     def check(self, limits: Limits) -> None:
-        """Raises ImageError, PromptError or OptionError for what is out of bounds."""
+        """Raises ImageError, PromptError or OptionError for an invalid job."""
         check_images(self.images, limits)
         if not 1 <= len(self.suffixes) <= limits.max_suffixes:
             raise OptionError(
-                f"There are {len(self.suffixes)} texts to score; 1 to {limits.max_suffixes} "
-                "are taken."
+                f"There are {len(self.suffixes)} texts to score; the limit is 1 to "
+                f"{limits.max_suffixes}."
             )
         for text in (self.prompt, *self.suffixes):
             check_text(text, limits)
 
 
 def check_images(images: tuple[ImagePayload, ...], limits: Limits) -> None:
-    """Raises ImageError for too many pictures, or too large ones."""
+    """Raises ImageError for too many images, or too large ones."""
     if len(images) > limits.max_images:
-        raise ImageError(f"There are {len(images)} pictures; at most {limits.max_images} may be.")
+        raise ImageError(f"There are {len(images)} images; the limit is {limits.max_images}.")
     for image in images:
         if isinstance(image, bytes):
             if len(image) > limits.max_image_bytes:
                 raise ImageError(
-                    f"The picture has {len(image)} bytes; at most {limits.max_image_bytes} are "
-                    "taken. Save it smaller."
+                    f"The image has {len(image)} bytes; the limit is {limits.max_image_bytes}. "
+                    "Send a smaller file."
                 )
         elif not isinstance(image, LoadedImage):
-            raise ImageError("A picture must be the bytes of a file, or a LoadedImage.")
+            raise ImageError("An image must be the bytes of a file or a LoadedImage.")
 
 
 def check_text(text: str, limits: Limits) -> None:
     """Raises PromptError for a text that is too long even to be tokenized."""
     if not isinstance(text, str):
-        raise PromptError("A prompt must be text.")
+        raise PromptError("A prompt must be a string.")
     if len(text) > limits.max_prompt_characters:
         raise PromptError(
-            f"The prompt has {len(text)} characters; at most {limits.max_prompt_characters} are "
-            "taken. Shorten it."
+            f"The prompt has {len(text)} characters; the limit is {limits.max_prompt_characters}. "
+            "Shorten it."
         )
 
 
-def _check_whole(
-    name: str, value: object, least: int, most: int | None, *, may_be_none: bool = False
-) -> None:
-    if value is None and may_be_none:
-        return
+def _check_whole(name: str, value: object, least: int, most: int | None) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         bounds = f"at least {least}" if most is None else f"{least} to {most}"
         raise OptionError(f"{name} must be a whole number, {bounds}.")
+
+
+class Ticket:
+    """What the caller holds while the service works on a job.
+
+    All methods belong to the event loop that submitted it.
+    """
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        loop: asyncio.AbstractEventLoop,
+        cancel: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self.loop = loop
+        self.usage = Usage()
+        """Available when the job has ended."""
+        self.top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
+        """Of the whole answer, if they were requested; available when the job has ended."""
+        self._cancel = cancel
+        self._pending: deque[Update] = deque()
+        self._changed = asyncio.Event()
+        self._has_ended = False
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended
+
+    async def updates(self) -> AsyncIterator[Update]:
+        """The updates until the job ends, however it ends. Only one reader is supported.
+
+        Leaving early, by an exception or a cancelled asyncio task, cancels the job.
+        """
+        try:
+            while True:
+                while self._pending:
+                    yield self._pending.popleft()
+                if self._has_ended:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self.cancel()
+
+    def result(self) -> Any:
+        """The typed result of the task, `Generation` of a prompt, list[Score] of a `ScoreJob`.
+
+        Raises the error that ended the job, a PaliGemmaError.
+        """
+        if not self._has_ended:
+            raise RuntimeError("The job has not ended; read updates() to their end first.")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    async def wait(self) -> Any:
+        """Wait for the end and return `result()`."""
+        async for _ in self.updates():
+            pass
+        return self.result()
+
+    def cancel(self) -> None:
+        """Cancel the job: the engine stops within a step. Does nothing when it has ended."""
+        if not self._has_ended:
+            self._cancel()
+
+    # Called by the service, on the loop
+
+    def deliver(self, update: Update) -> None:
+        """Add an update; it is merged with what a slow reader has not taken yet."""
+        last = self._pending[-1] if self._pending else None
+        if last is None or last.object is not None or update.object is not None:
+            self._pending.append(update)
+        else:
+            self._pending[-1] = Update(
+                text=last.text + update.text,
+                token_ids=last.token_ids + update.token_ids,
+                logprobs=last.logprobs + update.logprobs,
+                top_logprobs=last.top_logprobs + update.top_logprobs,
+            )
+        self._changed.set()
+
+    def end(self, result: Any, error: Exception | None, usage: Usage) -> None:
+        """Record how the job ended. Only the first call counts."""
+        if self._has_ended:
+            return
+        self._result, self._error, self.usage = result, error, usage
+        self._has_ended = True
+        self._changed.set()
+
+
+async def gather_results(tickets: Sequence[Ticket]) -> list[Any]:
+    """All results. If one fails or the caller is cancelled, the others are cancelled."""
+    try:
+        return [await ticket.wait() for ticket in tickets]
+    finally:
+        for ticket in tickets:
+            ticket.cancel()
+
+
+async def merge_updates(tickets: Sequence[Ticket]) -> AsyncGenerator[tuple[int, Update], None]:
+    """The updates of all tickets as they arrive, each with the index of its ticket.
+
+    Raises the first error of any ticket.
+    """
+    queue: asyncio.Queue[tuple[int, Update | None]] = asyncio.Queue(maxsize=1)
+
+    async def forward(index: int, ticket: Ticket) -> None:
+        async for update in ticket.updates():
+            await queue.put((index, update))
+        await queue.put((index, None))
+
+    tasks = [asyncio.ensure_future(forward(i, ticket)) for i, ticket in enumerate(tickets)]
+    try:
+        num_open = len(tickets)
+        while num_open:
+            index, update = await queue.get()
+            if update is None:
+                num_open -= 1
+                tickets[index].result()  # raises, and so ends the stream at once
+            else:
+                yield index, update
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class FairQueue(Generic[ItemT]):
+    """A queue between threads in which clients take turns.
+
+    Items of one client keep their order; the client served last waits for all others.
+    """
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[str, deque[ItemT]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def put(self, client: str, item: ItemT) -> None:
+        """Enqueue an item after the client's earlier ones."""
+        with self._changed:
+            self._items.setdefault(client, deque()).append(item)
+            self._changed.notify()
+
+    def take(self) -> ItemT | None:
+        """Wait for the next item; None when the queue is closed."""
+        with self._changed:
+            while not self._items and not self._is_closed:
+                self._changed.wait()
+            if self._is_closed:
+                return None
+            client, items = next(iter(self._items.items()))
+            item = items.popleft()
+            if items:
+                self._items.move_to_end(client)
+            else:
+                del self._items[client]
+            return item
+
+    def close(self) -> None:
+        """Drop all items and wake the threads that wait in `take`."""
+        with self._changed:
+            self._is_closed = True
+            self._items.clear()
+            self._changed.notify_all()

@@ -1,8 +1,7 @@
-"""Log lines as JSON objects: sizes, times, codes and ids, never what people sent or got.
+"""Logs as JSON lines: sizes, times, codes and ids, never the content of requests or answers.
 
-An exception is written as its class and where it was raised: messages may quote a prompt or a
-path. Other libraries' lines come without their words for the same reason, but for uvicorn's.
-Knows no HTTP.
+An exception is logged as its class and where it was raised, because its message may quote a prompt
+or a path. For the same reason messages of other libraries are left out, except uvicorn's.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-_OWN = "paligemma.server"
-_TRUSTED_WORDS = {_OWN, "uvicorn.error"}
+_LOGGER_NAME = "paligemma.server"
+_TRUSTED_LOGGERS = {_LOGGER_NAME, "uvicorn.error"}
 _MAX_CHARACTERS = 200
 
-logger = logging.getLogger(_OWN)
+logger = logging.getLogger(_LOGGER_NAME)
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """One line with these fields; None is left out.
+    """Log one line with these fields; fields that are None are left out.
 
     >>> log("request", status=200, ms=12.5)                    # doctest: +SKIP
     {"time": "2026-01-01T00:00:00.000Z", "level": "info", "event": "request", "status": 200, ...}
@@ -33,12 +32,12 @@ def log(event: str, *, level: int = logging.INFO, **fields: object) -> None:
 
 
 def log_error(event: str, error: BaseException, **fields: object) -> None:
-    """One line about an exception that nobody foresaw."""
+    """Log one line about an unexpected exception."""
     log(event, level=logging.ERROR, **fields, **describe(error))
 
 
 def describe(error: BaseException) -> dict[str, object]:
-    """The class of an exception and the places it came through, without its message."""
+    """The class and traceback of an exception, without its message."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     return {
         "error": type(error).__name__,
@@ -47,7 +46,7 @@ def describe(error: BaseException) -> dict[str, object]:
 
 
 def set_up_logs() -> None:
-    """Sends every line of this process to stderr in this form."""
+    """Write all logs of this process to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
@@ -62,7 +61,7 @@ def set_up_logs() -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of ASCII JSON: control characters are escaped, long texts are cut."""
+    """Formats a record as one line of ASCII JSON: long texts are cut."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
@@ -70,7 +69,7 @@ class JsonFormatter(logging.Formatter):
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
         }
-        if record.name in _TRUSTED_WORDS:
+        if record.name in _TRUSTED_LOGGERS:
             line["event"] = record.getMessage().strip()
             fields = getattr(record, "fields", {})
             line |= {name: value for name, value in fields.items() if value is not None}
@@ -92,7 +91,7 @@ def _cut(value: object) -> Any:
 
 
 def _short(path: str) -> str:
-    """The last two parts of a path: enough to find the line, nothing about the machine."""
+    """The last two parts of a path: enough to find the line without revealing the machine."""
     return "/".join(path.replace("\\", "/").split("/")[-2:])
 
 

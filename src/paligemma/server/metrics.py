@@ -1,6 +1,6 @@
-"""Numbers for Prometheus: what HTTP saw, and what the service counts.
+"""Prometheus metrics of HTTP requests and of the service.
 
-Labels are routes, methods and statuses, of which there are few; never names or texts of clients.
+Labels are routes, methods, statuses and tasks, which are few, and never text from clients.
 """
 
 from __future__ import annotations
@@ -24,56 +24,56 @@ _STATES = ("loading", "ready", "draining", "dead")
 
 
 class Metrics:
-    """One application's numbers."""
+    """The metrics of one application."""
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "paligemma_http_requests",
-            "Requests answered; status 499 is a client that hung up.",
+            "Answered requests; status 499 is a client that disconnected.",
             ("method", "route", "status"),
             registry=self.registry,
         )
         self._seconds = Histogram(
             "paligemma_http_request_seconds",
-            "From the first byte of a request to the last of its answer.",
+            "Seconds from the first byte of a request to the last byte of its answer.",
             ("route",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._first_token_seconds = Histogram(
             "paligemma_first_token_seconds",
-            "From acceptance to the first token of an answer.",
+            "Seconds from acceptance to the first token of an answer.",
             ("task",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._answer_seconds = Histogram(
             "paligemma_answer_seconds",
-            "From acceptance to the end of an answer.",
+            "Seconds from acceptance to the end of an answer.",
             ("task",),
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.registry.register(_ServiceNumbers(service))
-        service.on_end = self.ended
+        self.registry.register(_ServiceCollector(service))
+        service.on_end = self.count_job
 
-    def saw(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts one request."""
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def ended(self, ended: Ended) -> None:
-        """Counts one answer; called in the service's threads."""
+    def count_job(self, ended: Ended) -> None:
+        """Count one job that has ended; called in the service's threads."""
         if ended.first_token_seconds is not None:
             self._first_token_seconds.labels(ended.kind).observe(ended.first_token_seconds)
         if ended.outcome == "answered":
             self._answer_seconds.labels(ended.kind).observe(ended.seconds)
 
 
-class _ServiceNumbers(Collector):
-    """What the service counts by itself, asked for when somebody looks."""
+class _ServiceCollector(Collector):
+    """The service's own statistics, read when Prometheus asks for them."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -81,42 +81,44 @@ class _ServiceNumbers(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._service.stats()
         state = GaugeMetricFamily(
-            "paligemma_state", "1 for the state that the service is in.", labels=["state"]
+            "paligemma_state", "1 for the current state of the service, else 0.", labels=["state"]
         )
         for name in _STATES:
             state.add_metric([name], float(name == stats.state))
         yield state
         for name, value, text in (
-            ("queued", stats.waiting, "Answers accepted, without a token yet."),
-            ("running", stats.running, "Answers being written."),
-            ("max_running", stats.max_running, "Answers that can be written at a time."),
-            ("image_cache_bytes", stats.image_cache_bytes, "Kept of pictures seen before."),
-            ("prefix_cache_bytes", stats.prefix_cache_bytes, "Kept of prompts read before."),
-            ("heartbeat_age_seconds", stats.heartbeat_age, "Since the engine was last seen."),
+            ("queued", stats.waiting, "Accepted jobs without a token yet."),
+            ("running", stats.running, "Jobs whose answers are being generated."),
+            ("max_running", stats.max_running, "Maximum number of running jobs."),
+            ("image_cache_bytes", stats.image_cache_bytes, "Size of the image cache."),
+            ("prefix_cache_bytes", stats.prefix_cache_bytes, "Size of the prefix cache."),
+            (
+                "heartbeat_age_seconds",
+                stats.heartbeat_age,
+                "Seconds since the engine's last step.",
+            ),
         ):
             yield GaugeMetricFamily(f"paligemma_{name}", text, value=float(value))
-        outcomes = CounterMetricFamily(
-            "paligemma_answers", "Answers by how they ended.", labels=["outcome"]
-        )
+        outcomes = CounterMetricFamily("paligemma_answers", "Jobs by outcome.", labels=["outcome"])
         for name in ("answered", "failed", "cancelled", "expired"):
             outcomes.add_metric([name], float(getattr(stats, name)))
         yield outcomes
         tokens = CounterMetricFamily(
             "paligemma_tokens",
-            "Tokens of ended answers: read (those of pictures included), and written.",
+            "Tokens of ended jobs by kind; prompt tokens include image tokens.",
             labels=["kind"],
         )
         for kind in ("prompt", "image", "completion"):
             tokens.add_metric([kind], float(getattr(stats, f"{kind}_tokens")))
         yield tokens
         for name, value, text in (
-            ("accepted", stats.accepted, "Answers accepted."),
-            ("rejected", stats.rejected, "Answers refused because too much was waiting."),
-            ("engine_steps", stats.steps, "Steps of the engine."),
-            ("image_cache_hits", stats.image_cache_hits, "Pictures that need not be encoded."),
-            ("image_cache_misses", stats.image_cache_misses, "Pictures that were encoded."),
-            ("prefix_cache_hits", stats.prefix_cache_hits, "Prompts that need not be read again."),
-            ("prefix_cache_misses", stats.prefix_cache_misses, "Prompts that were read."),
+            ("accepted", stats.accepted, "Accepted jobs."),
+            ("rejected", stats.rejected, "Jobs refused because too many were waiting."),
+            ("engine_steps", stats.steps, "Engine steps."),
+            ("image_cache_hits", stats.image_cache_hits, "Images found in the cache."),
+            ("image_cache_misses", stats.image_cache_misses, "Images that were encoded."),
+            ("prefix_cache_hits", stats.prefix_cache_hits, "Prefixes found in the cache."),
+            ("prefix_cache_misses", stats.prefix_cache_misses, "Prefixes that were computed."),
         ):
             yield CounterMetricFamily(f"paligemma_{name}", text, value=float(value))
 
@@ -127,6 +129,7 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
 
     @router.get(
         "/metrics",
+        name="metrics",
         response_class=Response,
         responses={
             200: {
@@ -136,7 +139,7 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
             **error_responses(401, 403, 421, 431, 500),
         },
     )
-    async def numbers() -> Response:
+    async def metrics_text() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
         data = generate_latest(metrics.registry)
         return Response(data, headers={"content-type": CONTENT_TYPE_LATEST})

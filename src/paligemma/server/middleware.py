@@ -1,7 +1,7 @@
-"""What stands before the routes: ids and log lines, header limits, keys, hosts, body limits.
+"""Middleware: request ids and logs, header limits, authentication, trusted hosts, body limits.
 
-Pure ASGI, so that streams pass through untouched. Every decision about a path looks at the ASGI
-scope, never at an address put together from headers. Knows no bodies' meaning.
+Pure ASGI, so that streams pass through unchanged. Decisions about a path use the ASGI scope, never
+a URL built from headers.
 """
 
 from __future__ import annotations
@@ -38,37 +38,39 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(:[0-9]{1,5})?")
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 256 * 2**20
 _LARGE_BODY = 8 * 2**20
-"""Bytes from which on what a request used is given back to the system at once."""
+"""After requests with more bytes than this, freed memory is returned to the system at once."""
 
-Seen = Callable[[str, str, int, float], None]
+RequestCallback = Callable[[str, str, int, float], None]
 """Called after each request with method, route, status and seconds."""
 
 
-class Edge:
-    """Gives each request an id, answers what nobody caught, and writes one log line."""
+class AccessLogMiddleware:
+    """Assigns each request an id, handles uncaught errors, and logs one line per request."""
 
-    def __init__(self, app: ASGIApp, seen: Seen) -> None:
+    def __init__(self, app: ASGIApp, on_request: RequestCallback) -> None:
         self.app = app
-        self._seen = seen
+        self._on_request = on_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
-        given = _header(scope, b"x-request-id")
+        requested_id = _header(scope, b"x-request-id")
         method = scope["method"]
-        if method == "HEAD":  # as GET; whoever speaks HTTP leaves the body out
+        if method == "HEAD":  # handled as GET; the HTTP server omits the body
             scope = {**scope, "method": "GET"}
         request_id = (
-            given.decode() if given and _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+            requested_id.decode()
+            if requested_id and _REQUEST_ID.fullmatch(requested_id)
+            else f"req-{uuid.uuid4().hex}"
         )
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
-        is_whole = False
+        is_complete = False
 
-        async def send_marked(message: Message) -> None:
-            nonlocal status, is_whole
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, is_complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
@@ -79,28 +81,28 @@ class Edge:
                     (b"x-request-id", request_id.encode()),
                 ]
             await send(message)
-            is_whole = message["type"] == "http.response.body" and not message.get("more_body")
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         problem: dict[str, object] = {}
         level = logging.INFO
         try:
-            await self.app(scope, receive, send_marked)
+            await self.app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             status = status or 503
             raise
         except Exception as error:
-            found = to_api_error(error)
+            api_error = to_api_error(error)
             if not isinstance(error, ApiError):
                 problem, level = describe(error), logging.ERROR
-            scope["state"]["error_code"] = found.code
+            scope["state"]["error_code"] = api_error.code
             if not status:
-                await error_response(found)(scope, receive, send_marked)
-            elif not is_whole:  # an answer had begun: all that is left is to break it off
-                raise _BrokenOffError from None
+                await error_response(api_error)(scope, receive, send_with_headers)
+            elif not is_complete:  # part of the answer was sent: only the connection can be closed
+                raise _AbortedResponseError from None
         finally:
             seconds = time.monotonic() - started
             route = route_of(scope)
-            self._seen(method, route, status, seconds)
+            self._on_request(method, route, status, seconds)
             log(
                 "request",
                 level=level,
@@ -116,19 +118,19 @@ class Edge:
             )
 
 
-class _BrokenOffError(Exception):
-    """Makes uvicorn close a connection whose answer cannot be finished."""
+class _AbortedResponseError(Exception):
+    """Makes uvicorn close the connection of a response that cannot be completed."""
 
 
 def route_of(scope: Scope) -> str:
-    """The route's own pattern, such as "/v1/caption": of a bounded number, unlike paths."""
+    """The route's pattern, such as "/v1/caption". Unlike paths, these are few."""
     route = scope.get("route")
     path = getattr(route, "path", None)
     return path if isinstance(path, str) else "other"
 
 
 class HeaderLimits:
-    """Refuses requests with too many or too large headers, however they came in."""
+    """Refuses requests with too many or too large headers."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
@@ -143,15 +145,15 @@ class HeaderLimits:
                 raise ApiError(
                     431,
                     "headers_too_large",
-                    f"At most {self._limits.max_headers} headers of {self._limits.max_header_bytes}"
-                    " bytes in all are read.",
+                    f"The limits are {self._limits.max_headers} headers and "
+                    f"{self._limits.max_header_bytes} bytes of headers in total.",
                     closes=True,
                 )
         await self.app(scope, receive, send)
 
 
 class Authentication:
-    """Asks for a key on every route but those given, which are matched as route objects."""
+    """Requires an API key on every route except `open_routes`."""
 
     def __init__(
         self, app: ASGIApp, keys: KeyRing | None, open_routes: Sequence[BaseRoute]
@@ -167,13 +169,13 @@ class Authentication:
         state = scope.setdefault("state", {})
         state["client"] = (scope.get("client") or ("local", 0))[0]
         if self._keys is not None and not self._is_open(scope):
-            key = _given_key(scope)
+            key = _bearer_key(scope)
             owner = self._keys.name_of(key) if key is not None else None
             if owner is None:
                 raise ApiError(
                     401,
                     "invalid_api_key",
-                    "A valid API key is needed: Authorization: Bearer KEY.",
+                    "A valid API key is required: Authorization: Bearer KEY.",
                     headers={"www-authenticate": "Bearer"},
                 )
             state["client"] = owner
@@ -183,8 +185,8 @@ class Authentication:
         return any(route.matches(scope)[0] is Match.FULL for route in self._open_routes)
 
 
-def _given_key(scope: Scope) -> bytes | None:
-    """The key of the one Authorization header; None where there is none, or more than one."""
+def _bearer_key(scope: Scope) -> bytes | None:
+    """The key in the Authorization header; None without exactly one such header."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) != 1:
         return None
@@ -192,11 +194,12 @@ def _given_key(scope: Scope) -> bytes | None:
     return bytes(key.strip()) if scheme.lower() == b"bearer" else None
 
 
-class Hosts:
-    """Refuses names that this server does not have, and calls from other sites' pages.
+class TrustedHosts:
+    """Refuses unknown host names, and requests from pages of other sites.
 
-    The first is against pages whose own name was made to lead to this machine; the second against
-    forms, which browsers send anywhere. Both are of browsers: other programs send what they like.
+    The first defends against DNS rebinding, the second against cross-site requests; both concern
+    browsers, since other programs choose their headers freely. Starlette's TrustedHostMiddleware
+    does not check origins, takes the first of several Host headers, and answers in plain text.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, open_routes: Sequence[BaseRoute]) -> None:
@@ -210,17 +213,16 @@ class Hosts:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        # Whoever watches over the process asks by its address.
+        # Probes use the IP address.
         if any(route.matches(scope)[0] is Match.FULL for route in self._open_routes):
             return
         values = [value for name, value in scope["headers"] if name == b"host"]
-        found = _HOST.fullmatch(values[0].decode("latin-1").lower()) if len(values) == 1 else None
-        if found is None or found[1].removesuffix(".") not in self._hosts:
+        host = _HOST.fullmatch(values[0].decode("latin-1").lower()) if len(values) == 1 else None
+        if host is None or host[1].removesuffix(".") not in self._hosts:
             raise ApiError(
                 421,
                 "unknown_host",
-                "This server does not answer to the name in the Host header. Its operator can "
-                "allow one with --allow-host NAME.",
+                "Unknown Host header. The operator can allow a name with --allow-host NAME.",
             )
         origin = _header(scope, b"origin")
         if origin is not None and origin.lower().partition(b"://")[2] != values[0].lower():
@@ -228,7 +230,7 @@ class Hosts:
 
 
 class BodyLimits:
-    """Counts a request's body while it comes, and gives up on bodies that come too slowly."""
+    """Limits the size of bodies, the time to receive them, and their memory in total."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
@@ -241,14 +243,12 @@ class BodyLimits:
             await self.app(scope, receive, send)
             return
         body = _Body(receive, self._limits, self)
-        scope.setdefault("state", {})["release_body"] = body.let_go
-        send_last = _lingering(body, receive, send)
+        scope.setdefault("state", {})["release_body"] = body.release
+        send_last = _send_after_rejection(body, receive, send)
         announced = _header(scope, b"content-length")
         try:
             if (_header(scope, b"content-encoding") or b"identity").lower() != b"identity":
-                raise ApiError(
-                    415, "wrong_content_encoding", "Send the body as it is, without compression."
-                )
+                raise ApiError(415, "wrong_content_encoding", "Send the body without compression.")
             if announced is not None and int(announced) > self._limits.max_body_bytes:
                 error = body.too_large()
                 scope["state"]["error_code"] = error.code
@@ -257,12 +257,12 @@ class BodyLimits:
                 await self.app(scope, body.receive, send_last)
         finally:
             scope["state"]["received_bytes"] = body.num_bytes
-            body.let_go()
-            if body.was_given_up or body.num_bytes > _LARGE_BODY:
+            body.release()
+            if body.is_rejected or body.num_bytes > _LARGE_BODY:
                 return_freed_memory()
 
-    def hold(self, num_bytes: int) -> None:
-        """Counts bytes of bodies in memory. Raises ApiError when all together are too much."""
+    def reserve(self, num_bytes: int) -> None:
+        """Count bytes of bodies in memory. Raises ApiError when they exceed the total limit."""
         if self._held + num_bytes > self._budget:
             raise ApiError(
                 429,
@@ -273,74 +273,73 @@ class BodyLimits:
             )
         self._held += num_bytes
 
-    def let_go(self, num_bytes: int) -> None:
-        """The opposite."""
+    def release(self, num_bytes: int) -> None:
+        """Undo `reserve`."""
         self._held -= num_bytes
 
 
 class _Body:
-    """One request's receive channel, with its limits."""
+    """Receives one request's body within the limits."""
 
     def __init__(self, receive: Receive, limits: Limits, total: BodyLimits) -> None:
         self._receive = receive
         self._limits = limits
         self._total = total
         self._deadline = time.monotonic() + limits.body_seconds
-        self._is_whole = False
-        self.was_given_up = False
+        self._is_complete = False
+        self.is_rejected = False
         self.num_bytes = 0
         self._num_held = 0
 
     async def receive(self) -> Message:
-        if self._is_whole:
+        if self._is_complete:
             return await self._receive()
-        patience = min(self._limits.idle_seconds, self._deadline - time.monotonic())
+        timeout = min(self._limits.idle_seconds, self._deadline - time.monotonic())
         try:
-            message = await asyncio.wait_for(self._receive(), max(patience, 0))
+            message = await asyncio.wait_for(self._receive(), max(timeout, 0))
         except TimeoutError:
-            self.was_given_up = True
+            self.is_rejected = True
             raise ApiError(
-                408, "body_timeout", "The request's body came too slowly.", closes=True
+                408, "body_timeout", "The body was received too slowly.", closes=True
             ) from None
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             if self.num_bytes + size > self._limits.max_body_bytes:
                 raise self.too_large()
             try:
-                self._total.hold(size)
+                self._total.reserve(size)
             except ApiError:
-                self.was_given_up = True
+                self.is_rejected = True
                 raise
             self.num_bytes += size
             self._num_held += size
-            self._is_whole = not message.get("more_body", False)
+            self._is_complete = not message.get("more_body", False)
         return message
 
-    def let_go(self) -> None:
-        """The body is not in memory any more; called twice it counts once."""
-        self._total.let_go(self._num_held)
+    def release(self) -> None:
+        """Tell that the body is no longer in memory. Further calls do nothing."""
+        self._total.release(self._num_held)
         self._num_held = 0
 
     def too_large(self) -> ApiError:
-        self.was_given_up = True
+        self.is_rejected = True
         return ApiError(
             413,
             "body_too_large",
-            f"The request's body is larger than {self._limits.max_body_bytes} bytes.",
+            f"The body is larger than {self._limits.max_body_bytes} bytes.",
             closes=True,
         )
 
 
-def _lingering(body: _Body, receive: Receive, send: Send) -> Send:
-    """A `send` that after giving up on a body reads on for a moment, without keeping anything.
+def _send_after_rejection(body: _Body, receive: Receive, send: Send) -> Send:
+    """A `send` that keeps reading a rejected body for a moment, and discards what it reads.
 
-    To close a connection on bytes that were not read is to reset it, and the client would lose
-    the answer that says why.
+    Closing a connection with unread bytes resets it, and the client would lose the response.
     """
 
     async def send_last(message: Message) -> None:
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not (is_last and body.was_given_up):
+        if not (is_last and body.is_rejected):
             await send(message)
             return
         await send({**message, "more_body": True})
@@ -359,5 +358,5 @@ def _lingering(body: _Body, receive: Receive, send: Send) -> Send:
     return send_last
 
 
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == wanted), None)
+def _header(scope: Scope, header: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == header), None)

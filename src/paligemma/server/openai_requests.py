@@ -1,8 +1,7 @@
-"""The bodies of requests in OpenAI's dialect: the part of it that these models support.
+"""The bodies of requests in OpenAI's dialect, as far as these models support it.
 
-Known parameters that ask for something else are refused with a reason, unless their value is
-neutral; parameters about accounts are dropped. Other unknown fields are refused as in the task
-routes.
+Unsupported parameters are refused with a reason, unless their value has no effect; parameters
+about accounts are dropped. Unknown fields are refused, as in the task routes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from paligemma.server.requests import (
     limit_error,
 )
 
-_DROPPED = {
+_IGNORED = {
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
@@ -36,22 +35,22 @@ _DROPPED = {
     "user",
 }
 
-_NO_TOOLS = "These models call no tools and no functions."
-_NO_SOUND = "These models read images and write text."
-_NO_THOUGHT = "These models do not reason before they answer."
+_NO_TOOLS = "These models do not call tools or functions."
+_NO_AUDIO = "These models read images and generate text."
+_NO_REASONING = "These models do not reason before they answer."
 _NO_BIAS = "Token biases are not supported. Set temperature, top_k or top_p."
 _UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
-    "audio": ((), _NO_SOUND),
-    "best_of": ((1,), "Answers are not searched for by sampling many. Set n."),
+    "audio": ((), _NO_AUDIO),
+    "best_of": ((1,), "Only best_of 1 is supported. Set n for several answers."),
     "echo": ((False,), "Answers do not repeat the prompt."),
     "frequency_penalty": ((0, 0.0), _NO_BIAS),
     "function_call": (("none", "auto"), _NO_TOOLS),
     "functions": (([],), _NO_TOOLS),
     "logit_bias": (({},), _NO_BIAS),
-    "modalities": ((["text"],), _NO_SOUND),
+    "modalities": ((["text"],), _NO_AUDIO),
     "prediction": ((), "Predicted outputs are not supported."),
     "presence_penalty": ((0, 0.0), _NO_BIAS),
-    "reasoning_effort": (("none",), _NO_THOUGHT),
+    "reasoning_effort": (("none",), _NO_REASONING),
     "response_format": (
         ({"type": "text"},),
         "Answers are text. Typed results are in the field paligemma of each choice, and in the "
@@ -61,10 +60,10 @@ _UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
     "suffix": (("",), "These models cannot fill in text before a suffix."),
     "tool_choice": (("none", "auto"), _NO_TOOLS),
     "tools": (([],), _NO_TOOLS),
-    "verbosity": ((), _NO_THOUGHT),
+    "verbosity": ((), _NO_REASONING),
     "web_search_options": ((), "These models see only the image."),
 }
-"""Parameter -> the values that change nothing, and why others are refused."""
+"""Parameter -> the values that have no effect, and why others are refused."""
 
 _ONE_TURN = (
     "These models answer one prompt about one image and have no conversation. Send one message "
@@ -119,35 +118,35 @@ class OpenAiRequest(RequestModel):
     model: ModelName
     max_tokens: MaxNewTokens | None = None
     temperature: Temperature | None = None
-    """None is 0, the likeliest token: the way these models were meant to be used."""
+    """None is 0: always the most likely token, as these models are meant to be used."""
     top_p: TopP | None = None
     top_k: TopK | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: Stops | None = None
     seed: Seed | None = None
-    """None is another one for each request."""
+    """None is a random seed for each request."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise limit_error("stream_options need stream: true.")
+            raise limit_error("stream_options needs stream: true.")
         return self
 
     @property
     def num_tokens(self) -> int | None:
-        """The most tokens to write."""
+        """The maximum number of new tokens."""
         return self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings, however they were given."""
+        """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def has_usage(self) -> bool:
-        """True when a stream is to end with what it took."""
+        """True when a stream should end with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -182,14 +181,14 @@ class ChatRequest(OpenAiRequest):
     def _check_message(self) -> Self:
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise limit_error("max_tokens and max_completion_tokens differ: give one of them.")
+            raise limit_error("max_tokens and max_completion_tokens differ: give only one of them.")
         if self.top_logprobs is not None and not self.logprobs:
-            raise limit_error("top_logprobs need logprobs: true.")
+            raise limit_error("top_logprobs needs logprobs: true.")
         content = self.messages[0].content
         if not isinstance(content, str):
             num_texts = sum(isinstance(part, TextPart) for part in content)
             if num_texts != 1:
-                raise limit_error(f"The message has {num_texts} texts, and one is the prompt.")
+                raise limit_error(f"The message has {num_texts} texts instead of one, the prompt.")
         return self
 
     @property
@@ -228,41 +227,41 @@ class CompletionRequest(OpenAiRequest):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Each of them."""
+        """The prompts as a tuple."""
         return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
 
 
 def without_unsupported(document: object) -> object:
-    """The body without what changes nothing here.
+    """The body without parameters that have no effect.
 
-    Raises ApiError for what cannot be done, in words about the model and none of the request's.
+    Raises ApiError for unsupported parameters; the message quotes nothing from the request.
     """
     if not isinstance(document, dict):
         return document
     kept: dict[str, Any] = {}
     for name, value in document.items():
-        if name in _DROPPED:
+        if name in _IGNORED:
             continue
         if name in _UNSUPPORTED:
             neutral, reason = _UNSUPPORTED[name]
-            if value is not None and not any(_is_same(value, one) for one in neutral):
+            if value is not None and not any(_is_same(value, default) for default in neutral):
                 raise ApiError(400, "unsupported_parameter", reason, param=name)
             continue
         kept[name] = value
-    _check_turns(kept.get("messages"))
-    if isinstance(prompt := kept.get("prompt"), list) and prompt and _holds_ids(prompt):
+    _check_roles(kept.get("messages"))
+    if isinstance(prompt := kept.get("prompt"), list) and prompt and _is_token_ids(prompt):
         raise ApiError(
-            400, "unsupported_parameter", "Prompts are text here, not token ids.", param="prompt"
+            400, "unsupported_parameter", "Prompts must be text, not token ids.", param="prompt"
         )
     return kept
 
 
 def _is_same(value: object, neutral: object) -> bool:
-    # False is no 0 here, though Python says they are equal.
+    # In Python False == 0.
     return type(value) is type(neutral) and value == neutral
 
 
-def _check_turns(messages: object) -> None:
+def _check_roles(messages: object) -> None:
     if not isinstance(messages, list):
         return
     roles = [message.get("role") for message in messages if isinstance(message, dict)]
@@ -278,5 +277,5 @@ def _check_turns(messages: object) -> None:
         raise ApiError(400, "unsupported_message", _ONE_TURN, param="messages")
 
 
-def _holds_ids(prompt: list[object]) -> bool:
+def _is_token_ids(prompt: list[object]) -> bool:
     return all(isinstance(item, int | list) and not isinstance(item, bool) for item in prompt)

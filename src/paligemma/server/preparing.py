@@ -90,10 +90,10 @@ class Preprocessor:
         query = Query(
             task=job.task(images[0].transform) if callable(job.task) else job.task,
             prompt=job.prompt,
-            max_new_tokens=options.max_tokens,
+            max_new_tokens=options.max_new_tokens,
             constrained=options.constrained,
             sampler=options.sampling,
-            sample_index=options.n_th,
+            sample_index=options.sample_index,
             stop=options.stop,
             num_top_logprobs=options.logprobs,
             adapter=options.adapter or "",

@@ -1,10 +1,9 @@
-"""One server process from its first byte to its last: uvicorn, with what it leaves open closed.
+"""The server process: uvicorn with stricter timeouts, limits and shutdown.
 
     bind the port -> listen, while the model loads -> serve -> SIGTERM: drain -> exit
 
-uvicorn by itself waits for ever on open streams when it is told to end, keeps connections that
-never send a request, and answers too large headers with 400. Knows signals and connections; knows
-no routes and no model.
+uvicorn alone waits forever for open streams at shutdown, keeps connections that never send a
+request, and answers headers that are too large with 400.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from paligemma.server.service import Service
 
 MAX_CONNECTIONS = 1024
 DEAD_SECONDS = 5.0
-"""How long a process whose engine has died still says so before it ends."""
+"""Time that a process whose engine has failed keeps running to report it."""
 FAILED = 1
-"""Exit code of a process whose engine died, or that was told twice to end."""
+"""Exit code after an engine failure or a second signal."""
 
 _CLOSE_SECONDS = 1
 _WATCH_SECONDS = 0.1
@@ -43,9 +42,9 @@ _LINGER_BYTES = 64 * 2**20
 
 
 def serve(app: ASGIApp, service: Service, limits: Limits, *, host: str, port: int) -> int:
-    """Serves until it is told to end; gives back the exit code.
+    """Serve until a signal arrives. Returns the exit code.
 
-    Raises OptionError for an address that cannot be had, and whatever loading the model raised.
+    Raises OptionError for an address that cannot be bound, and any error of loading the model.
     """
     share_one_arena()
     return asyncio.run(_Server(app, service, limits, host, port).run_to_end())
@@ -85,7 +84,7 @@ class _Server(uvicorn.Server):
         log("listening", host=self.config.host, port=port, pid=os.getpid())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_end)
+            loop.add_signal_handler(number, self._on_signal)
         self._service.start()
         watching = asyncio.create_task(self._watch())
         try:
@@ -105,10 +104,10 @@ class _Server(uvicorn.Server):
         config.load()
 
         def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+            connection: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
                 config=config, server_state=self.server_state, app_state={}
             )
-            return made
+            return connection
 
         loop = asyncio.get_running_loop()
         try:
@@ -122,15 +121,15 @@ class _Server(uvicorn.Server):
             ) from error
 
     async def startup(self, sockets: Sequence[Any] | None = None) -> None:
-        """It listens already."""
+        """Do nothing: the server listens already."""
         self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are taken care of here."""
+        """Do nothing: `run_to_end` handles signals."""
         yield
 
-    def _told_to_end(self) -> None:
+    def _on_signal(self) -> None:
         if self._draining is None:
             log("draining", seconds=self._drain_seconds)
             self._draining = asyncio.create_task(self._drain())
@@ -139,12 +138,12 @@ class _Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
 
     async def _drain(self) -> None:
-        """Until the end, requests are answered: with 503 when they bring new work."""
+        """Finish accepted requests. New ones are answered with 503."""
         await self._service.drain(self._drain_seconds)
         self.should_exit = True
 
     async def _watch(self) -> None:
-        """Ends a process that cannot serve any more: whoever started it can start it anew."""
+        """End the process when the engine has failed, so that a supervisor can restart it."""
         state = "loading"
         while state == "loading":
             await asyncio.sleep(_WATCH_SECONDS)
@@ -162,26 +161,26 @@ class _Server(uvicorn.Server):
 
 
 def limited_protocol(limits: Limits) -> type[H11Protocol]:
-    """The protocol of connections with these limits."""
-    patience = {"idle": limits.idle_seconds, "patience": limits.body_seconds}
-    return type("_LimitedProtocol", (_GuardedProtocol,), patience)
+    """The connection protocol with these limits."""
+    timeouts = {"idle_seconds": limits.idle_seconds, "write_seconds": limits.body_seconds}
+    return type("_LimitedProtocol", (_GuardedProtocol,), timeouts)
 
 
 class _GuardedProtocol(H11Protocol):
-    """A connection that must bring whole headers in time and take its answers in time.
+    """A connection with timeouts for receiving headers and for sending answers.
 
-    Its own refusals are JSON as those of the routes.
+    Its error responses are JSON, like those of the routes.
     """
 
-    idle: ClassVar[float]
-    """Seconds for the headers of a request, and between two requests."""
-    patience: ClassVar[float]
-    """Seconds for a client to take what is ready for it."""
+    idle_seconds: ClassVar[float]
+    """Time to receive the headers of a request, and between two requests."""
+    write_seconds: ClassVar[float]
+    """Time for a client to receive what is ready to be sent."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting: asyncio.TimerHandle | None = None
-        self._stuck: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._num_discarded: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -189,11 +188,11 @@ class _GuardedProtocol(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         else:
-            self._wait_for_request()
+            self._start_idle_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        self._take_note(None)
+        self._stop_idle_timer()
+        self._set_write_timer(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -204,19 +203,19 @@ class _GuardedProtocol(H11Protocol):
             return
         super().data_received(data)
         if self._is_answering:
-            self._stop_waiting()
+            self._stop_idle_timer()
 
     def on_response_complete(self) -> None:
-        self._wait_for_request()
+        self._start_idle_timer()
         super().on_response_complete()
-        if self._is_answering:  # a request that had been sent ahead
-            self._stop_waiting()
+        if self._is_answering:  # a pipelined request
+            self._stop_idle_timer()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: who asks for another protocol is answered in this one."""
+        """Do nothing: upgrade requests are answered as plain HTTP."""
 
     def send_400_response(self, msg: str) -> None:
-        """Called while h11's error is handled. Reads on a while, so that the answer arrives."""
+        """Called while h11's error is handled. Reads on for a while, so that the answer arrives."""
         error = sys.exc_info()[1]
         if self._is_answering:
             self.cycle.disconnected = True
@@ -225,13 +224,13 @@ class _GuardedProtocol(H11Protocol):
             is_large = isinstance(error, h11.RemoteProtocolError) and (
                 error.error_status_hint == 431
             )
-            found = (
+            api_error = (
                 ApiError(431, "headers_too_large", "The headers are too large.", closes=True)
                 if is_large
-                else ApiError(400, "invalid_http", "This is not valid HTTP.", closes=True)
+                else ApiError(400, "invalid_http", "Invalid HTTP request.", closes=True)
             )
-            response = error_response(found)
-            event = h11.Response(status_code=found.status, headers=response.raw_headers)
+            response = error_response(api_error)
+            event = h11.Response(status_code=api_error.status, headers=response.raw_headers)
             for part in (event, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(part) or b"")
             self._num_discarded = 0
@@ -241,33 +240,33 @@ class _GuardedProtocol(H11Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """More is ready than the client takes."""
+        """Called when more is ready to be sent than the client receives."""
         super().pause_writing()
-        self._take_note(self.loop.call_later(self.patience, self.transport.abort))
+        self._set_write_timer(self.loop.call_later(self.write_seconds, self.transport.abort))
 
     def resume_writing(self) -> None:
-        """The client has taken it."""
+        """Called when the client has received it."""
         super().resume_writing()
-        self._take_note(None)
+        self._set_write_timer(None)
 
-    def _take_note(self, timer: asyncio.TimerHandle | None) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-        self._stuck = timer
+    def _set_write_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        self._write_timer = timer
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _wait_for_request(self) -> None:
-        self._stop_waiting()
-        self._waiting = self.loop.call_later(self.idle, self._give_up)
+    def _start_idle_timer(self) -> None:
+        self._stop_idle_timer()
+        self._idle_timer = self.loop.call_later(self.idle_seconds, self._close_if_idle)
 
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
 
-    def _give_up(self) -> None:
+    def _close_if_idle(self) -> None:
         if not self._is_answering:
             self.transport.close()

@@ -170,7 +170,7 @@ AnyResult = (
     | GenerationResult
     | ScoreResult
 )
-"""The most specific first: some clients take the first one that fits."""
+"""The most specific first, because some clients use the first match."""
 
 _MODELS: dict[type[Result], type[ResponseModel]] = {
     Generation: GenerationResult,
@@ -280,7 +280,7 @@ class TokenEvent(ResponseModel):
 
     text: str
     index: int | None = None
-    """The place of the question, where there are several."""
+    """The number of the question from 0, if there are several."""
 
 
 class ObjectEvent(DetectionResult):

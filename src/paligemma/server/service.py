@@ -1,12 +1,11 @@
-"""Many questions at a time to one model: accepted or refused at once, answered as they come.
+"""Runs many jobs at a time on one model. Each is accepted or refused at once.
 
-    submit -> line -> decoders -> engine thread -> writer -> Ticket
+    submit -> queue -> decoders -> engine thread -> writer -> Ticket
               (by client)         (EngineLoop)     (Answer)  (asyncio)
 
-Four kinds of threads, and none waits for a client: decoders prepare images and prompts, one
-thread owns the model, one writes answers and keeps the time, one lays masks into pictures. What
-is accepted ends in one of three ways: a result, an error, or cancelled by who asked. Knows no
-HTTP.
+There are four kinds of threads, and none waits for a client: decoders prepare images and prompts,
+one thread runs the model, one builds answers and enforces time limits, and one builds masks. An
+accepted job ends with a result, with an error, or cancelled by its client.
 """
 
 from __future__ import annotations
@@ -51,36 +50,34 @@ from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.server.engine_loop import EngineLoop, Outcome, is_end
-from paligemma.server.fair_queue import FairQueue
 from paligemma.server.faults import Faults
 from paligemma.server.faulty_model import FaultyModel
-from paligemma.server.jobs import ImagePayload, Job, ScoreJob
+from paligemma.server.jobs import FairQueue, ImagePayload, Job, JobState, ScoreJob, Ticket
 from paligemma.server.limits import Limits
 from paligemma.server.preparing import PreparedScore, Preprocessor
-from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats, kind_of
-from paligemma.server.tickets import Ticket
+from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats
 
 Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
-"""Brings a call to an event loop."""
+"""Runs a call in an event loop."""
 
-_TICK_SECONDS = 0.05  # how exactly time limits are kept
-_PREFILL_POSITIONS = 1024  # computed at once, while all running answers wait
+_TICK_SECONDS = 0.05  # resolution of time limits
+_PREFILL_POSITIONS = 1024  # per prefill step, while all running answers wait
 
 _log = logging.getLogger("paligemma.server")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a server serves: a predictor, and adapters of its model by name."""
+    """A predictor and the adapters of its model by name."""
 
     predictor: Predictor
     adapters: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
-    """Each by its layers' names, as `checkpoints.adapter.read_adapter` gives them."""
+    """Name of the adapter -> name of the layer -> weights, as `read_adapter` returns them."""
 
 
 @dataclass(kw_only=True, eq=False)
 class _Work:
-    """One accepted job, until it is let go."""
+    """One accepted job, until it is released."""
 
     ticket: Ticket
     job: Job | ScoreJob
@@ -91,17 +88,20 @@ class _Work:
     image_bytes: int
     prepared: Answer | PreparedScore | None = None
     first_token_at: float | None = None
-    has_ended: bool = False
-    """Its client has been told."""
-    is_in_engine: bool = False
+    state: JobState = JobState.QUEUED
+
+    @property
+    def has_ended(self) -> bool:
+        """True when its client has been told how; the engine may hold it a little longer."""
+        return self.state is JobState.ENDED
 
 
 class Service:
     """Answers jobs with one model.
 
-    `load` makes what is served, in the engine's thread; `name` is what clients call the model,
-    and `adapter_names` what they may call its adapters. `clock` counts seconds, like
-    time.monotonic. `on_end` is called, in some thread, with each job that has ended.
+    `load` is called in the engine's thread. Clients use `name` for the model and `adapter_names`
+    for its adapters. `clock` returns seconds, like time.monotonic. `on_end` is called in any
+    thread for each job that has ended.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Service:
         self._clock = clock
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._open: dict[int, _Work] = {}  # accepted and not let go
+        self._open: dict[int, _Work] = {}  # accepted and not released
         self._by_client: Counter[str] = Counter()
         self._image_bytes = 0
         self._totals: Counter[str] = Counter()
@@ -137,7 +137,7 @@ class Service:
         self._loop: EngineLoop | None = None
         self._preprocessor: Preprocessor | None = None
         self._image_cache: ImageCache | None = None
-        self._line: FairQueue[list[_Work]] = FairQueue()
+        self._queue: FairQueue[list[_Work]] = FairQueue()
         self._outbox: queue.SimpleQueue[list[tuple[_Work, Outcome]] | None] = queue.SimpleQueue()
         self._masks = ThreadPoolExecutor(
             1, thread_name_prefix="paligemma-masks", initializer=_compute_with, initargs=(1,)
@@ -148,7 +148,7 @@ class Service:
     # Life
 
     def start(self) -> None:
-        """Load the model, in a thread of its own; `state()` says how far it is."""
+        """Start the threads, one of which loads the model; see `state()`."""
         bodies = [("engine", self._run_engine), ("writer", self._run_writer)]
         bodies += [(f"decoder-{n}", self._run_decoder) for n in range(self.limits.num_decoders)]
         self._threads = [
@@ -159,14 +159,14 @@ class Service:
             thread.start()
 
     async def wait_until_ready(self) -> None:
-        """Raises UnavailableError, caused by `failure`, when the model cannot be loaded."""
+        """Wait for the model. Raises UnavailableError, caused by `failure`, if loading fails."""
         while (state := self.state()) == "loading":
             await asyncio.sleep(_TICK_SECONDS)
         if state == "dead":
             raise UnavailableError("The model could not be loaded.") from self.failure
 
     def state(self) -> State:
-        """ "dead": the engine's thread has ended, or its step has taken too long."""
+        """The current state; "dead" when the engine's thread has ended or hangs."""
         if self.failure is not None or self._is_closing or self._is_stalled():
             return "dead"
         if self._is_draining:
@@ -174,11 +174,11 @@ class Service:
         return "loading" if self._loop is None else "ready"
 
     def is_alive(self) -> bool:
-        """False when only a new process will help."""
+        """False when the process must be restarted."""
         return self.state() != "dead"
 
     async def drain(self, seconds: float | None = None) -> None:
-        """Take nothing more; give what was accepted so long to finish, then end it."""
+        """Refuse new jobs, give accepted ones this long to finish, then end them."""
         self._is_draining = True
         until = self._clock() + (self.limits.drain_seconds if seconds is None else seconds)
         while self._open and self._clock() < until and self.is_alive():
@@ -186,10 +186,10 @@ class Service:
         self._end_all("The server is shutting down.")
 
     def close(self) -> None:
-        """End everything now, and the threads."""
+        """End all jobs and threads now."""
         self._is_closing = True
         self._end_all("The server is shutting down.")
-        self._line.close()
+        self._queue.close()
         if self._loop is not None:
             self._loop.close()
         self._outbox.put(None)
@@ -199,30 +199,30 @@ class Service:
 
     @property
     def models(self) -> dict[str, str | None]:
-        """What can be asked for: name -> `JobOptions.adapter`; the model itself comes first."""
+        """Names for clients -> `JobOptions.adapter`; the model itself is first."""
         return {self.name: None} | {name: name for name in self.adapter_names}
 
     # Jobs
 
     def submit(self, job: Job | ScoreJob) -> Ticket:
-        """Accept a job, on the running event loop; takes no longer than a moment.
+        """Accept a job in the running event loop, without blocking.
 
-        Raises InputError for what can be refused at a glance, BusyError when too much is waiting,
+        Raises InputError for an invalid job, BusyError when too many are waiting, and
         UnavailableError when the model is loading, draining or dead.
         """
         return self.submit_all([job])[0]
 
     def submit_all(self, jobs: Sequence[Job | ScoreJob]) -> list[Ticket]:
-        """All of these or none; a picture that several bring is decoded once."""
+        """Accept all of these jobs or none. An image that they share is decoded once."""
         if not jobs:
             return []
         for job in jobs:
             job.check(self.limits)
             adapter = job.adapter if isinstance(job, ScoreJob) else job.options.adapter
             if adapter is not None and adapter not in self.adapter_names:
-                raise OptionError("There is no adapter of that name. See the list of models.")
+                raise OptionError("Unknown adapter. See the list of models.")
         if (state := self.state()) != "ready":
-            raise UnavailableError(f"The model takes no requests: it is {state}.")
+            raise UnavailableError(f"The model is unavailable: it is {state}.")
         loop = asyncio.get_running_loop()
         now = self._clock()
         works = [self._work(job, loop, now) for job in jobs]
@@ -237,7 +237,7 @@ class Service:
                 self._by_client[work.job.client] += 1
                 self._image_bytes += work.image_bytes
             self._totals["accepted"] += len(works)
-        self._line.put(jobs[0].client, works)
+        self._queue.put(jobs[0].client, works)
         return [work.ticket for work in works]
 
     def score(
@@ -263,7 +263,7 @@ class Service:
         )
 
     def stats(self) -> Stats:
-        """Cheap enough to ask for at any time."""
+        """The current statistics; cheap to compute."""
         with self._lock:
             works = list(self._open.values())
             totals = dict(self._totals)
@@ -295,7 +295,7 @@ class Service:
         work = _Work(
             ticket=ticket,
             job=job,
-            kind=kind_of(job),
+            kind=job.kind,
             accepted_at=now,
             queue_deadline=min(deadline, now + self.limits.queue_seconds),
             deadline=deadline,
@@ -308,28 +308,28 @@ class Service:
         room = self._max_running + limits.max_queued - len(self._open)
         if len(works) > room:
             raise BusyError(
-                f"{len(self._open)} requests are running or waiting, and there is room for "
-                f"{max(0, room)} more. Try again later."
+                f"{len(self._open)} requests are running or waiting, with room for {max(0, room)} "
+                "more. Try again later."
             )
         client = works[0].job.client
         if client and self._by_client[client] + len(works) > limits.streams_per_client:
             raise BusyError(
-                f"A client may have {limits.streams_per_client} requests at a time. Wait for "
-                "some to end."
+                f"The limit is {limits.streams_per_client} requests at a time per client. Wait for "
+                "some to finish."
             )
-        # One job finds room for its pictures when no other waits.
+        # A single job is accepted however large its images are.
         new_bytes = sum(work.image_bytes for work in works)
         if self._image_bytes and self._image_bytes + new_bytes > limits.max_waiting_image_bytes:
-            raise BusyError("Too many bytes of pictures are waiting. Try again later.")
+            raise BusyError("Too many images are waiting. Try again later.")
 
-    def _images_are_read(self, work: _Work) -> None:
-        work.job = replace(work.job, images=())  # their bytes are not needed any more
+    def _release_image_bytes(self, work: _Work) -> None:
+        work.job = replace(work.job, images=())  # their bytes are no longer needed
         with self._lock:
             self._image_bytes -= work.image_bytes
             work.image_bytes = 0
 
-    def _let_go(self, work: _Work) -> None:
-        """Nothing works on it any more: its place is free."""
+    def _release(self, work: _Work) -> None:
+        """Free the slot of a job that no thread works on."""
         with self._lock:
             if self._open.pop(work.ticket.number, None) is None:
                 return
@@ -348,27 +348,30 @@ class Service:
         error: Exception | None = None,
         last: Update | None = None,
         post: Post | None = None,
-    ) -> None:
-        """Tell the client, once; `post` brings it to the client's event loop."""
+    ) -> JobState:
+        """Tell the client how the job ended, once. Returns the state in which it was.
+
+        `post` runs a call in the client's event loop.
+        """
         with self._lock:
-            if work.has_ended:
-                return
+            previous, work.state = work.state, JobState.ENDED
+            if previous is JobState.ENDED:
+                return previous
             usage = Usage() if work.prepared is None else work.prepared.usage
-            work.has_ended = True
             self._totals[outcome] += 1
             self._totals["prompt_tokens"] += usage.prompt_tokens
             self._totals["image_tokens"] += usage.image_tokens
             self._totals["completion_tokens"] += usage.completion_tokens
         ticket = work.ticket
-        tops = work.prepared.top_logprobs if isinstance(work.prepared, Answer) else ()
+        top_logprobs = work.prepared.top_logprobs if isinstance(work.prepared, Answer) else ()
 
-        def tell() -> None:
+        def deliver() -> None:
             if last is not None:
                 ticket.deliver(last)
-            ticket.top_logprobs = tops
+            ticket.top_logprobs = top_logprobs
             ticket.end(result, error, usage)
 
-        (post or _post_now)(ticket.loop, tell)
+        (post or _post_now)(ticket.loop, deliver)
         if self.on_end is not None:
             first = work.first_token_at
             ended = Ended(
@@ -380,38 +383,39 @@ class Service:
             )
             try:
                 self.on_end(ended)
-            except Exception as fault:  # whoever counts must not stop the thread that answers
-                self._note(fault)
+            except Exception as fault:  # an error in a callback must not end this thread
+                self._log_error(fault)
+        return previous
 
-    def _give_up(self, work: _Work, outcome: HowEnded, error: PaliGemmaError) -> None:
-        """End a job wherever it is; its place is free when the engine has let it go."""
-        self._end(work, outcome, error=error)
-        if work.is_in_engine and self._loop is not None:
+    def _abort(self, work: _Work, outcome: HowEnded, error: PaliGemmaError) -> None:
+        """End a job in any state. Its slot is free when the engine has released it."""
+        previous = self._end(work, outcome, error=error)
+        if previous is JobState.RUNNING and self._loop is not None:
             self._loop.cancel(work)
 
     def _cancel(self, work: _Work) -> None:
-        self._give_up(work, "cancelled", CancelledError("The job was cancelled."))
+        self._abort(work, "cancelled", CancelledError("The job was cancelled."))
 
     def _end_all(self, message: str) -> None:
         for work in list(self._open.values()):
-            self._give_up(work, "failed", UnavailableError(message))
+            self._abort(work, "failed", UnavailableError(message))
 
     # The decoders' threads
 
     def _run_decoder(self) -> None:
         _compute_with(1)
-        while (works := self._line.take()) is not None:
+        while (works := self._queue.take()) is not None:
             images: dict[int, PreparedImage] = {}  # by id(): the jobs keep their images alive
             for work in works:
                 try:
                     if work.has_ended:
-                        self._let_go(work)
+                        self._release(work)
                         continue
                     self._prepare(work, images)
                 except Exception as error:
-                    self._note(error)
+                    self._log_error(error)
                     self._end(work, "failed", error=_public_error(error))
-                    self._let_go(work)
+                    self._release(work)
 
     def _prepare(self, work: _Work, images: dict[int, PreparedImage]) -> None:
         preprocessor, loop, job = self._preprocessor, self._loop, work.job
@@ -420,15 +424,20 @@ class Service:
         for source in job.images:
             if id(source) not in images:
                 images[id(source)] = preprocessor.image(source)
-        own = tuple(images[id(source)] for source in job.images)
+        prepared_images = tuple(images[id(source)] for source in job.images)
         if isinstance(job, ScoreJob):
-            work.prepared = preprocessor.score(job, own)
+            work.prepared = preprocessor.score(job, prepared_images)
         else:
-            work.prepared = preprocessor.answer(job, own)
-        self._images_are_read(work)
-        work.is_in_engine = True
+            work.prepared = preprocessor.answer(job, prepared_images)
+        with self._lock:
+            if work.state is JobState.QUEUED:
+                work.state = JobState.RUNNING
+        if work.has_ended:
+            self._release(work)
+            return
+        self._release_image_bytes(work)
         loop.add(work, work.prepared)
-        if work.has_ended:  # meanwhile, when the engine did not know it yet
+        if work.has_ended:  # since then, before the engine had it
             loop.cancel(work)
 
     # The engine's thread
@@ -445,17 +454,17 @@ class Service:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """A thread that all rely on has ended: so does everything."""
+        """End all jobs because an essential thread has failed."""
         self.failure = error
-        self._note(error)
+        self._log_error(error)
         self._end_all("The engine has failed.")
         for work in list(self._open.values()):
-            self._let_go(work)
+            self._release(work)
 
     def _open_engine(self, loaded: Loaded) -> None:
         predictor, limits = loaded.predictor, self.limits
         if set(loaded.adapters) != set(self.adapter_names):
-            raise OptionError("The adapters loaded are not those that the service was told of.")
+            raise OptionError("The loaded adapters are not those in adapter_names.")
         model = predictor.model
         bank = AdapterBank(model, loaded.adapters) if loaded.adapters else None
         num_places = predictor.processor.num_image_tokens * limits.max_images
@@ -464,7 +473,7 @@ class Service:
         )
         row_bytes = num_positions * SlotCache.bytes_per_position(model.config.decoder, model.dtype)
         max_rows = max(1, min(limits.max_running, limits.kv_cache_bytes // row_bytes))
-        # Half for what the model has seen, half for pictures that are ready for it.
+        # Half for image tokens, half for decoded images.
         image_cache = ImageCache(limits.image_cache_bytes // 2)
         engine = Engine(
             cast("PaliGemma", FaultyModel(model, self.faults))
@@ -500,7 +509,7 @@ class Service:
         )
         self._loop = EngineLoop(
             engine,
-            tell=self._outbox.put,  # type: ignore[arg-type]
+            emit=self._outbox.put,  # type: ignore[arg-type]
             clock=self._clock,
             faults=self.faults,
         )
@@ -519,41 +528,41 @@ class Service:
     def _run_writer(self) -> None:
         _compute_with(1)
         try:
-            while (told := self._next_told()) is not None:
-                self._write(told)
-                self._keep_time()
-        except BaseException as error:  # nobody would be told anything any more
+            while (outcomes := self._next_outcomes()) is not None:
+                self._write(outcomes)
+                self._enforce_deadlines()
+        except BaseException as error:  # without this thread no client gets an answer
             self._fail(error)
 
-    def _next_told(self) -> list[tuple[_Work, Outcome]] | None:
+    def _next_outcomes(self) -> list[tuple[_Work, Outcome]] | None:
         try:
             return self._outbox.get(timeout=_TICK_SECONDS)
         except queue.Empty:
             return []
 
-    def _write(self, told: Sequence[tuple[_Work, Outcome]]) -> None:
+    def _write(self, outcomes: Sequence[tuple[_Work, Outcome]]) -> None:
         posts: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
 
         def post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
             posts.setdefault(loop, []).append(call)
 
-        for work, outcome in told:
+        for work, outcome in outcomes:
             if work.first_token_at is None and _has_token(outcome):
                 work.first_token_at = self._clock()
             if is_end(outcome):
-                self._let_go(work)
+                self._release(work)
             if work.has_ended:
                 continue
             if isinstance(work.prepared, Answer) and work.prepared.makes_masks:
                 self._masks.submit(self._write_one, work, outcome, _post_now)
             else:
                 self._write_one(work, outcome, post)
-        # One call a turn of the engine, however many answers have grown.
+        # One call per turn of the engine for all answers.
         for loop, calls in posts.items():
             _post_now(loop, functools.partial(_call_all, calls))
 
     def _write_one(self, work: _Work, outcome: Outcome, post: Post) -> None:
-        """What a job's client is told of a token or an end."""
+        """Deliver a token or the end to a job's client."""
         if work.has_ended:
             return
         try:
@@ -572,16 +581,16 @@ class Service:
         except CancelledError as error:
             self._end(work, "cancelled", error=error, post=post)
         except Exception as error:
-            self._note(error)
+            self._log_error(error)
             self._end(work, "failed", error=_public_error(error), post=post)
             if not is_end(outcome) and self._loop is not None:
                 self._loop.cancel(work)
 
-    def _keep_time(self) -> None:
-        """End what is late, and everything when the engine hangs."""
+    def _enforce_deadlines(self) -> None:
+        """End jobs that are late, and all jobs when the engine hangs."""
         now = self._clock()
         if self._is_stalled():
-            self._end_all("The engine hangs.")
+            self._end_all("The engine does not respond.")
         for work in list(self._open.values()):
             if work.has_ended:
                 continue
@@ -591,11 +600,11 @@ class Service:
                 was_running = False
             else:
                 continue
-            message = "The answer was not there in time."
-            self._give_up(work, "expired", TimeLimitError(message, was_running=was_running))
+            message = "The request timed out."
+            self._abort(work, "expired", TimeLimitError(message, was_running=was_running))
 
-    def _note(self, error: BaseException) -> None:
-        """Log where an error that is not one of ours came from; its words may be a client's."""
+    def _log_error(self, error: BaseException) -> None:
+        """Log where an unexpected error was raised; its message may quote a client."""
         if isinstance(error, PaliGemmaError):
             return
         places = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
@@ -605,8 +614,8 @@ class Service:
 def _post_now(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     try:
         loop.call_soon_threadsafe(call)
-    except RuntimeError:  # the loop is closed: nobody waits there any more
-        _log.debug("an answer came after its event loop was closed")
+    except RuntimeError:  # the loop is closed: its clients are gone
+        _log.debug("an answer was ready after its event loop was closed")
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:
@@ -636,11 +645,11 @@ def _public_error(error: BaseException) -> PaliGemmaError:
 
 
 def _compute_with(num_threads: int) -> None:
-    """Let this thread's tensor operations use so many threads.
+    """Let this thread's tensor operations use this many threads.
 
-    OpenMP keeps a team for every thread that ever asked for one, and once all teams together are
-    larger than the processor, its workers sleep between operations instead of spinning: prefill
-    then takes up to twice as long. So the engine alone has a team.
+    OpenMP keeps a team of workers for every thread that ever used one. Once all teams together
+    are larger than the processor, workers sleep between operations instead of spinning, and prefill
+    takes up to twice as long. So only the engine's thread has a team.
     """
-    torch.get_num_threads()  # a thread's first look takes over what was set last, in any thread
+    torch.get_num_threads()  # a thread's first call adopts what any thread has set last
     torch.set_num_threads(num_threads)

@@ -6,29 +6,31 @@
     data: [DONE]
 
 The generator of events is closed as soon as the client disconnects.
+
+Not sse-starlette: it replaces the exit handler of uvicorn for the whole process, and sends no
+closing line.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from paligemma.errors import PaliGemmaError
 from paligemma.server.errors import ClientGoneError, to_api_error
+from paligemma.server.handler import cancel_on_disconnect
 from paligemma.server.logs import log_error
 from paligemma.server.responses import ResponseModel
 
 PING_SECONDS = 10.0
-"""A comment is sent after so many seconds without an event, so that proxies keep the connection."""
+"""Time without an event after which a comment is sent, so that proxies keep the connection."""
 _FIRST_FRAME_SECONDS = 5.0
 DONE = b"data: [DONE]\n\n"
-
-ValueT = TypeVar("ValueT")
 
 
 def event_frame(name: str | None, body: ResponseModel) -> bytes:
@@ -47,7 +49,7 @@ def event_description(text: str, model: str | None = None) -> dict[str, Any]:
 
 
 async def start_stream(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """Wait for the first frame, so that an error before it gets a status of its own.
+    """Wait for the first frame, so that an error before it gets its own status.
 
     After some seconds without a frame the stream begins anyway; errors are events then.
     """
@@ -155,28 +157,3 @@ async def with_pings(frames: AsyncIterator[bytes], ping: bytes) -> AsyncGenerato
     finally:
         if (close := getattr(frames, "aclose", None)) is not None:
             await close()
-
-
-async def cancel_on_disconnect(receive: Receive, work: Awaitable[ValueT]) -> ValueT:
-    """The work's result. If the client disconnects, cancels the work and raises ClientGoneError.
-
-    The request's body must have been read before.
-    """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError("the client disconnected")
-        return working.result()
-    finally:
-        for task in (working, watching):
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError, ClientGoneError):
-                    await task
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

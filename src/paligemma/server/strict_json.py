@@ -1,8 +1,8 @@
-"""JSON from strangers: what the standard leaves open is refused, never guessed.
+"""Strict JSON for untrusted input: whatever the standard leaves undefined is refused.
 
-Refused: bytes that are not UTF-8, keys given twice, NaN and infinities, numbers beyond a float,
-nesting too deep for the parser, halves of surrogate pairs, more values than any request needs.
-Knows no fields.
+Refused are bytes that are not UTF-8, duplicate keys, NaN and infinities, numbers outside the range
+of a float, nesting too deep for the parser, lone surrogates, and more values than any request
+needs.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any, NoReturn
 
 _LONG_INTEGER = 30
 _MAX_COMMAS = 4096
-"""Parsing holds all threads up, and so does saying what is wrong with each of a million values."""
+"""Parsing blocks all threads, and so does validating a million values."""
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
-    """The text is not JSON, or JSON of a kind that is refused; the message quotes none of it."""
+    """The text is not valid JSON or is refused. The message never quotes it."""
 
 
 def read_json(data: bytes) -> Any:
-    """The value that the bytes stand for. Raises JsonError.
+    """Parse JSON. Raises JsonError.
 
     >>> read_json(b'{"a": [1, 2.5, null]}')
     {'a': [1, 2.5, None]}
     """
     if data.count(b",") > _MAX_COMMAS:
-        raise JsonError(f"It has more than {_MAX_COMMAS} commas: so many values are not read.")
+        raise JsonError(f"It has more than {_MAX_COMMAS} commas; send fewer values.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -47,20 +47,20 @@ def read_json(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise JsonError(f"It is not JSON at character {error.pos}.") from None
     except RecursionError:
-        raise JsonError("It is nested too deep.") from None
+        raise JsonError("Nested too deeply.") from None
     return value
 
 
 def write_json(value: Any) -> bytes:
-    """UTF-8 on one line. Raises ValueError for NaN and infinities."""
+    """UTF-8 JSON on one line. Raises ValueError for NaN and infinities."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise JsonError("A key stands twice in one object.")
-    return found
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise JsonError("Duplicate key.")
+    return result
 
 
 def _constant(name: str) -> NoReturn:
@@ -91,4 +91,4 @@ def _check_surrogates(value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise JsonError("A text holds half of a surrogate pair.") from None
+            raise JsonError("A string contains a lone surrogate.") from None

@@ -344,7 +344,7 @@ def late(go_on: threading.Event) -> Reply:
 
 def canned() -> dict[str, Reply]:
     return {
-        "caption": lambda to: to.text(caption(language=to.asked.fields["lang"])),
+        "caption": lambda to: to.text(caption(language=to.asked.fields["language"])),
         "ask": lambda to: to.text(
             Answer(text="2", score=0.9, question=to.asked.fields["question"], **_WRITTEN)
         ),

@@ -57,7 +57,7 @@ def test_the_files_are_small_and_ask_nothing_of_others() -> None:
 
 
 def test_the_empty_page_invites_a_picture_and_shows_model_and_license(page: Any) -> None:
-    assert "Start with a picture" in words(page, "#stage-0")
+    assert "Start with an image" in words(page, "#stage-0")
     assert "mini" in words(page, "#facts")
     assert "Apache-2.0" in words(page, "#facts")
     assert "its own world" in words(page, "#facts")
@@ -140,12 +140,12 @@ def test_dropping_text_does_not_leave_the_page(page: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "fields", "route", "sent", "said"),
     [
-        ("Caption", {"language": "de"}, "caption", {"lang": "de"}, "two pandas before a tree"),
+        ("Caption", {"language": "de"}, "caption", {"language": "de"}, "two pandas before a tree"),
         (
             "Ask",
             {"question": " how many? ", "language": "fr"},
             "ask",
-            {"question": "how many?", "lang": "fr"},
+            {"question": "how many?", "language": "fr"},
             "2",
         ),
         (
@@ -232,7 +232,7 @@ def test_waiting_is_shown_until_the_first_word(page: Any, double: Double) -> Non
     double.replies["caption"] = late(go_on)
     pick_sample(page)
     run(page, state="waiting")
-    assert "Looking at the picture" in words(page)
+    assert "Reading the image" in words(page)
     keep_shot(page, "waiting")
     go_on.set()
     page.wait_for_selector("#answer-0[data-state=done]")
@@ -317,7 +317,7 @@ def test_each_box_is_drawn_when_it_comes(page: Any, double: Double) -> None:
     pick_sample(page)
     choose(page, "Detect", phrases="panda ; sign ; dog")
     run(page, state="streaming")
-    page.wait_for_selector(".state:text-is('One found so far …')")
+    page.wait_for_selector(".state:text-is('1 found so far …')")
     assert len(outlines(page)) == 1
     go_on.set()
     page.wait_for_selector("#answer-0[data-state=done]")
@@ -327,7 +327,7 @@ def test_each_box_is_drawn_when_it_comes(page: Any, double: Double) -> None:
 
 def test_the_threshold_leaves_what_scores_higher(page: Any) -> None:
     ask_for_boxes(page)
-    slider = page.get_by_label("Lowest score")
+    slider = page.get_by_label("Minimum score")
     assert slider.get_attribute("max") == "0.14"  # the best object stays in reach
     slider.fill("0.1")
     assert len(outlines(page)) == 2
@@ -417,7 +417,7 @@ def test_run_lengths_are_read_as_they_were_written(page: Any) -> None:
 def test_json_and_coco_hold_what_is_seen(page: Any) -> None:
     ask_for_boxes(page)
     assert json.loads(copied(page, "JSON")) == detections().to_dict()
-    page.get_by_label("Lowest score").fill("0.1")
+    page.get_by_label("Minimum score").fill("0.1")
     kept = detections().filter(0.1)
     assert json.loads(copied(page, "JSON"))["objects"] == kept.to_dict()["objects"]
     coco = json.loads(copied(page, "COCO"))
@@ -626,7 +626,7 @@ def test_a_screen_reader_hears_the_end_and_not_each_word(page: Any) -> None:
     assert page.get_attribute(".state", "role") == "status"
     assert page.inner_text(".state") == "Done."
     assert page.locator("[aria-live], [role=status], [role=alert]").locator(".stream").count() == 0
-    assert page.get_attribute("#stage-0 img.picture", "alt").startswith("The picture: two pandas")
+    assert page.get_attribute("#stage-0 img.picture", "alt").startswith("The image: two pandas")
 
 
 @pytest.mark.parametrize("size", [PHONE, {"width": 320, "height": 640}])

@@ -118,7 +118,7 @@ def test_what_is_no_picture_is_refused_by_the_server_in_words(
     page.set_input_files("#file", path)
     page.wait_for_selector("#stage-0 .pane:visible")
     run(page, state="failed")
-    assert "The server cannot use this request." in words(page)
+    assert "The request is invalid." in words(page)
     pick_sample(page)
     run(page)
     assert words(page, ".stream") == "two pandas"
@@ -186,7 +186,7 @@ def test_i5_a_server_killed_in_mid_stream_and_started_again(
     run(page, state="streaming")
     slow_server.signal(signal.SIGKILL)
     page.wait_for_selector("#answer-0[data-state=failed]")
-    assert "went away in the middle of the answer" in words(page)
+    assert "connection was lost during the answer" in words(page)
     keep_shot(page, "killed")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector("#answer-0 .problem:has-text('cannot be reached')")

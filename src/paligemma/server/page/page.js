@@ -1,5 +1,4 @@
-// The page: joins picture, question, models, answers and history. Knows every part and does none
-// of their work.
+// The page: connects image, question, models, answers and history.
 
 import { AnswerView } from "./js/answer.js";
 import * as api from "./js/api.js";
@@ -43,7 +42,7 @@ function chooseTask(name) {
   showLanguages();
 }
 
-/** Those that the model knows, if it says so. A caption is always in some language. */
+/** The model's languages, if it lists them. A caption always has a language. */
 function showLanguages() {
   const known = models.find((model) => model.id === byId("model").value)?.languages;
   for (const option of byId("language").options) {
@@ -78,7 +77,7 @@ function buildControls() {
   chooseTask("caption");
 }
 
-// The picture
+// The image
 
 function setPicture(chosen, sample = null) {
   forget(...views);
@@ -122,7 +121,7 @@ function run() {
   if (isBusy()) return; // a double click asks once
   const task = taskOf(route());
   if (!picture) {
-    sayProblem("Choose a picture first: your own, or one of the samples.");
+    sayProblem("Choose an image first: your own or a sample.");
     byId("choose").focus();
     return;
   }
@@ -264,7 +263,7 @@ async function connect() {
     return true;
   } catch (error) {
     if (error.status === 401 || error.status === 403) {
-      setStatus("key", "asks for a key");
+      setStatus("key", "requires a key");
       askForKey(null);
     } else if (error.status === 503) {
       setStatus("loading", "loading the model");

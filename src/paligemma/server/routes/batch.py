@@ -22,18 +22,18 @@ from starlette.responses import Response
 from paligemma.errors import BusyError
 from paligemma.server.errors import ApiError, to_api_error
 from paligemma.server.handler import RequestHandler, read_body, run_blocking
+from paligemma.server.jobs import gather_results
 from paligemma.server.logs import log_error
 from paligemma.server.requests import GenerativeRequest, validate
 from paligemma.server.responses import BatchLine, error_responses
 from paligemma.server.routes.native import REQUESTS, build_response
 from paligemma.server.sse import EventStream
 from paligemma.server.strict_json import JsonError, read_json
-from paligemma.server.tickets import gather_results
 
 MAX_LINES = 4096
 MAX_ID_CHARACTERS = 128
 AT_ONCE = 16
-"""Lines of one batch that the service has at a time, so that other clients get their turns."""
+"""Maximum number of lines of a batch in the service, so that other clients get their turns."""
 
 _MEMORY_BYTES = 64 * 2**20
 _BUSY_SECONDS = 0.1
@@ -147,7 +147,7 @@ async def _answers(
     client: str,
     lines: list[tuple[str, bytes, dict[str, Any]]],
 ) -> AsyncIterator[bytes]:
-    """One line per line, as they are done; at most `AT_ONCE` at a time."""
+    """One answer per line, as they are done; at most `AT_ONCE` lines run at a time."""
     waiting = iter(lines)
     running: set[asyncio.Task[bytes]] = set()
 

@@ -17,7 +17,8 @@ from starlette.responses import Response
 
 from paligemma.answering import Usage
 from paligemma.results import Objects, Result
-from paligemma.server.handler import RequestHandler, request_schema
+from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
+from paligemma.server.jobs import Ticket, gather_results, merge_updates
 from paligemma.server.requests import (
     AskRequest,
     CaptionRequest,
@@ -41,12 +42,10 @@ from paligemma.server.responses import (
 )
 from paligemma.server.sse import (
     EventStream,
-    cancel_on_disconnect,
     event_description,
     event_frame,
     start_stream,
 )
-from paligemma.server.tickets import Ticket, gather_results, merge_updates
 
 REQUESTS: dict[str, type[TaskRequest]] = {
     "caption": CaptionRequest,

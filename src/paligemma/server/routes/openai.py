@@ -27,8 +27,8 @@ from paligemma.mini import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.errors import ApiError
-from paligemma.server.handler import RequestHandler, request_schema
-from paligemma.server.jobs import Job, JobOptions
+from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
+from paligemma.server.jobs import Job, JobOptions, Ticket, merge_updates
 from paligemma.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -64,12 +64,10 @@ from paligemma.server.responses import (
 )
 from paligemma.server.sse import (
     EventStream,
-    cancel_on_disconnect,
     event_description,
     event_frame,
     start_stream,
 )
-from paligemma.server.tickets import Ticket, merge_updates
 from paligemma.tasks.parse_prompt import parse_prompt
 
 OPENAI_REQUESTS: tuple[type[RequestModel], ...] = (ChatRequest, CompletionRequest)
@@ -110,14 +108,14 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
     started = int(time.time())
 
     @router.get("/v1/models", response_class=Response, responses=_model_responses(ModelList))
-    async def models() -> Response:
+    async def list_models() -> Response:
         """List the served model and its adapters."""
         return json_response(ModelList(object="list", data=_models(handler, started)))
 
     @router.get(
         "/v1/models/{model:path}", response_class=Response, responses=_model_responses(ModelEntry)
     )
-    async def model(model: str) -> Response:
+    async def get_model(model: str) -> Response:
         """Return one of the served models."""
         entries = {entry.id: entry for entry in _models(handler, started)}
         name, _ = handler.find_model(model)
@@ -362,11 +360,11 @@ async def _ask_chat(handler: RequestHandler, body: ChatRequest, client: str) -> 
             task=task,
             prompt=body.prompt if task is None else None,
             images=images,
-            options=one,
+            options=options,
             client=client,
-            stream=True,  # a typed result is no longer the model's own text, the pieces are
+            stream=True,  # only the streamed pieces are the text as the model generated it
         )
-        for one in spread
+        for options in spread
     ]
     return _submitted(handler, _CHAT, body, model, jobs, has_logprobs=bool(body.logprobs))
 
@@ -385,12 +383,12 @@ async def _ask_completions(
         Job(
             prompt=prompt,
             images=images,
-            options=one,
+            options=options,
             client=client,
             stream=True,
         )
         for prompt in body.prompts
-        for one in spread
+        for options in spread
     ]
     has_logprobs = body.logprobs is not None
     return _submitted(handler, _COMPLETIONS, body, model, jobs, has_logprobs=has_logprobs)
@@ -404,7 +402,7 @@ async def _image_at(handler: RequestHandler, url: str) -> bytes:
 
 def _options(body: OpenAiRequest, adapter: str | None, num_top_logprobs: int) -> JobOptions:
     return JobOptions(
-        max_tokens=body.num_tokens,
+        max_new_tokens=body.num_tokens,
         temperature=body.temperature or 0.0,
         top_p=body.top_p,
         top_k=body.top_k,
@@ -437,7 +435,7 @@ def _spread(
             param="n",
         )
     options.check(handler.limits)
-    return [replace(options, n_th=number) for number in range(num_answers)]
+    return [replace(options, sample_index=number) for number in range(num_answers)]
 
 
 def _submitted(
@@ -526,11 +524,11 @@ async def _frames(submission: _Submission) -> AsyncGenerator[bytes, None]:
     """The chunks of a stream, without its closing line."""
     dialect = submission.dialect
     texts = [_TokenTexts(submission.tokenizer) for _ in submission.tickets]
-    begun: set[int] = set()
+    started: set[int] = set()
 
     def frames(index: int, piece: ResponseModel) -> bytes:
-        first = None if index in begun else dialect.first_piece(index)
-        begun.add(index)
+        first = None if index in started else dialect.first_piece(index)
+        started.add(index)
         pieces = [piece] if first is None else [first, piece]
         return b"".join(_chunk(submission, each) for each in pieces)
 
@@ -581,9 +579,9 @@ def _models(handler: RequestHandler, created: int) -> list[ModelEntry]:
 
     def entry(name: str) -> ModelEntry:
         # The license and languages of an adapter are not those of its base.
-        own = {"parent": base} if name != base else {"parent": None, **_model_details(predictor)}
+        parent = {"parent": base} if name != base else {"parent": None, **_model_details(predictor)}
         return ModelEntry(
-            id=name, object="model", created=created, owned_by="paligemma", **own, **details
+            id=name, object="model", created=created, owned_by="paligemma", **parent, **details
         )
 
     return [entry(name) for name in handler.service.models]

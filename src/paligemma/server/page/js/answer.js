@@ -1,5 +1,4 @@
-// One model's answer: waiting, streaming, whole, stopped or failed, beside its picture.
-// Knows results and how to show them; knows no server.
+// One model's answer next to its image: waiting, streaming, complete, stopped or failed.
 
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
 import { byId, element, toast } from "./dom.js";
@@ -19,8 +18,8 @@ export class AnswerView {
       "p",
       { class: "invitation" },
       element("img", { src: "page/icon.svg", alt: "", width: 52, height: 52 }),
-      element("strong", {}, "Start with a picture"),
-      "Drop or paste one here, choose a file, or take one of the samples.",
+      element("strong", {}, "Start with an image"),
+      "Drop or paste one here, choose a file, or use a sample.",
     );
     this.invitation.addEventListener("click", () => byId("choose").click()); // as the button does
     this.modelName = element("p", { class: "model-name", hidden: true });
@@ -44,7 +43,7 @@ export class AnswerView {
     this.clear();
   }
 
-  /** Names the model on picture and answer, where there are two of them. */
+  /** Shows the model's name on image and answer when there are two models. */
   nameModel(model) {
     this.modelName.textContent = model;
     this.modelName.hidden = model === "";
@@ -56,7 +55,7 @@ export class AnswerView {
     this.outcome = null;
     this.overlay.clear();
     this.setState("idle", "");
-    const hint = "The answer appears here, word by word, or box by box.";
+    const hint = "The answer appears here, word by word or box by box.";
     this.body.replaceChildren(element("p", { class: "hint" }, hint));
   }
 
@@ -71,20 +70,20 @@ export class AnswerView {
     this.asked = asked;
     this.outcome = null;
     this.overlay.clear();
-    this.setState("waiting", "Looking at the picture …");
+    this.setState("waiting", "Reading the image …");
     this.text = "";
     this.objects = [];
     this.hidden = new Set();
     this.least = 0;
     this.rows = new Map();
-    // Not a live region: a screen reader gets the whole answer at the end, not every piece of it.
+    // Not a live region: a screen reader reads the whole answer at the end, not every part of it.
     this.stream = element("p", { class: "stream", dir: "auto" });
     this.list = element("ul", { class: "objects" });
     this.body.replaceChildren(this.givesObjects() ? this.list : this.stream);
     this.stage.classList.toggle("sticks", this.givesObjects());
   }
 
-  /** On a narrow page the answer is below; boxes are looked at beside their picture. */
+  /** On a narrow page the answer is below the image; boxes are shown next to their image. */
   comeIntoView() {
     if (matchMedia("(max-width: 899px)").matches) this.section.scrollIntoView({ block: "start" });
   }
@@ -105,7 +104,7 @@ export class AnswerView {
     this.list.append(this.row(object));
     this.overlay.set(this.objects, this.labels());
     const count = this.objects.length;
-    this.setState("streaming", count === 1 ? "One found so far …" : `${count} found so far …`);
+    this.setState("streaming", count === 1 ? "1 found so far …" : `${count} found so far …`);
   }
 
   /** What was asked for, in order, then what else the model named. */
@@ -113,7 +112,7 @@ export class AnswerView {
     return [...new Set([...(this.asked.fields.phrases ?? []), ...this.objects.map((o) => o.label)])];
   }
 
-  /** `outcome`: {result, usage, model, seconds} as `api.answer` gives it. */
+  /** `outcome`: {result, usage, model, seconds} as `api.answer` returns it. */
   finish(outcome) {
     this.outcome = outcome;
     const { result } = outcome;
@@ -128,7 +127,7 @@ export class AnswerView {
     const shown = this.text || "(nothing: the model ended at once)";
     const kind = this.text ? "stream" : "stream nothing";
     const attributes = { class: kind, dir: "auto" };
-    if (this.asked.fields.lang) attributes.lang = this.asked.fields.lang;
+    if (this.asked.fields.language) attributes.lang = this.asked.fields.language;
     this.body.replaceChildren(element("p", attributes, shown));
   }
 
@@ -140,10 +139,10 @@ export class AnswerView {
     this.body.replaceChildren(this.filters(), this.list, this.none);
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
     if (this.objects.length && result.missing?.length) add(`Not found: ${result.missing.join(", ")}`);
-    for (const problem of result.problems ?? []) add(`Left out, ${problem.kind}: ${problem.detail}`);
-    const raw = element("pre", { tabindex: 0, "aria-label": "What the model wrote" }, result.text ?? "");
+    for (const problem of result.problems ?? []) add(`Ignored, ${problem.kind}: ${problem.detail}`);
+    const raw = element("pre", { tabindex: 0, "aria-label": "Generated text" }, result.text ?? "");
     this.body.append(
-      element("details", {}, element("summary", {}, "What the model wrote"), raw),
+      element("details", {}, element("summary", {}, "Generated text"), raw),
     );
     this.filter();
   }
@@ -195,7 +194,7 @@ export class AnswerView {
       this.state.textContent = this.summary();
     });
     place.append(
-      element("div", { class: "threshold" }, element("label", { for: id }, "Lowest score"), slider, value),
+      element("div", { class: "threshold" }, element("label", { for: id }, "Minimum score"), slider, value),
     );
     const group = element("div", { class: "toggles", role: "group", "aria-label": "Labels shown" });
     const labels = this.labels().filter((label) => this.objects.some((o) => o.label === label));
@@ -234,8 +233,8 @@ export class AnswerView {
     for (const [object, row] of this.rows) row.hidden = !seen.has(object);
     this.none.hidden = seen.size > 0;
     this.none.textContent = this.objects.length
-      ? "Nothing reaches this score, or its label is switched off."
-      : "The model found nothing of this kind.";
+      ? "No object has this score, or its label is hidden."
+      : "The model found no such object.";
     this.overlay.set([...seen], this.labels());
   }
 
@@ -295,7 +294,7 @@ function tokens(count) {
   return count === 1 ? "1 token written" : `${count} tokens written`;
 }
 
-/** What the page can draw: everything else is left out, whoever sent it. */
+/** The objects that the page can draw; all others are left out. */
 function isObject(object) {
   const box = object?.box_normalized_xyxy;
   return (
@@ -318,7 +317,7 @@ async function copy(text, name) {
     const copied = document.execCommand("copy");
     area.remove();
     focused?.focus();
-    if (!copied) return toast("This browser does not let the page copy.");
+    if (!copied) return toast("The browser does not allow copying.");
   }
   return toast(`Copied as ${name}.`);
 }

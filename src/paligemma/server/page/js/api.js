@@ -1,9 +1,8 @@
-// Talks to the server: which models it has, what it takes, and one streamed answer.
-// Knows the addresses and the form of requests and events; knows nothing of what is on screen.
+// Requests to the server: its models, its limits, and one streamed answer.
 
 import { events } from "./sse.js";
 
-/** Why there is no (whole) answer: an HTTP status, or kind "unreachable", "cut" or "stopped". */
+/** Why there is no complete answer: an HTTP status, or kind "unreachable", "cut" or "stopped". */
 export class AnswerError extends Error {
   constructor(kind, message = "", { status = 0, retryAfter = null, id = "" } = {}) {
     super(message);
@@ -69,7 +68,7 @@ export async function limits() {
  * One answer, streamed.
  *
  * `route` is "caption", "ask", ...; `picture` a {blob, name}; `fields` the rest of the request.
- * `on.token(text)` and `on.object(object)` are called as they come. Gives {result, usage, model};
+ * `on.token(text)` and `on.object(object)` are called as they arrive. Returns {result, usage, model};
  * throws AnswerError.
  */
 export async function answer(route, picture, fields, on, signal) {

@@ -1,5 +1,4 @@
-// An answer in the forms that people carry elsewhere: JSON, COCO, Python and curl.
-// Knows results and quoting; knows no elements.
+// Copies of an answer as JSON, COCO, Python and curl.
 
 import { area } from "./masks.js";
 
@@ -8,7 +7,7 @@ export function toJson(result, objects) {
   return JSON.stringify(objects ? { ...result, objects } : result, null, 2);
 }
 
-/** A COCO dataset of this picture, in the form of paligemma's `to_coco()`. */
+/** A COCO data set of this image, as paligemma's `to_coco()` writes it. */
 export function toCoco(result, objects, name) {
   const names = [...new Set([...result.phrases, ...objects.map((object) => object.label)])];
   const [width, height] = result.size_wh;
@@ -39,8 +38,8 @@ export function toPython(route, fields, name, model, base) {
   const adapter = model === base ? "" : `, adapter=${text(`FOLDER OF ${model}`)}`;
   const image = text(fileName(name));
   const calls = {
-    caption: () => `caption(${image}, ${text(fields.lang)})`,
-    ask: () => `ask(${image}, ${text(fields.question)}${fields.lang ? `, ${text(fields.lang)}` : ""})`,
+    caption: () => `caption(${image}, ${text(fields.language)})`,
+    ask: () => `ask(${image}, ${text(fields.question)}${fields.language ? `, ${text(fields.language)}` : ""})`,
     ocr: () => `ocr(${image})`,
     detect: () => `detect(${image}, ${phrases(fields)})`,
     segment: () => `segment(${image}, ${phrases(fields)})`,

@@ -1,6 +1,7 @@
-// Masks out of COCO's compressed run lengths. Knows no screen.
-// The format: pycocotools, maskApi.h. Runs of zeros and ones in turn, down the columns; each
-// count in groups of five bits, from the third one on as a difference to the one before the last.
+// Decodes masks from COCO's compressed run-length encoding.
+// The format is that of pycocotools (maskApi.h): alternating runs of zeros and ones down the
+// columns. Each count is in groups of five bits, from the third one on as the difference from the
+// count before the last.
 
 /** The run lengths as numbers. */
 export function runLengths(counts) {

@@ -1,6 +1,6 @@
-// A picture with boxes and masks over it. Knows geometry and colors; knows no server.
+// An image with boxes and masks drawn over it.
 //
-// Picture, masks and boxes lie in one grid cell, each fitted into it as `object-fit: contain`
+// Image, masks and boxes lie in one grid cell, each fitted into it as `object-fit: contain`
 // does, so that they cover each other at any size of the window.
 
 import { element } from "./dom.js";
@@ -59,7 +59,7 @@ export class Overlay {
 
   show(picture) {
     this.image.src = picture.url;
-    this.image.alt = `The picture: ${picture.about}`;
+    this.image.alt = `The image: ${picture.about}`;
     this.pane.style.aspectRatio = `${picture.width} / ${picture.height}`;
     this.size = [picture.width, picture.height];
     this.clear();

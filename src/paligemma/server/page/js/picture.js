@@ -1,12 +1,11 @@
-// Where pictures come from: drop, paste, file, camera, samples. Knows files and the page's
-// elements for them; knows no models and no answers.
+// Gets images by drop, paste, file, camera or sample.
 
 import { byId, element } from "./dom.js";
 import { fileProblem } from "./words.js";
 
 const SMALLER_SIDE = 1600;
 
-// Drawn in the world of the model in the package, so that it has something to say about each.
+// Images of the kind that mini, the model in the package, was trained on.
 export const SAMPLES = [
   {
     file: "pandas.jpg",
@@ -52,7 +51,7 @@ export const SAMPLES = [
   },
 ];
 
-/** {blob, name, url, width, height, about} of a file; throws an Error in words. */
+/** {blob, name, url, width, height, about} of a file; throws an Error with a message for people. */
 export async function openPicture(blob, name, about = name) {
   const url = URL.createObjectURL(blob);
   const image = new Image();
@@ -66,7 +65,7 @@ export async function openPicture(blob, name, about = name) {
   return { blob, name, url, about, width: image.naturalWidth, height: image.naturalHeight };
 }
 
-/** A copy that any server takes: JPEG, no side longer than 1600 pixels. */
+/** A smaller copy: JPEG, no side longer than 1600 pixels. */
 export async function smaller(picture) {
   const image = new Image();
   image.src = picture.url;
@@ -76,19 +75,19 @@ export async function smaller(picture) {
   canvas.width = Math.max(1, Math.round(picture.width * scale));
   canvas.height = Math.max(1, Math.round(picture.height * scale));
   const context = canvas.getContext("2d");
-  context.fillStyle = "#fff"; // JPEG knows no transparency; the server lays pictures on white too
+  context.fillStyle = "#fff"; // JPEG has no transparency; the server uses white as well
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9));
-  if (!blob) throw new Error("This browser could not make the picture smaller.");
+  if (!blob) throw new Error("The browser could not scale the image down.");
   const name = `${picture.name.replace(/\.[^.]*$/, "")}-small.jpg`;
   return openPicture(blob, name, picture.about);
 }
 
 /**
- * Connects every way a picture can come in.
+ * Connects all ways to choose an image.
  *
- * `onPicture(picture, sample | null)` hears of each one, `onProblem(text)` of what is none.
+ * `onPicture(picture, sample | null)` gets each image, `onProblem(text)` each error.
  */
 export function listen(onPicture, onProblem) {
   let latest = 0;
@@ -144,7 +143,7 @@ export function listen(onPicture, onProblem) {
     mark();
     const file = event.dataTransfer?.files[0];
     if (file) takeFile(file);
-    else onProblem("That was no file. Save the picture first, then drop the file here.");
+    else onProblem("This is not a file. Save the image first, then drop the file here.");
   });
 
   for (const sample of SAMPLES) {
@@ -152,7 +151,7 @@ export function listen(onPicture, onProblem) {
     const pick = () =>
       take(async () => {
         const response = await fetch(address).catch(() => null);
-        if (!response?.ok) throw new Error("The server cannot be reached for the sample picture.");
+        if (!response?.ok) throw new Error("The server cannot be reached to load the sample.");
         return openPicture(await response.blob(), sample.file, sample.about);
       }, sample);
     const image = element("img", { src: address, alt: sample.about, width: 72, height: 72 });

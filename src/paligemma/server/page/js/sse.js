@@ -1,5 +1,4 @@
-// Server-sent events out of a response's body. Knows the format (HTML standard, section
-// "Server-sent events"); knows nothing of what the events mean.
+// Reads server-sent events from a response's body (HTML standard, section "Server-sent events").
 
 /** Each event as {event, data}, as soon as its blank line has come. */
 export async function* events(body) {

@@ -1,5 +1,4 @@
-// What one can ask for: route, fields of the request, and the words for it on the page.
-// A table; knows no elements and no server.
+// The tasks: route, fields of the request, and their texts on the page.
 
 /** The phrases of "cat ; dog". */
 export function phrasesOf(text) {
@@ -12,25 +11,25 @@ export const TASKS = [
     name: "Caption",
     hint: "A short description in the language you choose.",
     run: "Describe it",
-    fields: (form) => ({ lang: form.language || "en" }),
-    title: (fields) => `Caption, ${fields.lang}`,
+    fields: (form) => ({ language: form.language || "en" }),
+    title: (fields) => `Caption, ${fields.language}`,
   },
   {
     route: "ask",
     name: "Ask",
-    hint: "An answer to a question about the picture.",
+    hint: "An answer to a question about the image.",
     run: "Ask",
     needs: ["question", "Write a question first."],
     fields: (form) => ({
       question: form.question.trim(),
-      ...(form.language && { lang: form.language }),
+      ...(form.language && { language: form.language }),
     }),
     title: (fields) => fields.question,
   },
   {
     route: "ocr",
     name: "Read",
-    hint: "The text that stands in the picture.",
+    hint: "The text in the image.",
     run: "Read it",
     fields: () => ({}),
     title: () => "Read",
@@ -38,25 +37,25 @@ export const TASKS = [
   {
     route: "detect",
     name: "Detect",
-    hint: "A box around each thing you name.",
+    hint: "A box around each object you name.",
     run: "Find them",
-    needs: ["phrases", "Name at least one thing first."],
+    needs: ["phrases", "Name at least one object first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),
     title: (fields) => `Detect ${fields.phrases.join(" ; ")}`,
   },
   {
     route: "segment",
     name: "Segment",
-    hint: "A box and the shape of each thing you name.",
+    hint: "A box and a mask for each object you name.",
     run: "Cut them out",
-    needs: ["phrases", "Name at least one thing first."],
+    needs: ["phrases", "Name at least one object first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),
     title: (fields) => `Segment ${fields.phrases.join(" ; ")}`,
   },
   {
     route: "generate",
     name: "Prompt",
-    hint: "Your own words, handed to the model as they are.",
+    hint: "Any prompt, sent to the model verbatim.",
     run: "Send",
     needs: ["prompt", "Write a prompt first."],
     fields: (form) => ({ prompt: form.prompt }),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from paligemma.server.fair_queue import FairQueue
+from paligemma.server.jobs import FairQueue
 
 
 def test_clients_take_turns_and_keep_their_own_order() -> None:
