@@ -100,7 +100,7 @@ def test_missing_pictures_are_counted_and_some_are_named(official: Official) -> 
     with pytest.raises(DataError) as caught:
         open_benchmark("docvqa", official.folder)
     message = str(caught.value)
-    assert "8 of the 9 pictures of DocVQA (val) are not" in message
+    assert "8 of the 9 images of DocVQA (val) are missing" in message
     assert "'val/documents/1.png'" in message
     assert "and 3 more" in message
     assert "rrc.cvc.uab.es" in message

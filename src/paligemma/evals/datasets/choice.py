@@ -96,7 +96,7 @@ AI2D = Benchmark(
     homepage="https://allenai.org/data/diagrams",
     max_new_tokens=128,
     note="The prompt has two spaces after 'en', as in the papers' configs. Letters are drawn in "
-    "Pillow's font (big_vision took DM Sans).",
+    "Pillow's font (big_vision used DM Sans).",
 )
 
 
@@ -111,9 +111,9 @@ class LetterAccuracy:
     def score(self, predictions: Sequence[str], references: References) -> MetricResult:
         scores = []
         for prediction, accepted in pair(predictions, references):
-            said = _ANSWER.match(prediction.lower())
-            wanted = {found[1] for text in accepted if (found := _ANSWER.match(text.lower()))}
-            scores.append(float(said is not None and said[1] in wanted))
+            match = _ANSWER.match(prediction.lower())
+            letters = {m[1] for text in accepted if (m := _ANSWER.match(text.lower()))}
+            scores.append(float(match is not None and match[1] in letters))
         return mean_result("letter_accuracy", scores)
 
 
@@ -123,7 +123,7 @@ def _scienceqa_needs(split: str) -> tuple[Needed, ...]:
 
 
 def _read_scienceqa(source: SplitSource) -> Iterator[Item]:
-    """Questions without a picture are left out, as in the papers."""
+    """Questions without an image are left out, as in the papers."""
     for problem_id, entry in read_json(source.folder / "problems.json").items():
         if entry["split"] != source.split or not entry["image"]:
             continue

@@ -70,8 +70,9 @@ def precision_recall(
         if best >= 0 and overlaps[best] >= iou_threshold and not taken[number][best]:
             taken[number][best] = True
             right[rank] = 1.0
-    found = np.cumsum(right)
-    return found / np.arange(1, len(ranked) + 1), found / max(1, sum(map(len, true)))
+    num_right = np.cumsum(right)
+    num_true = max(1, sum(map(len, true)))
+    return num_right / np.arange(1, len(ranked) + 1), num_right / num_true
 
 
 def _every_point(precision: Curve, recall: Curve) -> float:
