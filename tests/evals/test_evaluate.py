@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paligemma.data import open_data
 from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
 from paligemma.evals import evaluation as module
@@ -284,6 +285,33 @@ def test_metrics_that_do_not_fit_are_told(
         evaluate(predictor, [], tmp_path)
     with pytest.raises(OptionError, match=r"Did you mean: .*exact_match"):
         EvalOptions(metrics=("exactmatch",))
+
+
+def test_a_limit_keeps_the_first_records_and_their_groups(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Answers(monkeypatch, {"0": "yes", "1": "no", "2": "no"})
+    records = [blank(str(i), "answer en is it?", suffix="yes") for i in range(3)]
+    data = EvalSet(records=records, grouping=Grouping(names=("x", "x", "y"), is_mean=False))
+    (score,) = evaluate(predictor, data, tmp_path, EvalOptions(limit=2)).scores
+    assert score.num_records == 2
+    assert score.result.details["group/x"] == 0.5
+    assert "group/y" not in score.result.details
+
+
+def test_opened_data_keep_their_name_and_classes(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "0.png")
+    line = {"image": "0.png", "objects": [{"label": "cat", "box_xyxy": [1, 1, 9, 9]}]}
+    (tmp_path / "cats.jsonl").write_text(json.dumps(line) + "\n")
+    data = EvalSet.of(open_data(tmp_path / "cats.jsonl"))
+    assert (data.name, data.class_names, data.object_task) == ("cats.jsonl", ("cat",), "detect")
+    assert EvalSet.of(list(data.records)).class_names == ()
+
+
+@pytest.mark.parametrize("options", [{"task": "translate"}, {"metrics": ("cidr",)}])
+def test_options_that_do_not_exist_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"There is no (task|metric)"):
+        EvalOptions(**options)
 
 
 @pytest.mark.parametrize(
