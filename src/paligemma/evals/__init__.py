@@ -32,21 +32,12 @@ if TYPE_CHECKING:
     from paligemma.evals.evaluation import Evaluation as Evaluation
     from paligemma.evals.evaluation import evaluate as evaluate
     from paligemma.evals.evaluation import score_predictions as score_predictions
-    from paligemma.evals.metrics.answers import DirectAnswerAccuracy as DirectAnswerAccuracy
-    from paligemma.evals.metrics.answers import ExactMatch as ExactMatch
-    from paligemma.evals.metrics.answers import RelaxedAccuracy as RelaxedAccuracy
-    from paligemma.evals.metrics.answers import VqaAccuracy as VqaAccuracy
     from paligemma.evals.metrics.captions import Bleu as Bleu
     from paligemma.evals.metrics.captions import Cider as Cider
     from paligemma.evals.metrics.captions import RougeL as RougeL
     from paligemma.evals.metrics.counting import CountAccuracy as CountAccuracy
     from paligemma.evals.metrics.counting import PointingAccuracy as PointingAccuracy
     from paligemma.evals.metrics.detection import MeanAveragePrecision as MeanAveragePrecision
-    from paligemma.evals.metrics.edit_distance import Anls as Anls
-    from paligemma.evals.metrics.edit_distance import ErrorRate as ErrorRate
-    from paligemma.evals.metrics.edit_distance import (
-        NormalizedEditDistance as NormalizedEditDistance,
-    )
     from paligemma.evals.metrics.mask_iou import MaskIou as MaskIou
     from paligemma.evals.metrics.molecules import SmilesExactMatch as SmilesExactMatch
     from paligemma.evals.metrics.molecules import TanimotoSimilarity as TanimotoSimilarity
@@ -59,6 +50,15 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.text_regions import DetEval as DetEval
     from paligemma.evals.metrics.text_regions import TextDetection as TextDetection
     from paligemma.evals.metrics.text_regions import Word as Word
+    from paligemma.evals.metrics.texts import Anls as Anls
+    from paligemma.evals.metrics.texts import DirectAnswerAccuracy as DirectAnswerAccuracy
+    from paligemma.evals.metrics.texts import ErrorRate as ErrorRate
+    from paligemma.evals.metrics.texts import ExactMatch as ExactMatch
+    from paligemma.evals.metrics.texts import (
+        NormalizedEditDistance as NormalizedEditDistance,
+    )
+    from paligemma.evals.metrics.texts import RelaxedAccuracy as RelaxedAccuracy
+    from paligemma.evals.metrics.texts import VqaAccuracy as VqaAccuracy
     from paligemma.evals.metrics.voc_detection import VocAveragePrecision as VocAveragePrecision
     from paligemma.evals.named_metrics import NamedMetric as NamedMetric
     from paligemma.evals.named_metrics import metric_named as metric_named
@@ -83,19 +83,21 @@ else:
             "datasets.open": ("BENCHMARKS", "find_benchmark", "open_benchmark"),
             "metrics.result": ("MetricResult",),
             "metrics.objects": ("FoundObject", "ReferenceObject", "ReferenceImage"),
-            "metrics.answers": (
-                "DirectAnswerAccuracy",
-                "ExactMatch",
-                "RelaxedAccuracy",
-                "VqaAccuracy",
-            ),
             "metrics.captions": ("Bleu", "Cider", "RougeL"),
             "metrics.counting": ("CountAccuracy", "PointingAccuracy"),
             "metrics.detection": ("MeanAveragePrecision",),
-            "metrics.edit_distance": ("Anls", "ErrorRate", "NormalizedEditDistance"),
             "metrics.mask_iou": ("MaskIou",),
             "metrics.molecules": ("SmilesExactMatch", "TanimotoSimilarity"),
             "metrics.tables": ("Grits", "Teds"),
+            "metrics.texts": (
+                "Anls",
+                "DirectAnswerAccuracy",
+                "ErrorRate",
+                "ExactMatch",
+                "NormalizedEditDistance",
+                "RelaxedAccuracy",
+                "VqaAccuracy",
+            ),
             "metrics.text_regions": ("DetEval", "TextDetection", "Word"),
             "metrics.voc_detection": ("VocAveragePrecision",),
         },

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paligemma.errors import OptionError
-from paligemma.evals.metrics.answers import (
-    DirectAnswerAccuracy,
-    ExactMatch,
-    RelaxedAccuracy,
-    VqaAccuracy,
-)
 from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
 from paligemma.evals.metrics.counting import CountAccuracy, PointingAccuracy
 from paligemma.evals.metrics.detection import MeanAveragePrecision
-from paligemma.evals.metrics.edit_distance import Anls, ErrorRate, NormalizedEditDistance
 from paligemma.evals.metrics.mask_iou import MaskIou
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.result import MetricResult, Reads
 from paligemma.evals.metrics.tables import Grits, Teds
 from paligemma.evals.metrics.text_regions import DetEval, TextDetection
+from paligemma.evals.metrics.texts import (
+    Anls,
+    DirectAnswerAccuracy,
+    ErrorRate,
+    ExactMatch,
+    NormalizedEditDistance,
+    RelaxedAccuracy,
+    VqaAccuracy,
+)
 from paligemma.evals.metrics.voc_detection import VocAveragePrecision
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.evals.metrics.answers import ExactMatch, RelaxedAccuracy
+from paligemma.evals.metrics.texts import ExactMatch, RelaxedAccuracy
 
 NUMBERS = st.integers(-10_000, 10_000).filter(bool)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import MissingExtraError
-from paligemma.evals.metrics.edit_distance import Anls, edit_distance, normalized_edit_distance
+from paligemma.evals.metrics.texts import Anls, edit_distance, normalized_edit_distance
 
 pytest.importorskip("rapidfuzz", reason="the eval extra is not installed")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import DataError
-from paligemma.evals.metrics.edit_distance import ErrorRate, NormalizedEditDistance, Unit
+from paligemma.evals.metrics.texts import ErrorRate, NormalizedEditDistance, Unit
 
 pytest.importorskip("rapidfuzz", reason="the eval extra is not installed")
 

@@ -6,18 +6,20 @@ import math
 import pytest
 
 from paligemma.errors import DataError
-from paligemma.evals.metrics.answers import (
-    DirectAnswerAccuracy,
-    ExactMatch,
-    RelaxedAccuracy,
-    VqaAccuracy,
-)
 from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
 from paligemma.evals.metrics.counting import CountAccuracy
-from paligemma.evals.metrics.edit_distance import Anls, ErrorRate, NormalizedEditDistance
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.result import MetricResult, TextMetric, mean_result, pair
 from paligemma.evals.metrics.tables import Grits, Teds
+from paligemma.evals.metrics.texts import (
+    Anls,
+    DirectAnswerAccuracy,
+    ErrorRate,
+    ExactMatch,
+    NormalizedEditDistance,
+    RelaxedAccuracy,
+    VqaAccuracy,
+)
 
 METRICS: list[TextMetric] = [
     VqaAccuracy(),

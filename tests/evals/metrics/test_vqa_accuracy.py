@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.evals.metrics.answers import (
+from paligemma.evals.metrics.texts import (
     DirectAnswerAccuracy,
     VqaAccuracy,
     normalize_answer,

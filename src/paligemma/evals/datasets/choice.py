@@ -15,8 +15,8 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json, read_lines
 from paligemma.evals.datasets.prompts import CHOOSE, SCIENCE, choose, letter, science
-from paligemma.evals.metrics.answers import ExactMatch
 from paligemma.evals.metrics.result import MetricResult, References, mean_result, pair
+from paligemma.evals.metrics.texts import ExactMatch
 from paligemma.processor.image import load_image
 
 _AI2D_FOLDERS = ("questions", "annotations", "images")

@@ -9,8 +9,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json
 from paligemma.evals.datasets.prompts import ANSWER, QUESTION
-from paligemma.evals.metrics.answers import ExactMatch, RelaxedAccuracy
-from paligemma.evals.metrics.edit_distance import Anls
+from paligemma.evals.metrics.texts import Anls, ExactMatch, RelaxedAccuracy
 
 _ROBUST_READING = "https://rrc.cvc.uab.es/?ch={} (an account is needed)"
 _DOCVQA = _ROBUST_READING.format(17)

@@ -14,8 +14,8 @@ from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_csv, read_json_lines
 from paligemma.evals.datasets.prompts import ANSWER
-from paligemma.evals.metrics.answers import ExactMatch, normalize_answer
 from paligemma.evals.metrics.result import MetricResult, References, pair
+from paligemma.evals.metrics.texts import ExactMatch, normalize_answer
 
 _KINDS = ("random", "popular", "adversarial")
 

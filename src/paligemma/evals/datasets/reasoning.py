@@ -10,7 +10,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json, read_json_lines
 from paligemma.evals.datasets.prompts import ANSWER, SENTENCE
-from paligemma.evals.metrics.answers import ExactMatch
+from paligemma.evals.metrics.texts import ExactMatch
 
 _GQA_SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 _GQA_IMAGES = Needed(path="images/", source=f"{_GQA_SITE}/images.zip")

@@ -18,7 +18,7 @@ from paligemma.errors import ImageError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json
 from paligemma.evals.datasets.prompts import ANSWER
-from paligemma.evals.metrics.answers import ExactMatch
+from paligemma.evals.metrics.texts import ExactMatch
 
 _NUMERIC = ("count", "area")
 

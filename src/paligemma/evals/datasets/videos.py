@@ -18,8 +18,8 @@ from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json, read_lines
 from paligemma.evals.datasets.prompts import ANSWER, CAPTION
-from paligemma.evals.metrics.answers import ExactMatch
 from paligemma.evals.metrics.captions import Cider
+from paligemma.evals.metrics.texts import ExactMatch
 
 _FRAMES = "frames"
 _UNAVAILABLE = "unavailable.txt"

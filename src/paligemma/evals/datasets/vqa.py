@@ -15,7 +15,7 @@ from paligemma.data.record import Record
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_csv, read_json
 from paligemma.evals.datasets.prompts import ANSWER, CHOOSE, choose
-from paligemma.evals.metrics.answers import DirectAnswerAccuracy, ExactMatch, VqaAccuracy
+from paligemma.evals.metrics.texts import DirectAnswerAccuracy, ExactMatch, VqaAccuracy
 from paligemma.processor.image import load_image
 
 _COCO = "http://images.cocodataset.org/zips/{}.zip"

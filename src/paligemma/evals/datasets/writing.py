@@ -21,9 +21,9 @@ from paligemma.errors import ImageError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Metric, Needed, SplitSource
 from paligemma.evals.datasets.files import read_csv, read_json_lines, read_table
 from paligemma.evals.metrics.captions import Bleu, Cider
-from paligemma.evals.metrics.edit_distance import ErrorRate
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.tables import Grits, Teds
+from paligemma.evals.metrics.texts import ErrorRate
 from paligemma.processor.image import load_image
 
 TABLE_METRICS: dict[str, Metric] = {

@@ -1,8 +1,7 @@
 """Metrics on plain values; docs/metrics.md says how each is defined and tested.
 
 result.py         MetricResult, and the pairing of predictions with references
-answers.py        exact match, relaxed accuracy of ChartQA, VQA accuracy
-edit_distance.py  ANLS, error rates of characters, words, symbols and lines
+texts.py          exact match, relaxed accuracy, VQA accuracy, ANLS, error rates
 captions.py       CIDEr-D, BLEU, ROUGE-L
 tables.py         TEDS and GriTS of HTML tables
 html_table.py     an HTML table as a tree and as a grid of cells

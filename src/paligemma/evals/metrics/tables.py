@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.edit_distance import normalized_edit_distance
 from paligemma.evals.metrics.html_table import Cell, Element, parse_table, span_of, table_cells
 from paligemma.evals.metrics.result import MetricResult, References, mean_result, pair
+from paligemma.evals.metrics.texts import normalized_edit_distance
 
 Box = tuple[float, float, float, float]
 Feature = TypeVar("Feature", bound=Hashable)
