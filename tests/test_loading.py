@@ -17,7 +17,7 @@ from paligemma.checkpoints.load import load_model
 from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
 from paligemma.fast import device
 from paligemma.fast.accelerate import quantization_of
-from paligemma.fast.cuda import check
+from paligemma.fast.cuda import model as cuda_model
 from paligemma.fast.cuda.model import CudaPaliGemma
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.gemma import FusedDecoder
@@ -263,7 +263,7 @@ def cuda_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(weight_form, "_packed_form", as_on_cuda)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(check, "accelerate_for_cuda", lambda m: CudaPaliGemma(m, backend=None))
+    monkeypatch.setattr(cuda_model, "accelerate_for_cuda", lambda m: CudaPaliGemma(m, backend=None))
 
 
 @pytest.mark.usefixtures("cuda_form")
@@ -289,7 +289,7 @@ def test_a_failed_check_on_cuda_leaves_plain_modules_and_a_note(
             fast.decoder.final_norm.weight.neg_()
         return fast
 
-    monkeypatch.setattr(check, "accelerate_for_cuda", spoiled)
+    monkeypatch.setattr(cuda_model, "accelerate_for_cuda", spoiled)
     predictor = paligemma.load(folder, device="cpu", weights=Packed())
     assert not isinstance(predictor.model, CudaPaliGemma)
     reason = "ImportError: there is no triton here)" if fault == "no compiler" else "logits differ"

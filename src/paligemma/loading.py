@@ -17,7 +17,7 @@ from paligemma.checkpoints.save import TOKENIZER_FILE
 from paligemma.checkpoints.weight_form import WeightForm
 from paligemma.config import RELEASES, PaliGemmaConfig
 from paligemma.errors import CheckpointError, OptionError, TokenizerError
-from paligemma.fast.cuda.check import accelerate_checked
+from paligemma.fast.cuda.model import accelerate_checked
 from paligemma.fast.device import choose_device
 from paligemma.fast.kernels.memory import keep_freed_memory
 from paligemma.fast.weights import (

@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from paligemma.checkpoints.checksums import sha256_of
+from paligemma.checkpoints.files import sha256_of
 from paligemma.errors import CheckpointError
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.optim import Trained, build_optimizer

@@ -1,9 +1,8 @@
 """Load and save checkpoints.
 
-json_file.py      strict parsing of small JSON files
+files.py          strict JSON, and SHA-256 checksums
 reader.py         read safetensors files, a few rows at a time
 writer.py         write safetensors files, a few rows at a time
-checksums.py      SHA-256 checksums of checkpoint files
 hf.py             Hugging Face tensor names <-> ours
 hf_config.py      config.json <-> PaliGemmaConfig
 quantized.py      the format of quantized checkpoints

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from paligemma.adapters.lora import LowRank, Part, linear_layers, lora_layers
+from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf import to_memory_name, to_released_name, to_released_names
-from paligemma.checkpoints.json_file import read_json, write_json
 from paligemma.checkpoints.reader import (
     DTYPE_CODES,
     WeightFiles,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf import num_table_rows
-from paligemma.checkpoints.json_file import read_json, write_json
 from paligemma.checkpoints.quantized import describe, read_description
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.errors import CheckpointError, OptionError

@@ -21,8 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from paligemma.checkpoints.checksums import verify_files
-from paligemma.checkpoints.json_file import read_json
+from paligemma.checkpoints.files import read_json, verify_files
 from paligemma.errors import CheckpointError
 
 PLAIN = "model"

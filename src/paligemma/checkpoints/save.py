@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paligemma.checkpoints.checksums import CHECKSUM_FILE, sha256_of
+from paligemma.checkpoints.files import CHECKSUM_FILE, sha256_of, write_json
 from paligemma.checkpoints.hf import EMBEDDING, num_table_rows, pad_table, to_released_names
 from paligemma.checkpoints.hf_config import write_config
-from paligemma.checkpoints.json_file import write_json
 from paligemma.checkpoints.quantized import (
     Q_SUFFIX,
     SCALES_SUFFIX,

@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from paligemma.checkpoints.checksums import sha256_of
+from paligemma.checkpoints.files import sha256_of
 from paligemma.checkpoints.save import flush
 from paligemma.errors import CheckpointError
 from paligemma.finetune.distributed import World
