@@ -87,17 +87,17 @@ def _trace(start: _Vertex, ends: defaultdict[_Vertex, list[_Vertex]]) -> Ring:
     `start` is the uppermost, then leftmost remaining vertex, so it is a corner.
     """
     ring: Ring = [[start[0], start[1]]]
-    here, there = start, ends[start].pop()
-    while there != start:
-        step = (there[0] - here[0], there[1] - here[1])
-        here = there
-        if len(ends[here]) == 1:
-            there = ends[here].pop()
+    vertex, following = start, ends[start].pop()
+    while following != start:
+        step = (following[0] - vertex[0], following[1] - vertex[1])
+        vertex = following
+        if len(ends[vertex]) == 1:
+            following = ends[vertex].pop()
         else:  # two pixels touch here: turning right stays with the current one
-            there = _right_of(step, here)
-            ends[here].remove(there)
-        if (there[0] - here[0], there[1] - here[1]) != step:
-            ring.append([here[0], here[1]])
+            following = _right_of(step, vertex)
+            ends[vertex].remove(following)
+        if (following[0] - vertex[0], following[1] - vertex[1]) != step:
+            ring.append([vertex[0], vertex[1]])
     return ring
 
 

@@ -8,6 +8,8 @@ detect.py          boxes for phrases
 segment.py         masks for phrases
 objects.py         parsing of object lists: boxes, labels, scores
 object_grammar.py  constrained decoding of object lists
+object_stream.py   objects of an answer while it is generated
+parse_prompt.py    the text of a prompt -> task
 seg_codec.py       masks <-> <seg> codes: the VQ-VAE
 """
 

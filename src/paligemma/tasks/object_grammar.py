@@ -23,7 +23,7 @@ LabelRule = Literal["asked", "any"]
 MAX_OBJECTS = 100
 _MAX_LABEL_TOKENS = 32
 _USUAL_LABEL_TOKENS = 8
-"""Of a label that the model chooses; few are longer."""
+"""Tokens of a label that the model chooses; few labels are longer."""
 _Ids = tuple[int, ...]
 
 
@@ -46,7 +46,7 @@ class Labels(Protocol):
 
     @property
     def usual_length(self) -> int:
-        """Tokens that a label and its separator take at most, as far as that is known."""
+        """The number of tokens to expect per label, with its separator."""
 
     def name(self, tail: _Ids, /) -> str | None:
         """Return the label if it is complete, so that the list may end here; else None."""
@@ -150,7 +150,7 @@ class ObjectList:
 
     @property
     def usual_length(self) -> int:
-        """Tokens of a list of `max_objects`, EOS included: exact for labels that were asked for."""
+        """The number of tokens of a list of `max_objects`; an upper bound if labels are given."""
         num_codes = 0 if self.grammar.codes is None else NUM_CODES_PER_MASK
         per_object = NUM_LOCS + num_codes + self.grammar.labels.usual_length
         return self.grammar.max_objects * per_object + 1

@@ -1,4 +1,4 @@
-"""From a prompt's text to the task that it belongs to, and to the kind of answer it asks for."""
+"""Parse the text of a prompt into a task, and into the kind of answer that it asks for."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ _SPECIAL_TOKENS = ("<loc", "<seg")
 
 
 def parse_prompt(prompt: str) -> Task[Any] | None:
-    """The task whose prompt this is; None where the text is no known task's.
+    """Return the task with this prompt, or None if it is not the prompt of a known task.
 
-    The task's own prompt is the text verbatim. Only lists of phrases are cleaned, as
-    `DetectTask.of` does: white space, and phrases given twice. Raises PromptError for a list
-    without a phrase.
+    The prompt of the task equals the text, except that lists of phrases are normalized as in
+    `DetectTask.of`: white space and duplicates. Raises PromptError for a list without phrases.
 
     >>> parse_prompt("answer en how many cats?")
     AnswerTask(question='how many cats?', language='en')
@@ -32,7 +31,7 @@ def parse_prompt(prompt: str) -> Task[Any] | None:
     """
     word, _, rest = prompt.partition(" ")
     if word in ("detect", "segment") and rest:
-        # With location tokens, it is the prompt of another task, of a model tuned for that.
+        # With location tokens, it is the prompt of another task, for a model tuned for it.
         if any(token in rest for token in _SPECIAL_TOKENS):
             return None
         return DetectTask.of(rest) if word == "detect" else SegmentTask.of(rest)
@@ -71,7 +70,7 @@ _KINDS: dict[str, AnswerKind] = {
 
 
 def kind_of_prompt(prompt: str) -> AnswerKind:
-    """What kind of answer a prompt asks for, by its first word; "generate" for any other text.
+    """Return the kind of answer by the prompt's first word; "generate" for any other text.
 
     >>> kind_of_prompt("describe en"), kind_of_prompt("Write me a poem.")
     ('describe', 'generate')
@@ -81,7 +80,7 @@ def kind_of_prompt(prompt: str) -> AnswerKind:
 
 
 def phrases_of_prompt(prompt: str) -> tuple[str, ...]:
-    """The phrases of a detect or segment prompt; any other prompt is one phrase.
+    """Return the phrases of a detect or segment prompt; any other prompt is a single phrase.
 
     >>> phrases_of_prompt("detect cat;dog")
     ('cat', 'dog')

@@ -187,7 +187,7 @@ def paste_mask(
     left, top, right, bottom = (math.floor(edge + 1e-6) for edge in box_xyxy)
     x1, x2 = max(left, 0), min(right, width)
     y1, y2 = max(top, 0), min(bottom, height)
-    whole = np.zeros((height, width), dtype=np.bool_)
+    full_mask = np.zeros((height, width), dtype=np.bool_)
     if x2 > x1 and y2 > y1:
         source = Image.fromarray(np.asarray(mask64, dtype=np.float32))
         across = ((x - left) * MASK_SIDE / (right - left) for x in (x1, x2))
@@ -195,8 +195,8 @@ def paste_mask(
         (u1, u2), (v1, v2) = across, down
         part = (u1, v1, u2, v2)
         resized = source.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, box=part)
-        whole[y1:y2, x1:x2] = np.asarray(resized) > 0
-    return whole
+        full_mask[y1:y2, x1:x2] = np.asarray(resized) > 0
+    return full_mask
 
 
 def mask_codec_to_npz(codec: MaskCodec) -> bytes:
