@@ -1,4 +1,4 @@
-// Attention of many queries: a whole prefix, or the patches of a picture. Tiles do the products,
+// Attention of many queries: a whole prefix, or the patches of an image. Tiles do the products,
 // and the logits of 32 queries never leave the second-level cache.
 #include "tiles.h"
 

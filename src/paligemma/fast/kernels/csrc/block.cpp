@@ -1,5 +1,5 @@
-// All decoder blocks in one call, made of the other kernels: between many small calls a decode step
-// would spend a sixth of its time.
+// All decoder blocks in one call, built from the other kernels: with many small calls, a decode step
+// would spend a sixth of its time between them.
 #include "common.h"
 
 extern "C" {
@@ -73,12 +73,12 @@ void run(const Block& block, const Shape& shape, bf16* x, const float* cos, cons
     const int64_t queries_width = static_cast<int64_t>(block.heads) * head_dim;
     const int64_t keys_width = static_cast<int64_t>(block.kv_heads) * head_dim;
 
-    bf16* normed = work;  // and what a branch gives back
+    bf16* normed = work;  // also the result of a branch
     bf16* projected = normed + rows * padded(block.width);
     bf16* queries = projected + rows * block.qkv.outputs();
     bf16* heads = queries + rows * queries_width;
     bf16* mixed = heads + rows * keys_width;
-    bf16* gated = projected;  // when all these are done with
+    bf16* gated = projected;  // reuses their memory
 
     paligemma_add_rms_norm(x, nullptr, nullptr, block.pre_attention_norm, normed, rows, block.width,
                            block.eps, threads);

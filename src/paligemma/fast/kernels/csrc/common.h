@@ -1,7 +1,7 @@
 // What the kernels share: number types, the vector exponential, threads, scratch memory.
 //
 // Every file here is compiled once per level (see ../build.py): amx, avx512 and generic. A level
-// is chosen at run time by what the processor offers; all compute the same functions.
+// is chosen at run time by the processor's features; all compute the same functions.
 #pragma once
 
 #include <algorithm>
@@ -81,7 +81,8 @@ static inline float gelu(float x) {  // the tanh form: x * sigmoid(2 u)
     return x / (1.0f + exponential(-2.0f * u));
 }
 
-// Memory of one call, aligned for tiles. Kept by the thread: fresh pages cost more than the work.
+// Scratch memory of one call, aligned for tiles. The thread keeps it, because page faults cost more
+// than the computation.
 template <typename T>
 static T* scratch(int slot, size_t count) {
     struct Block {

@@ -1,5 +1,5 @@
-// What stands between the products: norms with their residual sums, rotary positions, attention.
-// Plain loops that compilers turn into vector code; float32 inside, bfloat16 in and out.
+// The operations between the products: norms with residual sums, rotary positions, attention.
+// Plain loops that compilers vectorize; computed in float32, with bfloat16 inputs and outputs.
 #include "common.h"
 
 #include <algorithm>
@@ -151,7 +151,7 @@ extern "C" void paligemma_attend(const void* queries, const void* keys, const vo
         for (int64_t s = 0; s < count; s++) {
             const bf16* v = value + s * head_dim;
             const float weight = logits[s];
-            if (weight == 0.0f) continue;  // hidden: what stands there must not matter
+            if (weight == 0.0f) continue;  // masked: the value must not matter
 #pragma omp simd
             for (int i = 0; i < head_dim; i++) mixed[i] += weight * widen(v[i]);
         }

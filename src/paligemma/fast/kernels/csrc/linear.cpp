@@ -1,10 +1,11 @@
-// out = epilogue(x W^T + bias) for weights packed in panels of 16 outputs (see ../packing.py).
+// out = epilogue(x W^T + bias) for weights packed in panels of 16 outputs (see
+// ../../quantization.py).
 //
-// One row reads the weights once from memory and is bound by that; many rows are bound by
-// arithmetic. So there are two forms: `rows_*` keeps a few rows in registers while weights stream
-// by, and `multiply` blocks for the caches and, where the processor has them, uses AMX tiles.
-// Quantized weights meet one row as integers (the row is quantized too, group by group) and many
-// rows as bfloat16, one block of a panel at a time.
+// With one row, reading the weights from memory is the bottleneck; with many rows, arithmetic is. So
+// there are two implementations: `rows_*` keeps a few rows in registers while weights stream by, and
+// `multiply` blocks for the caches and, if the processor has them, uses AMX tiles. Quantized weights
+// are multiplied with one row as integers (the row is quantized too, per group), and with many rows
+// as bfloat16, one block of a panel at a time.
 #include "tiles.h"
 
 #include <algorithm>
@@ -38,7 +39,7 @@ struct Linear {
     }
 };
 
-// Panels whose outputs are made together: GEGLU needs a gate panel and the up panel behind it.
+// Panels whose outputs are computed together: GEGLU needs a gate panel and the up panel after it.
 constexpr int PAIR = 2;
 
 // What happens to 16 sums of one row before they are stored. `up` is used by GEGLU only.
@@ -61,7 +62,7 @@ inline void finish(const Linear& l, int64_t row, int panel, const float* sums, c
     else narrow16(v, static_cast<bf16*>(l.out) + start);
 }
 
-// The finished sums of R rows and NP panels that stand side by side.
+// The finished sums of R rows and NP adjacent panels.
 template <int NP, int R>
 void finish_block(const Linear& l, int64_t row, int panel, const float (*sums)[R][LANES]) {
     const int step = l.epilogue == GEGLU ? PAIR : 1;

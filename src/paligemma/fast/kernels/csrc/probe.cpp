@@ -1,5 +1,5 @@
-// What this machine can do at most: bytes read from memory and matrix operations a second.
-// Benchmarks set their figures against these, measured in the same run.
+// The limits of this machine: bytes read from memory and matrix operations per second. Benchmarks
+// compare their figures with these, measured in the same run.
 #include "common.h"
 
 #include <chrono>
@@ -10,7 +10,7 @@ double seconds() {
 }
 }  // namespace
 
-// Bytes a second when `threads` threads read `bytes` (many times the caches) once, in four streams.
+// Bytes per second when `threads` threads read `bytes` (many times the caches) once, in four streams.
 extern "C" double paligemma_read_bandwidth(const void* memory, int64_t bytes, int threads) {
     const double begin = seconds();
     uint64_t total = 0;
@@ -32,12 +32,12 @@ extern "C" double paligemma_read_bandwidth(const void* memory, int64_t bytes, in
         for (int64_t i = 0; i < quarter * 4 / 8; i++) total += words[i];
 #endif
     }
-    volatile uint64_t kept = total;  // so that the loop is not left out
+    volatile uint64_t kept = total;  // so that the compiler keeps the loop
     (void)kept;
     return static_cast<double>(bytes) / (seconds() - begin);
 }
 
-// bfloat16 operations a second of the matrix units (or, without any, float32 of the vector units)
+// bfloat16 operations per second of the matrix units (or, without any, float32 of the vector units)
 // when nothing has to be loaded.
 extern "C" double paligemma_matrix_peak(int64_t steps, int threads) {
     const double begin = seconds();
