@@ -131,7 +131,7 @@ def test_merge_refuses_what_is_no_adapter_and_a_place_that_is_taken(
     assert not (tmp_path / "m").exists()
     ran = run("merge", base, adapter, base)
     assert ran.code == 2
-    assert "exists already" in ran.err
+    assert "already exists" in ran.err
 
 
 def test_prediction_takes_an_adapter(run: Run, base: Path, adapter: Path, tmp_path: Path) -> None:
