@@ -95,7 +95,7 @@ def test_the_adapter_of_one_release_is_refused_on_another(adapter: Path) -> None
     found = Adapter(layers={}, dropout=0.0, base_name=first, base_fingerprint=None, folder=adapter)
     loading._check_base_name(found, first)
     loading._check_base_name(found, "/home/me/my-model")
-    with pytest.raises(CheckpointError, match=f"trained on {first}, and this is {second}"):
+    with pytest.raises(CheckpointError, match=f"trained on {first}, but this model is {second}"):
         loading._check_base_name(found, second)
 
 
