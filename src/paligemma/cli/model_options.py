@@ -54,7 +54,7 @@ OutArgument = Annotated[
 def check_new_directory(out: Path) -> None:
     """Raise OptionError unless there is nothing at this path, or an empty directory."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} exists already. Choose another name or remove it first.")
+        raise OptionError(f"{out} already exists. Choose another name or remove it first.")
 
 
 @dataclass(frozen=True, kw_only=True)
