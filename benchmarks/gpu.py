@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def main() -> None:
     for name, config in (("Gemma 2", _TINY), ("Gemma 1", gemma1)):
         bench.step(
             f"tiny {name}, float32, against plain",
-            lambda config=config: compare_with_plain(bench, torch.float32, config),
+            partial(compare_with_plain, bench, torch.float32, config),
         )
     bench.step(
         "3B, bfloat16, against plain",
@@ -236,7 +237,7 @@ def main() -> None:
         for method in ("int8", "int4", "fp8", "nf4", "int8-outliers"):
             bench.step(
                 f"3B decode, {method}",
-                lambda method=method: measure_decode(bench, "3b", method),
+                partial(measure_decode, bench, "3b", method),
             )
         bench.step("28B decode, bfloat16", lambda: measure_decode(bench, "28b", None))
         bench.step("28B decode, int4", lambda: measure_decode(bench, "28b", "int4"))

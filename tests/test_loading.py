@@ -214,14 +214,15 @@ def test_an_unknown_keyword_is_a_type_error(folder: Path) -> None:
 def test_a_trainable_model_keeps_the_adapter_separate(folder: Path, tmp_path: Path) -> None:
     model = add_lora(paligemma.load(folder, device="cpu").model, LoraConfig(rank=2))
     adapter = write_adapter(model, tmp_path / "adapter")
+    forms: dict[str, Plain | Trainable] = {
+        "merged": Plain(),
+        "separate": Trainable(),
+        "frozen": Trainable("int8"),
+        "in the base": Trainable("int8", merge_adapter=True),
+    }
     loaded = {
         name: paligemma.load(folder, device="cpu", adapter=adapter, weights=weights).model
-        for name, weights in {
-            "merged": Plain(),
-            "separate": Trainable(),
-            "frozen": Trainable("int8"),
-            "in the base": Trainable("int8", merge_adapter=True),
-        }.items()
+        for name, weights in forms.items()
     }
     with pytest.warns(DeprecationWarning, match="merge_adapter="):
         old = paligemma.load(folder, device="cpu", adapter=adapter, merge_adapter=False).model
@@ -245,7 +246,7 @@ def test_packed_weights_without_kernels_are_plain_and_say_so(
 @pytest.mark.skipif(kernels() is None, reason="there are no kernels for this processor")
 def test_packed_weights_with_kernels_are_packed_without_a_word(folder: Path) -> None:
     for weights in (Packed(), "bfloat16"):
-        predictor = paligemma.load(folder, device="cpu", weights=weights)  # type: ignore[arg-type]
+        predictor = paligemma.load(folder, device="cpu", weights=weights)
         assert isinstance(predictor.model.decoder, FusedDecoder)
         assert predictor.note is None
 

@@ -235,7 +235,8 @@ def test_a_prompt_is_tokenized_once(predictor: Predictor, monkeypatch: pytest.Mo
         return tokenize(self, text)
 
     monkeypatch.setattr(Tokenizer, "tokenize_text", recorded)
-    predictor.run([(IMAGE, OcrTask()), (IMAGE, CaptionTask())], max_new_tokens=2)
+    pairs: list[tuple[Any, Any]] = [(IMAGE, OcrTask()), (IMAGE, CaptionTask())]
+    predictor.run(pairs, max_new_tokens=2)
     predictor.run([(IMAGE, OcrTask())], max_new_tokens=2, num_beams=2)
     predictor.generate(IMAGE, "caption de", max_new_tokens=2)
     list(predictor.stream(IMAGE, "caption fr", max_new_tokens=2))
@@ -327,7 +328,7 @@ def test_a_limit_that_is_no_number_is_refused_everywhere(predictor: Predictor, l
 def test_pictures_come_in_any_form(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     IMAGE.save(path)
-    forms = [
+    forms: list[Any] = [
         IMAGE,
         np.asarray(IMAGE),
         path,
@@ -340,10 +341,8 @@ def test_pictures_come_in_any_form(predictor: Predictor, tmp_path: Path) -> None
 
 
 def test_several_pictures_and_none_make_one_prompt(predictor: Predictor) -> None:
-    texts = [
-        predictor.generate(images, "caption en", max_new_tokens=8).text
-        for images in ((), [IMAGE], [IMAGE, picture(1)], [picture(1), IMAGE])
-    ]
+    lists: list[Any] = [(), [IMAGE], [IMAGE, picture(1)], [picture(1), IMAGE]]
+    texts = [predictor.generate(images, "caption en", max_new_tokens=8).text for images in lists]
     assert len(set(texts)) == 4
     assert texts[1] == predictor.generate(IMAGE, "caption en", max_new_tokens=8).text
 
@@ -360,7 +359,7 @@ def test_a_list_of_prompts_gives_a_list_and_one_prompt_one_result(predictor: Pre
 def test_sampling_repeats_with_its_seed_and_differs_between_rows_and_seeds(
     predictor: Predictor,
 ) -> None:
-    options = {"max_new_tokens": 8, "temperature": 1.0}
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0}
     rows = predictor.generate(IMAGE, ["ocr"] * 3, seed=1, **options)
     assert len({row.text for row in rows}) == 3
     assert rows == predictor.generate(IMAGE, ["ocr"] * 3, seed=1, **options)
@@ -436,7 +435,7 @@ def test_without_mask_codec_segmentation_says_where_to_get_one_and_the_rest_work
 
 def test_a_bad_row_of_a_long_run_can_be_returned_instead_of_raised(predictor: Predictor) -> None:
     bare = replace(predictor, mask_codec=None)
-    tasks = [
+    tasks: list[tuple[Any, Any]] = [
         (IMAGE, OcrTask()),
         ("nowhere.png", OcrTask()),
         (IMAGE, AnswerTask(question="a\0b")),
@@ -451,6 +450,7 @@ def test_a_bad_row_of_a_long_run_can_be_returned_instead_of_raised(predictor: Pr
         CheckpointError,
         Caption,
     ]
+    assert isinstance(found[0], Text)
     assert found[0].token_ids == bare.ocr(IMAGE, max_new_tokens=3).token_ids
     with pytest.raises(PromptError, match="NUL"):  # before anything is computed
         bare.run(tasks, max_new_tokens=3)

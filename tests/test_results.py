@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,7 +183,12 @@ def test_without_supervision_the_error_names_the_extra(monkeypatch: pytest.Monke
 
 
 def test_texts_print_as_their_text() -> None:
-    words = {"text": "a cow", "token_ids": (5, 1), "logprobs": (-0.1, -0.2), "stop_reason": "eos"}
+    words: dict[str, Any] = {
+        "text": "a cow",
+        "token_ids": (5, 1),
+        "logprobs": (-0.1, -0.2),
+        "stop_reason": "eos",
+    }
     for result in (
         Generation(**words),
         Text(**words, score=0.9),

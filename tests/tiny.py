@@ -72,7 +72,7 @@ def varied_model(family: Family = "paligemma2") -> PaliGemma:
 
     A tied model with a strong embedding repeats its last token, and narrow caps make ties.
     """
-    wide = {"attn_logit_softcap": 20.0, "final_logit_softcap": 30.0}
+    wide: dict[str, Any] = {"attn_logit_softcap": 20.0, "final_logit_softcap": 30.0}
     model = tiny_model(family, **(wide if family == "paligemma2" else {}))
     with torch.no_grad():
         model.decoder.embedding.weight.mul_(0.05)

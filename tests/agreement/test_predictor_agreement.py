@@ -48,7 +48,7 @@ def test_mixed_tasks_get_the_same_results_in_any_batch(
     predictor: Predictor, batch_size: int
 ) -> None:
     first, second = picture(1), picture(2, (31, 64))
-    tasks = [
+    tasks: list[tuple[Any, Any]] = [
         (first, OcrTask()),
         (second, DetectTask.of("cat ; dog")),
         (first, SegmentTask.of("beach")),
@@ -67,7 +67,7 @@ def test_mixed_tasks_get_the_same_results_in_any_batch(
 def test_e4_rows_of_different_pictures_and_prompts_do_not_depend_on_the_batch(
     predictor: Predictor, options: dict[str, Any]
 ) -> None:
-    rows = [
+    rows: list[tuple[Any, str]] = [
         (picture(1), "caption en"),
         ((), "on the beach"),
         ([picture(2), picture(3)], "answer en Where is the cow standing?"),

@@ -156,7 +156,9 @@ def test_a_drawing_shows_the_boxes_and_keeps_no_metadata(run, picture, tmp_path,
     with Image.open(target) as drawn:
         assert drawn.size == (40, 20)
         assert "comment" not in drawn.info
-        assert len(drawn.getcolors(10_000)) > 1
+        colors = drawn.getcolors(10_000)
+        assert colors is not None
+        assert len(colors) > 1
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(picture.stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blue.jpg", "out.jpg"]
 

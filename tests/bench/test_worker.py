@@ -44,7 +44,7 @@ def test_the_first_step_of_a_batch_does_not_count():
 
 def test_short_stages_are_repeated_and_long_ones_are_not(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("paligemma.bench.worker.time.perf_counter", lambda: now[0])
 
     class Slow(Steady):
         def __init__(self, seconds: float) -> None:

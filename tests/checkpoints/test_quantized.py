@@ -43,9 +43,10 @@ def contents(model: PaliGemma) -> dict[str, tuple[Tensor, ...]]:
     """Every weight by its plain name: its values, or its whole numbers and scales."""
     found: dict[str, tuple[Tensor, ...]] = {}
     for name, rows in weight_rows(model).items():
-        is_quantized = isinstance(rows, WeightRows) and rows.layer.weight_format.name != "bfloat16"
-        read = rows.read_stored if is_quantized else lambda *p, rows=rows: (rows.read(*p),)
-        found[name] = read(0, rows.shape[0])
+        if isinstance(rows, WeightRows) and rows.layer.weight_format.name != "bfloat16":
+            found[name] = rows.read_stored(0, rows.shape[0])
+        else:
+            found[name] = (rows.read(0, rows.shape[0]),)
     return found
 
 
@@ -275,14 +276,14 @@ print(weights, peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through /proc")
 @pytest.mark.slow
 def test_loading_never_holds_the_weights_in_full(tmp_path: Path) -> None:
-    shape = {"width": 1024, "mlp_dim": 6144, "num_heads": 8, "head_dim": 16}
+    shape: dict[str, Any] = {"width": 1024, "mlp_dim": 6144, "num_heads": 8, "head_dim": 16}
     large = tiny_config(depth=5, vocab_size=30_000, **shape)
     small = tiny_config(depth=1, vocab_size=3000, **shape)
     full = save_model(PaliGemma(large), tmp_path / "large", dtype=torch.bfloat16)
     warm = save_model(PaliGemma(small), tmp_path / "small", dtype=torch.bfloat16)
     full_bytes = (full / "model.safetensors").stat().st_size
     for quantization, share in ((None, 1.0), ("int8", 0.51), ("int4", 0.336)):
-        arguments = [sys.executable, "-c", MEASURE, full, warm, str(quantization)]
+        arguments = [sys.executable, "-c", MEASURE, str(full), str(warm), str(quantization)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=True)
         weights, peak = map(int, done.stdout.split())
         assert weights == pytest.approx(share * full_bytes, rel=0.02)

@@ -11,6 +11,8 @@ from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 
+MadeRows = list[tuple[list[int], list[int], bool]]
+"""Prefix ids, suffix ids, and whether an image comes first."""
 MakeModel = Callable[..., PaliGemma]
 MakeInputs = Callable[..., ModelInputs]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,15 @@ from paligemma.engine.beam import beam_search
 from paligemma.engine.generate import generate
 from paligemma.engine.score import score
 from paligemma.errors import OptionError
+from tests.engine.conftest import MadeRows
 from tests.tiny import FLOAT32_TOLERANCE
 
 EOS = 1
-ROWS = [([2, 3], [], True), ([2, 4, 4], [], False), ([2, 3, 0, 4], [], True)]
+ROWS: MadeRows = [
+    ([2, 3], [], True),
+    ([2, 4, 4], [], False),
+    ([2, 3, 0, 4], [], True),
+]
 
 
 def likeliest_by_trying_all(
@@ -51,7 +57,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_likeliest_sequence(make_model, mak
 @pytest.mark.parametrize("eos_id", [1, 7, 20])
 def test_one_beam_is_greedy(make_model, make_inputs, eos_id: int) -> None:
     model = make_model()
-    options = {"max_new_tokens": 7, "eos_id": eos_id}
+    options: dict[str, Any] = {"max_new_tokens": 7, "eos_id": eos_id}
     beams = beam_search(model, make_inputs(ROWS), beam_size=1, **options)
     for beam, row in zip(beams, generate(model, make_inputs(ROWS), **options), strict=True):
         assert (beam.token_ids, beam.stop_reason) == (row.token_ids, row.stop_reason)

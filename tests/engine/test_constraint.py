@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from paligemma.engine.sampling import (
 )
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
+from tests.engine.conftest import MadeRows
 from tests.tiny import FLOAT32_TOLERANCE
 
 SAMPLERS = [
@@ -32,7 +34,11 @@ SAMPLERS = [
     Sampling(temperature=2.0, top_p=0.8, seed=9),
 ]
 PLACES = range(20, 32)
-ROWS = [([2, 5, 9, 6], [], True), ([2, 11, 30], [], False), ([2, 4, 8, 15], [], True)]
+ROWS: MadeRows = [
+    ([2, 5, 9, 6], [], True),
+    ([2, 11, 30], [], False),
+    ([2, 4, 8, 15], [], True),
+]
 NEVER = -1
 
 
@@ -223,7 +229,7 @@ def test_computing_the_places_only_changes_no_result(
 ) -> None:
     model = make_model()
     model.__class__ = WatchedModel
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "eos_id": NEVER,
         "sampler": sampler,
@@ -245,7 +251,7 @@ def test_a_row_has_the_same_logprobs_alone_and_among_rows_that_need_all_logits(
     make_model, make_inputs
 ) -> None:
     model = make_model()
-    options = {"max_new_tokens": 5, "eos_id": NEVER}
+    options: dict[str, Any] = {"max_new_tokens": 5, "eos_id": NEVER}
     batch = generate(model, make_inputs(ROWS), constraints=[None, SCRIPTS[1], None], **options)[1]
     alone = generate(model, make_inputs(ROWS[1:2]), constraints=[SCRIPTS[1]], **options)[0]
     assert batch.token_ids == alone.token_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from paligemma.engine import runner as runner_module
 from paligemma.engine.engine import Engine, Event, FinishedRequest
 from paligemma.engine.image_cache import ImageCache, KeyedImage
 from paligemma.engine.request import Request, RequestState
-from paligemma.engine.sampling import Sampling, choose_allowed
+from paligemma.engine.sampling import Sampling, choose_allowed, finite_rows
 from paligemma.errors import BusyError, InputError, OptionError, PromptError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import Cache
@@ -64,6 +64,7 @@ class WatchedModel(PaliGemma):
 def model() -> WatchedModel:
     made = varied_model("paligemma2")
     made.__class__ = WatchedModel
+    assert isinstance(made, WatchedModel)
     made.watch()
     return made
 
@@ -289,6 +290,7 @@ def test_a_stream_that_is_closed_early_frees_its_rows(model: WatchedModel) -> No
     stream = engine.stream(texts(model, 6, max_new_tokens=50))
     next(stream)
     assert engine.num_running == 4
+    assert isinstance(stream, Generator)
     stream.close()
     assert {event.stop_reason for event in engine.step()} == {"cancelled"}
     assert (engine.num_running, engine.num_queued, engine.has_work) == (0, 0, False)
@@ -323,7 +325,7 @@ def test_short_requests_are_not_starved_by_one_clients_long_ones(model: WatchedM
         engine.add(replace(request, client=f"short {n}"))
         for n, request in enumerate(texts(model, 6, max_new_tokens=3))
     ]
-    steps = []
+    steps: list[list[Event]] = []
     while not all(any(e.stop_reason for e in by_request(steps).get(i, [])) for i in short):
         steps.append(engine.step())
         assert len(steps) <= 8
@@ -500,7 +502,6 @@ def test_no_memory_for_choosing_tokens_is_no_other_case(
         for n, request in enumerate(texts(model, 6, max_new_tokens=6))
     ]
     expected = engine_of(model).run(requests)
-    finite_rows = runner_module.finite_rows
     now_and_then = OnCall(torch.OutOfMemoryError("full"), 1, 4, 12)
 
     def after_all_was_drawn(*args: Any) -> list[bool]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from paligemma.engine.sampling import Sampling
 from paligemma.errors import OptionError
 from paligemma.model.kv_cache import Cache
 from paligemma.model.paligemma import PaliGemma
+from tests.engine.conftest import MadeRows
 from tests.tiny import FLOAT32_TOLERANCE
 
 NEVER = -1
-ROWS = [
+ROWS: MadeRows = [
     ([2, 5, 9, 6], [], True),
     ([2, 11, 30], [], False),
     ([2, 4, 8, 15, 16, 23], [], True),
@@ -54,7 +56,7 @@ def test_the_loop_with_cache_equals_a_full_pass_for_every_token(
     assert len(set(ids)) > 2
 
 
-def alone(model: PaliGemma, make_inputs, number: int, **options) -> GeneratedRow:
+def alone(model: PaliGemma, make_inputs, number: int, **options: Any) -> GeneratedRow:
     inputs = make_inputs(ROWS)
     index = inputs.image_index[number]
     single = replace(make_inputs([ROWS[number]]), pixel_values=inputs.pixel_values[list(index)])
@@ -70,7 +72,7 @@ def test_a_row_gets_the_same_in_a_batch_as_alone(
     make_model, make_inputs, sampler: Sampling, pad_left: bool
 ) -> None:
     model = make_model()
-    options = {"max_new_tokens": 8, "eos_id": 1, "sampler": sampler}
+    options: dict[str, Any] = {"max_new_tokens": 8, "eos_id": 1, "sampler": sampler}
     batch = generate(model, make_inputs(ROWS, pad_left=pad_left), **options)
     for number, row in enumerate(batch):
         single = alone(model, make_inputs, number, **options)
@@ -131,7 +133,7 @@ def test_an_eos_in_the_last_allowed_place_counts_as_eos(make_model, make_inputs)
 
 def test_steps_come_one_by_one_and_add_up_to_the_whole(make_model, make_inputs) -> None:
     model = make_model()
-    options = {"max_new_tokens": 5, "eos_id": 1, "sampler": Sampling(seed=2)}
+    options: dict[str, Any] = {"max_new_tokens": 5, "eos_id": 1, "sampler": Sampling(seed=2)}
     steps = list(generate_steps(model, make_inputs(ROWS), **options))
     for number, row in enumerate(generate(model, make_inputs(ROWS), **options)):
         mine = [step for step in steps if step.row == number]
@@ -151,7 +153,7 @@ def test_given_image_tokens_stand_in_for_the_pictures(make_model, make_inputs) -
     with torch.inference_mode():
         image_tokens = model.embed_images(inputs.pixel_values)
     blank = replace(inputs, pixel_values=torch.zeros_like(inputs.pixel_values))
-    options = {"max_new_tokens": 4, "eos_id": 1}
+    options: dict[str, Any] = {"max_new_tokens": 4, "eos_id": 1}
     given = generate(model, blank, image_tokens=image_tokens, **options)
     assert given == generate(model, inputs, **options)
     assert given != generate(model, blank, **options)
@@ -201,7 +203,7 @@ def test_a_row_broken_from_the_start_has_no_tokens(make_model, make_inputs) -> N
 
 @pytest.mark.parametrize("max_new_tokens", [0, -3, 1.5, True, None, [1, 0, 2, 3]])
 def test_a_number_of_new_tokens_below_one_is_refused(
-    make_model, make_inputs, max_new_tokens: object
+    make_model, make_inputs, max_new_tokens: Any
 ) -> None:
     with pytest.raises(OptionError, match="max_new_tokens"):
         generate(make_model(), make_inputs(ROWS), max_new_tokens=max_new_tokens, eos_id=1)

@@ -67,7 +67,9 @@ def test_a_key_put_again_counts_once() -> None:
     cache.put("a", tokens(1))
     cache.put("a", tokens(2))
     assert cache.num_bytes == 40
-    assert torch.equal(cache.get("a"), tokens(2))
+    kept = cache.get("a")
+    assert kept is not None
+    assert torch.equal(kept, tokens(2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -97,6 +99,7 @@ def test_kept_tokens_do_not_hold_the_batch_they_came_from() -> None:
     cache.put("a", batch[3])
     batch.zero_()
     kept = cache.get("a")
+    assert kept is not None
     assert kept.untyped_storage().nbytes() == 40
     assert torch.equal(kept, tokens(1))
 

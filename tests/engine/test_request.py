@@ -17,7 +17,12 @@ NO_IMAGE = torch.tensor([False, False, False])
 
 
 def request(**options: Any) -> Request:
-    given = {"token_ids": IDS, "image_mask": NO_IMAGE, "max_new_tokens": 3, "eos_id": 1}
+    given: dict[str, Any] = {
+        "token_ids": IDS,
+        "image_mask": NO_IMAGE,
+        "max_new_tokens": 3,
+        "eos_id": 1,
+    }
     return Request(**(given | options))
 
 
@@ -74,7 +79,8 @@ def test_a_request_ends_at_its_eos_its_stop_or_its_length() -> None:
     made.accept(5, -0.5)
     assert made.stop_reason is None
     made.accept(1, -0.25)
-    assert (made.stop_reason, made.token_ids, made.logprobs) == ("eos", [5, 1], [-0.5, -0.25])
+    assert str(made.stop_reason) == "eos"
+    assert (made.token_ids, made.logprobs) == ([5, 1], [-0.5, -0.25])
     made = state(should_stop=lambda ids: ids == [5, 6])
     made.accept(5, 0.0)
     assert made.stop_reason is None

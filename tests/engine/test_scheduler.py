@@ -94,7 +94,9 @@ def test_a_client_without_a_place_gets_one_from_a_client_with_several() -> None:
     assert clients(plan.running) == "aab"
     assert plan.row_to_preempt() is None
     plan.add(waiting("c"))
-    plan.requeue([plan.remove(plan.row_to_preempt())])
+    row = plan.row_to_preempt()
+    assert row is not None
+    plan.requeue([plan.remove(row)])
     plan.prefilled(plan.next_group())
     assert sorted(clients(plan.running)) == ["a", "b", "c"]
     plan.add(waiting("d"))

@@ -7,9 +7,14 @@ from paligemma.engine.generate import generate
 from paligemma.engine.sampling import Sampling
 from paligemma.engine.score import score
 from paligemma.errors import OptionError
+from tests.engine.conftest import MadeRows
 from tests.tiny import FLOAT32_TOLERANCE
 
-ROWS = [([2, 5, 9, 6], [], True), ([2, 11, 30], [], False), ([2, 36], [], True)]
+ROWS: MadeRows = [
+    ([2, 5, 9, 6], [], True),
+    ([2, 11, 30], [], False),
+    ([2, 36], [], True),
+]
 
 
 @pytest.mark.parametrize("pad_left", [False, True])

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 
+from paligemma.config import Family
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
 from tests.tiny import FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model
 
-WINDOW = {"sliding_window": 6, "sliding_layers": (True, False) * 3 + (True,)}
-MODELS = [("paligemma", {}), ("paligemma2", {}), ("paligemma2", WINDOW)]
+WINDOW: dict[str, Any] = {"sliding_window": 6, "sliding_layers": (True, False) * 3 + (True,)}
+MODELS: list[tuple[Family, dict[str, Any]]] = [
+    ("paligemma", {}),
+    ("paligemma2", {}),
+    ("paligemma2", WINDOW),
+]
 
 
 def slots_for(model: PaliGemma, num_slots: int = 4, num_positions: int = 60) -> SlotCache:
@@ -100,11 +106,11 @@ def test_several_tokens_in_one_pass_equal_one_at_a_time(family, fields) -> None:
     plain = [KVCache(model.config.decoder, 2, 60, dtype=model.dtype) for _ in range(2)]
     for cache in slots:
         join(model, cache, inputs)
-    for cache in plain:
-        model.prefill(inputs, cache)
+    for batch_cache in plain:
+        model.prefill(inputs, batch_cache)
     expected = torch.stack([model.decode_step(ids, plain[0]) for ids in tokens.T], dim=1)
-    for cache in (plain[1], slots[0]):
-        assert (model.extend(tokens, cache) - expected).abs().max() < FLOAT32_TOLERANCE
+    for either in (plain[1], slots[0]):
+        assert (model.extend(tokens, either) - expected).abs().max() < FLOAT32_TOLERANCE
     steps = torch.stack([model.decode_step(ids, slots[1]) for ids in tokens.T], dim=1)
     assert (steps - expected).abs().max() < FLOAT32_TOLERANCE
 

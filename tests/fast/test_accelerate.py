@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from paligemma.errors import OptionError
 from paligemma.fast import gemma
 from paligemma.fast.accelerate import accelerate, weight_rows
 from paligemma.fast.kernels import layers, products
+from paligemma.fast.kernels.block import run_blocks
 from paligemma.fast.kernels.library import kernels
 from paligemma.fast.quantization import INT4, INT8
 from paligemma.model.kv_cache import KVCache, SlotCache
@@ -81,10 +84,12 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
 ) -> None:
     model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
     calls = []
-    run_blocks = gemma.run_blocks
-    monkeypatch.setattr(
-        gemma, "run_blocks", lambda *given: (calls.append(1), run_blocks(*given))[1]
-    )
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return run_blocks(*arguments)
+
+    monkeypatch.setattr(gemma, "run_blocks", counted)
     at_once = logits_of(model, cache_type)
     many = kernels().level == "amx"  # type: ignore[union-attr]
     assert len(calls) == (3 if many else 2)  # prefill, three tokens, one token
@@ -97,6 +102,7 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
 def test_weights_that_moved_are_found_again() -> None:
     model = accelerate(bfloat16_model("paligemma2"))
     before = logits_of(model)
+    block: Any
     for block in model.decoder.blocks:
         block.down.values = block.down.values.clone()
         block.pre_mlp_norm.weight.data = block.pre_mlp_norm.weight.data.clone() + 1
@@ -138,14 +144,16 @@ def test_quantized_layers_are_small_and_the_table_stays_int8(
     quantization: str, weight_format: object
 ) -> None:
     model = accelerate(bfloat16_model("paligemma2"), quantization)  # type: ignore[arg-type]
-    block = model.decoder.blocks[0]
+    block: Any = model.decoder.blocks[0]
     for layer in (block.gate_up, block.down):
         assert layer.weight_format == weight_format
         assert layer.values.dtype == torch.uint8
     for layer in (block.qkv, block.out):
         assert layer.weight_format == INT8
-    assert model.decoder.embedding.table.weight_format == INT8
-    assert model.vision_encoder.blocks[0].fc1.values.dtype == torch.bfloat16
+    table: Any = model.decoder.embedding.table
+    assert table.weight_format == INT8
+    encoder_block: Any = model.vision_encoder.blocks[0]
+    assert encoder_block.fc1.values.dtype == torch.bfloat16
 
 
 def test_logits_of_a_range_are_those_of_the_whole() -> None:

@@ -1,9 +1,12 @@
 """The loss sees the suffix, all of it and nothing else."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from paligemma.errors import DataError
@@ -31,6 +34,11 @@ def mean_loss(
     return total / count
 
 
+def loss_mask_of(inputs: ModelInputs) -> Tensor:
+    assert inputs.loss_mask is not None
+    return inputs.loss_mask
+
+
 @pytest.mark.parametrize("softcap", [False, True])
 def test_g8_it_is_the_mean_cross_entropy_of_suffix_tokens(softcap: bool) -> None:
     model = tiny_model()
@@ -39,7 +47,7 @@ def test_g8_it_is_the_mean_cross_entropy_of_suffix_tokens(softcap: bool) -> None
         logits = model.decoder.logits(model.hidden_states(inputs), softcap=softcap)
         losses = [
             F.cross_entropy(logits[row, place - 1], inputs.token_ids[row, place])
-            for row, place in inputs.loss_mask.nonzero().tolist()
+            for row, place in loss_mask_of(inputs).nonzero().tolist()
         ]
         assert len(losses) == 9
         expected = torch.stack(losses).mean()
@@ -53,7 +61,7 @@ def test_by_default_every_row_counts_the_same() -> None:
         both = mean_loss(model, tiny_inputs(model.config, rows, pad="right"), reduction="example")
         inputs = tiny_inputs(model.config, rows, pad="right")
         alone = [
-            mean_loss(model, replace(inputs, loss_mask=inputs.loss_mask & mine[:, None]))
+            mean_loss(model, replace(inputs, loss_mask=loss_mask_of(inputs) & mine[:, None]))
             for mine in (torch.tensor([True, False]), torch.tensor([False, True]))
         ]
     assert float(both) == pytest.approx(float(sum(alone)) / 2, abs=1e-6)
@@ -71,8 +79,8 @@ def test_g8_pads_on_either_side_do_not_matter() -> None:
 def test_a_later_answer_token_cannot_change_the_loss_of_an_earlier_one() -> None:
     model = tiny_model()
     inputs = tiny_inputs(model.config, [Row(prefix=3, suffix=4)], pad="right")
-    first = inputs.loss_mask.long().cumsum(1) == 1
-    only_first = replace(inputs, loss_mask=inputs.loss_mask & first)
+    first = loss_mask_of(inputs).long().cumsum(1) == 1
+    only_first = replace(inputs, loss_mask=loss_mask_of(inputs) & first)
     changed = only_first.token_ids.clone()
     changed[0, -1] = (changed[0, -1] + 1) % model.config.decoder.vocab_size
     with torch.no_grad():
@@ -84,7 +92,7 @@ def test_a_later_answer_token_cannot_change_the_loss_of_an_earlier_one() -> None
 def test_g8_a_batch_in_parts_gives_the_same_loss_and_gradients() -> None:
     config = tiny_config()
     inputs = tiny_inputs(config, ROWS, pad="right")
-    gradients = []
+    gradients: list[Tensor] = []
     for num_parts in (1, 2):
         model = tiny_model()
         image_tokens = model.embed_images(inputs.pixel_values)
@@ -94,8 +102,10 @@ def test_g8_a_batch_in_parts_gives_the_same_loss_and_gradients() -> None:
             summed, num_tokens = suffix_loss(model.decoder, hidden, part)
             total, count = total + summed, count + num_tokens
         (total / count).backward()
-        gradients.append(model.vision_encoder.patch_embedding.weight.grad)
-    assert torch.allclose(*gradients, atol=1e-6)
+        gradient = model.vision_encoder.patch_embedding.weight.grad
+        assert gradient is not None
+        gradients.append(gradient)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
 
 
 def test_a_batch_that_supervises_nothing_is_an_error() -> None:
@@ -110,7 +120,7 @@ def test_places_may_count_their_neighbors_as_nearly_right() -> None:
     model = tiny_model(vocab_size=10 + 1024)
     inputs = tiny_inputs(model.config, [Row(prefix=2, suffix=2)], pad="right")
     target = 10 + 500
-    token_ids = torch.where(inputs.loss_mask, target, inputs.token_ids)
+    token_ids = torch.where(loss_mask_of(inputs), target, inputs.token_ids)
     inputs = replace(inputs, token_ids=token_ids)
     with torch.no_grad():
         hidden = model.hidden_states(inputs)
@@ -121,7 +131,7 @@ def test_places_may_count_their_neighbors_as_nearly_right() -> None:
         wide, _ = suffix_loss(
             model.decoder, hidden, inputs, reduction="token", loc_offset=10, loc_sigma=3.0
         )
-        places = inputs.loss_mask[:, 1:]
+        places = loss_mask_of(inputs)[:, 1:]
         log_probs = model.decoder.logits(hidden[:, :-1][places], softcap=False).log_softmax(-1)
         weights = torch.softmax(-0.5 * ((torch.arange(1024) - 500) / 3.0) ** 2, 0)
         expected = -(log_probs[:, 10:] * weights).sum()

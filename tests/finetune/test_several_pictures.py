@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_records_of_two_pictures_are_learned(tmp_path: Path, tiny_tokenizer: Tok
     )
     finetune(learning, examples, config, tmp_path / "run")
     for pair, suffix in PAIRS.items():
-        pictures = [tmp_path / f"{color}.png" for color in pair]
+        pictures: list[Any] = [tmp_path / f"{color}.png" for color in pair]
         assert learning.generate(pictures, "caption en", max_new_tokens=8).text == suffix
 
 

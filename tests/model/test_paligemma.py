@@ -22,7 +22,10 @@ PUBLISHED = {
     ("paligemma2", "10b"): (9_662_409_456, 9_663_294_192, 9_666_833_136),
     ("paligemma2", "28b"): (27_650_192_112, 27_651_076_848, 27_654_615_792),
 }
-WINDOW = {"sliding_window": 6, "sliding_layers": (True, False, True, False, True, False, True)}
+WINDOW: dict[str, Any] = {
+    "sliding_window": 6,
+    "sliding_layers": (True, False, True, False, True, False, True),
+}
 
 
 @pytest.mark.parametrize(("family", "size"), DECODERS)

@@ -33,6 +33,7 @@ from paligemma.errors import ImageError, OptionError
 from paligemma.processor.image import (
     MAX_FILE_BYTES,
     MAX_SIDE,
+    ImageSource,
     ImageTransform,
     load_image,
     pixel_array,
@@ -187,7 +188,14 @@ def test_e8_file_bytes_array_and_pil_image_are_one_picture(tmp_path: Path) -> No
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
     with Image.open(path) as opened:
-        sources = [path, str(path), path.read_bytes(), pixels, opened, Image.fromarray(pixels)]
+        sources: list[ImageSource] = [
+            path,
+            str(path),
+            path.read_bytes(),
+            pixels,
+            opened,
+            Image.fromarray(pixels),
+        ]
         for source in sources:
             loaded = load_image(source)
             assert np.array_equal(np.asarray(loaded.rgb), pixels)
@@ -227,7 +235,7 @@ def test_a_turned_arrow_is_shown_upright(file_format: str, orientation: int) -> 
     image = Image.fromarray(arrow)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if file_format == "WEBP" else {}
+    options: dict[str, bool | int] = {"lossless": True} if file_format == "WEBP" else {}
     if file_format == "JPEG":
         options = {"quality": 100}
     data = saved(image, file_format, exif=exif.tobytes(), **options)
@@ -246,15 +254,15 @@ def test_the_size_alone_comes_from_any_source(tmp_path: Path) -> None:
     image.save(tmp_path / "1.png")
     for source in (tmp_path / "1.png", str(tmp_path / "1.png"), image, np.asarray(image)):
         assert read_size_wh(source) == (9, 5)
-    for source in (b"no picture", tmp_path / "none.png"):
+    for unreadable in (b"no picture", tmp_path / "none.png"):
         with pytest.raises(ImageError):
-            read_size_wh(source)
+            read_size_wh(unreadable)
 
 
 def test_damaged_exif_leaves_the_picture_as_stored() -> None:
     pixels = noise(8, 8)
-    for exif in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", os.urandom(40)):
-        data = saved(Image.fromarray(pixels), "PNG", exif=exif or b"\0")
+    for damaged in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", os.urandom(40)):
+        data = saved(Image.fromarray(pixels), "PNG", exif=damaged or b"\0")
         assert np.array_equal(np.asarray(load_image(data).rgb), pixels)
     exif = Image.Exif()
     exif[0x0112] = 77
@@ -446,7 +454,7 @@ def test_thin_pictures_are_read(size: tuple[int, int]) -> None:
     loaded = load_image(saved(Image.new("RGB", size, RED), "PNG"))
     assert loaded.size_wh == size
     for resize in ("squash", "pad"):
-        transform = ImageTransform(source_wh=size, resolution=28, resize=resize)  # type: ignore[arg-type]
+        transform = ImageTransform(source_wh=size, resolution=28, resize=resize)
         assert pixel_array(loaded.rgb, transform).shape == (3, 28, 28)
 
 
@@ -558,11 +566,11 @@ def test_boxes_survive_the_way_there_and_back() -> None:
     generator = np.random.default_rng(0)
     for resize in ("squash", "pad"):
         for size in [(640, 480), (33, 700), (5, 5), (1, 999)]:
-            transform = ImageTransform(source_wh=size, resolution=224, resize=resize)  # type: ignore[arg-type]
+            transform = ImageTransform(source_wh=size, resolution=224, resize=resize)
             box = (generator.random(4) * [*size, *size]).tolist()
             for order in ("yxyx", "xyxy"):
-                there = transform.box_from_source(box, order=order)  # type: ignore[arg-type]
-                back = transform.box_to_source(there, order=order)  # type: ignore[arg-type]
+                there = transform.box_from_source(box, order=order)
+                back = transform.box_to_source(there, order=order)
                 assert back == pytest.approx(box)
 
 
@@ -570,7 +578,7 @@ def test_a_mark_in_the_picture_lies_in_its_box() -> None:
     pixels = np.full((200, 400, 3), 255, np.uint8)
     pixels[50:100, 100:200] = RED
     for resize in ("squash", "pad"):
-        transform = ImageTransform(source_wh=(400, 200), resolution=100, resize=resize)  # type: ignore[arg-type]
+        transform = ImageTransform(source_wh=(400, 200), resolution=100, resize=resize)
         square = np.asarray(resize_to_square(Image.fromarray(pixels), transform))
         rows, columns = np.nonzero(square[:, :, 1] < 128)
         box = [rows.min() / 100, columns.min() / 100, (rows.max() + 1) / 100]

@@ -261,9 +261,11 @@ def test_streamed_text_equals_the_whole(gemma: Tokenizer, tiny_tokenizer: Tokeni
         rows = [tokenizer.tokenize_text("a 🐈 <loc0012> ; \u0c05 e\u0301 \ufffd 漢 ")]
         rows += [[first_byte + byte for byte in "€🐈é".encode()[:-1]]]
         for _ in range(200):  # whatever a model may say, broken bytes among it
-            ids = range(first_byte, first_byte + 256)
+            byte_ids = range(first_byte, first_byte + 256)
             any_ids = range(tokenizer.vocab_size)
-            rows.append([generator.choice(generator.choice((ids, any_ids))) for _ in range(12)])
+            rows.append(
+                [generator.choice(generator.choice((byte_ids, any_ids))) for _ in range(12)]
+            )
         for ids in rows:
             stream = StreamDetokenizer(tokenizer)
             pieces = [stream.push(i) for i in ids]

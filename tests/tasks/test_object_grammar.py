@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -63,8 +64,14 @@ def gemma(shared_data: Path) -> Tokenizer:
 @pytest.fixture(params=["characters", "tiny", "mini", "gemma"])
 def writer(request: pytest.FixtureRequest, tiny_tokenizer: Tokenizer) -> TokenWriter:
     if request.param == "gemma":
-        return request.getfixturevalue("gemma")
-    return {"characters": CHARACTERS, "tiny": tiny_tokenizer, "mini": MINI}[request.param]
+        tokenizer: Tokenizer = request.getfixturevalue("gemma")
+        return tokenizer
+    writers: dict[str, TokenWriter] = {
+        "characters": CHARACTERS,
+        "tiny": tiny_tokenizer,
+        "mini": MINI,
+    }
+    return writers[request.param]
 
 
 @pytest.mark.parametrize(
@@ -255,10 +262,13 @@ PHRASES = ["cat", "cat food", "dog", "traffic light", "traffic", "猫", "é 3"]
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_the_parser_reads_all_that_the_grammar_allows(data: st.DataObject) -> None:
-    tokenizer = data.draw(st.sampled_from([CHARACTERS, MINI]))
+    writers: list[TokenWriter] = [CHARACTERS, MINI]
+    tokenizer = data.draw(st.sampled_from(writers))
     phrases = data.draw(st.lists(st.sampled_from(PHRASES), min_size=1, unique=True))
-    kind = data.draw(st.sampled_from([DetectTask, SegmentTask]))
-    labels = data.draw(st.sampled_from(["asked", "any"]))
+    kinds_of_task: list[type[DetectTask] | type[SegmentTask]] = [DetectTask, SegmentTask]
+    kind = data.draw(st.sampled_from(kinds_of_task))
+    kinds_of_labels: list[Literal["asked", "any"]] = ["asked", "any"]
+    labels = data.draw(st.sampled_from(kinds_of_labels))
     task = kind.of(phrases, labels=labels, max_objects=data.draw(st.integers(1, 5)))
     # Few places and few words, so that boxes and labels repeat.
     words = {i for text in (" ; ", ";", "x", " cat") for i in tokenizer.tokenize_text(text)}

@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def arrays(codec: MaskCodec) -> dict[str, np.ndarray]:
 
 def npz(arrays: dict[str, np.ndarray]) -> io.BytesIO:
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, **dict[str, Any](arrays))
     file.seek(0)
     return file
 

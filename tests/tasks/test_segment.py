@@ -53,8 +53,10 @@ def test_a_mask_that_reaches_into_an_added_border_is_cut_and_not_squeezed(
 ) -> None:
     codec = copy.deepcopy(codec)
     half = codec.decode_masks(torch.tensor([[i % 5 for i in range(16)]])).median()
+    last = codec.decoder[-1]
+    assert isinstance(last.bias, torch.Tensor)
     with torch.no_grad():
-        codec.decoder[-1].bias -= half  # so that half of the mask is foreground
+        last.bias -= half  # so that half of the mask is foreground
     transform = ImageTransform(source_wh=(400, 200), resolution=200, resize="pad")
     context = TaskContext(transform=transform, mask_codec=codec)
     square = ImageTransform(source_wh=(400, 400), resolution=200)

@@ -29,7 +29,7 @@ class Official:
         Image.new("RGB", size_wh, color).save(self._place(path))
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), self._place(path))
