@@ -1,6 +1,7 @@
 # make try    sets up .venv and detects objects in an image with the built-in model
 # make serve  a server with the built-in model and its page: http://127.0.0.1:8000
-# make test   lint, types and all tests: what CI runs
+# make test   lint, types and tests in two processes: what CI runs
+# make test-all  the same with the tests that take minutes
 # make check  lint and types only
 # make docs   regenerates docs/cli.md and docs/recipes.md
 # make constraints  pins every package from pyproject.toml, with uv
@@ -9,7 +10,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: try serve test check docs constraints clean
+# Each process of the tests needs up to 1.5 GB of memory and one core.
+TEST_WORKERS ?= 2
+
+.PHONY: try serve test test-all check docs constraints clean
 
 try: .venv/core.stamp
 	@mkdir -p out
@@ -20,7 +24,10 @@ serve: .venv/serve.stamp
 	@$(BIN)/paligemma serve
 
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-all: check
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not network"
 
 check: .venv/dev.stamp
 	@$(BIN)/ruff check .

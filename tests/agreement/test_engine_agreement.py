@@ -153,7 +153,7 @@ SCHEDULES = st.lists(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     schedule=SCHEDULES,
     max_rows=st.sampled_from([1, 2, 3, 8]),
@@ -194,15 +194,16 @@ def test_e4_requests_that_come_and_go_get_what_they_get_alone(
         tally.check(request_id, expected, cancelled=request_id in cancelled)
 
 
+@pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_hundred_mixed_requests_equal_the_plain_loop(family: Family) -> None:
+def test_many_mixed_requests_equal_the_plain_loop(family: Family, number: int) -> None:
     engine = Engine(model_of(family), num_positions=NUM_POSITIONS, max_rows=16)
     chance = random.Random(8)
-    requests, expected = requests_of(family, 200), expected_of(family, 200)
+    requests, expected = requests_of(family, number), expected_of(family, number)
     tally = Tally()
     asked: dict[int, int] = {}
     cancelled = set()
-    waiting = list(range(200))
+    waiting = list(range(number))
     chance.shuffle(waiting)
     while waiting or engine.has_work:
         for _ in range(min(len(waiting), chance.choice((0, 1, 3, 20)))):
@@ -213,8 +214,8 @@ def test_two_hundred_mixed_requests_equal_the_plain_loop(family: Family) -> None
             if engine.cancel(victim):
                 cancelled.add(victim)
         tally.add(engine.step())
-    assert len(asked) == 200
-    assert len(cancelled) >= 8
+    assert len(asked) == number
+    assert len(cancelled) >= number // 25
     for request_id, place in asked.items():
         tally.check(request_id, expected[place], cancelled=request_id in cancelled)
     reasons = {row.stop_reason for row in expected}

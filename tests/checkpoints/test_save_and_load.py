@@ -320,10 +320,10 @@ print(peak() - before, weights)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through /proc")
 def test_loading_needs_hardly_more_memory_than_the_weights(tmp_path: Path) -> None:
     tiny = tiny_model()
-    config = tiny_config(width=768, depth=4, mlp_dim=6144, vocab_size=20_000)
+    config = tiny_config(width=768, depth=2, mlp_dim=6144, vocab_size=10_000)
     large = save_model(PaliGemma(config), tmp_path / "large")
     small = save_model(tiny, tmp_path / "small")
-    assert 280e6 < (large / "model.safetensors").stat().st_size < 400e6
+    assert 130e6 < (large / "model.safetensors").stat().st_size < 200e6
     for dtype in ("float32", "bfloat16"):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, large, small, dtype],

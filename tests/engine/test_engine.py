@@ -316,7 +316,7 @@ def test_the_callers_own_mode_is_kept_between_steps(model: WatchedModel) -> None
 
 def test_short_requests_are_not_starved_by_one_clients_long_ones(model: WatchedModel) -> None:
     engine = engine_of(model)
-    long = texts(model, 64, max_new_tokens=80, client="long")
+    long = texts(model, 12, max_new_tokens=40, client="long")
     for request in long:
         engine.add(request)
     for _ in range(3):
@@ -330,7 +330,7 @@ def test_short_requests_are_not_starved_by_one_clients_long_ones(model: WatchedM
         steps.append(engine.step())
         assert len(steps) <= 8
     assert engine.num_running >= 3
-    assert by_request(finish(engine, limit=2000)).keys() == set(range(64))
+    assert by_request(finish(engine, limit=400)).keys() == set(range(12))
 
 
 def test_running_rows_get_a_token_in_every_step_while_others_are_prefilled(
@@ -735,7 +735,7 @@ class Allocations(TorchDispatchMode):
 
 def test_a_decode_step_allocates_the_same_however_large_the_cache_is(model: WatchedModel) -> None:
     totals = []
-    for size in ({"num_positions": 60, "max_rows": 3}, {"num_positions": 5000, "max_rows": 40}):
+    for size in ({"num_positions": 60, "max_rows": 3}, {"num_positions": 600, "max_rows": 20}):
         engine = engine_of(model, **size)
         for request in texts(model, 3, max_new_tokens=20):
             engine.add(request)
