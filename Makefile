@@ -38,14 +38,15 @@ docs: .venv/dev.stamp
 	@$(BIN)/python docs/make_cli.py
 	@$(BIN)/python docs/make_recipes.py
 
-# `demo` has an environment of its own: Gradio wants an older Pillow than the rest is tested with.
-# torch is named without its build ("+cpu"), so that every platform finds its own wheel.
+# `demo` has an environment of its own: Gradio needs an older Pillow than the rest is tested with.
+# Packages that only the CUDA build of torch needs are left out, so that any build can be chosen.
 # Pins that still fit are kept; UPGRADE=--upgrade takes the newest versions.
 constraints: .venv/dev.stamp
 	@$(PIP_INSTALL) "uv>=0.9"
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --torch-backend cpu \
-		--no-annotate --no-header --quiet $(UPGRADE) --output-file constraints.txt
-	@sed -E 's/\+cpu//; s/ ;.*//' constraints.txt | LC_ALL=C sort -f > constraints.new
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate \
+		--no-header --quiet $(UPGRADE) --output-file constraints.txt
+	@sed -E 's/ ;.*//; /^(nvidia-|cuda-|triton=)/d' constraints.txt | LC_ALL=C sort -f \
+		> constraints.new
 	@mv constraints.new constraints.txt
 
 clean:
