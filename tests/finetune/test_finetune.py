@@ -53,7 +53,7 @@ def test_g11_four_examples_are_learned_by_heart(tmp_path: Path, tiny_tokenizer: 
     examples = ExampleFile.open(write_examples(tmp_path))
     predictor = small(tiny_tokenizer)
     config = TrainConfig(
-        num_steps=120, learning_rate=5e-3, batch_size=4, warmup_steps=5, autocast=False
+        num_steps=60, learning_rate=5e-3, batch_size=4, warmup_steps=5, autocast=False
     )
     finetune(predictor, examples, config, tmp_path / "run")
     images = [load_image(tmp_path / f"{color}.png") for color in ANSWERS]
