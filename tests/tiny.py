@@ -194,6 +194,7 @@ def reference_arguments(inputs: ModelInputs, reference: Any) -> dict[str, torch.
     """A batch as transformers wants it: placeholder ids, and token types 0 for the prefix."""
     ids = inputs.token_ids.masked_fill(inputs.image_mask, reference.config.image_token_index)
     flat_index = [image for row in inputs.image_index for image in row]
+    assert inputs.pixel_values is not None
     # Its positions count pads unless they are given; counting starts at 1.
     return {
         "input_ids": ids,

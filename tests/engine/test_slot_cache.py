@@ -139,6 +139,7 @@ def test_a_wiped_slot_is_safe_for_the_next_row() -> None:
     model = tiny_model()
     slots = slots_for(model, num_slots=2)
     broken = tiny_inputs(model.config, [Row(prefix=3), Row(images=(1,), prefix=12)], pad="right")
+    assert broken.pixel_values is not None
     broken.pixel_values[1] = float("nan")
     healthy = join(model, slots, broken).isfinite().all(dim=1)
     assert healthy.tolist() == [True, False]
