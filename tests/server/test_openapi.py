@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,12 @@ def _use_client(address: str, scene: bytes) -> None:
     def load(module: str) -> Any:
         return importlib.import_module(f"generated_client.{module}")
 
-    models, client = (
-        load("models"),
-        load("client").Client(base_url=address, timeout=120, httpx_args={"trust_env": False}),
-    )
+    options = {"base_url": address, "timeout": 120, "httpx_args": {"trust_env": False}}
+    with load("client").Client(**options) as client:
+        _check_answers(load, load("models"), client, scene)
+
+
+def _check_answers(load: Callable[[str], Any], models: Any, client: Any, scene: bytes) -> None:
     image = encoded(scene)
 
     body = models.DetectRequest(image=image, phrases=["frog", "mushroom"], max_objects=4)

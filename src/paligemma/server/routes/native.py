@@ -58,6 +58,15 @@ REQUESTS: dict[str, type[TaskRequest]] = {
 }
 """Name of the task, which is its route under /v1/ -> the model of its request."""
 
+_REQUEST_ID: dict[str, Any] = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    "description": "The id of the answer and of the request in the server's log.",
+}
+"""Some generators write a client that works only for routes with an optional parameter."""
+
 
 def native_routes(handler: RequestHandler) -> APIRouter:
     """`/v1/caption`, `/v1/ask`, `/v1/ocr`, `/v1/detect`, `/v1/segment`, `/v1/generate` and
@@ -73,7 +82,10 @@ def native_routes(handler: RequestHandler) -> APIRouter:
             summary=(model.__doc__ or "").splitlines()[0],
             response_class=Response,
             responses={200: _answer_description(model), **error_responses()},
-            openapi_extra={"requestBody": request_schema(model, with_form=True)},
+            openapi_extra={
+                "parameters": [_REQUEST_ID],
+                "requestBody": request_schema(model, with_form=True),
+            },
         )
     return router
 
