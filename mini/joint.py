@@ -29,8 +29,8 @@ from mini.language import FIRST_LANGUAGES, KINDS, LATER_LANGUAGES
 from mini.scene import make_scene
 from mini.sheet import make_sheet
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
-from paligemma.finetune.collate import Example, collate, split_by_length
 from paligemma.finetune.config import Reduction
+from paligemma.finetune.examples import Example, collate, split_by_length
 from paligemma.finetune.loss import suffix_loss
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma

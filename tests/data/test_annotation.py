@@ -32,8 +32,8 @@ def test_a_box_that_leaves_its_picture_by_a_little_is_cut_and_counted() -> None:
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ((0, 0, 60, 20), "reaches out of its picture of 40 x 20"),
-        ((41, 0, 42, 20), "reaches out"),
+        ((0, 0, 60, 20), "extends beyond its image of 40 x 20"),
+        ((41, 0, 42, 20), "extends beyond"),
         ((5, 5, 5, 9), "no area"),
         ((9, 5, 5, 9), "no area"),
         ((0, 0, float("nan"), 9), "no area"),

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from paligemma.data.check import CheckReport, Level, check_data
-from paligemma.data.check_page import BatchRow, answer_ids, draw_row, kinds_of_row, render_page
+from paligemma.data.check import CheckReport, check_data
+from paligemma.data.check_page import (
+    BatchRow,
+    answer_ids,
+    draw_row,
+    kinds_of_row,
+    render_check_page,
+)
+from paligemma.data.findings import Level
 from paligemma.data.open import open_data
 from paligemma.data.record import TrueObject
 from paligemma.data.source import ObjectTask
@@ -31,7 +38,7 @@ def processor(tiny_tokenizer: Tokenizer) -> Processor:
 def checked(
     processor: Processor, path: Path, max_tokens: int | None = None, **options: Any
 ) -> CheckReport:
-    records = open_data(path, bad="skip", max_skipped=1.0)
+    records = open_data(path, on_bad_record="skip", max_bad_share=1.0)
     builder = TargetBuilder(
         processor=processor,
         class_names=records.class_names,
@@ -92,7 +99,7 @@ def test_files_that_are_missing_or_damaged_are_faults(processor: Processor, tmp_
     report = checked(processor, path)
     assert (report.num_records, report.num_bad) == (4, 3)
     found = "\n".join(error.text for error in report.errors)
-    assert re.search(r"0\.png.*not there", found)
+    assert re.search(r"0\.png.*does not exist", found)
     assert re.search(r"1\.png.*unknown format", found)
     assert re.search(r"Line 4.*empty suffix", found)
     assert len(report.rows) == 1
@@ -129,16 +136,16 @@ def test_ready_made_lists_of_objects_are_parsed(processor: Processor, tmp_path: 
     ]
     report = checked(processor, jsonl(tmp_path, records))
     warnings = texts(report, "warning")
-    assert "2 answers to detect or segment are no list of objects" in warnings
+    assert "2 answers to detect or segment are not lists of objects" in warnings
     assert "has no area" in warnings
-    assert "1 objects are there twice" in warnings
+    assert "1 objects appear twice" in warnings
 
 
 def test_classes_are_counted_and_missing_ones_said(processor: Processor, tmp_path: Path) -> None:
     report = checked(processor, coco(tmp_path, [box(), box(20.0)]))
     assert report.class_counts == (("cat", 2),)
     assert "1 classes have no object: dog" in texts(report, "warning")
-    assert "1 of 2 pictures have no object" in texts(report, "note")
+    assert "1 of 2 images have no object" in texts(report, "note")
     assert report.round_trip is not None
     assert report.round_trip.num_boxes == 2
 
@@ -183,7 +190,7 @@ def page_of(
         [row.image for row in rows],
     )
     report = check_data(records, builder, max_tokens=max_tokens)
-    return render_page(report, builder, rows, inputs), builder, rows, inputs
+    return render_check_page(report, builder, rows, inputs), builder, rows, inputs
 
 
 def test_the_page_needs_nothing_else_and_takes_no_markup_from_data(

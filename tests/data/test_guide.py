@@ -11,7 +11,7 @@ import pytest
 from paligemma.data.open import open_data
 from paligemma.processor.processor import Processor
 from paligemma.tasks.seg_codec import MaskCodec
-from tests.data.annotated import coco, picture
+from tests.data.annotated import coco, make_image
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_lines_of_the_guide_are_read(tmp_path: Path) -> None:
     (lines,) = blocks("json")
-    picture(tmp_path / "1.jpg", (100, 100))
+    make_image(tmp_path / "1.jpg", (100, 100))
     (tmp_path / "train.jsonl").write_text(lines)
     records = open_data(tmp_path / "train.jsonl")
     assert len(records) == 4
@@ -36,7 +36,7 @@ def test_the_python_of_the_guide_runs(
     mini: tuple[Processor, MaskCodec],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    picture(tmp_path / "1.png")
+    make_image(tmp_path / "1.png")
     line = '{"image": "1.png", "prefix": "caption en", "suffix": "a dog"}\n'
     (tmp_path / "train.jsonl").write_text(line)
     shape = [[0, 0, 20, 0, 20, 20, 0, 20]]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from paligemma.data.record import Mask, Record, TrueObject
+from paligemma.data.record import Record, TrueObject
 from paligemma.data.round_trip_report import round_trip
 from paligemma.data.targets import Order, TargetBuilder, TargetOptions, check_noise_token
 from paligemma.errors import CheckpointError, DataError, OptionError
+from paligemma.masks import Mask
 from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import build_example
 from paligemma.processor.tokenizer import Tokenizer
@@ -133,7 +134,7 @@ def test_a_picture_without_objects_teaches_to_say_nothing(processor: Processor) 
     assert (target.prefix, target.suffix) == ("detect cow ; cat ; dog ; emu", "")
     row = build_example(processor.tokenizer, target.prefix, target.suffix_parts, 1, 25)
     assert sum(row.loss_mask) == 1
-    with pytest.raises(DataError, match=r"Line 1 shows no object.*ask='dataset'"):
+    with pytest.raises(DataError, match=r"Line 1 has no object.*ask='dataset'"):
         builder(processor, ask="present").build(shown(boxes={}))
 
 

@@ -29,9 +29,9 @@ from torch import Tensor
 from paligemma.adapters.lora import LoraConfig, add_lora, freeze_base
 from paligemma.errors import NumericalError
 from paligemma.fast.weights import FrozenFormat
-from paligemma.finetune.collate import Example, collate
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
+from paligemma.finetune.examples import Example, collate
 from paligemma.finetune.learner import finetune
 from paligemma.finetune.loss import suffix_loss
 from paligemma.model.paligemma import PaliGemma

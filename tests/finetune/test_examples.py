@@ -10,8 +10,7 @@ import pytest
 from paligemma.data.open import open_data
 from paligemma.data.targets import TargetBuilder, TargetOptions
 from paligemma.errors import DataError
-from paligemma.finetune.collate import Example, collate
-from paligemma.finetune.examples import RecordExamples
+from paligemma.finetune.examples import Example, RecordExamples, collate
 from paligemma.processor.image import load_image
 from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import SuffixPart
@@ -22,7 +21,7 @@ from tests.data.annotated import SIZE_WH, coco, jsonl
 def examples_of(
     path: Path, tokenizer: Tokenizer, options: TargetOptions | None = None
 ) -> RecordExamples:
-    records = open_data(path, bad="skip")
+    records = open_data(path, on_bad_record="skip")
     processor = Processor(tokenizer=tokenizer, resolution=30, num_image_tokens=25)
     builder = TargetBuilder(
         processor=processor,
@@ -70,6 +69,22 @@ def test_other_data_and_other_targets_have_another_fingerprint(
     moved = examples_of(coco(tmp_path / "b", boxes(3)), tiny_tokenizer)
     ordered = examples_of(path, tiny_tokenizer, TargetOptions(order="area"))
     assert len({first.fingerprint, moved.fingerprint, ordered.fingerprint}) == 3
+
+
+def test_the_fingerprint_of_the_same_data_is_that_of_older_runs(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    records = [
+        {"prefix": "caption en", "suffix": "a dog"},
+        {"prefix": "caption en", "references": ["a dog", "one dog"]},
+        {"objects": [{"label": "dog", "box_xyxy": [1, 2, 9, 9]}]},
+    ]
+    options = TargetOptions(order="position", max_objects=2)
+    examples = examples_of(jsonl(tmp_path, records), tiny_tokenizer, options)
+    # A run compares it with the one in its checkpoint, so another one would end every older run.
+    assert examples.fingerprint == (
+        "6ad0d04f94a1e2e9042723656b7ea21ca535fdfaa5b7014433a68e7f9371eb77"
+    )
 
 
 def test_parts_that_do_not_count_stay_out_of_the_loss(tiny_tokenizer: Tokenizer) -> None:

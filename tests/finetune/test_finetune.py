@@ -11,9 +11,9 @@ from PIL import Image
 from paligemma.config import PaliGemmaConfig
 from paligemma.engine.generate import generate
 from paligemma.errors import DataError, ImageError, OptionError
-from paligemma.finetune.collate import Example, collate
+from paligemma.finetune.batches import examples_of_step
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.dataset import ExampleFile, places_of_step
+from paligemma.finetune.examples import Example, ExampleFile, collate
 from paligemma.finetune.learner import finetune
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
@@ -87,7 +87,7 @@ def test_examples_that_share_a_picture_share_its_encoding(
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7])
 def test_g5_every_epoch_shows_each_example_once(batch_size: int) -> None:
-    shown = [place for s in range(20) for place in places_of_step(5, batch_size, seed=3, step=s)]
+    shown = [place for s in range(20) for place in examples_of_step(5, batch_size, seed=3, step=s)]
     for epoch in range(len(shown) // 5):
         part = shown[epoch * 5 : epoch * 5 + 5]
         assert sorted(part) == [(epoch, index) for index in range(5)]

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paligemma.errors import DataError
-from paligemma.finetune.collate import split_by_length
 from paligemma.finetune.config import Reduction
+from paligemma.finetune.examples import split_by_length
 from paligemma.finetune.loss import suffix_loss
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma

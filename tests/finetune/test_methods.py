@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from paligemma.adapters.lora import LoraConfig, add_lora
 from paligemma.errors import DataError, ImageError, OptionError
 from paligemma.fast.accelerate import accelerate
-from paligemma.finetune.collate import Example
+from paligemma.finetune.batches import ExampleSource
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.dataset import ExampleSource
+from paligemma.finetune.examples import Example
 from paligemma.finetune.learner import finetune, restore
 from paligemma.finetune.state import best_folder, folder_weights
 from paligemma.finetune.trainer import LOG_NAME
@@ -85,6 +85,8 @@ def test_only_what_is_marked_is_trained_saved_and_restored(
     before = weights(small.model)
     finetune(small, DrawnExamples(), config(), tmp_path, method="lora")
     assert changed(small.model, before) == names
+    state = json.loads((best_folder(tmp_path) / "state.json").read_text())
+    assert state["settings"]["method"] == "marked"  # as in older runs, which must stay resumable
     fresh = predictor(tiny_tokenizer).model
     restore(fresh, best_folder(tmp_path))
     assert changed(fresh, before) == names
@@ -206,7 +208,7 @@ def test_g5_however_it_is_cut_a_step_sees_the_same_examples(
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(tmp_path: Path, small: Predictor) -> None:
-    with pytest.raises(OptionError, match="batch of 8 cannot be cut into 3 equal parts"):
+    with pytest.raises(OptionError, match="batch of 8 cannot be divided into 3 equal parts"):
         finetune(small, DrawnExamples(), config(accumulation=3), tmp_path)
 
 
@@ -355,7 +357,7 @@ def test_no_examples_are_an_error(tmp_path: Path, small: Predictor) -> None:
         def __len__(self) -> int:
             return 0
 
-    with pytest.raises(DataError, match="no example to learn from"):
+    with pytest.raises(DataError, match="holds no example"):
         finetune(small, Empty(), config(), tmp_path)
 
 

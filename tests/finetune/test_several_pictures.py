@@ -17,11 +17,10 @@ from paligemma.data.check import check_data
 from paligemma.data.open import open_data
 from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError
-from paligemma.finetune.collate import Example, collate
+from paligemma.finetune.batches import ExampleBatch
 from paligemma.finetune.config import TrainConfig
-from paligemma.finetune.dataset import ExampleBatch
 from paligemma.finetune.distributed import World
-from paligemma.finetune.examples import RecordExamples
+from paligemma.finetune.examples import Example, RecordExamples, collate
 from paligemma.finetune.learner import BadExamples, Learner, finetune
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma

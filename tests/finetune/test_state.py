@@ -77,7 +77,7 @@ def test_g4_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_the_first_start_finds_nothing(tmp_path: Path) -> None:
     assert Run(tmp_path).resume() == 0
-    with pytest.raises(CheckpointError, match="no whole training state"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
         load_weights(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_g3_a_damaged_newest_state_is_found_and_the_one_before_it_used(
     pattern, harm = DAMAGE[damage]
     (path,) = (tmp_path / "checkpoints" / "step-2").glob(pattern)
     harm(path)
-    with pytest.raises(CheckpointError, match=r"step-2 is damaged: .*go on from the one before"):
+    with pytest.raises(CheckpointError, match=r"step-2 is damaged: .*resume from the one before"):
         run.resume(strict=True)
     assert best_folder(tmp_path).name == "step-1"  # reading alone changes nothing
     with pytest.warns(UserWarning, match=r"step-2 is damaged: .* Trying the one before it"):
@@ -166,7 +166,7 @@ def test_g4_a_state_without_one_of_its_parts_is_not_resumed(tmp_path: Path, part
         path.write_text(json.dumps(state))
     reseal(folder)
     if "/" in part:  # whole files of something else: nothing is silently begun anew
-        with pytest.raises(CheckpointError, match=r"step-2 (belongs to another|is not whole)"):
+        with pytest.raises(CheckpointError, match=r"step-2 (belongs to another|is incomplete)"):
             run.resume()
         return
     with pytest.warns(UserWarning, match=rf"step-2 is damaged: '{part}' \(KeyError\)"):
@@ -185,7 +185,7 @@ def test_g3_when_no_state_is_whole_training_does_not_silently_start_anew(tmp_pat
     (tmp_path / "checkpoints" / "step-1" / "manifest.json").unlink()
     with (
         pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(CheckpointError, match=r"No training state in .* is whole"),
+        pytest.raises(CheckpointError, match=r"No checkpoint in .* is intact"),
     ):
         run.resume()
 
@@ -250,7 +250,7 @@ def test_g2_a_full_disk_is_one_clear_error_and_the_state_before_stays(tmp_path: 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(
-            CheckpointError, match=r"step 2 could not be written .*File too large.*step-1 is still"
+            CheckpointError, match=r"step 2 could not be written .*File too large.*step-1 is intact"
         ):
             run.save(2)
     finally:
@@ -262,7 +262,7 @@ def test_g2_a_full_disk_is_one_clear_error_and_the_state_before_stays(tmp_path: 
 
 def test_g2_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("not a folder")
-    with pytest.raises(CheckpointError, match=r"could not be written .* Nothing was saved before"):
+    with pytest.raises(CheckpointError, match=r"could not be written .* no earlier checkpoint"):
         Run(tmp_path).save(1)
 
 

@@ -77,7 +77,8 @@ def config(num_steps: int = 20, **fields: Any) -> TrainConfig:
 
 
 def run(line: Line, points: Points, how: TrainConfig, out: Path, **arguments: Any) -> None:
-    train(line, points, Objective(losses=line.losses, **OBJECTIVE), how, out, **arguments)
+    objective = Objective(losses=line.losses, validate=arguments.pop("validate", None), **OBJECTIVE)
+    train(line, points, objective, how, out, **arguments)
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -257,7 +258,7 @@ def test_frozen_parts_stay_and_are_not_saved(tmp_path: Path) -> None:
     run(line, Points(), config(5), tmp_path)
     assert torch.equal(line.linear.bias, bias)
     assert load_weights(tmp_path).keys() == {"linear.weight"}
-    with pytest.raises(OptionError, match=r"'linaer\.\*' names no parameter"):
+    with pytest.raises(OptionError, match=r"'linaer\.\*' matches no parameter"):
         freeze(line, ["linaer.*"])
     freeze(line, ["*"])
     with pytest.raises(OptionError, match="nothing would be learned"):
@@ -351,7 +352,7 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, mode: str, best: int) -> No
 
 
 def test_a_metric_that_validation_does_not_give_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="chosen by 'cider', but validation gives bleu"):
+    with pytest.raises(DataError, match="'cider', but validation returns bleu"):
         run(
             Line(),
             Points(),

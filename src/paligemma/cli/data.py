@@ -75,11 +75,10 @@ def check(
     training would fail or would learn nothing.
     """
     from paligemma.checkpoints.hub import Source
-    from paligemma.data.check_page import render_page
+    from paligemma.data.check_page import render_check_page
     from paligemma.data.open import open_data
     from paligemma.data.targets import TargetBuilder
-    from paligemma.finetune.collate import collate
-    from paligemma.finetune.examples import RecordExamples
+    from paligemma.finetune.examples import RecordExamples, collate
     from paligemma.loading import load_processor
 
     # All faults are reported, not just the first.
@@ -89,8 +88,8 @@ def check(
         split=reading.split,
         images=reading.images,
         prefix=reading.prefix,
-        bad="skip",
-        max_skipped=1.0,
+        on_bad_record="skip",
+        max_bad_share=1.0,
     )
     processor, codec = load_processor(
         options.model, source=Source(offline=options.offline), resize=options.resize
@@ -108,7 +107,7 @@ def check(
         examples = RecordExamples(records=records, targets=builder)
         positions = {record.record_id: index for index, record in enumerate(records.slots)}
         inputs = collate(processor, [examples[positions[row.record.record_id]] for row in rows])
-        _write(options.out, render_page(report, builder, rows, inputs))
+        _write(options.out, render_check_page(report, builder, rows, inputs))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -139,11 +138,11 @@ def _first_batch(
     """The first batch of training, without records that cannot be read."""
     from paligemma.data.check_page import BatchRow
     from paligemma.data.record import BadRecord
-    from paligemma.finetune.dataset import places_of_step
+    from paligemma.finetune.batches import examples_of_step
 
     rows = []
     size = min(batch_size, len(records.slots))
-    for epoch, place in places_of_step(len(records.slots), size, seed, 0):
+    for epoch, place in examples_of_step(len(records.slots), size, seed, 0):
         record = records.slots[place]
         if isinstance(record, BadRecord):
             continue

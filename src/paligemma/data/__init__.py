@@ -1,14 +1,15 @@
-"""Labelled pictures in any common form to what the model learns.
+"""Labeled images in common formats -> prefixes and suffixes to learn.
 
-record.py      Record, TrueObject: a picture, what is asked of it, what is true of it
-open.py        open_data: a file or folder -> Records; bad ones stop it or are set aside
-formats/       one reader for each form of data
-annotation.py  labels and boxes as annotators write them, checked
-mask_shapes.py polygons and run lengths -> masks
-targets.py     a record -> prefix and suffix, boxes as <loc> and masks as <seg> tokens
-round_trip_report.py  how much of boxes and masks survives the tokens
-check.py       what the model will see, and whether it would learn anything
-check_page.py  the same as one HTML page
+record.py             Record, TrueObject: an image with a question about it and the true answer
+open.py               open_data: a file or folder -> Records; sets bad records aside
+source.py             what the reader of a format returns
+formats/              one reader per format
+annotation.py         labels, boxes and records as annotators write them, checked
+targets.py            a record -> prefix and suffix, boxes as <loc> and masks as <seg> tokens
+round_trip_report.py  how much of boxes and masks survives as tokens
+findings.py           what would go wrong in training, one function per subject
+check.py              check_data: lengths, classes and findings of a data set
+check_page.py         the same as an HTML page with the first batch
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from paligemma.data.check import CheckReport as CheckReport
-    from paligemma.data.check import Finding as Finding
     from paligemma.data.check import check_data as check_data
+    from paligemma.data.findings import Finding as Finding
     from paligemma.data.open import Records as Records
     from paligemma.data.open import open_data as open_data
     from paligemma.data.record import BadRecord as BadRecord
@@ -39,7 +40,8 @@ else:
             "record": ("BadRecord", "Record", "TrueObject"),
             "open": ("Records", "open_data"),
             "targets": ("ObjectOptions", "Target", "TargetBuilder", "TargetOptions"),
-            "check": ("CheckReport", "Finding", "check_data"),
+            "check": ("CheckReport", "check_data"),
+            "findings": ("Finding",),
             "round_trip_report": ("RoundTripReport", "round_trip"),
         },
     )

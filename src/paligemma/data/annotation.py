@@ -1,6 +1,16 @@
-"""Labels and boxes as annotators write them: checked, cleaned, and moved into the picture.
+"""Labels, boxes and records as annotators write them: checked, cleaned, moved into the image.
 
-Knows the rules of the object grammar for labels; knows no file format.
+A record's fields in JSON, as JSON Lines and tar shards have them:
+
+    {"prefix": "caption en", "suffix": "a dog"}
+    {"prefix": "answer en How many?", "suffix": "2", "references": ["2", "two"]}
+    {"prefix": "caption en", "references": ["a dog", "one dog"]}         one is learned per epoch
+    {"objects": [{"label": "dog", "box_xyxy": [10, 20, 90, 80]}]}        prefix and suffix are built
+    {"objects": [{"label": "dog", "mask": {"size": [H, W], "counts": ...}}]}
+    {"objects": [{"label": "dog", "polygons": [[x1, y1, x2, y2, x3, y3]]}]}
+
+Boxes and polygons are in pixels of the upright image. `id` names a record. Other fields are
+ignored.
 """
 
 from __future__ import annotations
@@ -8,20 +18,23 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paligemma.data.record import Mask, TrueObject
+from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError
-from paligemma.processor.image import MAX_PIXELS
+from paligemma.masks import Mask, box_of_points, points_of, polygons_to_mask, rle_to_mask
+from paligemma.processor.image import MAX_PIXELS, ImageSource, read_size_wh
 from paligemma.results import BoxXyxy
 
 MAX_OVERHANG = 2.0
-"""Pixels by which a box may reach out of its picture: tools round, and count from 0 or 1."""
-CLIPPED = "boxes cut to their picture, which they left by at most 2 pixels"
-_PLACE = re.compile(r"<(loc\d{4}|seg\d{3})>")
+"""Pixels by which a box may extend beyond its image: tools round, and count from 0 or 1."""
+CLIPPED = "boxes clipped to their image, beyond which they extended by at most 2 pixels"
+_SPECIAL_TOKEN = re.compile(r"<(loc\d{4}|seg\d{3})>")
 
 
 def clean_label(label: object, where: str) -> str:
@@ -34,11 +47,11 @@ def clean_label(label: object, where: str) -> str:
     """
     text = " ".join(label.split()) if isinstance(label, str) else ""
     if not text:
-        raise DataError(f"{where}: an object has the label {label!r}; text is needed. Name it.")
-    if ";" in text or _PLACE.search(text):
+        raise DataError(f"{where}: an object has the label {label!r}; it must be a name.")
+    if ";" in text or _SPECIAL_TOKEN.search(text):
         raise DataError(
-            f"{where}: the label {text!r} holds a semicolon or a place token, which have a meaning "
-            "of their own in lists of objects. Rename the class."
+            f"{where}: the label {text!r} contains a semicolon or a location token, which have a "
+            "meaning of their own in lists of objects. Rename the class."
         )
     return text
 
@@ -46,15 +59,15 @@ def clean_label(label: object, where: str) -> str:
 def clean_box(
     box_xyxy: Sequence[float], size_wh: tuple[int, int], where: str, tally: Counter[str]
 ) -> BoxXyxy:
-    """The box in pixels, cut to the picture; `tally` counts those that were cut.
+    """The box in pixels, clipped to the image; `tally` counts those that were clipped.
 
-    Raises DataError for a box without area, or one that leaves the picture by more than
-    `MAX_OVERHANG` pixels: it belongs to another picture, or is in another unit or order.
+    Raises DataError for a box without area, or one that extends beyond the image by more than
+    `MAX_OVERHANG` pixels: it belongs to another image, or has another unit or order.
     """
     try:
         x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: a box is {box_xyxy!r}; four numbers are needed.") from error
+        raise DataError(f"{where}: a box is {box_xyxy!r}; it must be four numbers.") from error
     shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 <= x1 or y2 <= y1:
         raise DataError(
@@ -65,8 +78,8 @@ def clean_box(
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if overhang > MAX_OVERHANG or inside[2] <= inside[0] or inside[3] <= inside[1]:
         raise DataError(
-            f"{where}: the box {shown} (x1, y1, x2, y2) reaches out of its picture of {width} x "
-            f"{height} pixels. Check the unit and the order of its numbers, and the picture."
+            f"{where}: the box {shown} (x1, y1, x2, y2) extends beyond its image of {width} x "
+            f"{height} pixels. Check the unit and order of its numbers, and the image."
         )
     if overhang > 0:
         tally[CLIPPED] += 1
@@ -100,9 +113,9 @@ def make_object(
 
 
 def size_of(width: Any, height: Any, where: str) -> tuple[int, int] | None:
-    """A picture's size as an annotation has it; None where it has none.
+    """An image's size according to an annotation; None where it has none.
 
-    Raises DataError for what is no size.
+    Raises DataError for anything that is not a size.
     """
     if width in (None, 0, "0", "") and height in (None, 0, "0", ""):
         return None
@@ -112,7 +125,90 @@ def size_of(width: Any, height: Any, where: str) -> tuple[int, int] | None:
         size = 0, 0
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         raise DataError(
-            f"{where}: the picture's size is given as {width!r} x {height!r}; two whole numbers "
-            f"above 0 are needed, and at most {MAX_PIXELS} pixels are read."
+            f"{where}: the image's size is given as {width!r} x {height!r}; it must be two whole "
+            f"numbers above 0, with at most {MAX_PIXELS} pixels."
         )
     return size
+
+
+def record_of_fields(
+    fields: Mapping[str, Any],
+    *,
+    record_id: str,
+    where: str,
+    image: Path | Callable[[], ImageSource],
+    default_prefix: str | None,
+    tally: Counter[str],
+) -> Record:
+    """A record from its fields in JSON, with everything checked but the pixels.
+
+    The image's header is read where there are objects. Raises DataError or ImageError.
+    """
+    prefix, suffix = fields.get("prefix", default_prefix), fields.get("suffix")
+    references, items = fields.get("references"), fields.get("objects")
+    _check_fields(prefix, suffix, references, items, where)
+    size_wh = None
+    objects: tuple[TrueObject, ...] | None = None
+    if items is not None:
+        size_wh = read_size_wh(image if isinstance(image, Path) else image())
+        objects = tuple(_object(item, size_wh, where, tally) for item in items)
+    return Record(
+        record_id=record_id,
+        image=image,
+        prefix=prefix or "",
+        suffix=suffix or "",
+        objects=objects,
+        references=tuple(references or ((suffix,) if suffix else ())),
+        size_wh=size_wh,
+        where=where,
+    )
+
+
+def _check_fields(prefix: Any, suffix: Any, references: Any, items: Any, where: str) -> None:
+    has_suffix = isinstance(suffix, str) or (suffix is None and (references or items is not None))
+    has_prefix = isinstance(prefix, str) or (prefix is None and items is not None)
+    if not has_suffix or not has_prefix:
+        raise DataError(
+            f'{where} must be an object with text under "image", "prefix" and "suffix"; instead '
+            'of "suffix" it may have "references" (a list of texts) or "objects".'
+        )
+    if references is not None and not _are_texts(references):
+        raise DataError(f'{where}: "references" is {references!r}; it must be a list of texts.')
+    if items is not None and not isinstance(items, list):
+        raise DataError(f'{where}: "objects" is {items!r}; it must be a list of objects.')
+    if items is None and not (suffix or "").strip() and not references:
+        raise DataError(f"{where} has an empty suffix, so nothing is learned from it. Fill it in.")
+
+
+def _are_texts(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(value, str) and value.strip() for value in values)
+    )
+
+
+def _object(item: Any, size_wh: tuple[int, int], where: str, tally: Counter[str]) -> TrueObject:
+    if not isinstance(item, dict):
+        raise DataError(
+            f"{where}: an object is {item!r}; it must look like "
+            '{"label": ..., "box_xyxy": [x1, y1, x2, y2]}.'
+        )
+    box, make_mask = item.get("box_xyxy"), None
+    if item.get("mask") is not None:
+        make_mask = partial(rle_to_mask, item["mask"], size_wh, where)
+        box = box_of_mask(make_mask(), where) if box is None else box
+    elif item.get("polygons") is not None:
+        make_mask = partial(polygons_to_mask, item["polygons"], size_wh, where)
+        box = _box_of_polygons(item["polygons"], where) if box is None else box
+    if box is None:
+        raise DataError(f'{where}: an object has none of "box_xyxy", "mask" and "polygons".')
+    return make_object(item.get("label"), box, size_wh, where, tally, make_mask)
+
+
+def _box_of_polygons(polygons: Any, where: str) -> BoxXyxy:
+    if not isinstance(polygons, list) or not polygons:
+        raise DataError(f'{where}: "polygons" is {polygons!r}; it must be a list of polygons.')
+    boxes = [box_of_points(points_of(polygon, where)) for polygon in polygons]
+    x1s, y1s, x2s, y2s = zip(*boxes, strict=True)
+    return min(x1s), min(y1s), max(x2s), max(y2s)

@@ -1,7 +1,4 @@
-"""open_data: a path -> Records. Guesses the format, says what it found, keeps bad records out.
-
-Knows the readers in `formats/` and the policy for bad records; knows no tokens.
-"""
+"""open_data: a file or folder -> Records. Detects the format and sets bad records aside."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args, overload
+from typing import cast, get_args, overload
 
 from paligemma.data.formats import (
     caption_folder,
@@ -21,14 +18,13 @@ from paligemma.data.formats import (
     voc,
     yolo,
 )
-from paligemma.data.record import BadRecord, Record
-from paligemma.data.source import ObjectTask, Reader, ReadOptions, Source
+from paligemma.data.record import BadRecord, OnBadRecord, Record
+from paligemma.data.source import Entry, ObjectTask, Reader, ReadOptions
 from paligemma.errors import DataError, ImageError, OptionError
 
-BadPolicy = Literal["error", "skip"]
-MAX_SKIPPED = 0.01
+MAX_BAD_SHARE = 0.01
 
-# In the order of guessing: from forms that nothing else looks like to a folder of pictures.
+# In the order of detection: from formats that nothing else looks like to a folder of images.
 READERS: dict[str, Reader] = {
     reader.NAME: cast(Reader, reader)
     for reader in (tar_shards, hugging_face, yolo, coco, voc, mask_folder, jsonl, caption_folder)
@@ -41,16 +37,16 @@ class Records(Sequence[Record]):
 
     name: str
     format: str
-    found: str
+    summary: str
     """In words, what was read."""
     records: tuple[Record, ...]
     slots: tuple[Record | BadRecord, ...]
-    """One for each place of the files, bad ones included: an order drawn over these is the same
-    whether a bad record is repaired, left out, or was never bad."""
+    """One per entry of the files, including bad ones: an order drawn over these is the same
+    whether a bad record is fixed, left out, or was never bad."""
     class_names: tuple[str, ...]
     """As the data set lists them, or sorted."""
     task: ObjectTask
-    """What to make of objects, unless a person says otherwise."""
+    """The task that objects are meant for, unless the user chooses another."""
     notes: tuple[str, ...]
     """What was left out or changed, with counts."""
 
@@ -80,44 +76,46 @@ def open_data(
     split: str | None = None,
     prefix: str | None = None,
     images: str | Path | None = None,
-    bad: BadPolicy = "error",
-    max_skipped: float = MAX_SKIPPED,
-    skipped_file: str | Path | None = None,
+    on_bad_record: OnBadRecord = "error",
+    max_bad_share: float = MAX_BAD_SHARE,
+    bad_file: str | Path | None = None,
 ) -> Records:
-    """Read a data set's annotations; pictures are read when they are asked for.
+    """Read the annotations of a data set; images are read when they are needed.
 
-    `format` is one of `READERS`, guessed by default; "huggingface" with a path that does not exist
-    is a name on the hub. `split`: "train" where there are several. `prefix` is for records that
-    bring none. `images` is the folder of pictures where it is not beside the annotations.
+    `format` is one of `READERS`, detected by default; "huggingface" with a path that does not
+    exist is a name on the hub. `split` is "train" where there are several. `prefix` is for records
+    that have none. `images` is the folder of images, where it is not next to the annotations.
 
-    A bad record (a missing picture, a broken line, an empty answer, a box outside its picture, an
-    id that was there before) raises DataError that names the file and the line or id. With
-    bad="skip" it is left out and written to `skipped_file`, a JSON line each; more than
-    `max_skipped` of them (and more than one) raise.
+    A bad record (a missing image, a broken line, an empty answer, a box outside its image, a
+    duplicate id) raises DataError that names the file and the line or id. With
+    on_bad_record="skip" it is left out and written to `bad_file`, one JSON line each; more than
+    the share `max_bad_share` of them (and more than one) is an error.
 
-    >>> records = open_data("pictures/annotations/instances_train.json")  # doctest: +SKIP
-    >>> records.format, len(records), records[0].objects[0].label         # doctest: +SKIP
+    >>> records = open_data("images/annotations/instances_train.json")  # doctest: +SKIP
+    >>> records.format, len(records), records[0].objects[0].label       # doctest: +SKIP
     ('coco', 60, 'valve')
     """
     path = Path(path).expanduser()
-    if bad not in get_args(BadPolicy):
-        raise OptionError(f"bad is {bad!r}; it must be one of {get_args(BadPolicy)}.")
+    if on_bad_record not in get_args(OnBadRecord):
+        raise OptionError(
+            f"on_bad_record is {on_bad_record!r}; it must be one of {get_args(OnBadRecord)}."
+        )
     options = ReadOptions(
         split=split, prefix=prefix, images=None if images is None else Path(images)
     )
-    source = _reader(path, format).read(path, options)
-    slots = _build(source, bad)
-    skipped = [slot for slot in slots if isinstance(slot, BadRecord)]
-    if bad == "skip" and skipped_file is not None:
-        _write_skipped(Path(skipped_file), skipped)
-    _check_skipped(skipped, len(slots), max_skipped)
-    good = tuple(slot for slot in slots if isinstance(slot, Record))
-    labels = {found.label for record in good for found in record.objects or ()}
+    source = _choose_reader(path, format).read(path, options)
+    slots = _build_records(source.entries, on_bad_record)
+    bad = [slot for slot in slots if isinstance(slot, BadRecord)]
+    if on_bad_record == "skip" and bad_file is not None:
+        _write_bad(Path(bad_file), bad)
+    _check_number_of_bad(bad, len(slots), max_bad_share)
+    records = tuple(slot for slot in slots if isinstance(slot, Record))
+    labels = {item.label for record in records for item in record.objects or ()}
     return Records(
         name=path.name,
         format=source.format,
-        found=source.found,
-        records=good,
+        summary=source.summary,
+        records=records,
         slots=slots,
         class_names=source.class_names or tuple(sorted(labels)),
         task=source.task,
@@ -125,70 +123,73 @@ def open_data(
     )
 
 
-def _reader(path: Path, format: str | None) -> Reader:
+def _choose_reader(path: Path, format: str | None) -> Reader:
+    formats = ", ".join(sorted(READERS))
     if format is not None:
         if format not in READERS:
-            raise OptionError(f"The format {format!r} is unknown; there are: {_known()}.")
+            raise OptionError(f"Unknown format {format!r}. Formats: {formats}.")
         return READERS[format]
     if not path.exists():
         raise DataError(
-            f"There is nothing at {str(path)!r}; a file or folder of data is needed. For a data "
-            "set of the Hugging Face hub say format='huggingface'."
+            f"{str(path)!r} does not exist. Give a file or folder of data; for a data set of the "
+            "Hugging Face hub use format='huggingface'."
         )
     # A file of JSON Lines has no other format, so no other reader has to look at it.
     first = [READERS[jsonl.NAME]] if path.is_file() else []
     for reader in (*first, *READERS.values()):
-        if reader.is_here(path):
+        if reader.recognizes(path):
             return reader
-    inside = ""
+    content = ""
     if path.is_dir():
         names = sorted(p.name for p in path.iterdir())
-        inside = f" It holds: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}."
+        content = f" It holds: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}."
     raise DataError(
-        f"{str(path)!r} looks like none of the known forms of data: {_known()}.{inside} Say which "
-        "it is with format=..., or write JSON Lines of image, prefix and suffix."
+        f"{str(path)!r} does not look like any supported format: {formats}.{content} Choose one "
+        "with format=..., or write JSON Lines of image, prefix and suffix."
     )
 
 
-def _known() -> str:
-    return ", ".join(sorted(READERS))
-
-
-def _build(source: Source, policy: BadPolicy) -> tuple[Record | BadRecord, ...]:
+def _build_records(
+    entries: Sequence[Entry], on_bad_record: OnBadRecord
+) -> tuple[Record | BadRecord, ...]:
     slots: list[Record | BadRecord] = []
-    seen: dict[str, str] = {}
-    for record_id, where, build in source.entries:
+    first_with_id: dict[str, str] = {}
+    for entry in entries:
         try:
-            try:
-                record = build()
-            except ImageError as error:  # which may not know whose picture it is
-                raise DataError(f"{where}: {error}") from error
-            if record_id in seen:
-                raise DataError(f"{where} has the id {record_id!r}, as {seen[record_id]} has.")
-            seen[record_id] = where
+            record = _build(entry)
+            if (first := first_with_id.get(entry.record_id)) is not None:
+                raise DataError(f"{entry.where} has the same id as {first}: {entry.record_id!r}.")
+            first_with_id[entry.record_id] = entry.where
             slots.append(record)
         except DataError as error:
-            if policy == "error":
+            if on_bad_record == "error":
                 raise
-            slots.append(BadRecord(record_id=record_id, where=where, reason=str(error)))
+            slots.append(BadRecord(record_id=entry.record_id, where=entry.where, reason=str(error)))
     return tuple(slots)
 
 
-def _check_skipped(skipped: Sequence[BadRecord], num_slots: int, max_skipped: float) -> None:
-    if len(skipped) == num_slots:
-        raise DataError(f"No record can be used. The first: {skipped[0].reason}")
-    # One is always borne, so that small sets can be used, too.
-    if len(skipped) > max(1.0, max_skipped * num_slots):
+def _build(entry: Entry) -> Record:
+    try:
+        return entry.build()
+    except ImageError as error:  # which may not know the record
+        raise DataError(f"{entry.where}: {error}") from error
+
+
+def _check_number_of_bad(bad: Sequence[BadRecord], num_slots: int, max_share: float) -> None:
+    if len(bad) == num_slots:
+        raise DataError(f"No record can be used. The first: {bad[0].reason}")
+    # One is always allowed, so that small data sets can be used, too.
+    if len(bad) > max(1.0, max_share * num_slots):
         raise DataError(
-            f"{len(skipped)} of {num_slots} records are bad, more than {max_skipped:.1%}. The "
-            f"first: {skipped[0].reason} Repair the data, or allow more with max_skipped."
+            f"{len(bad)} of {num_slots} records are bad, more than {max_share:.1%}. The first: "
+            f"{bad[0].reason} Fix the data, or raise max_bad_share."
         )
 
 
-def _write_skipped(path: Path, skipped: Sequence[BadRecord]) -> None:
+def _write_bad(path: Path, records: Sequence[BadRecord]) -> None:
     lines = [
         json.dumps({"id": bad.record_id, "where": bad.where, "reason": bad.reason})
-        for bad in skipped
+        for bad in records
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from paligemma.masks import Mask
+
 Boxes = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 def box_iou(first_xyxy: Boxes, second_xyxy: Boxes) -> npt.NDArray[np.float64]:

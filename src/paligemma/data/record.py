@@ -1,39 +1,36 @@
-"""Record: one picture with what is asked of it and what is true of it.
-
-Knows pictures; knows no file format, no tokens and no task.
-"""
+"""Record: one image with a question about it and the true answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 from paligemma.errors import DataError, ImageError
+from paligemma.masks import Mask
 from paligemma.processor.image import ImageSource, LoadedImage, load_image
 from paligemma.results import BoxXyxy
 
-Mask = npt.NDArray[np.bool_]
+OnBadRecord = Literal["error", "skip"]
+"""What to do with a record that cannot be used: raise an error, or leave it out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrueObject:
-    """A thing that is in the picture."""
+    """An annotated object in the image."""
 
     label: str
     box_xyxy: BoxXyxy
-    """Pixels of the picture as it is shown, upright; inside it, with area."""
+    """In pixels of the upright image; inside it, with area."""
     make_mask: Callable[[], Mask] | None = None
-    """Gives bool[H, W]; masks of a data set together would not fit into memory."""
+    """Returns bool[H, W]; all masks of a data set together would not fit into memory."""
     area: float | None = None
-    """In pixels, where the data say it: that of the thing, as a rule less than its box."""
+    """In pixels, where the data give it: the object's own, usually less than its box's."""
 
     @property
     def mask(self) -> Mask | None:
-        """bool[H, W] of the whole picture, made anew at each call; None where only a box is known.
+        """bool[H, W] of the whole image, computed at each call; None for an object without one.
 
         Raises DataError when the annotation cannot be read as a mask.
         """
@@ -42,60 +39,64 @@ class TrueObject:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """One line, one picture or one entry of a data set.
+    """One line, image or entry of a data set.
 
-    `suffix` is what to learn. Where it is empty the suffix is made: from `objects`, or it is one of
-    `references`. An empty `prefix` beside objects is made, too.
+    `suffix` is the text to learn. Where it is empty, it is built from `objects`, or is one of
+    `references`. An empty `prefix` of a record with objects is built, too.
     """
 
     record_id: str
-    """Unlike all others of the data set, and the same each time it is opened."""
+    """Unique in the data set, and the same each time it is opened."""
     image: Path | Callable[[], ImageSource]
     prefix: str = ""
     suffix: str = ""
     objects: tuple[TrueObject, ...] | None = None
-    """All that is there, maybe nothing; None where the data do not speak of objects."""
+    """All objects in the image, possibly none; None where the data say nothing about objects."""
     crowds: tuple[TrueObject, ...] = ()
-    """Regions of many things at once: nothing to learn, and not wrong to find something in."""
+    """Regions of many objects at once: not learned, and detections in them are not wrong."""
     references: tuple[str, ...] = ()
     """All accepted answers or captions; evaluation compares with them."""
     size_wh: tuple[int, int] | None = None
-    """Of the upright picture, as the annotations say; always there beside objects."""
+    """Size of the upright image according to the annotations; always given with objects."""
     where: str = ""
     """For messages: "Line 3 of 'train.jsonl'"."""
     more_images: tuple[Path | Callable[[], ImageSource], ...] = ()
-    """Pictures that stand after `image` in the same question: pairs, frames of a video."""
+    """Images that follow `image` in the same question: pairs, frames of a video."""
 
     def load_images(self) -> tuple[LoadedImage, ...]:
-        """All pictures of the question, in order. Raises as `load_image`."""
+        """All images of the question, in order. Raises as `load_image`."""
         more = (load_image(m if isinstance(m, Path) else m()) for m in self.more_images)
         return (replace(self, more_images=()).load_image(), *more)
 
     def load_image(self) -> LoadedImage:
-        """The picture itself.
+        """The record's only image.
 
-        Raises ImageError when it is missing or damaged, DataError when it is not of the size that
-        its annotations are for, or not the only one.
+        Raises ImageError when it is missing or damaged, DataError when its size is not the one
+        that the annotations are for, or when there are several images.
         """
         if self.more_images:
             raise DataError(
                 f"{self.where or self.record_id}: the question has "
-                f"{1 + len(self.more_images)} pictures; take all of them with load_images()."
+                f"{1 + len(self.more_images)} images; load all of them with load_images()."
             )
         if isinstance(self.image, Path):
             image = load_image(self.image)
         else:
             try:
                 image = load_image(self.image())
-            except ImageError as error:  # which names no file, for there is none
+            except ImageError as error:  # which names no file, as there is none
                 raise ImageError(f"{self.where}: {error}") from error
         if self.size_wh is not None and image.size_wh != self.size_wh:
-            turned = " It was turned upright as its EXIF data say; annotate the upright picture."
+            is_turned = image.size_wh == self.size_wh[::-1]
             raise DataError(
-                f"{self.where}: the annotations are for a picture of {self.size_wh[0]} x "
+                f"{self.where}: the annotations are for an image of {self.size_wh[0]} x "
                 f"{self.size_wh[1]} pixels, {image.name!r} has {image.size_wh[0]} x "
-                f"{image.size_wh[1]}."
-                + (turned if image.size_wh == self.size_wh[::-1] else " Pair them anew.")
+                f"{image.size_wh[1]}. "
+                + (
+                    "It was turned upright according to its EXIF data; annotate the upright image."
+                    if is_turned
+                    else "Check which image the annotations belong to."
+                )
             )
         return image
 

@@ -1,8 +1,8 @@
-"""How much of boxes and masks survives the tokens: what a perfect model could reach.
+"""How much of boxes and masks survives as tokens: the best that a perfect model could reach.
 
-Boxes lose by 1024 bins and by the edge of the picture, masks by the codec's 16 codes of a 64 x 64
-grid. Worth a look before training: a low box IoU means tiny objects, a low mask IoU thin or holed
-ones, or polygons that do not fit their boxes.
+Boxes lose by 1024 bins and at the edge of the image, masks by the codec's 16 codes for a 64 x 64
+grid. Worth a look before training: a low box IoU means tiny objects, a low mask IoU thin objects
+or ones with holes, or polygons that do not belong to their boxes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class WorstObject(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTripReport(Result):
-    """IoU of what was annotated with what its tokens say; None where there was nothing."""
+    """IoU of the annotations with what their tokens say; None where there are none."""
 
     num_records: int
     num_boxes: int
@@ -51,7 +51,7 @@ class RoundTripReport(Result):
 
 
 def round_trip(records: Sequence[Record], builder: TargetBuilder) -> RoundTripReport:
-    """Through the tokens and back, for all objects that become targets of the builder.
+    """Encode all objects that become targets of the builder, decode them, and compare.
 
     Masks are measured where the builder's task is "segment". Raises DataError as the builder does.
     """
@@ -82,12 +82,13 @@ def _boxes(record: Record, builder: TargetBuilder) -> list[WorstObject]:
     assert record.objects is not None
     assert record.size_wh is not None
     transform = builder.transform(record.size_wh)
-    found = []
+    results = []
     for item in record.objects:
         bins = builder.bins_of(item.box_xyxy, record.size_wh)
-        back = transform.box_to_source(decode_box(bins), order="xyxy")
-        found.append(_lost(record, item.label, item.box_xyxy, _box_iou(item.box_xyxy, back), "box"))
-    return found
+        decoded = transform.box_to_source(decode_box(bins), order="xyxy")
+        iou = _box_iou(item.box_xyxy, decoded)
+        results.append(_result(record, item.label, item.box_xyxy, iou, "box"))
+    return results
 
 
 def _masks(record: Record, builder: TargetBuilder) -> list[WorstObject]:
@@ -96,19 +97,20 @@ def _masks(record: Record, builder: TargetBuilder) -> list[WorstObject]:
     assert builder.mask_codec is not None
     transform = builder.transform(record.size_wh)
     codes = torch.tensor(builder.codes_of(record.objects, record), dtype=torch.int64)
-    decoded = builder.mask_codec.decode_masks(codes).cpu().numpy()
-    found = []
-    for item, mask64 in zip(record.objects, decoded, strict=True):
+    masks_64 = builder.mask_codec.decode_masks(codes).cpu().numpy()
+    results = []
+    for item, mask_64 in zip(record.objects, masks_64, strict=True):
         box = decode_box(builder.bins_of(item.box_xyxy, record.size_wh))
-        whole = transform.box_to_source(box, order="xyxy", clamp=False)
-        back = paste_mask(mask64, whole, record.size_wh)
+        box_in_image = transform.box_to_source(box, order="xyxy", clamp=False)
+        decoded = paste_mask(mask_64, box_in_image, record.size_wh)
         mask = item.mask
         assert mask is not None
-        found.append(_lost(record, item.label, item.box_xyxy, mask_iou(mask, back), "mask"))
-    return found
+        iou = mask_iou(mask, decoded)
+        results.append(_result(record, item.label, item.box_xyxy, iou, "mask"))
+    return results
 
 
-def _lost(record: Record, label: str, box: BoxXyxy, iou: float, of: str) -> WorstObject:
+def _result(record: Record, label: str, box: BoxXyxy, iou: float, of: str) -> WorstObject:
     return WorstObject(record_id=record.record_id, label=label, box_xyxy=box, iou=iou, of=of)
 
 

@@ -1,7 +1,7 @@
-"""What a reader of one format hands to `open_data`: entries that are built one by one.
+"""What a reader of one format returns to `open_data`: entries that are built one by one.
 
-A reader lists entries and raises DataError only where the whole data set cannot be read; what is
-wrong with one entry shows when it is built, so that the policy for bad records is in one place.
+A reader lists entries and raises DataError only where the whole data set cannot be read. A fault
+of one entry shows when it is built, so that bad records are handled in one place, in `open.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from paligemma.errors import DataError, OptionError
 from paligemma.options import Option
 
 ObjectTask = Literal["detect", "segment"]
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-_SPLIT_NAMES = ({"val", "valid", "validation", "dev"}, {"train", "training"}, {"test", "testing"})
-Found = TypeVar("Found")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+DEFAULT_CAPTION_PREFIX = "caption en"
+_VALIDATION_NAMES = {"val", "valid", "validation", "dev"}
+_TRAIN_NAMES = {"train", "training"}
+_TEST_NAMES = {"test", "testing"}
+Split = TypeVar("Split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class ReadOptions:
 
 
 class Entry(NamedTuple):
-    """One record to be."""
+    """A record that has not been built yet."""
 
     record_id: str
     where: str
@@ -47,16 +50,16 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set as a reader found it."""
+    """A data set as its reader sees it."""
 
     format: str
-    found: str
-    """In words: "2 files of JSON Lines"."""
+    summary: str
+    """In words: "60 lines of JSON in train.jsonl"."""
     entries: Sequence[Entry]
     class_names: tuple[str, ...] = ()
     """As the data set lists its classes; empty where it has no such list."""
     task: ObjectTask = "detect"
-    """What objects are there for, unless a person says otherwise."""
+    """The task that objects are meant for, unless the user chooses another."""
     tally: Counter[str] = field(default_factory=Counter)
     """What was left out or changed, counted while entries are built: {"crowds left out": 3}."""
 
@@ -66,56 +69,61 @@ class Reader(Protocol):
 
     NAME: str
 
-    def is_here(self, path: Path) -> bool:
+    def recognizes(self, path: Path) -> bool:
         """Whether the path looks like this format; reads little."""
         ...
 
     def read(self, path: Path, options: ReadOptions) -> Source: ...
 
 
-def choose_split(splits: Mapping[str, Found], wanted: str | None, where: str) -> tuple[str, Found]:
-    """The split that was asked for; else the only one, or "train".
+def choose_split(splits: Mapping[str, Split], name: str | None, where: str) -> tuple[str, Split]:
+    """The split of this name; without a name the only one, or "train".
 
-    Raises OptionError when it is not there, or when there are several and none is "train";
-    DataError when there is nothing at all.
+    Raises OptionError when there is no such split, or when there are several and none is "train";
+    DataError when there is no split at all.
 
     >>> choose_split({"train": 1, "valid": 2}, "val", "")
     ('valid', 2)
     """
     if not splits:
-        raise DataError(
-            f"At {where!r} there is nothing of this form. Check the path and the format."
-        )
-    alike = next((names for names in _SPLIT_NAMES if wanted in names), {wanted})
-    if wanted is None:
-        alike = set(splits) if len(splits) == 1 else _SPLIT_NAMES[1]
-    if wanted is not None and wanted in splits:
-        return wanted, splits[wanted]
-    for name, found in splits.items():
-        if name in alike:
-            return name, found
-    there = ", ".join(splits)
-    asked = "Several splits are there" if wanted is None else f"The split {wanted!r} is not there"
-    raise OptionError(f"{where}: {asked}: {there}. Name one of them as the split.")
+        raise DataError(f"{where!r} holds no data of this format. Check the path and the format.")
+    if name is None:
+        names = set(splits) if len(splits) == 1 else _TRAIN_NAMES
+    else:
+        groups = (_VALIDATION_NAMES, _TRAIN_NAMES, _TEST_NAMES)
+        names = next((group for group in groups if name in group), {name})
+        if name in splits:
+            return name, splits[name]
+    for split, content in splits.items():
+        if split in names:
+            return split, content
+    problem = "there are several splits" if name is None else f"there is no split {name!r}"
+    raise OptionError(f"{where}: {problem}. Choose one of: {', '.join(splits)}.")
 
 
-def existing_picture(path: Path, where: str) -> Path:
-    """The path itself. Raises DataError when no file is there."""
-    if not path.is_file():
-        raise DataError(f"{where} names the picture {str(path)!r}, which is not there.")
+def existing_image(path: Path, where: str) -> Path:
+    """The path itself. Raises DataError when the file does not exist."""
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        exists = False
+    if not exists:
+        raise DataError(f"{where} names the image {str(path)!r}, which does not exist.")
     return path
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files right in a folder, by name."""
+def is_image(path: Path) -> bool:
+    """Whether the file's name is that of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files directly in a folder, by name."""
     try:
-        return sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-        )
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"The folder {str(folder)!r} cannot be listed: {error}.") from error
+    return [path for path in paths if is_image(path) and not path.name.startswith(".")]
 
 
 def read_text(path: Path) -> str:

@@ -8,14 +8,14 @@ Objects become the text of tokens, in the form of `tasks/objects.py`:
 Coordinates are round(v * 1023), masks are cut to their box and encoded, both as in big_vision
 (`pp/proj/paligemma/segmentation.py`). With noise boxes (arXiv 2412.03555, appendix C; after
 Pix2Seq, arXiv 2109.10852, section 2.3) a list is filled up to its budget with random boxes whose
-label is a token of its own, so that the model learns to say which boxes are none instead of where
-to stop:
+label is a reserved token, so that the model learns which boxes are wrong instead of where to
+stop:
 
     part                       <locs> cat ;   <locs>   <unused0> ;   <locs>   <unused0>   EOS
     counts in the loss              1            0           1          0          1        1
 
-What is random is a function of (seed, epoch, record id), so it does not depend on the order in
-which records are asked for. Knows no files and no batch.
+Everything random is a function of (seed, epoch, record id), so it does not depend on the order in
+which records are read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from paligemma.tasks.seg_codec import MaskCodec, crop_mask
 Ask = Literal["dataset", "present", "all classes"]
 Order = Literal["random", "position", "area", "given"]
 DEFAULT_NOISE_TOKEN = "<unused0>"
-"""The first of the 99 pieces that Gemma keeps for such ends; no text of its training holds it."""
+"""The first of the 99 pieces that Gemma reserves for such uses; it occurs in no training text."""
 _LAST_BIN = NUM_LOC_TOKENS - 1
 
 
@@ -72,7 +72,7 @@ class ObjectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions(ObjectOptions):
-    """`ObjectOptions`, and what a recipe or a training run decides."""
+    """`ObjectOptions`, with what a recipe or a training run decides."""
 
     write_labels: Annotated[bool, Option(flags=("--labels/--no-labels",))] = True
     """Write labels after boxes. Referring expressions leave them out, as the prefix names the
@@ -93,7 +93,7 @@ class TargetOptions(ObjectOptions):
             return
         if self.max_objects is None:
             raise OptionError(
-                "Noise boxes fill a list up to its budget; say how many: max_objects."
+                "Noise boxes fill the list up to max_objects, which is not set. Set it."
             )
         if self.task == "segment" or not self.write_labels:
             raise OptionError("Noise boxes are for detection with labels. Leave noise_token out.")
@@ -101,7 +101,7 @@ class TargetOptions(ObjectOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a record teaches."""
+    """The text to learn from a record."""
 
     prefix: str
     suffix_parts: tuple[SuffixPart, ...]
@@ -129,14 +129,14 @@ class TargetBuilder:
     mask_codec: MaskCodec | None = None
     options: TargetOptions = TargetOptions()
     _codes: dict[TrueObject, list[int]] = field(default_factory=dict, repr=False, compare=False)
-    """Masks that were encoded already; the next epoch asks for the same."""
+    """Masks that are encoded already; every epoch needs the same."""
 
     def __post_init__(self) -> None:
         if self.task == "segment":
             if self.mask_codec is None:
                 raise CheckpointError(
-                    "The model came without a mask codec, which turns masks into <seg> tokens. "
-                    "Put vae-oid.npz into its folder, or learn boxes alone: task='detect'."
+                    "The model has no mask codec, which turns masks into <seg> tokens. Put "
+                    "vae-oid.npz into its folder, or learn boxes alone: task='detect'."
                 )
             if self.options.noise_token is not None:
                 raise OptionError("Noise boxes are for detection. Leave noise_token out.")
@@ -144,12 +144,12 @@ class TargetBuilder:
             check_noise_token(self.options.noise_token, self.processor.tokenizer)
 
     def build(self, record: Record, epoch: int = 0) -> Target:
-        """The target of a record in an epoch (only what is random depends on it).
+        """The target of a record in an epoch (which matters only for what is random).
 
-        Raises DataError for objects that cannot be written, or a record that says nothing.
+        Raises DataError for objects that cannot be written, or a prefix that would name no class.
         """
         if record.suffix or record.objects is None:
-            text = record.suffix or self._one_reference(record, epoch)
+            text = record.suffix or self._choose_reference(record, epoch)
             return Target(prefix=record.prefix, suffix_parts=(SuffixPart(text, True),))
         rng = self._rng(record, epoch)
         ordered = _ordered(record.objects, self.options.order, rng)
@@ -174,7 +174,7 @@ class TargetBuilder:
         )
 
     def bins_of(self, box_xyxy: BoxXyxy, size_wh: tuple[int, int]) -> BoxYxyxBins:
-        """The four coordinates of a box in pixels; at least one bin high and wide."""
+        """The four coordinate bins of a box in pixels, at least one bin high and wide."""
         transform = self.transform(size_wh)
         y1, x1, y2, x2 = encode_box(transform.box_from_source(box_xyxy, order="xyxy"))
         # A box narrower than a bin would be read back as one without area.
@@ -182,7 +182,7 @@ class TargetBuilder:
         return y1, x1, max(y2, y1 + 1), max(x2, x1 + 1)
 
     def transform(self, size_wh: tuple[int, int]) -> ImageTransform:
-        """How a picture of this size is laid into the model's square."""
+        """How an image of this size is fitted to the model's square input."""
         return ImageTransform(
             source_wh=size_wh,
             resolution=self.processor.resolution,
@@ -192,15 +192,15 @@ class TargetBuilder:
     def codes_of(self, objects: Sequence[TrueObject], record: Record) -> list[list[int]]:
         """The 16 mask codes of each object. Raises DataError for one without a mask."""
         assert self.mask_codec is not None
-        new = [found for found in objects if found not in self._codes]
+        new = [item for item in objects if item not in self._codes]
         if new:
-            crops = torch.from_numpy(np.stack([_crop(found, record) for found in new]))
+            crops = torch.from_numpy(np.stack([_crop(item, record) for item in new]))
             self._codes.update(zip(new, self.mask_codec.encode_masks(crops).tolist(), strict=True))
-        return [self._codes[found] for found in objects]
+        return [self._codes[item] for item in objects]
 
     def _texts(self, record: Record, objects: Sequence[TrueObject]) -> Iterable[str]:
         assert record.size_wh is not None
-        texts = [_box_text(self.bins_of(found.box_xyxy, record.size_wh)) for found in objects]
+        texts = [_box_text(self.bins_of(item.box_xyxy, record.size_wh)) for item in objects]
         if self.task == "segment":
             codes = self.codes_of(objects, record)
             texts = [
@@ -208,7 +208,7 @@ class TargetBuilder:
             ]
         if not self.options.write_labels:
             return texts
-        return [f"{text} {found.label}" for text, found in zip(texts, objects, strict=True)]
+        return [f"{text} {item.label}" for text, item in zip(texts, objects, strict=True)]
 
     def _prefix(self, record: Record) -> str:
         assert record.objects is not None
@@ -216,16 +216,16 @@ class TargetBuilder:
             return f"{self.task} all classes"
         names: Iterable[str] = self.class_names
         if self.options.ask == "present":
-            there = {found.label for found in record.objects}
-            names = [name for name in self.class_names if name in there]
-        if not (asked := SEPARATOR.join(names)):
+            labels = {item.label for item in record.objects}
+            names = [name for name in self.class_names if name in labels]
+        if not (phrases := SEPARATOR.join(names)):
             raise DataError(
-                f"{record.where} shows no object, so there is no class to ask for. Ask for all "
-                "classes of the data set (ask='dataset'), or leave the picture out."
+                f"{record.where} has no object, so there is no class to ask for. Ask for all "
+                "classes of the data set (ask='dataset'), or leave the image out."
             )
-        return f"{self.task} {asked}"
+        return f"{self.task} {phrases}"
 
-    def _one_reference(self, record: Record, epoch: int) -> str:
+    def _choose_reference(self, record: Record, epoch: int) -> str:
         if len(record.references) < 2:
             return record.references[0] if record.references else record.suffix
         return record.references[self._rng(record, epoch).integers(len(record.references))]
@@ -238,15 +238,15 @@ class TargetBuilder:
 def check_noise_token(token: str, tokenizer: Tokenizer) -> int:
     """The id of the token that labels noise boxes.
 
-    Raises OptionError where the tokenizer has no such single piece beside places and control ids.
+    Raises OptionError unless it is one token, and neither a control token nor a location.
     """
     ids = tokenizer.tokenize_text(token)
     usable = len(ids) == 1 and ids[0] > tokenizer.unk_id
     if not usable or tokenizer.is_loc(ids[0]) or tokenizer.is_seg(ids[0]):
         raise OptionError(
             f"{token!r} is {len(ids)} token(s) of this model's vocabulary; the label of noise "
-            f"boxes must be one that no text uses. Gemma has <unused0> to <unused98>, the built-in "
-            "model mini has none: leave noise boxes out there."
+            f"boxes must be a single token that no text uses. Gemma has <unused0> to <unused98>; "
+            "the built-in model mini has none, so it cannot be trained with noise boxes."
         )
     return ids[0]
 
@@ -279,22 +279,22 @@ def _random_bins(rng: np.random.Generator) -> BoxYxyxBins:
     return y1, x1, y2, x2
 
 
-def _crop(found: TrueObject, record: Record) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """float32[64, 64]: the object's mask within its box, which is at least a pixel here."""
-    mask = found.mask
+def _crop(item: TrueObject, record: Record) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """float32[64, 64]: the object's mask within its box, which is widened to at least a pixel."""
+    mask = item.mask
     if mask is None:
         raise DataError(
-            f"{record.where}: the object {found.label!r} has no mask, only a box. Add masks to the "
+            f"{record.where}: the object {item.label!r} has no mask, only a box. Add masks to the "
             "data, or learn boxes alone: task='detect'."
         )
     height, width = mask.shape
     assert record.size_wh == (width, height)
-    x1, y1, x2, y2 = (round(edge) for edge in found.box_xyxy)
+    x1, y1, x2, y2 = (round(edge) for edge in item.box_xyxy)
     x1, y1 = min(x1, width - 1), min(y1, height - 1)
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
     if not mask[y1:y2, x1:x2].any():
         raise DataError(
-            f"{record.where}: the mask of {found.label!r} has no pixel inside its box "
-            f"{found.box_xyxy}. They belong to different objects or pictures."
+            f"{record.where}: the mask of {item.label!r} has no pixel inside its box "
+            f"{item.box_xyxy}. They belong to different objects or images."
         )
     return crop_mask(mask, (x1 / width, y1 / height, x2 / width, y2 / height))

@@ -110,7 +110,7 @@ class EvalSet:
             name=records.name,
             class_names=records.class_names,
             object_task=records.task,
-            notes=(records.found, *records.notes),
+            notes=(records.summary, *records.notes),
         )
 
     def first(self, limit: int | None) -> EvalSet:

@@ -1,16 +1,16 @@
-"""Examples to adapted weights.
+"""Fine-tuning: examples -> adapted weights.
 
-config.py         TrainConfig: how long, how fast, how often to save
-collate.py        examples -> training batch
-dataset.py        JSON Lines of image, prefix, suffix -> examples, in an order that repeats
-loss.py           which tokens count, and how much
-cross_entropy.py  their cross-entropy over a vocabulary too large for memory
-optim.py          what is trained, parameter groups, the learning rate
-distributed.py    several processes as one
-state.py          training state on disk, whole or not at all
-trainer.py        the loop: step, log, validate, save, resume
-learner.py        a model and examples -> an adapted model
-recipes.py        how the papers fine-tuned, as a table (recipes.toml), and recipes of your own
+config.py       TrainConfig: how long, how fast, how often to save
+examples.py     Example; data sets as examples; examples -> a batch
+batches.py      micro-batches in an order that repeats
+loss.py         which tokens count, and their cross-entropy over a large vocabulary
+optim.py        trained parameters, parameter groups, the learning rate
+distributed.py  training in several processes
+state.py        checkpoints, which are complete or absent
+trainer.py      the training loop: step, log, validate, save, resume
+learner.py      finetune: a model and examples -> an adapted model
+recipes.py      recipes of the papers, as a table (recipes.toml), and your own recipe files
+run/            `paligemma train`: from labeled images to a scored model with a report
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from paligemma.finetune.collate import Example as Example
     from paligemma.finetune.config import TrainConfig as TrainConfig
-    from paligemma.finetune.dataset import ExampleFile as ExampleFile
-    from paligemma.finetune.dataset import Examples as Examples
     from paligemma.finetune.distributed import World as World
     from paligemma.finetune.distributed import joined as joined
+    from paligemma.finetune.examples import Example as Example
+    from paligemma.finetune.examples import ExampleFile as ExampleFile
+    from paligemma.finetune.examples import Examples as Examples
     from paligemma.finetune.examples import RecordExamples as RecordExamples
     from paligemma.finetune.learner import finetune as finetune
     from paligemma.finetune.learner import restore as restore
@@ -38,9 +38,7 @@ else:
         __name__,
         {
             "config": ("TrainConfig",),
-            "collate": ("Example",),
-            "dataset": ("ExampleFile", "Examples"),
-            "examples": ("RecordExamples",),
+            "examples": ("Example", "ExampleFile", "Examples", "RecordExamples"),
             "learner": ("finetune", "restore"),
             "distributed": ("World", "joined"),
             "recipes": ("RECIPES", "Recipe", "find_recipe", "train_config"),

@@ -1,7 +1,7 @@
-"""Several processes as one: who they are, what they agree on, and the model cut among them.
+"""Training in several processes: their ranks, what they exchange, and the sharded model.
 
-Started by `torchrun`, which also ends and restarts them; cutting and gathering is FSDP2's work
-(`torch.distributed.fsdp.fully_shard`). Knows no data and no files.
+`torchrun` starts the processes, and ends and restarts them; FSDP2 shards and gathers the model
+(`torch.distributed.fsdp.fully_shard`).
 """
 
 from __future__ import annotations
@@ -25,71 +25,71 @@ from paligemma.model.paligemma import PaliGemma
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among those that train together; alone, every method is the identity."""
+    """This process among those that train together. With one process, every method is a no-op."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> World:
-        """Raises OptionError when processes were started together and have not joined."""
+        """Raises OptionError when several processes were started and have not joined."""
         if dist.is_available() and dist.is_initialized():
             return cls(rank=dist.get_rank(), size=dist.get_world_size())
         if _num_started() > 1:
             raise OptionError(
-                f"{_num_started()} processes were started together, and each would train alone "
-                "into the same folder. Put the work into `with distributed.joined():`."
+                f"{_num_started()} processes were started, and each would train alone into the "
+                "same folder. Put the work into `with distributed.joined():`."
             )
         return cls()
 
     @property
     def is_first(self) -> bool:
-        """True in the one process that writes files and talks to people."""
+        """True in the one process that writes files and reports to the user."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Sums over all processes, in float64; every process gets the same."""
         if self.size == 1:
             return list(values)
-        wide = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(wide)
-        added: list[float] = wide.tolist()
-        return added
+        sums = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        result: list[float] = sums.tolist()
+        return result
 
-    def from_first(self, thing: Any) -> Any:
-        """What the first process holds."""
+    def from_first(self, value: Any) -> Any:
+        """The first process's value."""
         if self.size == 1:
-            return thing
-        held = [thing]
-        dist.broadcast_object_list(held, src=0)
-        return held[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
-    def gather(self, things: Sequence[Any]) -> list[Any]:
-        """The things of all processes, one after the other."""
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """The values of all processes, in order of rank."""
         if self.size == 1:
-            return list(things)
-        held: list[Any] = [None] * self.size
-        dist.all_gather_object(held, list(things))
-        return [thing for part in held for thing in part]
+            return list(values)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, list(values))
+        return [value for of_rank in gathered for value in of_rank]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Return when all processes have called this."""
         if self.size > 1:
             dist.barrier()
 
 
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for another one: longer than the first one takes to seal a state."""
+"""How long a process waits for another: longer than the first one takes to finish a checkpoint."""
 
 
 @contextmanager
 def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
-    """The processes that `torchrun` started, together; a process that is alone stays so.
+    """Join the processes that `torchrun` started; without it, this process stays alone.
 
-    Once in a process, around all that they do together: torch cannot bring the same group together
-    twice. Raises ProcessLostError when another process has ended, or has not come to where this one
-    waits for it within `patience`. (A hanging NCCL call cannot be left: torch then ends the
-    process itself.)
+    Use it once per process, around everything that they do together: torch cannot form the same
+    group twice. Raises ProcessLostError when another process has ended, or has not reached the
+    point where this one waits for it within `patience`. (A hanging NCCL call cannot be
+    interrupted: torch then ends the process itself.)
     """
     if _num_started() == 1:
         yield World()
@@ -97,8 +97,8 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(rendezvous("env://", timeout=patience))
-    # Started again on one machine, processes find the store as the dead ones left it, their
-    # addresses included, and would wait for them (torch 2.13). Several machines do not count alike.
+    # Processes restarted on one machine find the store as the dead ones left it, with their
+    # addresses, and would wait for them (torch 2.13). Several machines count restarts differently.
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"attempt {attempt}", store)
@@ -107,14 +107,14 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
     world = World.current()
     try:
         yield world
-        dist.barrier()  # nobody leaves while another still talks
+        dist.barrier()  # no process leaves while another still communicates
     except RuntimeError as error:
         if not _is_loss(error):
             raise
         raise ProcessLostError(
-            f"Process {world.rank} of {world.size} lost another one, which has ended or has not "
-            f"answered for {patience.total_seconds():.0f} s. What that one said last tells why; "
-            "the same command goes on from the last saved state."
+            f"Process {world.rank} of {world.size} lost another process, which has ended or did "
+            f"not respond for {patience.total_seconds():.0f} s. Its last messages give the reason; "
+            "the same command resumes from the last checkpoint."
         ) from error
     finally:
         dist.destroy_process_group()
@@ -130,12 +130,13 @@ def _num_started() -> int:
 
 
 def shard(root: nn.Module, model: PaliGemma, *, bfloat16: bool) -> None:
-    """Cut the parameters of `root`, which holds `model`, among all processes, block by block.
+    """Shard the parameters of `root`, which contains `model`, over all processes, by block.
 
-    With `bfloat16` every process computes in it, from float32 shards: what master copies are in
-    one process. Gradients are averages over the processes. The whole of a parameter stands in
-    memory only while its block computes; call `root` itself, so that it can see to that. Frozen
-    parameters are cut, too, whatever their dtype; buffers, as of a frozen NF4 base, are not.
+    With `bfloat16` every process computes in bfloat16, from float32 shards, which correspond to
+    the master copies of a single process. Gradients are averages over the processes. A whole
+    parameter is in memory only while its block computes; call `root` itself, which sees to that.
+    Frozen parameters are sharded, too, whatever their dtype; buffers, as of a frozen NF4 base, are
+    not.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -156,9 +157,9 @@ def shard(root: nn.Module, model: PaliGemma, *, bfloat16: bool) -> None:
 
 @contextmanager
 def usable(root: nn.Module) -> Iterator[None]:
-    """Within, the methods of a cut model may be called without going through `root`.
+    """Within, the methods of a sharded model may be called without going through `root`.
 
-    What belongs to no block stands whole in every process; blocks gather themselves when called.
+    Parameters outside of blocks are gathered in every process; blocks gather theirs when called.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -173,9 +174,9 @@ def usable(root: nn.Module) -> Iterator[None]:
 
 
 def whole_weights(module: nn.Module, world: World) -> dict[str, Tensor]:
-    """All parameters in one piece on the first process's host memory; none on the others.
+    """All parameters, gathered in the host memory of the first process; none in the others.
 
-    One parameter at a time, so that no accelerator need hold them all.
+    They are gathered one by one, so that no accelerator has to hold all of them.
     """
     weights = {}
     for name, parameter in module.named_parameters():

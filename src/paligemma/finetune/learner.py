@@ -1,4 +1,4 @@
-"""A model and examples -> the same model, adapted."""
+"""finetune: a model and examples -> the same model, adapted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from paligemma.errors import CheckpointError, DataError, OptionError
+from paligemma.finetune.batches import ExampleBatch, ExampleSource
 from paligemma.finetune.config import Method, TrainConfig
-from paligemma.finetune.dataset import ExampleBatch, Examples, ExampleSource
 from paligemma.finetune.distributed import World, shard, whole_weights
+from paligemma.finetune.examples import Examples
 from paligemma.finetune.loss import loss_count, suffix_loss
 from paligemma.finetune.optim import freeze
 from paligemma.finetune.state import folder_weights
@@ -25,6 +26,8 @@ from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 
 _ADAPTER_METHODS = ("lora", "qlora")
+_ADAPTER_FACT = "marked"
+"""The adapter methods in the settings of checkpoints: the word of older runs, to resume them."""
 BAD_NAME = "bad_examples.jsonl"
 
 
@@ -42,19 +45,17 @@ def finetune(
     """Train the predictor's model in place; the same `out` again resumes. See `trainer.train`.
 
     `method` "full" trains all weights, "frozen-encoder" all but the vision encoder's, "lora" and
-    "qlora" those that require a gradient already: adapters that were added. `config.frozen`
-    excludes more.
-    `settings` are further facts (JSON values) that a resumed run must share; the number of
-    examples, and their `fingerprint` where they have one, are among them always.
+    "qlora" those that already require a gradient: adapters that were added. `config.frozen`
+    excludes more. `settings` are further facts (JSON values) that must be the same when a run is
+    resumed; the number of examples, and their `fingerprint` where they have one, always must.
 
-    Several processes (`distributed.joined`) share the work: each holds a part of the weights while
-    training, the model is not whole in any of them afterwards, and the first one returns a whole
-    copy on the host; with adapters nobody does: `restore` loads what was trained. `validate`
-    is then called by all of them, and must do the same in all. Otherwise returns the predictor's
-    model.
+    Several processes (`distributed.joined`) share the work: each holds a shard of the weights, and
+    afterwards the model is complete in none of them. The first process returns a complete copy on
+    the host; with adapters it returns None, and `restore` loads the trained weights. All processes
+    call `validate`, which must do the same in each. A single process returns the predictor's model.
 
     Raises OptionError unless trained weights are float32: at usual learning rates nearly every
-    update would vanish in the rounding of bfloat16. Autocast still computes in bfloat16. With
+    update would be lost to the rounding of bfloat16. Autocast still computes in bfloat16. With
     `config.master_weights` a bfloat16 model is trained through a float32 copy.
 
     >>> predictor = paligemma.load("google/paligemma2-3b-pt-224", weights="float32")
@@ -66,7 +67,7 @@ def finetune(
     _choose(model, method, config)
     config = config.resolved(len(examples))
     facts = {
-        "method": method,
+        "method": _ADAPTER_FACT if method in _ADAPTER_METHODS else method,
         "num_examples": len(examples),
         "data": getattr(examples, "fingerprint", None),
         **(settings or {}),
@@ -85,19 +86,18 @@ def finetune(
     learner = Learner(model, config, BadExamples(out, len(examples), config, world))
     if world.size > 1:
         if config.master_weights:
-            model.float()  # what is cut is the master copy
+            model.float()  # the master copies are sharded
         shard(learner, model, bfloat16=config.master_weights)
     _set_up(model, dropout=config.llm_dropout, checkpointing=config.checkpoint_activations)
     try:
         train(
             learner,
             source,
-            learner.objective(),
+            learner.objective(validate),
             replace(config, master_weights=config.master_weights and world.size == 1),
             out,
             settings=facts,
             steps_per_epoch=len(examples) / config.batch_size,
-            validate=validate,
             on_log=on_log,
         )
     finally:
@@ -111,13 +111,13 @@ def finetune(
     if not world.is_first:
         return None
     with torch.device("meta"):
-        whole = PaliGemma(model.config)
-    whole.load_state_dict(weights, assign=True)
-    return whole.eval().requires_grad_(False)
+        copy = PaliGemma(model.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy.eval().requires_grad_(False)
 
 
 class Learner(nn.Module):
-    """The model with its loss: one call a micro-batch, the unit that is cut among processes."""
+    """The model with its loss, called once per micro-batch; the unit that is sharded."""
 
     def __init__(self, model: PaliGemma, config: TrainConfig, bad: BadExamples) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Learner(nn.Module):
         self.bad = bad
 
     def forward(self, batch: ExampleBatch) -> Tensor:
-        """The loss, summed over what `loss_count` counts; 0 for a batch without any."""
+        """The loss, summed over what `loss_count` counts; 0 where nothing counts."""
         inputs = batch.inputs.to(self.model.device)
         hidden = self.model.hidden_states(inputs, image_tokens=self._image_tokens(inputs))
         if loss_count(batch.inputs, self.config.loss_reduction) == 0:
@@ -142,76 +142,81 @@ class Learner(nn.Module):
         return total
 
     def _image_tokens(self, inputs: ModelInputs) -> Tensor:
-        """Of the batch's pictures; of a blank one that nobody asks about, for text alone.
+        """The tokens of the batch's images; of a blank image that is not used, for text alone.
 
-        Processes gather weights and add up gradients together, so what one computes all must, and
-        in one order. However a step is cut, the encoder's gradient is then 0, not none.
+        Processes gather weights and add up gradients together, so all must compute the same
+        modules in the same order. The encoder's gradient is then 0 instead of absent, however a
+        step is divided.
         """
         pixels = inputs.required_pixel_values
         if len(pixels) == 0:
             pixels = pixels.new_zeros(1, *pixels.shape[1:])
         return self.model.embed_images(pixels)
 
-    def objective(self) -> Objective[ExampleBatch]:
+    def objective(
+        self, validate: Callable[[], Mapping[str, float]] | None = None
+    ) -> Objective[ExampleBatch]:
         return Objective(
             losses=lambda batch: {"loss": self(batch)},
             count=self._count,
             num_tokens=lambda batch: int(batch.inputs.input_mask.sum()),
             ids=lambda batch: batch.ids,
+            validate=validate,
         )
 
     def _count(self, batch: ExampleBatch) -> float:
-        self.bad.note(batch)
+        self.bad.add(batch)
         return loss_count(batch.inputs, self.config.loss_reduction)
 
 
 def restore(model: PaliGemma, folder: Path) -> None:
-    """Put the weights of a checkpoint folder (`state.best_folder(out)`) into a model, in place.
+    """Load the weights of a checkpoint folder (`state.best_folder(out)`) into a model, in place.
 
-    Parts that were frozen are not in it and stay. Raises CheckpointError when it does not fit.
+    Frozen parts are not in the checkpoint and stay as they are. Raises CheckpointError when the
+    weights do not belong to the model.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in folder_weights(folder).items():
-        own = parameters.get(name.removeprefix("model."))
-        if own is None or own.shape != tensor.shape:
+        parameter = parameters.get(name.removeprefix("model."))
+        if parameter is None or parameter.shape != tensor.shape:
             raise CheckpointError(
                 f"{folder} holds {name} of shape {tuple(tensor.shape)}, which the model does not "
                 "have. Use the model that the run started from, with the same adapters."
             )
         with torch.no_grad():
-            own.copy_(tensor)
+            parameter.copy_(tensor)
 
 
 class BadExamples:
-    """Which examples were left out: counted once each, and written to a file of ids."""
+    """The examples that were left out, each counted once and listed in a file."""
 
     def __init__(self, out: Path, num_examples: int, config: TrainConfig, world: World) -> None:
         name = BAD_NAME if world.is_first else f"{world.rank}.{BAD_NAME}"
         self.path = out / name
-        self.largest = max(1, int(config.max_bad_share * num_examples))
+        self.max_bad = max(1, int(config.max_bad_share * num_examples))
         self.num_examples = num_examples
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self.ids = {json.loads(line)["id"] for line in lines if line.endswith("}")}
 
-    def note(self, batch: ExampleBatch) -> None:
-        """Raises DataError when there are more than the config allows."""
+    def add(self, batch: ExampleBatch) -> None:
+        """Raises DataError when there are more bad examples than the config allows."""
         for bad in batch.bad:
             if bad.example_id not in self.ids:
                 self.ids.add(bad.example_id)
                 with self.path.open("a", encoding="utf-8") as file:
                     line = {"id": bad.example_id, "reason": bad.reason}
                     file.write(json.dumps(line) + "\n")
-        if len(self.ids) > self.largest:
+        if len(self.ids) > self.max_bad:
             raise DataError(
                 f"{len(self.ids)} of {self.num_examples} examples cannot be used, more than "
-                f"{self.largest}; they are named in {self.path}. Mend them, or raise max_bad_share."
+                f"{self.max_bad}; {self.path} lists them. Fix them, or raise max_bad_share."
             )
 
 
 def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
-    """Mark what is trained, and refuse weights that cannot take small updates."""
+    """Choose the trained parameters, and refuse weights that cannot take small updates."""
     if method not in get_args(Method):
-        raise OptionError(f"The method is {method!r}; it must be one of {get_args(Method)}.")
+        raise OptionError(f"method is {method!r}; it must be one of {get_args(Method)}.")
     if method not in _ADAPTER_METHODS:
         if not all(isinstance(block, DecoderBlock) for block in model.decoder.blocks):
             raise OptionError(
@@ -230,8 +235,8 @@ def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
     dtypes = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
     if dtypes and not config.master_weights:
         raise OptionError(
-            f"Weights to be trained are {dtypes.pop()}; training needs float32. Load the model "
-            "with dtype='float32', or set master_weights, which keeps a float32 copy."
+            f"Trained weights are {dtypes.pop()}, but training needs float32. Load the model "
+            "with weights=Plain('float32'), or set master_weights, which keeps a float32 copy."
         )
 
 

@@ -1,4 +1,4 @@
-"""What is trained and how: frozen parts, parameter groups, master copies, the learning rate."""
+"""Optimization: frozen parts, parameter groups, master copies, the learning rate."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from paligemma.finetune.config import TrainConfig
 
 
 def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
-    """Take parameters out of training by name: "vision_encoder.*", "decoder.embedding.weight".
+    """Exclude parameters from training by name: "vision_encoder.*", "decoder.embedding.weight".
 
-    Raises OptionError for a pattern that names nothing: it would be a typo.
+    Raises OptionError for a pattern that matches nothing, which must be a typo.
     """
     parameters = dict(module.named_parameters())
     for pattern in patterns:
-        named = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not named:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matching:
             raise OptionError(
-                f"The frozen pattern {pattern!r} names no parameter. The first names here are "
-                f"{', '.join(list(parameters)[:3])}; * stands for anything."
+                f"The frozen pattern {pattern!r} matches no parameter. The first names are "
+                f"{', '.join(list(parameters)[:3])}; * matches anything."
             )
-        for name in named:
+        for name in matching:
             parameters[name].requires_grad_(False)
 
 
 class Trained:
-    """The parameters that an optimizer moves, by name.
+    """The parameters that the optimizer updates, by name.
 
-    With master copies, those of bfloat16 parameters stand in float32: gradients are added up
-    there, micro-batch by micro-batch, and `publish` rounds the moved copies into the model.
+    With master copies, bfloat16 parameters have copies in float32: gradients are accumulated
+    there, micro-batch by micro-batch, and `publish` rounds the updated copies into the model.
     """
 
     def __init__(self, module: nn.Module, *, master_weights: bool) -> None:
@@ -45,70 +45,72 @@ class Trained:
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            moved = parameter
+            updated = parameter
             if master_weights and parameter.dtype != torch.float32:
-                moved = nn.Parameter(parameter.detach().float())
-                self._copies.append((parameter, moved))
-                hook = parameter.register_post_accumulate_grad_hook(_hand_on_gradient(moved))
+                updated = nn.Parameter(parameter.detach().float())
+                self._copies.append((parameter, updated))
+                hook = parameter.register_post_accumulate_grad_hook(_gradient_hook(updated))
                 self._hooks.append(hook)
-            self.parameters[name] = moved
+            self.parameters[name] = updated
         if not self.parameters:
             raise OptionError(
                 "No parameter requires a gradient, so nothing would be learned. Freeze less."
             )
 
     def publish(self) -> None:
-        """Bring the model up to date with its master copies."""
+        """Copy the master copies into the model."""
         with torch.no_grad():
-            for parameter, moved in self._copies:
-                parameter.copy_(moved)
+            for parameter, copy in self._copies:
+                parameter.copy_(copy)
 
     def release(self) -> None:
-        """Leave the model alone: gradients stay with its own parameters again."""
+        """Stop redirecting gradients: they stay with the model's own parameters again."""
         for hook in self._hooks:
             hook.remove()
 
-    def clip_gradients(self, largest: float | None) -> float:
-        """Scale all gradients down to a norm of `largest` together; the norm they had."""
-        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters.values(), largest or math.inf)
+    def clip_gradients(self, max_norm: float | None) -> float:
+        """Scale the gradients together to a norm of at most `max_norm`; return the norm before."""
+        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or math.inf)
         if hasattr(norm, "full_tensor"):  # sharded over processes
             norm = norm.full_tensor()
         return norm.item()
 
 
-def _hand_on_gradient(moved: nn.Parameter) -> Callable[[Tensor], None]:
-    def hand_on(parameter: Tensor) -> None:
+def _gradient_hook(master: nn.Parameter) -> Callable[[Tensor], None]:
+    """A hook that adds a parameter's gradient to that of its master copy."""
+
+    def move_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            wide = parameter.grad.float()
-            moved.grad = wide if moved.grad is None else moved.grad.add_(wide)
+            gradient = parameter.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             parameter.grad = None
 
-    return hand_on
+    return move_gradient
 
 
 def build_optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over what is trained. See `TrainConfig.weight_decay_kind` for what decays.
+    """AdamW or SGD over the trained parameters; `TrainConfig.weight_decay_kind` says what decays.
 
-    Each group carries the `scale` of its learning rate, which the loop applies.
+    Each group has the `scale` of its learning rate, which the loop applies.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.parameters.items():
         scale = config.vision_learning_rate_scale if "vision_encoder." in name else 1.0
         key = scale, _weight_decay(name, parameter, config, scale)
         groups.setdefault(key, []).append(parameter)
-    described = [
+    param_groups = [
         {"params": parameters, "weight_decay": weight_decay, "scale": scale}
         for (scale, weight_decay), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(described, lr=config.learning_rate)
-    return torch.optim.AdamW(described, lr=config.learning_rate, betas=config.betas, fused=True)
+        return torch.optim.SGD(param_groups, lr=config.learning_rate)
+    return torch.optim.AdamW(param_groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def _weight_decay(name: str, parameter: Tensor, config: TrainConfig, scale: float) -> float:
     if config.weight_decay_kind == "adamw":
         return config.weight_decay if parameter.ndim > 1 else 0.0  # no norms, no biases
-    # torch shrinks by learning rate * weight decay; without the rate's peak, the schedule is left.
+    # torch shrinks by learning rate * weight decay; dividing by the peak leaves the schedule.
     is_kernel = parameter.ndim > 1 and "position_embedding" not in name
     has_kernels = any(part in name for part in ("vision_encoder.", "projector."))
     peak = config.learning_rate * scale

@@ -122,8 +122,9 @@ class Recipe:
         if resolution not in self.resolutions:
             trained = ", ".join(map(str, self.resolutions))
             raise OptionError(
-                f"The recipe {self.name!r} has no setting for {resolution} pixels; the papers "
-                f"trained it at {trained}."
+                f"The recipe {self.name!r} has no settings for {resolution} pixels, only for "
+                f"{trained}. Use a model of that resolution, or a recipe file of your own with "
+                f"resolution = {resolution}."
             )
         setting = self.settings[self.resolutions.index(resolution)]
         if model is None or model == self.model:

@@ -1,16 +1,16 @@
-"""Training state on disk: checkpoint folders that are whole or not there.
+"""Checkpoints of a training run, which are complete or absent.
 
     out/checkpoints/
-      step-500/   *.safetensors   weights that are trained, optimizer moments
-                  state.json      step, settings, best so far, versions, how many tensors
+      step-500/   *.safetensors   trained weights, optimizer moments
+                  state.json      step, settings, best so far, versions, number of tensors
                   manifest.json   size and SHA-256 of the files above
       latest      "step-500"
-      best        "step-400", where a metric is followed
+      best        "step-400", where a metric chooses the best
 
-A folder is written as `step-500.tmp`, brought to the disk, and renamed: a run that is killed at any
-moment finds the state before or the state after. Tensors go through torch.distributed.checkpoint
-as safetensors, so that a state of many processes is read by one, or by any other number. There is
-no random state to keep: data and dropout are functions of (seed, step).
+A folder is written as `step-500.tmp`, flushed to disk, and renamed: a run that is killed at any
+time resumes from the checkpoint before or the one after. Tensors are written by
+torch.distributed.checkpoint as safetensors, so that a checkpoint of several processes can be read
+by any number of them. No random state is saved: data and dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands, beside its tensors."""
+    """The progress of a run: its checkpoint without the tensors."""
 
     step: int
-    """Steps done."""
+    """Number of finished steps."""
     epoch: float | None = None
     settings: Mapping[str, Any]
-    """Everything that the numbers depend on: another value is another run."""
+    """Everything that the numbers depend on: with other values it is another run."""
     best: Best | None = None
     world_size: int = 1
 
@@ -78,7 +78,7 @@ class Progress:
 class Checkpoints:
     """The checkpoint folders of one run.
 
-    All methods are called by all processes together; the first one does what is done once.
+    All processes call all methods together; what is done only once, the first process does.
     Several machines must share the folder.
     """
 
@@ -88,10 +88,10 @@ class Checkpoints:
         self.world = world or World.current()
 
     def save(self, progress: Progress, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
-        """Write step-N, then forget folders that are neither recent nor the best.
+        """Write step-N, then remove folders that are neither recent nor the best.
 
-        Raises CheckpointError when the disk is full or cannot be written; what was saved before
-        stays as it was.
+        Raises CheckpointError when the disk is full or cannot be written; earlier checkpoints
+        stay as they are.
         """
         final = self.root / f"step-{progress.step}"
         partial = final.with_name(final.name + ".tmp")
@@ -104,71 +104,71 @@ class Checkpoints:
             writer = HuggingFaceStorageWriter(
                 str(partial), fqn_to_index_mapping=_files_of(tensors), save_distributed=True
             )
-            with warnings.catch_warnings():  # of the intent to save in a single process
+            with warnings.catch_warnings():  # about saving in a single process, which is intended
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 save_tensors(tensors, storage_writer=writer, no_dist=self.world.size == 1)
             if self.world.is_first:
-                _seal(partial, progress, _counts(tensors))
-                if final.exists():  # made before a damaged one was left behind
+                _finish(partial, progress, _counts(tensors))
+                if final.exists():  # written before the run fell back to an earlier checkpoint
                     _remove(final)
                 partial.replace(final)
                 flush(self.root)
-                self._point(progress)
-                self._forget(progress)
+                self._write_names(progress)
+                self._remove_old(progress)
             self.world.wait()
         except (OSError, SafetensorError, CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"The training state of step {progress.step} could not be written to "
+                f"The checkpoint of step {progress.step} could not be written to "
                 f"{self.root}: {_first_line(error)}. {self._what_is_left()} Free some space "
-                "or mend the folder's rights, and start the same command again."
+                "or fix the folder's permissions, and start the same command again."
             ) from error
 
     def newest(self, *, strict: bool = False) -> Progress | None:
-        """Where the newest whole folder stands; None before the first.
+        """The progress of the newest intact checkpoint; None where there is no checkpoint.
 
-        A damaged folder is renamed, with a warning, and the one before it is taken; with `strict`
-        it is an error. Folders that were being written when a run ended are removed. Raises
-        CheckpointError when folders are there and none is whole.
+        A damaged folder is renamed, with a warning, and the one before it is used; with `strict`
+        it is an error. Unfinished folders of a run that was killed are removed. Raises
+        CheckpointError when there are checkpoints but none is intact.
         """
-        found: Progress | CheckpointError | None = None
+        result: Progress | CheckpointError | None = None
         if self.world.is_first:
             try:
-                found = self._newest(strict)
+                result = self._newest(strict)
             except CheckpointError as error:
-                found = error
+                result = error
             except OSError as error:
-                found = CheckpointError(
-                    f"The training states in {self.root} cannot be gone through: "
-                    f"{_first_line(error)}. Mend the folder's rights, or make space on its disk."
+                result = CheckpointError(
+                    f"The checkpoints in {self.root} cannot be read: {_first_line(error)}. Fix the "
+                    "folder's permissions, or free space on its disk."
                 )
-        found = self.world.from_first(found)
-        if isinstance(found, CheckpointError):
-            raise found
-        return found
+        result = self.world.from_first(result)
+        if isinstance(result, CheckpointError):
+            raise result
+        return result
 
     def load(self, progress: Progress, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
-        """Fill what is trained, and the optimizer, from the folder of `progress`.
+        """Fill the trained parameters and the optimizer from the checkpoint of `progress`.
 
         Raises CheckpointError when it belongs to another model.
         """
         folder = self.root / f"step-{progress.step}"
         stored = _stored(folder)
         expected = {f"weight/{name}": p.shape for name, p in trained.parameters.items()}
-        found = {name: shape for name, (shape, _) in stored.items() if name.startswith("weight/")}
-        if found != expected:
-            differing = {k for k in found.keys() | expected if found.get(k) != expected.get(k)}
+        shapes = {name: shape for name, (shape, _) in stored.items() if name.startswith("weight/")}
+        if shapes != expected:
+            differing = {k for k in shapes.keys() | expected if shapes.get(k) != expected.get(k)}
             raise CheckpointError(
-                f"The training state {folder} belongs to another model, or trains other parts: "
+                f"The checkpoint {folder} belongs to another model, or to other trained parts: "
                 f"{', '.join(sorted(differing)[:5])} differ. "
                 "Train into an empty folder, or use the settings it was made with."
             )
         counts = _counts(stored)
-        written = _read_state(folder).get("tensors", counts)  # the first states did not say
+        written = _read_state(folder).get("tensors", counts)  # absent in the first checkpoints
         if counts != written:
             raise CheckpointError(
-                f"The training state {folder} is not whole: it holds {counts} tensors, and "
-                f"{written} were written. Remove it to go on from the one before it."
+                f"The checkpoint {folder} is incomplete: it holds {counts} tensors, but {written} "
+                "were written. Remove it to resume from the one before it."
             )
         for name, parameter in trained.parameters.items():
             for moment in _MOMENTS:
@@ -178,35 +178,35 @@ class Checkpoints:
         trained.publish()
 
     def _newest(self, strict: bool) -> Progress | None:
-        for stray in self.root.glob("*.tmp"):
-            shutil.rmtree(stray, ignore_errors=True)
+        for unfinished in self.root.glob("*.tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         folders = _step_folders(self.root)
         for folder in reversed(folders):
             damage = _damage(folder)
             if damage is None:
                 progress = _read_progress(folder)
-                self._point(progress)
+                self._write_names(progress)
                 return progress
-            message = f"The training state {folder} is damaged: {damage}."
+            message = f"The checkpoint {folder} is damaged: {damage}."
             if strict:
                 raise CheckpointError(
-                    f"{message} Remove it to go on from the one before it, or do not ask for "
-                    "strict_resume."
+                    f"{message} Remove it, or turn off strict_resume, to resume from the one "
+                    "before it."
                 )
             folder.replace(folder.with_name(folder.name + ".damaged"))
             warnings.warn(f"{message} Trying the one before it.", stacklevel=2)
         if folders:
             raise CheckpointError(
-                f"No training state in {self.root} is whole. Remove that folder to start anew."
+                f"No checkpoint in {self.root} is intact. Remove that folder to start again."
             )
         return None
 
-    def _point(self, progress: Progress) -> None:
-        write_whole(self.root / LATEST, f"step-{progress.step}\n")
+    def _write_names(self, progress: Progress) -> None:
+        write_atomically(self.root / LATEST, f"step-{progress.step}\n")
         if progress.best is not None:
-            write_whole(self.root / BEST, f"step-{progress.best.step}\n")
+            write_atomically(self.root / BEST, f"step-{progress.best.step}\n")
 
-    def _forget(self, progress: Progress) -> None:
+    def _remove_old(self, progress: Progress) -> None:
         best = None if progress.best is None else f"step-{progress.best.step}"
         for folder in _step_folders(self.root)[: -self.keep_last]:
             if folder.name != best:
@@ -214,23 +214,23 @@ class Checkpoints:
 
     def _what_is_left(self) -> str:
         folders = _step_folders(self.root)
-        return f"{folders[-1]} is still good." if folders else "Nothing was saved before."
+        return f"{folders[-1]} is intact." if folders else "There is no earlier checkpoint."
 
 
 def load_weights(out: Path) -> dict[str, Tensor]:
-    """The newest whole weights of a run, by parameter name: what a next stage starts from.
+    """The weights of a run's newest intact checkpoint, by name: the start of a next stage.
 
     Raises CheckpointError when `out` holds none.
     """
-    return folder_weights(_newest_whole(out))
+    return folder_weights(_newest_intact(out))
 
 
 def best_folder(out: Path) -> Path:
-    """The checkpoint with the best validation, or the newest whole one where none was followed.
+    """The checkpoint with the best validation score, or the newest intact one without validation.
 
     Raises CheckpointError when `out` holds none.
     """
-    newest = _newest_whole(out)
+    newest = _newest_intact(out)
     best = _read_progress(newest).best
     if best is not None:
         folder = newest.with_name(f"step-{best.step}")
@@ -240,7 +240,7 @@ def best_folder(out: Path) -> Path:
 
 
 def folder_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of one checkpoint folder, whatever number of processes wrote it."""
+    """The weights in one checkpoint folder, however many processes wrote it."""
     weights = {
         name: torch.empty(shape, dtype=dtype)
         for name, (shape, dtype) in _stored(folder).items()
@@ -250,8 +250,8 @@ def folder_weights(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix("weight/"): tensor for name, tensor in weights.items()}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a small file, so that it is the old one or the new one at any moment."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file, so that it is the old one or the new one at any time."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
     flush(partial)
@@ -260,17 +260,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _tensors_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """By name, the very tensors that training moves."""
+    """The tensors that training updates, by name, not copied."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained.parameters.items():
         tensors[f"weight/{name}"] = parameter.detach()
-        kept = optimizer.state.get(parameter, {})
-        tensors |= {f"{moment}/{name}": kept[moment] for moment in _MOMENTS if moment in kept}
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}
     return tensors
 
 
 def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Which file, from 1, each tensor goes to: a file is put together in memory to be written."""
+    """The file, from 1, of each tensor. Files are small, as each is built in memory."""
     files, written = {}, 0
     for name, tensor in tensors.items():
         files[name] = 1 + written // _FILE_BYTES
@@ -279,7 +279,7 @@ def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _empty_moment(moment: str, parameter: Tensor) -> Tensor:
-    if moment == "step":  # one number, whole in every process
+    if moment == "step":  # a single number, the same in every process
         return torch.zeros((), dtype=torch.float32, device=parameter.device)
     return torch.zeros_like(parameter, requires_grad=False)
 
@@ -302,12 +302,12 @@ def _load(tensors: dict[str, Tensor], folder: Path, *, no_dist: bool) -> None:
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:
-    """How many tensors of each kind: weights, and each of their moments."""
+    """The number of tensors of each kind: weights, and each of their moments."""
     return dict(sorted(Counter(name.partition("/")[0] for name in names).items()))
 
 
-def _seal(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None:
-    """Add state and manifest, and bring everything to the disk."""
+def _finish(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None:
+    """Add state and manifest, and flush everything to disk."""
     best = None if progress.best is None else vars(progress.best)
     state = {**vars(progress), "best": best, "tensors": counts, "versions": _versions()}
     (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -322,7 +322,7 @@ def _seal(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a folder; None when every file is as it was written."""
+    """A description of a folder's damage; None when every file is as it was written."""
     try:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, written in files.items():
@@ -330,8 +330,8 @@ def _damage(folder: Path) -> str | None:
             if path.stat().st_size != written["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {written['bytes']}"
             if sha256_of(path) != written["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
-        _read_progress(folder)  # lacks nothing
+                return f"{name} was changed after it was written (its SHA-256 differs)"
+        _read_progress(folder)  # raises KeyError where a field is missing
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_first_line(error)} ({type(error).__name__})"
     return None
@@ -354,11 +354,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _newest_whole(out: Path) -> Path:
+def _newest_intact(out: Path) -> Path:
     for folder in reversed(_step_folders(out / FOLDER)):
         if _damage(folder) is None:
             return folder
-    raise CheckpointError(f"There is no whole training state in {out / FOLDER}. Train first.")
+    raise CheckpointError(f"There is no intact checkpoint in {out / FOLDER}. Train first.")
 
 
 def _step_folders(root: Path) -> list[Path]:
@@ -370,11 +370,11 @@ def _step_folders(root: Path) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
-    # Renamed first: a run killed here leaves a stray .tmp, not a damaged state.
-    doomed = folder.with_name(folder.name + ".old.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.replace(doomed)
-    shutil.rmtree(doomed)
+    # Renamed first: a run that is killed here leaves a .tmp folder, not a damaged checkpoint.
+    renamed = folder.with_name(folder.name + ".old.tmp")
+    shutil.rmtree(renamed, ignore_errors=True)
+    folder.replace(renamed)
+    shutil.rmtree(renamed)
 
 
 def _versions() -> dict[str, str]:
@@ -388,7 +388,7 @@ def _versions() -> dict[str, str]:
 
 
 def _first_line(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # one error a process, with its stack
+    if isinstance(error, CheckpointException):  # one error per process, with its stack
         first = next(iter(error.failures.values()))
         return str(first[0])
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The loop: step, log, validate, save, resume. Knows no model and no data: both are arguments."""
+"""The training loop: step, log, validate, save, resume. Model and data are arguments."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from paligemma.errors import CheckpointError, DataError, NumericalError, PaliGem
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, usable
 from paligemma.finetune.optim import Trained, build_optimizer, learning_rate_at
-from paligemma.finetune.state import Best, Checkpoints, Progress, write_whole
+from paligemma.finetune.state import Best, Checkpoints, Progress, write_atomically
 
 LOG_NAME = "log.jsonl"
 SKIPPED_NAME = "skipped_steps.jsonl"
 STOPPED_EXIT_CODE = 75
-"""Of a run that was told to stop (SIGTERM, SIGUSR1) and saved its state: EX_TEMPFAIL, try again."""
+"""Exit code of a run that saved a checkpoint on SIGTERM or SIGUSR1: EX_TEMPFAIL, try again."""
 
 _MAX_SKIPS_IN_A_ROW = 10
 
-# Fields of TrainConfig that leave the numbers of a run as they are, up to rounding.
+# Fields of TrainConfig that do not change the numbers of a run, except for rounding.
 _FREE_FIELDS = {
     "accumulation", "checkpoint_activations", "save_every", "keep_last", "validate_every",
     "log_every", "num_workers", "on_non_finite", "on_bad_record", "max_bad_share",
@@ -40,16 +40,16 @@ _FREE_FIELDS = {
 }  # fmt: skip
 
 Batch = TypeVar("Batch")
-Made_co = TypeVar("Made_co", covariant=True)
+BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
-class BatchSource(Protocol[Made_co]):
-    """Makes micro-batches from nothing but (seed, number).
+class BatchSource(Protocol[BatchT_co]):
+    """Makes micro-batches, each a function of (seed, number) only.
 
     With a config's `accumulation` A, step s takes the numbers s * A ... s * A + A - 1.
     """
 
-    def batch(self, number: int, /) -> Made_co: ...
+    def batch(self, number: int, /) -> BatchT_co: ...
 
 
 def _one(_: Any) -> float:
@@ -62,17 +62,21 @@ def _nothing(_: Any) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(Generic[Batch]):
-    """What is minimized, and what there is to know about a micro-batch."""
+    """The losses of a micro-batch, and what else the loop needs from it."""
 
     losses: Callable[[Batch], Mapping[str, Tensor]]
     """Named scalars, each a sum over what `count` counts; "loss" is minimized, the rest logged."""
     count: Callable[[Batch], float] = _one
-    """What a step's sums are divided by, added up over its micro-batches and all processes: the
-    loss does not depend on how a batch is cut. 1, the default, is for `losses` that are means."""
+    """The divisor of a step's sums, added up over its micro-batches and all processes, so that the
+    loss does not depend on how a batch is divided. 1, the default, is for `losses` that are
+    means."""
     num_tokens: Callable[[Batch], float] = _one
-    """For the speed in the log."""
+    """The number of tokens, for the speed in the log."""
     ids: Callable[[Batch], Sequence[str]] = _nothing
-    """Which examples these are, for messages."""
+    """The ids of the examples, for messages."""
+    validate: Callable[[], Mapping[str, float]] | None = None
+    """Returns named metrics. Called with the module in eval mode and without gradients; must
+    change neither modes nor random state."""
 
 
 class _Numbered(Dataset[Any], Generic[Batch]):
@@ -100,40 +104,38 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     steps_per_epoch: float | None = None,
-    validate: Callable[[], Mapping[str, float]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Train what requires a gradient in `module` for the config's steps, or what is left of them.
+    """Train the parameters of `module` that require a gradient, for the steps of the config.
 
-    `out` gets `checkpoints/` (see `state.py`) and `log.jsonl`, one line a step with numbers that
-    read back bit-equal, and one line a validation. Calling again with the same arguments resumes;
+    `out` gets `checkpoints/` (see `state.py`) and `log.jsonl`: one line per step, with numbers that
+    are bit-equal when read, and one line per validation. The same call again resumes;
     another config, or other `settings` (JSON values: the data's fingerprint, the method), is
-    refused. `validate` gives named metrics; it finds the module in eval mode without gradients,
-    and changes neither modes nor random state. `on_log` gets, every `log_every` steps, the step's
-    record with losses averaged since the last call, and every validation's.
+    refused. `on_log` gets, every `log_every` steps, the step's record with losses averaged since
+    the last call, and the record of every validation.
 
-    SIGTERM and SIGUSR1 save the state and raise SystemExit(75). Raises NumericalError when loss
-    or gradients are not finite and the config says "stop" (the last saved state is then still
-    good), DataError when nothing in a batch counts, CheckpointError when states cannot be
+    SIGTERM and SIGUSR1 save a checkpoint and raise SystemExit(75). Raises NumericalError when loss
+    or gradients are not finite and the config says "stop" (the last checkpoint is then still
+    good), DataError when nothing in a batch counts, CheckpointError when checkpoints cannot be
     written, read or resumed.
     """
-    run = _Run(module, objective, config, out, settings or {}, steps_per_epoch, validate, on_log)
+    run = _Run(module, objective, config, out, settings or {}, steps_per_epoch, on_log)
     try:
         first = run.resume()
         end = config.total_steps * config.accumulation
         batches = _batches(source, first * config.accumulation, end, config.num_workers)
         devices = [run.device] if run.device.type == "cuda" else []
-        with _told_to_stop() as told, torch.random.fork_rng(devices):
+        with _stop_signals() as stop, torch.random.fork_rng(devices):
             module.train()
             run.started = time.monotonic()
             for step in range(first, config.total_steps):
-                run.step(step, [next(batches) for _ in range(config.accumulation)], told)
+                run.step(step, [next(batches) for _ in range(config.accumulation)], stop)
     finally:
         run.trained.release()
 
 
 class _Run(Generic[Batch]):
-    """One call of `train`: its parts, and how far it is."""
+    """The parts and the progress of one call of `train`."""
 
     def __init__(
         self,
@@ -143,14 +145,13 @@ class _Run(Generic[Batch]):
         out: Path,
         settings: Mapping[str, Any],
         steps_per_epoch: float | None,
-        validate: Callable[[], Mapping[str, float]] | None,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.module = module
         self.objective = objective
         self.config = config
         self.steps_per_epoch = steps_per_epoch
-        self.validate = validate
+        self.validate = objective.validate
         self.on_log = on_log
         self.world = World.current()
         self.device = next(module.parameters()).device
@@ -168,7 +169,7 @@ class _Run(Generic[Batch]):
         self.unlogged: list[dict[str, Any]] = []
 
     def resume(self) -> int:
-        """Fill the module from the newest state; the number of steps it has done."""
+        """Load the newest checkpoint; return the number of steps it has done."""
         _make_folder(self.log.path.parent)
         progress = self.checkpoints.newest(strict=self.config.strict_resume)
         if progress is not None:
@@ -180,9 +181,9 @@ class _Run(Generic[Batch]):
         self.skipped.drop_after(self.first)
         return self.first
 
-    def step(self, step: int, batches: Sequence[Batch], told: threading.Event) -> None:
+    def step(self, step: int, batches: Sequence[Batch], stop: threading.Event) -> None:
         config, done = self.config, step + 1
-        began = time.monotonic()
+        start = time.monotonic()
         losses, norm, num_tokens = self._gradients(step, batches)
         rate = learning_rate_at(config, step)
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
@@ -192,7 +193,7 @@ class _Run(Generic[Batch]):
         else:
             self._not_finite(step, losses["loss"], norm, batches)
         self.optimizer.zero_grad()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         record: dict[str, Any] = {"step": done}
         if self.steps_per_epoch is not None:
             record["epoch"] = done / self.steps_per_epoch
@@ -207,10 +208,10 @@ class _Run(Generic[Batch]):
         if is_finite:
             self.unlogged.append(record)
         if done % config.log_every == 0 or done == config.total_steps:
-            self._tell(losses)
+            self._report(losses)
         if self._validates_at(done):
             self._validate(done)
-        must_stop = self.world.sum([float(told.is_set())], self.device)[0] > 0
+        must_stop = self.world.sum([float(stop.is_set())], self.device)[0] > 0
         if must_stop or done % config.save_every == 0 or done == config.total_steps:
             self._save(done)
         if must_stop and done < config.total_steps:
@@ -219,7 +220,7 @@ class _Run(Generic[Batch]):
     def _gradients(
         self, step: int, batches: Sequence[Batch]
     ) -> tuple[dict[str, float], float, float]:
-        """Adds up gradients; the losses over all processes, the gradient's norm, tokens."""
+        """Accumulate gradients; return mean losses, gradient norm and number of tokens."""
         for batch in batches:
             if isinstance(batch, PaliGemmaError):
                 raise batch
@@ -229,7 +230,7 @@ class _Run(Generic[Batch]):
         if count == 0:
             ids = self.world.gather([i for batch in batches for i in self.objective.ids(batch)])
             raise DataError(
-                f"Nothing in the batch of step {step} counts in the loss, so nothing would be "
+                f"No token in the batch of step {step} counts in the loss, so nothing would be "
                 f"learned: {', '.join(ids[:10]) or 'no examples'}. Give examples with a suffix."
             )
         sums: dict[str, float] = {}
@@ -241,8 +242,8 @@ class _Run(Generic[Batch]):
             (losses["loss"] * (self.world.size / count)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-        added = self.world.sum(list(sums.values()), self.device)
-        means = {name: total / count for name, total in zip(sums, added, strict=True)}
+        totals = self.world.sum(list(sums.values()), self.device)
+        means = {name: total / count for name, total in zip(sums, totals, strict=True)}
         return means, self.trained.clip_gradients(self.config.clip_norm), num_tokens
 
     def _update(self, rate: float) -> None:
@@ -253,16 +254,16 @@ class _Run(Generic[Batch]):
 
     def _not_finite(self, step: int, loss: float, norm: float, batches: Sequence[Batch]) -> None:
         ids = self.world.gather([i for batch in batches for i in self.objective.ids(batch)])
-        found = f"The loss of step {step} is {loss} and its gradient's norm {norm}"
         self.skipped.write({"step": step + 1, "loss": loss, "grad_norm": norm, "ids": ids})
         self.skips_in_a_row += 1
         if self.config.on_non_finite == "stop" or self.skips_in_a_row >= _MAX_SKIPS_IN_A_ROW:
             raise NumericalError(
-                f"{found}. The last good state is in {self.checkpoints.root}, the step's examples "
-                f"are named in {self.skipped.path}; lower the learning rate or look at them."
+                f"The loss of step {step} is {loss} and its gradient norm {norm}. The last good "
+                f"checkpoint is in {self.checkpoints.root}; {self.skipped.path} names the step's "
+                "examples. Lower the learning rate, or check these examples."
             )
 
-    def _tell(self, latest: Mapping[str, float]) -> None:
+    def _report(self, latest: Mapping[str, float]) -> None:
         if self.on_log is not None and self.unlogged and self.world.is_first:
             means = {
                 name: sum(record[name] for record in self.unlogged) / len(self.unlogged)
@@ -300,7 +301,7 @@ class _Run(Generic[Batch]):
             return
         if name not in metrics:
             raise DataError(
-                f"The best checkpoint is to be chosen by {name!r}, but validation gives "
+                f"best_metric is {name!r}, but validation returns "
                 f"{', '.join(sorted(metrics)) or 'nothing'}. Set best_metric to one of these."
             )
         value = metrics[name]
@@ -315,8 +316,8 @@ class _Run(Generic[Batch]):
         finite = all(bool(torch.isfinite(p).all()) for p in self._local_parameters())
         if self.world.sum([float(not finite)], self.device)[0]:
             raise NumericalError(
-                f"Weights are not finite after step {done}, so that state is not saved. The last "
-                f"good one is in {self.checkpoints.root}; lower the learning rate."
+                f"Weights are not finite after step {done}, so no checkpoint is saved. The last "
+                f"good one is in {self.checkpoints.root}. Lower the learning rate."
             )
         self.log.sync()
         progress = Progress(
@@ -336,7 +337,7 @@ class _Run(Generic[Batch]):
 
 
 class _Log:
-    """JSON Lines, written by the first process; Python's floats read back bit-equal."""
+    """JSON Lines, written by the first process; floats are bit-equal when read."""
 
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
@@ -350,28 +351,28 @@ class _Log:
                 file.write(json.dumps(_without_nan(record)) + "\n")
         except OSError as error:
             raise CheckpointError(
-                f"The log {self.path} cannot be written: {error.strerror}. Free some space or mend "
-                "the folder's rights; the same command goes on from the last saved state."
+                f"The log {self.path} cannot be written: {error.strerror}. Free some space or fix "
+                "the folder's permissions; the same command resumes from the last checkpoint."
             ) from error
 
     def sync(self) -> None:
-        """What stands in the log of a saved step must outlive the machine as the state does."""
+        """Flush the log to disk: the lines of a saved step must be as durable as its checkpoint."""
         if self.world.is_first and self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def drop_after(self, step: int) -> None:
-        """Forget what a killed run logged after its last saved state."""
+        """Remove the lines that a killed run logged after its last checkpoint."""
         if not self.world.is_first or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        whole = [line for line in lines if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        write_whole(self.path, "".join(line + "\n" for line in kept))
+        complete = [line for line in lines if line.endswith("}")]
+        kept = [line for line in complete if json.loads(line)["step"] <= step]
+        write_atomically(self.path, "".join(line + "\n" for line in kept))
 
 
 def _without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity; null stands for both."""
+    """JSON has neither NaN nor infinity; null represents both."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()
@@ -390,22 +391,22 @@ def _batches(source: BatchSource[Batch], first: int, end: int, num_workers: int)
 
 
 def _leave_signals(_: int) -> None:
-    # A worker inherits the trainer's handlers, and must end when it is told to.
+    # A worker inherits the trainer's handlers, but must end on these signals.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Set once SIGTERM or SIGUSR1 has come. Signals reach the main thread only."""
-    told = threading.Event()
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGUSR1 sets. Only the main thread can handle signals."""
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield stop
         return
     signals = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda *_: told.set()) for number in signals]
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
     try:
-        yield told
+        yield stop
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
@@ -416,11 +417,11 @@ def _seed(*numbers: int) -> int:
 
 
 def _settings(config: TrainConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the numbers of a run depend on, as JSON gives it back."""
+    """Everything that the numbers of a run depend on, as it is after a round trip through JSON."""
     fields = dataclasses.asdict(config)
     kept = {name: value for name, value in fields.items() if name not in _FREE_FIELDS}
-    read_back: dict[str, Any] = json.loads(json.dumps(kept | dict(settings)))
-    return read_back
+    through_json: dict[str, Any] = json.loads(json.dumps(kept | dict(settings)))
+    return through_json
 
 
 def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], root: Path) -> None:
@@ -431,8 +432,8 @@ def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], root: Path) ->
     ]
     if differing:
         raise CheckpointError(
-            f"The training state in {root} was made with other settings: {'; '.join(differing)}. "
-            "Use the same ones to go on, or train into an empty folder."
+            f"The checkpoint in {root} was created with different settings: "
+            f"{'; '.join(differing)}. Use the same ones to resume, or choose another folder."
         )
 
 
@@ -441,5 +442,5 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"The folder {out} cannot be made: {error.strerror}. Give one that can be written."
+            f"The folder {out} cannot be created: {error.strerror}. Choose one that can be written."
         ) from error

@@ -17,7 +17,7 @@ from paligemma.data.open import open_data
 from paligemma.data.record import TrueObject
 from paligemma.errors import DataError, OptionError
 from paligemma.masks import mask_to_rle
-from tests.data.annotated import coco, jsonl, picture
+from tests.data.annotated import coco, jsonl, make_image
 
 
 def only(objects: tuple[TrueObject, ...] | None) -> TrueObject:
@@ -70,13 +70,13 @@ def test_a_mask_of_this_packages_own_output_can_be_learned(tmp_path: Path) -> No
         ({"prefix": "x", "references": []}, "must be an object with text"),
         ({"prefix": "x", "references": [""]}, "a list of texts"),
         ({"prefix": 3, "objects": []}, "must be an object with text"),
-        ({"objects": {}}, "no list"),
+        ({"objects": {}}, "must be a list"),
         ({"objects": [3]}, "an object is 3"),
-        ({"objects": [{"label": "dog"}]}, "neither"),
+        ({"objects": [{"label": "dog"}]}, "none of"),
         ({"objects": [{"label": "dog", "polygons": []}]}, "polygons"),
         ({"objects": [{"box_xyxy": [1, 2, 3, 4]}]}, "label None"),
-        ({"image": "none.png", "prefix": "x", "suffix": "y"}, "not there"),
-        ({"image": "none.png", "objects": []}, "not there"),
+        ({"image": "none.png", "prefix": "x", "suffix": "y"}, "does not exist"),
+        ({"image": "none.png", "objects": []}, "does not exist"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, record: dict[str, Any], message: str) -> None:
@@ -86,7 +86,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, record: dict[str, Any], message: 
 
 
 def test_a_line_may_hold_any_character_that_json_may(tmp_path: Path) -> None:
-    picture(tmp_path / "0.png")
+    make_image(tmp_path / "0.png")
     line = '{"image": "0.png", "prefix": "ocr", "suffix": "a\u2028b"}\n'
     (tmp_path / "train.jsonl").write_text("\ufeff" + line, encoding="utf-8")
     assert open_data(tmp_path)[0].suffix == "a\u2028b"
@@ -161,7 +161,7 @@ def test_coco_pictures_are_found_where_coco_has_them(tmp_path: Path) -> None:
 
 def test_a_folder_for_each_split_is_read(tmp_path: Path) -> None:
     for split in ("train", "valid"):
-        path = coco(tmp_path / split, [], num_pictures=1 if split == "valid" else 2)
+        path = coco(tmp_path / split, [], num_images=1 if split == "valid" else 2)
         path.rename(path.with_name("_annotations.coco.json"))
     assert len(open_data(tmp_path)) == 2
     assert len(open_data(tmp_path, split="val")) == 1
@@ -189,13 +189,13 @@ def test_a_parent_of_all_classes_is_no_class(tmp_path: Path) -> None:
         ({"image_id": 1, "category_id": 1, "bbox": [5, 3, "wide", 4]}, "bbox is"),
         ({"image_id": 1, "category_id": 1}, "bbox is"),
         ({"image_id": 1, "category_id": 1, "bbox": [5, 3, 0, 4]}, "no area"),
-        ({"image_id": 1, "category_id": 1, "bbox": [30, 3, 30, 4]}, "reaches out"),
+        ({"image_id": 1, "category_id": 1, "bbox": [30, 3, 30, 4]}, "extends beyond"),
     ],
 )
 def test_a_wrong_annotation_is_named(
     tmp_path: Path, annotation: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(DataError, match=f"Picture 1 of .*annotation 0.*{message}"):
+    with pytest.raises(DataError, match=f"Image 1 of .*annotation 0.*{message}"):
         open_data(coco(tmp_path, [annotation]))
 
 
@@ -213,7 +213,7 @@ def test_a_file_that_is_no_coco_is_refused(tmp_path: Path, content: str) -> None
 
 
 def yolo(folder: Path, lines: str | None, *, size_wh: tuple[int, int] = (40, 20)) -> Path:
-    picture(folder / "train" / "images" / "1.jpg", size_wh)
+    make_image(folder / "train" / "images" / "1.jpg", size_wh)
     if lines is not None:
         (folder / "train" / "labels").mkdir()
         (folder / "train" / "labels" / "1.txt").write_text(lines)
@@ -237,7 +237,7 @@ def test_yolo_boxes_are_centers_in_fractions(tmp_path: Path) -> None:
 def test_a_yolo_picture_without_labels_is_background_and_counted(tmp_path: Path) -> None:
     records = open_data(yolo(tmp_path, None))
     assert records[0].objects == ()
-    assert records.notes[0].startswith("1 pictures without a label file")
+    assert records.notes[0].startswith("1 images without a label file")
 
 
 def test_a_yolo_split_that_is_not_on_this_disk_is_said(tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_a_yolo_split_that_is_not_on_this_disk_is_said(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.1", "3 numbers"),
         ("0 0.1 0.2 0.3 0.4 0.5", "5 numbers"),
         ("2 0.5 0.5 0.1 0.1", "class 2"),
-        ("0 0.5 0.5 ? 0.1", "numbers are needed"),
-        ("0 0.9 0.5 0.5 0.1", "reaches out"),
+        ("0 0.5 0.5 ? 0.1", "must consist of numbers"),
+        ("0 0.9 0.5 0.5 0.1", "extends beyond"),
     ],
 )
 def test_a_wrong_yolo_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -278,8 +278,8 @@ VOC = """<annotation><filename>C:\\pictures\\1.png</filename>
 
 
 def voc(folder: Path, ymax: str = "5") -> Path:
-    picture(folder / "JPEGImages" / "1.png")
-    picture(folder / "JPEGImages" / "2.png")
+    make_image(folder / "JPEGImages" / "1.png")
+    make_image(folder / "JPEGImages" / "2.png")
     (folder / "Annotations").mkdir()
     for number in (1, 2):
         text = VOC.format(ymax=ymax).replace("1.png", f"{number}.png")
@@ -303,7 +303,7 @@ def test_voc_splits_are_lists_of_names(tmp_path: Path) -> None:
 
 
 def test_voc_files_beside_their_pictures_are_read(tmp_path: Path) -> None:
-    picture(tmp_path / "1.png")
+    make_image(tmp_path / "1.png")
     (tmp_path / "1.xml").write_text(VOC.format(ymax="5"))
     assert open_data(tmp_path)[0].image == tmp_path / "1.png"
 
@@ -324,7 +324,7 @@ def test_a_damaged_voc_file_is_named(tmp_path: Path) -> None:
 
 
 def masks(folder: Path, values: np.ndarray[Any, Any], names: str | None = "cat\ndog\n") -> Path:
-    picture(folder / "images" / "1.jpg")
+    make_image(folder / "images" / "1.jpg")
     (folder / "masks").mkdir()
     Image.fromarray(values).save(folder / "masks" / "1.png")
     if names is not None:
@@ -401,7 +401,7 @@ def test_a_picture_without_its_mask_is_named(tmp_path: Path) -> None:
 
 def test_lines_beside_a_picture_are_its_captions(tmp_path: Path) -> None:
     for name, text in (("a/1", "one\ntwo\n"), ("b/1", "three")):
-        picture(tmp_path / f"{name}.jpg")
+        make_image(tmp_path / f"{name}.jpg")
         (tmp_path / f"{name}.txt").write_text(text)
     records = open_data(tmp_path, prefix="caption de")
     assert records.format == "captions"
@@ -413,7 +413,7 @@ def test_lines_beside_a_picture_are_its_captions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "message"), [(None, "no caption"), (" \n", "empty caption")])
 def test_a_picture_without_caption_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     for name in ("1", "2"):
-        picture(tmp_path / f"{name}.jpg")
+        make_image(tmp_path / f"{name}.jpg")
     (tmp_path / "1.txt").write_text("a dog")
     if text is not None:
         (tmp_path / "2.txt").write_text(text)
@@ -426,7 +426,7 @@ def test_a_picture_without_caption_is_named(tmp_path: Path, text: str | None, me
 
 def hugging_face(folder: Path, columns: dict[str, Any], features: dict[str, Any]) -> Path:
     datasets = pytest.importorskip("datasets", reason="the library is not installed")
-    images = [str(picture(folder.parent / "pictures" / f"{i}.png")) for i in range(2)]
+    images = [str(make_image(folder.parent / "pictures" / f"{i}.png")) for i in range(2)]
     kinds = datasets.Features({"image": datasets.Image(), **features})
     table = datasets.Dataset.from_dict({"image": images, **columns}, features=kinds)
     table.save_to_disk(str(folder))
@@ -511,7 +511,7 @@ def test_the_webdataset_package_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Sample '1' of .*no picture"):
+    with pytest.raises(DataError, match=r"Sample '1' of .*no image"):
         open_data(shard(tmp_path / "a.tar", {"1.txt": b"a dog"}))
     (tmp_path / "b.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"b\.tar"):

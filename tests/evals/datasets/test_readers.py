@@ -348,7 +348,7 @@ def test_nlvr2_has_two_pictures(official: Official) -> None:
     left, right = record.load_images()
     assert left.rgb.getpixel((0, 0)) == (255, 0, 0)
     assert right.rgb.getpixel((0, 0)) == (0, 0, 255)
-    with pytest.raises(DataError, match=r"has 2 pictures; take all of them with load_images"):
+    with pytest.raises(DataError, match=r"has 2 images; load all of them with load_images"):
         record.load_image()
     (train,) = open_benchmark("nlvr2", official.folder, split="train").records
     assert train.suffix == "False"

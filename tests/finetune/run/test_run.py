@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 import paligemma
 from paligemma.errors import DataError, OptionError
 from paligemma.finetune.run.options import RunOptions
-from paligemma.finetune.run.run import held_back_ids, run
+from paligemma.finetune.run.run import run, validation_ids
 
 SIZE = 96
 
@@ -55,7 +55,7 @@ def finished(labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(options(labels), out, on_event=said.append)
     assert result is not None
     assert result.evaluation is not None
-    assert any("held back" in line for line in said)
+    assert any("for validation" in line for line in said)
     return out
 
 
@@ -142,10 +142,10 @@ def test_adapters_learn_on_a_small_base(labels: Path, tmp_path: Path, base: str)
 
 def test_which_records_are_held_back_does_not_depend_on_their_order_or_company() -> None:
     ids = [f"picture-{i}" for i in range(40)]
-    held = held_back_ids(ids, 0.25)
+    held = validation_ids(ids, 0.25)
     assert len(held) == 10
-    assert held == held_back_ids(ids[::-1], 0.25)
-    more = held_back_ids([*ids, *(f"new-{i}" for i in range(4))], 0.25)
+    assert held == validation_ids(ids[::-1], 0.25)
+    more = validation_ids([*ids, *(f"new-{i}" for i in range(4))], 0.25)
     assert len(more & held) >= 7
 
 

@@ -1,11 +1,11 @@
-"""One reader for each form of data: `is_here(path)` and `read(path, options) -> Source`.
+"""One reader per format: `recognizes(path)` and `read(path, options) -> Source`.
 
 jsonl.py            JSON Lines of image, prefix, suffix
 coco.py             COCO detection, instance and caption annotations
-yolo.py             data.yaml and a text file beside each picture
+yolo.py             data.yaml and a text file per image
 voc.py              Pascal VOC's XML files
-mask_folder.py      pictures and masks as PNG files
-caption_folder.py   pictures with a text file beside each
+mask_folder.py      images and masks as PNG files
+caption_folder.py   images with a text file each
 hugging_face.py     a data set of the `datasets` library, on disk or on the hub
 tar_shards.py       webdataset shards
 """

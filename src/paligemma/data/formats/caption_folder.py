@@ -1,7 +1,7 @@
-"""A folder with captions beside the pictures: `1.jpg` and `1.txt`.
+"""A folder of images with captions next to them: `1.jpg` and `1.txt`.
 
-Each line of the text file is a caption; with several, one is learned at a time. Folders inside
-are read too.
+Each line of the text file is a caption; with several, one is learned per epoch. Subfolders are
+read, too.
 """
 
 from __future__ import annotations
@@ -11,53 +11,59 @@ from functools import partial
 from pathlib import Path
 
 from paligemma.data.record import Record
-from paligemma.data.source import PICTURE_SUFFIXES, Entry, ReadOptions, Source, read_text
+from paligemma.data.source import (
+    DEFAULT_CAPTION_PREFIX,
+    Entry,
+    ReadOptions,
+    Source,
+    is_image,
+    read_text,
+)
 from paligemma.errors import DataError
 
 NAME = "captions"
-_DEFAULT_PREFIX = "caption en"
 
 
-def is_here(path: Path) -> bool:
-    """A folder where a picture has its text file beside it."""
-    return path.is_dir() and any(p.with_suffix(".txt").is_file() for p in _pictures(path))
+def recognizes(path: Path) -> bool:
+    """A folder where an image has a text file of the same name."""
+    return path.is_dir() and any(p.with_suffix(".txt").is_file() for p in _images(path))
 
 
 def read(path: Path, options: ReadOptions) -> Source:
-    """Raises DataError where there are no pictures."""
+    """Raises DataError where there are no images."""
     root = path / options.split if options.split else path
-    pictures = _pictures(root)
-    if not pictures:
-        raise DataError(f"The folder {str(root)!r} holds no pictures.")
+    images = _images(root)
+    if not images:
+        raise DataError(f"The folder {str(root)!r} holds no images.")
     tally: Counter[str] = Counter()
     entries = [
         Entry(
-            picture.relative_to(root).as_posix(),
-            f"Picture {str(picture)!r}",
-            partial(_build, picture, root, options.prefix or _DEFAULT_PREFIX),
+            image.relative_to(root).as_posix(),
+            f"Image {str(image)!r}",
+            partial(_record, image, root, options.prefix or DEFAULT_CAPTION_PREFIX),
         )
-        for picture in pictures
+        for image in images
     ]
     return Source(
-        format=NAME, found=f"{len(entries)} pictures in {root}", entries=entries, tally=tally
+        format=NAME, summary=f"{len(entries)} images in {root}", entries=entries, tally=tally
     )
 
 
-def _pictures(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+def _images(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if is_image(p))
 
 
-def _build(picture: Path, root: Path, prefix: str) -> Record:
-    where = f"Picture {str(picture)!r}"
-    file = picture.with_suffix(".txt")
+def _record(image: Path, root: Path, prefix: str) -> Record:
+    where = f"Image {str(image)!r}"
+    file = image.with_suffix(".txt")
     if not file.is_file():
-        raise DataError(f"{where} has no caption: {file.name} is not beside it.")
+        raise DataError(f"{where} has no caption: {file.name} does not exist next to it.")
     captions = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     if not captions:
-        raise DataError(f"{where} has an empty caption in {file.name}. Write it.")
+        raise DataError(f"{where} has an empty caption in {file.name}. Fill it in.")
     return Record(
-        record_id=picture.relative_to(root).as_posix(),
-        image=picture,
+        record_id=image.relative_to(root).as_posix(),
+        image=image,
         prefix=prefix,
         references=captions,
         where=where,

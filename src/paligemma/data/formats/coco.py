@@ -1,8 +1,8 @@
 """COCO annotations: boxes, masks (polygons or run lengths) and captions, in one JSON file.
 
-Boxes are x, y, width, height in pixels. Crowds (`iscrowd`), which stand for many things at once,
-are kept apart and counted. Pictures are looked for beside the file, in `images` beside it, and
-where COCO's own folders have them.
+Boxes are x, y, width, height in pixels. Crowds (`iscrowd`), which cover many objects at once, are
+kept apart and counted. Images are looked for next to the file, in `images` next to it, and where
+COCO's own folders have them.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.data.annotation import clean_label, make_object, size_of
-from paligemma.data.mask_shapes import polygons_to_mask, rle_to_mask
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
+    DEFAULT_CAPTION_PREFIX,
     Entry,
     ReadOptions,
     Source,
     choose_split,
-    existing_picture,
+    existing_image,
     read_text,
 )
 from paligemma.errors import DataError
+from paligemma.masks import polygons_to_mask, rle_to_mask
 from paligemma.processor.image import read_size_wh
 
 NAME = "coco"
 CROWDS = "crowd annotations kept out of training"
 _ROBOFLOW_FILE = "_annotations.coco.json"
-_HEAD = 4096  # characters; keys of the whole come early, or the name of the file says it
+_HEAD = 4096  # bytes in which the top-level keys appear, unless the file's name is telling
 
 
-def is_here(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """A JSON file with "images" and "annotations", or a folder that holds such files."""
     if path.is_file():
-        return path.suffix.lower() == ".json" and _looks_right(path)
+        return path.suffix.lower() == ".json" and _is_coco(path)
     return bool(_files(path))
 
 
@@ -44,44 +45,45 @@ def read(path: Path, options: ReadOptions) -> Source:
     """Raises DataError when the file as a whole is not of this format."""
     if path.is_dir():
         _, path = choose_split(_files(path), options.split, str(path))
-    whole = _parse(path)
+    content = _parse(path)
     tally: Counter[str] = Counter()
     names = {
         category["id"]: clean_label(category.get("name"), f"The categories of {str(path)!r}")
-        for category in whole.get("categories", [])
+        for category in content.get("categories", [])
     }
     annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in whole["annotations"]:
+    for annotation in content["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
-    has_captions = any("caption" in annotation for annotation in whole["annotations"])
-    known = {image["id"] for image in whole["images"]}
-    if lost := sum(len(found) for image_id, found in annotations.items() if image_id not in known):
-        tally["annotations left out whose image_id no picture has"] = lost
-    folder = options.images or _picture_folder(path, [str(i["file_name"]) for i in whole["images"]])
+    has_captions = any("caption" in annotation for annotation in content["annotations"])
+    image_ids = {image["id"] for image in content["images"]}
+    if lost := sum(len(items) for key, items in annotations.items() if key not in image_ids):
+        tally["annotations left out whose image_id no image has"] = lost
+    folder = options.images or _image_folder(path, [str(i["file_name"]) for i in content["images"]])
     entries = []
-    for image in whole["images"]:
-        where = f"Picture {image['id']} of {str(path)!r}"
-        found = annotations.get(image["id"], [])
+    for image in content["images"]:
+        where = f"Image {image['id']} of {str(path)!r}"
+        of_image = annotations.get(image["id"], [])
+        prefix = options.prefix
         build = (
-            partial(_caption_record, image, found, folder, where, options.prefix or "caption en")
+            partial(_caption_record, image, of_image, folder, where, prefix)
             if has_captions
-            else partial(_object_record, image, found, names, folder, where, options, tally)
+            else partial(_object_record, image, of_image, names, folder, where, prefix, tally)
         )
         entries.append(Entry(str(image["id"]), where, build))
     if not entries:
-        raise DataError(f"The COCO file {str(path)!r} lists no pictures.")
-    # Some tools put a parent of all classes first, which labels nothing.
-    used = {str(annotation.get("category_id")) for annotation in whole["annotations"]}
+        raise DataError(f"The COCO file {str(path)!r} lists no images.")
+    # Some tools list a parent of all classes first, which no annotation uses.
+    used = {str(annotation.get("category_id")) for annotation in content["annotations"]}
     parents = {
         str(category.get("supercategory"))
-        for category in whole.get("categories", [])
+        for category in content.get("categories", [])
         if category.get("supercategory") != category["name"]
     }
     class_names = [n for i, n in names.items() if str(i) in used or n not in parents]
     return Source(
         format=NAME,
-        found=f"{len(entries)} pictures and {len(whole['annotations'])} annotations "
-        f"in {path.name}, pictures in {folder}",
+        summary=f"{len(entries)} images and {len(content['annotations'])} annotations "
+        f"in {path.name}, images in {folder}",
         entries=entries,
         class_names=tuple(dict.fromkeys(class_names)),
         tally=tally,
@@ -93,16 +95,16 @@ def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     files: dict[str, Path] = {}
-    for place in (folder, folder / "annotations"):
-        for path in sorted(place.glob("*.json")):
-            if _looks_right(path):
+    for parent in (folder, folder / "annotations"):
+        for path in sorted(parent.glob("*.json")):
+            if _is_coco(path):
                 files[path.stem.split("_")[-1] if "_" in path.stem else path.stem] = path
     for path in sorted(folder.glob(f"*/{_ROBOFLOW_FILE}")):
         files[path.parent.name] = path
     return files
 
 
-def _looks_right(path: Path) -> bool:
+def _is_coco(path: Path) -> bool:
     if path.name == _ROBOFLOW_FILE or path.stem.split("_")[0] in ("instances", "captions"):
         return True
     try:
@@ -119,7 +121,7 @@ def _looks_right(path: Path) -> bool:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        whole = json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"The COCO file {str(path)!r} is not JSON: {error}.") from error
     lists = {
@@ -129,8 +131,8 @@ def _parse(path: Path) -> dict[str, Any]:
     }
     for name, keys in lists.items():
         items = (
-            whole.get(name, [] if name == "categories" else None)
-            if isinstance(whole, dict)
+            content.get(name, [] if name == "categories" else None)
+            if isinstance(content, dict)
             else None
         )
         if not isinstance(items, list):
@@ -138,35 +140,39 @@ def _parse(path: Path) -> dict[str, Any]:
                 f"The COCO file {str(path)!r} has no list {name!r}; it must have images and "
                 "annotations."
             )
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             missing = [k for k in keys if not isinstance(item, dict) or item.get(k) is None]
             if missing or not all(isinstance(item[k], str | int) for k in keys):
                 raise DataError(
-                    f"{name}[{place}] of {str(path)!r} lacks {', '.join(missing or keys)}."
+                    f"{name}[{index}] of {str(path)!r} lacks {', '.join(missing or keys)}."
                 )
-    assert isinstance(whole, dict)
-    return whole
+    assert isinstance(content, dict)
+    return content
 
 
-def _picture_folder(path: Path, names: list[str]) -> Path:
-    """Where most of the first pictures are; beside the file where none are anywhere."""
-    here, above = path.parent, path.parent.parent
+def _image_folder(path: Path, names: list[str]) -> Path:
+    """The folder with most of the first images; the file's own where no image exists anywhere."""
+    own, parent = path.parent, path.parent.parent
     split = path.stem.split("_")[-1]
-    near = [here, here / "images", here / split, here / "images" / split]
-    places = [*near, above / split, above / "images" / split, above / "images", above]
-    return max(places, key=lambda place: sum((place / name).is_file() for name in names[:20]))
+    folders = [own, own / "images", own / split, own / "images" / split]
+    folders += [parent / split, parent / "images" / split, parent / "images", parent]
+    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:20]))
 
 
 def _caption_record(
-    image: dict[str, Any], found: list[dict[str, Any]], folder: Path, where: str, prefix: str
+    image: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    folder: Path,
+    where: str,
+    prefix: str | None,
 ) -> Record:
-    captions = tuple(str(annotation.get("caption", "")).strip() for annotation in found)
+    captions = tuple(str(annotation.get("caption", "")).strip() for annotation in annotations)
     if not captions or not all(captions):
-        raise DataError(f"{where} has no caption, or an empty one. Remove the picture or write it.")
+        raise DataError(f"{where} has no caption, or an empty one. Add it, or remove the image.")
     return Record(
         record_id=str(image["id"]),
-        image=existing_picture(folder / str(image["file_name"]), where),
-        prefix=prefix,
+        image=existing_image(folder / str(image["file_name"]), where),
+        prefix=prefix or DEFAULT_CAPTION_PREFIX,
         references=captions,
         where=where,
     )
@@ -174,26 +180,26 @@ def _caption_record(
 
 def _object_record(
     image: dict[str, Any],
-    found: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
     names: dict[Any, str],
     folder: Path,
     where: str,
-    options: ReadOptions,
+    prefix: str | None,
     tally: Counter[str],
 ) -> Record:
-    path = existing_picture(folder / str(image["file_name"]), where)
+    path = existing_image(folder / str(image["file_name"]), where)
     size_wh = size_of(image.get("width"), image.get("height"), where) or read_size_wh(path)
     objects: list[TrueObject] = []
     crowds: list[TrueObject] = []
-    for annotation in found:
-        thing = _object(annotation, names, size_wh, where, tally)
-        (crowds if annotation.get("iscrowd") else objects).append(thing)
+    for annotation in annotations:
+        item = _object(annotation, names, size_wh, where, tally)
+        (crowds if annotation.get("iscrowd") else objects).append(item)
     if crowds:
         tally[CROWDS] += len(crowds)
     return Record(
         record_id=str(image["id"]),
         image=path,
-        prefix=options.prefix or "",
+        prefix=prefix or "",
         objects=tuple(objects),
         crowds=tuple(crowds),
         size_wh=size_wh,
@@ -214,13 +220,13 @@ def _object(
         raise DataError(f"{where} is of category {category!r}, which the file does not list.")
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(edge) for edge in box):
-        raise DataError(f"{where}: the bbox is {box!r}; [x, y, width, height] is needed.")
+        raise DataError(f"{where}: the bbox is {box!r}; it must be [x, y, width, height].")
     x, y, width, height = box
-    shape = annotation.get("segmentation")
+    segmentation = annotation.get("segmentation")
     make_mask = None
-    if shape:  # an empty list, in some exports, where there are only boxes
-        make = rle_to_mask if isinstance(shape, dict) else polygons_to_mask
-        make_mask = partial(make, shape, size_wh, where)
+    if segmentation:  # some exports have an empty list where there are only boxes
+        make = rle_to_mask if isinstance(segmentation, dict) else polygons_to_mask
+        make_mask = partial(make, segmentation, size_wh, where)
     corners = (x, y, x + width, y + height)
     area: Any = annotation.get("area")
     return make_object(

@@ -1,12 +1,12 @@
 """A data set of Hugging Face's `datasets` library: a folder, or a name on the hub.
 
-Columns are known by their names, the picture by its type:
+Columns are recognized by their names, the image by its type:
 
     prefix, or question ("answer en {question}")
     suffix, caption(s), answer(s), text, or label with class names; a list gives references
     objects: bbox as x, y, width, height in pixels, and category or label
 
-Only a name asks the network, through that library. Pictures are read when they are needed.
+Only a name uses the network, through that library. Images are read when they are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from typing import Any, NamedTuple
 
 from paligemma.data.annotation import make_object
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import Entry, ReadOptions, Source, choose_split
+from paligemma.data.source import (
+    DEFAULT_CAPTION_PREFIX,
+    Entry,
+    ReadOptions,
+    Source,
+    choose_split,
+)
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.processor.image import ImageSource, read_size_wh
 
@@ -29,17 +35,17 @@ _CATEGORIES = ("category", "categories", "label", "labels", "category_id")
 
 
 class _Columns(NamedTuple):
-    """Where the answers are."""
+    """The columns that hold the answers."""
 
     answer: str | None
     answer_names: list[str] | None
-    """Of a column of class numbers."""
+    """Class names, where the answers are class numbers."""
     category: str | None
-    """The field of `objects` that says what they are."""
+    """The field of `objects` with the classes."""
     class_names: list[str] | None
 
 
-def is_here(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """A folder that the library saved, or one of Parquet files."""
     return path.is_dir() and (
         any((path / name).is_file() for name in _SAVED)
@@ -49,21 +55,21 @@ def is_here(path: Path) -> bool:
 
 
 def read(path: Path, options: ReadOptions) -> Source:
-    """Raises DataError where the columns say too little, MissingExtraError without `datasets`."""
+    """Raises DataError where columns are missing, MissingExtraError without `datasets`."""
     table = _load(path, options.split)
-    pictures = [name for name, kind in table.features.items() if type(kind).__name__ == "Image"]
+    images = [name for name, kind in table.features.items() if type(kind).__name__ == "Image"]
     answers = [name for name in _ANSWERS if name in table.features]
-    if len(pictures) != 1 or not (answers or "objects" in table.features):
+    if len(images) != 1 or not (answers or "objects" in table.features):
         raise DataError(
-            f"The data set {str(path)!r} has the columns {', '.join(table.features)}. One picture "
-            f"column is needed and one of: {', '.join(_ANSWERS)}, objects. Rename its columns, or "
-            "write JSON Lines of image, prefix and suffix."
+            f"The data set {str(path)!r} has the columns {', '.join(table.features)}. It must have "
+            f"one column of images and one of: {', '.join(_ANSWERS)}, objects. Rename its columns, "
+            "or write JSON Lines of image, prefix and suffix."
         )
-    picture, answer = pictures[0], answers[0] if answers else None
+    image_column, answer = images[0], answers[0] if answers else None
     from datasets import Image
 
-    table = table.cast_column(picture, Image(decode=False))
-    rows = table.select_columns([name for name in table.features if name != picture])
+    table = table.cast_column(image_column, Image(decode=False))
+    rows = table.select_columns([name for name in table.features if name != image_column])
     category, classes = _category(table.features.get("objects"))
     columns = _Columns(
         answer=answer,
@@ -75,14 +81,14 @@ def read(path: Path, options: ReadOptions) -> Source:
     entries = []
     for index in range(len(table)):
         where = f"Row {index} of {str(path)!r}"
-        image = partial(_picture, table, index, picture)
-        build = partial(_build, rows, index, image, where, columns, options, tally)
+        image = partial(_image, table, index, image_column)
+        build = partial(_record, rows, index, image, where, columns, options.prefix, tally)
         entries.append(Entry(f"row {index}", where, build))
     if not entries:
         raise DataError(f"The data set {str(path)!r} has no rows.")
     return Source(
         format=NAME,
-        found=f"{len(entries)} rows with the columns {', '.join(table.features)}",
+        summary=f"{len(entries)} rows with the columns {', '.join(table.features)}",
         entries=entries,
         class_names=tuple(classes or ()) if answer is None else (),
         tally=tally,
@@ -96,17 +102,17 @@ def _load(path: Path, split: str | None) -> Any:
         raise MissingExtraError("datasets", "data", "Reading a Hugging Face data set") from error
     try:
         if any((path / name).is_file() for name in _SAVED):
-            found = datasets.load_from_disk(str(path))
+            tables = datasets.load_from_disk(str(path))
         elif path.is_dir():
-            found = datasets.load_dataset(path.resolve().as_posix())
+            tables = datasets.load_dataset(path.resolve().as_posix())
         else:
-            found = datasets.load_dataset(path.as_posix())
-    except Exception as error:  # the library lets through whatever is below it
+            tables = datasets.load_dataset(path.as_posix())
+    except Exception as error:  # the library passes on any error of its own dependencies
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
             f"The data set {str(path)!r} cannot be loaded: {type(error).__name__}: {first}"
         ) from error
-    return choose_split(found, split, str(path))[1] if isinstance(found, dict) else found
+    return choose_split(tables, split, str(path))[1] if isinstance(tables, dict) else tables
 
 
 def _names(feature: Any) -> list[str] | None:
@@ -116,7 +122,7 @@ def _names(feature: Any) -> list[str] | None:
 
 
 def _category(objects: Any) -> tuple[str | None, list[str] | None]:
-    """The field of `objects` that says what they are, and its class names."""
+    """The field of `objects` with the classes, and its class names."""
     inner = getattr(objects, "feature", objects)
     for name in _CATEGORIES if isinstance(inner, dict) else ():
         if name in inner:
@@ -125,21 +131,21 @@ def _category(objects: Any) -> tuple[str | None, list[str] | None]:
     return None, None
 
 
-def _picture(table: Any, index: int, column: str) -> ImageSource:
+def _image(table: Any, index: int, column: str) -> ImageSource:
     value = table[index][column]
     if value is None:
-        raise DataError(f"Row {index} has no picture.")
+        raise DataError(f"Row {index} has no image.")
     source: ImageSource = value["bytes"] if value["bytes"] is not None else Path(value["path"])
     return source
 
 
-def _build(
+def _record(
     rows: Any,
     index: int,
     image: partial[ImageSource],
     where: str,
     columns: _Columns,
-    options: ReadOptions,
+    default_prefix: str | None,
     tally: Counter[str],
 ) -> Record:
     row = rows[index]
@@ -151,12 +157,12 @@ def _build(
             value = names[value]
         texts = tuple(value) if isinstance(value, list) else (value,)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"{where}: {answer} is {value!r}; text is needed.")
-    prefix = row.get("prefix", options.prefix)
+            raise DataError(f"{where}: {answer} is {value!r}; it must be text.")
+    prefix = row.get("prefix", default_prefix)
     if prefix is None and isinstance(row.get("question"), str):
         prefix = f"answer en {row['question']}"
     if prefix is None and answer is not None:
-        prefix = "caption en"
+        prefix = DEFAULT_CAPTION_PREFIX
     size_wh = objects = None
     if answer is None:
         size_wh = read_size_wh(image())
@@ -180,10 +186,10 @@ def _objects(
     where: str,
     tally: Counter[str],
 ) -> tuple[TrueObject, ...]:
-    if isinstance(value, dict):  # a column of lists, which the library turns inside out
+    if isinstance(value, dict):  # a column of lists, which the library stores as one list per field
         lengths = {len(column) for column in value.values()}
         if len(lengths) > 1:
-            raise DataError(f"{where}: the lists of its objects have unequal lengths.")
+            raise DataError(f"{where}: the fields of its objects have different lengths.")
         rows = zip(*value.values(), strict=True)
         value = [dict(zip(value, row, strict=True)) for row in rows]
     category, classes = columns.category, columns.class_names
@@ -192,8 +198,8 @@ def _objects(
         box, kind = item.get("bbox"), item.get(category) if category else None
         if box is None or len(box) != 4 or kind is None:
             raise DataError(
-                f"{where}: an object has the fields {', '.join(item)}; bbox (x, y, width, height) "
-                f"and one of {', '.join(_CATEGORIES)} are needed."
+                f"{where}: an object has the fields {', '.join(item)}; it must have bbox (x, y, "
+                f"width, height) and one of {', '.join(_CATEGORIES)}."
             )
         label = classes[kind] if classes is not None and isinstance(kind, int) else kind
         x, y, width, height = box

@@ -2,11 +2,11 @@
 
     images/1.jpg   masks/1.png            each pixel is the number of its class (gray or palette);
                                           0 is background, 255 (65535 in 16 bits) is ignored
-    images/1.jpg   masks/1/dog.png        one file an object, any pixel but black is the object;
-                   masks/1/dog_2.png      the number behind the name tells files apart
+    images/1.jpg   masks/1/dog.png        one file per object, any pixel but black is the object;
+                   masks/1/dog_2.png      the number after the name tells files apart
 
-Names: `labels.txt` (or `classes.txt`), a class a line: the first is class 1, unless it is named
-background, which is class 0; or `labels.json`, {"1": "dog"}. Files for single objects need none.
+Names: `labels.txt` (or `classes.txt`), one class per line: the first is class 1, unless it is named
+background, which is class 0; or `labels.json`, {"1": "dog"}. One file per object needs no names.
 All pixels of a class are one object in the first form, which cannot tell two dogs apart.
 """
 
@@ -24,27 +24,28 @@ import numpy.typing as npt
 from PIL import Image
 
 from paligemma.data.annotation import box_of_mask, clean_label, make_object
-from paligemma.data.record import Mask, Record, TrueObject
+from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     Entry,
     ReadOptions,
     Source,
     choose_split,
-    pictures_in,
+    images_in,
     read_text,
 )
 from paligemma.errors import DataError
+from paligemma.masks import Mask
 from paligemma.processor.image import MAX_PIXELS, read_size_wh
 
 NAME = "masks"
-_PICTURES, _MASKS = "images", "masks"
+_IMAGES, _MASKS = "images", "masks"
 _LABEL_FILES = ("labels.json", "labels.txt", "classes.txt")
 _BACKGROUND = {"background", "_background_", "__background__", "bg"}
 _IGNORED = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 
-def is_here(path: Path) -> bool:
-    """A folder with `images` and `masks`, or folders for splits that have them."""
+def recognizes(path: Path) -> bool:
+    """A folder with `images` and `masks`, or with one folder per split that has them."""
     return bool(_splits(path))
 
 
@@ -52,24 +53,24 @@ def read(path: Path, options: ReadOptions) -> Source:
     """Raises DataError where folders or names are missing. Masks are read once for their boxes."""
     split, folder = choose_split(_splits(path), options.split, str(path))
     label_file = next(
-        (p for place in (folder, path) for n in _LABEL_FILES if (p := place / n).is_file()), None
+        (p for parent in (folder, path) for n in _LABEL_FILES if (p := parent / n).is_file()), None
     )
     names = {} if label_file is None else _read_names(label_file)
-    pictures = pictures_in(options.images or folder / _PICTURES)
-    if not pictures:
-        raise DataError(f"The folder {str(folder / _PICTURES)!r} holds no pictures.")
+    images = images_in(options.images or folder / _IMAGES)
+    if not images:
+        raise DataError(f"The folder {str(folder / _IMAGES)!r} holds no images.")
     tally: Counter[str] = Counter()
     entries = [
         Entry(
             p.name,
-            f"Picture {str(p)!r}",
-            partial(_build, p, folder / _MASKS, names, options, tally),
+            f"Image {str(p)!r}",
+            partial(_record, p, folder / _MASKS, names, options.prefix, tally),
         )
-        for p in pictures
+        for p in images
     ]
     return Source(
         format=NAME,
-        found=f"{len(entries)} pictures with masks" + (f" of the split {split!r}" if split else ""),
+        summary=f"{len(entries)} images with masks" + (f" of the split {split!r}" if split else ""),
         entries=entries,
         class_names=tuple(dict.fromkeys(names.values())),
         task="segment",
@@ -78,12 +79,14 @@ def read(path: Path, options: ReadOptions) -> Source:
 
 
 def _splits(path: Path) -> dict[str, Path]:
-    def fits(folder: Path) -> bool:
-        return (folder / _PICTURES).is_dir() and (folder / _MASKS).is_dir()
+    def has_both(folder: Path) -> bool:
+        return (folder / _IMAGES).is_dir() and (folder / _MASKS).is_dir()
 
     if not path.is_dir():
         return {}
-    return {"": path} if fits(path) else {f.name: f for f in sorted(path.iterdir()) if fits(f)}
+    return (
+        {"": path} if has_both(path) else {f.name: f for f in sorted(path.iterdir()) if has_both(f)}
+    )
 
 
 def _read_names(file: Path) -> dict[int, str]:
@@ -102,25 +105,25 @@ def _read_names(file: Path) -> dict[int, str]:
     return names
 
 
-def _build(
-    picture: Path, masks: Path, names: dict[int, str], options: ReadOptions, tally: Counter[str]
+def _record(
+    image: Path, masks: Path, names: dict[int, str], prefix: str | None, tally: Counter[str]
 ) -> Record:
-    where = f"Picture {str(picture)!r}"
-    size_wh = read_size_wh(picture)
-    if (masks / picture.stem).is_dir():
-        files = sorted((masks / picture.stem).glob("*.png"))
+    where = f"Image {str(image)!r}"
+    size_wh = read_size_wh(image)
+    if (masks / image.stem).is_dir():
+        files = sorted((masks / image.stem).glob("*.png"))
         objects = [_object_of_file(f, names, size_wh, tally) for f in files]
-    elif (file := masks / f"{picture.stem}.png").is_file():
+    elif (file := masks / f"{image.stem}.png").is_file():
         objects = _objects_of_classes(file, names, size_wh, tally)
     else:
         raise DataError(
-            f"{where} has neither {picture.stem}.png nor a folder {picture.stem} in "
-            f"{str(masks)!r}. A picture without objects has a mask of zeros, or an empty folder."
+            f"{where} has neither {image.stem}.png nor a folder {image.stem} in "
+            f"{str(masks)!r}. An image without objects has a mask of zeros, or an empty folder."
         )
     return Record(
-        record_id=picture.name,
-        image=picture,
-        prefix=options.prefix or "",
+        record_id=image.name,
+        image=image,
+        prefix=prefix or "",
         objects=tuple(objects),
         size_wh=size_wh,
         where=where,
@@ -133,7 +136,7 @@ def _object_of_file(
     where = f"Mask {str(file)!r}"
     label = clean_label(re.sub(r"_\d+$", "", file.stem), where)
     if names and label not in names.values():
-        raise DataError(f"{where} is of class {label!r}, which the file of names does not list.")
+        raise DataError(f"{where} is of class {label!r}, which the label file does not list.")
     make_mask = partial(_binary_mask, file, size_wh)
     return make_object(label, box_of_mask(make_mask(), where), size_wh, where, tally, make_mask)
 
@@ -145,17 +148,17 @@ def _objects_of_classes(
     values = _read(file, size_wh)
     if values.ndim != 2:
         raise DataError(
-            f"{where} is in color; the numbers of classes are needed, in gray or as a palette."
+            f"{where} is in color; it must hold class numbers, in gray or as a palette."
         )
     objects = []
     for value in np.unique(values).tolist():
         if value == 0 or (value == _IGNORED.get(values.dtype) and value not in names):
             continue
         if value not in names:
-            there = ", ".join(f"{n} {name}" for n, name in list(names.items())[:8]) or "none"
+            listed = ", ".join(f"{n} {name}" for n, name in list(names.items())[:8]) or "none"
             raise DataError(
-                f"{where} holds the class {value}, which has no name; there are: {there}. Add it "
-                f"to {_LABEL_FILES[1]} beside the folders."
+                f"{where} holds the class {value}, which has no name; named are: {listed}. Add it "
+                f"to {_LABEL_FILES[1]} next to the folders."
             )
         make_mask = partial(_class_mask, file, size_wh, value)
         box = box_of_mask(values == value, where)
@@ -186,6 +189,6 @@ def _read(file: Path, size_wh: tuple[int, int]) -> npt.NDArray[Any]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where} cannot be read as a PNG file: {error}.") from error
     raise DataError(
-        f"{where} has {size[0]} x {size[1]} pixels, its picture {size_wh[0]} x {size_wh[1]}. "
-        "Both must be the same, after the picture is turned upright."
+        f"{where} has {size[0]} x {size[1]} pixels, its image {size_wh[0]} x {size_wh[1]}. "
+        "Both must be the same, after the image is turned upright."
     )

@@ -1,10 +1,10 @@
 """webdataset shards: tar files in which the files of one sample share their name.
 
-    000017.jpg + 000017.json     a record's fields (see `fields.py`)
+    000017.jpg + 000017.json     a record's fields (see `annotation.py`)
     000017.jpg + 000017.txt      a caption
 
-Pictures are read from the tar when they are needed, at the place where it has them; so shards
-must not be compressed.
+Images are read from the tar file when they are needed, by their offset in it; so shards must not
+be compressed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paligemma.data.fields import record_of_fields
+from paligemma.data.annotation import record_of_fields
 from paligemma.data.record import Record
-from paligemma.data.source import PICTURE_SUFFIXES, Entry, ReadOptions, Source, choose_split
+from paligemma.data.source import (
+    DEFAULT_CAPTION_PREFIX,
+    IMAGE_SUFFIXES,
+    Entry,
+    ReadOptions,
+    Source,
+    choose_split,
+)
 from paligemma.errors import DataError
 from paligemma.processor.image import MAX_FILE_BYTES
 
 NAME = "webdataset"
-_DEFAULT_PREFIX = "caption en"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
@@ -36,16 +42,25 @@ class _Member(NamedTuple):
     def read(self) -> bytes:
         if self.size > MAX_FILE_BYTES:
             raise DataError(
-                f"{str(self.shard)!r} holds a file of {self.size} bytes; at most {MAX_FILE_BYTES} "
-                "are read."
+                f"{str(self.shard)!r} holds a file of {self.size} bytes; the limit is "
+                f"{MAX_FILE_BYTES} bytes."
             )
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        try:
+            with self.shard.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise DataError(f"The shard {str(self.shard)!r} cannot be read: {error}.") from error
+        if len(data) < self.size:
+            raise DataError(
+                f"{str(self.shard)!r} was truncated while being read. Make sure that no other "
+                "process writes to it, and copy it again if it is damaged."
+            )
+        return data
 
 
-def is_here(path: Path) -> bool:
-    """A tar file, or a folder with some."""
+def recognizes(path: Path) -> bool:
+    """A tar file, or a folder with at least one."""
     return bool(_shards(path)) or path.name.endswith(_COMPRESSED)
 
 
@@ -59,20 +74,20 @@ def read(path: Path, options: ReadOptions) -> Source:
     for shard in shards:
         for key, members in _index(shard).items():
             where = f"Sample {key!r} of {str(shard)!r}"
-            build = partial(_build, members, key, where, options, tally)
+            build = partial(_record, members, key, where, options.prefix, tally)
             entries.append(Entry(key, where, build))
     if not entries:
         raise DataError(f"The shards of {str(path)!r} hold no samples.")
     return Source(
         format=NAME,
-        found=f"{len(entries)} samples in {len(shards)} tar files",
+        summary=f"{len(entries)} samples in {len(shards)} tar files",
         entries=entries,
         tally=tally,
     )
 
 
 def _shards(path: Path) -> dict[str, list[Path]]:
-    """By split, which is the letters that a name begins with: train-000001.tar."""
+    """By split, which is the letters at the beginning of a name: train-000001.tar."""
     if path.is_file():
         return {"": [path]} if path.suffix == ".tar" else {}
     groups: dict[str, list[Path]] = {}
@@ -83,7 +98,7 @@ def _shards(path: Path) -> dict[str, list[Path]]:
 
 
 def _index(shard: Path) -> dict[str, dict[str, _Member]]:
-    """Members by sample and by what follows the first dot of their names."""
+    """Members by sample and by the part of their names after the first dot."""
     samples: dict[str, dict[str, _Member]] = {}
     try:
         with tarfile.open(shard, mode="r:") as tar:
@@ -95,26 +110,26 @@ def _index(shard: Path) -> dict[str, dict[str, _Member]]:
                     member = _Member(shard, info.offset_data, info.size)
                     samples.setdefault(key, {})[suffix.lower()] = member
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"The shard {str(shard)!r} is no whole tar file: {error}.") from error
+        raise DataError(f"The shard {str(shard)!r} is not a complete tar file: {error}.") from error
     return samples
 
 
-def _build(
+def _record(
     members: dict[str, _Member],
     key: str,
     where: str,
-    options: ReadOptions,
+    default_prefix: str | None,
     tally: Counter[str],
 ) -> Record:
-    picture = next((members[s] for s in members if f".{s}" in PICTURE_SUFFIXES), None)
-    if picture is None:
-        raise DataError(f"{where} has no picture; its files are: {', '.join(members)}.")
+    image = next((members[s] for s in members if f".{s}" in IMAGE_SUFFIXES), None)
+    if image is None:
+        raise DataError(f"{where} has no image; its files are: {', '.join(members)}.")
     fields: Any = {}
     if "json" in members:
         try:
             fields = json.loads(members["json"].read())
         except ValueError as error:
-            raise DataError(f"{where}: its JSON cannot be read: {error}.") from error
+            raise DataError(f"{where}: its JSON is invalid: {error}.") from error
         if not isinstance(fields, dict):
             raise DataError(f"{where}: its JSON must be an object.")
     if "txt" in members and not {"suffix", "references", "objects"} & fields.keys():
@@ -126,7 +141,7 @@ def _build(
         fields,
         record_id=key,
         where=where,
-        image=picture.read,
-        default_prefix=options.prefix or (None if "objects" in fields else _DEFAULT_PREFIX),
+        image=image.read,
+        default_prefix=default_prefix or (None if "objects" in fields else DEFAULT_CAPTION_PREFIX),
         tally=tally,
     )

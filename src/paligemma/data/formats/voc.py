@@ -1,8 +1,8 @@
-"""Pascal VOC: an XML file for each picture.
+"""Pascal VOC: one XML file per image.
 
 Boxes are xmin, ymin, xmax, ymax in pixels, counted from 1, both ends inside: 1 1 10 10 is the
 first ten pixels each way, here (0, 0, 10, 10). The official folders (Annotations, JPEGImages,
-ImageSets/Main) are read, and XML files beside pictures.
+ImageSets/Main) are read, and XML files next to images.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 from paligemma.data.annotation import make_object, size_of
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     Entry,
     ReadOptions,
     Source,
     choose_split,
-    existing_picture,
+    existing_image,
     read_text,
 )
 from paligemma.errors import DataError
@@ -29,8 +29,8 @@ from paligemma.processor.image import read_size_wh
 NAME = "voc"
 
 
-def is_here(path: Path) -> bool:
-    """A folder with XML files, right in it, in Annotations or in a folder a split."""
+def recognizes(path: Path) -> bool:
+    """A folder with XML files: directly in it, in Annotations, or in one folder per split."""
     return bool(_folders(path))
 
 
@@ -48,16 +48,16 @@ def read(path: Path, options: ReadOptions) -> Source:
         what = str(folder)
     tally: Counter[str] = Counter()
     entries = [
-        Entry(f.stem, f"Annotation {str(f)!r}", partial(_build, f, path, options, tally))
+        Entry(f.stem, f"Annotation {str(f)!r}", partial(_record, f, path, options, tally))
         for f in files
     ]
     return Source(
-        format=NAME, found=f"{len(entries)} XML files of {what}", entries=entries, tally=tally
+        format=NAME, summary=f"{len(entries)} XML files of {what}", entries=entries, tally=tally
     )
 
 
 def _folders(path: Path) -> dict[str, Path]:
-    """Folders of XML files: one under "", or one for each split."""
+    """Folders of XML files by split; a single folder under ""."""
     if not path.is_dir():
         return {}
     for folder in (path / "Annotations", path):
@@ -67,28 +67,28 @@ def _folders(path: Path) -> dict[str, Path]:
 
 
 def _listed(path: Path) -> dict[str, list[str]]:
-    """Names of pictures by split, from ImageSets/Main; "dog_train.txt" is about one class."""
+    """Names of images by split, from ImageSets/Main; "dog_train.txt" is about one class."""
     if not (path / "Annotations").is_dir():
         return {}
     files = sorted((path / "ImageSets" / "Main").glob("*.txt"))
     return {f.stem: read_text(f).split() for f in files if "_" not in f.stem}
 
 
-def _build(file: Path, root: Path, options: ReadOptions, tally: Counter[str]) -> Record:
+def _record(file: Path, root: Path, options: ReadOptions, tally: Counter[str]) -> Record:
     where = f"Annotation {str(file)!r}"
     try:
         tree = ElementTree.fromstring(read_text(file).encode())
     except ElementTree.ParseError as error:
         raise DataError(f"{where} is not XML: {error}.") from error
-    picture = existing_picture(_picture(file, tree, root, options), where)
+    image = existing_image(_image(file, tree, root, options), where)
     size = tree.find("size")
     size_wh = None
     if size is not None:
         size_wh = size_of(_text(size, "width"), _text(size, "height"), where)
-    size_wh = size_wh or read_size_wh(picture)
+    size_wh = size_wh or read_size_wh(image)
     return Record(
         record_id=file.stem,
-        image=picture,
+        image=image,
         prefix=options.prefix or "",
         objects=tuple(_object(item, size_wh, where, tally) for item in tree.findall("object")),
         size_wh=size_wh,
@@ -96,19 +96,19 @@ def _build(file: Path, root: Path, options: ReadOptions, tally: Counter[str]) ->
     )
 
 
-def _picture(file: Path, tree: ElementTree.Element, root: Path, options: ReadOptions) -> Path:
+def _image(file: Path, tree: ElementTree.Element, root: Path, options: ReadOptions) -> Path:
     """By the name in the XML, else by the XML's own name: renamed files are common."""
-    # The name may be a path of the machine where it was written.
+    # The name may be a path on the machine where the file was written.
     name = (_text(tree, "filename") or "").replace("\\", "/").split("/")[-1]
     folders = (options.images, root / "JPEGImages", file.parent, root / "images")
-    names = [name, *(file.stem + suffix for suffix in PICTURE_SUFFIXES)]
-    places = [folder / n for folder in folders if folder is not None for n in names if n]
-    return next((place for place in places if place.is_file()), places[0])
+    names = [name, *(file.stem + suffix for suffix in IMAGE_SUFFIXES)]
+    paths = [folder / n for folder in folders if folder is not None for n in names if n]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _text(element: ElementTree.Element, name: str) -> str | None:
-    found = element.findtext(name)
-    return None if found is None else found.strip()
+    text = element.findtext(name)
+    return None if text is None else text.strip()
 
 
 def _object(
@@ -121,6 +121,6 @@ def _object(
         x1, y1, x2, y2 = (float(_text(box, n) or "") for n in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError as error:
         raise DataError(
-            f"{where}: the object {name!r} has no bndbox of xmin, ymin, xmax and ymax in numbers."
+            f"{where}: the object {name!r} has no bndbox of numbers xmin, ymin, xmax, ymax."
         ) from error
     return make_object(name, (x1 - 1, y1 - 1, x2, y2), size_wh, where, tally)

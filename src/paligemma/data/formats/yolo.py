@@ -1,10 +1,10 @@
-"""YOLO folders: data.yaml, and for each picture a text file with a line an object.
+"""YOLO folders: data.yaml, and per image a text file with one line per object.
 
     class x_center y_center width height          a box
-    class x1 y1 x2 y2 x3 y3 ...                   a polygon (also the four corners of a turned box)
+    class x1 y1 x2 y2 x3 y3 ...                   a polygon (also the four corners of a rotated box)
 
-in fractions of the upright picture. The text file of `.../images/a/1.jpg` is
-`.../labels/a/1.txt`, or `1.txt` beside it. A picture without one shows none of the classes.
+in fractions of the upright image. The text file of `.../images/a/1.jpg` is `.../labels/a/1.txt`,
+or `1.txt` next to it. An image without one shows none of the classes.
 """
 
 from __future__ import annotations
@@ -17,55 +17,57 @@ from typing import Any
 import numpy as np
 
 from paligemma.data.annotation import clean_label, make_object
-from paligemma.data.mask_shapes import box_of_points, polygons_to_mask
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
-    PICTURE_SUFFIXES,
     Entry,
     ReadOptions,
     Source,
     choose_split,
-    existing_picture,
+    existing_image,
+    is_image,
     read_text,
 )
 from paligemma.errors import DataError, MissingExtraError
+from paligemma.masks import box_of_points, polygons_to_mask
 from paligemma.processor.image import read_size_wh
 
 NAME = "yolo"
-UNLABELLED = "pictures without a label file, taken to show none of the classes"
+UNLABELED = "images without a label file, taken to show none of the classes"
 _SPLITS = ("train", "val", "valid", "test")
 
 
-def is_here(path: Path) -> bool:
+def recognizes(path: Path) -> bool:
     """A YAML file, or a folder with data.yaml or another YAML file that lists names."""
     return _yaml_file(path) is not None
 
 
 def read(path: Path, options: ReadOptions) -> Source:
-    """Raises DataError where data.yaml is not of this form, MissingExtraError without PyYAML."""
+    """Raises DataError for an invalid data.yaml, MissingExtraError without PyYAML."""
     file = _yaml_file(path)
     if file is None:
-        raise DataError(f"{str(path)!r} holds no data.yaml, which names a YOLO data set's classes.")
+        raise DataError(
+            f"{str(path)!r} holds no data.yaml with the class names of a YOLO data set."
+        )
     content = _parse(file)
     names = _class_names(content.get("names"), file)
     splits = {name: content[name] for name in _SPLITS if content.get(name)}
-    split, places = choose_split(splits, options.split, str(file))
-    pictures = _pictures(places, content.get("path"), file)
-    if not pictures:
-        raise DataError(f"The split {split!r} of {str(file)!r} holds no pictures.")
+    split, paths = choose_split(splits, options.split, str(file))
+    images = _images(paths, content.get("path"), file)
+    if not images:
+        raise DataError(f"The split {split!r} of {str(file)!r} holds no images.")
     tally: Counter[str] = Counter()
-    ids = _ids(pictures)
+    ids = _ids(images)
     entries = [
         Entry(
             record_id,
-            f"Picture {str(picture)!r}",
-            partial(_build, picture, record_id, names, options, tally),
+            f"Image {str(image)!r}",
+            partial(_record, image, record_id, names, options.prefix, tally),
         )
-        for record_id, picture in zip(ids, pictures, strict=True)
+        for record_id, image in zip(ids, images, strict=True)
     ]
     return Source(
         format=NAME,
-        found=f"{len(entries)} pictures of the split {split!r} in {file}",
+        summary=f"{len(entries)} images of the split {split!r} in {file}",
         entries=entries,
         class_names=tuple(dict.fromkeys(names.values())),
         tally=tally,
@@ -102,62 +104,61 @@ def _class_names(names: Any, file: Path) -> dict[int, str]:
     if isinstance(names, dict) and all(type(number) is int for number in names):
         items = iter(names.items())  # type: ignore[assignment]
     if items is None or not names:
-        raise DataError(f"{str(file)!r}: names is {names!r}; a list of class names is needed.")
-    # A name may look like a number or a truth value to YAML.
+        raise DataError(f"{str(file)!r}: names is {names!r}; it must be a list of class names.")
+    # YAML reads some names as numbers or truth values.
     return {number: clean_label(str(name), str(file)) for number, name in items}
 
 
-def _pictures(places: Any, root: Any, file: Path) -> list[Path]:
+def _images(paths: Any, root: Any, file: Path) -> list[Path]:
     folder = file.parent / str(root) if root else file.parent
-    if not folder.is_dir():  # a path on the machine where the set was made
+    if not folder.is_dir():  # a path on the machine where the data set was made
         folder = file.parent
-    pictures: list[Path] = []
-    for place in places if isinstance(places, list) else [places]:
-        path = folder / str(place)
-        if not path.exists() and str(place).startswith("../"):
-            path = folder / str(place)[3:]  # some exports count from a folder that is not there
+    images: list[Path] = []
+    for relative in paths if isinstance(paths, list) else [paths]:
+        path = folder / str(relative)
+        if not path.exists() and str(relative).startswith("../"):
+            path = folder / str(relative)[3:]  # some exports count from a folder below
         if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-            pictures += sorted(found)
+            images += sorted(p for p in path.rglob("*") if is_image(p))
         elif path.is_file():
             lines = read_text(path).splitlines()
-            pictures += [path.parent / line.strip() for line in lines if line.strip()]
+            images += [path.parent / line.strip() for line in lines if line.strip()]
         else:
             raise DataError(
-                f"{str(file)!r} names {str(place)!r}, which is neither a folder nor a file in "
+                f"{str(file)!r} names {str(relative)!r}, which is neither a folder nor a file in "
                 f"{str(folder)!r}. Correct path, train or val in it."
             )
-    return pictures
+    return images
 
 
-def _ids(pictures: list[Path]) -> list[str]:
-    """File names; with folders where two are the same."""
-    names = Counter(picture.name for picture in pictures)
-    return [p.name if names[p.name] == 1 else p.as_posix() for p in pictures]
+def _ids(images: list[Path]) -> list[str]:
+    """File names; full paths where several images have the same name."""
+    names = Counter(image.name for image in images)
+    return [p.name if names[p.name] == 1 else p.as_posix() for p in images]
 
 
-def _label_file(picture: Path) -> Path:
-    parts = list(picture.parts)
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-        beside = Path(*parts).with_suffix(".txt")
-        if beside.is_file():
-            return beside
-    return picture.with_suffix(".txt")
+def _label_file(image: Path) -> Path:
+    parts = list(image.parts)
+    indices = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if indices:
+        parts[indices[-1]] = "labels"
+        in_labels = Path(*parts).with_suffix(".txt")
+        if in_labels.is_file():
+            return in_labels
+    return image.with_suffix(".txt")
 
 
-def _build(
-    picture: Path, record_id: str, names: dict[int, str], options: ReadOptions, tally: Counter[str]
+def _record(
+    image: Path, record_id: str, names: dict[int, str], prefix: str | None, tally: Counter[str]
 ) -> Record:
-    where = f"Picture {str(picture)!r}"
-    size_wh = read_size_wh(existing_picture(picture, where))
-    file = _label_file(picture)
+    where = f"Image {str(image)!r}"
+    size_wh = read_size_wh(existing_image(image, where))
+    file = _label_file(image)
     lines: list[str] = []
     if file.is_file():
         lines = read_text(file).splitlines()
     else:
-        tally[UNLABELLED] += 1
+        tally[UNLABELED] += 1
     objects = [
         _object(line, names, size_wh, f"Line {number} of {str(file)!r}", tally)
         for number, line in enumerate(lines, start=1)
@@ -165,8 +166,8 @@ def _build(
     ]
     return Record(
         record_id=record_id,
-        image=picture,
-        prefix=options.prefix or "",
+        image=image,
+        prefix=prefix or "",
         objects=tuple(objects),
         size_wh=size_wh,
         where=where,
@@ -179,7 +180,7 @@ def _object(
     try:
         first, *values = (float(word) for word in line.split())
     except ValueError as error:
-        raise DataError(f"{where} is {line.strip()!r}; numbers are needed.") from error
+        raise DataError(f"{where} is {line.strip()!r}; it must consist of numbers.") from error
     if first not in names:
         raise DataError(
             f"{where} is of class {first:g}; data.yaml names the classes {min(names)} to "
@@ -194,7 +195,7 @@ def _object(
         return make_object(name, corners, size_wh, where, tally)
     if len(values) < 6 or len(values) % 2:
         raise DataError(
-            f"{where} has {len(values)} numbers behind the class; 4 make a box, an even number "
+            f"{where} has {len(values)} numbers after the class; 4 make a box, an even number "
             "from 6 on makes a polygon."
         )
     points = np.array(values).reshape(-1, 2) * (width, height)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.data.formats import coco
-from paligemma.data.mask_shapes import polygons_to_mask, rle_to_mask
-from paligemma.data.record import Mask, Record, TrueObject
+from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import ReadOptions
 from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
 from paligemma.evals.datasets.files import read_json
@@ -23,6 +22,7 @@ from paligemma.evals.datasets.plain_pickle import read_plain_pickle
 from paligemma.evals.datasets.prompts import DETECT_ALL, EXPRESSION
 from paligemma.evals.metrics.detection import MeanAveragePrecision
 from paligemma.evals.metrics.mask_iou import MaskIou
+from paligemma.masks import Mask, polygons_to_mask, rle_to_mask
 
 _NOTE = (
     "The paper's detection: all boxes in random order after 'detect all classes', noise boxes up "

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.data.mask_shapes import rle_to_mask
-from paligemma.masks import Rle
+from paligemma.masks import Rle, rle_to_mask
 from paligemma.results import BoxXyxy
 
 Mask = npt.NDArray[np.bool_]

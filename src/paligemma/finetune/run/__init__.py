@@ -1,9 +1,9 @@
-"""One run: labelled pictures in, a scored, saved model with a report out.
+"""A training run: from labeled images to a scored, saved model and a report.
 
-options.py     RunOptions: what a person chooses; the rest follows from method, size and data
-run.py         data -> model -> training -> model folder, scores and report
-validation.py  generated answers and the loss on held-back records
-report.py      report.html: curves, examples beside the truth, confusions, the exact command
-svg.py         curves as SVG
-fit.py         the memory and time that a run will take, before it starts
+options.py          RunOptions: what the user chooses, and the defaults for the rest
+run.py              data -> model -> training -> model folder, scores and report
+validation.py       generated answers and the loss on the validation split
+report.py           report.html: curves, examples next to the truth, confusions, the command
+confusion.py        which classes were confused
+memory_estimate.py  the memory and time that training will take, before it starts
 """

@@ -1,7 +1,4 @@
-"""Which class was taken for which: of boxes that lie on each other, or of short answers.
-
-Knows what was found and what is there; knows no pictures and no model.
-"""
+"""Confusion matrices: of boxes that overlap, or of short answers."""
 
 from __future__ import annotations
 
@@ -15,13 +12,14 @@ from paligemma.data.overlap import match_boxes
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage
 
 NOTHING = "(nothing)"
-"""On the side of the truth: a box where nothing is; on the side of the model: a thing missed."""
+"""As true class: a detection of nothing; as predicted class: an object that was missed."""
+_OTHER = "(other)"
 _IOU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """`counts[i][j]`: how often `names[i]` is there and the model says `names[j]`."""
+    """`counts[i][j]`: how often the truth is `names[i]` and the model's answer `names[j]`."""
 
     names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -36,51 +34,47 @@ def confusion_of_boxes(
 ) -> Confusion | None:
     """Boxes are matched at IoU 0.5 whatever their labels, best scores first; None for no boxes."""
     pairs: Counter[tuple[str, str]] = Counter()
-    for mine, picture in zip(found, known, strict=True):
-        kept = [thing for thing in mine if thing.score >= min_score]
+    for detections, truth in zip(found, known, strict=True):
+        kept = [detection for detection in detections if detection.score >= min_score]
         matches = match_boxes(
-            np.array([t.box_xyxy for t in kept], dtype=np.float64).reshape(-1, 4),
-            [t.score for t in kept],
-            np.array([t.box_xyxy for t in picture.objects], dtype=np.float64).reshape(-1, 4),
+            np.array([d.box_xyxy for d in kept], dtype=np.float64).reshape(-1, 4),
+            [d.score for d in kept],
+            np.array([t.box_xyxy for t in truth.objects], dtype=np.float64).reshape(-1, 4),
             _IOU,
         )
-        taken = set()
-        for thing, match in zip(kept, matches, strict=True):
-            if match is None:
-                pairs[NOTHING, thing.label] += 1
-            else:
-                taken.add(match)
-                pairs[picture.objects[match].label, thing.label] += 1
-        for place, missed in enumerate(picture.objects):
-            if place not in taken:
+        for detection, match in zip(kept, matches, strict=True):
+            label = NOTHING if match is None else truth.objects[match].label
+            pairs[label, detection.label] += 1
+        for index, missed in enumerate(truth.objects):
+            if index not in matches:
                 pairs[missed.label, NOTHING] += 1
     return _table(pairs, max_names)
 
 
 def confusion_of_answers(
-    said: Sequence[str], right: Sequence[str], *, max_names: int
+    answers: Sequence[str], truths: Sequence[str], *, max_names: int
 ) -> Confusion | None:
-    """None where there are more different answers than `max_names`: those are no classes."""
-    if len(set(right)) > max_names:
+    """None where more than `max_names` different answers are true: they are not classes."""
+    names = set(truths)
+    if len(names) > max_names:
         return None
-    names = set(right)
     pairs = Counter(
-        (truth, guess if guess in names else "(other)")
-        for truth, guess in zip(right, said, strict=True)
+        (truth, answer if answer in names else _OTHER)
+        for truth, answer in zip(truths, answers, strict=True)
     )
     return _table(pairs, max_names + 1)
 
 
 def _table(pairs: Counter[tuple[str, str]], max_names: int) -> Confusion | None:
     totals: Counter[str] = Counter()
-    for (truth, guess), count in pairs.items():
+    for (truth, answer), count in pairs.items():
         totals[truth] += count
-        totals[guess] += count
-    last = [name for name in (NOTHING, "(other)") if name in totals]
+        totals[answer] += count
+    last = [name for name in (NOTHING, _OTHER) if name in totals]
     names = sorted(name for name, _ in totals.most_common(max_names) if name not in last) + last
     if not names:
         return None
     return Confusion(
         names=tuple(names),
-        counts=tuple(tuple(pairs[truth, guess] for guess in names) for truth in names),
+        counts=tuple(tuple(pairs[truth, answer] for answer in names) for truth in names),
     )

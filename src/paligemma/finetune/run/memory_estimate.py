@@ -1,8 +1,8 @@
 """The memory and time that training will take, by arithmetic and one quick measurement.
 
-Loads no weights. Memory counts what stands at the same time at the worst moment: weights,
-gradients, the optimizer's two moments, what the backward pass needs of the forward pass, and a
-piece of the logits. Time counts arithmetic, at the rate at which this machine multiplies matrices.
+No weights are loaded. Memory is the peak: weights, gradients, the optimizer's two moments, the
+activations kept for the backward pass, and part of the logits. Time is arithmetic, at this
+machine's rate of matrix multiplication.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from paligemma.finetune.run.options import size_of
 # D width, F mlp dim, T tokens of a row, P patches
 
 BITS: dict[FrozenFormat, float] = {"nf4": 4 + 16 / 64, "int8": 8 + 16 / 64}
-"""Of a frozen weight, with its group's scale at 16 bits."""
-_PROCESS_BYTES = 450_000_000  # Python, torch, pictures and buffers
-_LOGITS_AT_ONCE = 512  # tokens whose logits stand in memory together, three times
+"""Bits per frozen weight, including its group's 16-bit scale."""
+_PROCESS_BYTES = 450_000_000  # Python, torch, images and buffers
+_LOGITS_AT_ONCE = 512  # tokens whose logits are in memory at a time, three times
 _EFFICIENCY = 0.22
-"""Of the rate of large products that training as a whole reaches: measured on two cores with mini,
-for LoRA and for all weights. Expect to be off by a factor of two elsewhere."""
+"""Share of the rate of large products that training reaches: measured on two cores with mini, for
+LoRA and for all weights. Elsewhere it may be off by a factor of two."""
 _PROBE_SIDE, _PROBE_SECONDS = 1024, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """Bytes at the worst moment, and operations of one step."""
+class TrainingCost:
+    """Peak memory in bytes, and the operations of one step."""
 
     method: Method
     weights: int
@@ -46,7 +46,7 @@ class Fit:
         return self.weights + self.training + self.activations + self.process
 
     def seconds(self, operations_per_second: float) -> float:
-        """Of a step."""
+        """Seconds per step."""
         return self.operations / (_EFFICIENCY * operations_per_second)
 
 
@@ -60,8 +60,8 @@ def estimate(
     rank: int = 16,
     base_format: FrozenFormat = "nf4",
     checkpoint_activations: bool | None = None,
-) -> Fit:
-    """For rows of one picture and `text_length` tokens of prefix and suffix together."""
+) -> TrainingCost:
+    """For rows of one image and `text_length` tokens of prefix and suffix together."""
     vision, decoder = config.vision, config.decoder
     is_large = size_of(config) != "mini"
     recomputes = is_large if checkpoint_activations is None else checkpoint_activations
@@ -92,7 +92,7 @@ def estimate(
     }[method]
     weights += 4 * adapters if method in ("lora", "qlora") else 0
 
-    # Under autocast what is kept is bfloat16, and the softmax float32 as well.
+    # Under autocast, kept activations are bfloat16, and those of the softmax float32 as well.
     block = length * (2 * (10 * decoder.width + 2 * heads + 2 * keys + 4 * decoder.mlp_dim))
     block += 6 * decoder.num_heads * length**2
     encoder_block = patches * 2 * (10 * vision.width + 3 * vision.mlp_dim)
@@ -100,8 +100,8 @@ def estimate(
     kept = length * 4 * decoder.width
     activations = decoder.depth * (kept if recomputes else block) + block
     if method == "full":
-        own = patches * 4 * vision.width
-        activations += vision.depth * (own if recomputes else encoder_block)
+        encoder_kept = patches * 4 * vision.width
+        activations += vision.depth * (encoder_kept if recomputes else encoder_block)
     activations = rows * (activations + encoder_block)
     answer = min(_LOGITS_AT_ONCE, rows * text_length)
     activations += 12 * answer * decoder.vocab_size
@@ -111,9 +111,9 @@ def estimate(
     forward += 2 * decoder.width * decoder.vocab_size * text_length
     backward = 2.0 if method in ("full", "frozen-encoder") else 1.1
     operations = forward * (1 + backward + (1 if recomputes else 0))
-    seen = 2 * encoder * patches + 4 * vision.depth * vision.width * patches**2
-    operations += seen * ((4 if recomputes else 3) if method == "full" else 1)
-    return Fit(
+    encoding = 2 * encoder * patches + 4 * vision.depth * vision.width * patches**2
+    operations += encoding * ((4 if recomputes else 3) if method == "full" else 1)
+    return TrainingCost(
         method=method,
         weights=weights,
         training=12 * trained,
@@ -124,7 +124,7 @@ def estimate(
 
 
 def measure_rate(device: torch.device) -> float:
-    """Operations a second of large bfloat16 products, over less than a second."""
+    """Operations per second of large bfloat16 products, measured in less than a second."""
     side = _PROBE_SIDE if device.type == "cpu" else 8 * _PROBE_SIDE
     left = torch.ones(side, side, dtype=torch.bfloat16, device=device)
     product = left @ left

@@ -1,10 +1,10 @@
-"""Labelled pictures -> a scored, saved model: the whole way of one training run.
+"""run: labeled images -> a scored, saved model, in one training run.
 
-    check the data -> hold some back -> load the model -> add adapters -> train, scoring after every
-    epoch -> take the best weights -> save -> score -> report.html
+    check the data -> split off validation records -> load the model -> add adapters -> train,
+    scoring after every epoch -> load the best weights -> save -> score -> report.html
 
-The same command in the same folder goes on where a run was stopped. Prints nothing: what happens
-is told to `on_event`.
+The same command in the same folder resumes an interrupted run. Nothing is printed: `on_event`
+receives the messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.adapters.lora import add_lora
-from paligemma.data.check import CheckReport, check_data
+from paligemma.data.check import check_data
 from paligemma.data.open import Records, open_data
 from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError
@@ -48,7 +48,7 @@ _VALIDATION_FOLDER = "validation"
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run left behind. Without validation there is no evaluation."""
+    """The results of a finished run. Without validation there is no evaluation."""
 
     saved: Path
     report: Path
@@ -62,17 +62,16 @@ def run(
     on_event: Callable[[str], None] = lambda text: None,
     on_log: Callable[[dict[str, Any], TrainConfig], None] | None = None,
 ) -> RunResult | None:
-    """Train as the options say; `out` gets adapter or model, logs, scores and report.html.
+    """Train according to the options; `out` gets adapter or model, logs, scores and report.html.
 
-    Started by `torchrun`, the processes share the work, and only the first one gives back a
-    result. Raises DataError for data that would teach nothing, and what loading and training
-    raise.
+    Processes started by `torchrun` share the work, and only the first one returns a result. Raises
+    DataError for data from which nothing can be learned, and whatever loading and training raise.
     """
     with joined() as world:
         predictor, validation = _train(options, out, world, on_event, on_log)
     if not world.is_first:
         return None
-    if world.size > 1:  # the model was cut among processes; what it learned is in the checkpoints
+    if world.size > 1:  # the model is sharded; the trained weights are in the checkpoints
         predictor = _load(options)
         if options.trains_adapters:
             add_lora(predictor.model, options.lora_config(), seed=options.seed)
@@ -95,37 +94,37 @@ def _train(
     on_event: Callable[[str], None],
     on_log: Callable[[dict[str, Any], TrainConfig], None] | None,
 ) -> tuple[Predictor, Validation | None]:
-    """All that the processes do together."""
-    tell = on_event if world.is_first else (lambda text: None)
+    """Everything that the processes do together."""
+    report = on_event if world.is_first else (lambda text: None)
     out.mkdir(parents=True, exist_ok=True)
     records = _open(options, options.data, out / "bad_records.jsonl")
-    tell(f"{records.found} ({len(records)} records)")
-    training, held_back = _divide(options, records, out)
+    report(f"{records.summary} ({len(records)} records)")
+    training, held_out = _split(options, records, out)
     predictor = _load(options)
     if predictor.note:
-        tell(predictor.note)
+        report(predictor.note)
     targets = _targets(options, records, predictor)
-    _check(training, targets, tell)
+    _check(training, targets, report)
     config = plan_training(options, predictor.model.config, len(training.slots))
-    config = replace(config, best_metric=SCORE if held_back else None)
+    config = replace(config, best_metric=SCORE if held_out else None)
     if options.trains_adapters:
         add_lora(predictor.model, options.lora_config(), seed=options.seed)
     if world.is_first:
         _write_facts(out, options, config, predictor)
     folder = out / (_VALIDATION_FOLDER if world.is_first else f".{world.rank}.{_VALIDATION_FOLDER}")
     validation = None
-    if held_back:
+    if held_out:
         validation = Validation(
             predictor=predictor,
-            records=held_back,
+            records=held_out,
             targets=replace(targets, options=replace(targets.options, noise_token=None)),
             folder=folder,
             metrics=options.metrics,
             ask=options.ask,
             limit=options.validation_limit,
         )
-        tell(f"{len(training)} records to learn from, {len(held_back)} held back")
-    tell(_said(options, config, predictor))
+        report(f"{len(training)} records for training, {len(held_out)} for validation")
+    report(_describe(options, config, predictor))
     finetune(
         predictor,
         RecordExamples(records=training, targets=targets),
@@ -148,46 +147,46 @@ def _open(options: RunOptions, data: str, bad_file: Path) -> Records:
         split=options.split,
         prefix=options.prefix,
         images=options.images,
-        bad=options.on_bad_record,
-        skipped_file=bad_file,
+        on_bad_record=options.on_bad_record,
+        bad_file=bad_file,
     )
 
 
-def _divide(options: RunOptions, records: Records, out: Path) -> tuple[Records, Records | None]:
-    """What is learned from, and what is held back."""
+def _split(options: RunOptions, records: Records, out: Path) -> tuple[Records, Records | None]:
+    """The training and the validation split."""
     if options.validation is not None:
-        held_back = _open(options, options.validation, out / "bad_validation_records.jsonl")
-        same = {r.record_id for r in records} & {r.record_id for r in held_back}
+        held_out = _open(options, options.validation, out / "bad_validation_records.jsonl")
+        same = {r.record_id for r in records} & {r.record_id for r in held_out}
         if same and options.validation == options.data:
             raise OptionError(
-                f"{options.data} is given for training and for validation: the scores would say "
-                "how much was learned by heart. Give other data, or validation_split."
+                f"{options.data} is given for training and for validation, so the scores would "
+                "measure memorization. Give other data, or use validation_split."
             )
-        return records, held_back
+        return records, held_out
     if options.validation_split == 0:
         return records, None
-    held = held_back_ids([slot.record_id for slot in records.slots], options.validation_split)
+    ids = validation_ids([slot.record_id for slot in records.slots], options.validation_split)
 
-    def part(inside: bool) -> Records:
+    def part(is_validation: bool) -> Records:
         return replace(
             records,
-            records=tuple(r for r in records.records if (r.record_id in held) == inside),
-            slots=tuple(s for s in records.slots if (s.record_id in held) == inside),
+            records=tuple(r for r in records.records if (r.record_id in ids) == is_validation),
+            slots=tuple(s for s in records.slots if (s.record_id in ids) == is_validation),
         )
 
-    training, held_back = part(False), part(True)
-    if not training.records or not held_back.records:
+    training, held_out = part(False), part(True)
+    if not training.records or not held_out.records:
         raise DataError(
-            f"{len(records)} records are too few to hold some back. Give validation data, or "
+            f"{len(records)} records are too few for a validation split. Give validation data, or "
             "train without validation: validation_split=0."
         )
-    return training, held_back
+    return training, held_out
 
 
-def held_back_ids(ids: list[str], share: float) -> frozenset[str]:
-    """Those with the smallest hashes: as many as the share says, one at least.
+def validation_ids(ids: list[str], share: float) -> frozenset[str]:
+    """The ids with the smallest hashes: this share of them, at least one.
 
-    An id keeps its hash when others come or go.
+    An id keeps its hash when other records are added or removed.
     """
     ordered = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
     return frozenset(ordered[: max(1, round(share * len(ids)))])
@@ -214,17 +213,16 @@ def _targets(options: RunOptions, records: Records, predictor: Predictor) -> Tar
     )
 
 
-def _check(records: Records, targets: TargetBuilder, tell: Callable[[str], None]) -> CheckReport:
-    """Raises DataError where training would fail or teach nothing."""
+def _check(records: Records, targets: TargetBuilder, on_event: Callable[[str], None]) -> None:
+    """Raises DataError where training would fail or learn nothing."""
     report = check_data(records, targets)
     if report.errors:
         raise DataError(
-            f"{len(report.errors)} fault(s) of the data must be repaired before training; the "
-            f"first: {report.errors[0].text} `paligemma data check` shows all."
+            f"The data have {len(report.errors)} error(s) to fix before training. The first: "
+            f"{report.errors[0].text} `paligemma data check` shows all."
         )
     for finding in report.findings:
-        tell(f"{finding.level}: {finding.text}")
-    return report
+        on_event(f"{finding.level}: {finding.text}")
 
 
 def _adapters(options: RunOptions) -> dict[str, Any] | None:
@@ -234,21 +232,21 @@ def _adapters(options: RunOptions) -> dict[str, Any] | None:
     return {**asdict(options.lora_config()), "base": base}
 
 
-def _said(options: RunOptions, config: TrainConfig, predictor: Predictor) -> str:
+def _describe(options: RunOptions, config: TrainConfig, predictor: Predictor) -> str:
     total = sum(p.numel() for p in predictor.model.parameters())
     if options.trains_adapters:
-        learned = sum(p.numel() for p in predictor.model.parameters() if p.requires_grad)
-        what = f"{learned:,} weights of adapters beside {total - learned:,} frozen ones"
+        trained = sum(p.numel() for p in predictor.model.parameters() if p.requires_grad)
+        weights = f"{trained:,} adapter weights in addition to {total - trained:,} frozen weights"
     else:
-        what = f"{total:,} weights"
+        weights = f"{total:,} weights"
     return (
-        f"{options.chosen_method}: {what}; {config.total_steps} steps of {config.batch_size} "
+        f"{options.chosen_method}: {weights}; {config.total_steps} steps of {config.batch_size} "
         f"examples, learning rate {config.learning_rate:g}"
     )
 
 
 def _save(options: RunOptions, predictor: Predictor, out: Path) -> Path:
-    """Whole or not at all; takes the place of what the same run saved before."""
+    """Save completely or not at all, in place of what the same run saved before."""
     name = ADAPTER_FOLDER if options.trains_adapters else MODEL_FOLDER
     final, partial = out / name, out / f".{name}.unfinished"
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""Generated answers and the loss on held-back records, while training goes on.
-
-Knows a predictor, records and metrics; knows no training loop.
-"""
+"""Validation during training: metrics of generated answers and the loss on the validation split."""
 
 from __future__ import annotations
 
@@ -16,19 +13,18 @@ from paligemma.data.open import Records
 from paligemma.data.targets import Ask, TargetBuilder
 from paligemma.evals.evaluation import EvalSet, Evaluation, evaluate
 from paligemma.evals.options import EvalOptions
-from paligemma.finetune.collate import collate
-from paligemma.finetune.examples import RecordExamples
+from paligemma.finetune.examples import RecordExamples, collate
 from paligemma.finetune.loss import suffix_loss
 from paligemma.predictor import Predictor
 
 SCORE = "score"
-"""The first metric's value, turned so that more is better: it chooses the best checkpoint."""
+"""The first metric's value, with its sign such that more is better; chooses the best checkpoint."""
 _ROWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What a model is asked after every epoch. `limit` records at most, the first ones."""
+    """Scores a model after every epoch, on at most `limit` records, the first ones."""
 
     predictor: Predictor
     records: Records
@@ -39,7 +35,7 @@ class Validation:
     limit: int | None = None
 
     def __call__(self) -> Mapping[str, float]:
-        """Metrics by name, `loss`, and `score`. What a call before wrote is overwritten."""
+        """Metrics by name, `loss` and `score`. Files of an earlier call are overwritten."""
         evaluation = self.evaluate(self.folder, limit=self.limit)
         values = {score.result.name: score.result.value for score in evaluation.scores}
         first = evaluation.scores[0].result
@@ -47,8 +43,8 @@ class Validation:
         return {**values, "loss": self.loss(), SCORE: sign * first.value}
 
     def evaluate(self, folder: Path, *, limit: int | None = None) -> Evaluation:
-        """Ask and score; predictions and report into `folder`, which is emptied first."""
-        shutil.rmtree(folder, ignore_errors=True)  # answers of other weights
+        """Predict and score; predictions and report go to `folder`, which is emptied first."""
+        shutil.rmtree(folder, ignore_errors=True)  # predictions of other weights
         folder.mkdir(parents=True)
         data = EvalSet(
             records=self.records,
@@ -61,7 +57,7 @@ class Validation:
 
     @torch.no_grad()
     def loss(self) -> float:
-        """The mean over records of the mean loss over suffix tokens."""
+        """The mean over records of the mean loss over their suffix tokens."""
         examples = RecordExamples(records=self.records, targets=self.targets)
         model = self.predictor.model
         count = min(len(examples), self.limit or len(examples))

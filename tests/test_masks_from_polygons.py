@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma.data.mask_shapes import polygons_to_mask, rle_to_mask
 from paligemma.errors import DataError
-from paligemma.masks import mask_to_rle
+from paligemma.masks import mask_to_rle, polygons_to_mask, rle_to_mask
 
 
 def random_polygons(seed: int, count: int) -> list[tuple[list[list[float]], tuple[int, int]]]:

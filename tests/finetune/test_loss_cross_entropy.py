@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paligemma.finetune.cross_entropy import Ruler, cross_entropy_sum
+from paligemma.finetune.loss import TokenScale, cross_entropy_sum
 
 NUM_ROWS, WIDTH, VOCABULARY = 37, 24, 1100
-RULER = Ruler(first=40, count=1024, sigma=3.0)
+SCALE = TokenScale(first=40, count=1024, sigma=3.0)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "soft cap": {"softcap": 2.5},
     "label smoothing": {"label_smoothing": 0.2},
-    "ruler": {"ruler": RULER},
-    "all": {"softcap": 2.5, "label_smoothing": 0.3, "ruler": RULER},
+    "scale": {"scale": SCALE},
+    "all": {"softcap": 2.5, "label_smoothing": 0.3, "scale": SCALE},
 }
 
 
@@ -28,7 +28,7 @@ def make(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Te
     hidden = torch.randn(NUM_ROWS, WIDTH, generator=generator).to(dtype)
     table = 0.3 * torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype)
     targets = torch.randint(0, VOCABULARY, (NUM_ROWS,), generator=generator)
-    targets[:5] = torch.arange(5)  # off the ruler
+    targets[:5] = torch.arange(5)  # off the scale
     weights = torch.rand(NUM_ROWS, generator=generator)
     return hidden, table, targets, weights
 
@@ -41,20 +41,20 @@ def plain(
     *,
     softcap: float | None = None,
     label_smoothing: float = 0.0,
-    ruler: Ruler | None = None,
+    scale: TokenScale | None = None,
 ) -> Tensor:
     """By the definition: every target a distribution over the whole vocabulary."""
     logits = hidden @ table.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     wanted = F.one_hot(targets, len(table)).to(logits.dtype)
-    if ruler is not None:
+    if scale is not None:
         for row, target in enumerate(targets.tolist()):
-            place = target - ruler.first
-            if 0 <= place < ruler.count:
-                distance = (torch.arange(ruler.count) - place) / ruler.sigma
+            place = target - scale.first
+            if 0 <= place < scale.count:
+                distance = (torch.arange(scale.count) - place) / scale.sigma
                 wanted[row] = 0.0
-                wanted[row, ruler.ids] = torch.softmax(-0.5 * distance.double() ** 2, 0).to(wanted)
+                wanted[row, scale.ids] = torch.softmax(-0.5 * distance.double() ** 2, 0).to(wanted)
     others = label_smoothing / (len(table) - 1)
     wanted = wanted * (1 - label_smoothing - others) + others
     return (-(wanted * logits.log_softmax(1)).sum(1) * weights).sum()
@@ -145,7 +145,7 @@ def test_a_second_backward_pass_is_an_error() -> None:
     hidden, table, targets, weights = make()
     total = cross_entropy_sum(hidden.requires_grad_(True), table, targets, weights)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="once only"):
+    with pytest.raises(RuntimeError, match="only once"):
         total.backward()
 
 

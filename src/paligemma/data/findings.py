@@ -1,0 +1,238 @@
+"""Findings: what would go wrong in training on a data set, or is worth knowing before it.
+
+One function per subject. Each takes the rows that training would see and yields findings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from paligemma.data.record import Record
+from paligemma.data.round_trip_report import RoundTripReport
+from paligemma.data.targets import Target, TargetBuilder
+from paligemma.processor.tokenizer import Tokenizer
+from paligemma.results import Result
+from paligemma.tasks.objects import parse_objects
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+MAX_IDS = 20
+"""Record ids that one finding lists."""
+_LOW_BOX_IOU, _LOW_MASK_IOU = 0.5, 0.7
+_CONTROL_TOKEN = re.compile(r"<(image|bos|eos|pad)>")
+_OBJECT_PREFIX = re.compile(r"(detect|segment) ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Result):
+    """Something to know about a data set; with an error, training would go wrong."""
+
+    level: Level
+    text: str
+    ids: tuple[str, ...] = ()
+    """The records concerned, at most 20."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLengths(Result):
+    """The tokens of one record, before anything is cut."""
+
+    record_id: str
+    num_image: int
+    num_prefix: int
+    """BOS, prefix and separator."""
+    num_suffix: int
+    """Including EOS."""
+    num_supervised: int
+    """Suffix tokens that count in the loss and are not cut off."""
+    is_cut: bool
+
+    @property
+    def total(self) -> int:
+        return self.num_image + self.num_prefix + self.num_suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRow:
+    """A record and the target that the first epoch builds from it."""
+
+    record: Record
+    target: Target
+
+    @property
+    def uses_objects(self) -> bool:
+        """Whether the target is built from the record's objects, not from a given suffix."""
+        return self.record.objects is not None and not self.record.suffix
+
+
+def bad_records(bad: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """`bad` holds pairs of record id and reason."""
+    for record_id, reason in bad[:MAX_IDS]:
+        yield Finding(level="error", text=reason, ids=(record_id,))
+    if len(bad) > MAX_IDS:
+        rest = [record_id for record_id, _ in bad[MAX_IDS:]]
+        yield _finding("error", f"{len(rest)} more records cannot be used.", rest)
+
+
+def lengths(rows: Sequence[RowLengths], max_tokens: int | None) -> Iterator[Finding]:
+    if not rows:
+        yield Finding(level="error", text="No record is left to train on.")
+        return
+    longest = max(row.total for row in rows)
+    unsupervised = [row.record_id for row in rows if row.num_supervised == 0]
+    cut = [row.record_id for row in rows if row.is_cut]
+    if unsupervised:
+        yield _finding(
+            "error",
+            f"{len(unsupervised)} of {len(rows)} records have no token that counts in the loss: "
+            f"image tokens and prefix fill all {max_tokens} tokens. Nothing is learned from them. "
+            f"Allow longer rows, up to {longest} tokens, or shorten the prefix.",
+            unsupervised,
+        )
+    if cut:
+        all_cut = len(cut) == len(rows)
+        yield _finding(
+            "error" if all_cut else "warning",
+            f"{len(cut)} of {len(rows)} records are longer than {max_tokens} tokens and lose their "
+            f"end, and with it EOS: {'the model' if all_cut else 'from those the model'} never "
+            f"learns to stop. The longest has {longest}.",
+            cut,
+        )
+    if complete := len(rows) - len(cut):
+        yield Finding(
+            level="note", text=f"EOS ends the answer and counts in the loss in {complete} records."
+        )
+
+
+def texts(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    spelled_out = [
+        row.record.record_id
+        for row in rows
+        if _CONTROL_TOKEN.search(row.target.prefix) or _CONTROL_TOKEN.search(row.target.suffix)
+    ]
+    if spelled_out:
+        yield _finding(
+            "warning",
+            f"{len(spelled_out)} records spell out <image>, <bos>, <eos> or <pad>, which are read "
+            "as plain letters here. Leave them out: they are added where they belong.",
+            spelled_out,
+        )
+    spaced = [r.record.record_id for r in rows if r.target.suffix != r.target.suffix.strip()]
+    if spaced:
+        yield _finding(
+            "warning",
+            f"{len(spaced)} suffixes begin or end with white space. The model's own answers do "
+            "not: ' yes' is another token than 'yes'.",
+            spaced,
+        )
+    suffixes = {row.target.suffix for row in rows}
+    if len(rows) > 1 and len(suffixes) == 1:
+        (suffix,) = suffixes
+        yield Finding(
+            level="warning" if suffix else "error",
+            text=f"All {len(rows)} records have the same answer, {suffix[:80]!r}. There is nothing "
+            "in the images to learn it from.",
+        )
+
+
+def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[Finding]:
+    """About answers to detect and segment, read as the model's own answers are."""
+    broken: dict[str, str] = {}
+    repeated: list[str] = []
+    for row in rows:
+        if not _OBJECT_PREFIX.match(row.target.prefix):
+            continue
+        text = "" if row.target.num_noise else row.target.suffix
+        ids = tokenizer.tokenize_text(text)
+        parsed = parse_objects(ids, [0.0] * len(ids), tokenizer)
+        for problem in parsed.problems:
+            if problem.kind == "repeated":
+                repeated.append(row.record.record_id)
+            else:
+                broken[row.record.record_id] = str(problem)
+        if parsed.texts:
+            broken.setdefault(row.record.record_id, f"{parsed.texts[0]!r} belongs to no box.")
+    if broken:
+        yield _finding(
+            "warning",
+            f"{len(broken)} answers to detect or segment are not lists of objects. The first: "
+            f"{next(iter(broken.values()))} The form is <loc y1><loc x1><loc y2><loc x2> label ; "
+            "...",
+            broken,
+        )
+    if repeated:
+        yield _finding(
+            "warning",
+            f"{len(repeated)} objects appear twice, with the same label and box. A detector "
+            "learns to repeat itself from them.",
+            repeated,
+        )
+
+
+def objects(rows: Sequence[TrainingRow], builder: TargetBuilder) -> Iterator[Finding]:
+    """About images without objects, objects beyond the budget, and masks that are not used."""
+    with_objects = [row for row in rows if row.uses_objects]
+    empty = [row.record.record_id for row in with_objects if not row.record.objects]
+    if empty:
+        learned = "call every box noise" if builder.options.noise_token else "say nothing"
+        yield _finding(
+            "warning" if len(empty) > len(with_objects) / 2 else "note",
+            f"{len(empty)} of {len(with_objects)} images have no object; the model learns to "
+            f"{learned} there.",
+            empty,
+        )
+    if left_out := sum(row.target.num_left_out for row in with_objects):
+        yield _finding(
+            "warning",
+            f"{left_out} objects are left out, beyond the budget of {builder.options.max_objects} "
+            "per image.",
+            [row.record.record_id for row in with_objects if row.target.num_left_out],
+        )
+    has_masks = any(item.make_mask for row in with_objects for item in row.record.objects or ())
+    if has_masks and builder.task == "detect":
+        yield Finding(
+            level="note", text="The data have masks, which are not used to learn boxes (detect)."
+        )
+
+
+def classes(counts: Counter[str], class_names: Sequence[str]) -> Iterator[Finding]:
+    """`counts` holds the number of objects per class."""
+    if unused := [name for name in class_names if name not in counts]:
+        yield Finding(
+            level="warning",
+            text=f"{len(unused)} classes have no object: {', '.join(unused[:MAX_IDS])}.",
+        )
+    spellings: dict[str, list[str]] = {}
+    for name in counts:
+        spellings.setdefault(name.casefold(), []).append(name)
+    if alike := [names for names in spellings.values() if len(names) > 1]:
+        pairs = "; ".join(" and ".join(sorted(names)) for names in alike[:5])
+        yield Finding(level="warning", text=f"Classes that differ in capitals only: {pairs}.")
+
+
+def token_losses(report: RoundTripReport) -> Iterator[Finding]:
+    """About boxes and masks that lose much as tokens."""
+    if report.box_iou_min is not None and report.box_iou_min < _LOW_BOX_IOU:
+        low = [o for o in report.worst if o.of == "box" and o.iou < _LOW_BOX_IOU]
+        yield _finding(
+            "warning",
+            f"Some boxes keep less than {_LOW_BOX_IOU} IoU as tokens, the worst "
+            f"{report.box_iou_min:.2f}: they are about as small as one of the 1024 steps.",
+            [o.record_id for o in low],
+        )
+    if report.mask_iou_mean is not None and report.mask_iou_mean < _LOW_MASK_IOU:
+        yield _finding(
+            "warning",
+            f"Masks keep {report.mask_iou_mean:.2f} IoU as tokens on average. No model can do "
+            "better than its codec: check whether masks and boxes belong together, and whether "
+            "objects are thin or full of holes.",
+            [o.record_id for o in report.worst if o.of == "mask"],
+        )
+
+
+def _finding(level: Level, text: str, ids: Iterable[str]) -> Finding:
+    return Finding(level=level, text=text, ids=tuple(dict.fromkeys(ids))[:MAX_IDS])
