@@ -203,7 +203,7 @@ def compare_captions(bench: Bench, num_rows: int) -> str:
     ours = num_rows / bench.seconds(lambda: bench.write_tokens(model, num_rows, _CAPTION_LENGTH), 3)
     if bench.tiny:
         return f"{ours:.1f} images a second"
-    from paligemma.bench.transformers_runner import build
+    from benchmarks.side_by_side.transformers_runner import build
 
     runner = build(bench.config())
     runner.model.to(bench.device)

@@ -1,6 +1,6 @@
 """The drawn parts of mini's world: glyphs, letters, digits, photographs; loaded on first use.
 
-Everything comes from small pictures shipped in `data/` (made by mini/make_assets.py), so
+Everything comes from small images shipped in `data/` (made by mini/make_assets.py), so
 that drawing needs no font and is the same on every machine. This file knows neither scenes nor the
 kinds' names (they are in language.py, in the same order).
 """
@@ -45,7 +45,7 @@ _MARGIN = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Pixels to put on a picture with the upper left one at (left, top).
+    """Pixels to put on an image with the upper left one at (left, top).
 
     pixels: of a sprite uint8[h, w, 4], RGB premultiplied by alpha; of a word uint8[h, w], coverage.
     """

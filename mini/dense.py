@@ -1,6 +1,6 @@
 """Dense supervision of mini's vision encoder: what each patch should know of what covers it.
 
-A decoder trained from nothing learns the language first and ignores the picture for a long time.
+A decoder trained from nothing learns the language first and ignores the image for a long time.
 An encoder whose patches already say which object covers them, where its edges are and which
 letters are printed there removes that plateau. The heads live beside the model during training
 and are thrown away after it; this file knows scenes and features, no language and no decoder.
@@ -46,7 +46,7 @@ def fourier_features(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTargets:
-    """What is true of each patch of one or more pictures.
+    """What is true of each patch of one or more images.
 
     kinds int64[I, P]: kind of the thing that covers the patch, NONE or WORD.
     boxes float32[I, P, 4]: its box, ymin xmin ymax xmax in 0..1 (zeros where NONE).
@@ -62,7 +62,7 @@ class DenseTargets:
 
 
 def dense_targets(scenes: Sequence[Scene | Sheet], grid: int) -> DenseTargets:
-    """The targets of pictures on a grid x grid raster of patches."""
+    """The targets of images on a grid x grid raster of patches."""
     kinds, boxes, letters, halves = zip(
         *(_scene_targets(scene, grid) for scene in scenes), strict=True
     )

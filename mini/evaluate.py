@@ -1,34 +1,39 @@
-"""How well a model knows mini's world: fresh test scenes, every task, one table.
+"""How well a model knows mini's world: unseen test scenes, every task, one table.
+
+    python -m mini.evaluate --scenes 500 --seed 7 [--json]
 
     map50          COCO's average precision at IoU 0.5 of `detect`, asked for all kinds present
                    (None where no scene holds an object)
-    caption_exact  share of captions that equal the truth letter by letter, per language
-    count          share of right answers to "how many ...?": every kind present, and one absent
-    ocr_exact      share of scenes with print whose whole text is read right
+    caption_exact  share of captions that equal the truth exactly, per language
+    count          share of correct answers to "how many ...?": every kind present, and one absent
+    ocr_exact      share of scenes with words whose whole text is read correctly
     mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
-    matched_masks  share of all objects that `segment` found so
-    unparsable     outputs of `detect` and `segment` that held a malformed or cut object, or text
-                   without any object
-    repeating      outputs of the two that named an object twice (the repetition is left out)
-    text_f1        `detect text`: F1 of printed words, found where box IoU is 0.5 and every letter
-                   is right (words may stand in any order)
+    matched_masks  share of all objects that `segment` matched in this way
+    unparsable     outputs of `detect` and `segment` with a malformed or truncated object, or with
+                   text but no object
+    repeating      outputs of these two with a repeated object (the repetition is dropped)
+    text_f1        `detect text`: F1 of printed words; a word matches at a box IoU of 0.5 and with
+                   every letter correct (in any order of words)
     sizes_mask_iou, sizes_matched
                    as mask_iou and matched_masks, on scenes with objects of all sizes
-    table_cells    `table`: share of cells that are right in their place
-    table_exact    share of tables of which every cell is right
-    chart_values   `chart`: share of bars with the right label and value in their place
-    chart_exact    share of charts of which every bar is right
+    table_cells    `table`: share of cells with the right text in the right position
+    table_exact    share of tables with every cell correct
+    chart_values   `chart`: share of bars with the right label and value in the right position
+    chart_exact    share of charts with every bar correct
 
-There are a quarter as many scenes of all sizes, tables and charts as there are scenes. Each scene's
-truth and predictions stand in `records`, from which all of it can be computed anew.
+For every four scenes there are one scene of all sizes, one table and one chart. `records` has the
+truth and predictions of every scene, from which all scores can be recomputed.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -37,10 +42,13 @@ from mini import language
 from mini.scene import RESOLUTION, Scene, make_scene
 from mini.sheet import Sheet, SheetKind, make_sheet
 from mini.texts import SceneTexts
+from paligemma.cli.console import print_table, progress_bar
 from paligemma.data.overlap import mask_iou, match_boxes
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, PaliGemmaError
 from paligemma.evals.metrics.detection import match_table
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.fast.weights import WeightsName
+from paligemma.loading import load
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Detections, Segments
@@ -56,6 +64,48 @@ _MAX_WORDS = 20
 _MAX_SHEET_TOKENS = 96
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mini.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", default="mini", help="mini, a hub id or a checkpoint folder (%(default)s)"
+    )
+    parser.add_argument("--weights", default="auto", choices=get_args(WeightsName))
+    parser.add_argument("--scenes", type=int, default=500, help="number of scenes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="random seed (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with records")
+    options = parser.parse_args(arguments)
+    try:
+        predictor = load(options.model, weights=options.weights)
+        with progress_bar("evaluating") as on_progress:
+            report = evaluate(predictor, options.scenes, options.seed, on_progress)
+    except PaliGemmaError as error:
+        parser.error(str(error))
+    if options.json:
+        json.dump(report, sys.stdout, ensure_ascii=False)
+        print()
+    else:
+        print_table(None, ("measure", "value"), score_rows(report), right=("value",))
+
+
+def score_rows(report: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The scores by name, without the records.
+
+    >>> score_rows({"map50": 0.8125, "caption_exact": {"de": 1.0}})
+    [('map50', '0.812'), ('caption_exact de', '1.000')]
+    """
+    rows: list[tuple[str, str]] = []
+    for name, value in report.items():
+        if isinstance(value, dict):
+            rows += score_rows(value, f"{prefix}{name} ")
+        elif not isinstance(value, list):
+            rows.append((prefix + name, f"{value:.3f}" if isinstance(value, float) else str(value)))
+    return rows
+
+
 def evaluate(
     predictor: Predictor,
     scenes: int = 500,
@@ -66,11 +116,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of a model on test scenes 0..scenes-1 of `seed`, as plain JSON values.
 
-    `on_progress` is called with (scenes done, scenes in all). `constrained=False` lets the model
-    write its lists of objects freely, to see how well it keeps their form by itself.
+    Calls `on_progress` with (scenes done, all scenes). `constrained=False` disables
+    grammar-constrained decoding, to measure how well the model keeps the format by itself.
     """
     if scenes < 1:
-        raise OptionError(f"{scenes} scenes were asked for; the evaluation needs at least 1.")
+        raise OptionError(f"The number of scenes is {scenes}; it must be at least 1.")
     records: list[dict[str, Any]] = []
     predicted: list[list[FoundObject]] = []
     true: list[ReferenceImage] = []
@@ -117,18 +167,16 @@ def _predict(
     predictor: Predictor, scenes: Sequence[Scene], constrained: bool
 ) -> list[dict[str, Any]]:
     """All answers about each scene."""
-    asked: list[tuple[int, LoadedImage, Task[Any]]] = []
+    rows: list[tuple[int, LoadedImage, Task[Any]]] = []
     for number, scene in enumerate(scenes):
-        picture = _picture(scene, f"scene {scene.index}")
-        asked += [(number, picture, task) for task in _tasks(scene)]
-    results = predictor.run(
-        [(picture, task) for _, picture, task in asked], constrained=constrained
-    )
+        image = _image(scene, f"scene {scene.index}")
+        rows += [(number, image, task) for task in _tasks(scene)]
+    results = predictor.run([(image, task) for _, image, task in rows], constrained=constrained)
     answers: list[dict[str, Any]] = [
         {"captions": {}, "counts": [], "detect": None, "segment": None, "words": None}
         for _ in scenes
     ]
-    for (number, _, task), result in zip(asked, results, strict=True):
+    for (number, _, task), result in zip(rows, results, strict=True):
         answer = answers[number]
         match task:
             case CaptionTask():
@@ -149,7 +197,7 @@ def _predict(
 def _scores_of_sizes(
     predictor: Predictor, scenes: int, seed: int, constrained: bool
 ) -> dict[str, float | None]:
-    """The masks of objects of all sizes."""
+    """Masks on scenes with objects of all sizes."""
     ious: list[float] = []
     num_objects = 0
     for start in range(0, scenes, _CHUNK):
@@ -158,11 +206,11 @@ def _scores_of_sizes(
             for index in range(start, min(start + _CHUNK, scenes))
             if (scene := make_scene("test", seed, index, sizes="wide")).objects
         ]
-        asked = [
-            (_picture(scene, f"sizes {scene.index}"), SegmentTask.of(_phrases(scene)))
+        rows = [
+            (_image(scene, f"sizes {scene.index}"), SegmentTask.of(_phrases(scene)))
             for scene in batch
         ]
-        results = predictor.run(asked, constrained=constrained)
+        results = predictor.run(rows, constrained=constrained)
         for scene, segments in zip(batch, results, strict=True):
             ious += _mask_ious(scene, segments)
             num_objects += len(scene.objects)
@@ -186,13 +234,11 @@ def _scores_of_sheets(
                 make_sheet("test", seed, index, kind)
                 for index in range(start, min(start + _CHUNK, sheets))
             ]
-            pictures = [
-                _picture(sheet, f"{kind} {index}") for index, sheet in enumerate(batch, start)
-            ]
-            # A question without a language goes to the model as it stands.
+            images = [_image(sheet, f"{kind} {index}") for index, sheet in enumerate(batch, start)]
+            # A question without a language is passed to the model verbatim.
             task = AnswerTask(question=kind)
             replies = predictor.run(
-                [(picture, task) for picture in pictures],
+                [(image, task) for image in images],
                 max_new_tokens=_MAX_SHEET_TOKENS,
                 constrained=constrained,
             )
@@ -213,14 +259,14 @@ def _scores_of_sheets(
 
 
 def _read_sheet(kind: SheetKind, text: str) -> tuple[tuple[str, ...], ...]:
-    """Rows of a table's HTML or a chart's list; text of another form gives what can be read."""
+    """Rows of a table's HTML or a chart's list; of malformed text, the part that can be read."""
     if kind == "chart":
         return tuple(tuple(bar.split()) for bar in text.split(";"))
     rows = re.findall("<tr>(.*?)</tr>", text)
     return tuple(tuple(re.findall("<td>(.*?)</td>", row)) for row in rows)
 
 
-def _picture(drawn: Scene | Sheet, name: str) -> LoadedImage:
+def _image(drawn: Scene | Sheet, name: str) -> LoadedImage:
     return LoadedImage(rgb=Image.fromarray(drawn.draw(RESOLUTION)), name=name)
 
 
@@ -228,27 +274,27 @@ def _phrases(scene: Scene) -> list[str]:
     return [language.KINDS[kind].name for kind, _ in SceneTexts(scene).counts]
 
 
-def _text_matches(scene: Scene, found: Detections) -> tuple[int, int, int]:
-    """Words found, words told and words there are; found: IoU of 0.5 and the same letters."""
-    num_found = 0
+def _text_matches(scene: Scene, predicted: Detections) -> tuple[int, int, int]:
+    """Number of matched, predicted and true words; a match has the same text and IoU >= 0.5."""
+    num_matched = 0
     for text in {word.text for word in scene.words}:
-        wanted = [word.box_xyxy for word in scene.words if word.text == text]
-        mine = [detection for detection in found if detection.label == text]
+        boxes = [word.box_xyxy for word in scene.words if word.text == text]
+        same_text = [detection for detection in predicted if detection.label == text]
         matches = match_boxes(
-            np.asarray([one.box_normalized_xyxy for one in mine], dtype=np.float64).reshape(-1, 4),
-            [one.score for one in mine],
-            np.asarray(wanted, dtype=np.float64),
+            np.asarray([d.box_normalized_xyxy for d in same_text], dtype=np.float64).reshape(-1, 4),
+            [detection.score for detection in same_text],
+            np.asarray(boxes, dtype=np.float64),
             0.5,
         )
-        num_found += sum(match is not None for match in matches)
-    return num_found, len(found), len(scene.words)
+        num_matched += sum(match is not None for match in matches)
+    return num_matched, len(predicted), len(scene.words)
 
 
-def _f1(matches: Sequence[tuple[int, int, int]]) -> float | None:
-    if not matches:
+def _f1(counts: Sequence[tuple[int, int, int]]) -> float | None:
+    if not counts:
         return None
-    found, told, there = (sum(column) for column in zip(*matches, strict=True))
-    return _rounded(2 * found / (told + there))
+    num_matched, num_predicted, num_true = (sum(column) for column in zip(*counts, strict=True))
+    return _rounded(2 * num_matched / (num_predicted + num_true))
 
 
 def _tasks(scene: Scene) -> list[Task[Any]]:
@@ -279,7 +325,7 @@ def _counted_kinds(scene: Scene) -> list[tuple[int, int]]:
 def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
     texts = SceneTexts(scene)
     truths = [str(count) for _, count in _counted_kinds(scene)]
-    found: list[Detections | Segments] = [
+    results: list[Detections | Segments] = [
         result for result in (answers["detect"], answers["segment"]) if result is not None
     ]
     return {
@@ -299,9 +345,9 @@ def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
         "objects_truth": scene.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])[
             "objects"
         ],
-        "num_unparsable": sum(_is_unparsable(result) for result in found),
+        "num_unparsable": sum(_is_unparsable(result) for result in results),
         "num_repeating": sum(
-            any(problem.kind == "repeated" for problem in result.problems) for result in found
+            any(problem.kind == "repeated" for problem in result.problems) for result in results
         ),
     }
 
@@ -331,7 +377,7 @@ def _true_boxes(scene: Scene) -> ReferenceImage:
 
 
 def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
-    """Mask IoU of every object that was found: same label, box IoU of at least 0.5."""
+    """Mask IoU of every matched object: same label, box IoU of at least 0.5."""
     if segments is None:
         return []
     truth, ious = _true_boxes(scene).objects, []
@@ -354,3 +400,7 @@ def _share(values: Sequence[float | bool]) -> float | None:
 
 def _rounded(value: float) -> float:
     return round(value, 4)
+
+
+if __name__ == "__main__":
+    main()

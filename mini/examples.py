@@ -45,7 +45,7 @@ class Asking:
     """How often a prompt does not simply name all that is there.
 
     A model that is mostly asked for everything present learns to list it without reading the
-    prompt; asked for parts and for absent things, it must look each name up in the picture.
+    prompt; asked for parts and for absent things, it must look each name up in the image.
     """
 
     part: float = 0.3
@@ -178,7 +178,7 @@ def _segment(world: _World, rng: random.Random) -> Pair | None:
 
 
 def _ocr(world: _World, rng: random.Random) -> Pair | None:
-    # Pictures without print are asked about too, but seldom.
+    # Images without print are asked about too, but seldom.
     if not world.texts.words and rng.random() < 0.8:
         return None
     return OcrTask().prompt(), world.texts.reading()

@@ -79,7 +79,7 @@ def build_mini(config: PaliGemmaConfig, loc_offset: int, seed: int) -> PaliGemma
 
 @dataclass(frozen=True, kw_only=True)
 class JointBatch:
-    """Rows in parts of similar length that share their pictures, and what the pictures hold."""
+    """Rows in parts of similar length that share their images, and what the images hold."""
 
     parts: list[ModelInputs]
     targets: DenseTargets
@@ -122,16 +122,16 @@ class JointSource:
         ]
         examples = []
         for scene in scenes:
-            picture = Image.fromarray(scene.draw(rng.choice(self.drawn_at)))
-            image = LoadedImage(rgb=picture, name="scene")
+            rgb = Image.fromarray(scene.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=rgb, name="scene")
             for _ in range(self.prompts_per_scene):
                 prefix, suffix = draw_example(
                     scene, rng, self.task_weights, self.seg_codes, self.asking
                 )
                 examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
         for sheet in sheets:
-            picture = Image.fromarray(sheet.draw(rng.choice(self.drawn_at)))
-            image = LoadedImage(rgb=picture, name="sheet")
+            rgb = Image.fromarray(sheet.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=rgb, name="sheet")
             prefix, suffix = draw_sheet_example(sheet, rng)
             examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
         grid = round(self.processor.num_image_tokens**0.5)
@@ -230,7 +230,7 @@ class AskedGrounding(nn.Module):
     def forward(
         self, hidden: Tensor, inputs: ModelInputs, targets: DenseTargets
     ) -> tuple[Tensor, int]:
-        """[B, T, D] of a middle layer, one picture a row -> summed loss and number of patches."""
+        """[B, T, D] of a middle layer, one image per row -> summed loss and number of patches."""
         is_prefix = inputs.input_mask & ~inputs.mask_ar & ~inputs.image_mask
         named = self.kind_of_token[inputs.token_ids].masked_fill(~is_prefix, -1)  # (B, T)
         asked = (named[..., None] == torch.arange(len(KINDS))).any(dim=1)  # (B, K)

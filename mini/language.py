@@ -1,4 +1,4 @@
-"""What can be said about mini's pictures: the 64 kinds by name, captions, questions and answers.
+"""What can be said about mini's images: the 64 kinds by name, captions, questions and answers.
 
 Speaks English, German, French, Spanish, Italian and Portuguese. Takes plain values (kind indices,
 counts, color names, boxes); does not know scenes, pixels, tokens or the model.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import ascii_uppercase, digits
 from typing import Literal, cast
 
@@ -38,160 +39,6 @@ class Kind:
 
     name: str
     forms: dict[str, Noun]
-
-
-# English | German | French | Spanish. The row is the kind's index. A cell is the gender and the
-# noun: "Hund+e" adds an ending for the plural, "Apfel/Äpfel" spells both, "Käse" does not change.
-_NOUNS = """
-dog+s                   | m Hund+e            | m chien+s      | m perro+s
-cat+s                   | f Katze+n           | m chat+s       | m gato+s
-bear+s                  | m Bär+en            | m ours         | m oso+s
-panda+s                 | m Panda+s           | m panda+s      | m panda+s
-pig+s                   | n Schwein+e         | m cochon+s     | m cerdo+s
-frog+s                  | m Frosch/Frösche    | f grenouille+s | f rana+s
-lion+s                  | m Löwe+n            | m lion+s       | m león/leones
-monkey+s                | m Affe+n            | m singe+s      | m mono+s
-chicken+s               | n Huhn/Hühner       | f poule+s      | f gallina+s
-penguin+s               | m Pinguin+e         | m pingouin+s   | m pingüino+s
-owl+s                   | f Eule+n            | f chouette+s   | m búho+s
-fish                    | m Fisch+e           | m poisson+s    | m pez/peces
-octopus+es              | m Oktopus+se        | f pieuvre+s    | m pulpo+s
-turtle+s                | f Schildkröte+n     | f tortue+s     | f tortuga+s
-snail+s                 | f Schnecke+n        | m escargot+s   | m caracol+es
-butterfly/butterflies   | m Schmetterling+e   | m papillon+s   | f mariposa+s
-bee+s                   | f Biene+n           | f abeille+s    | f abeja+s
-elephant+s              | m Elefant+en        | m éléphant+s   | m elefante+s
-rabbit+s                | m Hase+n            | m lapin+s      | m conejo+s
-snake+s                 | f Schlange+n        | m serpent+s    | f serpiente+s
-apple+s                 | m Apfel/Äpfel       | f pomme+s      | f manzana+s
-banana+s                | f Banane+n          | f banane+s     | m plátano+s
-grape+s                 | f Traube+n          | m raisin+s     | f uva+s
-strawberry/strawberries | f Erdbeere+n        | f fraise+s     | f fresa+s
-lemon+s                 | f Zitrone+n         | m citron+s     | m limón/limones
-pineapple+s             | f Ananas            | m ananas       | f piña+s
-cherry/cherries         | f Kirsche+n         | f cerise+s     | f cereza+s
-carrot+s                | f Karotte+n         | f carotte+s    | f zanahoria+s
-mushroom+s              | m Pilz+e            | m champignon+s | m champiñón/champiñones
-bread+s                 | n Brot+e            | m pain+s       | m pan+es
-cheese+s                | m Käse              | m fromage+s    | m queso+s
-pizza+s                 | f Pizza/Pizzen      | f pizza+s      | f pizza+s
-hamburger+s             | m Hamburger         | m hamburger+s  | f hamburguesa+s
-egg+s                   | n Ei+er             | m œuf+s        | m huevo+s
-cake+s                  | f Torte+n           | m gâteau+x     | m pastel+es
-candy/candies           | n Bonbon+s          | m bonbon+s     | m caramelo+s
-flower+s                | f Blume+n           | f fleur+s      | f flor+es
-tree+s                  | m Baum/Bäume        | m arbre+s      | m árbol+es
-cactus+es               | m Kaktus/Kakteen    | m cactus       | m cactus
-moon+s                  | m Mond+e            | f lune+s       | f luna+s
-star+s                  | m Stern+e           | f étoile+s     | f estrella+s
-cloud+s                 | f Wolke+n           | m nuage+s      | f nube+s
-umbrella+s              | m Regenschirm+e     | m parapluie+s  | m paraguas
-snowman/snowmen | m Schneemann/Schneemänner | m bonhomme de neige/bonshommes de neige \
-| m muñeco de nieve/muñecos de nieve
-ball+s                  | m Ball/Bälle        | m ballon+s     | f pelota+s
-guitar+s                | f Gitarre+n         | f guitare+s    | f guitarra+s
-drum+s                  | f Trommel+n         | m tambour+s    | m tambor+es
-bell+s                  | f Glocke+n          | f cloche+s     | f campana+s
-key+s                   | m Schlüssel         | f clé+s        | f llave+s
-lock+s                  | n Schloss/Schlösser | m cadenas      | m candado+s
-book+s                  | n Buch/Bücher       | m livre+s      | m libro+s
-phone+s                 | n Telefon+e         | m téléphone+s  | m teléfono+s
-lamp+s                  | f Lampe+n           | f lampe+s      | f lámpara+s
-clock+s                 | f Uhr+en            | f horloge+s    | m reloj+es
-car+s                   | n Auto+s            | f voiture+s    | m coche+s
-bus+es                  | m Bus+se            | m bus          | m autobús/autobuses
-bicycle+s               | n Fahrrad/Fahrräder | m vélo+s       | f bicicleta+s
-airplane+s              | n Flugzeug+e        | m avion+s      | m avión/aviones
-rocket+s                | f Rakete+n          | f fusée+s      | m cohete+s
-boat+s                  | n Boot+e            | m bateau+x     | m barco+s
-house+s                 | n Haus/Häuser       | f maison+s     | f casa+s
-chair+s                 | m Stuhl/Stühle      | f chaise+s     | f silla+s
-hat+s                   | m Hut/Hüte          | m chapeau+x    | m sombrero+s
-crown+s                 | f Krone+n           | f couronne+s   | f corona+s
-"""
-
-# Italian | Brazilian Portuguese, in the same form and order.
-_LATER_NOUNS = """
-m cane/cani             | m cachorro+s
-m gatto/gatti           | m gato+s
-m orso/orsi             | m urso+s
-m panda                 | m panda+s
-m maiale/maiali         | m porco+s
-f rana/rane             | f rã+s
-m leone/leoni           | m leão/leões
-f scimmia/scimmie       | m macaco+s
-f gallina/galline       | f galinha+s
-m pinguino/pinguini     | m pinguim/pinguins
-m gufo/gufi             | f coruja+s
-m pesce/pesci           | m peixe+s
-m polpo/polpi           | m polvo+s
-f tartaruga/tartarughe  | f tartaruga+s
-f lumaca/lumache        | m caracol/caracóis
-f farfalla/farfalle     | f borboleta+s
-f ape/api               | f abelha+s
-m elefante/elefanti     | m elefante+s
-m coniglio/conigli      | m coelho+s
-m serpente/serpenti     | f cobra+s
-f mela/mele             | f maçã+s
-f banana/banane         | f banana+s
-f uva/uve               | f uva+s
-f fragola/fragole       | m morango+s
-m limone/limoni         | m limão/limões
-m ananas                | m abacaxi+s
-f ciliegia/ciliegie     | f cereja+s
-f carota/carote         | f cenoura+s
-m fungo/funghi          | m cogumelo+s
-m pane/pani             | m pão/pães
-m formaggio/formaggi    | m queijo+s
-f pizza/pizze           | f pizza+s
-m hamburger             | m hambúrguer+es
-m uovo/uova             | m ovo+s
-f torta/torte           | m bolo+s
-f caramella/caramelle   | f bala+s
-m fiore/fiori           | f flor+es
-m albero/alberi         | f árvore+s
-m cactus                | m cacto+s
-f luna/lune             | f lua+s
-f stella/stelle         | f estrela+s
-f nuvola/nuvole         | f nuvem/nuvens
-m ombrello/ombrelli     | m guarda-chuva+s
-m pupazzo di neve/pupazzi di neve | m boneco de neve/bonecos de neve
-m pallone/palloni       | f bola+s
-f chitarra/chitarre     | f guitarra+s
-m tamburo/tamburi       | m tambor+es
-f campana/campane       | m sino+s
-f chiave/chiavi         | f chave+s
-m lucchetto/lucchetti   | m cadeado+s
-m libro/libri           | m livro+s
-m telefono/telefoni     | m telefone+s
-f lampada/lampade       | f lâmpada+s
-m orologio/orologi      | m relógio+s
-f macchina/macchine     | m carro+s
-m autobus               | m ônibus
-f bicicletta/biciclette | f bicicleta+s
-m aereo/aerei           | m avião/aviões
-m razzo/razzi           | m foguete+s
-f barca/barche          | m barco+s
-f casa/case             | f casa+s
-f sedia/sedie           | f cadeira+s
-m cappello/cappelli     | m chapéu+s
-f corona/corone         | f coroa+s
-"""
-
-# As they stand before or after "background": German dative, the Romance ones masculine.
-_COLORS = """
-red    | rotem          | rouge  | rojo    | rosso     | vermelho
-orange | orangefarbenem | orange | naranja | arancione | laranja
-yellow | gelbem         | jaune  | amarillo | giallo    | amarelo
-green  | grünem         | vert   | verde   | verde     | verde
-blue   | blauem         | bleu   | azul    | blu       | azul
-purple | violettem      | violet | morado  | viola     | roxo
-pink   | rosa           | rose   | rosa    | rosa      | rosa
-brown  | braunem        | marron | marrón  | marrone   | marrom
-gray   | grauem         | gris   | gris    | grigio    | cinza
-white  | weißem         | blanc  | blanco  | bianco    | branco
-black  | schwarzem      | noir   | negro   | nero      | preto
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,36 +126,43 @@ _GRAMMAR = {
 }
 
 
-def _read_kind(row: str) -> Kind:
-    english, *others = (cell.strip() for cell in row.split("|"))
-    forms = {}
-    for language, cell in zip(LANGUAGES, (f"n {english}", *others), strict=True):
-        gender, noun = cell.split(" ", 1)
-        if "/" in noun:
-            singular, plural = noun.split("/")
-        else:
-            singular, _, ending = noun.partition("+")
-            plural = singular + ending
-        forms[language] = Noun(singular=singular, plural=plural, gender=cast(Gender, gender))
+def _read_table(name: str) -> list[dict[str, str]]:
+    """The rows of a tab-separated file in data/: language code -> cell."""
+    text = (Path(__file__).parent / "data" / name).read_text(encoding="utf-8")
+    header, *rows = (line.split("\t") for line in text.splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _read_noun(cell: str) -> Noun:
+    """
+    >>> _read_noun("m Hund+e").plural, _read_noun("m Apfel/Äpfel").plural, _read_noun("fish").plural
+    ('Hunde', 'Äpfel', 'fish')
+    """
+    has_gender = cell[:2] in ("m ", "f ", "n ")
+    gender, forms = (cell[0], cell[2:]) if has_gender else ("n", cell)
+    if "/" in forms:
+        singular, plural = forms.split("/")
+    else:
+        singular, _, ending = forms.partition("+")
+        plural = singular + ending
+    return Noun(singular=singular, plural=plural, gender=cast(Gender, gender))
+
+
+def _read_kind(row: dict[str, str]) -> Kind:
+    forms = {language: _read_noun(row[language]) for language in LANGUAGES}
     return Kind(name=forms["en"].singular, forms=forms)
 
 
-def _read_color(row: str) -> dict[str, str]:
-    return dict(zip(LANGUAGES, (cell.strip() for cell in row.split("|")), strict=True))
-
-
-KINDS: tuple[Kind, ...] = tuple(
-    _read_kind(f"{first} | {later}")
-    for first, later in zip(
-        _NOUNS.strip().splitlines(), _LATER_NOUNS.strip().splitlines(), strict=True
-    )
-)
-_COLOR_FORMS = {forms["en"]: forms for forms in map(_read_color, _COLORS.strip().splitlines())}
+# data/nouns.tsv: the row is the kind's index; a cell is gender and noun. "Hund+e" adds an ending
+# for the plural, "Apfel/Äpfel" spells out both, "Käse" does not change.
+KINDS: tuple[Kind, ...] = tuple(map(_read_kind, _read_table("nouns.tsv")))
+# data/colors.tsv: as used with "background": German dative, Romance languages masculine.
+_COLOR_FORMS = {row["en"]: row for row in _read_table("colors.tsv")}
 COLORS: tuple[str, ...] = tuple(_COLOR_FORMS)
 
 
 def caption(counts: Sequence[tuple[int, int]], language: str, *, num_words: int = 0) -> str:
-    """Names what is in the picture: most numerous first, then by kind.
+    """Names what is in the image: most numerous first, then by kind.
 
     `counts` holds (kind index, how many), each kind once. Printed words are named only when there
     is nothing else to name.
@@ -337,8 +191,8 @@ def describe(
 ) -> str:
     """The caption with the background and the printed words, in the order they were passed.
 
-    A background is named by its color or, without one, as a photo if it is one. In a picture of
-    words alone the words themselves take the caption's place.
+    A background is named by its color or, without one, as a photo if it is one. In an image of
+    words alone the words themselves replace the caption.
 
     >>> describe([(0, 2)], "orange", ["OPEN"], "en")
     'two dogs on an orange background with the word "OPEN"'
@@ -452,7 +306,7 @@ def ask_highest(label: str) -> tuple[str, str]:
 
 
 def position(box_xyxy: tuple[float, float, float, float]) -> str | None:
-    """In which ninth of the picture the box's center lies; None within 0.04 of a dividing line.
+    """In which ninth of the image the box's center lies; None within 0.04 of a dividing line.
 
     The box is in unit coordinates, y downward.
 

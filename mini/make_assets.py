@@ -1,7 +1,7 @@
-"""Makes the pictures that mini's synthetic world is drawn from; run once, its output is shipped.
+"""Makes the images that mini's synthetic world is drawn from; run once, its output is shipped.
 
-    python mini/make_assets.py --fonts /usr/share/fonts --photos PHOTOS \
-        --out src/paligemma/mini/data
+    python -m mini.make_assets --fonts /usr/share/fonts --photos PHOTOS \
+        --out mini/data
 
 It needs what the shipped package does not: a Pillow built with FreeType, the font files named in
 `EMOJI_FONT` and `FACES` somewhere below the `--fonts` folder (on Debian 12 the packages in
@@ -113,7 +113,7 @@ def make_glyphs(font_file: Path, out: Path) -> None:
 def make_characters(fonts: Path, faces: tuple[str, ...], characters: str, out: Path) -> None:
     """`characters` of every face, one row per face: `out` and a JSON file of its name beside it.
 
-    Per character [x, width, height, dx, dy, advance]: x is the left edge of the ink in the picture;
+    Per character [x, width, height, dx, dy, advance]: x is the left edge of the ink in the image;
     dx, dy lead from the pen, and from the top of a capital "H", to the ink. All in pixels at cap
     height 48.
     """

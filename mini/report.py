@@ -1,6 +1,6 @@
-"""What a run of the recipe did: its loss curves as a picture, its numbers as JSON Lines.
+"""What a run of the recipe did: its loss curves as an image, its numbers as JSON Lines.
 
-    python mini/report.py --out runs/mini --report docs/mini
+    python -m mini.report --out runs/mini --report docs/mini
 
 Writes curves.png and log.jsonl (every stage's log in one file) into the report folder, and copies
 evaluation.json there. Stages that the run did not train, because it went on from a first version,
@@ -34,7 +34,9 @@ _JOINT_PANEL = {"suffix": "suffix loss"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m mini.report",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
     parser.add_argument("--report", type=Path, required=True, help="folder for the report")
@@ -76,7 +78,7 @@ def _means(log: Path) -> list[dict[str, Any]]:
 
 
 def _height(stage: str) -> float:
-    """Of a stage's name in the picture: those of short stages would lie on each other."""
+    """Of a stage's name in the image: those of short stages would lie on each other."""
     return 0.02 + 0.04 * (STAGES.index(stage) % 3)
 
 

@@ -1,4 +1,4 @@
-"""Scenes of mini's world: what stands where (the truth), and the picture of it.
+"""Scenes of mini's world: what stands where (the truth), and the image of it.
 
 A scene is a value: numbers drawn from one random generator, seeded by (split, seed, index). It can
 be drawn at any resolution. This file knows how scenes are made and drawn, not how one talks about
@@ -42,7 +42,7 @@ WORD_WEIGHTS = (0.45, 0.45, 0.10)
 """The chances that no, one or two words are printed."""
 
 RESOLUTION = 384
-"""Pixels along a side of an evaluation picture; the processor scales it as it does any picture."""
+"""Pixels along a side of an evaluation image; the processor scales it as it does any image."""
 
 PATTERNS = ("noise", "stripes", "checker", "dots", "gradient")
 
@@ -79,7 +79,7 @@ _WORD_COLORS: tuple[RGB, ...] = (
 )
 
 _SPLIT_IDS: dict[str, int] = {"train": 0, "test": 1}
-_GAP = 0.01  # least distance between two boxes, and from a box to the picture's edge
+_GAP = 0.01  # least distance between two boxes, and from a box to the image's edge
 _MIN_SIDE, _MAX_SIDE = 0.17, 0.46  # an object's longer side
 _MAX_SIDE_OF_COUNT = (0.46, 0.46, 0.42, 0.37, 0.33, 0.30)  # by the number of objects
 _MIN_WIDE_SIDE = 0.10  # the same where sizes are "wide"
@@ -94,7 +94,7 @@ _MIN_VISIBLE_RIM = 0.7  # share of an object's rim that must stand out
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """A pictured object. box_xyxy: tight around its mask, in units of the picture's side."""
+    """A drawn object. box_xyxy: tight around its mask, in units of the image's side."""
 
     kind: int
     pose: int
@@ -103,7 +103,7 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneWord:
-    """A printed word. box_xyxy: tight around its ink, in units of the picture's side."""
+    """A printed word. box_xyxy: tight around its ink, in units of the image's side."""
 
     text: str
     face: int
@@ -116,7 +116,7 @@ class Background:
     """What is behind the objects.
 
     plain: `shades[0]` everywhere. texture: `pattern` in two shades of the color called
-    `color_name`, `cycles` repeats across the picture, turned by `angle` (radians), moved by `phase`
+    `color_name`, `cycles` repeats across the image, turned by `angle` (radians), moved by `phase`
     (radians); `grain_seed` is for noise. photo: the part `crop_xyxy` (pixels) of photograph
     `photo`, mirrored or not, its values multiplied by `brightness`; it has no color name.
     """
@@ -145,16 +145,16 @@ class Background:
         steps = np.linspace(0.0, 1.0, 64, dtype=np.float32)[:, None]
         first, second = np.asarray(self.shades, np.float32)
         table = (first + steps * (second - first) + 0.5).astype(np.uint8)
-        picture: NDArray[np.uint8] = table[amount]
-        return picture
+        image: NDArray[np.uint8] = table[amount]
+        return image
 
     def _draw_photo(self, resolution: int) -> NDArray[np.uint8]:
         photo = assets.photos()[self.photo].resize(
             (resolution, resolution), Image.Resampling.BILINEAR, box=self.crop_xyxy
         )
         values = np.minimum(np.arange(256) * self.brightness, 255.0).astype(np.uint8)
-        picture: NDArray[np.uint8] = values[np.asarray(photo)]
-        return picture[:, ::-1].copy() if self.mirrored else picture
+        image: NDArray[np.uint8] = values[np.asarray(photo)]
+        return image[:, ::-1].copy() if self.mirrored else image
 
     def _pattern(self, resolution: int) -> NDArray[np.float32]:
         """float32[resolution, resolution] in [0, 1], the share of the second shade."""
@@ -199,7 +199,7 @@ def _pixel_centers(resolution: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything that is true of one synthetic picture. No object or word covers another."""
+    """Everything that is true of one synthetic image. No object or word covers another."""
 
     split: Split
     seed: int
@@ -209,15 +209,15 @@ class Scene:
     words: tuple[SceneWord, ...]
 
     def draw(self, resolution: int) -> NDArray[np.uint8]:
-        """The picture: uint8[resolution, resolution, 3], RGB."""
-        picture = self.background.draw(resolution)
+        """The image: uint8[resolution, resolution, 3], RGB."""
+        image = self.background.draw(resolution)
         for thing in self.objects:
             layer = assets.draw_sprite(thing.kind, thing.pose, _scaled(thing.box_xyxy, resolution))
-            place = _place(picture, layer)
+            place = _place(image, layer)
             behind = place * (255 - layer.pixels[..., 3:].astype(np.uint16))
             place[:] = np.minimum(layer.pixels[..., :3] + (behind + 127) // 255, 255)
-        draw_words(picture, self.words)
-        return picture
+        draw_words(image, self.words)
+        return image
 
     def object_mask(self, index: int, resolution: int) -> NDArray[np.bool_]:
         """Where object `index` is: bool[resolution, resolution], True where its alpha > 0.5."""
@@ -255,11 +255,11 @@ class Scene:
         }
 
 
-def draw_words(picture: NDArray[np.uint8], words: Sequence[SceneWord]) -> None:
-    """Print words on a square picture, uint8[R, R, 3], in place."""
+def draw_words(image: NDArray[np.uint8], words: Sequence[SceneWord]) -> None:
+    """Print words on a square image, uint8[R, R, 3], in place."""
     for word in words:
-        layer = assets.draw_word(word.text, word.face, _scaled(word.box_xyxy, len(picture)))
-        place = _place(picture, layer)
+        layer = assets.draw_word(word.text, word.face, _scaled(word.box_xyxy, len(image)))
+        place = _place(image, layer)
         cover = layer.pixels[..., None].astype(np.uint16)
         ink = np.array(word.color, np.uint16) * cover
         place[:] = (place * (255 - cover) + ink + 127) // 255
@@ -278,9 +278,9 @@ def _rounded(box: Box, resolution: int) -> list[float]:
     return [round(value * resolution, 2) for value in box]
 
 
-def _place(picture: NDArray[Any], layer: assets.Layer) -> NDArray[Any]:
+def _place(image: NDArray[Any], layer: assets.Layer) -> NDArray[Any]:
     height, width = layer.pixels.shape[:2]
-    return picture[layer.top : layer.top + height, layer.left : layer.left + width]
+    return image[layer.top : layer.top + height, layer.left : layer.left + width]
 
 
 # --- making scenes ------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def _place(picture: NDArray[Any], layer: assets.Layer) -> NDArray[Any]:
 
 @dataclass(kw_only=True)
 class _Item:
-    """An object or a word on its way into the scene; sizes in units of the picture's side."""
+    """An object or a word on its way into the scene; sizes in units of the image's side."""
 
     kind: int = -1
     pose: int = 0
@@ -533,9 +533,9 @@ def _mixed(base: NDArray[np.float64], amount: float) -> RGB:
 _COARSE = 32  # resolution at which the background is looked at to choose a word's color
 
 
-def _luminance(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _luminance(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Rec. 601 luma in [0, 1]."""
-    luminance: NDArray[np.float64] = picture @ np.array([0.299, 0.587, 0.114]) / 255.0
+    luminance: NDArray[np.float64] = image @ np.array([0.299, 0.587, 0.114]) / 255.0
     return luminance
 
 
@@ -558,3 +558,9 @@ def _contrasting_color(rng: np.random.Generator, luminance: NDArray[np.float64],
                 clear.append(color)
     choices = clear or enough  # never empty: black or white is at least 0.5 away from any mean
     return choices[int(rng.integers(len(choices)))]
+
+
+if __name__ == "__main__":
+    from mini.scene_files import main
+
+    main()

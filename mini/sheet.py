@@ -36,7 +36,7 @@ _DARK_BARS = ("red", "orange", "green", "blue", "purple", "pink", "brown", "gray
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A rectangle of one color; box_xyxy in units of the picture's side."""
+    """A rectangle of one color; box_xyxy in units of the image's side."""
 
     color: RGB
     box_xyxy: Box
@@ -64,13 +64,13 @@ class Sheet:
         return [(label, int(value)) for label, value in self.rows]
 
     def draw(self, resolution: int) -> NDArray[np.uint8]:
-        """The picture: uint8[resolution, resolution, 3], RGB."""
-        picture = np.full((resolution, resolution, 3), self.paper, np.uint8)
+        """The image: uint8[resolution, resolution, 3], RGB."""
+        image = np.full((resolution, resolution, 3), self.paper, np.uint8)
         for patch in self.patches:
             x0, y0, x1, y1 = (round(edge * resolution) for edge in patch.box_xyxy)
-            picture[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = patch.color
-        draw_words(picture, self.words)
-        return picture
+            image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = patch.color
+        draw_words(image, self.words)
+        return image
 
 
 def make_sheet(split: Split, seed: int, index: int, kind: SheetKind | None = None) -> Sheet:

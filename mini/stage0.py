@@ -1,6 +1,6 @@
 """Stage 0 of mini: the vision encoder learns to see before any decoder listens.
 
-Two losses together: SigLIP's sigmoid loss between pictures and their descriptions
+Two losses together: SigLIP's sigmoid loss between images and their descriptions
 (arXiv 2303.15343), and the dense targets of `dense.py`. What is kept is the encoder.
 """
 
@@ -29,16 +29,16 @@ STAGE0_WORD_WEIGHTS = (0.1, 0.3, 0.3, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage0Batch:
-    """pictures uint8[I, 3, R, R]; token_ids int64[I, T] of descriptions, 0 where none."""
+    """images uint8[I, 3, R, R]; token_ids int64[I, T] of descriptions, 0 where none."""
 
-    pictures: Tensor
+    images: Tensor
     token_ids: Tensor
     targets: DenseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage0Source:
-    """Pictures with their descriptions and dense targets; a function of (seed, step)."""
+    """Images with their descriptions and dense targets; a function of (seed, step)."""
 
     tokenizer: Tokenizer
     resolution: int
@@ -54,17 +54,17 @@ class Stage0Source:
         rng = random.Random(f"stage0 {self.seed} {step}")
         texts = [SceneTexts(scene).describe(rng.choice(FIRST_LANGUAGES)) for scene in scenes]
         rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]
-        pictures = np.stack([scene.draw(self.resolution) for scene in scenes])
+        images = np.stack([scene.draw(self.resolution) for scene in scenes])
         return Stage0Batch(
-            pictures=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+            images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
             token_ids=pad_sequence(rows, batch_first=True),
             targets=dense_targets(scenes, self.grid),
         )
 
 
-def to_pixel_values(pictures: Tensor) -> Tensor:
+def to_pixel_values(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1], as the processor does."""
-    return pictures.float() / 127.5 - 1.0
+    return images.float() / 127.5 - 1.0
 
 
 class Stage0(nn.Module):
@@ -84,14 +84,14 @@ class Stage0(nn.Module):
         self.bias = nn.Parameter(torch.tensor([-10.0]))
 
     def losses(self, batch: Stage0Batch) -> dict[str, Tensor]:
-        features = self.vision_encoder(to_pixel_values(batch.pictures))
+        features = self.vision_encoder(to_pixel_values(batch.images))
         losses: dict[str, Tensor] = self.heads(features, batch.targets)
         losses["contrastive"] = self.sigmoid_loss(features, batch.token_ids)
         losses["loss"] = total(losses, self.edges_weight) + 0.1 * losses["contrastive"]
         return losses
 
     def sigmoid_loss(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Every picture with every text of the batch: +1 for its own, -1 for the others."""
+        """Every image with every text of the batch: +1 for its own, -1 for the others."""
         present = (token_ids != 0).float()[..., None]
         words = self.text_embedding(token_ids)
         text = self.text_proj((words * present).sum(1) / present.sum(1).clamp_min(1))

@@ -1,6 +1,6 @@
 """The recipe of mini, the embedded model: what the papers do in large, in small, from nothing.
 
-    python mini/train.py --out runs/mini
+    python -m mini.train --out runs/mini
 
     vocabulary   a SentencePiece model of everything that is said in mini's world
     mask codec   a VQ-VAE on the world's shapes
@@ -8,7 +8,7 @@
     stage 1      everything together, 128 pixels
     stage 2      everything together, 160 pixels
     stage 2b     the vision encoder alone again, 160 pixels, now for sharper edges too
-    stage 3      the mix of tasks on pictures of any size
+    stage 3      the mix of tasks on images of any size
     stage 4      the same, with words tied to what they name, and prompts that must be read
     stage 5      the same, with patches told whether they are asked for
     stages 6, 7  the same with more masks and more again, while the learning rate falls to zero
@@ -26,7 +26,7 @@ other state: `--stages 8,9,10,11,export,evaluate` goes on from any such folder.
 Each stage saves its state every few minutes; the same command goes on where it was stopped.
 `--stages` runs a part. Two CPU cores take about two hours with tcmalloc preloaded
 (LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves a fifth of a joint step and needs
-a C++ compiler. Then: python mini/report.py --out runs/mini --report docs/mini
+a C++ compiler. Then: python -m mini.report --out runs/mini --report docs/mini
 """
 
 from __future__ import annotations
@@ -379,7 +379,9 @@ _LATER = ("8", "9", "10", "11")  # with the longer vocabulary
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m mini.train",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
     parser.add_argument(
@@ -388,17 +390,25 @@ def main() -> None:
         help="which parts to run, after the codec",
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
+    parser.add_argument(
+        "--steps", type=int, help="train each stage for this many steps only, to try the recipe"
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=500, help="scenes of the evaluation (%(default)s)"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     stages = arguments.stages.split(",")
     if any(name in stages for name in STAGES if name not in _LATER):
-        _prepare(out)
+        _prepare(out, arguments.steps)
     for name, stage in STAGES.items():
         if name == _LATER[0] and _FIRST in stages:
             _export(out, out / _FIRST, LAST_OF_FIRST, _tokenizer(out))
         if name not in stages:
             continue
+        if arguments.steps is not None:
+            stage = _shortened(stage, arguments.steps)
         if isinstance(stage, EncoderStage):
             _run_encoder(out, _tokenizer(out), name, stage)
         else:
@@ -406,16 +416,24 @@ def main() -> None:
     if "export" in stages:
         _export(out, out / "model", LAST, _tokenizer(out, LAST))
     if "evaluate" in stages:
-        _evaluate(out)
+        _evaluate(out, arguments.scenes)
 
 
-def _prepare(out: Path) -> None:
+def _shortened(stage: EncoderStage | JointStage, steps: int) -> EncoderStage | JointStage:
+    """The same stage for a few steps, each of which is saved."""
+    train = replace(stage.train, num_steps=steps, warmup_steps=1, save_every=1)
+    if isinstance(stage, JointStage):
+        return replace(stage, train=train, head_steps=min(stage.head_steps, steps))
+    return replace(stage, train=train)
+
+
+def _prepare(out: Path, steps: int | None) -> None:
     """The first vocabulary and the mask codec."""
     if not (out / "tokenizer.model").exists():
         (out / "tokenizer.model").write_bytes(train_first_vocabulary())
     path = out / _CODEC
     if not path.exists():
-        codec = train_mask_codec()
+        codec = train_mask_codec() if steps is None else train_mask_codec(num_steps=steps)
         save_mask_codec_npz(codec, path)
         print(f"mask codec: IoU {reconstruction_iou(codec):.3f} on the world's own shapes")
 
@@ -541,8 +559,8 @@ def _export(out: Path, folder: Path, stage: str, tokenizer: Tokenizer) -> None:
     print(f"wrote {folder}")
 
 
-def _evaluate(out: Path) -> None:
-    scores = evaluate(load(out / "model"), scenes=500, seed=7)
+def _evaluate(out: Path, scenes: int) -> None:
+    scores = evaluate(load(out / "model"), scenes=scenes, seed=7)
     del scores["records"], scores["model"]
     (out / "evaluation.json").write_text(json.dumps(scores, indent=1) + "\n")
     for name, value in scores.items():

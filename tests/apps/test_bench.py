@@ -1,85 +1,90 @@
-"""`paligemma bench`, with real processes on the smallest shape."""
+"""`paligemma bench` on the smallest shape."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from paligemma.bench import harness
-from paligemma.bench.limits import Limits
+from paligemma.bench import measure as benchmark
 from paligemma.cli import bench
 
 
 @pytest.fixture
-def plans(monkeypatch: pytest.MonkeyPatch) -> list[harness.Plan]:
-    """The plans that would have been carried out."""
-    found: list[harness.Plan] = []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """Model, weights and repetitions of each benchmark that would have run."""
+    calls: list[tuple[str, str, int]] = []
 
-    def measure(plan: harness.Plan, **options: object) -> harness.Measurements:
-        found.append(plan)
-        return harness.Measurements(
-            samples={(0, name, "vision"): [0.5] for name in plan.runners},
-            limits=[Limits(read_bandwidth=3e10, matrix_peak=6e12)],
-        )
+    def measure(model: str, weights: str, *, repeat: int, progress: Any) -> dict[str, Any]:
+        calls.append((model, weights, repeat))
+        return {
+            "stages": {"prefill": {"seconds": 0.5, "samples": [0.5], "share": 0.25}},
+            "tokens_per_second": {"1": 6.0, "8": 30.0},
+            "peak_memory_bytes": 3_000_000_000,
+            "machine": {
+                "processor": "a processor",
+                "cores": 2,
+                "memory_bytes": 8e9,
+                "instructions": ["avx2"],
+                "packages": {"torch": "2.13"},
+                "python": "3.11",
+                "date": "2026-01-01",
+            },
+            "limits": {"read_bandwidth": 3e10, "matrix_peak": 6e12, "measured_by": "native"},
+        }
 
-    monkeypatch.setattr(harness, "measure", measure)
-    return found
+    monkeypatch.setattr(benchmark, "measure", measure)
+    return calls
 
 
-def test_a_small_model_is_measured_in_processes_of_its_own(run, tmp_path):
-    ran = run(
-        *("bench", "--model", "mini", "--runners", "ours-plain", "--stages", "vision,batch-2"),
-        *("--repeat", "1", "--json", tmp_path / "report.json"),
-    )
+def test_mini_is_measured_stage_by_stage(run, monkeypatch):
+    monkeypatch.setattr(benchmark, "_SHORT_SECONDS", 0.01)
+    ran = run("bench", "--model", "mini", "--weights", "float32", "--repeat", "1", "--json")
     assert ran.code == 0, ran.err
-    assert "ours-plain" in ran.out
-    report = json.loads((tmp_path / "report.json").read_text())
-    figures = {figure["metric"]: figure for figure in report["figures"]}
-    assert figures.keys() == {"vision", "batch-2"}
-    assert all(0 < figure["seconds"] < 60 for figure in figures.values())
+    report = json.loads(ran.out)
+    assert list(report["stages"]) == [
+        *("preprocess", "image encoder", "prefill", "first token"),
+        *("decode step", "decode step, 8 rows"),
+    ]
+    assert all(0 < figures["seconds"] < 60 for figures in report["stages"].values())
+    assert all(figures["share"] is None for figures in report["stages"].values())
+    assert report["tokens_per_second"]["8"] > report["tokens_per_second"]["1"] > 0
+    assert report["peak_memory_bytes"] > 10**8
     assert report["limits"]["read_bandwidth"] > 1e8
-    assert report["peak_bytes"]["ours-plain"] > 10**8
-    assert all("not installed" in note for note in report["notes"])
 
 
-def test_it_measures_the_3b_where_there_is_room_and_mini_elsewhere(run, plans, monkeypatch):
-    for free, expected in ((20 * 10**9, "paligemma2-3b-224"), (8 * 10**9, "mini")):
+def test_it_shows_a_table_and_writes_the_report(run, measured, tmp_path):
+    ran = run("bench", "--model", "mini", "--out", tmp_path / "report.json")
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert ["prefill", "500", "ms", "25%"] in rows
+    assert "tokens per second: 6 for 1 row, 30 for 8 rows" in ran.out
+    assert "30.0 GB/s" in ran.out
+    assert json.loads((tmp_path / "report.json").read_text())["peak_memory_bytes"] == 3e9
+
+
+def test_it_measures_the_3b_if_there_is_room_and_mini_otherwise(run, measured, monkeypatch):
+    for free, expected in ((10 * 10**9, "paligemma2-3b-224"), (5 * 10**9, "mini")):
         monkeypatch.setattr(bench, "machine_memory", lambda free=free: (free, free))
         assert run("bench").code == 0
-        assert plans[-1].model == expected
-
-
-@pytest.mark.parametrize(("installed", "first"), [(True, "transformers"), (False, "ours-bf16")])
-def test_transformers_takes_part_where_it_is_installed(run, plans, monkeypatch, installed, first):
-    found = {"transformers": object()} if installed else {}
-    monkeypatch.setattr(bench, "find_spec", found.get)
-    ran = run("bench", "--model", "mini")
-    assert plans[0].runners[0] == first
-    assert plans[0].runners[-3:] == ("ours-bf16", "ours-int8", "ours-int4")
-    assert ("transformers: not installed" in ran.out) == (not installed)
-
-
-def test_quick_means_fewer_stages_and_samples(run, plans):
-    run("bench", "--model", "mini", "--quick")
-    run("bench", "--model", "mini")
-    quick, main = plans
-    assert quick.repeat < main.repeat
-    assert len(quick.stages) < len(main.stages)
+        assert measured[-1] == (expected, "bfloat16", 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "gemma"), "no shape 'gemma'"),
-        (("--stages", "lunch"), "no stage 'lunch'"),
-        (("--runners", "theirs"), "no runner 'theirs'"),
-        (("--repeat", "0"), "repeat is 0"),
-        (("--json", "/nowhere/at/all.json"), "no folder"),
+        (("--model", "gemma"), "Unknown shape 'gemma'"),
+        (("--model", "paligemma2-28b-224"), "needs about"),
+        (("--weights", "int2"), "weights is 'int2'"),
+        (("--repeat", "0"), "--repeat"),
+        (("--out", "/nowhere/at/all.json"), "does not exist"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(run, plans, arguments, message):
+def test_wrong_options_are_refused_before_anything_starts(
+    run, measured, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(bench, "machine_memory", lambda: (20 * 10**9, 20 * 10**9))
     ran = run("bench", *arguments)
     assert ran.code == 2
     assert message in ran.err
-    assert plans == []
+    assert measured == []

@@ -28,11 +28,3 @@ def test_the_packages_own_kernels_are_asked_where_they_are_there(monkeypatch):
     probe = limits.LimitsProbe()
     assert probe.measured_by == "native"
     assert probe.measure() == limits.Limits(read_bandwidth=3e10, matrix_peak=6e12)
-
-
-def test_a_folders_weights_are_read_to_their_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "_PIECE_BYTES", 1000)
-    (tmp_path / "model.safetensors").write_bytes(bytes(2500))
-    (tmp_path / "config.json").write_bytes(bytes(10))
-    monkeypatch.setattr(limits, "_seconds", lambda read: read() or 0.5)
-    assert limits.file_bandwidth(tmp_path) == 5000

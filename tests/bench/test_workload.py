@@ -1,4 +1,4 @@
-"""Names of stages and shapes, and the made-up inputs."""
+"""Shapes by name, and random inputs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from paligemma.bench.workload import (
-    STAGES,
-    choose_stages,
     fill_with_noise,
     named_config,
     prompt_ids,
@@ -15,25 +13,6 @@ from paligemma.bench.workload import (
 from paligemma.config import release_config
 from paligemma.errors import OptionError
 from tests.tiny import tiny_config, tiny_model
-
-
-def test_groups_of_stages_open_up_and_each_stage_comes_once():
-    names = [stage.name for stage in choose_stages(["batch", "answer", "batch-8", "image"])]
-    batches = [f"batch-{n}" for n in (1, 2, 4, 8, 16, 32, 64)]
-    assert names == ["image", "answer", *batches]
-    assert {stage.name for stage in choose_stages(["all", "load"])} == set(STAGES)
-
-
-def test_an_answer_gives_two_figures_and_every_other_stage_one():
-    assert STAGES["answer"].metrics == ("first token", "decode step")
-    assert STAGES["caption"].metrics == ("caption",)
-    assert (STAGES["caption"].num_tokens, STAGES["detect"].num_tokens) == (20, 18)
-    assert STAGES["questions-32"].num_rows == 32
-
-
-def test_an_unknown_stage_is_refused():
-    with pytest.raises(OptionError, match="no stage 'decode'"):
-        choose_stages(["decode"])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +24,7 @@ def test_a_shape_has_several_names(name):
 
 def test_mini_is_a_shape_and_nonsense_is_not():
     assert named_config("mini").decoder.width < 1000
-    with pytest.raises(OptionError, match="no shape 'paligemma3'"):
+    with pytest.raises(OptionError, match="Unknown shape 'paligemma3'"):
         named_config("paligemma3")
 
 
@@ -53,9 +32,9 @@ def test_noise_is_small_and_the_same_every_time():
     model, again = tiny_model(), tiny_model(seed=3)
     fill_with_noise(model.parameters())
     fill_with_noise(again.parameters())
-    for one, other in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other)
-        assert one.abs().max() <= 0.02
+    for weight, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, other)
+        assert weight.abs().max() <= 0.02
     table = model.decoder.embedding.weight
     assert table.std() > 0.01
 

@@ -1,7 +1,8 @@
-"""The least that a stage must read and compute, by arithmetic, and how long that takes at best.
+"""Bytes and operations that a stage needs at least, by arithmetic, and the time they take at best.
 
-A stage can be no faster than its bytes at the machine's read rate, nor than its operations at the
-peak of its matrix units; pictures, norms and softmax count as nothing.
+A stage cannot be faster than reading its bytes at the memory's rate, or than computing its
+operations at the peak of the matrix units. Preprocessing, norms and softmax are not counted.
+Weights are "bfloat16", "int8" or "int4".
 """
 
 from __future__ import annotations
@@ -9,64 +10,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paligemma.bench.limits import Limits
-from paligemma.bench.workload import PROMPT_LENGTH, Stage
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig, count_parameters
 from paligemma.fast.quantization import BFLOAT16, INT4, INT8, WeightFormat
 
-# How weights are kept in the decoder's attention, in its MLPs, and in its table of embeddings.
+# Formats of the decoder's attention, of its MLPs, and of its embedding table.
 _FORMATS = {
-    "bf16": (BFLOAT16, BFLOAT16, BFLOAT16),
+    "bfloat16": (BFLOAT16, BFLOAT16, BFLOAT16),
     "int8": (INT8, INT8, INT8),
     "int4": (INT8, INT4, INT8),
 }
-_VALUE_BYTES = 2  # of keys, values and all weights that are not quantized
+_VALUE_BYTES = 2  # keys, values and all weights that are not quantized
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
+    """Bytes read and operations computed; a multiplication and an addition are two."""
+
     num_bytes: float
     num_operations: float
 
     def seconds(self, limits: Limits) -> float:
-        """The longer of the two: at best, reading and computing overlap in full."""
+        """The longer of the two: at best, reading and computing overlap completely."""
         return max(self.num_bytes / limits.read_bandwidth, self.num_operations / limits.matrix_peak)
 
 
-def least_seconds(
-    config: PaliGemmaConfig, weights: str, stage: Stage, limits: Limits
-) -> dict[str, float]:
-    """For each of a stage's metrics the least time, with "bf16", "int8" or "int4" weights.
-
-    Nothing for preparing the picture. What comes one after the other adds up.
-    """
-    length = config.vision.num_image_tokens + PROMPT_LENGTH
-
-    def step(num_rows: int, length: int) -> float:
-        return decode_work(config.decoder, weights, num_rows, length).seconds(limits)
-
-    if stage.kind == "load":
-        return {stage.name: weight_bytes(config, weights) / limits.file_bandwidth}
-    if stage.kind == "image":
-        return {}
-    if stage.kind == "vision":
-        return {stage.name: vision_work(config).seconds(limits)}
-    if stage.kind == "steps":
-        return {stage.name: step(stage.num_rows, length + stage.num_tokens // 2)}
-    prefill = prefill_work(config.decoder, weights, stage.num_rows, length).seconds(limits)
-    if stage.kind == "prefill":
-        return {stage.name: prefill}
-    first = vision_work(config).seconds(limits) + prefill
-    if stage.name == "answer":
-        return {"first token": first, "decode step": step(1, length + stage.num_tokens // 2)}
-    later = sum(step(stage.num_rows, length + n) for n in range(1, stage.num_tokens))
-    return {stage.name: first + later}
-
-
 def decode_work(config: DecoderConfig, weights: str, num_rows: int, length: int) -> Work:
-    """One more token for each row, after `length` tokens.
+    """One decode step: one more token per row, after `length` tokens.
 
     >>> from paligemma.config import GEMMA2_2B
-    >>> round(decode_work(GEMMA2_2B, "bf16", 1, 272).num_bytes / 1e9, 2)
+    >>> round(decode_work(GEMMA2_2B, "bfloat16", 1, 272).num_bytes / 1e9, 2)
     5.26
     """
     layers, table = config.depth * _layer_parameters(config), config.vocab_size * config.width
@@ -80,7 +52,7 @@ def decode_work(config: DecoderConfig, weights: str, num_rows: int, length: int)
 
 
 def prefill_work(config: DecoderConfig, weights: str, num_rows: int, length: int) -> Work:
-    """Prefixes of `length` tokens, and the logits after the last token of each."""
+    """A prefill: prefixes of `length` tokens, and the logits after the last token of each."""
     layers, table = config.depth * _layer_parameters(config), config.vocab_size * config.width
     layer_size, table_size = _weight_sizes(config, weights)
     attended = 4 * config.depth * config.num_heads * config.head_dim * length**2
@@ -91,7 +63,7 @@ def prefill_work(config: DecoderConfig, weights: str, num_rows: int, length: int
 
 
 def vision_work(config: PaliGemmaConfig) -> Work:
-    """One picture, with the projector; its weights are never quantized.
+    """Encoder and projector for one image; their weights are never quantized.
 
     >>> from paligemma.config import release_config
     >>> round(vision_work(release_config("paligemma2", "3b", 224)).num_operations / 1e12, 2)
@@ -108,7 +80,7 @@ def vision_work(config: PaliGemmaConfig) -> Work:
 
 
 def weight_bytes(config: PaliGemmaConfig, weights: str) -> float:
-    """All weights in memory."""
+    """Size of all weights in memory."""
     decoder = config.decoder
     layers, table = decoder.depth * _layer_parameters(decoder), decoder.vocab_size * decoder.width
     layer_size, table_size = _weight_sizes(decoder, weights)
@@ -116,16 +88,8 @@ def weight_bytes(config: PaliGemmaConfig, weights: str) -> float:
     return layers * layer_size + table * table_size + rest * _VALUE_BYTES
 
 
-def cache_bytes(config: PaliGemmaConfig, num_rows: int, num_tokens: int) -> int:
-    """Keys and values of rows of a picture, a prompt and `num_tokens` new tokens."""
-    decoder = config.decoder
-    length = config.vision.num_image_tokens + PROMPT_LENGTH + num_tokens
-    values = 2 * decoder.depth * decoder.num_kv_heads * decoder.head_dim
-    return num_rows * length * values * _VALUE_BYTES
-
-
 def _weight_sizes(config: DecoderConfig, weights: str) -> tuple[float, float]:
-    """Bytes of a weight in the layers (on average) and in the table, with its part of a scale."""
+    """Bytes per weight in the layers (on average) and in the table, including scales."""
     attention, mlp, table = map(_weight_size, _FORMATS[weights])
     mlp_share = config.width * 3 * config.mlp_dim / _layer_parameters(config)
     return mlp_share * mlp + (1 - mlp_share) * attention, table

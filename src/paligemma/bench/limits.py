@@ -1,4 +1,4 @@
-"""How fast this machine reads memory and files, and multiplies matrices, measured now."""
+"""How fast this machine reads memory and multiplies matrices, measured now."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from paligemma.fast.kernels.library import kernels
 
-_BUFFER_BYTES = 2**30  # more than any cache holds
-_PIECE_BYTES = 2**26
+_BUFFER_BYTES = 2**30  # larger than any cache
 _SIDE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
+    """The machine's measured limits."""
+
     read_bandwidth: float
-    """Bytes a second from memory."""
+    """Bytes per second from memory."""
     matrix_peak: float
-    """Operations a second, bfloat16; a multiplication and an addition are two."""
-    file_bandwidth: float = float("inf")
-    """Bytes a second from a file that was read before."""
+    """bfloat16 operations per second; a multiplication and an addition are two."""
 
 
 class LimitsProbe:
-    """Measures again and again in buffers that it keeps: 1 GiB.
+    """Measures the limits repeatedly, in buffers of 1 GiB.
 
-    Where the package's own kernels are there, they measure: the matrix peak is then that of the
-    processor's matrix unit on numbers at hand. torch's own products reach less of it, so that
-    shares are of what torch can do at best.
+    Uses the package's compiled kernels if there are any: they measure the peak of the processor's
+    matrix unit on operands in registers. torch's matrix products reach less, so without kernels
+    shares are relative to the best that torch reaches.
     """
 
     def __init__(self) -> None:
@@ -55,30 +53,16 @@ class LimitsProbe:
 
     @torch.inference_mode()
     def _torch_read(self) -> float:
-        # Of torch's operations the one that comes nearest to the memory's rate.
-        return _BUFFER_BYTES / _seconds(lambda: torch.mv(self._matrix, self._vector))
+        # The torch operation that comes closest to the memory's rate.
+        return _BUFFER_BYTES / median_seconds(lambda: torch.mv(self._matrix, self._vector))
 
     @torch.inference_mode()
     def _torch_multiply(self) -> float:
-        return 2 * _SIDE**3 / _seconds(lambda: F.linear(self._factor, self._factor))
+        return 2 * _SIDE**3 / median_seconds(lambda: F.linear(self._factor, self._factor))
 
 
-def file_bandwidth(folder: Path) -> float:
-    """Bytes a second of reading the weight files of a folder, for the second time at least."""
-    piece = bytearray(_PIECE_BYTES)
-    files = sorted(folder.glob("*.safetensors"))
-
-    def read() -> None:
-        for path in files:
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(piece):
-                    pass
-
-    return sum(path.stat().st_size for path in files) / _seconds(read)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """The median of three, after one that does not count."""
+def median_seconds(run: Callable[[], object]) -> float:
+    """The median of three runs, after one warm-up run."""
     run()
     times = []
     for _ in range(3):

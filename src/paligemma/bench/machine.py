@@ -1,4 +1,4 @@
-"""What this machine is: processor, memory, versions. And what a process has taken of it."""
+"""This machine: processor, memory, versions. And the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INSTRUCTIONS = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Plain JSON values; versions are None for what is not installed."""
+    """Plain JSON values; the version of a package that is not installed is None."""
     model, flags = _processor()
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -36,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """The processor's name and what it can do, as Linux tells it."""
+    """The processor's name and instruction sets, as Linux reports them."""
     lines: dict[str, str] = {}
     if (path := Path("/proc/cpuinfo")).exists():
         for line in path.read_text().splitlines():
@@ -54,9 +54,9 @@ def _version(package: str) -> str | None:
 
 
 def peak_bytes() -> int:
-    """The most resident memory that this process has had."""
+    """Peak resident memory of this process."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage would count the parent process as well
+    if status.exists():  # Linux, where getrusage includes the parent process
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
     import resource  # not on Windows
 

@@ -11,10 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
-
-from paligemma.errors import OptionError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,16 +142,3 @@ def half_blocks(image: Image.Image, num_columns: int) -> Text:
             text.append("▀", Style(color=colors[i], bgcolor=colors[i + width]))
         text.append("\n" if upper + 2 * width < width * height else "")
     return text
-
-
-def require_scenes(command: str) -> None:
-    """Raises OptionError where the scenes of mini's world cannot be drawn.
-
-    They belong to the repository, not to the package, so an installed wheel has none.
-    """
-    if find_spec("mini") is None or find_spec("mini.scene") is None:
-        raise OptionError(
-            f"`{command}` draws scenes with the folder mini/ of paligemma's repository, which is "
-            "not part of the installed package. Clone the repository, run `pip install -e .` there "
-            "and try again."
-        )

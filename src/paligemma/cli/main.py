@@ -20,15 +20,14 @@ from paligemma.cli import (
     data,
     doctor,
     eval,
-    mini,
     models,
-    moved,
     predict,
     recipes,
     serve,
     train,
 )
 from paligemma.cli.console import print_error
+from paligemma.cli.moved import check_moved
 from paligemma.cli.options import Command
 from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
 
@@ -59,15 +58,13 @@ for command in (
     train.train,
     train.estimate_memory,
     doctor.doctor,
+    bench.bench,
     serve.serve,
 ):
     app.command(cls=Command)(command)
 app.command("fit", cls=Command, hidden=True)(train.estimate_memory)  # former name
 app.add_typer(data.app, name="data")
 app.command("eval", cls=Command)(eval.evaluate)
-app.add_typer(mini.app, name="mini")
-bench.app.command("serve", hidden=True, context_settings=moved.ANY_ARGUMENTS)(moved.bench_serve)
-app.add_typer(bench.app, name="bench")
 
 
 def _print_version(is_requested: bool) -> None:
@@ -90,6 +87,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
     try:
+        check_moved(sys.argv[1:] if arguments is None else arguments)
         app(arguments, prog_name="paligemma")
     except PaliGemmaError as error:
         print_error(str(error))

@@ -1,10 +1,10 @@
-"""One process with one program's model, so that memory and threads are its own.
+"""One process with one program's model, so that programs share neither memory nor threads.
 
-    python -m paligemma.bench.worker RUNNER MODEL serve          asked over pipes, until stdin ends
-    python -m paligemma.bench.worker RUNNER MODEL load FOLDER    loads a checkpoint once
-    python -m paligemma.bench.worker RUNNER MODEL save FOLDER    writes random weights
+    python -m benchmarks.side_by_side.worker RUNNER MODEL serve        answers requests on stdin
+    python -m benchmarks.side_by_side.worker RUNNER MODEL load FOLDER  loads a checkpoint once
+    python -m benchmarks.side_by_side.worker RUNNER MODEL save FOLDER  writes random weights
 
-Requests and replies are JSON, one a line. Request: {"runner": ..., "stage": ...}. Reply:
+Requests and replies are JSON, one per line. Request: {"runner": ..., "stage": ...}. Reply:
 {"seconds": {metric: seconds}, "peak_bytes": ...}, or {"limits": {...}}, or {"error": ...}.
 """
 
@@ -23,13 +23,24 @@ from typing import Any, TextIO
 
 import torch
 
+from benchmarks.side_by_side.stages import STAGES, Runner, Stage, read_every_page
 from paligemma.bench.limits import LimitsProbe
 from paligemma.bench.machine import peak_bytes
-from paligemma.bench.workload import STAGES, Runner, Stage, named_config
+from paligemma.bench.measure import repeated_seconds
+from paligemma.bench.runner import build_runner
+from paligemma.bench.workload import named_config
+from paligemma.checkpoints.load import load_model
+from paligemma.checkpoints.save import save_model
 from paligemma.errors import PaliGemmaError
+from paligemma.fast.weights import Packed, Plain
 
 LIMITS = "limits"
-_SHORT = 0.3  # seconds of repeating what is over sooner
+OUR_WEIGHTS: dict[str, Plain | Packed] = {
+    "ours-plain": Plain("bfloat16"),
+    "ours-bf16": Packed(),
+    "ours-int8": Packed("int8"),
+    "ours-int4": Packed("int4"),
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +60,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _claim_stdout() -> TextIO:
-    """The real stdout, for replies only: what libraries print goes to stderr."""
+    """The real stdout, for replies only: the output of libraries goes to stderr."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return replies
@@ -61,20 +72,20 @@ def _reply(replies: TextIO, **content: Any) -> None:
 
 
 def _build(runner: str, model: str) -> dict[str, Any]:
-    """The runners of this process: one, or none (the one that measures limits), or two.
+    """The runners of this process by name; none in the process that measures the limits.
 
-    Each is a `Runner`, but for those that know answers only (`ANSWERS_ONLY`).
+    Each is a `Runner`, except those in `ANSWERS_ONLY`.
     """
     if runner == LIMITS:
         return {}
     config = named_config(model)
     runners: dict[str, Any]
     if runner == "keras-hub":
-        from paligemma.bench import keras_runner
+        from benchmarks.side_by_side import keras_runner
 
         runners = {runner: keras_runner.build(config)}
     elif runner == "transformers":
-        from paligemma.bench import transformers_runner
+        from benchmarks.side_by_side import transformers_runner
 
         plain = transformers_runner.build(config)
         runners = {
@@ -82,10 +93,8 @@ def _build(runner: str, model: str) -> dict[str, Any]:
             "transformers-frozen": transformers_runner.FrozenTransformersRunner(plain),
         }
     else:
-        from paligemma.bench import ours
-
-        runners = {runner: ours.build(runner, config)}
-    runners[runner].answer(2, 1)  # what is slow the first time only
+        runners = {runner: build_runner(config, OUR_WEIGHTS[runner])}
+    runners[runner].answer(2, 1)  # warm-up
     return runners
 
 
@@ -99,7 +108,7 @@ def _serve(runners: dict[str, Any], replies: TextIO) -> None:
             continue
         try:
             seconds = measure(runners[request["runner"]], STAGES[request["stage"]])
-        except Exception as error:  # whatever a library raises: the others go on
+        except Exception as error:  # of any kind: the other runners go on
             _reply(replies, error=f"{type(error).__name__}: {error}")
         else:
             _reply(replies, seconds=seconds, peak_bytes=peak_bytes())
@@ -108,47 +117,34 @@ def _serve(runners: dict[str, Any], replies: TextIO) -> None:
 def measure(runner: Runner, stage: Stage) -> dict[str, float]:
     """One sample of each of the stage's metrics, in seconds."""
     if stage.kind == "answer":
-        known_after = runner.answer(stage.num_tokens, stage.num_rows)
+        times = runner.answer(stage.num_tokens, stage.num_rows)
         if stage.name != "answer":
-            return {stage.name: known_after[-1]}
-        steps = [b - a for a, b in pairwise(known_after)]
-        return {"first token": known_after[0], "decode step": statistics.median(steps)}
+            return {stage.name: times[-1]}
+        steps = [later - earlier for earlier, later in pairwise(times)]
+        return {"first token": times[0], "decode step": statistics.median(steps)}
     if stage.kind == "steps":
-        # The first one comes with new shapes.
+        # The first step has new shapes.
         return {stage.name: statistics.median(runner.steps(stage.num_tokens, stage.num_rows)[1:])}
     calls: dict[str, Callable[[], float]] = {
         "image": runner.image,
         "vision": runner.vision,
         "prefill": runner.prefill,
     }
-    return {stage.name: _repeated(calls[stage.kind])}
-
-
-def _repeated(call: Callable[[], float]) -> float:
-    """Once, if that takes long enough; else the median of as many as fit, without the first."""
-    start = time.perf_counter()
-    first = call()
-    times = []
-    while time.perf_counter() - start < _SHORT:
-        times.append(call())
-    return statistics.median(times or [first])
+    return {stage.name: repeated_seconds(calls[stage.kind])}
 
 
 def _seconds_to_load(runner: str, folder: Path) -> float:
     if runner == "transformers":
-        from paligemma.bench import transformers_runner
+        from benchmarks.side_by_side import transformers_runner
 
         return transformers_runner.seconds_to_load(folder)
-    from paligemma.bench import ours
-
-    return ours.seconds_to_load(runner, folder)
+    start = time.perf_counter()
+    read_every_page(load_model(folder, weights=OUR_WEIGHTS[runner]))
+    return time.perf_counter() - start
 
 
 def _save(model: str, folder: Path) -> None:
-    from paligemma.bench import ours
-    from paligemma.checkpoints.save import save_model
-
-    save_model(ours.build("ours-plain", named_config(model)).model, folder)
+    save_model(build_runner(named_config(model), OUR_WEIGHTS["ours-plain"]).model, folder)
 
 
 if __name__ == "__main__":

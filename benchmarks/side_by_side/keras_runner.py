@@ -1,4 +1,4 @@
-"""keras-hub on its torch backend as a runner: whole answers only, as `generate` gives them."""
+"""keras-hub on its torch backend as a runner: whole answers only, from `generate`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paligemma.bench.workload import (
-    PICTURE_SIZE_WH,
-    fill_with_noise,
-    noise_picture,
-    prompt_ids,
-)
+from paligemma.bench.workload import IMAGE_SIZE_WH, fill_with_noise, noise_image, prompt_ids
 from paligemma.config import PaliGemmaConfig
 from paligemma.processor.image import ImageTransform, pixel_array
 
@@ -26,9 +21,9 @@ class KerasRunner:
         self.model = model
         self.config = config
         self._moments = moments
-        self._picture = Image.fromarray(noise_picture())
+        self._image = Image.fromarray(noise_image())
         self._transform = ImageTransform(
-            source_wh=PICTURE_SIZE_WH, resolution=config.vision.resolution
+            source_wh=IMAGE_SIZE_WH, resolution=config.vision.resolution
         )
 
     def answer(self, num_tokens: int, num_rows: int) -> list[float]:
@@ -38,7 +33,7 @@ class KerasRunner:
         is_prompt = np.arange(token_ids.shape[1]) < prompts.shape[1]
         self._moments.clear()
         start = time.perf_counter()
-        pixels = pixel_array(self._picture, self._transform).transpose(1, 2, 0)
+        pixels = pixel_array(self._image, self._transform).transpose(1, 2, 0)
         inputs = {
             "images": np.stack([pixels] * num_rows),
             "token_ids": token_ids,
@@ -50,7 +45,7 @@ class KerasRunner:
 
 
 def build(config: PaliGemmaConfig) -> KerasRunner:
-    """Random weights. keras is imported here: it is installed for comparisons only."""
+    """A model with random weights. keras is imported here because few have it installed."""
     os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
     import keras
     import keras_hub
@@ -58,7 +53,7 @@ def build(config: PaliGemmaConfig) -> KerasRunner:
     moments: list[float] = []
 
     class Clock(keras_hub.samplers.Sampler):  # type: ignore[misc]
-        """Greedy; notes the time of each token."""
+        """Greedy; records the time of each token."""
 
         def get_next_token(self, probabilities: Any) -> Any:
             token_ids = keras.ops.argmax(probabilities, axis=-1)

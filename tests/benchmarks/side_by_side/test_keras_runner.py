@@ -16,7 +16,7 @@ pytestmark = [
 
 
 def test_an_answer_has_as_many_tokens_as_asked_for():
-    from paligemma.bench import keras_runner
+    from benchmarks.side_by_side import keras_runner
 
     runner = keras_runner.build(tiny_config())
     assert runner.model.backbone.count_params() == count_parameters(tiny_config())

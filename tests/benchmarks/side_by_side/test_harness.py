@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from paligemma.bench import harness
-from paligemma.bench.harness import Plan, WorkerError, group_processes, measure
-from paligemma.bench.workload import choose_stages, named_config
+from benchmarks.side_by_side import harness
+from benchmarks.side_by_side.harness import Plan, WorkerError, group_processes, measure
+from benchmarks.side_by_side.stages import choose_stages
+from paligemma.bench.workload import named_config
 from paligemma.errors import OptionError
 
 ALL = tuple(name for name in harness.RUNNERS if name not in ("keras-hub", "ours-plain"))
@@ -101,7 +102,7 @@ def test_what_does_not_fit_together_is_measured_in_groups_with_the_reference_in_
     assert notes[0].startswith("transformers was not run: it needs about 9.8 GB, and 9.0 GB")
 
 
-def test_the_reference_is_measured_anew_in_each_group_but_its_frozen_form_is_not(processes):
+def test_the_reference_is_measured_again_in_each_group_but_its_frozen_form_is_not(processes):
     found = run(plan("answer"), free=23_000_000_000)
     assert [key[:2] for key in found.samples] == [
         (0, "transformers"),
@@ -160,14 +161,14 @@ def test_a_checkpoint_is_loaded_by_a_fresh_process_every_time(processes):
     loads = [line for line in processes.log if line.startswith(("load", "save"))]
     assert loads == ["save ours-plain", *["load transformers", "load ours-plain"] * 2]
     assert found.samples[0, "ours-plain", "load"] == [4.0, 4.0]
-    assert found.limits[0].file_bandwidth == 2e9
+    assert found.file_bandwidth == 2e9
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"runners": ("theirs",)}, "no runner 'theirs'"),
-        ({"runners": ()}, "Nothing is to be measured"),
+        ({"runners": ("theirs",)}, "Unknown runner 'theirs'"),
+        ({"runners": ()}, "Nothing to measure"),
         ({"repeat": 0}, "repeat is 0"),
     ],
 )
@@ -189,7 +190,7 @@ def test_transformers_is_the_reference_where_it_is_measured(runners, reference):
 
 
 def test_a_real_process_tells_what_is_wrong():
-    with pytest.raises(WorkerError, match="no shape 'nonsense'"):
+    with pytest.raises(WorkerError, match="Unknown shape 'nonsense'"):
         harness.Worker("ours-plain", "nonsense", "serve")
 
 

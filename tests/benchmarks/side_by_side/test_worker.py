@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paligemma.bench import worker
-from paligemma.bench.workload import STAGES
+from benchmarks.side_by_side import worker
+from benchmarks.side_by_side.stages import STAGES
 
 
 class Steady:
@@ -44,7 +44,7 @@ def test_the_first_step_of_a_batch_does_not_count():
 
 def test_short_stages_are_repeated_and_long_ones_are_not(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("paligemma.bench.worker.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("paligemma.bench.measure.time.perf_counter", lambda: now[0])
 
     class Slow(Steady):
         def __init__(self, seconds: float) -> None:

@@ -1,10 +1,10 @@
-"""transformers as a runner: as people run it, and with its weights frozen.
+"""transformers as a runner: as people run it, and with frozen weights.
 
-A model comes out of `from_pretrained` with weights that require gradients. With frozen weights
-(`model.requires_grad_(False)`) the same call meets a defect of torch, seen in 2.13 on CPUs in
-bfloat16: `generate` hands the output layer the last position as a view into all of them, which
-torch then no longer treats as a matrix; it copies the whole table, transposed, before it
-multiplies. For a 3B model that takes over five seconds.
+`from_pretrained` returns a model whose weights require gradients. With frozen weights
+(`model.requires_grad_(False)`) the same call hits a defect of torch (seen in 2.13, CPU, bfloat16):
+`generate` passes the output layer the last position as a view of all positions, which torch does
+not treat as a matrix; it copies the whole table, transposed, before it multiplies. For a 3B model
+that takes more than five seconds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from paligemma.bench.workload import (
-    fill_with_noise,
-    noise_picture,
-    prompt_ids,
-    read_every_page,
-)
+from benchmarks.side_by_side.stages import read_every_page
+from paligemma.bench.workload import fill_with_noise, noise_image, prompt_ids
 from paligemma.checkpoints.hf_config import CONFIG_FILE, write_config
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import MissingExtraError
@@ -34,25 +30,25 @@ try:
     import transformers
     from transformers.initialization import no_init_weights
 except ImportError as error:
-    raise MissingExtraError("transformers", "bench", "A comparison with transformers") from error
+    raise MissingExtraError("transformers", "bench", "The comparison with transformers") from error
 
 # B rows, T positions, D width
 
 
 class TransformersRunner:
-    """`PaliGemmaForConditionalGeneration.generate` in bfloat16; attention as it comes."""
+    """`PaliGemmaForConditionalGeneration.generate` in bfloat16; default attention."""
 
     def __init__(self, model: Any, image_processor: Any, config: PaliGemmaConfig) -> None:
         self.model = model
         self.config = config
         self.image_processor = image_processor
-        self._picture = Image.fromarray(noise_picture())
-        self._pixel_values = self._read_pictures(1)
+        self._image = Image.fromarray(noise_image())
+        self._pixel_values = self._read_images(1)
 
     @torch.inference_mode()
     def image(self) -> float:
         start = time.perf_counter()
-        self._read_pictures(1)
+        self._read_images(1)
         return time.perf_counter() - start
 
     @torch.inference_mode()
@@ -74,12 +70,12 @@ class TransformersRunner:
         inputs = self._inputs(num_rows)
         clock = _Clock()
         start = time.perf_counter()
-        inputs["pixel_values"] = self._read_pictures(num_rows)
+        inputs["pixel_values"] = self._read_images(num_rows)
         self._generate(inputs, num_tokens, clock)
         return [moment - start for moment in clock.moments]
 
     def steps(self, num_tokens: int, num_rows: int) -> list[float]:
-        """From the cache of one row, copied: only the steps are asked for."""
+        """Steps on copies of the cache of one row, without a prefill of all rows."""
         cache = transformers.DynamicCache(config=self.model.config.get_text_config())
         inputs = self._inputs(1) | {"pixel_values": self._pixel_values, "past_key_values": cache}
         ids = self._generate(inputs, 1, _Clock())
@@ -104,13 +100,13 @@ class TransformersRunner:
         )
         return ids
 
-    def _read_pictures(self, num_rows: int) -> Tensor:
-        found = self.image_processor(images=[self._picture] * num_rows, return_tensors="pt")
-        pixel_values: Tensor = found["pixel_values"].to(torch.bfloat16)
+    def _read_images(self, num_rows: int) -> Tensor:
+        inputs = self.image_processor(images=[self._image] * num_rows, return_tensors="pt")
+        pixel_values: Tensor = inputs["pixel_values"].to(torch.bfloat16)
         return pixel_values
 
     def _inputs(self, num_rows: int) -> dict[str, Any]:
-        """What its processor makes of a picture and a prompt, but for the picture."""
+        """The inputs that its processor makes of an image and a prompt, without the pixels."""
         prompts = prompt_ids(self.config, num_rows)
         shape = (num_rows, self.config.vision.num_image_tokens)
         ids = torch.cat([torch.full(shape, self.model.config.image_token_id), prompts], dim=1)
@@ -122,7 +118,7 @@ class TransformersRunner:
 
 
 class FrozenTransformersRunner:
-    """The same model, its weights frozen while it works. Whole answers only."""
+    """The same model with frozen weights. Whole answers only."""
 
     def __init__(self, runner: TransformersRunner) -> None:
         self._runner = runner
@@ -136,7 +132,7 @@ class FrozenTransformersRunner:
 
 
 class _Clock(transformers.StoppingCriteria):  # type: ignore[misc]
-    """Never stops; notes when each token was there."""
+    """Never stops; records when each token was available."""
 
     def __init__(self) -> None:
         self.moments: list[float] = []
@@ -147,7 +143,7 @@ class _Clock(transformers.StoppingCriteria):  # type: ignore[misc]
 
 
 def build(config: PaliGemmaConfig) -> TransformersRunner:
-    """Random weights, made in bfloat16."""
+    """A model with random bfloat16 weights."""
     with tempfile.TemporaryDirectory() as folder:
         shape, image_processor = _released_form(Path(folder), config)
     with no_init_weights():
@@ -156,7 +152,7 @@ def build(config: PaliGemmaConfig) -> TransformersRunner:
         )
     model.tie_weights()
     fill_with_noise(model.parameters())
-    model.generation_config.eos_token_id = None  # answers get the length that was asked for
+    model.generation_config.eos_token_id = None  # answers have exactly the requested length
     return TransformersRunner(model.eval(), image_processor, config)
 
 
@@ -170,9 +166,9 @@ def seconds_to_load(folder: Path) -> float:
 
 
 def _released_form(folder: Path, config: PaliGemmaConfig) -> tuple[Any, Any]:
-    """Config and image processor of the released files.
+    """Config and image processor as in the released files.
 
-    These name no `layer_types`, so that in a Gemma 2 every other layer slides.
+    These have no `layer_types`, so every other layer of a Gemma 2 has a sliding window.
     """
     write_config(folder, config, "bfloat16")
     content = json.loads((folder / CONFIG_FILE).read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paligemma.bench.transformers_runner import (
+from benchmarks.side_by_side.transformers_runner import (
     FrozenTransformersRunner,
     TransformersRunner,
     build,

@@ -1,26 +1,23 @@
-"""This package as a runner: the plain model, the fast one, and the fast one quantized."""
+"""A model with random weights, run stage by stage; every method returns seconds."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from paligemma.bench.workload import (
-    PICTURE_SIZE_WH,
+    IMAGE_SIZE_WH,
     PROMPT_LENGTH,
     fill_with_noise,
-    noise_picture,
+    noise_image,
     prompt_ids,
-    read_every_page,
 )
-from paligemma.checkpoints.load import load_model
 from paligemma.config import PaliGemmaConfig
 from paligemma.fast.accelerate import accelerate
-from paligemma.fast.weights import Packed, Plain, Quantization
+from paligemma.fast.weights import Packed, Plain
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
@@ -28,40 +25,37 @@ from paligemma.processor.image import ImageTransform, load_image, pixel_array
 
 # B rows, T positions, P image tokens, D width
 
-_QUANTIZATION: dict[str, Quantization | None] = {
-    "ours-bf16": None,
-    "ours-int8": "int8",
-    "ours-int4": "int4",
-}
 
-
-class OursRunner:
-    """`PaliGemma` and the plain greedy loop; token ids in, token ids out."""
+class ModelRunner:
+    """`PaliGemma` and a plain greedy loop: token ids in, token ids out."""
 
     def __init__(self, model: PaliGemma) -> None:
         self.model = model
         vision = model.config.vision
-        self._picture = Image.fromarray(noise_picture())
-        self._transform = ImageTransform(source_wh=PICTURE_SIZE_WH, resolution=vision.resolution)
-        self._pixel_values = self._read_picture()
+        self._image = Image.fromarray(noise_image())
+        self._transform = ImageTransform(source_wh=IMAGE_SIZE_WH, resolution=vision.resolution)
+        self._pixel_values = self._read_image()
         self._image_tokens = torch.zeros(
             1, vision.num_image_tokens, model.config.decoder.width, dtype=model.dtype
         )
 
     @torch.inference_mode()
     def image(self) -> float:
+        """An image in memory to pixel values."""
         start = time.perf_counter()
-        self._read_picture()
+        self._read_image()
         return time.perf_counter() - start
 
     @torch.inference_mode()
     def vision(self) -> float:
+        """Pixel values to image tokens."""
         start = time.perf_counter()
         self.model.embed_images(self._pixel_values)
         return time.perf_counter() - start
 
     @torch.inference_mode()
     def prefill(self) -> float:
+        """Image tokens and a prompt to the logits after the last position."""
         inputs, cache = self._inputs(1), self._new_cache(1, 0)
         start = time.perf_counter()
         self._prefill(inputs, cache, self._image_tokens).argmax(dim=1).tolist()
@@ -69,26 +63,28 @@ class OursRunner:
 
     @torch.inference_mode()
     def answer(self, num_tokens: int, num_rows: int) -> list[float]:
+        """From an image in memory: when each token of all rows was available."""
         inputs = self._inputs(num_rows)
         start = time.perf_counter()
         cache = self._new_cache(num_rows, num_tokens)
-        image_tokens = self.model.embed_images(self._read_picture())
+        image_tokens = self.model.embed_images(self._read_image())
         token_ids = self._prefill(inputs, cache, image_tokens).argmax(dim=1)
-        known_after = []
+        available_after = []
         for _ in range(num_tokens - 1):
-            token_ids.tolist()  # as a program would that shows the words as they come
-            known_after.append(time.perf_counter() - start)
+            token_ids.tolist()  # as a program does that streams its text
+            available_after.append(time.perf_counter() - start)
             token_ids = self.model.decode_step(token_ids, cache).argmax(dim=1)
         token_ids.tolist()
-        known_after.append(time.perf_counter() - start)
-        return known_after
+        available_after.append(time.perf_counter() - start)
+        return available_after
 
     @torch.inference_mode()
     def steps(self, num_tokens: int, num_rows: int) -> list[float]:
+        """The duration of each decode step after a prefill of all rows."""
         cache = self._new_cache(num_rows, num_tokens)
         logits = self._prefill(self._inputs(1), cache, self._image_tokens)
-        for memory in (*cache.keys, *cache.values):
-            memory[1:] = memory[:1]
+        for rows in (*cache.keys, *cache.values):
+            rows[1:] = rows[:1]
         cache.admit([cache.row_lengths[0]] * (num_rows - 1))
         token_ids = logits.argmax(dim=1).expand(num_rows)
         seconds = []
@@ -99,8 +95,8 @@ class OursRunner:
             seconds.append(time.perf_counter() - start)
         return seconds
 
-    def _read_picture(self) -> Tensor:
-        rgb = load_image(self._picture).rgb
+    def _read_image(self) -> Tensor:
+        rgb = load_image(self._image).rgb
         return torch.from_numpy(pixel_array(rgb, self._transform))[None]
 
     def _new_cache(self, num_rows: int, num_tokens: int) -> SlotCache:
@@ -115,7 +111,7 @@ class OursRunner:
         return logits
 
     def _inputs(self, num_rows: int) -> ModelInputs:
-        """All rows ask about the one picture."""
+        """All rows ask about the same image."""
         num_image_tokens = self.model.config.vision.num_image_tokens
         prompts = prompt_ids(self.model.config, num_rows)
         token_ids = torch.cat([prompts.new_zeros(num_rows, num_image_tokens), prompts], dim=1)
@@ -129,23 +125,14 @@ class OursRunner:
         )
 
 
-def build(name: str, config: PaliGemmaConfig) -> OursRunner:
-    """ "ours-plain", "ours-bf16", "ours-int8" or "ours-int4", with random weights."""
+def build_runner(config: PaliGemmaConfig, weights: Plain | Packed) -> ModelRunner:
+    """A model with random weights, plain or packed."""
     with torch.device("meta"):
-        model = _prepared(PaliGemma(config).to(torch.bfloat16), name)
+        if isinstance(weights, Packed):
+            model = accelerate(PaliGemma(config).to(torch.bfloat16), weights.quantization)
+        else:
+            model = PaliGemma(config).to(getattr(torch, weights.dtype))
     model = model.to_empty(device="cpu").eval()
-    # Packed weights are filled as they lie: packing plain ones would take twice the memory.
+    # Packed weights are filled in their packed form: packing plain ones takes twice the memory.
     fill_with_noise([*model.parameters(), *model.buffers()])
-    return OursRunner(model)
-
-
-def seconds_to_load(name: str, folder: Path) -> float:
-    """From a checkpoint folder to a model whose weights are all in memory."""
-    start = time.perf_counter()
-    form = Plain("bfloat16") if name == "ours-plain" else Packed(_QUANTIZATION[name])
-    read_every_page(load_model(folder, weights=form))
-    return time.perf_counter() - start
-
-
-def _prepared(model: PaliGemma, name: str) -> PaliGemma:
-    return model if name == "ours-plain" else accelerate(model, _QUANTIZATION[name])
+    return ModelRunner(model)

@@ -1,8 +1,8 @@
-"""Starts one process a program and asks them in turn, stage by stage and sample by sample.
+"""Starts one process per program and asks them in turn, stage by stage and sample by sample.
 
-Whatever else the machine does then hits all alike. The processes of a group are in memory
-together; where not all fit, there are several groups, and the reference is measured anew in each,
-so that a ratio never has its two sides from different times. Knows no model.
+So other load on the machine affects all programs alike. The processes of a group are in memory
+together. If not all fit, there are several groups, and the reference is measured again in each:
+both sides of a ratio were always measured at the same time.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paligemma.bench.costs import cache_bytes, weight_bytes
-from paligemma.bench.limits import Limits, file_bandwidth
-from paligemma.bench.worker import LIMITS
-from paligemma.bench.workload import Stage, named_config
+from benchmarks.side_by_side.stages import Stage, cache_bytes, file_bandwidth
+from benchmarks.side_by_side.worker import LIMITS
+from paligemma.bench.costs import weight_bytes
+from paligemma.bench.limits import Limits
+from paligemma.bench.workload import named_config
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError
 
@@ -29,18 +30,18 @@ FROZEN = "transformers-frozen"
 KERAS = "keras-hub"
 ANSWERS_ONLY = (FROZEN, KERAS)
 RUNNERS = ("transformers", FROZEN, KERAS, "ours-plain", "ours-bf16", "ours-int8", "ours-int4")
-WEIGHTS = {name: name.removeprefix("ours-") if name[-1].isdigit() else "bf16" for name in RUNNERS}
+WEIGHTS = dict.fromkeys(RUNNERS, "bfloat16") | {"ours-int8": "int8", "ours-int4": "int4"}
 
-_ENOUGH_SECONDS = 15.0  # a runner's own time in one stage, after which two samples must do
-_OVERHEAD = 700_000_000  # bytes of a process with torch, and of the model's intermediate results
-# Memory in units of the bfloat16 weights: at most while being built, and at work.
+_ENOUGH_SECONDS = 15.0  # a runner's time in one stage after which two samples are enough
+_OVERHEAD = 700_000_000  # bytes of torch and of the model's intermediate results
+# Memory relative to the bfloat16 weights: while the model is built, and while it runs.
 _BUILDING = {KERAS: 1.3, "ours-int8": 0.65, "ours-int4": 0.5}
 _WORKING = {"transformers": 1.5, KERAS: 1.5, "ours-int8": 0.65, "ours-int4": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure: shapes by name, programs of `RUNNERS`, stages, samples of each."""
+    """What to measure: shapes by name, programs of `RUNNERS`, stages, number of samples."""
 
     model: str
     runners: tuple[str, ...]
@@ -48,44 +49,47 @@ class Plan:
     repeat: int
 
     def __post_init__(self) -> None:
-        named_config(self.model)  # refuses what it does not know
-        if unknown := [name for name in self.runners if name not in RUNNERS]:
-            raise OptionError(f"There is no runner {unknown[0]!r}. There are {', '.join(RUNNERS)}.")
+        named_config(self.model)  # raises for an unknown name
+        for name in self.runners:
+            if name not in RUNNERS:
+                raise OptionError(f"Unknown runner {name!r}. Runners: {', '.join(RUNNERS)}.")
         if not self.runners or not self.stages:
-            raise OptionError("Nothing is to be measured: name at least one runner and one stage.")
+            raise OptionError("Nothing to measure: name at least one runner and one stage.")
         if self.repeat < 1:
             raise OptionError(f"repeat is {self.repeat}; it must be at least 1.")
 
     @property
     def reference(self) -> str:
-        """What the others are compared with."""
+        """The runner that the others are compared with."""
         order = ("transformers", "ours-plain", *self.runners)
         return next(name for name in order if name in self.runners)
 
 
 @dataclass(kw_only=True)
 class Measurements:
-    """Raw samples, in seconds, and what else came up."""
+    """Raw samples, in seconds."""
 
     samples: dict[tuple[int, str, str], list[float]] = field(default_factory=dict)
     """By group, runner and metric."""
     peak_bytes: dict[str, int] = field(default_factory=dict)
-    """By runner, over the stages of one row; runners of one process share it."""
+    """By runner, over the stages with one row; runners in one process share it."""
     limits: list[Limits] = field(default_factory=list)
     limits_measured_by: str = ""
+    file_bandwidth: float | None = None
+    """Bytes per second, if loading was measured."""
     notes: list[str] = field(default_factory=list)
 
 
 class WorkerError(Exception):
-    """A process gave an error instead of an answer, or ended."""
+    """A worker replied with an error, or its process ended."""
 
 
 class Worker:
-    """A process of `bench/worker.py`; the answer to `command` is there when it is made."""
+    """A process that runs worker.py; `first_answer` is its reply to `command`."""
 
     def __init__(self, runner: str, model: str, *command: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "paligemma.bench.worker", runner, model, *command],
+            [sys.executable, "-m", "benchmarks.side_by_side.worker", runner, model, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -121,7 +125,7 @@ class Worker:
         if not line:
             code = self._process.wait()
             if code == -signal.SIGKILL:
-                raise WorkerError("its process was killed, most likely because memory ran out")
+                raise WorkerError("its process was killed, probably because memory ran out")
             raise WorkerError(f"its process ended with exit code {code}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
@@ -132,11 +136,11 @@ class Worker:
 def measure(
     plan: Plan, *, free_bytes: Callable[[], int], progress: Callable[[str], None]
 ) -> Measurements:
-    """Runs the whole plan; what fails is noted and left out."""
+    """Runs the plan; failures are noted and left out."""
     config = named_config(plan.model)
     run = _Run(plan, config, free_bytes, progress)
-    groups, unfit = group_processes(plan, config, free_bytes())
-    run.found.notes += unfit
+    groups, notes = group_processes(plan, config, free_bytes())
+    run.measurements.notes += notes
     with ExitStack() as stack:
         limits = Worker(LIMITS, plan.model, "serve")
         stack.callback(limits.close)
@@ -151,7 +155,7 @@ def measure(
                     run.measure_stage(number, stage, kept, limits)
     if any(stage.kind == "load" for stage in plan.stages):
         run.measure_load(groups)
-    return run.found
+    return run.measurements
 
 
 def _close_all(workers: dict[str, Worker]) -> None:
@@ -162,8 +166,8 @@ def _close_all(workers: dict[str, Worker]) -> None:
 def group_processes(
     plan: Plan, config: PaliGemmaConfig, free: int
 ) -> tuple[list[list[str]], list[str]]:
-    """Which processes are in memory together, the reference's first; notes on those left out."""
-    weights = weight_bytes(config, "bf16")
+    """The processes that are in memory together, the reference first; notes on those left out."""
+    weights = weight_bytes(config, "bfloat16")
 
     def fits(processes: Sequence[str]) -> bool:
         taken = 0.0
@@ -195,12 +199,12 @@ def group_processes(
 
 
 def _process(runner: str) -> str:
-    """The process that a runner lives in."""
+    """The process that has this runner."""
     return "transformers" if runner == FROZEN else runner
 
 
 class _Run:
-    """What is known while a plan is carried out."""
+    """The state while a plan runs."""
 
     def __init__(
         self,
@@ -213,23 +217,23 @@ class _Run:
         self.config = config
         self.free_bytes = free_bytes
         self.progress = progress
-        self.found = Measurements()
+        self.measurements = Measurements()
 
     def start(self, group: Sequence[str], workers: dict[str, Worker]) -> None:
         for process in group:
             if process in workers:
                 continue
-            self.progress(f"{process}: making {self.plan.model} with random weights")
+            self.progress(f"{process}: creating {self.plan.model} with random weights")
             try:
                 workers[process] = Worker(process, self.plan.model, "serve")
             except WorkerError as error:
-                self.found.notes.append(f"{process} was not run: {error}")
+                self.measurements.notes.append(f"{process} was not run: {error}")
 
     def measure_stage(
         self, group: int, stage: Stage, workers: dict[str, Worker], limits: Worker
     ) -> None:
-        """One sample a round of each runner in turn, and of the machine's limits."""
-        runners = [name for name in self.plan.runners if self._is_wanted(name, group, stage)]
+        """In every round one sample of each runner in turn, and of the machine's limits."""
+        runners = [name for name in self.plan.runners if self._measures(name, group, stage)]
         runners = [name for name in runners if _process(name) in workers]
         if not runners or not self._has_memory(stage):
             return
@@ -238,8 +242,8 @@ class _Run:
         failed = set()
         for number in range(self.plan.repeat):
             reply = limits.ask()
-            self.found.limits.append(Limits(**reply["limits"]))
-            self.found.limits_measured_by = reply["measured_by"]
+            self.measurements.limits.append(Limits(**reply["limits"]))
+            self.measurements.limits_measured_by = reply["measured_by"]
             for runner in runners:
                 process = _process(runner)
                 is_enough = number >= 2 and spent[runner] > _ENOUGH_SECONDS
@@ -248,7 +252,7 @@ class _Run:
                 try:
                     reply = workers[process].ask(runner=runner, stage=stage.name)
                 except WorkerError as error:
-                    self.found.notes.append(f"{stage.name}, {runner}: {error}")
+                    self.measurements.notes.append(f"{stage.name}, {runner}: {error}")
                     failed.add(runner)
                     if workers[process].has_ended:
                         workers.pop(process).close()
@@ -258,19 +262,19 @@ class _Run:
 
     def _keep(self, group: int, runner: str, stage: Stage, reply: dict[str, Any]) -> None:
         for metric, seconds in reply["seconds"].items():
-            self.found.samples.setdefault((group, runner, metric), []).append(seconds)
+            self.measurements.samples.setdefault((group, runner, metric), []).append(seconds)
         if stage.num_rows == 1:  # later peaks are those of the batch
-            known = self.found.peak_bytes.get(runner, 0)
-            self.found.peak_bytes[runner] = max(known, reply["peak_bytes"])
+            before = self.measurements.peak_bytes.get(runner, 0)
+            self.measurements.peak_bytes[runner] = max(before, reply["peak_bytes"])
 
-    def _is_wanted(self, runner: str, group: int, stage: Stage) -> bool:
-        """The frozen form is measured once: it is no reference."""
+    def _measures(self, runner: str, group: int, stage: Stage) -> bool:
+        """Frozen weights are measured once: they are never the reference."""
         if runner == FROZEN and group > 0:
             return False
         return runner not in ANSWERS_ONLY or stage.kind == "answer"
 
     def _has_memory(self, stage: Stage) -> bool:
-        """Keys and values, once more while some program copies them, and the prefill's logits."""
+        """Room for keys and values, which some programs copy, and for attention in the prefill."""
         if stage.num_rows == 1:
             return True
         decoder, length = self.config.decoder, self.config.vision.num_image_tokens
@@ -280,24 +284,23 @@ class _Run:
             need += stage.num_rows * max(attention, 6 * decoder.mlp_dim * length)
         free = self.free_bytes()
         if need > free:
-            self.found.notes.append(
+            self.measurements.notes.append(
                 f"{stage.name} was not run: it needs about {need / 1e9:.1f} GB more, and "
                 f"{free / 1e9:.1f} GB are free."
             )
         return need <= free
 
     def measure_load(self, groups: list[list[str]]) -> None:
-        """A fresh process for each sample; the file was just written, so it is in memory."""
+        """A new process per sample; the file was just written, so it is in the page cache."""
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             self.progress("load: writing a checkpoint")
             try:
                 Worker("ours-plain", self.plan.model, "save", str(folder)).close()
             except WorkerError as error:
-                self.found.notes.append(f"load: no checkpoint could be written: {error}")
+                self.measurements.notes.append(f"load: cannot write a checkpoint: {error}")
                 return
-            rate = file_bandwidth(folder)
-            self.found.limits = [replace(one, file_bandwidth=rate) for one in self.found.limits]
+            self.measurements.file_bandwidth = file_bandwidth(folder)
             together = (process for group in groups for process in group if process != KERAS)
             processes = list(dict.fromkeys(together))
             self.progress(f"load: {', '.join(processes)}")
@@ -306,8 +309,8 @@ class _Run:
                     try:
                         worker = Worker(process, self.plan.model, "load", str(folder))
                     except WorkerError as error:
-                        self.found.notes.append(f"load, {process}: {error}")
+                        self.measurements.notes.append(f"load, {process}: {error}")
                         continue
                     worker.close()
                     seconds = worker.first_answer["seconds"]["load"]
-                    self.found.samples.setdefault((0, process, "load"), []).append(seconds)
+                    self.measurements.samples.setdefault((0, process, "load"), []).append(seconds)

@@ -1,4 +1,4 @@
-"""One picture of a report: how many times as fast as the reference, stage by stage."""
+"""A report as a bar chart: speedup over the reference, stage by stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLORS = {
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Writes a picture; the name's ending says in which format (.png, .svg, .pdf)."""
+    """Writes a plot, in the format of the file name's ending (.png, .svg, .pdf)."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,7 +31,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         if figure["runner"] != reference and figure["speedup"] is not None
     }
     if not speedups:
-        raise OptionError("There is nothing to draw: only one runner was measured.")
+        raise OptionError("Nothing to plot: only one runner was measured.")
     metrics = list(dict.fromkeys(metric for metric, _ in speedups))
     runners = list(dict.fromkeys(runner for _, runner in speedups))
     height = 0.8 / len(runners)
@@ -39,10 +39,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, inches), layout="constrained")
     axes = figure.add_subplot()
     for i, runner in enumerate(runners):
-        places = [p for p, metric in enumerate(metrics) if (metric, runner) in speedups]
-        values = [speedups[metrics[p], runner] for p in places]
+        rows = [row for row, metric in enumerate(metrics) if (metric, runner) in speedups]
+        values = [speedups[metrics[row], runner] for row in rows]
         bars = axes.barh(
-            [p + (i - (len(runners) - 1) / 2) * height for p in places],
+            [row + (i - (len(runners) - 1) / 2) * height for row in rows],
             values,
             height * 0.9,
             label=runner,
@@ -60,4 +60,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise OptionError(f"The plot cannot be written to {path}: {error}") from error
+        raise OptionError(f"Cannot write the plot to {path}: {error}") from error

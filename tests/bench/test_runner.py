@@ -1,22 +1,23 @@
-"""The runner of this package does the work that it is timed for."""
+"""The runner does the work that it is timed for."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from paligemma.bench.ours import OursRunner, build
+from paligemma.bench.runner import ModelRunner, build_runner
 from paligemma.engine.generate import generate
+from paligemma.fast.weights import Plain
 from paligemma.inputs import ModelInputs
 from tests.tiny import tiny_config, tiny_model
 
 
 @pytest.fixture
-def runner() -> OursRunner:
-    return OursRunner(tiny_model())
+def runner() -> ModelRunner:
+    return ModelRunner(tiny_model())
 
 
-def recorded(monkeypatch: pytest.MonkeyPatch, runner: OursRunner) -> list[tuple[int, ...]]:
+def recorded(monkeypatch: pytest.MonkeyPatch, runner: ModelRunner) -> list[tuple[int, ...]]:
     """The token ids that go into every decode step from now on."""
     steps: list[tuple[int, ...]] = []
     step = runner.model.decode_step
@@ -39,10 +40,10 @@ def test_an_answer_is_that_of_the_plain_loop(runner, monkeypatch):
 
     monkeypatch.setattr(runner.model, "prefill", noted)
     steps = recorded(monkeypatch, runner)
-    known_after = runner.answer(5, 2)
+    available_after = runner.answer(5, 2)
     monkeypatch.undo()
-    assert len(known_after) == 5
-    assert known_after == sorted(known_after)
+    assert len(available_after) == 5
+    assert available_after == sorted(available_after)
     rows = generate(runner.model, inputs[0], max_new_tokens=5, eos_id=-1)
     expected = list(zip(*(row.token_ids for row in rows), strict=True))
     assert steps == expected[:4]
@@ -64,6 +65,6 @@ def test_each_stage_takes_some_time(runner, stage):
 
 
 def test_a_plain_model_is_made_in_bfloat16():
-    model = build("ours-plain", tiny_config()).model
+    model = build_runner(tiny_config(), Plain("bfloat16")).model
     assert model.dtype == torch.bfloat16
     assert all(p.isfinite().all() for p in model.parameters())
