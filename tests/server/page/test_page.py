@@ -69,7 +69,7 @@ def test_the_empty_page_invites_a_picture_and_shows_model_and_license(page: Any)
 
 def test_asking_without_a_picture_says_what_is_missing(page: Any, double: Double) -> None:
     page.click("#run")
-    assert "Choose a picture first" in words(page, "#picture-problem")
+    assert "Choose an image first" in words(page, "#picture-problem")
     assert double.asked == []
 
 
@@ -131,7 +131,7 @@ def test_dropping_text_does_not_leave_the_page(page: Any) -> None:
             if (!made.defaultPrevented) throw new Error("the browser would leave the page");
         }"""
     )
-    assert "That was no file" in words(page, "#picture-problem")
+    assert "This is not a file" in words(page, "#picture-problem")
 
 
 # Tasks
@@ -345,7 +345,7 @@ def test_labels_are_switched_off_and_on(page: Any) -> None:
     assert toggle.get_attribute("aria-pressed") == "false"
     assert len(outlines(page)) == 1
     page.get_by_role("button", name="sign 1", exact=True).click()
-    assert "its label is switched off" in words(page)
+    assert "its label is hidden" in words(page)
     toggle.click()
     assert len(outlines(page)) == 2
 

@@ -119,7 +119,7 @@ def test_i5_a_busy_server_is_asked_again(page: Any, double: Double) -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (404, "does not know this model"),
+        (404, "Unknown model"),
         (500, "The server failed (500)."),
         (503, "The server is not ready."),
         (504, "The request timed out."),
