@@ -235,8 +235,8 @@ def test_a_folder_with_plain_and_quantized_weights_is_refused(tmp_path: Path) ->
         (lambda: Packed("int3"), "quantization is 'int3'"),  # type: ignore[arg-type]
         (lambda: Plain("int8"), "dtype is 'int8'"),  # type: ignore[arg-type]
         (lambda: Trainable("int4"), "base is 'int4'"),  # type: ignore[arg-type]
-        (lambda: weights_name("float32", "int8"), "dtype 'float32'"),
-        (lambda: weights_name("float16", "int4"), "dtype 'float16'"),
+        (lambda: weights_name("float32", "int8"), "dtype is 'float32'"),
+        (lambda: weights_name("float16", "int4"), "dtype is 'float16'"),
         (lambda: torch.float32, "weights is torch.float32"),
     ],
 )
