@@ -183,7 +183,7 @@ def test_files_that_are_no_predictions_are_refused(predictor: Predictor, tmp_pat
     broken = json.loads(line)
     del broken["objects"]
     path.write_text(f"{header}\n{json.dumps(broken)}\n")
-    with pytest.raises(DataError, match=r"Line 2 of .* is no prediction"):
+    with pytest.raises(DataError, match=r"Line 2 of .* is not a prediction"):
         predict(predictor, records, path, SHORT)
     empty = tmp_path / "empty.jsonl"
     empty.touch()
@@ -210,7 +210,7 @@ def test_a_record_that_the_model_cannot_be_asked_about_is_named(
 ) -> None:
     bad = Record(record_id="r9", image=lambda: picture(9), prefix="x" * 20000)
     path = tmp_path / "p.jsonl"
-    with pytest.raises(DataError, match="The record 'r9' cannot be asked about"):
+    with pytest.raises(DataError, match="The record 'r9' cannot be answered"):
         predict(predictor, [bad], path)
 
 

@@ -1,11 +1,11 @@
-"""A model's answers to the records of a data set, in a file that can be gone on with.
+"""A model's answers to the records of a data set, in a file that an interrupted run resumes.
 
     line 1         what wrote the file: model with a fingerprint of its weights, and the options
     line 2, 3, ... one answer: record id, prefix, text, score, objects with boxes and masks
 
-Lines are written as answers come. A run that finds the file goes on behind it: a last line that was
-cut is answered anew, and a file of another model, of other options or of another prefix for the
-same id is refused with the difference. Knows no metric.
+Lines are written as answers come. A run that finds the file continues after its last complete line.
+A file of another model, of other options or of another prefix for the same id is refused with the
+difference.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, InputError, OptionError, PaliGemmaError
 from paligemma.evals.metrics.objects import FoundObject
+from paligemma.evals.options import TaskName
 from paligemma.fast.accelerate import quantization_of
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
@@ -46,24 +47,22 @@ from paligemma.tasks.parse_prompt import kind_of_prompt, phrases_of_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import AnswerKind, Generated, TaskContext
 
-TaskName = Literal["caption", "answer", "ocr", "detect", "segment", "read_text", "generate"]
-"""read_text: boxes whose labels are what stands there. generate: any other text."""
 OBJECT_TASKS = ("detect", "segment", "read_text")
 
 _FORMAT = 1
-_CHUNK = 32  # records whose pictures are in memory at a time, and that a kill can lose
+_CHUNK = 32  # records whose images are in memory at a time, and whose answers a kill can lose
 _ALL_CLASSES = "all classes"
-"""What stands after "detect" in the training of PaliGemma 2 for detection (arXiv 2412.03555)."""
+"""The phrase with which PaliGemma 2 was trained for detection (arXiv 2412.03555)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """How the model is asked. The prefix of each record is used to the letter.
+    """How answers are generated. The prefix of each record is the prompt, verbatim.
 
-    `task`: what the answers are; None tells it from the first word of each prefix. `max_new_tokens`
-    None is a limit by task. `constrained` holds lists of objects to their form; `labels`: "asked"
-    allows only labels that the prefix names, "any" all, and None is "any" for "detect all classes"
-    and for `read_text`.
+    `task`: the kind of answer; None takes it from the first word of each prefix. `max_new_tokens`
+    None is a limit by task. `constrained` restricts lists of objects to their grammar. `labels`:
+    "asked" allows only labels that the prefix names, "any" all; None is "any" for "detect all
+    classes" and for `read_text`, else "asked".
     """
 
     task: TaskName | None = None
@@ -94,14 +93,14 @@ class Prediction:
     stop_reason: StopReason
     objects: tuple[FoundObject, ...] = ()
     problems: tuple[str, ...] = ()
-    """What was no whole object, in words."""
+    """Output that is not a complete object, described."""
     is_valid: bool = True
-    """Whether an output of objects begins with a whole one: RefCOCO's rule."""
+    """Whether a list of objects begins with a complete one: RefCOCO's rule."""
 
     def to_line(self) -> str:
         """One line of JSON, without the line break."""
         values = asdict(self)
-        values["objects"] = [_without_nothing(found) for found in values["objects"]]
+        values["objects"] = [_without_empty(item) for item in values["objects"]]
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -110,10 +109,10 @@ class Prediction:
         values = json.loads(line)
         values["size_wh"] = tuple(values["size_wh"])
         values["problems"] = tuple(values["problems"])
-        for found in values["objects"]:
+        for item in values["objects"]:
             for name in ("box_xyxy", "coordinate_logprobs", "label_logprobs"):
-                found[name] = tuple(found.get(name, ()))
-        values["objects"] = tuple(FoundObject(**found) for found in values["objects"])
+                item[name] = tuple(item.get(name, ()))
+        values["objects"] = tuple(FoundObject(**item) for item in values["objects"])
         return cls(**values)
 
 
@@ -138,14 +137,14 @@ def predict(
     batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Answers to all records, in their order, read from the file or asked for and written to it.
+    """Answers to all records, in order: read from the file, or generated and written to it.
 
-    `on_progress` is called with (records done, records in all). The batch size may change from
+    `on_progress` is called with (records done, total records). The batch size may change from
     call to call: it changes the speed, and in float32 nothing else.
 
-    Raises DataError for a record without prefix, two records of one id, a file that does not go on
-    from here, and, with the record's id, what `Predictor` raises; what was answered until then is
-    in the file.
+    Raises DataError for a record without a prefix, two records with one id and a file that does
+    not match, and what `Predictor` raises, with the record's id. Answers up to then are in the
+    file.
     """
     options = options or PredictOptions()
     _check_records(records)
@@ -166,16 +165,16 @@ def predict(
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """All whole answers in a file. Raises DataError where it is no file of predictions."""
+    """All complete answers in a file. Raises DataError if it is not a file of predictions."""
     lines, _ = _whole_lines(path)
     if not lines:
-        raise DataError(f"{str(path)!r} is empty; a file of predictions starts with its header.")
+        raise DataError(f"{str(path)!r} is empty; a predictions file starts with a header.")
     _read_header(lines[0], path)
     return [_read_line(line, number, path) for number, line in enumerate(lines[1:], start=2)]
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A short text that changes when training changes the weights: 64 numbers of each tensor."""
+    """A short digest that changes when training changes the weights, of 64 numbers per tensor."""
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         flat = tensor.detach()
@@ -191,9 +190,9 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 def objects_in_text(
     predictor: Predictor, text: str, prefix: str, size_wh: tuple[int, int], *, has_masks: bool
 ) -> tuple[tuple[FoundObject, ...], tuple[str, ...]]:
-    """The objects that a suffix of <loc> and <seg> tokens says, and what is none, in words.
+    """The objects in a suffix of <loc> and <seg> tokens, and a description of what is not one.
 
-    Boxes come in pixels of a picture of `size_wh`. Raises CheckpointError for masks without codec.
+    Boxes are in pixels of an image of `size_wh`. Raises CheckpointError for masks without a codec.
     """
     tokenizer = predictor.processor.tokenizer
     ids = tokenizer.tokenize_text(text)
@@ -214,12 +213,12 @@ def objects_in_text(
     return written.objects, written.problems
 
 
-# Asking
+# Tasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Written:
-    """What the model wrote after one prefix."""
+class _Parsed:
+    """The parsed answer to one prefix."""
 
     text: str
     score: float
@@ -240,8 +239,8 @@ class _TextTask:
     def prompt(self) -> str:
         return self.prefix
 
-    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Written:
-        return _Written(
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Parsed:
+        return _Parsed(
             text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
             score=mean_probability(generated.logprobs),
             stop_reason=generated.stop_reason,
@@ -251,7 +250,7 @@ class _TextTask:
 
 @dataclass(frozen=True, kw_only=True)
 class _ListTask(_TextTask):
-    """A list of objects in answer to a prefix of any form, with the tokens' log-probabilities."""
+    """A list of objects in answer to any prefix, with log-probabilities per token."""
 
     phrases: tuple[str, ...]
     labels: LabelRule
@@ -267,11 +266,11 @@ class _ListTask(_TextTask):
             has_masks=self.has_masks,
         )
 
-    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Written:
+    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Parsed:
         pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
         rles: list[Any] = [None] * len(pairs)
         if self.has_masks:
-            # Raises where there is no codec, and leaves out what has no usable mask.
+            # Raises if there is no codec, and skips objects without a usable mask.
             segments = SegmentTask(phrases=self.phrases).parse(generated, tokenizer, context)
             problems = list(segments.problems)
             assert context.mask_codec is not None
@@ -279,20 +278,20 @@ class _ListTask(_TextTask):
             pairs = [(d, p) for d, p in pairs if p.seg_codes and max(p.seg_codes) < num_codes]
             rles = [mask_to_rle(segment.mask) for segment in segments]
         objects = []
-        for (found, item), rle in zip(pairs, rles, strict=True):
+        for (detection, item), rle in zip(pairs, rles, strict=True):
             coordinates, label = _logprobs_of(item, generated, tokenizer)
             objects.append(
                 FoundObject(
-                    label=found.label,
-                    box_xyxy=found.box_xyxy,
-                    score=found.score,
+                    label=detection.label,
+                    box_xyxy=detection.box_xyxy,
+                    score=detection.score,
                     rle=rle,
                     coordinate_logprobs=coordinates,
                     label_logprobs=label,
                 )
             )
         written = super().parse(generated, tokenizer, context)
-        return _Written(
+        return _Parsed(
             text=written.text,
             score=written.score,
             stop_reason=written.stop_reason,
@@ -306,7 +305,7 @@ class _ListTask(_TextTask):
 def _logprobs_of(
     item: ParsedObject, generated: Generated, tokenizer: TokenReader
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of the four location tokens, and of the label's."""
+    """Log-probabilities of the four location tokens, and of the label's tokens."""
     start, end = item.token_span
     label_start = start + NUM_LOCS
     for place in range(label_start, end):
@@ -364,7 +363,7 @@ def _named(error: PaliGemmaError, record: Record) -> PaliGemmaError:
     """The error with the record's id, where the record is at fault."""
     if not isinstance(error, InputError):
         return error
-    return DataError(f"The record {record.record_id!r} cannot be asked about. {error}")
+    return DataError(f"The record {record.record_id!r} cannot be answered. {error}")
 
 
 # The file
@@ -388,7 +387,7 @@ def _header(predictor: Predictor, options: PredictOptions) -> dict[str, Any]:
 
 
 def _open(path: Path, header: dict[str, Any], records: Sequence[Record]) -> dict[str, Prediction]:
-    """What was answered before; the file is begun, or cut back to its last whole line."""
+    """Earlier answers. Creates the file, or truncates it to its last complete line."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines, num_bytes = _whole_lines(path) if path.exists() else ([], 0)
@@ -404,19 +403,19 @@ def _open(path: Path, header: dict[str, Any], records: Sequence[Record]) -> dict
     prefixes = {record.record_id: record.prefix for record in records}
     done: dict[str, Prediction] = {}
     for number, line in enumerate(lines[1:], start=2):
-        found = _read_line(line, number, path)
-        asked = prefixes.get(found.record_id, found.prefix)
-        if found.prefix != asked:
+        prediction = _read_line(line, number, path)
+        asked = prefixes.get(prediction.record_id, prediction.prefix)
+        if prediction.prefix != asked:
             raise DataError(
-                f"{str(path)!r} holds an answer of the record {found.record_id!r} to the prefix "
-                f"{found.prefix!r}, which is {asked!r} now. Write to another folder."
+                f"{str(path)!r} has an answer of record {prediction.record_id!r} to the prefix "
+                f"{prediction.prefix!r}, but the prefix is {asked!r} now. Choose another directory."
             )
-        done[found.record_id] = found
+        done[prediction.record_id] = prediction
     return done
 
 
 def _whole_lines(path: Path) -> tuple[list[str], int]:
-    """All lines but a last one that was cut, and how many bytes they take."""
+    """All complete lines, and their size in bytes."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     return data[:end].decode("utf-8", errors="replace").split("\n")[:-1], end
@@ -429,8 +428,8 @@ def _read_header(line: str, path: Path) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict) or header.get("paligemma_predictions") != _FORMAT:
         raise DataError(
-            f"{str(path)!r} does not start with the header of a file of predictions. Name a new "
-            "file, or one that an evaluation has written."
+            f"{str(path)!r} does not start with the header of a predictions file. Choose a new "
+            "file, or one that an evaluation wrote."
         )
     return header
 
@@ -440,22 +439,22 @@ def _read_line(line: str, number: int, path: Path) -> Prediction:
         return Prediction.from_line(line)
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"Line {number} of {str(path)!r} is no prediction ({type(error).__name__}). Take the "
-            "line out, and it is answered anew."
+            f"Line {number} of {str(path)!r} is not a prediction ({type(error).__name__}). Delete "
+            "the line, and the record is answered again."
         ) from error
 
 
-def _check_header(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+def _check_header(header: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
     differences = [
-        f"{group} {name} was {found.get(group, {}).get(name)!r} and is {value!r}"
+        f"{group} {name} was {header.get(group, {}).get(name)!r} and is {value!r}"
         for group in ("model", "options")
-        for name, value in wanted[group].items()
-        if found.get(group, {}).get(name) != value
+        for name, value in expected[group].items()
+        if header.get(group, {}).get(name) != value
     ]
     if differences:
         raise DataError(
-            f"{str(path)!r} was begun otherwise: {'; '.join(differences)}. Answers of both would "
-            "be mixed: write to another folder, or delete the file."
+            f"{str(path)!r} was created with different settings: {'; '.join(differences)}. "
+            "Choose another directory, or delete the file."
         )
 
 
@@ -464,13 +463,13 @@ def _check_records(records: Sequence[Record]) -> None:
     for record in records:
         if not record.prefix.strip():
             raise DataError(
-                f"The record {record.record_id!r} has no prefix, so there is nothing to ask. Give "
-                "the prefixes of the training, such as 'detect cat ; dog'."
+                f"The record {record.record_id!r} has no prefix, so there is no prompt. Add "
+                "the prefixes used in training, such as 'detect cat ; dog'."
             )
         if record.record_id in seen:
             raise DataError(f"Two records have the id {record.record_id!r}; ids must differ.")
         seen.add(record.record_id)
 
 
-def _without_nothing(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if value not in (None, ())}
+def _without_empty(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if value not in (None, ())}
