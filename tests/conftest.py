@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
 
+from paligemma.fast.kernels.memory import return_freed_memory
 from paligemma.processor.tokenizer import Tokenizer
 
 # Before anything is computed: tiny matrices only lose time on several threads, most of all beside
@@ -25,15 +27,23 @@ _SENTENCES = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_garbage_collections() -> None:
-    """Leave what outlives a test file out of garbage collection.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave collected tests and imported libraries out of garbage collection.
 
-    Collected tests and imported libraries come to more than a million objects. Walking them takes
-    a second or two, which would count as the time of whatever a test measures just then.
+    They come to more than a million objects. Walking them takes a second or two, which would count
+    as the time of whatever a test measures just then.
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_of_one_file() -> Iterator[None]:
+    """Free the models of a test file before the next one, at a time that no test measures."""
+    yield
+    gc.collect()
+    return_freed_memory()
 
 
 @pytest.fixture(scope="session")
