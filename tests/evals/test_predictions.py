@@ -145,7 +145,7 @@ def test_what_changed_since_is_named(predictor: Predictor, tmp_path: Path) -> No
         predict(predictor, records, path, dataclasses.replace(SHORT, num_beams=2))
     changed = [dataclasses.replace(records[0], prefix="caption de"), records[1]]
     with pytest.raises(
-        DataError, match=r"'r2' to the prefix 'caption en', but the prefix is 'caption de'"
+        DataError, match=r"to the prefix 'caption en', but the prefix is 'caption de'"
     ):
         predict(predictor, changed, path, SHORT)
     other = dataclasses.replace(predictor, name="other")
