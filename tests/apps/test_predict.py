@@ -39,7 +39,8 @@ def test_json_holds_masks_as_run_lengths(run, picture, stand_in):
 
 
 def test_json_survives_a_stdout_that_cannot_hold_every_letter(monkeypatch):
-    from paligemma.cli.console import print_json
+    from mini.scene_files import write_scenes
+from paligemma.cli.console import print_json
 
     for encoding, value in (("cp1252", "猫"), ("utf-8", "\udcff.png")):
         content = io.BytesIO()
@@ -252,7 +253,7 @@ def test_a_flipped_bit_is_refused_when_files_are_verified(run, picture, tiny_tok
 
 
 def test_mini_finds_what_is_in_its_own_world(run, mini_folder, tmp_path):
-    assert run("mini", "scene", "--count", "1", "--out", tmp_path).code == 0
+    write_scenes(tmp_path, seed=0, count=1)
     truth = json.loads((tmp_path / "truth.json").read_text(encoding="utf-8"))["scenes"][0]
     things = " ; ".join(truth["counts"])
     ran = run("detect", tmp_path / "scene_0000.png", things, "--json", "--device", "cpu")

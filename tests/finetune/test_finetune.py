@@ -99,7 +99,7 @@ def test_g5_every_epoch_shows_each_example_once(batch_size: int) -> None:
         ("{broken\n", r"Line 1 of .* is not JSON"),
         ('{"image": "a.png", "prefix": "x"}\n', r"Line 1 .* must be an object with text"),
         ('{"image": "a.png", "prefix": "x", "suffix": 3}\n', "must be an object with text"),
-        ("\n\n", "holds no example"),
+        ("\n\n", "holds no records"),
     ],
 )
 def test_g6_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:

@@ -133,7 +133,7 @@ def test_what_the_papers_do_not_state_must_be_given(
 def test_a_resolution_or_size_that_was_not_trained_is_an_error() -> None:
     with pytest.raises(OptionError, match="no settings for 896 pixels, only for 224, 448"):
         find_recipe("ai2d").setting(896)
-    with pytest.raises(OptionError, match="no line 'VATEX"):
+    with pytest.raises(OptionError, match="no row 'VATEX"):
         find_recipe("vatex").setting(224, "paligemma2-28b")
     with pytest.raises(OptionError, match=r"no recipe 'ai3d'\. Did you mean: ai2d"):
         find_recipe("ai3d")

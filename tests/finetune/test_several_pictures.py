@@ -152,8 +152,8 @@ def test_records_of_two_pictures_are_learned(tmp_path: Path, tiny_tokenizer: Tok
     [
         ({"image": [], "suffix": "a"}, 'must be an object with text under "image"'),
         ({"image": ["a.png", 3], "suffix": "a"}, 'must be an object with text under "image"'),
-        ({"image": ["a.png", "b.png"], "suffix": "a"}, r"b\.png', which is not there"),
-        ({"image": ["a.png", "a.png"], "objects": []}, "has objects and 2 pictures"),
+        ({"image": ["a.png", "b.png"], "suffix": "a"}, r"b\.png', which does not exist"),
+        ({"image": ["a.png", "a.png"], "objects": []}, "has objects and 2 images"),
     ],
 )
 def test_pairs_that_are_not_whole_are_named(

@@ -393,7 +393,7 @@ def test_d4_sigterm_finishes_what_was_accepted_and_takes_nothing_new(
         frames = stream.result().body
         assert b"event: error" in frames
         assert frames.endswith(b"data: [DONE]\n\n")
-    assert 2.5 < seconds < 8
+    assert 2.5 < seconds < 12  # 3 s of draining, and the rest on a busy machine
     assert is_free(port)
 
 

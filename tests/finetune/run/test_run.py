@@ -151,12 +151,12 @@ def test_which_records_are_held_back_does_not_depend_on_their_order_or_company()
 
 def test_too_few_records_to_hold_some_back_are_an_error(tmp_path: Path) -> None:
     labels = make_squares(tmp_path / "one", 1)
-    with pytest.raises(DataError, match="too few to hold some back"):
+    with pytest.raises(DataError, match="too few for a validation split"):
         run(options(labels), tmp_path / "out")
 
 
 def test_validation_on_the_training_data_is_refused(labels: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="learned by heart"):
+    with pytest.raises(OptionError, match="measure memorization"):
         run(options(labels, validation=str(labels)), tmp_path / "out")
 
 
