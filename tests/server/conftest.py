@@ -19,16 +19,16 @@ from starlette.types import ASGIApp
 import paligemma
 from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
-from paligemma.server.faults import SWITCH, Faults
 from paligemma.server.limits import Limits
 from paligemma.server.service import Service
 from paligemma.server.settings import Settings
+from tests.server.faults import Faults, FaultyService
 from tests.server.server_process import ServerProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 StartServer = Callable[..., ServerProcess]
-MakeService = Callable[..., Service]
+MakeService = Callable[..., FaultyService]
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +52,10 @@ def scene() -> bytes:
 @pytest.fixture(scope="session")
 def make_service(mini: Predictor) -> Iterator[MakeService]:
     """Makes services around mini, ready to answer; ends them with the session."""
-    made: list[Service] = []
+    made: list[FaultyService] = []
 
-    def make(limits: Limits | None = None, plan: str = "") -> Service:
-        faults = Faults({SWITCH: "test", "PALIGEMMA_FAULT_PLAN": plan})
-        service = Service(lambda: mini, name="mini", limits=limits, faults=faults)
+    def make(limits: Limits | None = None, plan: str = "") -> FaultyService:
+        service = FaultyService(lambda: mini, name="mini", limits=limits, faults=Faults(plan))
         service.start()
         asyncio.run(service.wait_until_ready())
         made.append(service)
@@ -68,7 +67,7 @@ def make_service(mini: Predictor) -> Iterator[MakeService]:
 
 
 @pytest.fixture(scope="session")
-def mini_service(make_service: MakeService) -> Service:
+def mini_service(make_service: MakeService) -> FaultyService:
     """One service for all tests that leave it as they find it."""
     return make_service()
 
@@ -89,8 +88,11 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     """Starts `paligemma serve` as a process of its own; ends each that a test left running."""
     started: list[ServerProcess] = []
 
-    def start(*options: str, env: dict[str, str] | None = None, wait: bool = True) -> ServerProcess:
-        server = ServerProcess(options, env or {}, tmp_path_factory.mktemp("server"))
+    def start(
+        *options: str, env: dict[str, str] | None = None, faults: str = "", wait: bool = True
+    ) -> ServerProcess:
+        folder = tmp_path_factory.mktemp("server")
+        server = ServerProcess(options, env or {}, folder, faults=faults)
         started.append(server)
         if wait:
             server.wait_until_ready()

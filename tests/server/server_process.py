@@ -51,14 +51,19 @@ class Reply:
 class ServerProcess:
     """`paligemma serve` on a free port, with its log in a file."""
 
-    def __init__(self, options: Sequence[str], env: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, options: Sequence[str], env: dict[str, str], folder: Path, *, faults: str = ""
+    ) -> None:
+        """`faults` is a plan for `tests.server.faults`."""
+        program = ["tests.server.faults", faults] if faults else ["paligemma"]
         self.log_file = folder / "log"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self._level: Level | None = None
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "paligemma", "serve", "--port", "0", *options],
+                [sys.executable, "-m", *program, "serve", "--port", "0", *options],
+                cwd=Path(__file__).parents[2],
                 stdout=log,
                 stderr=log,
                 env={

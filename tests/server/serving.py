@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from paligemma.predictor import Predictor
-from paligemma.server.faults import SWITCH, Fault, Faults
 from paligemma.server.jobs import Job, JobOptions, Ticket
 from paligemma.server.limits import Limits
 from paligemma.server.service import Loaded, Service
 from paligemma.tasks.caption import CaptionTask
+from tests.server.faults import Fault, Faults, FaultyService
 
 
 class Clock:
@@ -51,7 +51,7 @@ def prompt(text: str = "ab", max_tokens: int = 4, **fields: Any) -> Job:
 
 def slow(seconds: float = 0.02) -> Faults:
     """Each turn of the engine takes so long."""
-    faults = Faults({SWITCH: "test"})
+    faults = Faults()
     faults.plant(Fault(point="step", action="sleep", seconds=seconds, times=None))
     return faults
 
@@ -65,11 +65,11 @@ async def serving(
     clock: Callable[[], float] = time.monotonic,
     must_be_alive: bool = True,
     **options: Any,
-) -> AsyncIterator[Service]:
+) -> AsyncIterator[FaultyService]:
     """A service that is ready; at its end, the alive check."""
     threads_before = threading.active_count()
-    faults = faults or Faults({SWITCH: "test"})
-    service = Service(
+    faults = faults or Faults()
+    service = FaultyService(
         lambda: served, name="tiny", limits=limits, faults=faults, clock=clock, **options
     )
     service.start()

@@ -14,13 +14,14 @@ from starlette.types import ASGIApp
 
 from paligemma.server import images, sse
 from paligemma.server.app import create_app
-from paligemma.server.faults import Fault
 from paligemma.server.limits import Limits
 from paligemma.server.process import limited_protocol
+from paligemma.server.routes import native
 from paligemma.server.service import Service
 from paligemma.server.settings import Settings
 from tests.server.asgi import Answer, call
 from tests.server.conftest import MakeService
+from tests.server.faults import Fault, FaultyService, PlantedFaultError
 from tests.server.test_http_api import encoded
 
 JSON = {"content-type": "application/json"}
@@ -47,19 +48,19 @@ async def idle(service: Service, seconds: float = 5.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def busy_service(make_service: MakeService) -> Service:
+def busy_service(make_service: MakeService) -> FaultyService:
     """Room for two answers at a time and four waiting."""
     return make_service(Limits(max_running=2, max_queued=4, streams_per_client=100))
 
 
 @pytest.fixture
-def busy(busy_service: Service) -> Any:
+def busy(busy_service: FaultyService) -> Any:
     busy_service.faults.clear()
     yield busy_service
     busy_service.faults.clear()
 
 
-def test_d1_exactly_the_surplus_is_refused_at_once(busy: Service) -> None:
+def test_d1_exactly_the_surplus_is_refused_at_once(busy: FaultyService) -> None:
     busy.faults.plant(SLOW)
     app = create_app(busy, Settings(limits=busy.limits))
 
@@ -85,7 +86,9 @@ def test_d1_exactly_the_surplus_is_refused_at_once(busy: Service) -> None:
     assert asyncio.run(ask(app)).status == 200
 
 
-def test_d1_one_request_with_several_questions_counts_as_many(busy: Service, scene: bytes) -> None:
+def test_d1_one_request_with_several_questions_counts_as_many(
+    busy: FaultyService, scene: bytes
+) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
 
     def questions(number: int) -> Answer:
@@ -130,7 +133,7 @@ def test_d2_a_wait_that_takes_too_long_is_503(make_service: MakeService) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_d3_a_client_that_leaves_frees_its_place(stream: bool, busy: Service) -> None:
+def test_d3_a_client_that_leaves_frees_its_place(stream: bool, busy: FaultyService) -> None:
     busy.faults.plant(SLOW)
     app = create_app(busy, Settings(limits=busy.limits))
     before = busy.stats()
@@ -150,7 +153,7 @@ def test_d3_a_client_that_leaves_frees_its_place(stream: bool, busy: Service) ->
     assert busy.stats().answered == before.answered
 
 
-def test_d3_a_client_that_leaves_the_queue_frees_its_place(busy: Service) -> None:
+def test_d3_a_client_that_leaves_the_queue_frees_its_place(busy: FaultyService) -> None:
     busy.faults.plant(SLOW)
     app = create_app(busy, Settings(limits=busy.limits))
     before = busy.stats()
@@ -176,7 +179,7 @@ def test_d3_a_client_that_leaves_the_queue_frees_its_place(busy: Service) -> Non
 
 
 def test_d3_a_client_that_leaves_while_its_picture_is_fetched_asks_nothing(
-    busy: Service, monkeypatch: pytest.MonkeyPatch
+    busy: FaultyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(url: str, **_: object) -> bytes:
         time.sleep(0.5)
@@ -201,7 +204,7 @@ def test_d3_a_client_that_leaves_while_its_picture_is_fetched_asks_nothing(
 
 
 def test_d3_a_client_that_leaves_while_its_picture_is_decoded_frees_its_place(
-    busy: Service, scene: bytes
+    busy: FaultyService, scene: bytes
 ) -> None:
     busy.faults.plant(Fault(point="decode", action="sleep", seconds=0.3))
     app = create_app(busy, Settings(limits=busy.limits))
@@ -221,7 +224,7 @@ def test_d3_a_client_that_leaves_while_its_picture_is_decoded_frees_its_place(
     assert busy.stats().cancelled == before.cancelled + 1
 
 
-def test_d3_normal_ends_cancel_nothing(busy: Service) -> None:
+def test_d3_normal_ends_cancel_nothing(busy: FaultyService) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
     before = busy.stats()
     for stream in (False, True):
@@ -295,7 +298,7 @@ def test_d8_no_memory_in_a_step_fails_no_request(make_service: MakeService) -> N
     assert asyncio.run(call(app, "GET", "/health/ready")).status == 200
 
 
-def test_d9_a_request_that_breaks_is_alone_in_it(busy: Service) -> None:
+def test_d9_a_request_that_breaks_is_alone_in_it(busy: FaultyService) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
     alone = asyncio.run(ask(app)).json()["result"]
     busy.faults.plant(Fault(point="tokenize", action="raise", times=1, at=1))
@@ -315,20 +318,26 @@ def test_d9_a_request_that_breaks_is_alone_in_it(busy: Service) -> None:
 
 @pytest.mark.parametrize("point", ["fetch", "send"])
 def test_d9_a_fault_on_the_way_in_or_out_ends_that_request_alone(
-    point: Literal["fetch", "send"], busy: Service
+    point: Literal["fetch", "send"], busy: FaultyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(busy, Settings(limits=busy.limits, image_domains=("example.com",)))
-    busy.faults.plant(Fault(point=point, action="raise"))
-    before = busy.faults.hits[point]
-    image = {"image": {"url": "https://example.com/a"}} if point == "fetch" else {}
-    answer = asyncio.run(ask(app, asked(stream=point == "send", **image)))
-    assert busy.faults.hits[point] == before + 1
+
+    def fail(*_: object, **__: object) -> None:
+        raise PlantedFaultError
+
+    with monkeypatch.context() as patched:
+        if point == "fetch":
+            patched.setattr(images.Fetcher, "fetch", fail)
+        else:
+            patched.setattr(native, "event_frame", fail)
+        image = {"image": {"url": "https://example.com/a"}} if point == "fetch" else {}
+        answer = asyncio.run(ask(app, asked(stream=point == "send", **image)))
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     asyncio.run(idle(busy))
     assert asyncio.run(ask(app)).status == 200
 
 
-def test_e5_nan_in_one_row_ends_that_request_alone(busy: Service) -> None:
+def test_e5_nan_in_one_row_ends_that_request_alone(busy: FaultyService) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
     busy.faults.plant(Fault(point="row", action="nan", times=1))
 
@@ -381,7 +390,7 @@ def test_d12_a_client_that_takes_nothing_is_dropped() -> None:
 
 
 def test_d12_silence_is_filled_with_comments(
-    busy: Service, monkeypatch: pytest.MonkeyPatch
+    busy: FaultyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "PING_SECONDS", 0.05)
     busy.faults.plant(Fault(point="forward", action="sleep", seconds=0.3, at=1, times=1))
@@ -391,7 +400,7 @@ def test_d12_silence_is_filled_with_comments(
     assert answer.events[-1] == ("done", None)
 
 
-def test_d12_many_streams_at_a_time_equal_those_alone(busy: Service) -> None:
+def test_d12_many_streams_at_a_time_equal_those_alone(busy: FaultyService) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
     prompts = ["caption en", "caption de", "ocr", "answer en frog?", "detect frog", "what?"]
     bodies = [asked(prompt=prompt, max_tokens=6, stream=True) for prompt in prompts]
@@ -420,7 +429,7 @@ def line(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_batch_answers_each_line_once_and_errors_harm_no_other(
-    busy: Service, scene: bytes
+    busy: FaultyService, scene: bytes
 ) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
     good = [line(str(number), seed=number) for number in range(20)]
@@ -446,7 +455,7 @@ def test_a_batch_answers_each_line_once_and_errors_harm_no_other(
     assert found["0"]["result"]["token_ids"] == one["token_ids"]
 
 
-def test_a_batch_sent_again_does_nothing_twice(busy: Service) -> None:
+def test_a_batch_sent_again_does_nothing_twice(busy: FaultyService) -> None:
     app = create_app(busy, Settings(limits=busy.limits))
     lines = [line(f"again {number}") for number in range(6)]
     first = batch(app, *lines[:4])
@@ -462,7 +471,7 @@ def test_a_batch_sent_again_does_nothing_twice(busy: Service) -> None:
     assert busy.stats().accepted == accepted + 4
 
 
-def test_a_batch_that_broke_off_goes_on_where_it_was(busy: Service) -> None:
+def test_a_batch_that_broke_off_goes_on_where_it_was(busy: FaultyService) -> None:
     busy.faults.plant(SLOW)
     app = create_app(busy, Settings(limits=busy.limits))
     lines = [line(f"broken {number}", max_tokens=2) for number in range(12)]

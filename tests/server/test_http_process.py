@@ -361,14 +361,14 @@ def is_free(port: int) -> bool:
     return True
 
 
-SLOW = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "forward*0=sleep:0.1"}
+SLOW = "forward*0=sleep:0.1"
 
 
 def test_d4_sigterm_finishes_what_was_accepted_and_takes_nothing_new(
     start_server: StartServer, no_children_left: None
 ) -> None:
     server = start_server(
-        "--limit", "max_running=2", "--limit", "drain_seconds=3", env=SLOW
+        "--limit", "max_running=2", "--limit", "drain_seconds=3", faults=SLOW
     )  # fmt: skip
     port = server.port
     with ThreadPoolExecutor(4) as pool:
@@ -399,7 +399,7 @@ def test_d4_sigterm_finishes_what_was_accepted_and_takes_nothing_new(
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_d4_a_second_signal_ends_it_now(second: signal.Signals, start_server: StartServer) -> None:
-    server = start_server(env=SLOW)
+    server = start_server(faults=SLOW)
     with server.connected(generate(stream=True)) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         server.signal(signal.SIGTERM)
@@ -413,7 +413,7 @@ def test_d4_a_second_signal_ends_it_now(second: signal.Signals, start_server: St
 def test_d5_sigkill_leaves_nothing_behind(
     start_server: StartServer, no_children_left: None
 ) -> None:
-    server = start_server(env=SLOW)
+    server = start_server(faults=SLOW)
     port = server.port
     children = psutil.Process(server.pid).children(recursive=True)
     with server.connected(generate(stream=True)) as connection:
@@ -427,8 +427,7 @@ def test_d5_sigkill_leaves_nothing_behind(
 
 
 def test_d6_a_process_whose_engine_dies_says_so_and_ends(start_server: StartServer) -> None:
-    plan = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "step@3=raise"}
-    server = start_server(env=plan)
+    server = start_server(faults="step@3=raise")
     reply = server.exchange(generate())
     assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
     assert server.get("/health/live").status == 503
@@ -442,8 +441,7 @@ def test_d6_a_process_whose_engine_dies_says_so_and_ends(start_server: StartServ
 def test_d7_d4_a_server_that_loads_says_so_and_idle_ends_at_once(
     start_server: StartServer,
 ) -> None:
-    plan = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "load=sleep:1.5"}
-    server = start_server(env=plan, wait=False)
+    server = start_server(faults="load=sleep:1.5", wait=False)
     port = server.port
     ready = server.get("/health/ready")
     assert (ready.status, ready.json()["status"]) == (503, "loading")

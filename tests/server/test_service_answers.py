@@ -20,6 +20,7 @@ from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from tests.server.faults import FaultyService
 from tests.tiny import FLOAT32_TOLERANCE
 
 TASKS: tuple[Task[Any], ...] = (
@@ -74,7 +75,7 @@ async def read(ticket: Ticket) -> tuple[list[Update], Any]:
     return updates, ticket.result()
 
 
-def run(mini_service: Service, jobs: list[Job]) -> list[tuple[list[Update], Any]]:
+def run(mini_service: FaultyService, jobs: list[Job]) -> list[tuple[list[Update], Any]]:
     async def main() -> list[tuple[list[Update], Any]]:
         return await asyncio.gather(*(read(mini_service.submit(job)) for job in jobs))
 
@@ -82,7 +83,7 @@ def run(mini_service: Service, jobs: list[Job]) -> list[tuple[list[Update], Any]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.prompt())
-def test_alone(task: Task[Any], mini: Predictor, mini_service: Service, scene: bytes) -> None:
+def test_alone(task: Task[Any], mini: Predictor, mini_service: FaultyService, scene: bytes) -> None:
     [(updates, found)] = run(mini_service, [Job(task=task, images=(scene,))])
     [expected] = mini.run([(scene, task)])
     assert_same(found, expected)
@@ -90,7 +91,7 @@ def test_alone(task: Task[Any], mini: Predictor, mini_service: Service, scene: b
 
 
 def test_under_mixed_load_streamed_and_whole(
-    mini: Predictor, mini_service: Service, pictures: list[bytes]
+    mini: Predictor, mini_service: FaultyService, pictures: list[bytes]
 ) -> None:
     pairs = [(picture, task) for picture in pictures for task in TASKS]
     expected = mini.run(pairs)
@@ -118,7 +119,7 @@ def test_under_mixed_load_streamed_and_whole(
             assert sum((update.logprobs for update in updates), ()) == found.logprobs
 
 
-def test_boxes_come_while_the_rest_is_written(mini_service: Service, scene: bytes) -> None:
+def test_boxes_come_while_the_rest_is_written(mini_service: FaultyService, scene: bytes) -> None:
     job = Job(task=DetectTask.of("frog ; mushroom"), images=(scene,), stream=True)
     [(updates, found)] = run(mini_service, [job])
     assert len(found) > 1
@@ -127,7 +128,7 @@ def test_boxes_come_while_the_rest_is_written(mini_service: Service, scene: byte
 
 
 def test_e7_the_same_seed_gives_the_same_sample_in_any_company(
-    mini: Predictor, mini_service: Service, scene: bytes, pictures: list[bytes]
+    mini: Predictor, mini_service: FaultyService, scene: bytes, pictures: list[bytes]
 ) -> None:
     def job(seed: int, index: int = 0) -> Job:
         options = JobOptions(
@@ -148,7 +149,7 @@ def test_e7_the_same_seed_gives_the_same_sample_in_any_company(
 
 
 def test_stop_strings_end_the_text_and_are_not_told(
-    mini: Predictor, mini_service: Service, scene: bytes
+    mini: Predictor, mini_service: FaultyService, scene: bytes
 ) -> None:
     whole = mini.generate(scene, "caption en").text
     stop = whole.split()[2]
@@ -161,7 +162,7 @@ def test_stop_strings_end_the_text_and_are_not_told(
     assert found.stop_reason == "stop"
 
 
-def test_the_likeliest_tokens_are_told(mini_service: Service, scene: bytes) -> None:
+def test_the_likeliest_tokens_are_told(mini_service: FaultyService, scene: bytes) -> None:
     async def main() -> tuple[list[Update], Any, Ticket]:
         options = JobOptions(logprobs=3)
         ticket = mini_service.submit(
@@ -181,7 +182,9 @@ def test_the_likeliest_tokens_are_told(mini_service: Service, scene: bytes) -> N
         assert tops[0].logprob >= tops[1].logprob >= tops[2].logprob
 
 
-def test_scores_are_the_predictors(mini: Predictor, mini_service: Service, scene: bytes) -> None:
+def test_scores_are_the_predictors(
+    mini: Predictor, mini_service: FaultyService, scene: bytes
+) -> None:
     suffixes = ("two frogs and a mushroom", "a dog", "", "deux grenouilles", "x", "y", "z")
     expected = mini.score(scene, "caption en", suffixes)
 
@@ -200,7 +203,7 @@ def test_scores_are_the_predictors(mini: Predictor, mini_service: Service, scene
 
 
 def test_a_box_to_caption_is_laid_into_the_picture_when_its_size_is_known(
-    mini: Predictor, mini_service: Service, scene: bytes
+    mini: Predictor, mini_service: FaultyService, scene: bytes
 ) -> None:
     box = (10.0, 40.0, 70.0, 130.0)
 
@@ -211,7 +214,9 @@ def test_a_box_to_caption_is_laid_into_the_picture_when_its_size_is_known(
     assert_same(found, mini.caption_box(scene, box))
 
 
-def test_usage_counts_every_token(mini: Predictor, mini_service: Service, scene: bytes) -> None:
+def test_usage_counts_every_token(
+    mini: Predictor, mini_service: FaultyService, scene: bytes
+) -> None:
     async def main() -> tuple[Ticket, Any]:
         ticket = mini_service.submit(Job(task=CaptionTask(), images=(scene,)))
         return ticket, await ticket.wait()
@@ -225,7 +230,7 @@ def test_usage_counts_every_token(mini: Predictor, mini_service: Service, scene:
 
 
 def test_questions_about_one_picture_decode_it_once(
-    mini_service: Service, pictures: list[bytes]
+    mini_service: FaultyService, pictures: list[bytes]
 ) -> None:
     file = io.BytesIO()
     Image.open(io.BytesIO(pictures[0])).rotate(3).save(file, "PNG")
@@ -245,7 +250,7 @@ def test_questions_about_one_picture_decode_it_once(
 
 
 def test_what_is_asked_again_is_not_read_again_and_answered_alike(
-    mini_service: Service, pictures: list[bytes]
+    mini_service: FaultyService, pictures: list[bytes]
 ) -> None:
     job = Job(task=CaptionTask(language="de"), images=(pictures[0],))
 

@@ -12,12 +12,12 @@ import pytest
 from paligemma.errors import CheckpointError, NumericalError, PaliGemmaError, UnavailableError
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.server.faults import SWITCH, Action, Fault, Faults, PlantedFaultError, Point
 from paligemma.server.jobs import Job, JobOptions
 from paligemma.server.limits import Limits
 from paligemma.server.service import Service
 from paligemma.tasks.detect import DetectTask
 from tests.agreement.tiny_predictor import build_predictor
+from tests.server.faults import Action, Fault, Faults, FaultyService, PlantedFaultError, Point
 from tests.server.serving import Clock, outcome, png, prompt, serving, settle, slow, until
 
 
@@ -212,10 +212,10 @@ def test_d7_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
 
 
 def test_d7_while_the_model_is_loaded_nothing_is_taken(tiny: Predictor) -> None:
-    faults = Faults({SWITCH: "test", "PALIGEMMA_FAULT_PLAN": "load=sleep:0.2"})
+    faults = Faults("load=sleep:0.2")
 
     async def main() -> None:
-        service = Service(lambda: tiny, name="tiny", faults=faults)
+        service = FaultyService(lambda: tiny, name="tiny", faults=faults)
         service.start()
         assert service.state() == "loading"
         assert service.is_alive()
@@ -241,5 +241,4 @@ def test_every_point_of_the_service_is_passed(tiny: Predictor) -> None:
             await settle(service)
             return set(service.faults.hits)
 
-    # The other two are the routes': see the tests of HTTP.
-    assert asyncio.run(main()) == set(get_args(Point)) - {"fetch", "send"}
+    assert asyncio.run(main()) == set(get_args(Point))

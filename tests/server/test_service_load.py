@@ -20,13 +20,13 @@ from paligemma.errors import (
 )
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.server.faults import SWITCH, Fault, Faults
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket
 from paligemma.server.limits import Limits
 from paligemma.server.service import Service
 from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.segment import SegmentTask
 from tests.agreement.tiny_predictor import build_predictor
+from tests.server.faults import Fault, Faults
 from tests.server.serving import Clock, outcome, png, prompt, serving, settle, slow, until
 
 
@@ -95,7 +95,7 @@ def test_a_client_has_a_bound_of_its_own(tiny: Predictor) -> None:
 
 def test_waiting_pictures_take_so_many_bytes_at_most(tiny: Predictor) -> None:
     one = png(1, (60, 60))
-    faults = Faults({SWITCH: "test"})
+    faults = Faults()
     faults.plant(Fault(point="decode", action="sleep", seconds=0.2, times=None))
     limits = Limits(max_waiting_image_bytes=len(one) * 2, image_cache_bytes=0, num_decoders=1)
 

@@ -8,7 +8,6 @@ service.py          jobs in, results out
 stats.py            the service's statistics
 preparing.py        decodes images and tokenizes prompts, in threads
 engine_loop.py      the thread that runs the model
-faults.py, faulty_model.py  faults that tests cause
 
 With HTTP:
 

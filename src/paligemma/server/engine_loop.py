@@ -16,7 +16,6 @@ from paligemma.answering import Answer
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.score import score
 from paligemma.results import Score
-from paligemma.server.faults import Faults
 from paligemma.server.preparing import PreparedScore
 
 Outcome = Event | list[Score] | Exception
@@ -40,7 +39,6 @@ class EngineLoop:
         *,
         emit: Callable[[list[tuple[Hashable, Outcome]]], None],
         clock: Callable[[], float],
-        faults: Faults,
     ) -> None:
         self.engine = engine
         self.last_beat = clock()
@@ -48,7 +46,6 @@ class EngineLoop:
         self.num_steps = 0
         self._emit = emit
         self._clock = clock
-        self._faults = faults
         self._changed = threading.Condition()
         self._new: deque[tuple[Hashable, Answer | PreparedScore]] = deque()
         self._cancelled: list[Hashable] = []
@@ -104,7 +101,6 @@ class EngineLoop:
         self.last_beat = self._clock()
         outcomes: list[tuple[Hashable, Outcome]] = []
         self._take(outcomes)
-        self._faults.hit("step")
         if self.engine.has_work:
             for event in self.engine.step():
                 key = self._keys[event.request_id]
@@ -145,7 +141,6 @@ class EngineLoop:
         scoring = self._scorings.popleft()
         prepared = scoring.prepared
         try:
-            self._faults.hit("score")
             image_tokens = None
             if prepared.images:
                 images = [image.image for image in prepared.images]

@@ -13,7 +13,6 @@ from fastapi import Request
 from starlette.types import Receive
 
 from paligemma.server.errors import ApiError, ClientGoneError
-from paligemma.server.faults import Point
 from paligemma.server.images import Fetcher, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob
 from paligemma.server.limits import Limits
@@ -80,7 +79,6 @@ class RequestHandler:
                 raise ApiError(400, "missing_image", "An image is required.", param="image")
             return ()
         if isinstance(task.image, ImageUrl):
-            await self.pass_point("fetch")
             return (await self.fetcher.fetch(task.image.url),)
         return (await self.decode(task.image),)
 
@@ -98,11 +96,6 @@ class RequestHandler:
         if name not in models:
             raise ApiError(404, "model_not_found", "Unknown model. See /v1/models.", param="model")
         return name, models[name]
-
-    async def pass_point(self, point: Point) -> None:
-        """Where tests plant faults; does nothing otherwise."""
-        if self.service.faults.are_allowed:
-            await anyio.to_thread.run_sync(self.service.faults.hit, point)
 
     def build_jobs(
         self, task: TaskRequest, images: tuple[bytes, ...], client: str, *, stream: bool

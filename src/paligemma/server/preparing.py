@@ -15,7 +15,6 @@ from paligemma.errors import ImageError
 from paligemma.fast.kernels.memory import return_freed_memory
 from paligemma.inputs import ModelInputs
 from paligemma.processor.image import LoadedImage
-from paligemma.server.faults import Faults
 from paligemma.server.jobs import ImagePayload, Job, ScoreJob
 from paligemma.server.limits import Limits
 
@@ -55,13 +54,11 @@ class Preprocessor:
         *,
         rows_per_score_batch: int,
         cache: RecentCache[PreparedImage],
-        faults: Faults,
     ) -> None:
         self._pipeline = pipeline
         self._limits = limits
         self._rows_per_score_batch = rows_per_score_batch
         self._cache = cache
-        self._faults = faults
 
     def image(self, source: ImagePayload) -> PreparedImage:
         """Raises ImageError for an image that cannot be read or is too large."""
@@ -71,7 +68,6 @@ class Preprocessor:
             key = hashlib.sha256(source).digest()
             if (cached := self._cache.get(key)) is not None:
                 return cached
-        self._faults.hit("decode")
         loaded = source
         if isinstance(loaded, bytes):
             loaded = self._pipeline.processor.load(loaded, max_pixels=self._limits.max_pixels)
@@ -99,13 +95,11 @@ class Preprocessor:
             adapter=options.adapter or "",
             client=job.client,
         )
-        self._faults.hit("tokenize", query.text)
         tokenized = self._pipeline.tokenize(query, len(images))
         return self._pipeline.start(tokenized, images, stream=job.stream)
 
     def score(self, job: ScoreJob, images: tuple[PreparedImage, ...]) -> PreparedScore:
         """Raises PromptError for text that cannot be tokenized or is too long."""
-        self._faults.hit("tokenize", job.prompt)
         batches = self._pipeline.scoring_batches(
             job.prompt, job.suffixes, len(images), self._rows_per_score_batch
         )

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -47,11 +47,8 @@ from paligemma.errors import (
     UnavailableError,
 )
 from paligemma.model.kv_cache import SlotCache
-from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.server.engine_loop import EngineLoop, Outcome, is_end
-from paligemma.server.faults import Faults
-from paligemma.server.faulty_model import FaultyModel
 from paligemma.server.jobs import FairQueue, ImagePayload, Job, JobState, ScoreJob, Ticket
 from paligemma.server.limits import Limits
 from paligemma.server.preparing import PreparedScore, Preprocessor
@@ -112,13 +109,11 @@ class Service:
         adapter_names: Sequence[str] = (),
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
-        faults: Faults | None = None,
         on_end: Callable[[Ended], None] | None = None,
     ) -> None:
         self.name = name
         self.adapter_names = tuple(adapter_names)
         self.limits = limits or Limits()
-        self.faults = faults or Faults()
         self.failure: BaseException | None = None
         """Why the model could not be loaded, or why the engine's thread ended."""
         self.on_end = on_end
@@ -445,7 +440,6 @@ class Service:
     def _run_engine(self) -> None:
         try:
             _compute_with(self._num_threads)
-            self.faults.hit("load")
             loaded = self._load()
             self._open_engine(Loaded(predictor=loaded) if isinstance(loaded, Predictor) else loaded)
             assert self._loop is not None
@@ -476,9 +470,7 @@ class Service:
         # Half for image tokens, half for decoded images.
         image_cache = ImageCache(limits.image_cache_bytes // 2)
         engine = Engine(
-            cast("PaliGemma", FaultyModel(model, self.faults))
-            if self.faults.are_allowed
-            else model,
+            model,
             num_positions=num_positions,
             max_rows=max_rows,
             max_queued=max_rows + limits.max_queued,
@@ -505,13 +497,11 @@ class Service:
             limits,
             rows_per_score_batch=max(1, _PREFILL_POSITIONS // num_positions),
             cache=RecentCache(limits.image_cache_bytes // 2),
-            faults=self.faults,
         )
         self._loop = EngineLoop(
             engine,
             emit=self._outbox.put,  # type: ignore[arg-type]
             clock=self._clock,
-            faults=self.faults,
         )
 
     def _is_stalled(self) -> bool:
@@ -572,7 +562,6 @@ class Service:
                 self._end(work, "answered", outcome, post=post)
                 return
             assert isinstance(work.prepared, Answer)
-            self.faults.hit("detok")
             if (update := work.prepared.push(outcome)) is not None:
                 post(work.ticket.loop, lambda: work.ticket.deliver(update))
             if outcome.stop_reason is not None:

@@ -28,7 +28,7 @@ from tests.server.page.browser import (
 from tests.server.page.double import PAGE
 from tests.server.server_process import ServerProcess
 
-SLOW = {"PALIGEMMA_FAULTS": "test", "PALIGEMMA_FAULT_PLAN": "forward*0=sleep:0.2"}
+SLOW = "forward*0=sleep:0.2"
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def slow_server(start_server: StartServer, adapter: Path, mini: Predictor) -> ServerProcess:
     """A server of mini and the adapter that takes 0.2 s for each token."""
-    return start_server("--adapter", f"changed={adapter}", env=SLOW)
+    return start_server("--adapter", f"changed={adapter}", faults=SLOW)
 
 
 def test_base_and_adapter_answer_side_by_side(

@@ -189,7 +189,6 @@ async def _frames(
     try:
         async with aclosing(merge_updates(tickets)) as updates:
             async for index, update in updates:
-                await handler.pass_point("send")
                 index_field = {"index": index} if has_list else {}
                 if update.text:
                     yield event_frame("token", TokenEvent(text=update.text, **index_field))
