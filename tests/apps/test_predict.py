@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mini.scene_files import write_scenes
 from tests.agreement.tiny_predictor import build_predictor
 
 
@@ -39,8 +40,7 @@ def test_json_holds_masks_as_run_lengths(run, picture, stand_in):
 
 
 def test_json_survives_a_stdout_that_cannot_hold_every_letter(monkeypatch):
-    from mini.scene_files import write_scenes
-from paligemma.cli.console import print_json
+    from paligemma.cli.console import print_json
 
     for encoding, value in (("cp1252", "猫"), ("utf-8", "\udcff.png")):
         content = io.BytesIO()

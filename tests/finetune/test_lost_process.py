@@ -67,8 +67,8 @@ def test_g10_when_one_process_dies_or_hangs_the_other_ends_with_one_clear_error(
     assert seconds < 60 + (patience if number == signal.SIGSTOP else 0)
     (line,) = [line for line in errors.splitlines() if "paligemma.errors." in line]
     assert line.removeprefix("[rank0]: ").startswith(
-        "paligemma.errors.ProcessLostError: Process 0 of 2 lost another process, which has ended or "
-        f"did not respond for {patience} s."
+        "paligemma.errors.ProcessLostError: Process 0 of 2 lost another process, which has ended "
+        f"or did not respond for {patience} s."
     )
     # What is left is whole: one process goes on from it.
     assert records(tmp_path)[-1]["step"] == 4
