@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from paligemma.cli.console import print_error, print_json
-from paligemma.errors import OptionError, PaliGemmaError
+from paligemma.cli.console import print_error, print_json, write_json
+from paligemma.errors import PaliGemmaError
 
 
 def add_output_options(parser: argparse.ArgumentParser, *, plot: str | None = None) -> None:
@@ -23,19 +22,12 @@ def add_output_options(parser: argparse.ArgumentParser, *, plot: str | None = No
         )
 
 
-def check_output_files(*paths: Path | None) -> None:
-    """Raises OptionError for a file in a folder that does not exist."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
-
-
 def write_report(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Writes the report where the output options ask for it."""
     if options.json:
         print_json(report)
     if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, report)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:

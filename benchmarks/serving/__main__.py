@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.command import add_output_options, check_output_files, run_command, write_report
+from benchmarks.command import add_output_options, run_command, write_report
 from benchmarks.serving.load import (
     MIX,
     Arrival,
@@ -32,7 +32,7 @@ from benchmarks.serving.load import (
     wait_until_ready,
 )
 from benchmarks.serving.report import HEADINGS, draw, run_report, table_rows
-from paligemma.cli.console import print_note, print_table
+from paligemma.cli.console import check_output_files, print_note, print_table
 from paligemma.errors import OptionError, UnavailableError
 
 KEY_VARIABLE = "PALIGEMMA_API_KEY"

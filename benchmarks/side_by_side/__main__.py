@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from benchmarks.command import add_output_options, check_output_files, run_command, write_report
+from benchmarks.command import add_output_options, run_command, write_report
 from benchmarks.side_by_side import harness
 from benchmarks.side_by_side.plot import draw
 from benchmarks.side_by_side.report import build_report, headlines, table
 from benchmarks.side_by_side.stages import GROUPS, STAGES, choose_stages
 from paligemma.bench.workload import MINI
-from paligemma.cli.console import print_note, print_table, print_text
+from paligemma.cli.console import check_output_files, print_note, print_table, print_text
 from paligemma.cli.memory import machine_memory
 
 _LARGE = "paligemma2-3b-224"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paligemma.cli.console import print_json, print_note, print_table, print_text
+from paligemma.cli.console import (
+    check_output_files,
+    print_json,
+    print_note,
+    print_table,
+    print_text,
+    write_json,
+)
 from paligemma.cli.memory import in_gigabytes, machine_memory
 from paligemma.errors import OptionError
 
@@ -47,8 +53,7 @@ def bench(
     from paligemma.bench import measure as benchmark
     from paligemma.bench.workload import MINI
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise OptionError(f"The directory {out.parent} for {out.name} does not exist.")
+    check_output_files(out)
     free = machine_memory()[1]
     if model is None:
         model = _LARGE if benchmark.bench_memory(_LARGE, weights) <= free else MINI
@@ -70,4 +75,4 @@ def bench(
         for line in benchmark.summary_lines(report):
             print_text(line)
     if out is not None:
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(out, report)

@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from paligemma.errors import OptionError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,6 +63,18 @@ def print_json(value: object) -> None:
         line = json.dumps(value, allow_nan=False)
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def check_output_files(*paths: Path | None) -> None:
+    """Raises OptionError for a file in a directory that does not exist, before any work is done."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise OptionError(f"The directory {path.parent} for {path.name} does not exist.")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write one JSON document to a file, over several lines."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def print_table(
