@@ -140,6 +140,8 @@ def test_a_query_that_cannot_start_yields_its_error(predictor: Predictor) -> Non
             Generation,
         ]
     assert list(run(predictor, [], 1)) == []
+    with pytest.raises(OptionError, match="num_beams"):  # of the call, not of one query
+        list(run(predictor, [fine], 1, num_beams=0))
     assert [type(result) for _, result in run(predictor, [long], 1)] == [PromptError]
 
 

@@ -39,7 +39,7 @@ from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import ImageSource, ImageTransform, LoadedImage
 from paligemma.processor.processor import Processor, pad_batch
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
-from paligemma.processor.tokenizer import TextStream
+from paligemma.processor.tokenizer import TextStream, Tokenizer
 from paligemma.results import Detection, Generation, StopReason
 from paligemma.tasks.answer import AnswerTask, QuestionTask
 from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
@@ -89,7 +89,7 @@ class Query:
     sampler: Sampling = GREEDY
     sample_index: int = 0
     """Together with the sampler's seed, determines the randomness."""
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """The text ends before the first of these."""
     num_top_logprobs: int = 0
     """Number of most likely tokens to report at each position."""
@@ -300,7 +300,7 @@ class Answer:
         self._top_logprobs: list[tuple[TopLogprob, ...]] = []
         self._text: TextStream | None = None
         if query.task is None or stream:
-            self._text = TextStream(tokenizer, query.stop)
+            self._text = TextStream(tokenizer, tuple(query.stop))
         self._context: TaskContext | None = None
         self._objects: ObjectStream | None = None
         if query.task is not None:
@@ -428,8 +428,8 @@ def answer_all(
 
     At most `batch_size` queries run at a time, and an image is read when its query's turn comes. A
     query that cannot be answered (an unreadable image, a prompt that is too long, NaN) yields its
-    error; other exceptions are raised. Beam search takes one query at a time and no grammar.
-    Raises OptionError for beam search with a temperature or stop strings.
+    error; other exceptions are raised. Beam search takes one query at a time, without a grammar;
+    `check_beams` refuses what else it does not take. Raises OptionError for a `num_beams` below 1.
     """
     plans: list[TokenizedQuery | None] = []
     for index, item in enumerate(queries):
@@ -447,9 +447,11 @@ def answer_all(
     if num_beams != 1:
         for index, plan in waiting:
             try:
-                yield index, _search(start(index, plan), model, cache, num_beams)
+                answer = start(index, plan)
             except PaliGemmaError as error:
                 yield index, error
+                continue
+            yield index, _result_or_error(answer, _search(answer, model, cache, num_beams))
         return
     max_rows = max(1, min(batch_size, len(waiting)))
     engine = _engine(model, cache, [plan for _, plan in waiting], max_rows)
@@ -478,10 +480,14 @@ def _run(
             if event.stop_reason is None:
                 continue
             del running[event.request_id]
-            try:
-                yield index, answer.finish(event)[1]
-            except PaliGemmaError as error:
-                yield index, error
+            yield index, _result_or_error(answer, event)
+
+
+def _result_or_error(answer: Answer, last_event: Event) -> Any:
+    try:
+        return answer.finish(last_event)[1]
+    except PaliGemmaError as error:
+        return error
 
 
 def stream_answer(
@@ -520,8 +526,8 @@ def _engine(
 
 
 @torch.inference_mode()
-def _search(answer: Answer, model: PaliGemma, cache: ImageCache, num_beams: int) -> Any:
-    """The result of the most likely sequence that beam search finds."""
+def _search(answer: Answer, model: PaliGemma, cache: ImageCache, num_beams: int) -> Event:
+    """Pushes the most likely sequence that beam search finds; returns the event that ends it."""
     request = answer.request
     [row] = beam_search(
         model,
@@ -534,7 +540,7 @@ def _search(answer: Answer, model: PaliGemma, cache: ImageCache, num_beams: int)
     event = Event(request_id=0, token_id=None, logprob=None, stop_reason=None, error=None)
     for token_id, logprob in zip(row.token_ids, row.logprobs, strict=True):
         answer.push(replace(event, token_id=token_id, logprob=logprob))
-    return answer.finish(replace(event, stop_reason=row.stop_reason))[1]
+    return replace(event, stop_reason=row.stop_reason)
 
 
 def _single_row(request: Request) -> ModelInputs:
@@ -557,11 +563,11 @@ def check_beams(num_beams: int, *, sampler: Sampling, stop: Sequence[str]) -> No
         )
 
 
-def _stop_check(query: Query, tokenizer: Any) -> Any:
+def _stop_check(query: Query, tokenizer: Tokenizer) -> Callable[[list[int]], bool] | None:
     """The engine's own check for stop strings, in its thread; None where there are none."""
     if not query.stop:
         return None
-    text = TextStream(tokenizer, query.stop)
+    text = TextStream(tokenizer, tuple(query.stop))
     return lambda token_ids: text.push(token_ids[-1])
 
 

@@ -370,7 +370,7 @@ class Predictor:
             prompt="",
             max_new_tokens=max_new_tokens,
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            stop=_checked_stop(stop),
+            stop=stop,
         )
         check_beams(num_beams, sampler=query.sampler, stop=query.stop)
         queries = [
@@ -407,7 +407,7 @@ class Predictor:
             prompt=prompt,
             max_new_tokens=max_new_tokens,
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            stop=_checked_stop(stop),
+            stop=stop,
         )
         item = ImageQuery(images=_as_tuple(images), query=query)
         updates = stream_answer(self._pipeline, self.model, self._cache, item)
@@ -564,9 +564,3 @@ class Predictor:
 
 def _as_tuple(images: ImageInputs) -> tuple[ImageInput, ...]:
     return tuple(images) if isinstance(images, list | tuple) else (images,)
-
-
-def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(stop, str):
-        raise OptionError(f"stop is {stop!r}; it must be a list of non-empty strings.")
-    return tuple(stop)
