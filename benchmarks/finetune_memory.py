@@ -1,14 +1,14 @@
-"""Memory and step time of LoRA here and with transformers + peft: layers of the real shapes.
+"""Compare memory and step time of LoRA fine-tuning with transformers + peft.
 
-python benchmarks/finetune_memory.py [--blocks 2] [--tokens 300] [--method lora|dora]
+    python benchmarks/finetune_memory.py --blocks 2 --tokens 300 --method lora
 
-Each side has a process of its own and random bfloat16 weights of PaliGemma 2 3B's shapes, with few
-blocks in encoder and decoder; adapters of rank 16 on every linear layer of the decoder, float32;
-AdamW; one picture a row, the last tokens of a row count in the loss. Steps are made in turn, one
-side waiting while the other computes. Prints the median seconds of a step and the peak of resident
-memory, with and without what the process held before it made the model (imports).
+Each program runs in its own process, with random bfloat16 weights of PaliGemma 2 3B's shapes and
+only a few blocks in encoder and decoder; float32 adapters of rank 16 on every linear layer of the
+decoder; AdamW; one image per row; the last tokens of a row (`--suffix`) count in the loss. The
+programs take turns, so that only one computes at a time. Prints the median seconds per step and
+peak resident memory, with and without the memory used before the model was built (imports).
 
-transformers' attention is its default. `--suffix` sets how many tokens count.
+transformers uses its default attention.
 """
 
 from __future__ import annotations
@@ -40,14 +40,21 @@ Step = Callable[[], float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=2, help="of encoder and decoder")
-    parser.add_argument("--tokens", type=int, default=300)
-    parser.add_argument("--suffix", type=int, default=30)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--method", default="lora", choices=("lora", "dora"))
-    parser.add_argument("--sides", nargs="+", default=["peft", "ours"])
-    parser.add_argument("--serve", help="be one side; used by the script")
+    parser.add_argument("--blocks", type=int, default=2, help="blocks in encoder and decoder (2)")
+    parser.add_argument("--tokens", type=int, default=300, help="tokens per row (300)")
+    parser.add_argument("--suffix", type=int, default=30, help="suffix tokens per row (30)")
+    parser.add_argument("--rows", type=int, default=1, help="rows per batch (1)")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps (5)")
+    parser.add_argument(
+        "--method", default="lora", choices=("lora", "dora"), help="kind of adapter (lora)"
+    )
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        default=["peft", "ours"],
+        help="programs to compare: peft, ours, ours-nf4, ours-int8 (peft ours)",
+    )
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
         serve(arguments)
@@ -63,7 +70,7 @@ def main() -> None:
             if number > 0:  # the first one also makes the optimizer's state
                 seconds[name].append(float(took))
     first = arguments.sides[0]
-    print(f"{'':10} {'s a step':>9} {'times':>6} {'peak GB':>8} {'without imports':>16}  losses")
+    print(f"{'':10} {'s/step':>9} {'speed':>6} {'peak GB':>8} {'without imports':>16}  losses")
     for name, process in sides.items():
         peak, before = (int(word) for word in ask(process, "memory").split())
         middle = statistics.median(seconds[name])
@@ -234,7 +241,7 @@ def batch(config: PaliGemmaConfig, num_rows: int, num_tokens: int, num_suffix: i
 
 
 def resident(field: str) -> int:
-    """VmRSS, resident bytes now, or VmHWM, the most there ever were. Linux only."""
+    """Resident bytes: VmRSS for now, VmHWM for the peak. Linux only."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{field}:")[1].split()[0])
 

@@ -1,9 +1,11 @@
-"""Checks and measures a GPU in one run of under ten minutes: `python benchmarks/gpu.py --out DIR`.
+"""Check and measure a GPU in one run of less than ten minutes.
 
-Random weights of real shapes, made on the device; nothing is downloaded, and nothing beyond torch
-is needed (transformers, torchao and bitsandbytes are used where they are installed). Every step
-stands alone: one that fails leaves its error in the table. `table.md` and `results.json` are
-written anew after each step. `--device cpu --tiny` tries the script out without a GPU.
+    python benchmarks/gpu.py --out FOLDER
+
+Uses random weights of the real shapes, made on the device; nothing is downloaded, and only torch is
+required (transformers, torchao and bitsandbytes are used if installed). Steps are independent: a
+step that fails leaves its error in the table. `table.md` and `results.json` are rewritten after
+each step. `--device cpu --tiny` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _TINY = PaliGemmaConfig(
 
 
 class Bench:
-    """The device, the sizes, and what has been found so far."""
+    """The device, the sizes, and the results so far."""
 
     def __init__(self, device: str, tiny: bool, out: Path) -> None:
         self.device = torch.device(device)
@@ -54,32 +56,37 @@ class Bench:
         return _TINY if self.tiny else release_config("paligemma2", size, 224)
 
     def step(self, name: str, work: Callable[[], str]) -> None:
-        """One line of the table: what `work` says, or why it could not."""
+        """Add a row to the table: the result of `work`, or its error."""
         spent = time.perf_counter() - self.start
         if spent > _BUDGET_SECONDS:
-            found = "skipped: no time left"
+            result = "skipped: no time left"
         else:
             try:
-                found = work()
-            except Exception as error:  # the next step must run whatever this one met
-                found = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
+                result = work()
+            except Exception as error:  # the next step must run all the same
+                result = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
         if self.is_cuda:
             torch.cuda.empty_cache()
-        self.rows.append({"step": name, "found": found})
-        print(f"[{spent:5.0f} s] {name}: {found}", flush=True)
+        self.rows.append({"step": name, "result": result})
+        print(f"[{spent:5.0f} s] {name}: {result}", flush=True)
         self.write()
 
     def write(self) -> None:
         title = torch.cuda.get_device_name(self.device) if self.is_cuda else "CPU (a trial)"
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        lines = [f"{title}, torch {torch.__version__}, {date}", "", "| step | found |", "| - | - |"]
-        lines += [f"| {row['step']} | {row['found']} |" for row in self.rows]
+        lines = [
+            f"{title}, torch {torch.__version__}, {date}",
+            "",
+            "| step | result |",
+            "| - | - |",
+        ]
+        lines += [f"| {row['step']} | {row['result']} |" for row in self.rows]
         (self.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         report = {"device": title, "date": date, "limits": self.limits, "rows": self.rows}
         (self.out / "results.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     def seconds(self, work: Callable[[], object], repeat: int = 5) -> float:
-        """Median of several runs, after one that warms up."""
+        """Median of several runs, after a warm-up run."""
         samples = []
         for number in range(repeat + 1):
             self.wait()
@@ -119,7 +126,7 @@ class Bench:
 
     @torch.inference_mode()
     def write_tokens(self, model: PaliGemma, num_rows: int, num_tokens: int) -> torch.Tensor:
-        """Greedy ids int64[B, num_tokens], by the slots of an engine."""
+        """Greedy ids int64[B, num_tokens], decoded with an engine's slot cache."""
         inputs = self.inputs(model.config, num_rows)
         length = inputs.token_ids.shape[1]
         cache = SlotCache(
@@ -156,16 +163,14 @@ def compare_with_plain(bench: Bench, dtype: torch.dtype, config: PaliGemmaConfig
     fast = accelerate_for_cuda(plain)
     with torch.inference_mode():
         cache = KVCache(config.decoder, 2, 400, dtype=dtype, device=bench.device)
-        found = fast.prefill(inputs, cache)
+        logits = fast.prefill(inputs, cache)
     same = bench.write_tokens(fast, 2, 16) == expected_ids
-    error = (found - expected).abs().max() / expected.abs().max()
-    return (
-        f"largest logit error {error:.1e} of the largest logit; {same.float().mean():.0%} same ids"
-    )
+    error = (logits - expected).abs().max() / expected.abs().max()
+    return f"largest relative logit error {error:.1e}; {same.float().mean():.0%} of ids equal"
 
 
 def measure_decode(bench: Bench, size: str, quantization: Any) -> str:
-    """A decode step of one row, and the share of the copy bandwidth that its weights take."""
+    """Time of a decode step of one row, and its share of the copy bandwidth."""
     model = accelerate_for_cuda(
         bench.random_model(bench.config(size), torch.bfloat16), quantization
     )
@@ -175,7 +180,7 @@ def measure_decode(bench: Bench, size: str, quantization: Any) -> str:
     step = (bench.seconds(lambda: bench.write_tokens(model, 1, many), 3) - short) / (many - few)
     share = num_bytes / step / bench.limits["copy_bytes_per_second"]
     peak = f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if bench.is_cuda else ""
-    return f"{1000 * step:.2f} ms a token, {share:.2f} of copy bandwidth{peak}"
+    return f"{1000 * step:.2f} ms per token, {share:.2f} of copy bandwidth{peak}"
 
 
 @torch.inference_mode()
@@ -198,23 +203,23 @@ def measure_prefill(bench: Bench, num_rows: int) -> str:
 
 
 def compare_captions(bench: Bench, num_rows: int) -> str:
-    """Images a second on captions of 20 tokens, beside transformers where it is installed."""
+    """Images per second with captions of 20 tokens, next to transformers if installed."""
     model = accelerate_for_cuda(bench.random_model(bench.config(), torch.bfloat16))
     ours = num_rows / bench.seconds(lambda: bench.write_tokens(model, num_rows, _CAPTION_LENGTH), 3)
     if bench.tiny:
-        return f"{ours:.1f} images a second"
+        return f"{ours:.1f} images per second"
     from benchmarks.side_by_side.transformers_runner import build
 
     runner = build(bench.config())
     runner.model.to(bench.device)
     theirs = num_rows / bench.seconds(lambda: runner.answer(_CAPTION_LENGTH, num_rows), 2)
-    return f"{ours:.1f} images a second, transformers {theirs:.1f}: {ours / theirs:.1f} times"
+    return f"{ours:.1f} images per second, transformers {theirs:.1f}: {ours / theirs:.1f} times"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="output folder (out/gpu)")
+    parser.add_argument("--device", default="cuda", help="torch device (cuda)")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the script out")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
-"""Memory and time of loading a PaliGemma 2 3B: `python benchmarks/load_memory.py`.
+"""Measure the memory and time that loading PaliGemma 2 3B takes.
 
-Writes random bfloat16 weights of the real shapes into a temporary folder (6 GB of disk), loads
-them in a process of its own, and lets the model read one prompt. Prints the peak of resident
-memory over the weights' size, after loading and after the prompt.
+    python benchmarks/load_memory.py
+
+Writes random bfloat16 weights of the real shapes to a temporary folder (6 GB of disk), loads them
+in a separate process and prefills one prompt. Prints peak resident memory divided by the size of
+the weights, after loading and after the prompt.
 """
 
 from __future__ import annotations
@@ -30,9 +32,20 @@ _PROMPT_LENGTH = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--resolution", type=int, default=224, choices=(224, 448, 896))
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--folder", type=Path, help="load this checkpoint; used by the script")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        default=224,
+        choices=(224, 448, 896),
+        help="image size in pixels (224)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="data type of the loaded weights (bfloat16)",
+    )
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder is not None:
         measure(arguments.folder, arguments.dtype)
@@ -57,7 +70,7 @@ def random_model(resolution: int) -> PaliGemma:
 
 
 def peak_bytes() -> int:
-    """The most resident memory that this process has had."""
+    """Peak resident memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage would count the parent process as well
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])

@@ -1,12 +1,14 @@
-"""What OpenVINO makes of the decoder: `python benchmarks/openvino_decoder.py`.
+"""Measure how fast OpenVINO runs the decoder of PaliGemma 2 3B.
 
-The plain decoder of PaliGemma 2 3B with random weights, converted as it stands, computing in
-bfloat16, and with weights compressed to int8 and int4 (groups of 128; with and without the output
-layer): a decode step after 272 tokens, and a prefill of 272 tokens with the logits of the last.
-Beside them, in turn, the same matrix products alone in torch bfloat16. Layers and output layer are
-timed apart; the time of all 26 layers follows from that of `--layers`. Six layers take 20 GB.
+    python benchmarks/openvino_decoder.py
 
-Needs `pip install openvino nncf` beside paligemma.
+Converts the plain decoder with random weights, unchanged, and runs it in bfloat16 and with weights
+compressed to int8 and int4 (groups of 128; with and without the output layer): a decode step after
+272 tokens, and a prefill of 272 tokens with the logits of the last one. Measured alternately with
+the same matrix products in torch, in bfloat16. Layers and output layer are timed separately; the
+time of all 26 layers is extrapolated from `--layers`. Six layers need 20 GB of memory.
+
+Needs `pip install openvino nncf` in addition to paligemma.
 """
 
 from __future__ import annotations
@@ -73,16 +75,20 @@ class _Graph(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=6, help="number of layers to run (6)")
+    parser.add_argument("--repeat", type=int, default=7, help="samples per figure (7)")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    # float32: of bfloat16 constants the compressed form is unpacked again when compiled.
+    # float32: OpenVINO unpacks compressed bfloat16 constants again when it compiles the graph.
     decoder = Decoder(replace(GEMMA2_2B, depth=arguments.layers)).eval().requires_grad_(False)
-    print("medians in ms for 26 layers, the output layer, both; rate of reading memory meanwhile")
+    print(
+        "medians in ms: 26 layers + output layer = total; decode: memory read, share of bandwidth"
+    )
     with torch.inference_mode():
         for stage in ("decode", "prefill"):
-            for mode in _MODES:  # one at a time: a compiled graph holds several copies
+            for (
+                mode
+            ) in _MODES:  # one at a time: a compiled graph holds several copies of the weights
                 measure(decoder, stage, mode, arguments.repeat)
                 gc.collect()
 

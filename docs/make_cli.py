@@ -33,6 +33,8 @@ def command_paths(group: typer.Typer, above: tuple[str, ...] = ()) -> Iterator[t
     """The words that call each command: (), ("caption",), ..., ("data", "check"), ..."""
     yield above
     for command in group.registered_commands:
+        if command.hidden:
+            continue
         assert command.callback is not None
         yield (*above, command.name or get_command_name(command.callback.__name__))
     for inner in group.registered_groups:

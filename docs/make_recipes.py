@@ -17,7 +17,7 @@ HEAD = """# Recipes and benchmarks
 
 Written by `python docs/make_recipes.py`; a test keeps it current.
 
-`paligemma recipes` lists the recipes, `paligemma recipes NAME` shows one: prompt, hyper-parameters
+`paligemma recipes` lists the recipes, `paligemma recipes NAME` shows one: prompt, hyperparameters
 for every resolution, published scores, and the commands. All recipes are entries of one table,
 `src/paligemma/finetune/recipes.toml`. In Python:
 

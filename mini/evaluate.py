@@ -1,11 +1,11 @@
-"""How well a model knows mini's world: unseen test scenes, every task, one table.
+"""Evaluate a model on mini's test scenes: every task, in one table.
 
     python -m mini.evaluate --scenes 500 --seed 7 [--json]
 
     map50          COCO's average precision at IoU 0.5 of `detect`, asked for all kinds present
-                   (None where no scene holds an object)
+                   (None if no scene contains an object)
     caption_exact  share of captions that equal the truth exactly, per language
-    count          share of correct answers to "how many ...?": every kind present, and one absent
+    count          share of correct answers to "how many ...?": each kind present, and one absent
     ocr_exact      share of scenes with words whose whole text is read correctly
     mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
     matched_masks  share of all objects that `segment` matched in this way
@@ -15,14 +15,15 @@
     text_f1        `detect text`: F1 of printed words; a word matches at a box IoU of 0.5 and with
                    every letter correct (in any order of words)
     sizes_mask_iou, sizes_matched
-                   as mask_iou and matched_masks, on scenes with objects of all sizes
+                   like mask_iou and matched_masks, on scenes with objects of all sizes
     table_cells    `table`: share of cells with the right text in the right position
     table_exact    share of tables with every cell correct
     chart_values   `chart`: share of bars with the right label and value in the right position
     chart_exact    share of charts with every bar correct
 
-For every four scenes there are one scene of all sizes, one table and one chart. `records` has the
-truth and predictions of every scene, from which all scores can be recomputed.
+For every four scenes there is one scene with objects of all sizes, one table and one chart. The
+records of --json contain the truth and the predictions of every scene; all scores can be recomputed
+from them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--model", default="mini", help="mini, a hub id or a checkpoint folder (%(default)s)"
     )
-    parser.add_argument("--weights", default="auto", choices=get_args(WeightsName))
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        choices=get_args(WeightsName),
+        help="form of the weights (%(default)s)",
+    )
     parser.add_argument("--scenes", type=int, default=500, help="number of scenes (%(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="random seed (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with records")

@@ -1,16 +1,16 @@
-"""Makes the images that mini's synthetic world is drawn from; run once, its output is shipped.
+"""Make the images that mini's synthetic scenes are drawn from. Run once; the output is committed.
 
     python -m mini.make_assets --fonts /usr/share/fonts --photos PHOTOS \
         --out mini/data
 
-It needs what the shipped package does not: a Pillow built with FreeType, the font files named in
+It needs more than the package does: a Pillow built with FreeType, the font files named in
 `EMOJI_FONT` and `FACES` somewhere below the `--fonts` folder (on Debian 12 the packages in
 `FONT_PACKAGES` bring all of them), and the photographs named in `PHOTO_CROPS` directly in the
 `--photos` folder. `data/NOTICE.md` says where each of them comes from and under which licence;
 `data/words.txt` and `data/NOTICE.md` are written by hand and not touched here.
 
 It writes `glyphs.png`, `letters.png` and `digits.png`, each with a JSON file of the same name, and
-`photo_NN.jpg`. It does not know how scenes are composed.
+`photo_NN.jpg`.
 """
 
 import argparse
@@ -172,9 +172,13 @@ def make_photos(photos: Path, out: Path) -> None:
 def main() -> None:
     """Reads the three folders from the command line and writes the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--fonts", type=Path, required=True, help="searched recursively")
-    parser.add_argument("--photos", type=Path, required=True, help="holds the photographs")
-    parser.add_argument("--out", type=Path, required=True, help="the package's mini/data folder")
+    parser.add_argument(
+        "--fonts", type=Path, required=True, help="folder to search for font files, recursively"
+    )
+    parser.add_argument("--photos", type=Path, required=True, help="folder with the photographs")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output folder: the repository's mini/data"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)

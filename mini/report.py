@@ -1,12 +1,12 @@
-"""What a run of the recipe did: its loss curves as an image, its numbers as JSON Lines.
+"""Report on a training run of mini: its loss curves as an image, its log as JSON Lines.
 
     python -m mini.report --out runs/mini --report docs/mini
 
-Writes curves.png and log.jsonl (every stage's log in one file) into the report folder, and copies
-evaluation.json there. Stages that the run did not train, because it went on from a first version,
-keep the records that the report has of them. Needs matplotlib (pip install matplotlib). Suffix
-losses compare within a stage only: the stages differ in how places are smoothed, in what is
-averaged and in what is asked.
+Writes curves.png and log.jsonl (the logs of all stages in one file) to the report folder, and
+copies evaluation.json there. If the run continued from a first version, the records of earlier
+stages are kept from the existing report. Needs matplotlib (pip install matplotlib). Compare suffix
+losses only within a stage: stages differ in how they smooth coordinates, what they average over and
+what they ask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PATCH_PANEL = {
     "half_right": "half patches that name the letter on them",
     "word_right": "patches that spell the whole word",
 }
-_MEAN_OF = 25  # steps to a point: every step is logged
+_MEAN_OF = 25  # steps per point: every step is logged
 _JOINT_PANEL = {"suffix": "suffix loss"}
 
 
@@ -38,8 +38,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
-    parser.add_argument("--report", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--out", type=Path, required=True, help="output folder of the training run")
+    parser.add_argument("--report", type=Path, required=True, help="folder to write the report to")
     arguments = parser.parse_args()
     records = _read(arguments.out, arguments.report / "log.jsonl")
     arguments.report.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""`python -m mini.scene`: draws scenes that mini was not trained on, with their ground truth.
+"""Draw scenes that mini was not trained on, with their ground truth.
 
     python -m mini.scene --out scenes --count 20
 
 Writes scene_0000.png, ... of 384 x 384 pixels and truth.json: objects with boxes and masks, words,
-captions in six languages, questions with answers. Replaces files of these names and leaves others
-alone; writes nothing unless everything could be written.
+captions in six languages, questions with answers. Overwrites files of these names and keeps others;
+writes nothing if a file cannot be written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--seed", type=int, default=7, help="random seed (%(default)s)")
     parser.add_argument("--count", type=int, default=20, help="number of scenes (%(default)s)")
     options = parser.parse_args(arguments)
@@ -106,5 +106,5 @@ def _check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise OptionError(
-            f"Cannot write to the directory {out}: {error.strerror}. Choose another --out."
+            f"Cannot write to the folder {out}: {error.strerror}. Choose another --out."
         ) from error

@@ -1,32 +1,34 @@
-"""The recipe of mini, the embedded model: what the papers do in large, in small, from nothing.
+"""Train mini, the built-in model, from scratch: the papers' stages at a small scale.
 
     python -m mini.train --out runs/mini
 
-    vocabulary   a SentencePiece model of everything that is said in mini's world
-    mask codec   a VQ-VAE on the world's shapes
+    vocabulary   a SentencePiece model of all text that mini is trained on
+    mask codec   a VQ-VAE of the shapes of mini's objects
     stage 0      the vision encoder alone: sigmoid contrastive loss and dense targets, 128 pixels
-    stage 1      everything together, 128 pixels
-    stage 2      everything together, 160 pixels
-    stage 2b     the vision encoder alone again, 160 pixels, now for sharper edges too
-    stage 3      the mix of tasks on images of any size
-    stage 4      the same, with words tied to what they name, and prompts that must be read
-    stage 5      the same, with patches told whether they are asked for
-    stages 6, 7  the same with more masks and more again, while the learning rate falls to zero
-    first        the first version: a checkpoint folder that knows scenes, in four languages
-    stage 8      it goes on learning: two more languages, printed words with their places, objects
-                 of all sizes, tables and charts, on a longer vocabulary
-    stages 9, 10 the same
-    stage 11     the same for longer, with more sheets, while the learning rate falls to zero
-    export       a checkpoint folder in the released format, float16
-    evaluate     500 test scenes: prints a table, writes evaluation.json
+    stage 1      the whole model, 128 pixels
+    stage 2      the whole model, 160 pixels
+    stage 2b     the vision encoder alone again, 160 pixels, with targets for sharper edges
+    stage 3      the mix of tasks, on images of any size
+    stage 4      adds a loss that ties words to what they name, and prompts that must be read
+    stage 5      adds a loss that tells patches whether the prompt asks for them
+    stages 6, 7  more and more masks, while the learning rate falls to zero
+    first        writes the first version: a checkpoint folder, scenes only, in four languages
+    stage 8      adds two languages, printed words with their positions, objects of all sizes,
+                 tables and charts, and a larger vocabulary
+    stages 9, 10 continue stage 8
+    stage 11     continues for longer with more tables and charts, while the learning rate falls
+                 to zero
+    export       writes a checkpoint folder in the released format, float16
+    evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
-Stage 8 starts from the folder OUT/first, with the vocabulary and mask codec in it, and needs no
-other state: `--stages 8,9,10,11,export,evaluate` goes on from any such folder.
+Stage 8 starts from the folder OUT/first, which includes the vocabulary and the mask codec, and
+needs nothing else: `--stages 8,9,10,11,export,evaluate` continues from any such folder.
 
-Each stage saves its state every few minutes; the same command goes on where it was stopped.
-`--stages` runs a part. Two CPU cores take about two hours with tcmalloc preloaded
-(LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves a fifth of a joint step and needs
-a C++ compiler. Then: python -m mini.report --out runs/mini --report docs/mini
+Each stage saves its state every few minutes; repeat the command to resume. `--stages` selects
+stages. Training takes about two hours on two CPU cores with tcmalloc preloaded
+(LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves a fifth of the time of a step of
+the whole model and needs a C++ compiler. Afterwards: python -m mini.report --out runs/mini --report
+docs/mini
 """
 
 from __future__ import annotations
@@ -69,10 +71,10 @@ from paligemma.tasks.seg_codec import load_mask_codec_npz, save_mask_codec_npz
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderStage:
-    """A stage that trains the vision encoder alone."""
+    """A stage that trains only the vision encoder."""
 
     start: tuple[str, ...] = ()
-    """Stages whose weights are taken over; the later ones win."""
+    """Stages whose weights to start from; later ones win."""
     resolution: int
     edges_weight: float
     seed: int
@@ -101,7 +103,7 @@ class JointStage:
     num_wide: int = 0
     num_sheets: int = 0
     head_steps: int = 0
-    """Steps in which fresh heads learn alone, the model standing still."""
+    """Steps in which only new heads learn, while the model is frozen."""
 
 
 _CODEC = "mask_codec.npz"
@@ -374,7 +376,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "11": _STAGE11,
 }
 LAST_OF_FIRST, LAST = "7", "11"
-_LATER = ("8", "9", "10", "11")  # with the longer vocabulary
+_LATER = ("8", "9", "10", "11")  # with the larger vocabulary
 
 
 def main() -> None:
@@ -383,18 +385,19 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for states and results")
+    parser.add_argument("--out", type=Path, required=True, help="output folder. Reuse it to resume")
     parser.add_argument(
         "--stages",
         default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,export,evaluate",
-        help="which parts to run, after the codec",
+        help="stages to run, comma-separated (all); the vocabulary and the mask codec are made "
+        "when a stage needs them",
     )
-    parser.add_argument("--compile", action="store_true", help="compile the blocks of the model")
+    parser.add_argument("--compile", action="store_true", help="compile the model's blocks")
     parser.add_argument(
-        "--steps", type=int, help="train each stage for this many steps only, to try the recipe"
+        "--steps", type=int, help="train each stage for only this many steps, as a trial"
     )
     parser.add_argument(
-        "--scenes", type=int, default=500, help="scenes of the evaluation (%(default)s)"
+        "--scenes", type=int, default=500, help="number of scenes to evaluate on (%(default)s)"
     )
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -435,18 +438,18 @@ def _prepare(out: Path, steps: int | None) -> None:
     if not path.exists():
         codec = train_mask_codec() if steps is None else train_mask_codec(num_steps=steps)
         save_mask_codec_npz(codec, path)
-        print(f"mask codec: IoU {reconstruction_iou(codec):.3f} on the world's own shapes")
+        print(f"mask codec: IoU {reconstruction_iou(codec):.3f} on the shapes of mini's objects")
 
 
 def _tokenizer(out: Path, stage: str = LAST_OF_FIRST) -> Tokenizer:
-    """The vocabulary of a stage: the first one, or the longer one of the later stages."""
+    """The vocabulary of a stage: the first one, or the larger one of the later stages."""
     if stage in _LATER:
         return Tokenizer(train_vocabulary())
     return Tokenizer.from_file(out / "tokenizer.model")
 
 
 def _codec_path(out: Path) -> Path:
-    """The mask codec of the run, or of the first version that it goes on from."""
+    """The mask codec of the run, or of the first version that it continues from."""
     return out / _CODEC if (out / _CODEC).exists() else out / _FIRST / _CODEC
 
 
@@ -516,7 +519,7 @@ def _run_joint(out: Path, name: str, stage: JointStage, compiled: bool) -> None:
 
 
 def _weights_of(out: Path, stages: tuple[str, ...], num_positions: int) -> dict[str, Tensor]:
-    """What these stages have learned, the later ones winning; positions stretched if need be."""
+    """The weights of these stages; later stages win. Positions are resampled if necessary."""
     weights: dict[str, Tensor] = {}
     for stage in stages:
         for name, tensor in load_weights(out / f"stage{stage}").items():
@@ -528,13 +531,13 @@ def _weights_of(out: Path, stages: tuple[str, ...], num_positions: int) -> dict[
 
 
 def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Fill the parameters of a module that have a weight of their name; the others stay fresh."""
+    """Fill the parameters that have a weight of their name; the others keep their values."""
     own = {name: weights[name] for name, _ in module.named_parameters() if name in weights}
     module.load_state_dict(own, strict=False)
 
 
 def _first_version(out: Path, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Its weights, with rows for the pieces of a longer vocabulary."""
+    """The weights of the first version, with rows for the pieces of a larger vocabulary."""
     predictor = load(out / _FIRST, weights=Plain("float32"))
     weights = dict(predictor.model.named_parameters())
     old = Tokenizer.from_file(out / _FIRST / "tokenizer.model")

@@ -73,7 +73,7 @@ def test_nothing_is_written_when_something_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "file"], "Cannot write to the directory"),
+        (["--out", "file"], "Cannot write to the folder"),
         (["--out", ".", "--count", "0"], "from 1"),
     ],
 )

@@ -14,7 +14,7 @@ from paligemma.cli.model_options import (
     ModelArgument,
     OutArgument,
     RevisionOption,
-    check_new_directory,
+    check_new_folder,
 )
 from paligemma.cli.options import Json
 
@@ -23,7 +23,7 @@ def merge(
     model: ModelArgument,
     adapter: Annotated[
         Path,
-        typer.Argument(metavar="ADAPTER", show_default=False, help="Directory of the adapter."),
+        typer.Argument(metavar="ADAPTER", show_default=False, help="Folder of the adapter."),
     ],
     out: OutArgument,
     dtype: DtypeOption = "auto",
@@ -39,13 +39,13 @@ def merge(
     from paligemma.checkpoints.hub import Source
     from paligemma.fast.weights import Plain
 
-    check_new_directory(out)
+    check_new_folder(out)
     merged = paligemma.load(
         model, weights=Plain(dtype), device="cpu", adapter=adapter, source=Source(revision=revision)
     )
-    directory = merged.save(out)
-    num_bytes = sum(path.stat().st_size for path in directory.iterdir())
+    folder = merged.save(out)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     if as_json:
-        print_json({"folder": str(directory), "adapter": str(adapter), "bytes": num_bytes})
+        print_json({"folder": str(folder), "adapter": str(adapter), "bytes": num_bytes})
     else:
-        print_text(f"{directory}: {adapter} merged into {merged.name}, {in_gigabytes(num_bytes)}")
+        print_text(f"{folder}: {adapter} merged into {merged.name}, {in_gigabytes(num_bytes)}")

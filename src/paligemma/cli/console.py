@@ -66,10 +66,10 @@ def print_json(value: object) -> None:
 
 
 def check_output_files(*paths: Path | None) -> None:
-    """Raises OptionError for a file in a directory that does not exist, before any work is done."""
+    """Raises OptionError for a file in a folder that does not exist, before any work is done."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
-            raise OptionError(f"The directory {path.parent} for {path.name} does not exist.")
+            raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
 
 
 def write_json(path: Path, value: object) -> None:

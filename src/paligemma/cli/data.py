@@ -38,18 +38,20 @@ class CheckOptions:
     """The data set to check and the page to write."""
 
     data: str
-    """File or directory of labeled images: JSON Lines, COCO, YOLO, Pascal VOC, masks, captions
+    """File or folder of labeled images: JSON Lines, COCO, YOLO, Pascal VOC, masks, captions
     next to images, a Hugging Face data set or webdataset shards."""
     model: Annotated[str | None, Option(shown_default="mini")] = None
-    """Model whose tokenizer and image size to use: mini, a hub id or a directory."""
+    """Model whose tokenizer and image size to use: mini, a hub id such as
+    google/paligemma2-3b-pt-224, or a folder."""
     out: Path = Path("data-check.html")
-    """HTML page to write."""
+    """File to write the HTML page to."""
     max_tokens: Annotated[int | None, Option(least=1, shown_default="no limit")] = None
     """Maximum number of tokens per example in training, image tokens included."""
     batch_size: Annotated[int, Option(least=1, most=64)] = 8
     """Number of examples to show on the page."""
     resize: Literal["squash", "pad"] = "squash"
-    """How images are fitted to the square input: squash them, or pad them."""
+    """How images are fitted to the square input: squash changes the aspect ratio, pad keeps it and
+    adds borders."""
     offline: bool = False
     """Use only files that are already downloaded."""
 

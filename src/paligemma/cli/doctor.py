@@ -37,7 +37,7 @@ def doctor(
 ) -> None:
     """Check this machine and show which models it can run.
 
-    Checks versions, memory, devices, number types, compiled kernels, access to the model hub and
+    Checks versions, memory, devices, data types, compiled kernels, access to the model hub and
     the built-in model.
     """
     report = examine(online)
@@ -198,7 +198,7 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
     for device in report["devices"]:
         free, total = in_gigabytes(device["free"]), in_gigabytes(device["total"])
         yield f"{device['name']} ({device['title']}): {free} of {total} free"
-    yield "number types (avoid float16: the released models can exceed its range)"
+    yield "data types (avoid float16: the released models can exceed its range)"
     for check in report["dtypes"]:
         where = f"{check['dtype']} on {check['device']}"
         yield f"{where} {'works' if check['ok'] else 'does NOT work'}"

@@ -29,7 +29,7 @@ def evaluate(
         Path,
         typer.Option(
             "--out",
-            help="Output directory for predictions, scores and report. Reuse it to resume.",
+            help="Output folder for predictions, scores and report. Reuse it to resume.",
         ),
     ],
     options: EvalRunOptions,
@@ -78,7 +78,7 @@ def _refuse_name(data: str) -> None:
     except OptionError as error:
         raise OptionError(f"The file or folder {data!r} does not exist. {error}") from None
     raise OptionError(
-        f"{title} is a benchmark. Download its official files and give their directory with "
+        f"{title} is a benchmark. Download its official files and give their folder with "
         "--folder; missing files will be listed."
     )
 

@@ -21,7 +21,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype",
-        help="Number type of the weights. auto: bfloat16 for large models on devices that compute "
+        help="Data type of the weights. auto: bfloat16 for large models on devices that compute "
         "it well, else float32.",
     ),
 ]
@@ -29,7 +29,7 @@ QuantizationOption = Annotated[
     Quantization | None,
     typer.Option(
         "--quantization",
-        help="Number format of the decoder's large weights.",
+        help="Quantize the decoder's large weights to this format.",
         show_default="as stored",
     ),
 ]
@@ -40,19 +40,23 @@ RevisionOption = Annotated[
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", show_default=False, help="Model: mini, a hub id or a directory."
+        metavar="MODEL",
+        show_default=False,
+        help="Model: mini, a hub id such as google/paligemma2-3b-mix-224, or a folder.",
     ),
 ]
 OutArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="OUT", show_default=False, help="Directory to create; must not exist yet."
+        metavar="OUT",
+        show_default=False,
+        help="Folder to create. It must not exist yet, or be empty.",
     ),
 ]
 
 
-def check_new_directory(out: Path) -> None:
-    """Raise OptionError unless there is nothing at this path, or an empty directory."""
+def check_new_folder(out: Path) -> None:
+    """Raise OptionError unless there is nothing at this path, or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} already exists. Choose another name or remove it first.")
 
@@ -62,30 +66,30 @@ class ModelOptions:
     """A model and the form in which to load it."""
 
     model: str = "mini"
-    """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a directory."""
+    """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a folder."""
     revision: Annotated[str | None, Option(shown_default="main")] = None
     """Branch, tag or commit of a hub model."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda, cuda:1 or mps."""
     dtype: Dtype = "auto"
-    """Number type of the weights. auto: bfloat16 for large models on devices that compute it well,
+    """Data type of the weights. auto: bfloat16 for large models on devices that compute it well,
     else float32."""
     quantization: Annotated[Quantization | None, Option(shown_default="as stored")] = None
-    """Number format of the decoder's large weights."""
+    """Quantize the decoder's large weights to this format."""
     offline: bool = False
     """Use only files that are already downloaded."""
     verify: bool = False
-    """Check model files against their SHA-256 before reading them."""
+    """Check model files against their SHA-256 checksums before reading them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions(ModelOptions):
-    """A model with an adapter."""
+    """A model, and an adapter to merge into it."""
 
     model: str = "mini"
-    """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a directory."""
-    adapter: Path | None = None
-    """Directory of an adapter to merge into the model."""
+    """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a folder."""
+    adapter: Annotated[Path | None, Option(shown_default="none")] = None
+    """Folder of an adapter to merge into the model."""
 
     def load(self) -> Predictor:
         import paligemma

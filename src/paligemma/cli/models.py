@@ -14,7 +14,7 @@ from paligemma.cli.model_options import (
     ModelArgument,
     OutArgument,
     RevisionOption,
-    check_new_directory,
+    check_new_folder,
 )
 from paligemma.cli.options import Json
 from paligemma.config import RELEASES, PaliGemmaConfig, Release, count_parameters
@@ -105,9 +105,7 @@ def quantize(
     out: OutArgument,
     to: Annotated[
         Literal["int8", "int4"],
-        typer.Option(
-            "--to", show_default=False, help="Number format of the decoder's large weights."
-        ),
+        typer.Option("--to", show_default=False, help="Format of the decoder's large weights."),
     ],
     revision: RevisionOption = None,
     as_json: Json = False,
@@ -119,14 +117,14 @@ def quantize(
     import paligemma
     from paligemma.checkpoints.hub import Source
 
-    check_new_directory(out)
+    check_new_folder(out)
     predictor = paligemma.load(model, weights=to, device="cpu", source=Source(revision=revision))
-    directory = predictor.save(out)
-    num_bytes = sum(path.stat().st_size for path in directory.iterdir())
+    folder = predictor.save(out)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     if as_json:
-        print_json({"folder": str(directory), "quantization": to, "bytes": num_bytes})
+        print_json({"folder": str(folder), "quantization": to, "bytes": num_bytes})
     else:
-        print_text(f"{directory}: {to}, {in_gigabytes(num_bytes)}")
+        print_text(f"{folder}: {to}, {in_gigabytes(num_bytes)}")
 
 
 def _mini_row() -> dict[str, Any]:
@@ -153,7 +151,7 @@ def _find_release(name: str) -> Release | None:
 
 
 def config_of(name: str) -> PaliGemmaConfig:
-    """The config of a release or of a directory, without reading weights."""
+    """The config of a release or of a folder, without reading weights."""
     from paligemma.checkpoints.hf_config import read_config
 
     release = _find_release(name)
@@ -164,7 +162,7 @@ def _folder_of(name: str) -> Path:
     folder = _MINI if name == "mini" else Path(name)
     if not folder.is_dir():
         raise OptionError(
-            f"{name!r} is neither a release nor a directory. `paligemma models` lists the "
+            f"{name!r} is neither a release nor a folder. `paligemma models` lists the "
             "releases. To look at another hub model, run `paligemma download` first."
         )
     return folder

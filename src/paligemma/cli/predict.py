@@ -63,9 +63,10 @@ class ObjectOptions:
     min_score: Annotated[
         float | None, Option(least=0, most=1, shown_default="0, or the calibration's threshold")
     ] = None
-    """Minimum score; objects with lower scores are left out."""
-    calibration: Path | None = None
-    """Calibration to turn scores into probabilities: calibration.json of `paligemma eval`."""
+    """Minimum score; objects with lower scores are dropped."""
+    calibration: Annotated[Path | None, Option(shown_default="none")] = None
+    """File that turns scores into probabilities: the calibration.json that `paligemma eval
+    --calibrate` writes."""
     any_label: bool = False
     """Allow labels that were not requested."""
     max_objects: Annotated[int | None, Option(least=1, shown_default="100")] = None
@@ -130,8 +131,9 @@ Draw = Annotated[
     Path | None,
     typer.Option(
         "--draw",
+        show_default="none",
         help="Write the image with the objects drawn on it to this .png, .jpg or .webp file. For "
-        "several images: a directory, or a file name to which -1, -2, ... is added.",
+        "several images: a folder, or a file name to which -1, -2, ... is added.",
     ),
 ]
 
@@ -421,7 +423,7 @@ def _draw_targets(draw: Path | None, images: Sequence[str]) -> list[Path | None]
         if targets.count(target) > 1:
             raise OptionError(
                 f"Two images would both be drawn to {target}. Give --draw a file name instead "
-                "of a directory: -1, -2, ... will be added to it."
+                "of a folder: -1, -2, ... will be added to it."
             )
     if overwritten := {t.resolve() for t in targets} & {Path(image).resolve() for image in images}:
         raise OptionError(
@@ -441,7 +443,7 @@ def _check_target(target: Path) -> None:
             pass
     except OSError as error:
         raise OptionError(
-            f"--draw cannot write to the directory {target.parent}: {error.strerror}. "
+            f"--draw cannot write to the folder {target.parent}: {error.strerror}. "
             "Create it first, or choose another."
         ) from error
 

@@ -24,23 +24,23 @@ def recipes(
     resolution: Annotated[
         int | None,
         typer.Option(
-            help="Show the hyper-parameters for this resolution in pixels.",
+            help="Show the hyperparameters for this resolution in pixels.",
             show_default="the recipe's lowest",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Show the hyper-parameters for this model: paligemma-3b, paligemma2-3b, "
+            help="Show the hyperparameters for this model: paligemma-3b, paligemma2-3b, "
             "paligemma2-10b or paligemma2-28b.",
-            show_default="the recipe's",
+            show_default="the recipe's model",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List the recipes of the papers, or show one.
 
-    A recipe holds the prompt, the hyper-parameters and the published scores of one task. To write
+    A recipe holds the prompt, the hyperparameters and the published scores of one task. To write
     your own, copy an entry of recipes.toml (docs/recipes.md) into a file and give its path.
     """
     from paligemma.finetune.recipes import (
@@ -92,7 +92,7 @@ def recipes(
         [(key, _cell(value)) for key, value in fields.items() if value not in (None, "", (), {})],
     )
     print_table(
-        "hyper-parameters",
+        "hyperparameters",
         ("field", "value"),
         [
             (key, _cell(value))

@@ -1,6 +1,6 @@
 """`paligemma serve`: answer requests over HTTP until a signal ends the process.
 
-Errors in the command line, the keys and the directories are reported before anything listens. An
+Errors in the command line, the keys and the folders are reported before anything listens. An
 error while the model loads ends the process with one line.
 """
 
@@ -41,14 +41,14 @@ class ServeOptions(ModelOptions):
     port: Annotated[int, Option(least=0, most=65535)] = 8000
     """Port to listen on. 0: pick a free port."""
     name: Annotated[
-        str | None, Option(shown_default="the value of --model; of a directory its last part")
+        str | None, Option(shown_default="the value of --model, or the last part of its path")
     ] = None
     """Name by which clients call the model."""
     adapters: Annotated[
         tuple[str, ...],
         Option(flags=("--adapter",), metavar="NAME=FOLDER", shown_default="none"),
     ] = ()
-    """Adapter directory to serve as a model of this name; may be repeated."""
+    """Adapter folder to serve as a model of this name; may be repeated."""
     api_key_file: Annotated[
         Path | None, Option(metavar="FILE", shown_default="$PALIGEMMA_API_KEYS, if set")
     ] = None
@@ -156,8 +156,8 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
     )
     config = predictor.model.config
     read = {
-        name: read_adapter(directory, config, verify=options.verify)
-        for name, directory in adapters.items()
+        name: read_adapter(folder, config, verify=options.verify)
+        for name, folder in adapters.items()
     }
     for adapter in read.values():
         adapter.check_base(fingerprint_of(predictor.model))
@@ -194,20 +194,20 @@ def _check_name(name: str) -> str:
 
 
 def _adapters(values: Sequence[str], model: str) -> dict[str, Path]:
-    """Name -> directory. Raises OptionError for invalid values, before anything is loaded."""
+    """Name -> folder. Raises OptionError for invalid values, before anything is loaded."""
     adapters: dict[str, Path] = {}
     for value in values:
-        name, _, directory = value.partition("=")
-        if not _ADAPTER_NAME.fullmatch(name) or not directory:
+        name, _, folder = value.partition("=")
+        if not _ADAPTER_NAME.fullmatch(name) or not folder:
             raise OptionError(
                 f"--adapter is {value!r}; it must have the form NAME=FOLDER, where NAME contains "
                 "letters, digits, dots, dashes and underscores only."
             )
         if name in adapters or name == model:
             raise OptionError(f"Two models have the name {name!r}. Choose another name for one.")
-        if not Path(directory).is_dir():
-            raise OptionError(f"The directory {directory!r} of --adapter {name} does not exist.")
-        adapters[name] = Path(directory)
+        if not Path(folder).is_dir():
+            raise OptionError(f"The folder {folder!r} of --adapter {name} does not exist.")
+        adapters[name] = Path(folder)
     return adapters
 
 

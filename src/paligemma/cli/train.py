@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def train(
     *,
     out: Annotated[
-        Path, typer.Option("--out", help="Output directory of the run. Reuse it to resume.")
+        Path, typer.Option("--out", help="Output folder of the run. Reuse it to resume.")
     ],
     options: RunOptions,
     tensorboard: Annotated[
@@ -153,20 +153,22 @@ class EstimateOptions:
 
     model: str = "mini"
     """Model to train: mini, a release (see `paligemma models`), a hub id or a folder."""
-    num_examples: Annotated[int | None, Option(flags=("--examples",), least=1)] = None
+    num_examples: Annotated[
+        int | None, Option(flags=("--examples",), least=1, shown_default="not given")
+    ] = None
     """Number of training examples. With it, the time of the whole run is shown too."""
     epochs: float = 10.0
     """Number of passes over the examples."""
     batch_size: Annotated[int, Option(least=1)] = 8
     """Examples per step."""
     accumulation: Annotated[int, Option(least=1)] = 1
-    """Gradient-accumulation steps: more need less memory."""
+    """Split each batch into this many parts, to save memory."""
     text_length: Annotated[int, Option(least=1)] = 64
     """Tokens of prefix and suffix together, per example."""
     rank: Annotated[int, Option(least=1)] = 16
     """Rank of LoRA adapters."""
     base_format: Literal["nf4", "int8"] = "nf4"
-    """Format of the frozen base weights of qlora."""
+    """Format of the frozen base weights when the method is qlora."""
 
 
 @takes(options=EstimateOptions)

@@ -32,9 +32,9 @@ class ReadOptions:
     format: Annotated[str | None, Option(flags=("--format",), shown_default="detected")] = None
     """Format of the data: jsonl, coco, yolo, voc, masks, captions, huggingface or webdataset."""
     split: Annotated[str | None, Option(shown_default="train")] = None
-    """Split to read from data that has several."""
+    """Split to read, if the data has several."""
     images: Annotated[Path | None, Option(shown_default="next to the labels")] = None
-    """Directory that holds the images."""
+    """Folder that holds the images."""
     prefix: Annotated[str | None, Option(shown_default="set by the format")] = None
     """Prefix to use when a record has none."""
 

@@ -56,7 +56,7 @@ class ObjectOptions:
     """
 
     task: Annotated[ObjectTask | None, Option(shown_default="set by the format")] = None
-    """Train objects as detect or segment targets."""
+    """Kind of text to train from labeled objects: boxes (detect), or boxes with masks (segment)."""
     ask: Ask = "dataset"
     """Classes that the prefix names: all of the data set, those present in the image (the model
     then never learns to say that something is missing), or just "all classes"."""
@@ -64,7 +64,7 @@ class ObjectOptions:
     """Order of the objects in the suffix: random (different in each epoch), by position from left
     to right, by area from large to small, or as given."""
     max_objects: Annotated[int | None, Option(least=1, shown_default="all")] = None
-    """Maximum number of objects per image; the last ones in the order are left out."""
+    """Maximum number of objects per image; the last ones in the order are dropped."""
     noise_token: Annotated[str | None, Option(shown_default="none")] = None
     """Fill the list up to --max-objects with random boxes of this label, such as <unused0>, so
     that the model learns which boxes are wrong instead of where to stop."""
@@ -75,10 +75,10 @@ class TargetOptions(ObjectOptions):
     """`ObjectOptions`, with what a recipe or a training run decides."""
 
     write_labels: Annotated[bool, Option(flags=("--labels/--no-labels",))] = True
-    """Write labels after boxes. Referring expressions leave them out, as the prefix names the
-    object."""
+    """Write a label after each box. Leave labels out for referring expressions, where the prefix
+    names the object."""
     seed: Annotated[int, Option(least=0)] = 0
-    """Random seed of the order of objects and of noise boxes."""
+    """Random seed for the order of objects and for noise boxes."""
 
     def __post_init__(self) -> None:
         choices = (("ask", self.ask, Ask), ("order", self.order, Order))

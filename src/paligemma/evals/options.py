@@ -20,13 +20,13 @@ class EvalOptions:
     """How `evaluate` asks and scores. None means: chosen by task, model or data set."""
 
     task: Annotated[TaskName | None, Option(shown_default="by the first word of the prefix")] = None
-    """Kind of answer to expect; it decides the answer length and the metrics."""
+    """Kind of answer to expect. It decides the answer length and the metrics."""
     ask: Ask = "dataset"
     """Classes to ask for in records without a prefix: all classes of the data set ("dataset"),
     those in the image ("present"), or the words "all classes"."""
     metrics: Annotated[tuple[str, ...], Option(flags=("--metric",), shown_default="by task")] = ()
-    """Metric to compute; may be repeated. Rerunning with another metric rescores without
-    generating again."""
+    """Metric to compute (docs/metrics.md lists them); may be repeated. Rerunning with another
+    metric rescores without generating again."""
     limit: Annotated[int | None, Option(least=1, shown_default="all")] = None
     """Maximum number of records to evaluate."""
     batch_size: Annotated[int | None, Option(least=1, shown_default="by resolution")] = None
@@ -42,9 +42,10 @@ class EvalOptions:
     max_objects: Annotated[int | None, Option(least=1, shown_default="100")] = None
     """Maximum number of objects per image."""
     calibrate: bool = False
-    """Fit a temperature and a score threshold; write calibration.json and reliability.svg."""
+    """Calibrate the scores of objects: fit a temperature and a threshold; write calibration.json
+    and reliability.svg."""
     seed: Annotated[int, Option(least=0)] = 0
-    """Random seed of the resamples that give the confidence intervals."""
+    """Random seed of the bootstrap samples that give the confidence intervals."""
 
     def __post_init__(self) -> None:
         if self.task is not None and self.task not in get_args(TaskName):
@@ -64,11 +65,11 @@ class EvalRunOptions(EvalOptions):
     """`paligemma eval`: the data to evaluate on, and how."""
 
     data: str
-    """Labeled images (a file or directory), or the name of a benchmark such as refcoco, whose
+    """Labeled images (a file or folder), or the name of a benchmark such as refcoco, whose
     official files are in --folder."""
     folder: Annotated[Path | None, Option(shown_default="none")] = None
-    """Directory with the benchmark's unpacked files."""
+    """Folder with the benchmark's unpacked files."""
     format: Annotated[str | None, Option(shown_default="detected")] = None
     """Format of the data: jsonl, coco, yolo, voc, masks, captions, huggingface or webdataset."""
     split: Annotated[str | None, Option(shown_default="the first")] = None
-    """Split to evaluate, of data that has several."""
+    """Split to evaluate, if the data has several."""

@@ -408,7 +408,7 @@ def _open(path: Path, header: dict[str, Any], records: Sequence[Record]) -> dict
         if prediction.prefix != asked:
             raise DataError(
                 f"{str(path)!r} has an answer of record {prediction.record_id!r} to the prefix "
-                f"{prediction.prefix!r}, but the prefix is {asked!r} now. Choose another directory."
+                f"{prediction.prefix!r}, but the prefix is {asked!r} now. Choose another folder."
             )
         done[prediction.record_id] = prediction
     return done
@@ -454,7 +454,7 @@ def _check_header(header: dict[str, Any], expected: dict[str, Any], path: Path) 
     if differences:
         raise DataError(
             f"{str(path)!r} was created with different settings: {'; '.join(differences)}. "
-            "Choose another directory, or delete the file."
+            "Choose another folder, or delete the file."
         )
 
 

@@ -29,7 +29,7 @@ _TABLE = Path(__file__).with_name("recipes.toml")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The hyper-parameters at one resolution. None stands for what the papers do not state."""
+    """The hyperparameters at one resolution. None stands for what the papers do not state."""
 
     resolution: int
     epochs: float | None = None
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One task: the prompt, the text to learn, the hyper-parameters and the data."""
+    """One task: the prompt, the text to learn, the hyperparameters and the data."""
 
     name: str
     title: str

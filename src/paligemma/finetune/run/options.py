@@ -31,21 +31,22 @@ class RunOptions(ReadOptions, ObjectOptions):
     data: str
     """Labeled images, in any format that `paligemma data check` reads."""
     model: str = "mini"
-    """Model to start from: mini, a hub id or a folder."""
+    """Model to start from: mini, a hub id such as google/paligemma2-3b-pt-224, or a folder."""
     method: Annotated[Method | None, Option(shown_default="lora; with a recipe full")] = None
     """Weights to train: adapters (lora), adapters on a quantized base (qlora), all (full), or all
     except the vision encoder's (frozen-encoder)."""
     recipe: Annotated[str | None, Option(shown_default="none")] = None
-    """Recipe to train by: a name that `paligemma recipes` lists, or a file."""
+    """Recipe with the hyperparameters: a name that `paligemma recipes` lists, or a TOML file."""
     validation: Annotated[str | None, Option(shown_default="a part of DATA")] = None
     """Data set to validate on, in the format of DATA."""
     validation_split: Annotated[float, Option(least=0, most=0.9)] = 0.1
-    """Fraction of DATA to use for validation, where no validation data are given; 0: none. The
-    same records are chosen when data are added."""
+    """Fraction of DATA to hold out for validation if --validation is not given. 0: none. Records
+    stay in the same split when data are added."""
     validation_limit: Annotated[int, Option(least=1)] = 200
     """Maximum number of validation records to score after each epoch."""
     metrics: Annotated[tuple[str, ...], Option(flags=("--metric",), shown_default="by task")] = ()
-    """Metric to compute; may be repeated. The first one chooses the best checkpoint."""
+    """Metric to compute (docs/metrics.md lists them); may be repeated. The first one chooses the
+    best checkpoint."""
     epochs: Annotated[float | None, Option(shown_default=f"{DEFAULT_EPOCHS:g}")] = None
     """Number of passes over the data."""
     steps: Annotated[int | None, Option(least=1)] = None
@@ -55,13 +56,13 @@ class RunOptions(ReadOptions, ObjectOptions):
     ] = None
     """Examples per step."""
     accumulation: Annotated[int, Option(least=1)] = TrainConfig.accumulation
-    """Gradient-accumulation steps: more need less memory."""
+    """Split each batch into this many parts, to save memory."""
     learning_rate: Annotated[float | None, Option(shown_default="by method and size")] = None
     """Peak learning rate."""
     weight_decay: Annotated[float | None, Option(shown_default=f"{TrainConfig.weight_decay:g}")] = (
         None
     )
-    """Weight decay of matrices."""
+    """Weight decay. It applies to weight matrices, not to biases and norms."""
     label_smoothing: Annotated[
         float | None, Option(shown_default=f"{TrainConfig.label_smoothing:g}")
     ] = None
@@ -69,7 +70,7 @@ class RunOptions(ReadOptions, ObjectOptions):
     llm_dropout: Annotated[float | None, Option(shown_default=f"{TrainConfig.llm_dropout:g}")] = (
         None
     )
-    """Dropout in the decoder's blocks."""
+    """Dropout rate in the decoder's blocks."""
     rank: Annotated[int, Option(least=1)] = LoraConfig.rank
     """Rank of LoRA adapters."""
     alpha: Annotated[float | None, Option(shown_default="twice the rank")] = None
@@ -83,17 +84,17 @@ class RunOptions(ReadOptions, ObjectOptions):
     )
     """Part of the model that gets adapters; may be repeated."""
     base_format: FrozenFormat = "nf4"
-    """Format of the frozen base weights of qlora."""
+    """Format of the frozen base weights when the method is qlora."""
     bfloat16_weights: bool = False
     """Keep bfloat16 weights with float32 master copies (full fine-tuning only)."""
     checkpoint_activations: Annotated[bool | None, Option(shown_default="for 3B and larger")] = None
-    """Recompute activations to save memory."""
+    """Recompute activations in the backward pass to save memory."""
     seed: Annotated[int, Option(least=0)] = TrainConfig.seed
-    """Random seed of the data order, dropout and adapters."""
+    """Random seed for the data order, dropout and new adapters."""
     num_workers: Annotated[int, Option(least=0)] = TrainConfig.num_workers
     """Data loader processes; 0: load in the training process."""
     on_bad_record: OnBadRecord = TrainConfig.on_bad_record
-    """What to do with invalid records."""
+    """What to do with an invalid record: stop with an error, or skip it."""
 
     def __post_init__(self) -> None:
         if self.method not in (None, *get_args(Method)):

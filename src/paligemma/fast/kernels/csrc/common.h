@@ -1,4 +1,4 @@
-// What the kernels share: number types, the vector exponential, threads, scratch memory.
+// What the kernels share: data types, the vector exponential, threads, scratch memory.
 //
 // Every file here is compiled once per level (see ../build.py): amx, avx512 and generic. A level
 // is chosen at run time by the processor's features; all compute the same functions.
