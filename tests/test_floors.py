@@ -44,7 +44,7 @@ NETWORK_MODULES = {"requests", "urllib", "urllib3", "http", "httpx", "httpx2", "
 REFERENCE_MODULES = {"torchvision", "transformers", "keras", "keras_hub"}
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
 # The one reader of pickled data sets, which resolves no name outside its own short list.
-PICKLE_FILES = {"evals/datasets/plain_pickle.py"}
+PICKLE_FILES = {"evals/datasets/files.py"}
 
 TREES = {
     path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))

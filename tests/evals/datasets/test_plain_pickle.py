@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from paligemma.errors import DataError
-from paligemma.evals.datasets import plain_pickle
-from paligemma.evals.datasets.plain_pickle import read_plain_pickle
+from paligemma.evals.datasets import files
+from paligemma.evals.datasets.files import read_plain_pickle
 
 PLAIN = [{"sent": "left caf\xe9", "ids": (1, 2.5, None, True), "no": -(2**70), "": []}]
 
@@ -84,7 +84,7 @@ def test_a_small_file_of_a_huge_value_is_refused(written: Callable[[bytes], Path
 def test_a_huge_or_missing_file_is_an_error(
     written: Callable[[bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_pickle, "_MAX_BYTES", 10)
+    monkeypatch.setattr(files, "_MAX_BYTES", 10)
     with pytest.raises(DataError, match="bytes; the limit is 10"):
         read_plain_pickle(written(pickle.dumps(PLAIN)))
     with pytest.raises(DataError, match=r"nowhere\.p"):

@@ -13,7 +13,7 @@ from PIL import Image
 from paligemma.data.record import Record
 from paligemma.errors import DataError, ImageError
 from paligemma.evals.datasets.benchmark import BenchmarkData
-from paligemma.evals.datasets.choice import LetterAccuracy
+from paligemma.evals.datasets.documents import LetterAccuracy
 from paligemma.evals.datasets.open import open_benchmark
 from paligemma.evals.datasets.probing import PairedAccuracy
 from tests.evals.datasets.official import Official

@@ -13,8 +13,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, OptionError, PaliGemmaError
+from paligemma.evals.datasets.prompts import ANSWER
 from paligemma.evals.datasets.published import PublishedScore, published_scores
 from paligemma.evals.metrics.result import MetricResult
+from paligemma.processor.image import ImageSource
 
 Task = Literal["answer", "caption", "detect", "segment", "read_text", "write"]
 """What the answer is: a word or two; a sentence; boxes with labels; a mask; boxes with the text
@@ -40,6 +42,8 @@ class SplitSource:
     split: str
     resolution: int
     """Of the model; it matters where something is drawn into the image (WidgetCap)."""
+    num_images: int
+    """Per question."""
 
 
 class Metric(Protocol):
@@ -54,7 +58,38 @@ class Item(NamedTuple):
     record: Record
     group: str = ""
     files: tuple[Path, ...] = ()
-    """The image files that `record.image` is made from, where it is not a path."""
+    """The image files of the record besides `record.image`, or that it is made from."""
+
+
+def item(
+    record_id: object,
+    image: Path | Callable[[], ImageSource],
+    prefix: str,
+    answer: str | Iterable[str],
+    group: str = "",
+    files: tuple[Path, ...] = (),
+) -> Item:
+    """A question with the text to learn, or with several people's answers or captions.
+
+    >>> record = item(7, Path("a.jpg"), "answer en what?", "cat").record
+    >>> record.record_id, record.suffix, record.references
+    ('7', 'cat', ('cat',))
+    >>> item(7, Path("a.jpg"), "caption en", ["a cat", "a pet"]).record.references
+    ('a cat', 'a pet')
+    """
+    record = Record(
+        record_id=str(record_id),
+        image=image,
+        prefix=prefix,
+        suffix=answer if isinstance(answer, str) else "",
+        references=(answer,) if isinstance(answer, str) else tuple(answer),
+    )
+    return Item(record, group, files)
+
+
+def coco_images(*names: str) -> dict[str, str]:
+    """The image folders of COCO with their sources, for `Benchmark.files`."""
+    return {f"{name}/": f"http://images.cocodataset.org/zips/{name}.zip" for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +98,19 @@ class Benchmark:
 
     name: str
     title: str
-    task: Task
-    prompt: str
+    task: Task = "answer"
+    prompt: str = ANSWER
     """A template that the reader fills in."""
     metrics: Mapping[str, Metric]
     """By their names in the papers' tables; the printed one is first. Empty where only people can
     judge."""
     splits: Mapping[str, tuple[str, ...]]
     """Name -> its rows in the papers' tables; the first split is the default."""
-    needs: Callable[[str], tuple[Needed, ...]]
-    """Split -> the files that its reader opens."""
+    files: Callable[[str], Mapping[str, str]]
+    """Split -> the files that its reader opens: `path` and `source` of each `Needed`."""
     read: Callable[[SplitSource], Iterable[Item]]
     homepage: str
-    max_new_tokens: int
+    max_new_tokens: int = 32
     mean_of_groups: bool = False
     """Score each group separately; the score is the plain mean over them."""
     num_images: int = 1
@@ -91,6 +126,11 @@ class Benchmark:
     def published(self, split: str) -> tuple[PublishedScore, ...]:
         """All published scores of a split, every model and resolution."""
         return tuple(score for row in self.splits[split] for score in published_scores(row))
+
+    def needs(self, split: str) -> tuple[Needed, ...]:
+        """The files that the reader opens for a split."""
+        files = self.files(split)
+        return tuple(Needed(path=path, source=source) for path, source in files.items())
 
     def missing(self, folder: str | Path, split: str | None = None) -> tuple[Needed, ...]:
         """The needed files that are missing in the folder. Raises OptionError."""
@@ -147,7 +187,9 @@ def read_benchmark(
         )
     if missing := benchmark.missing(folder, split):
         raise DataError(_message_of_missing(benchmark, folder, split, missing))
-    source = SplitSource(folder=folder, split=split, resolution=resolution)
+    source = SplitSource(
+        folder=folder, split=split, resolution=resolution, num_images=benchmark.num_images
+    )
     try:
         items = tuple(benchmark.read(source))
     except PaliGemmaError:

@@ -16,9 +16,8 @@ from typing import Any
 from paligemma.data.formats import coco
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import ReadOptions
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
-from paligemma.evals.datasets.files import read_json
-from paligemma.evals.datasets.plain_pickle import read_plain_pickle
+from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource, coco_images
+from paligemma.evals.datasets.files import read_json, read_plain_pickle
 from paligemma.evals.datasets.prompts import DETECT_ALL, EXPRESSION
 from paligemma.evals.metrics.detection import MeanAveragePrecision
 from paligemma.evals.metrics.mask_iou import MaskIou
@@ -38,60 +37,6 @@ def _read_coco(annotations: str, images: str, source: SplitSource) -> Iterator[I
     ).entries
     for entry in entries:
         yield Item(replace(entry.build(), prefix=DETECT_ALL))
-
-
-def _coco_needs(
-    annotations: str, images: str, sources: tuple[str, str], split: str
-) -> tuple[Needed, ...]:
-    return (
-        Needed(path=annotations.format(split), source=sources[0]),
-        Needed(path=f"{images.format(split)}/", source=sources[1].format(split)),
-    )
-
-
-_COCO_PATHS = ("annotations/instances_{}.json", "{}")
-_COCO_SOURCES = (
-    "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
-    "http://images.cocodataset.org/zips/{}.zip",
-)
-COCO_DETECTION = Benchmark(
-    name="coco-detection",
-    title="COCO detection",
-    task="detect",
-    prompt=DETECT_ALL,
-    metrics={"mAP": MeanAveragePrecision()},
-    splits={"val2017": ("COCO detection",)},
-    needs=partial(_coco_needs, *_COCO_PATHS, _COCO_SOURCES),
-    read=partial(_read_coco, *_COCO_PATHS),
-    homepage="https://cocodataset.org",
-    max_new_tokens=1024,
-    note=_NOTE,
-)
-
-_DOCLAYNET = ("COCO/{}.json", "PNG")
-_DOCLAYNET_SOURCES = ("https://github.com/DS4SD/DocLayNet, DocLayNet_core.zip",) * 2
-DOCLAYNET = Benchmark(
-    name="doclaynet",
-    title="DocLayNet",
-    task="detect",
-    prompt=DETECT_ALL,
-    metrics={"mAP": MeanAveragePrecision()},
-    splits={"test": ("DocLayNet",), "val": ()},
-    needs=partial(_coco_needs, *_DOCLAYNET, _DOCLAYNET_SOURCES),
-    read=partial(_read_coco, *_DOCLAYNET),
-    homepage="https://github.com/DS4SD/DocLayNet",
-    max_new_tokens=1024,
-    note=_NOTE + " The paper does not say which split it scored.",
-)
-
-
-def _refcoco_needs(folder: str, references: str, split: str) -> tuple[Needed, ...]:
-    source = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{folder}.zip"
-    return (
-        Needed(path=f"{folder}/{references}", source=source),
-        Needed(path=f"{folder}/instances.json", source=source),
-        Needed(path="train2014/", source="http://images.cocodataset.org/zips/train2014.zip"),
-    )
 
 
 def _read_refcoco(folder: str, references: str, source: SplitSource) -> Iterator[Item]:
@@ -136,6 +81,7 @@ def _mask(shape: Any, size_wh: tuple[int, int], where: str) -> Mask:
 
 def _refcoco(name: str, title: str, references: str, splits: tuple[str, ...]) -> Benchmark:
     folder = title.lower()
+    archive = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{folder}.zip"
     return Benchmark(
         name=name,
         title=title,
@@ -143,7 +89,11 @@ def _refcoco(name: str, title: str, references: str, splits: tuple[str, ...]) ->
         prompt=EXPRESSION,
         metrics={"mIoU": MaskIou()},
         splits={**{split: (f"{title} ({split})",) for split in splits}, "train": ()},
-        needs=partial(_refcoco_needs, folder, references),
+        files=lambda split: {
+            f"{folder}/{references}": archive,
+            f"{folder}/instances.json": archive,
+            **coco_images("train2014"),
+        },
         read=partial(_read_refcoco, folder, references),
         homepage="https://github.com/lichengunc/refer",
         max_new_tokens=48,
@@ -152,6 +102,40 @@ def _refcoco(name: str, title: str, references: str, splits: tuple[str, ...]) ->
     )
 
 
-REFCOCO = _refcoco("refcoco", "RefCOCO", "refs(unc).p", ("val", "testA", "testB"))
-REFCOCO_PLUS = _refcoco("refcoco+", "RefCOCO+", "refs(unc).p", ("val", "testA", "testB"))
-REFCOCOG = _refcoco("refcocog", "RefCOCOg", "refs(umd).p", ("val", "test"))
+_DOCLAYNET = "https://github.com/DS4SD/DocLayNet"
+_Detection = partial(
+    Benchmark,
+    task="detect",
+    prompt=DETECT_ALL,
+    metrics={"mAP": MeanAveragePrecision()},
+    max_new_tokens=1024,
+)
+BENCHMARKS = (
+    _refcoco("refcoco", "RefCOCO", "refs(unc).p", ("val", "testA", "testB")),
+    _refcoco("refcoco+", "RefCOCO+", "refs(unc).p", ("val", "testA", "testB")),
+    _refcoco("refcocog", "RefCOCOg", "refs(umd).p", ("val", "test")),
+    _Detection(
+        name="coco-detection",
+        title="COCO detection",
+        splits={"val2017": ("COCO detection",)},
+        files=lambda split: {
+            f"annotations/instances_{split}.json": "http://images.cocodataset.org/annotations/"
+            "annotations_trainval2017.zip",
+            **coco_images(split),
+        },
+        read=partial(_read_coco, "annotations/instances_{}.json", "{}"),
+        homepage="https://cocodataset.org",
+        note=_NOTE,
+    ),
+    _Detection(
+        name="doclaynet",
+        title="DocLayNet",
+        splits={"test": ("DocLayNet",), "val": ()},
+        files=lambda split: dict.fromkeys(
+            (f"COCO/{split}.json", "PNG/"), f"{_DOCLAYNET}, DocLayNet_core.zip"
+        ),
+        read=partial(_read_coco, "COCO/{}.json", "PNG"),
+        homepage=_DOCLAYNET,
+        note=_NOTE + " The paper does not say which split it scored.",
+    ),
+)

@@ -1,66 +1,86 @@
-"""POPE and MMVP: objects that are not in the image, and differences between similar images."""
+"""TallyQA, CountBenchQA, POPE, MMVP and RSVQA: one ability each.
+
+Counting, objects that are not in the image, differences between similar images, and aerial images
+at two resolutions. The questions of RSVQA whose answer is a number (count, area) are left out, as
+in the papers.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL.TiffImagePlugin import TiffImageFile
 
 from paligemma.data.record import Record
-from paligemma.errors import DataError
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
-from paligemma.evals.datasets.files import read_csv, read_json_lines
+from paligemma.errors import DataError, ImageError
+from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource, coco_images, item
+from paligemma.evals.datasets.files import read_csv, read_json, read_json_lines, read_table
 from paligemma.evals.datasets.prompts import ANSWER
+from paligemma.evals.metrics.counting import CountAccuracy
 from paligemma.evals.metrics.result import MetricResult, References, pair
 from paligemma.evals.metrics.texts import ExactMatch, normalize_answer
 
-_KINDS = ("random", "popular", "adversarial")
+
+def _tallyqa_files(split: str) -> dict[str, str]:
+    genome = "https://cs.stanford.edu/people/rak248/VG_100K_2"
+    name = "train" if split == "train" else "test"
+    return {
+        f"{name}.json": "https://github.com/manoja328/tallyqa, tallyqa.zip",
+        "VG_100K/": f"{genome}/images.zip",
+        "VG_100K_2/": f"{genome}/images2.zip",
+        **(coco_images("train2014", "val2014") if split == "train" else {}),
+    }
 
 
-def _kinds(split: str) -> tuple[str, ...]:
-    return _KINDS if split == "all" else (split,)
+def _read_tallyqa(source: SplitSource) -> Iterator[Item]:
+    """`image` is "VG_100K_2/1.jpg"; only test separates simple from complex questions."""
+    name = "train" if source.split == "train" else "test"
+    for entry in read_json(source.folder / f"{name}.json"):
+        kind = "simple" if entry.get("issimple") else "complex"
+        if source.split in ("train", kind):
+            record_id = f"{entry['image_id']}-{entry['question_id']}"
+            prefix = ANSWER.format(question=entry["question"])
+            answer = str(int(entry["answer"]))
+            yield item(record_id, source.folder / entry["image"], prefix, answer)
 
 
-def _needs(split: str) -> tuple[Needed, ...]:
+_COUNTBENCH_TABLE = "train-00000-of-00001-cf54c241ba947306.parquet"
+_COUNTBENCH_QUESTIONS = "countbench_paired_questions.json"
+
+
+def _read_countbench(source: SplitSource) -> Iterator[Item]:
+    """Question n belongs to row n; rows with a missing or gray image are left out."""
+    questions = read_json(source.folder / _COUNTBENCH_QUESTIONS)
+    rows = read_table(source.folder / _COUNTBENCH_TABLE, "image", color_only=True)
+    for number, (question, row) in enumerate(zip(questions, rows, strict=True)):
+        if row.image is not None:
+            prefix = ANSWER.format(question=question["question"])
+            yield item(number, row.image, prefix, str(int(row.values["number"])))
+
+
+_POPE_KINDS = ("random", "popular", "adversarial")
+_POPE_SPLITS = {"all": _POPE_KINDS, **{kind: (kind,) for kind in _POPE_KINDS}}
+
+
+def _pope_files(split: str) -> dict[str, str]:
     site = "https://github.com/AoiDragon/POPE, output/coco"
-    return (
-        *(Needed(path=f"pope/coco_pope_{kind}.json", source=site) for kind in _kinds(split)),
-        Needed(path="val2014/", source="http://images.cocodataset.org/zips/val2014.zip"),
-    )
+    files = {f"pope/coco_pope_{kind}.json": site for kind in _POPE_SPLITS[split]}
+    return files | coco_images("val2014")
 
 
-def _read(source: SplitSource) -> Iterator[Item]:
-    for kind in _kinds(source.split):
+def _read_pope(source: SplitSource) -> Iterator[Item]:
+    for kind in _POPE_SPLITS[source.split]:
         entries = read_json_lines(source.folder / "pope" / f"coco_pope_{kind}.json")
         for number, entry in enumerate(entries):
-            record = Record(
-                record_id=f"{kind}-{number}",
-                image=source.folder / "val2014" / entry["image"],
-                prefix=ANSWER.format(question=entry["text"]),
-                suffix=entry["label"],
-                references=(entry["label"],),
-            )
-            yield Item(record, kind)
-
-
-POPE = Benchmark(
-    name="pope",
-    title="POPE",
-    task="answer",
-    prompt=ANSWER,
-    metrics={"acc": ExactMatch(ignore_case=True)},
-    splits={"all": ("POPE",), **{kind: (f"POPE ({kind})",) for kind in _KINDS}},
-    needs=_needs,
-    read=_read,
-    homepage="https://github.com/AoiDragon/POPE",
-    max_new_tokens=48,
-    mean_of_groups=True,
-    note="For a model that was trained on VQAv2. The prompt is the paper's; big_vision's config "
-    "has no 'answer en'.",
-)
+            image = source.folder / "val2014" / entry["image"]
+            prefix = ANSWER.format(question=entry["text"])
+            yield item(f"{kind}-{number}", image, prefix, entry["label"], kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +150,6 @@ def _accepted(options: str, correct: str) -> tuple[str, ...]:
     return right, *between, f"({letter})"
 
 
-def _mmvp_needs(split: str) -> tuple[Needed, ...]:
-    source = "https://huggingface.co/datasets/MMVP/MMVP"
-    return Needed(path="Questions.csv", source=source), Needed(path="MMVP Images/", source=source)
-
-
 def _read_mmvp(source: SplitSource) -> Iterator[Item]:
     """The image has the row's number; the name of that column differs between copies."""
     for number, row in enumerate(read_csv(source.folder / "Questions.csv"), start=1):
@@ -149,18 +164,129 @@ def _read_mmvp(source: SplitSource) -> Iterator[Item]:
         yield Item(record)
 
 
-MMVP = Benchmark(
-    name="mmvp",
-    title="MMVP",
-    task="answer",
-    prompt=ANSWER,
-    metrics={"paired acc": PairedAccuracy()},
-    splits={"test": ("MMVP",)},
-    needs=_mmvp_needs,
-    read=_read_mmvp,
-    homepage="https://github.com/tsb0601/MMVP",
-    max_new_tokens=32,
-    note="For a model that was trained on VQAv2. The papers do not say how an answer is matched to "
-    "one of the two options (its authors ask a language model): here it must be the right option, "
-    "the words that distinguish it from the other, or its letter, in VQAv2's normal form.",
+_RSVQA_LOW = {split: f"LR_split_{split}" for split in ("test", "val", "train")}
+_RSVQA_HIGH = {
+    "test": "USGS_split_test",
+    "test2": "USGS_split_test_phili",
+    "val": "USGS_split_val",
+    "train": "USGS_split_train",
+}
+_RSVQA_LEFT_OUT = ("count", "area")
+
+
+def _rsvqa_files(stem: str, images: str, source: str) -> dict[str, str]:
+    return dict.fromkeys((f"{stem}_questions.json", f"{stem}_answers.json", images), source)
+
+
+def _read_rsvqa(stems: dict[str, str], images: str, source: SplitSource) -> Iterator[Item]:
+    """Active questions with their answer; `images` has an image's number in place of braces."""
+    stem = source.folder / stems[source.split]
+    answers = {a["id"]: a for a in read_json(Path(f"{stem}_answers.json"))["answers"]}
+    for question in read_json(Path(f"{stem}_questions.json"))["questions"]:
+        kind = question["type"]
+        if question["active"] and kind not in _RSVQA_LEFT_OUT:
+            path = source.folder / images.format(question["img_id"])
+            image = partial(_read_tiff, path) if path.suffix == ".tif" else path
+            answer = answers[question["answers_ids"][0]]["answer"].lower()
+            prefix = ANSWER.format(question=question["question"])
+            yield item(question["id"], image, prefix, answer, str(kind), files=(path,))
+
+
+def _read_tiff(path: Path) -> npt.NDArray[np.uint8]:
+    """uint8[H, W, 3]. Raises ImageError for a TIFF that is not like the data set's own."""
+    try:
+        with path.open("rb") as file, TiffImageFile(file) as image:
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{str(path)!r} cannot be read as TIFF: {error}.") from error
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ImageError(
+            f"{str(path)!r} holds {pixels.dtype} of shape {pixels.shape}; the images of RSVQA "
+            "have three channels of 8 bits. Unpack the official archive again."
+        )
+    return pixels
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="tallyqa",
+        title="TallyQA",
+        metrics={"acc": CountAccuracy()},
+        splits={"simple": ("TallyQA (simple)",), "complex": ("TallyQA (complex)",), "train": ()},
+        files=_tallyqa_files,
+        read=_read_tallyqa,
+        homepage="https://github.com/manoja328/TallyQA_dataset",
+    ),
+    Benchmark(
+        name="countbenchqa",
+        title="CountBenchQA",
+        metrics={"acc": CountAccuracy()},
+        splits={"huggingface": ("CountBenchQA",)},
+        files=lambda split: {
+            _COUNTBENCH_TABLE: "https://huggingface.co/datasets/nielsr/countbench, "
+            f"data/{_COUNTBENCH_TABLE}",
+            _COUNTBENCH_QUESTIONS: "https://github.com/google-research/big_vision, "
+            f"big_vision/datasets/countbenchqa/data/{_COUNTBENCH_QUESTIONS}",
+        },
+        read=_read_countbench,
+        homepage="https://teaching-clip-to-count.github.io",
+        note="For a model that was trained on TallyQA.",
+    ),
+    Benchmark(
+        name="pope",
+        title="POPE",
+        metrics={"acc": ExactMatch(ignore_case=True)},
+        splits={"all": ("POPE",), **{kind: (f"POPE ({kind})",) for kind in _POPE_KINDS}},
+        files=_pope_files,
+        read=_read_pope,
+        homepage="https://github.com/AoiDragon/POPE",
+        max_new_tokens=48,
+        mean_of_groups=True,
+        note="For a model that was trained on VQAv2. The prompt is the paper's; big_vision's "
+        "config has no 'answer en'.",
+    ),
+    Benchmark(
+        name="mmvp",
+        title="MMVP",
+        metrics={"paired acc": PairedAccuracy()},
+        splits={"test": ("MMVP",)},
+        files=lambda split: dict.fromkeys(
+            ("Questions.csv", "MMVP Images/"), "https://huggingface.co/datasets/MMVP/MMVP"
+        ),
+        read=_read_mmvp,
+        homepage="https://github.com/tsb0601/MMVP",
+        note="For a model that was trained on VQAv2. The papers do not say how an answer is "
+        "matched to one of the two options (its authors ask a language model): here it must be the "
+        "right option, the words that distinguish it from the other, or its letter, in VQAv2's "
+        "normal form.",
+    ),
+    Benchmark(
+        name="rsvqa-lr",
+        title="RSVQA, low resolution",
+        metrics={"mean acc": ExactMatch(ignore_case=True)},
+        splits={"test": ("RSVQA-lr",), "val": (), "train": ()},
+        files=lambda split: _rsvqa_files(
+            _RSVQA_LOW[split], "Images_LR/", "https://zenodo.org/records/6344334"
+        ),
+        read=partial(_read_rsvqa, _RSVQA_LOW, "Images_LR/{}.tif"),
+        homepage="https://rsvqa.sylvainlobry.com",
+        mean_of_groups=True,
+    ),
+    Benchmark(
+        name="rsvqa-hr",
+        title="RSVQA, high resolution",
+        metrics={"mean acc": ExactMatch(ignore_case=True)},
+        splits={
+            "test": ("RSVQA-hr (test)",),
+            "test2": ("RSVQA-hr (test2)",),
+            "val": (),
+            "train": (),
+        },
+        files=lambda split: _rsvqa_files(
+            _RSVQA_HIGH[split], "Data/", "https://zenodo.org/records/6344367"
+        ),
+        read=partial(_read_rsvqa, _RSVQA_HIGH, "Data/{}.png"),
+        homepage="https://rsvqa.sylvainlobry.com",
+        mean_of_groups=True,
+    ),
 )

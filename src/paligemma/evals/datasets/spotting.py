@@ -9,21 +9,18 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import read_text
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
+from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource
 from paligemma.evals.metrics.text_regions import TextDetection
 from paligemma.processor.image import read_size_wh
 
 IGNORED = {"icdar15": "###", "total-text": "#"}
 """The label of words that are neither right nor wrong to find, by benchmark."""
 PROMPT = "ocr"
-_NOTE = (
-    "The paper publishes neither its prompt nor the format of boxes and words; 'ocr' and the "
-    "format of detection (four loc tokens, then the word) are used instead."
-)
 _ICDAR_FOLDERS = {
     "test": ("ch4_test_images", "Challenge4_Test_Task4_GT"),
     "train": ("ch4_training_images", "ch4_training_localization_transcription_gt"),
@@ -51,11 +48,6 @@ def _record(path: Path, words: list[tuple[list[float], list[float], str]]) -> It
     )
 
 
-def _icdar_needs(split: str) -> tuple[Needed, ...]:
-    source = "https://rrc.cvc.uab.es/?ch=4, task 4 (an account is needed)"
-    return tuple(Needed(path=f"{name}/", source=source) for name in _ICDAR_FOLDERS[split])
-
-
 def _read_icdar(source: SplitSource) -> Iterator[Item]:
     """gt_img_1.txt has lines x1,y1,...,x4,y4,word; the word may contain commas."""
     images, truths = (source.folder / name for name in _ICDAR_FOLDERS[source.split])
@@ -67,30 +59,6 @@ def _read_icdar(source: SplitSource) -> Iterator[Item]:
                 numbers = [float(corner) for corner in corners]
                 words.append((numbers[::2], numbers[1::2], text))
         yield _record(path, words)
-
-
-ICDAR15 = Benchmark(
-    name="icdar15",
-    title="ICDAR'15 incidental scene text",
-    task="read_text",
-    prompt=PROMPT,
-    metrics={"F1": TextDetection(with_text=True)},
-    splits={"test": ("ICDAR'15",), "train": ()},
-    needs=_icdar_needs,
-    read=_read_icdar,
-    homepage="https://rrc.cvc.uab.es/?ch=4",
-    max_new_tokens=2048,
-    note=_NOTE,
-)
-
-
-def _total_text_needs(split: str) -> tuple[Needed, ...]:
-    source = "https://github.com/cs-chan/Total-Text-Dataset"
-    name = split.title()
-    return (
-        Needed(path=f"Images/{name}/", source=source),
-        Needed(path=f"Groundtruth/Polygon/{name}/", source=f"{source}, the text form"),
-    )
 
 
 _TOTAL_TEXT = re.compile(
@@ -125,16 +93,35 @@ def _number(path: Path) -> int:
     return int(re.sub(r"\D", "", path.stem))
 
 
-TOTAL_TEXT = Benchmark(
-    name="total-text",
-    title="Total-Text",
+_ICDAR_SOURCE = "https://rrc.cvc.uab.es/?ch=4, task 4 (an account is needed)"
+_TOTAL_TEXT_SITE = "https://github.com/cs-chan/Total-Text-Dataset"
+_Spotting = partial(
+    Benchmark,
     task="read_text",
     prompt=PROMPT,
     metrics={"F1": TextDetection(with_text=True)},
-    splits={"test": ("Total-Text",), "train": ()},
-    needs=_total_text_needs,
-    read=_read_total_text,
-    homepage="https://github.com/cs-chan/Total-Text-Dataset",
     max_new_tokens=2048,
-    note=_NOTE,
+    note="The paper publishes neither its prompt nor the format of boxes and words; 'ocr' and the "
+    "format of detection (four loc tokens, then the word) are used instead.",
+)
+BENCHMARKS = (
+    _Spotting(
+        name="icdar15",
+        title="ICDAR'15 incidental scene text",
+        splits={"test": ("ICDAR'15",), "train": ()},
+        files=lambda split: {f"{name}/": _ICDAR_SOURCE for name in _ICDAR_FOLDERS[split]},
+        read=_read_icdar,
+        homepage="https://rrc.cvc.uab.es/?ch=4",
+    ),
+    _Spotting(
+        name="total-text",
+        title="Total-Text",
+        splits={"test": ("Total-Text",), "train": ()},
+        files=lambda split: {
+            f"Images/{split.title()}/": _TOTAL_TEXT_SITE,
+            f"Groundtruth/Polygon/{split.title()}/": f"{_TOTAL_TEXT_SITE}, the text form",
+        },
+        read=_read_total_text,
+        homepage=_TOTAL_TEXT_SITE,
+    ),
 )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Needed, SplitSource
+from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource
 from paligemma.evals.datasets.files import read_json, read_lines
 from paligemma.evals.datasets.prompts import ANSWER, CAPTION
 from paligemma.evals.metrics.captions import Cider
@@ -71,7 +71,7 @@ def _within(frames: Sequence[Path], part: tuple[float, float]) -> Sequence[Path]
 
 
 def _read(
-    questions: Callable[[SplitSource], Iterable[_Question]], number: int, source: SplitSource
+    questions: Callable[[SplitSource], Iterable[_Question]], source: SplitSource
 ) -> Iterator[Item]:
     """Videos listed as unavailable are left out; all others must have frames."""
     folder = source.folder / _FRAMES
@@ -85,15 +85,15 @@ def _read(
         raise DataError(
             f"{len(missing)} of {len(frames)} videos have no frames below {str(source.folder)!r}: "
             f"{named}{more}. Each folder must hold the frames of one video as numbered images, "
-            f"evenly spaced from beginning to end, such as 000001.jpg; {number} of them are used. "
-            f"To leave out videos that are no longer available, list them in "
+            f"evenly spaced from beginning to end, such as 000001.jpg; {source.num_images} "
+            f"of them are used. To leave out videos that are no longer available, list them in "
             f"{_FRAMES}/{_UNAVAILABLE}, one per line."
         )
     for question in asked:
         images = frames[question.video]
         if question.part:
             images = list(_within(images, question.part))
-        first, *others = evenly_spaced(images, number)
+        first, *others = evenly_spaced(images, source.num_images)
         text = question.text
         record = Record(
             record_id=question.record_id,
@@ -106,51 +106,17 @@ def _read(
         yield Item(record, question.group, files=tuple(others))
 
 
-def _frames_needed(video: str) -> Needed:
-    return Needed(
-        path=f"{_FRAMES}/",
-        source=f"the videos, one folder each: ffmpeg -i {video}.mp4 {_FRAMES}/{video}/%06d.jpg",
-    )
+def _frames(video: str) -> dict[str, str]:
+    how = f"ffmpeg -i {video}.mp4 {_FRAMES}/{video}/%06d.jpg"
+    return {f"{_FRAMES}/": f"the videos, one folder each: {how}"}
 
 
-class _Evaluated(NamedTuple):
+def _note(stride: int, scored: str, num_frames: int = 16) -> str:
     """How the papers evaluated, by big_vision's configs."""
-
-    stride: int
-    scored: str
-    num_frames: int = 16
-    max_new_tokens: int = 64
-
-
-def _video_benchmark(
-    name: str,
-    title: str,
-    splits: dict[str, tuple[str, ...]],
-    questions: Callable[[SplitSource], Iterable[_Question]],
-    needs: Callable[[str], tuple[Needed, ...]],
-    homepage: str,
-    papers: _Evaluated,
-) -> Benchmark:
-    is_caption = splits["test"][0].endswith("CAP") or name == "vatex"
-    return Benchmark(
-        name=name,
-        title=title,
-        task="caption" if is_caption else "answer",
-        prompt=CAPTION if is_caption else ANSWER,
-        metrics={"CIDEr": Cider()} if is_caption else {"acc": ExactMatch()},
-        splits=splits,
-        needs=needs,
-        read=partial(_read, questions, papers.num_frames),
-        homepage=homepage,
-        max_new_tokens=papers.max_new_tokens,
-        num_images=papers.num_frames,
-        note=f"{papers.num_frames} frames, evenly spaced over those in the folder; the papers took "
-        f"one in {papers.stride}, with a video reader that is not published, and scored "
-        f"{papers.scored}.",
+    return (
+        f"{num_frames} frames, evenly spaced over those in the folder; the papers took one in "
+        f"{stride}, with a video reader that is not published, and scored {scored}."
     )
-
-
-_MSRVTT = "https://www.microsoft.com/en-us/research/publication/msr-vtt"
 
 
 def _msrvtt_file(split: str) -> str:
@@ -169,20 +135,6 @@ def _msrvtt_captions(source: SplitSource) -> Iterator[_Question]:
             yield _Question(record_id=name, video=name, references=tuple(captions[name]))
 
 
-MSRVTT_CAP = _video_benchmark(
-    "msrvtt-cap",
-    "MSR-VTT captions",
-    {"test": ("MSRVTT-CAP",), "validate": (), "train": ()},
-    _msrvtt_captions,
-    lambda split: (
-        Needed(path=_msrvtt_file(split), source=_MSRVTT),
-        _frames_needed("video7010"),
-    ),
-    _MSRVTT,
-    _Evaluated(stride=9, scored="2,094 of the 2,990 videos", max_new_tokens=32),
-)
-
-
 def _numbered_questions(folder: str, video: str, source: SplitSource) -> Iterator[_Question]:
     """A list of questions with one answer each; videos are numbered."""
     for entry in read_json(source.folder / folder / f"{source.split}_qa.json"):
@@ -194,32 +146,9 @@ def _numbered_questions(folder: str, video: str, source: SplitSource) -> Iterato
         )
 
 
-def _numbered_needs(folder: str, video: str, split: str) -> tuple[Needed, ...]:
-    source = "https://github.com/xudejing/video-question-answering"
-    return (
-        Needed(path=f"{folder}/{split}_qa.json", source=f"{source}, {folder}.zip"),
-        _frames_needed(video.format(1301)),
-    )
+def _numbered_files(folder: str, video: str, split: str) -> dict[str, str]:
+    return {f"{folder}/{split}_qa.json": f"{_NUMBERED}, {folder}.zip", **_frames(video)}
 
-
-MSRVTT_QA = _video_benchmark(
-    "msrvtt-qa",
-    "MSR-VTT questions",
-    {"test": ("MSRVTT-QA",), "val": (), "train": ()},
-    partial(_numbered_questions, "MSRVTT-QA", "video{}"),
-    partial(_numbered_needs, "MSRVTT-QA", "video{}"),
-    "https://github.com/xudejing/video-question-answering",
-    _Evaluated(stride=9, scored="51,680 of the 72,821 questions"),
-)
-MSVD_QA = _video_benchmark(
-    "msvd-qa",
-    "MSVD questions",
-    {"test": ("MSVD-QA",), "val": (), "train": ()},
-    partial(_numbered_questions, "MSVD-QA", "vid{}"),
-    partial(_numbered_needs, "MSVD-QA", "vid{}"),
-    "https://github.com/xudejing/video-question-answering",
-    _Evaluated(stride=26, scored="10,136 of the 13,157 questions", num_frames=8),
-)
 
 _ACTIVITYNET_FILES = {"test": "val_2", "val": "val_1", "train": "train"}
 _ACTIVITYNET_VIDEO = "v_1QIUV7WYKXg"
@@ -240,26 +169,9 @@ def _activitynet_captions(source: SplitSource) -> Iterator[_Question]:
             )
 
 
-ACTIVITYNET_CAP = _video_benchmark(
-    "activitynet-cap",
-    "ActivityNet captions",
-    {"test": ("ActivityNet-CAP",), "val": (), "train": ()},
-    _activitynet_captions,
-    lambda split: (
-        Needed(
-            path=f"captions/{_ACTIVITYNET_FILES[split]}.json",
-            source="https://cs.stanford.edu/people/ranjaykrishna/densevid, captions.zip",
-        ),
-        _frames_needed(_ACTIVITYNET_VIDEO),
-    ),
-    "https://cs.stanford.edu/people/ranjaykrishna/densevid",
-    _Evaluated(stride=30, scored="13,982 parts of videos; test is val_2, val is val_1"),
-)
-
 _ACTIVITYNET_TYPES = (
     "motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other",
 )  # fmt: skip
-_ACTIVITYNET_QA = "https://github.com/MILVLG/activitynet-qa"
 
 
 def _activitynet_questions(source: SplitSource) -> Iterator[_Question]:
@@ -277,23 +189,6 @@ def _activitynet_questions(source: SplitSource) -> Iterator[_Question]:
         )
 
 
-ACTIVITYNET_QA = _video_benchmark(
-    "activitynet-qa",
-    "ActivityNet questions",
-    {"test": ("ActivityNet-QA",), "val": (), "train": ()},
-    _activitynet_questions,
-    lambda split: (
-        *(
-            Needed(path=f"activitynet-qa/dataset/{split}_{kind}.json", source=_ACTIVITYNET_QA)
-            for kind in "qa"
-        ),
-        _frames_needed(_ACTIVITYNET_VIDEO),
-    ),
-    _ACTIVITYNET_QA,
-    _Evaluated(stride=70, scored="6,900 of the 8,000 questions"),
-)
-
-_VATEX = "https://eric-xw.github.io/vatex-website"
 _VATEX_FILES = {
     "test": "vatex_public_test_english_v1.1.json",
     "val": "vatex_validation_v1.0.json",
@@ -308,30 +203,97 @@ def _vatex_captions(source: SplitSource) -> Iterator[_Question]:
         yield _Question(record_id=name, video=name, references=tuple(entry["enCap"]))
 
 
-VATEX = _video_benchmark(
-    "vatex",
-    "VATEX",
-    {"test": ("VATEX",), "val": (), "train": ()},
-    _vatex_captions,
-    lambda split: (
-        Needed(path=_VATEX_FILES[split], source=f"{_VATEX}/download.html"),
-        _frames_needed("Ptf_2VRj-V0_000122_000132"),
-    ),
-    _VATEX,
-    _Evaluated(stride=7, scored="5,135 of the 6,000 videos of the public test set"),
-)
-
-OBJAVERSE = Benchmark(
-    name="objaverse",
-    title="Objaverse Multiview",
-    task="answer",
-    prompt=ANSWER,
-    metrics={},
-    splits={"test": ("Objaverse Multiview",)},
-    needs=lambda split: (),
-    read=lambda source: (),
-    homepage="https://objaverse.allenai.org",
+_MSRVTT = "https://www.microsoft.com/en-us/research/publication/msr-vtt"
+_NUMBERED = "https://github.com/xudejing/video-question-answering"
+_ACTIVITYNET = "https://cs.stanford.edu/people/ranjaykrishna/densevid"
+_ACTIVITYNET_QA = "https://github.com/MILVLG/activitynet-qa"
+_VATEX = "https://eric-xw.github.io/vatex-website"
+_Captions = partial(
+    Benchmark,
+    task="caption",
+    prompt=CAPTION,
+    metrics={"CIDEr": Cider()},
     max_new_tokens=64,
-    not_read_because="its score needs Google's sentence encoder USEv4 and renderings that are not "
-    "published",
+    num_images=16,
+)
+_Questions = partial(Benchmark, metrics={"acc": ExactMatch()}, max_new_tokens=64, num_images=16)
+BENCHMARKS = (
+    _Captions(
+        name="msrvtt-cap",
+        title="MSR-VTT captions",
+        splits={"test": ("MSRVTT-CAP",), "validate": (), "train": ()},
+        files=lambda split: {_msrvtt_file(split): _MSRVTT, **_frames("video7010")},
+        read=partial(_read, _msrvtt_captions),
+        homepage=_MSRVTT,
+        max_new_tokens=32,
+        note=_note(9, "2,094 of the 2,990 videos"),
+    ),
+    _Captions(
+        name="activitynet-cap",
+        title="ActivityNet captions",
+        splits={"test": ("ActivityNet-CAP",), "val": (), "train": ()},
+        files=lambda split: {
+            f"captions/{_ACTIVITYNET_FILES[split]}.json": f"{_ACTIVITYNET}, captions.zip",
+            **_frames(_ACTIVITYNET_VIDEO),
+        },
+        read=partial(_read, _activitynet_captions),
+        homepage=_ACTIVITYNET,
+        note=_note(30, "13,982 parts of videos; test is val_2, val is val_1"),
+    ),
+    _Captions(
+        name="vatex",
+        title="VATEX",
+        splits={"test": ("VATEX",), "val": (), "train": ()},
+        files=lambda split: {
+            _VATEX_FILES[split]: f"{_VATEX}/download.html",
+            **_frames("Ptf_2VRj-V0_000122_000132"),
+        },
+        read=partial(_read, _vatex_captions),
+        homepage=_VATEX,
+        note=_note(7, "5,135 of the 6,000 videos of the public test set"),
+    ),
+    _Questions(
+        name="msrvtt-qa",
+        title="MSR-VTT questions",
+        splits={"test": ("MSRVTT-QA",), "val": (), "train": ()},
+        files=partial(_numbered_files, "MSRVTT-QA", "video1301"),
+        read=partial(_read, partial(_numbered_questions, "MSRVTT-QA", "video{}")),
+        homepage=_NUMBERED,
+        note=_note(9, "51,680 of the 72,821 questions"),
+    ),
+    _Questions(
+        name="activitynet-qa",
+        title="ActivityNet questions",
+        splits={"test": ("ActivityNet-QA",), "val": (), "train": ()},
+        files=lambda split: {
+            f"activitynet-qa/dataset/{split}_q.json": _ACTIVITYNET_QA,
+            f"activitynet-qa/dataset/{split}_a.json": _ACTIVITYNET_QA,
+            **_frames(_ACTIVITYNET_VIDEO),
+        },
+        read=partial(_read, _activitynet_questions),
+        homepage=_ACTIVITYNET_QA,
+        note=_note(70, "6,900 of the 8,000 questions"),
+    ),
+    _Questions(
+        name="msvd-qa",
+        title="MSVD questions",
+        splits={"test": ("MSVD-QA",), "val": (), "train": ()},
+        files=partial(_numbered_files, "MSVD-QA", "vid1301"),
+        read=partial(_read, partial(_numbered_questions, "MSVD-QA", "vid{}")),
+        homepage=_NUMBERED,
+        num_images=8,
+        note=_note(26, "10,136 of the 13,157 questions", num_frames=8),
+    ),
+    Benchmark(
+        name="objaverse",
+        title="Objaverse Multiview",
+        metrics={},
+        splits={"test": ("Objaverse Multiview",)},
+        files=lambda split: {},
+        read=lambda source: (),
+        homepage="https://objaverse.allenai.org",
+        max_new_tokens=64,
+        not_read_because="its score needs Google's sentence encoder USEv4 and renderings that are "
+        "not published",
+    ),
 )

@@ -18,7 +18,7 @@ from PIL import Image
 from paligemma.data.record import Record
 from paligemma.data.source import read_text
 from paligemma.errors import ImageError
-from paligemma.evals.datasets.benchmark import Benchmark, Item, Metric, Needed, SplitSource
+from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource, item
 from paligemma.evals.datasets.files import read_csv, read_json_lines, read_table
 from paligemma.evals.metrics.captions import Bleu, Cider
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
@@ -26,40 +26,19 @@ from paligemma.evals.metrics.tables import Grits, Teds
 from paligemma.evals.metrics.texts import ErrorRate
 from paligemma.processor.image import load_image
 
-TABLE_METRICS: dict[str, Metric] = {
-    "S-TEDS": Teds(structure_only=True),
-    "TEDS": Teds(),
-    "GriTS-Top": Grits(),
-    "GriTS-Con": Grits(of="content"),
-}
 TABLE_PROMPT = "table"
 MOLECULE_PROMPT = "molecule"
 MUSIC_PROMPT = "music"
 REPORT_PROMPT = "report {indication}"
 _TAG = re.compile(r"</?[a-zA-Z]+[^<>]*>")
-_OWN_PROMPT = "The paper does not publish its prompt; this one is ours. "
-
-
-def _pubtabnet_needs(split: str) -> tuple[Needed, ...]:
-    source = "https://github.com/ibm-aur-nlp/PubTabNet"
-    return (
-        Needed(path="PubTabNet_2.0.0.jsonl", source=source),
-        Needed(path=f"{split}/", source=source),
-    )
 
 
 def _read_pubtabnet(source: SplitSource) -> Iterator[Item]:
     for entry in read_json_lines(source.folder / "PubTabNet_2.0.0.jsonl"):
         if entry["split"] == source.split:
-            html = _table_html(entry["html"])
-            record = Record(
-                record_id=entry["filename"],
-                image=source.folder / source.split / entry["filename"],
-                prefix=TABLE_PROMPT,
-                suffix=html,
-                references=(html,),
-            )
-            yield Item(record)
+            name = entry["filename"]
+            image = source.folder / source.split / name
+            yield item(name, image, TABLE_PROMPT, _table_html(entry["html"]))
 
 
 def _table_html(html: dict[str, Any]) -> str:
@@ -86,35 +65,8 @@ def _table_html(html: dict[str, Any]) -> str:
     return html_text if html_text.startswith("<table") else f"<table>{html_text}</table>"
 
 
-PUBTABNET = Benchmark(
-    name="pubtabnet",
-    title="PubTabNet",
-    task="write",
-    prompt=TABLE_PROMPT,
-    metrics=TABLE_METRICS,
-    splits={"val": ("PubTabNet",), "train": ()},
-    needs=_pubtabnet_needs,
-    read=_read_pubtabnet,
-    homepage="https://github.com/ibm-aur-nlp/PubTabNet",
-    max_new_tokens=4096,
-    note=_OWN_PROMPT + "Images are padded with white to a square. The paper's HTML has the "
-    "position of each cell in an attribute, which the scores ignore.",
-)
-
-
 _FINTABNET = "https://developer.ibm.com/exchanges/data/all/fintabnet"
 _PIXELS_PER_POINT = 2  # 144 pixels and 72 points per inch
-
-
-def _fintabnet_needs(split: str) -> tuple[Needed, ...]:
-    return (
-        Needed(path=f"fintabnet/FinTabNet_1.0.0_cell_{split}.jsonl", source=_FINTABNET),
-        Needed(
-            path="fintabnet/pages/",
-            source="the files in fintabnet/pdf as images with 144 pixels per inch, such as: "
-            "pdftoppm -r 144 -png -singlefile pdf/HAL/2009/page_77.pdf pages/HAL/2009/page_77",
-        ),
-    )
 
 
 def _read_fintabnet(source: SplitSource) -> Iterator[Item]:
@@ -153,109 +105,22 @@ def _cut_out(page: Path, box: tuple[float, float, float, float]) -> Image.Image:
     return image.crop((left, top, right, bottom))
 
 
-FINTABNET = Benchmark(
-    name="fintabnet",
-    title="FinTabNet",
-    task="write",
-    prompt=TABLE_PROMPT,
-    metrics=TABLE_METRICS,
-    splits={"test": ("FinTabNet",), "val": (), "train": ()},
-    needs=_fintabnet_needs,
-    read=_read_fintabnet,
-    homepage=_FINTABNET,
-    max_new_tokens=4096,
-    note=_OWN_PROMPT + "Images are padded with white to a square. The paper scored annotations "
-    "refined by others (arXiv 2303.00716); this reader uses the original ones.",
-)
-
-
-def _chemdraw_needs(split: str) -> tuple[Needed, ...]:
-    source = "https://huggingface.co/yujieq/MolScribe, synthetic.zip"
-    return (
-        Needed(path="synthetic/chemdraw.csv", source=source),
-        Needed(path="synthetic/chemdraw/", source=source),
-    )
-
-
 def _read_chemdraw(source: SplitSource) -> Iterator[Item]:
     """`file_path` is "synthetic/chemdraw/0.png"."""
     for number, row in enumerate(read_csv(source.folder / "synthetic" / "chemdraw.csv")):
-        record = Record(
-            record_id=str(row.get("image_id") or number),
-            image=source.folder / row["file_path"],
-            prefix=MOLECULE_PROMPT,
-            suffix=row["SMILES"],
-            references=(row["SMILES"],),
-        )
-        yield Item(record)
-
-
-CHEMDRAW = Benchmark(
-    name="chemdraw",
-    title="ChemDraw drawings of molecules",
-    task="write",
-    prompt=MOLECULE_PROMPT,
-    metrics={"exact match %": SmilesExactMatch(), "Tanimoto": TanimotoSimilarity()},
-    splits={"test": ("ChemDraw",)},
-    needs=_chemdraw_needs,
-    read=_read_chemdraw,
-    homepage="https://github.com/thomas0809/MolScribe",
-    max_new_tokens=256,
-    note=_OWN_PROMPT + "Images are padded with white to a square.",
-)
-
-
-def _grandstaff_files(source: SplitSource) -> list[Any]:
-    return sorted((source.folder / "data").glob(f"{source.split}-*.parquet"))
+        image = source.folder / row["file_path"]
+        yield item(row.get("image_id") or number, image, MOLECULE_PROMPT, row["SMILES"])
 
 
 def _read_grandstaff(source: SplitSource) -> Iterator[Item]:
-    files = _grandstaff_files(source)
-    for path in files:
+    for path in sorted((source.folder / "data").glob(f"{source.split}-*.parquet")):
         for number, row in enumerate(read_table(path, "image")):
-            if row.image is None:
-                continue
-            music = row.values["transcription"].strip()
-            record = Record(
-                record_id=f"{path.stem}-{number}",
-                image=row.image,
-                prefix=MUSIC_PROMPT,
-                suffix=music,
-                references=(music,),
-            )
-            yield Item(record)
+            if row.image is not None:
+                music = row.values["transcription"].strip()
+                yield item(f"{path.stem}-{number}", row.image, MUSIC_PROMPT, music)
 
-
-GRANDSTAFF = Benchmark(
-    name="grandstaff",
-    title="GrandStaff",
-    task="write",
-    prompt=MUSIC_PROMPT,
-    metrics={
-        "CER %": ErrorRate(),
-        "SER %": ErrorRate(unit="symbol"),
-        "LER %": ErrorRate(unit="line"),
-    },
-    splits={"test": ("GrandStaff",), "val": (), "train": ()},
-    needs=lambda split: (
-        Needed(path="data/", source="https://huggingface.co/datasets/antoniorv6/grandstaff"),
-    ),
-    read=_read_grandstaff,
-    homepage="https://sites.google.com/view/multiscore-project/datasets",
-    max_new_tokens=1024,
-    note=_OWN_PROMPT + "Images are padded with white to a square. The transcription is used as "
-    "published (basic extended **kern).",
-)
 
 _SECTION = re.compile(r"^\s*([A-Z][A-Z ]+):", re.MULTILINE)
-
-
-def _mimic_needs(split: str) -> tuple[Needed, ...]:
-    source = "https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
-    return (
-        Needed(path="mimic-cxr-2.0.0-split.csv", source=f"{source}, unpacked"),
-        Needed(path="files/", source=f"{source}, with the reports of mimic-cxr next to them"),
-    )
 
 
 def _read_mimic(source: SplitSource) -> Iterator[Item]:
@@ -269,14 +134,9 @@ def _read_mimic(source: SplitSource) -> Iterator[Item]:
         named = (("FINDINGS", parts.get("FINDINGS")), ("IMPRESSION", parts.get("IMPRESSION")))
         report = "\n".join(f"{name}: {text}" for name, text in named if text)
         if report:
-            record = Record(
-                record_id=row["dicom_id"],
-                image=folder / f"s{row['study_id']}" / f"{row['dicom_id']}.jpg",
-                prefix=REPORT_PROMPT.format(indication=parts.get("INDICATION", "")).strip(),
-                suffix=report,
-                references=(report,),
-            )
-            yield Item(record)
+            image = folder / f"s{row['study_id']}" / f"{row['dicom_id']}.jpg"
+            prefix = REPORT_PROMPT.format(indication=parts.get("INDICATION", "")).strip()
+            yield item(row["dicom_id"], image, prefix, report)
 
 
 def _sections(report: str) -> dict[str, str]:
@@ -293,17 +153,96 @@ def _sections(report: str) -> dict[str, str]:
     }
 
 
-MIMIC_CXR = Benchmark(
-    name="mimic-cxr",
-    title="MIMIC-CXR",
+_PUBTABNET = "https://github.com/ibm-aur-nlp/PubTabNet"
+_CHEMDRAW = "https://huggingface.co/yujieq/MolScribe, synthetic.zip"
+_MIMIC = "https://physionet.org/content/mimic-cxr-jpg"
+_OWN_PROMPT = "The paper does not publish its prompt; this one is ours. "
+_PADDED = _OWN_PROMPT + "Images are padded with white to a square."
+_Tables = partial(
+    Benchmark,
     task="write",
-    prompt=REPORT_PROMPT,
-    metrics={"CIDEr": Cider(), "BLEU-4": Bleu()},
-    splits={"test": ("MIMIC-CXR",), "validate": (), "train": ()},
-    needs=_mimic_needs,
-    read=_read_mimic,
-    homepage="https://physionet.org/content/mimic-cxr-jpg",
-    max_new_tokens=512,
-    note=_OWN_PROMPT + "The paper removes mentions of earlier examinations with a language model; "
-    "this reader keeps the reports as they are. Not for medical use.",
+    prompt=TABLE_PROMPT,
+    metrics={
+        "S-TEDS": Teds(structure_only=True),
+        "TEDS": Teds(),
+        "GriTS-Top": Grits(),
+        "GriTS-Con": Grits(of="content"),
+    },
+    max_new_tokens=4096,
+)
+BENCHMARKS = (
+    _Tables(
+        name="pubtabnet",
+        title="PubTabNet",
+        splits={"val": ("PubTabNet",), "train": ()},
+        files=lambda split: {"PubTabNet_2.0.0.jsonl": _PUBTABNET, f"{split}/": _PUBTABNET},
+        read=_read_pubtabnet,
+        homepage=_PUBTABNET,
+        note=_PADDED + " The paper's HTML has the position of each cell in an attribute, which the "
+        "scores ignore.",
+    ),
+    _Tables(
+        name="fintabnet",
+        title="FinTabNet",
+        splits={"test": ("FinTabNet",), "val": (), "train": ()},
+        files=lambda split: {
+            f"fintabnet/FinTabNet_1.0.0_cell_{split}.jsonl": _FINTABNET,
+            "fintabnet/pages/": "the files in fintabnet/pdf as images with 144 pixels per inch, "
+            "such as: pdftoppm -r 144 -png -singlefile pdf/HAL/2009/page_77.pdf "
+            "pages/HAL/2009/page_77",
+        },
+        read=_read_fintabnet,
+        homepage=_FINTABNET,
+        note=_PADDED + " The paper scored annotations refined by others (arXiv 2303.00716); this "
+        "reader uses the original ones.",
+    ),
+    Benchmark(
+        name="chemdraw",
+        title="ChemDraw drawings of molecules",
+        task="write",
+        prompt=MOLECULE_PROMPT,
+        metrics={"exact match %": SmilesExactMatch(), "Tanimoto": TanimotoSimilarity()},
+        splits={"test": ("ChemDraw",)},
+        files=lambda split: dict.fromkeys(
+            ("synthetic/chemdraw.csv", "synthetic/chemdraw/"), _CHEMDRAW
+        ),
+        read=_read_chemdraw,
+        homepage="https://github.com/thomas0809/MolScribe",
+        max_new_tokens=256,
+        note=_PADDED,
+    ),
+    Benchmark(
+        name="grandstaff",
+        title="GrandStaff",
+        task="write",
+        prompt=MUSIC_PROMPT,
+        metrics={
+            "CER %": ErrorRate(),
+            "SER %": ErrorRate(unit="symbol"),
+            "LER %": ErrorRate(unit="line"),
+        },
+        splits={"test": ("GrandStaff",), "val": (), "train": ()},
+        files=lambda split: {"data/": "https://huggingface.co/datasets/antoniorv6/grandstaff"},
+        read=_read_grandstaff,
+        homepage="https://sites.google.com/view/multiscore-project/datasets",
+        max_new_tokens=1024,
+        note=_PADDED + " The transcription is used as published (basic extended **kern).",
+    ),
+    Benchmark(
+        name="mimic-cxr",
+        title="MIMIC-CXR",
+        task="write",
+        prompt=REPORT_PROMPT,
+        metrics={"CIDEr": Cider(), "BLEU-4": Bleu()},
+        splits={"test": ("MIMIC-CXR",), "validate": (), "train": ()},
+        files=lambda split: {
+            "mimic-cxr-2.0.0-split.csv": f"{_MIMIC} (credentialed access), unpacked",
+            "files/": f"{_MIMIC} (credentialed access), with the reports of mimic-cxr next to them",
+        },
+        read=_read_mimic,
+        homepage=_MIMIC,
+        max_new_tokens=512,
+        note=_OWN_PROMPT + "The paper removes mentions of earlier examinations with a language "
+        "model; this reader keeps the reports as they are. Not for medical use.",
+    ),
 )
