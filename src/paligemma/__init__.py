@@ -14,8 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paligemma.lazy_names import lazy_names
+from paligemma.threads import wait_passively
 
 __version__ = "0.1.0"
+
+wait_passively()  # torch reads the setting when it is imported, which nothing above does
 
 if TYPE_CHECKING:
     from paligemma.checkpoints.hub import Source as Source

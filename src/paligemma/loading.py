@@ -37,6 +37,7 @@ from paligemma.processor.image import Resize
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
+from paligemma.threads import share_cpus
 
 MODEL_VARIABLE = "PALIGEMMA_MODEL"
 MINI = "mini"
@@ -121,6 +122,7 @@ def load(
     torch_device = choose_device(device)
     if torch_device.type == "cpu":
         keep_freed_memory()
+    share_cpus()
     checkpoint = _find(model, source, with_weights=True)
     stored = read_config(checkpoint.folder, sliding_window)
     processor = _build_processor(checkpoint.folder, stored.config, resize)

@@ -18,6 +18,7 @@ from paligemma.cli.memory import in_gigabytes, machine_memory, memory_need
 from paligemma.cli.options import Json
 from paligemma.config import RELEASES, Release
 from paligemma.errors import PaliGemmaError
+from paligemma.threads import available_cpus, share_cpus, waits_passively
 
 _PACKAGES = ("torch", "numpy", "pillow", "sentencepiece", "safetensors", "huggingface_hub")
 _ASKED_FOR = "google/paligemma2-3b-mix-224"
@@ -61,9 +62,8 @@ def examine(online: bool) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "torchvision": _version("torchvision"),
         "transformers": _version("transformers"),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": os.cpu_count(),
+        "threads": _threads(),
         "kernels": _kernels(),
         "devices": devices,
         "dtypes": _dtype_checks([device["name"] for device in devices]),
@@ -78,6 +78,17 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _threads() -> dict[str, Any]:
+    import torch
+
+    share_cpus()
+    return {
+        "available_cpus": available_cpus(),
+        "used": torch.get_num_threads(),
+        "wait_passively": waits_passively(),
+    }
 
 
 def _kernels() -> dict[str, Any]:
@@ -188,6 +199,16 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
     )
     yield f"paligemma {report['paligemma']}, Python {report['python']}"
     yield f"{report['system']}, {report['cores']} cores"
+    threads = report["threads"]
+    yield (
+        f"threads: {threads['used']} on {threads['available_cpus']} available CPUs; they "
+        + (
+            "sleep while they wait, so other programs may run"
+            if threads["wait_passively"]
+            else "spin while they wait, which is slow beside other programs: unset "
+            "OMP_WAIT_POLICY, GOMP_SPINCOUNT and KMP_BLOCKTIME"
+        )
+    )
     yield f"packages: {packages}"
     if report["torchvision"] is not None:
         yield (

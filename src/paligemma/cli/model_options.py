@@ -45,6 +45,15 @@ ModelArgument = Annotated[
         help="Model: mini, a hub id such as google/paligemma2-3b-mix-224, or a folder.",
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Number of CPU threads to compute with.",
+        show_default="as many as CPUs",
+    ),
+]
 OutArgument = Annotated[
     Path,
     typer.Argument(
@@ -80,6 +89,8 @@ class ModelOptions:
     """Use only files that are already downloaded."""
     verify: bool = False
     """Check model files against their SHA-256 checksums before reading them."""
+    threads: Annotated[int | None, Option(least=1, shown_default="as many as CPUs")] = None
+    """Number of CPU threads to compute with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +106,9 @@ class LoadOptions(ModelOptions):
         import paligemma
         from paligemma.checkpoints.hub import Source
         from paligemma.fast.weights import weights_name
+        from paligemma.threads import set_threads
 
+        set_threads(self.threads)
         return paligemma.load(
             self.model,
             weights=weights_name(self.dtype, self.quantization),

@@ -7,7 +7,6 @@ error while the model loads ends the process with one line.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,8 +77,6 @@ def serve(*, options: ServeOptions) -> None:
 
     SIGTERM or Ctrl-C drains requests in flight; a second signal exits immediately.
     """
-    # Before torch is imported: its threads would otherwise spin while they wait.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _require_server()
     from paligemma.server.app import create_app
     from paligemma.server.limits import Limits
@@ -93,7 +90,9 @@ def serve(*, options: ServeOptions) -> None:
         read_keys,
         served_name,
     )
+    from paligemma.threads import set_threads
 
+    set_threads(options.threads)
     limits = _limits(Limits(), options.limits)
     name = served_name(options.model) if options.name is None else _check_name(options.name)
     adapters = _adapters(options.adapters, name)

@@ -11,6 +11,7 @@ import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
 from paligemma.cli.memory import in_gigabytes, machine_memory
+from paligemma.cli.model_options import ThreadsOption
 from paligemma.cli.options import Json, takes
 from paligemma.errors import OptionError
 from paligemma.options import Option
@@ -30,6 +31,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
     ] = False,
+    threads: ThreadsOption = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model and write an adapter, scores and a report.
@@ -39,7 +41,9 @@ def train(
     torchrun --nproc-per-node 8 -m paligemma train ...
     """
     from paligemma.finetune.run.run import run
+    from paligemma.threads import set_threads
 
+    set_threads(threads)
     with _Watcher(out if tensorboard else None) as watcher:
         result = run(options, out, on_event=print_note, on_log=watcher)
     if result is None:  # not the first of several processes

@@ -53,6 +53,7 @@ from paligemma.server.jobs import FairQueue, ImagePayload, Job, JobState, ScoreJ
 from paligemma.server.limits import Limits
 from paligemma.server.preparing import PreparedScore, Preprocessor
 from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats
+from paligemma.threads import share_cpus
 
 Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 """Runs a call in an event loop."""
@@ -138,6 +139,7 @@ class Service:
             1, thread_name_prefix="paligemma-masks", initializer=_compute_with, initargs=(1,)
         )
         self._threads: list[threading.Thread] = []
+        share_cpus()
         self._num_threads = torch.get_num_threads()
 
     # Life
