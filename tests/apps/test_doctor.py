@@ -31,7 +31,7 @@ def test_the_report_covers_the_whole_machine(run):
             "torchvision",
             "transformers",
             "cores",
-                "threads",
+            "threads",
             "devices",
         ),
         *("kernels", "dtypes", "models", "hub", "mini"),
