@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from paligemma import threads
+from paligemma.errors import OptionError
 
 IMAGE = Path(__file__).parents[1] / "examples" / "scene.png"
 SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
@@ -104,7 +105,7 @@ def test_a_small_quota_still_leaves_one_thread(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_threads_are_refused() -> None:
-    with pytest.raises(threads.OptionError, match="threads is 0"):
+    with pytest.raises(OptionError, match="threads is 0"):
         threads.set_threads(0)
 
 
