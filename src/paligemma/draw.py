@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from paligemma.errors import ImageError
 from paligemma.processor.image import ImageSource, LoadedImage, load_image
-from paligemma.results import Detection, Objects, Segment
+from paligemma.results import Detection, Objects, Segment, one_line
 
 _Rgb = tuple[int, int, int]
 _Rect = tuple[int, int, int, int]
@@ -68,7 +68,7 @@ def draw_detections(
     taken: list[_Rect] = []
     for obj, rect, color in zip(detections, rects, colors, strict=True):
         score = f"{obj.score:.2f}" if scores else ""
-        text = f"{' '.join(obj.label.split())} {score}".strip()
+        text = f"{one_line(obj.label)} {score}".strip()
         taken.append(_draw_tag(draw, text, rect, color, font, canvas.size, taken))
     return canvas
 

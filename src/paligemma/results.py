@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
@@ -48,6 +49,12 @@ class Result:
     def to_json(self) -> str:
         """`to_dict` as one line of JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+
+def one_line(text: str) -> str:
+    """Replace line breaks, tabs and runs of blanks by one blank; other spaces, such as U+00A0 and
+    U+3000, belong to the text."""
+    return re.sub(r"[ \t\r\n\v\f\x85\u2028\u2029]+", " ", text).strip(" ")
 
 
 def _to_json_value(value: Any) -> Any:
@@ -323,7 +330,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
             lines.append("score      x1      y1      x2      y2  label")
         for obj in self.objects:
             edges = " ".join(f"{edge:7.1f}" for edge in obj.box_xyxy)
-            lines.append(f" {obj.score:.2f} {edges}  {' '.join(obj.label.split())}")
+            lines.append(f" {obj.score:.2f} {edges}  {one_line(obj.label)}")
         if self.missing:
             lines.append("not found: " + ", ".join(self.missing))
         lines += [f"skipped, {problem}" for problem in self.problems]

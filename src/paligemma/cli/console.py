@@ -1,12 +1,15 @@
 """What the commands print and where: results on stdout, everything else on stderr.
 
-Text that comes from a model, a file or a name is never treated as markup, and its control
-characters are escaped.
+Text that comes from a model, a file or a name is never treated as markup, and characters that
+could change what a terminal shows elsewhere are escaped. All other characters are printed as they
+are: Persian joins words with U+200C, French sets U+00A0 before "!", Japanese spaces are U+3000.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,13 +43,26 @@ def stderr() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
+# Control characters of ASCII and Latin-1, line and paragraph separators, bidirectional embeddings,
+# overrides and isolates, surrogates (file names that are not UTF-8), and noncharacters.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
+
+
 def visible(text: str, *, keep: str = "") -> str:
-    r"""The text with control characters written out, except those in `keep`.
+    r"""The text with unsafe characters written out, except those in `keep`.
 
     >>> visible("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\n'
     """
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+    return _UNSAFE.sub(lambda match: c if (c := match[0]) in keep else ascii(c)[1:-1], text)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    r"""Write `\u9752` for a character that stdout's encoding lacks, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_text(text: str) -> None:

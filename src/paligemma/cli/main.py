@@ -26,7 +26,7 @@ from paligemma.cli import (
     serve,
     train,
 )
-from paligemma.cli.console import print_error
+from paligemma.cli.console import escape_what_cannot_be_encoded, print_error
 from paligemma.cli.moved import check_moved
 from paligemma.cli.options import Command
 from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
@@ -86,6 +86,7 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
+    escape_what_cannot_be_encoded()
     try:
         check_moved(sys.argv[1:] if arguments is None else arguments)
         app(arguments, prog_name="paligemma")

@@ -355,7 +355,7 @@ def _run(
             named = {"images": list(group)} if task == "generate" else {"image": group[0]}
             print_json({**named, "model": options.model, "task": task, "result": result.to_dict()})
         else:
-            print_text(f"{group[0]}: {result}" if len(groups) > 1 else str(result))
+            print_text(f"{visible(group[0])}: {result}" if len(groups) > 1 else str(result))
             if options.show:
                 show_image(_draw(result, loaded[0].rgb))
         if target is not None:
