@@ -20,8 +20,7 @@ from typing import Any
 
 from benchmarks.side_by_side.stages import Stage, cache_bytes, file_bandwidth
 from benchmarks.side_by_side.worker import LIMITS
-from paligemma.bench.costs import weight_bytes
-from paligemma.bench.limits import Limits
+from paligemma.bench.limits import Limits, weight_bytes
 from paligemma.bench.workload import named_config
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError

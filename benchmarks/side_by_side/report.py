@@ -17,8 +17,7 @@ from typing import Any
 
 from benchmarks.side_by_side.harness import FROZEN, WEIGHTS, Measurements, Plan
 from benchmarks.side_by_side.stages import STAGES, least_seconds, seconds_to_read_weights
-from paligemma.bench.costs import weight_bytes
-from paligemma.bench.limits import Limits
+from paligemma.bench.limits import Limits, weight_bytes
 from paligemma.bench.machine import describe_machine
 from paligemma.bench.measure import format_seconds, machine_lines
 from paligemma.bench.workload import named_config

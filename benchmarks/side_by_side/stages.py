@@ -10,8 +10,14 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from paligemma.bench.costs import decode_work, prefill_work, vision_work, weight_bytes
-from paligemma.bench.limits import Limits, median_seconds
+from paligemma.bench.limits import (
+    Limits,
+    decode_work,
+    median_seconds,
+    prefill_work,
+    vision_work,
+    weight_bytes,
+)
 from paligemma.bench.workload import PROMPT_LENGTH
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paligemma.bench.costs import (
+from paligemma.bench.limits import (
     decode_work,
     prefill_work,
     vision_work,

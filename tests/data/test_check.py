@@ -133,10 +133,11 @@ def test_ready_made_lists_of_objects_are_parsed(processor: Processor, tmp_path: 
         {"prefix": "detect cat", "suffix": "<loc0009><loc0002><loc0003><loc0004> cat"},
         {"prefix": "detect cat", "suffix": f"{good} ; {good}"},
         {"prefix": "detect cat", "suffix": "no box"},
+        {"prefix": "detect", "suffix": "no box"},
     ]
     report = checked(processor, jsonl(tmp_path, records))
     warnings = texts(report, "warning")
-    assert "2 answers to detect or segment are not lists of objects" in warnings
+    assert "3 answers to detect or segment are not lists of objects" in warnings
     assert "has no area" in warnings
     assert "1 objects appear twice" in warnings
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 
 import pytest
 
 from paligemma.errors import MissingExtraError
-from paligemma.report.charts import Curve, check_charts, line_chart, reliability_chart
+from paligemma.report.charts import Bin, Curve, check_charts, line_chart, reliability_chart
 
 pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
 
@@ -47,17 +46,11 @@ def test_a_single_point_is_a_dot() -> None:
     assert line is not None
 
 
-@dataclass(frozen=True)
-class Bar:
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-
-
 def test_a_reliability_chart_has_one_panel_per_title() -> None:
-    bars = [Bar(0.0, 0.5, 3, 0.3, 0.2), Bar(0.5, 1.0, 9, 0.8, 0.9)]
+    bars = [
+        Bin(low=0.0, high=0.5, count=3, confidence=0.3, accuracy=0.2),
+        Bin(low=0.5, high=1.0, count=9, confidence=0.8, accuracy=0.9),
+    ]
     svg = reliability_chart([("before", bars), ("after", bars), ("empty", [])])
     assert {"before", "after", "empty", "score", "fraction correct"} <= texts(svg)
 

@@ -2,8 +2,7 @@
 
 workload.py  shapes by name, random weights and inputs
 runner.py    the model, stage by stage
-costs.py     bytes and operations that a stage needs, by arithmetic
-limits.py    how fast this machine reads memory and multiplies, measured
+limits.py    how fast this machine reads memory and multiplies, and what a stage needs of both
 machine.py   the machine: processor, memory, versions
 measure.py   runs the stages; times, shares of the limit and memory as a report
 """

@@ -11,8 +11,15 @@ from typing import Any
 
 import torch
 
-from paligemma.bench.costs import Work, decode_work, prefill_work, vision_work, weight_bytes
-from paligemma.bench.limits import Limits, LimitsProbe
+from paligemma.bench.limits import (
+    Limits,
+    LimitsProbe,
+    Work,
+    decode_work,
+    prefill_work,
+    vision_work,
+    weight_bytes,
+)
 from paligemma.bench.machine import describe_machine, peak_bytes
 from paligemma.bench.runner import ModelRunner, build_runner
 from paligemma.bench.workload import PROMPT_LENGTH, named_config

@@ -17,7 +17,8 @@ from paligemma.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paligemma.evals.evaluation import EvalSet, Evaluation, Published
+    from paligemma.evals.datasets.published import PublishedScore
+    from paligemma.evals.evaluation import EvalSet, Evaluation
     from paligemma.evals.options import EvalRunOptions
     from paligemma.evals.scoring import Score
 
@@ -169,7 +170,7 @@ def _show(evaluation: Evaluation, model: str, resolution: int, out: Path) -> Non
     print_text(f"Predictions, scores per record and the report are in {out}")
 
 
-def _rows(score: Score, figures: Sequence[Published]) -> list[tuple[str, ...]]:
+def _rows(score: Score, figures: Sequence[PublishedScore]) -> list[tuple[str, ...]]:
     """The row of the metric, then rows of its details; those of single labels are in the report.
 
     Published figures of the same metric are in the same row.
@@ -191,7 +192,7 @@ def _rows(score: Score, figures: Sequence[Published]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _beside(value: float, figures: Sequence[Published]) -> str:
+def _beside(value: float, figures: Sequence[PublishedScore]) -> str:
     """Our value in the unit of the papers, and the published figures."""
     theirs = "; ".join(str(figure) for figure in figures)
     return f"{100 * value:.1f}, published {theirs}" if theirs else ""

@@ -22,6 +22,7 @@ from paligemma.processor.processor import Processor
 from paligemma.report.page import image_uri, render_page
 from paligemma.results import Detection, Objects, StopReason
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.parse_prompt import kind_of_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import TaskContext
 
@@ -158,8 +159,7 @@ def draw_row(
     input_image = resize_to_square(row.image.rgb, processor.transform(row.image))
     side = max(_IMAGE_SIDE, processor.resolution)
     image = input_image.resize((side, side), Image.Resampling.NEAREST)
-    verb, _, phrases = row.target.prefix.partition(" ")
-    asks_for_objects = verb in ("detect", "segment")
+    asks_for_objects = kind_of_prompt(row.target.prefix) in ("detect", "segment")
     if row.record.objects is None and not asks_for_objects:
         return image
     has_eos = bool(ids) and ids[-1] == processor.tokenizer.eos_id
@@ -172,6 +172,7 @@ def draw_row(
         transform=ImageTransform(source_wh=(side, side), resolution=side),
         mask_codec=builder.mask_codec,
     )
+    phrases = row.target.prefix.partition(" ")[2]
     names = tuple(phrases.split(" ; ")) if asks_for_objects else (row.target.prefix,)
     has_masks = any(processor.tokenizer.is_seg(token_id) for token_id in ids)
     objects: Objects[Detection]

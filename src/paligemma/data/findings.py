@@ -17,6 +17,7 @@ from paligemma.data.targets import Target, TargetBuilder
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Result
 from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.parse_prompt import kind_of_prompt
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -24,7 +25,6 @@ MAX_IDS = 20
 """Record ids that one finding lists."""
 _LOW_BOX_IOU, _LOW_MASK_IOU = 0.5, 0.7
 _CONTROL_TOKEN = re.compile(r"<(image|bos|eos|pad)>")
-_OBJECT_PREFIX = re.compile(r"(detect|segment) ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[
     broken: dict[str, str] = {}
     repeated: list[str] = []
     for row in rows:
-        if not _OBJECT_PREFIX.match(row.target.prefix):
+        if kind_of_prompt(row.target.prefix) not in ("detect", "segment"):
             continue
         text = "" if row.target.num_noise else row.target.suffix
         ids = tokenizer.tokenize_text(text)

@@ -9,7 +9,6 @@ bootstrap.py        confidence intervals
 calibration.py      scores as probabilities, and the best threshold
 reliability.py      how well scores predict correctness
 score_formulas.py   alternative scores of boxes, compared
-polygon_overlap.py  areas that polygons share
 metrics/            metrics on plain values
 datasets/           benchmarks in their official files, with published scores
 """

@@ -15,7 +15,6 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.evals.reliability import (
-    Bin,
     ScoredOutcomes,
     Threshold,
     best_threshold,
@@ -26,7 +25,7 @@ from paligemma.evals.reliability import (
     reliability,
     threshold_at,
 )
-from paligemma.report.charts import reliability_chart
+from paligemma.report.charts import Bin, reliability_chart
 from paligemma.results import Detection, Objects
 
 Subject = Literal["boxes", "answers"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from paligemma.data.record import Record
 from paligemma.data.source import ObjectTask
 from paligemma.errors import DataError, OptionError
 from paligemma.evals.calibration import Calibration, calibrate
+from paligemma.evals.datasets.published import PublishedScore
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import Ask, EvalOptions, TaskName
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, PredictOptions, predict
@@ -40,21 +41,7 @@ RECORDS_FILE = "records.jsonl"
 REPORT_FILE = "report.json"
 CALIBRATION_FILE = "calibration.json"
 DIAGRAM_FILE = "reliability.svg"
-
-
-class Published(Protocol):
-    """A figure of a paper, in its unit: percent, CIDEr times 100."""
-
-    @property
-    def metric(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def resolution(self) -> int | None: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def source(self) -> str: ...
+_PUBLISHED_FIELDS = ("metric", "model", "resolution", "value", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +51,14 @@ class Evaluation:
     model: str
     data: str
     scores: tuple[Score, ...]
-    published: tuple[Published, ...]
+    published: tuple[PublishedScore, ...]
     num_records: int
     seconds: float
     """Time spent on generating; short where predictions already existed."""
     calibration: Calibration | None = None
     formulas: tuple[FormulaScore, ...] = ()
 
-    def published_for(self, model: str, resolution: int) -> tuple[Published, ...]:
+    def published_for(self, model: str, resolution: int) -> tuple[PublishedScore, ...]:
         """The papers' figures for this model's family and size at this resolution."""
         name = model.rpartition("/")[2]
         return tuple(
@@ -94,7 +81,7 @@ class EvalSet:
     object_task: ObjectTask = "detect"
     """The prefix of a record without one is this word and class names."""
     class_names: tuple[str, ...] = ()
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedScore, ...] = ()
     grouping: Grouping | None = None
     dont_care: tuple[str, ...] = DONT_CARE
     notes: tuple[str, ...] = ()
@@ -336,13 +323,7 @@ def _report(
         "options": asdict(options),
         "scores": [score.to_dict() for score in evaluation.scores],
         "published": [
-            {
-                "metric": figure.metric,
-                "model": figure.model,
-                "resolution": figure.resolution,
-                "value": figure.value,
-                "source": figure.source,
-            }
+            {name: getattr(figure, name) for name in _PUBLISHED_FIELDS}
             for figure in evaluation.published
         ],
         "formulas": [asdict(row) for row in evaluation.formulas],

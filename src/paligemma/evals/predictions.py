@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -217,30 +217,24 @@ def objects_in_text(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Parsed:
-    """The parsed answer to one prefix."""
-
-    text: str
-    score: float
-    stop_reason: StopReason
-    size_wh: tuple[int, int]
-    objects: tuple[FoundObject, ...] = ()
-    problems: tuple[str, ...] = ()
-    is_valid: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
 class _TextTask:
-    """Any text in answer to a prefix."""
+    """Any text in answer to a record's prefix."""
 
+    record_id: str
+    name: TaskName
     prefix: str
     answer_kind: AnswerKind
 
     def prompt(self) -> str:
         return self.prefix
 
-    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Parsed:
-        return _Parsed(
+    def parse(
+        self, generated: Generated, tokenizer: TokenReader, context: TaskContext
+    ) -> Prediction:
+        return Prediction(
+            record_id=self.record_id,
+            task=self.name,
+            prefix=self.prefix,
             text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
             score=mean_probability(generated.logprobs),
             stop_reason=generated.stop_reason,
@@ -266,7 +260,9 @@ class _ListTask(_TextTask):
             has_masks=self.has_masks,
         )
 
-    def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> _Parsed:
+    def parse(
+        self, generated: Generated, tokenizer: TokenReader, context: TaskContext
+    ) -> Prediction:
         pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
         rles: list[Any] = [None] * len(pairs)
         if self.has_masks:
@@ -290,12 +286,8 @@ class _ListTask(_TextTask):
                     label_logprobs=label,
                 )
             )
-        written = super().parse(generated, tokenizer, context)
-        return _Parsed(
-            text=written.text,
-            score=written.score,
-            stop_reason=written.stop_reason,
-            size_wh=written.size_wh,
+        return replace(
+            super().parse(generated, tokenizer, context),
             objects=tuple(objects),
             problems=tuple(str(problem) for problem in problems),
             is_valid=bool(pairs) and pairs[0][1].token_span[0] == 0,
@@ -318,10 +310,17 @@ def _logprobs_of(
 def _task_for(record: Record, name: TaskName, options: PredictOptions) -> _TextTask:
     if name not in OBJECT_TASKS:
         is_describe = name == "caption" and kind_of_prompt(record.prefix) == "describe"
-        return _TextTask(prefix=record.prefix, answer_kind="describe" if is_describe else name)
+        return _TextTask(
+            record_id=record.record_id,
+            name=name,
+            prefix=record.prefix,
+            answer_kind="describe" if is_describe else name,
+        )
     phrases = phrases_of_prompt(record.prefix)
     is_free = name == "read_text" or phrases == (_ALL_CLASSES,)
     return _ListTask(
+        record_id=record.record_id,
+        name=name,
         prefix=record.prefix,
         answer_kind=name,
         phrases=phrases,
@@ -337,11 +336,10 @@ def _predict_chunk(
     options: PredictOptions,
     batch_size: int | None,
 ) -> list[Prediction]:
-    names = [task_of(record, options) for record in records]
     results = predictor.run(
         [
-            (record.load_images(), _task_for(record, name, options))
-            for record, name in zip(records, names, strict=True)
+            (record.load_images(), _task_for(record, task_of(record, options), options))
+            for record in records
         ],
         batch_size=batch_size,
         max_new_tokens=options.max_new_tokens,
@@ -350,12 +348,10 @@ def _predict_chunk(
         errors="return",
     )
     predictions = []
-    for record, name, result in zip(records, names, results, strict=True):
+    for record, result in zip(records, results, strict=True):
         if isinstance(result, PaliGemmaError):
             raise _named(result, record)
-        predictions.append(
-            Prediction(record_id=record.record_id, task=name, prefix=record.prefix, **vars(result))
-        )
+        predictions.append(result)
     return predictions
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from paligemma.errors import DataError
 from paligemma.evals.metrics.detection import Found, f1_of, match_table
 from paligemma.evals.metrics.objects import ReferenceImage
+from paligemma.report.charts import Bin
 
 Array = npt.NDArray[np.float64]
 
@@ -77,19 +78,6 @@ def answer_outcomes(scores: Sequence[float], correct: Sequence[float]) -> Scored
         groups=np.arange(len(scores), dtype=np.int64),
         num_true=np.ones(len(scores), dtype=np.int64),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bin:
-    """One bar of a reliability diagram: scores in [low, high), in the last one also `high`."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    """The mean score."""
-    accuracy: float
-    """The fraction that is correct."""
 
 
 def reliability(scores: Array, correct: Array, num_bins: int = NUM_BINS) -> tuple[Bin, ...]:

@@ -21,10 +21,9 @@ from paligemma.evals.bootstrap import (
 )
 from paligemma.evals.metrics.objects import ReferenceImage, ReferenceObject
 from paligemma.evals.metrics.result import MetricResult, Reads
-from paligemma.evals.metrics.text_regions import Word
+from paligemma.evals.metrics.text_regions import Word, polygon_of_box
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import TaskName
-from paligemma.evals.polygon_overlap import polygon_of_box
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from paligemma.errors import MissingExtraError
 
@@ -35,19 +35,17 @@ class Curve:
     has_dots: bool = False
 
 
-class ReliabilityBin(Protocol):
-    """One bar of a reliability diagram: the scores in [low, high)."""
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """One bar of a reliability diagram: scores in [low, high), in the last one also `high`."""
 
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def accuracy(self) -> float: ...
+    low: float
+    high: float
+    count: int
+    confidence: float
+    """The mean score."""
+    accuracy: float
+    """The fraction that is correct."""
 
 
 def check_charts(extra: str, purpose: str) -> None:
@@ -80,7 +78,7 @@ def line_chart(curves: Sequence[Curve], *, x_name: str) -> str:
         return _to_svg(figure)
 
 
-def reliability_chart(panels: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -> str:
+def reliability_chart(panels: Sequence[tuple[str, Sequence[Bin]]]) -> str:
     """Reliability diagrams next to each other, each with its title, as one SVG.
 
     A bar is the fraction of a bin that is correct, a dot the bin's mean score: with perfect

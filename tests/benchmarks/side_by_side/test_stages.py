@@ -12,8 +12,7 @@ from benchmarks.side_by_side.stages import (
     least_seconds,
     seconds_to_read_weights,
 )
-from paligemma.bench.costs import decode_work, prefill_work, vision_work
-from paligemma.bench.limits import Limits
+from paligemma.bench.limits import Limits, decode_work, prefill_work, vision_work
 from paligemma.config import count_parameters, release_config
 from paligemma.errors import OptionError
 

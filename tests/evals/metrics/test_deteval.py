@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma.evals.metrics.text_regions import DetEval, area_recall_precision
-from paligemma.evals.polygon_overlap import polygon_of_box
+from paligemma.evals.metrics.text_regions import DetEval, area_recall_precision, polygon_of_box
 
 pytest.importorskip("shapely", reason="the eval extra is not installed")
 

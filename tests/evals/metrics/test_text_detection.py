@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma.evals.metrics.text_regions import TextDetection, Word
-from paligemma.evals.polygon_overlap import polygon_of_box
+from paligemma.evals.metrics.text_regions import TextDetection, Word, polygon_of_box
 
 pytest.importorskip("shapely", reason="the eval extra is not installed")
 

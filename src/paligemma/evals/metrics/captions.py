@@ -101,11 +101,7 @@ class _Vector:
 
 
 def _count_ngrams(words: Sequence[str]) -> Counter[NGram]:
-    return Counter(
-        tuple(words[start : start + n])
-        for n in range(1, _MAX_ORDER + 1)
-        for start in range(len(words) - n + 1)
-    )
+    return sum((_ngrams(words, n) for n in range(1, _MAX_ORDER + 1)), Counter())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +140,7 @@ class Bleu:
     def _counts(self, words: Sequence[str], truths: Sequence[Sequence[str]]) -> _Counts:
         matched, written = [], []
         for n in range(1, self.max_order + 1):
-            most: Counter[tuple[str, ...]] = Counter()
+            most: Counter[NGram] = Counter()
             for truth in truths:
                 most |= _ngrams(truth, n)
             ngrams = _ngrams(words, n)
@@ -176,7 +172,7 @@ class _Counts:
         return scores
 
 
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+def _ngrams(words: Sequence[str], n: int) -> Counter[NGram]:
     return Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
 
 

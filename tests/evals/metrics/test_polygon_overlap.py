@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma.data.overlap import box_iou
-from paligemma.evals.polygon_overlap import (
+from paligemma.evals.metrics.text_regions import (
     intersection_area,
     polygon_area,
     polygon_iou,
