@@ -53,12 +53,10 @@ from paligemma.loading import load
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Detections, Segments
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 
 _CHUNK = 32
 _MAX_WORDS = 20

@@ -15,12 +15,10 @@ from mini import language
 from mini.scene import Scene, SceneObject, SceneWord
 from mini.sheet import Sheet
 from mini.texts import SceneTexts
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.objects import format_box
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask
 
 Pair = tuple[str, str]
 TEXT_PROMPT = "detect text"

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import torch
 
-from paligemma.fast.kernels.memory import return_freed_memory
+from paligemma.fast.kernels.library import return_freed_memory
 from paligemma.processor.tokenizer import Tokenizer
 
 # Before anything is computed: tiny matrices only lose time on several threads, most of all beside

@@ -4,13 +4,11 @@ import pytest
 
 from paligemma.answering import ANSWER_LENGTHS, kind_of_task
 from paligemma.predictor import MAX_NEW_TOKENS
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.parse_prompt import kind_of_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,8 @@ import paligemma  # noqa: E402
 from paligemma.cli.main import app as program  # noqa: E402
 from paligemma.cli.serve import ServeOptions  # noqa: E402
 from paligemma.server.app import create_app  # noqa: E402
-from paligemma.server.limits import Limits  # noqa: E402
 from paligemma.server.service import Service  # noqa: E402
-from paligemma.server.settings import KEYS_VARIABLE, KeyRing, Settings  # noqa: E402
+from paligemma.server.settings import KEYS_VARIABLE, KeyRing, Limits, Settings  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -17,10 +17,10 @@ from paligemma.checkpoints.load import load_model
 from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
 from paligemma.fast import device
 from paligemma.fast.accelerate import quantization_of
+from paligemma.fast.blocks import FusedDecoder
 from paligemma.fast.cuda import model as cuda_model
 from paligemma.fast.cuda.model import CudaPaliGemma
 from paligemma.fast.frozen_linear import FrozenLinear
-from paligemma.fast.gemma import FusedDecoder
 from paligemma.fast.kernels.library import kernels
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer

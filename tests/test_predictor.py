@@ -25,11 +25,9 @@ from paligemma.fast.kernels.library import kernels
 from paligemma.predictor import MAX_BATCH_SIZE, Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Answer, Caption, Detections, Generation, Segments, Text
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 from tests.agreement.tiny_predictor import build_predictor, picture
 
 IMAGE = picture(0, (200, 100))

@@ -53,52 +53,12 @@ if TYPE_CHECKING:
     from paligemma.results import Segment as Segment
     from paligemma.results import Segments as Segments
     from paligemma.results import Text as Text
-    from paligemma.tasks.answer import AnswerTask as AnswerTask
-    from paligemma.tasks.answer import QuestionTask as QuestionTask
-    from paligemma.tasks.caption import BoxCaptionTask as BoxCaptionTask
-    from paligemma.tasks.caption import CaptionTask as CaptionTask
     from paligemma.tasks.detect import DetectTask as DetectTask
-    from paligemma.tasks.ocr import OcrTask as OcrTask
     from paligemma.tasks.segment import SegmentTask as SegmentTask
+    from paligemma.tasks.text import AnswerTask as AnswerTask
+    from paligemma.tasks.text import BoxCaptionTask as BoxCaptionTask
+    from paligemma.tasks.text import CaptionTask as CaptionTask
+    from paligemma.tasks.text import OcrTask as OcrTask
+    from paligemma.tasks.text import QuestionTask as QuestionTask
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "loading": ("load", "load_processor"),
-            "fast.weights": ("Packed", "Plain", "Trainable"),
-            "checkpoints.hub": ("Source",),
-            "predictor": ("Predictor",),
-            "processor.processor": ("Processor", "PromptRow"),
-            "results": (
-                "Answer",
-                "Caption",
-                "Detection",
-                "Detections",
-                "Generation",
-                "Problem",
-                "Score",
-                "Segment",
-                "Segments",
-                "Text",
-            ),
-            "tasks.answer": ("AnswerTask", "QuestionTask"),
-            "tasks.caption": ("BoxCaptionTask", "CaptionTask"),
-            "tasks.detect": ("DetectTask",),
-            "tasks.ocr": ("OcrTask",),
-            "tasks.segment": ("SegmentTask",),
-            "errors": (
-                "CheckpointError",
-                "DataError",
-                "HubError",
-                "ImageError",
-                "InputError",
-                "MissingExtraError",
-                "NumericalError",
-                "OptionError",
-                "PaliGemmaError",
-                "PromptError",
-                "TokenizerError",
-            ),
-            "config": ("RELEASES", "Release"),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 
@@ -41,16 +41,14 @@ from paligemma.processor.processor import Processor, pad_batch
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
 from paligemma.processor.tokenizer import TextStream, Tokenizer
 from paligemma.results import Detection, Generation, StopReason
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.objects import parse_objects
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.seg_codec import MaskCodec
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import AnswerKind, GuidedTask, Task, TaskContext
+from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
 
 ImageInput = ImageSource | LoadedImage
 """A path, the bytes of a file, a PIL image, an array, or what `Processor.load` returned."""
@@ -82,21 +80,14 @@ class Query:
 
     task: Task[Any] | None = None
     prompt: str | None = None
-    max_new_tokens: int | None = None
-    """None: what the task usually needs, as far as there is room."""
-    constrained: bool = True
-    """Restrict detect and segment to their grammar."""
+    max_new_tokens: int | None = None  # None: what the task usually needs, as far as there is room
+    constrained: bool = True  # restrict detect and segment to their grammar
     sampler: Sampling = GREEDY
-    sample_index: int = 0
-    """Together with the sampler's seed, determines the randomness."""
-    stop: Sequence[str] = ()
-    """The text ends before the first of these."""
-    num_top_logprobs: int = 0
-    """Number of most likely tokens to report at each position."""
-    adapter: str = ""
-    """The adapter that answers; "" is the model itself."""
-    client: str = ""
-    """Who asks. The engine lets clients take turns."""
+    sample_index: int = 0  # together with the sampler's seed, determines the randomness
+    stop: Sequence[str] = ()  # the text ends before the first of these
+    num_top_logprobs: int = 0  # number of most likely tokens to report at each position
+    adapter: str = ""  # the adapter that answers; "" is the model itself
+    client: str = ""  # who asks. The engine lets clients take turns
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.prompt is None):
@@ -120,8 +111,7 @@ class TokenizedQuery:
     query: Query
     prefix: TokenSequence
     max_new_tokens: int
-    grammar: ObjectList | None
-    """What the answer is held to."""
+    grammar: ObjectList | None  # what the answer is held to
 
     @property
     def num_positions(self) -> int:
@@ -141,8 +131,7 @@ class PreparedImage:
 class Usage:
     """What an answer took, in tokens."""
 
-    prompt_tokens: int = 0
-    """All that the model read, image tokens included."""
+    prompt_tokens: int = 0  # all that the model read, image tokens included
     image_tokens: int = 0
     completion_tokens: int = 0
 
@@ -151,15 +140,22 @@ class Usage:
 class Update:
     """The next part of an answer. Parts joined are the whole; nothing is taken back."""
 
-    text: str = ""
-    """New text that can no longer become part of a stop string."""
+    text: str = ""  # new text that can no longer become part of a stop string
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    """One per token."""
+    logprobs: tuple[float, ...] = ()  # one per token
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     """The most likely tokens at each position, if they were asked for."""
     object: Detection | None = None
     """A box or mask that is complete. Those of all updates are the result's."""
+
+    def then(self, following: Update) -> Update:
+        """Both as one update, without their objects."""
+        return Update(
+            text=self.text + following.text,
+            token_ids=self.token_ids + following.token_ids,
+            logprobs=self.logprobs + following.logprobs,
+            top_logprobs=self.top_logprobs + following.top_logprobs,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -627,18 +623,7 @@ def answer_length(
     return limit if text_length is None else min(limit, text_length)
 
 
-@runtime_checkable
-class KindTask(Protocol):
-    """A task that says itself which row of the table it takes."""
-
-    @property
-    def answer_kind(self) -> AnswerKind: ...
-
-
 def kind_of_task(task: Task[Any]) -> AnswerKind:
-    """Which row of the table a task takes."""
-    if isinstance(task, KindTask):
-        return task.answer_kind
-    if isinstance(task, CaptionTask) and task.style == "describe":
-        return "describe"
-    return _KINDS.get(type(task), "prompt")
+    """Which row of `ANSWER_LENGTHS` a task takes, if it says so itself."""
+    kind: AnswerKind = getattr(task, "answer_kind", "prompt")
+    return kind

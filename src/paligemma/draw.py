@@ -33,10 +33,7 @@ _MASK_OPACITY = 0.45
 
 
 def draw_detections(
-    image: ImageSource | LoadedImage,
-    detections: Objects[Detection],
-    *,
-    scores: bool = True,
+    image: ImageSource | LoadedImage, detections: Objects[Detection], *, scores: bool = True
 ) -> Image.Image:
     """Return the image as a new RGB image with each object's outline, mask, label and score.
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+_IMPORT = re.compile(r"^    from (\S+) import \(?\s*(\w+) as \2\b", re.MULTILINE)
 
-def lazy_names(
-    package: str, modules: Mapping[str, tuple[str, ...]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for the `__init__` of `package`.
 
-    `modules` maps each module of the package to its public names. Type checkers read the same
-    names from the imports under TYPE_CHECKING next to the call.
+    The names are those that it imports under TYPE_CHECKING, one per import, for type checkers. They
+    are read from its source, so that they are listed only once.
     """
-    module_of = {name: module for module, names in modules.items() for name in names}
+    module_of = {
+        name: module for module, name in _IMPORT.findall(inspect.getsource(sys.modules[package]))
+    }
     public_names = sorted(module_of)
 
     def get_attribute(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        value = getattr(importlib.import_module(module_of[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -19,7 +19,7 @@ from paligemma.config import RELEASES, PaliGemmaConfig
 from paligemma.errors import CheckpointError, OptionError, TokenizerError
 from paligemma.fast.cuda.model import accelerate_checked
 from paligemma.fast.device import choose_device
-from paligemma.fast.kernels.memory import keep_freed_memory
+from paligemma.fast.kernels.library import keep_freed_memory
 from paligemma.fast.weights import (
     DtypeName,
     FrozenFormat,
@@ -159,7 +159,6 @@ def load(
 
 
 def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weights, Source]:
-    """Translate the keywords of an earlier release into `weights` and `source`."""
     if unknown := old.keys() - OldOptions.__annotations__.keys():
         raise TypeError(f"load() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     warnings.warn(
@@ -257,8 +256,6 @@ def load_processor(
 
 @dataclass(frozen=True, kw_only=True)
 class _Checkpoint:
-    """A local checkpoint folder and the name that it was requested by."""
-
     name: str
     folder: Path
     commit: str | None = None
@@ -266,7 +263,6 @@ class _Checkpoint:
 
 
 def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _Checkpoint:
-    """Find the folder for a name; download it if necessary."""
     name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
     if name == MINI and not isinstance(model, Path):
         return _Checkpoint(name=name, folder=_MINI_FOLDER, is_mini=True)

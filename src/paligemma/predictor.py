@@ -29,9 +29,9 @@ from paligemma.answering import (
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
+from paligemma.engine.generate import score as score_batch
 from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
 from paligemma.engine.sampling import Sampling
-from paligemma.engine.score import score as score_batch
 from paligemma.errors import NumericalError, OptionError, PaliGemmaError
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
@@ -48,14 +48,12 @@ from paligemma.results import (
     Segments,
     Text,
 )
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
 
 ImageInputs = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
 """One image, several (the frames of a clip, a pair to compare), or none: ()."""

@@ -13,11 +13,9 @@ import paligemma
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Generation
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 from tests.agreement.tiny_predictor import build_predictor, picture
 from tests.tiny import FLOAT32_TOLERANCE
 

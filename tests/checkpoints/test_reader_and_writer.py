@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paligemma.checkpoints.reader import WeightFiles, is_finite, row_blocks
-from paligemma.checkpoints.writer import TensorToWrite, write_weight_file
+from paligemma.checkpoints.save import TensorToWrite, write_weight_file
 from paligemma.errors import CheckpointError
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from paligemma.engine.beam import beam_search
-from paligemma.engine.generate import generate
-from paligemma.engine.score import score
+from paligemma.engine.generate import generate, score
 from paligemma.errors import OptionError
 from tests.engine.conftest import MadeRows
 from tests.tiny import FLOAT32_TOLERANCE

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paligemma.engine.generate import generate
+from paligemma.engine.generate import generate, score
 from paligemma.engine.sampling import Sampling
-from paligemma.engine.score import score
 from paligemma.errors import OptionError
 from tests.engine.conftest import MadeRows
 from tests.tiny import FLOAT32_TOLERANCE

@@ -9,7 +9,7 @@ import torch
 
 from paligemma.config import Family
 from paligemma.errors import OptionError
-from paligemma.fast import gemma
+from paligemma.fast import blocks
 from paligemma.fast.accelerate import accelerate, weight_rows
 from paligemma.fast.kernels import layers, products
 from paligemma.fast.kernels.block import run_blocks
@@ -89,11 +89,11 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
         calls.append(1)
         return run_blocks(*arguments)
 
-    monkeypatch.setattr(gemma, "run_blocks", counted)
+    monkeypatch.setattr(blocks, "run_blocks", counted)
     at_once = logits_of(model, cache_type)
     many = kernels().level == "amx"  # type: ignore[union-attr]
     assert len(calls) == (3 if many else 2)  # prefill, three tokens, one token
-    monkeypatch.setattr(gemma, "can_run_blocks", lambda x: False)
+    monkeypatch.setattr(blocks, "can_run_blocks", lambda x: False)
     for found, expected in zip(at_once, logits_of(model, cache_type), strict=True):
         assert torch.equal(found, expected)
 

@@ -10,10 +10,9 @@ import torch
 from torch.nn.attention import flex_attention
 
 from paligemma.engine.engine import Engine
-from paligemma.engine.generate import generate
+from paligemma.engine.generate import generate, score
 from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.request import Request
-from paligemma.engine.score import score
 from paligemma.errors import MissingExtraError, OptionError
 from paligemma.fast.cuda.attention import (
     attend_prefix,
@@ -22,8 +21,8 @@ from paligemma.fast.cuda.attention import (
     slots_in_reach,
 )
 from paligemma.fast.cuda.block import MergedBlock
-from paligemma.fast.cuda.model import CudaPaliGemma
-from paligemma.fast.cuda.quantize import (
+from paligemma.fast.cuda.model import (
+    CudaPaliGemma,
     bitsandbytes_layer,
     quantize_for_cuda,
     torchao_config,

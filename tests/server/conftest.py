@@ -19,9 +19,8 @@ from starlette.types import ASGIApp
 import paligemma
 from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.service import Service
-from paligemma.server.settings import Settings
+from paligemma.server.settings import Limits, Settings
 from tests.server.faults import Faults, FaultyService
 from tests.server.server_process import ServerProcess
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from paligemma.predictor import Predictor
 from paligemma.server.jobs import Job, JobOptions, Ticket
-from paligemma.server.limits import Limits
 from paligemma.server.service import Loaded, Service
-from paligemma.tasks.caption import CaptionTask
+from paligemma.server.settings import Limits
+from paligemma.tasks.text import CaptionTask
 from tests.server.faults import Fault, Faults, FaultyService
 
 

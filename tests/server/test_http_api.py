@@ -22,9 +22,8 @@ from starlette.types import ASGIApp
 
 from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.service import Service
-from paligemma.server.settings import Settings
+from paligemma.server.settings import Limits, Settings
 from tests.server.asgi import Answer, call
 
 JSON = {"content-type": "application/json"}

@@ -20,10 +20,9 @@ from starlette.types import ASGIApp
 import paligemma
 from paligemma.errors import OptionError
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.logs import JsonFormatter, log, logger
 from paligemma.server.service import Service
-from paligemma.server.settings import KEYS_VARIABLE, KeyRing, Settings, read_keys
+from paligemma.server.settings import KEYS_VARIABLE, KeyRing, Limits, Settings, read_keys
 from tests.server.asgi import Answer, call
 
 KEY = "canary-7f3a-0123456789"

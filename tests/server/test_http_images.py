@@ -17,7 +17,7 @@ from paligemma.errors import ImageError
 from paligemma.server import images
 from paligemma.server.errors import ApiError
 from paligemma.server.images import Fetcher, decode_base64, is_allowed, read_form
-from paligemma.server.limits import Limits
+from paligemma.server.settings import Limits
 
 LIMITS = Limits()
 SMALL = Limits(max_image_bytes=64)

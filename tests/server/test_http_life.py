@@ -14,11 +14,10 @@ from starlette.types import ASGIApp
 
 from paligemma.server import images, sse
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.process import limited_protocol
 from paligemma.server.routes import native
 from paligemma.server.service import Service
-from paligemma.server.settings import Settings
+from paligemma.server.settings import Limits, Settings
 from tests.server.asgi import Answer, call
 from tests.server.conftest import MakeService
 from tests.server.faults import Fault, FaultyService, PlantedFaultError

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from paligemma.errors import OptionError
-from paligemma.server.limits import Limits
+from paligemma.server.settings import Limits
 
 
 def test_the_defaults_are_those_of_the_table() -> None:

@@ -24,9 +24,8 @@ from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Detections, Text
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.service import Loaded, Service
-from paligemma.server.settings import KeyRing, Settings
+from paligemma.server.settings import KeyRing, Limits, Settings
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
 from tests.agreement.tiny_predictor import build_predictor

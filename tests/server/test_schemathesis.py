@@ -12,9 +12,8 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.service import Service
-from paligemma.server.settings import LOOPBACK_HOSTS, Settings
+from paligemma.server.settings import LOOPBACK_HOSTS, Limits, Settings
 from tests.server.conftest import MakeService
 
 # Answers are short, so that many requests fit into seconds.

@@ -14,12 +14,10 @@ from paligemma.answering import Update
 from paligemma.predictor import Predictor
 from paligemma.server.jobs import Job, JobOptions, Ticket
 from paligemma.server.service import Service
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask
 from tests.server.faults import FaultyService
 from tests.tiny import FLOAT32_TOLERANCE
 

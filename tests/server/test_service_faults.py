@@ -13,8 +13,8 @@ from paligemma.errors import CheckpointError, NumericalError, PaliGemmaError, Un
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.jobs import Job, JobOptions
-from paligemma.server.limits import Limits
 from paligemma.server.service import Service
+from paligemma.server.settings import Limits
 from paligemma.tasks.detect import DetectTask
 from tests.agreement.tiny_predictor import build_predictor
 from tests.server.faults import Action, Fault, Faults, FaultyService, PlantedFaultError, Point

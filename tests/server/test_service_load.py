@@ -21,10 +21,10 @@ from paligemma.errors import (
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket
-from paligemma.server.limits import Limits
 from paligemma.server.service import Service
-from paligemma.tasks.caption import CaptionTask
+from paligemma.server.settings import Limits
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.text import CaptionTask
 from tests.agreement.tiny_predictor import build_predictor
 from tests.server.faults import Fault, Faults
 from tests.server.serving import Clock, outcome, png, prompt, serving, settle, slow, until

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from paligemma.errors import OptionError, PromptError
-from paligemma.tasks.answer import AnswerTask, QuestionTask
 from paligemma.tasks.task import TaskContext
+from paligemma.tasks.text import AnswerTask, QuestionTask
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

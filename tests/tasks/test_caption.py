@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from paligemma.errors import InputError
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
 from paligemma.tasks.task import TaskContext
+from paligemma.tasks.text import BoxCaptionTask, CaptionTask
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

@@ -15,12 +15,12 @@ from paligemma.engine.sampling import Allowed, Constraint
 from paligemma.errors import OptionError, PromptError
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import StopReason
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList, TokenWriter
 from paligemma.tasks.objects import parse_objects
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import GuidedTask
+from paligemma.tasks.text import CaptionTask
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 BOX = "<loc0256><loc0000><loc0512><loc1023>"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.task import TaskContext
+from paligemma.tasks.text import OcrTask
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
 

@@ -7,12 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma.errors import PromptError
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.parse_prompt import parse_prompt
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask, QuestionTask
 
 
 @pytest.mark.parametrize(

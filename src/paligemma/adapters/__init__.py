@@ -14,10 +14,4 @@ if TYPE_CHECKING:
     from paligemma.adapters.lora import lora_parameters as lora_parameters
     from paligemma.adapters.lora import merge_lora as merge_lora
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "lora": ("LoraConfig", "add_lora", "lora_layers", "lora_parameters", "merge_lora"),
-            "bank": ("AdapterBank",),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

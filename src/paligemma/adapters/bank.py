@@ -93,14 +93,9 @@ class AdapterBank:
 
 
 class _AdaptedLinear(nn.Module):
-    """[B, T, K] -> [B, T, N], each row with its own adapter."""
-
-    a: Tensor
-    """[R, K]"""
-    b: Tensor
-    """[N, R], scaled"""
-    scales: Tensor | None
-    """float32[adapters + 1, N], if one of them is DoRA"""
+    a: Tensor  # [R, K]
+    b: Tensor  # [N, R], scaled
+    scales: Tensor | None  # float32[adapters + 1, N], if one of them is DoRA
 
     def __init__(
         self,

@@ -71,12 +71,9 @@ def scaling_of(rank: int, alpha: float, use_rslora: bool) -> float:
 class LowRank:
     """The adapter of one weight [N, K]."""
 
-    a: Tensor
-    """float[r, K]"""
-    b: Tensor
-    """float[N, r]"""
-    magnitude: Tensor | None
-    """float[N] with DoRA."""
+    a: Tensor  # float[r, K]
+    b: Tensor  # float[N, r]
+    magnitude: Tensor | None  # float[N] with DoRA
     alpha: float
     use_rslora: bool
 

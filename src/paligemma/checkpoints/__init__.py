@@ -2,7 +2,6 @@
 
 files.py          strict JSON, and SHA-256 checksums
 reader.py         read safetensors files, a few rows at a time
-writer.py         write safetensors files, a few rows at a time
 hf.py             Hugging Face tensor names <-> ours
 hf_config.py      config.json <-> PaliGemmaConfig
 quantized.py      the format of quantized checkpoints
@@ -35,13 +34,4 @@ if TYPE_CHECKING:
     from paligemma.checkpoints.load import read_model as read_model
     from paligemma.checkpoints.save import save_model as save_model
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "load": ("load_model", "read_model"),
-            "save": ("save_model",),
-            "hf_config": ("StoredConfig", "read_config", "write_config"),
-            "hub": ("FetchedCheckpoint", "Source", "fetch_checkpoint"),
-            "adapter": ("Adapter", "fingerprint_of", "read_adapter", "write_adapter"),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

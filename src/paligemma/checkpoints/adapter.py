@@ -27,15 +27,8 @@ from torch import Tensor
 from paligemma.adapters.lora import LowRank, Part, linear_layers, lora_layers
 from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf import to_memory_name, to_released_name, to_released_names
-from paligemma.checkpoints.reader import (
-    DTYPE_CODES,
-    WeightFiles,
-    is_finite,
-    shorten,
-    single_file,
-)
-from paligemma.checkpoints.save import new_folder
-from paligemma.checkpoints.writer import TensorToWrite, write_weight_file
+from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, shorten, single_file
+from paligemma.checkpoints.save import TensorToWrite, new_folder, write_weight_file
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, NumericalError, OptionError
 from paligemma.fast.accelerate import weight_rows
@@ -224,8 +217,6 @@ def _vectors(config: PaliGemmaConfig) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """The validated settings of `adapter_config.json`."""
-
     rank: int
     alpha: float
     dropout: float
@@ -398,7 +389,6 @@ def _search_pattern(modules: Iterable[str]) -> str:
 
 
 def _linear_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, int]]:
-    """Return every layer that may have an adapter, with the shape of its weight."""
     with torch.device("meta"):
         model = PaliGemma(config)
     names = linear_layers(model, get_args(Part))

@@ -143,7 +143,6 @@ def may_read(hub_id: str) -> bool:
 
 
 def _explain(error: Exception, hub_id: str, revision: str | None, offline: bool) -> str:
-    """Return a message that says what happened and what to do."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{hub_id}"

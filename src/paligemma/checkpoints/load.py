@@ -19,17 +19,11 @@ from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
 from paligemma.checkpoints.hf_config import StoredConfig, read_config
 from paligemma.checkpoints.match import StoredParameter, match_tensors
-from paligemma.checkpoints.reader import (
-    DTYPE_CODES,
-    WeightFiles,
-    is_finite,
-    row_blocks,
-    shorten,
-)
+from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, row_blocks, shorten
 from paligemma.checkpoints.weight_form import StoredWeights, WeightForm, choose_form
 from paligemma.errors import CheckpointError
 from paligemma.fast.accelerate import accelerate, weight_rows
-from paligemma.fast.kernels.memory import use_huge_pages
+from paligemma.fast.kernels.library import use_huge_pages
 from paligemma.fast.linear import Rows, WeightRows
 from paligemma.fast.quantization import dequantize, from_stored
 from paligemma.fast.weights import Weights

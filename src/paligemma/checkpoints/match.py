@@ -43,8 +43,6 @@ class StoredParameter:
 
 @dataclass(frozen=True, kw_only=True)
 class _Expected:
-    """The expected shape and dtypes of a tensor in the files."""
-
     shape: tuple[int, ...]
     dtype_codes: tuple[str, ...]
 
@@ -135,7 +133,6 @@ def _tensor_problems(
     expected: Mapping[str, _Expected],
     stored: StoredConfig,
 ) -> list[str]:
-    """Return wrong shapes and dtypes as a single problem, or no problem."""
     problems = []
     for released, tensor in expected.items():
         name = spellings.get(released)
@@ -170,7 +167,6 @@ def _other_resolution(num_positions: int, stored: StoredConfig) -> str:
 
 
 def _check_output_layer(files: WeightFiles, output_layer: str, embedding: str | None) -> None:
-    """Check that an output layer in the files equals the embedding table."""
     if embedding is None or not files.hold_the_same(output_layer, embedding):
         raise CheckpointError(
             f"{files.folder} contains an output layer {output_layer} that differs from the "

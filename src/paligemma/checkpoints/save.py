@@ -6,12 +6,16 @@ and other files (such as a mask codec) are passed as bytes.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +34,14 @@ from paligemma.checkpoints.reader import (
     DTYPE_CODES,
     PLAIN,
     QUANTIZED,
+    STORED_DTYPES,
     index_file,
+    is_finite,
     row_blocks,
     shard_file,
     shorten,
     single_file,
 )
-from paligemma.checkpoints.writer import TensorToWrite, write_weight_file
 from paligemma.errors import CheckpointError, NumericalError
 from paligemma.fast.accelerate import quantization_of, weight_rows
 from paligemma.fast.linear import Rows, WeightRows
@@ -185,3 +190,54 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorToWrite:
+    """A tensor to write. `blocks` are its rows in order, computed while they are written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Iterable[Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_weight_file(
+    path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str] | None = None
+) -> list[str]:
+    """Write a safetensors file, block by block; return the names of tensors that are not finite.
+
+    Unlike the library's own writer, it needs no second copy of the weights to change dtypes, and
+    the mode of the file follows the umask.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": tensor.shape,
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # values start at a multiple of 8 bytes
+    not_finite = []
+    with path.open("xb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            finite, start = True, file.tell()
+            for block in tensor.blocks:
+                values = block.to(device="cpu", dtype=tensor.dtype).contiguous()
+                finite &= is_finite(values)
+                file.write(values.view(-1).view(torch.uint8).numpy().data)
+            assert file.tell() - start == tensor.num_bytes, tensor.name
+            if not finite:
+                not_finite.append(tensor.name)
+    return not_finite

@@ -38,12 +38,10 @@ class WeightForm:
 
     dtype: torch.dtype
     is_packed: bool = False
-    quantization: Quantization | None = None
-    """The format of packed weights."""
+    quantization: Quantization | None = None  # the format of packed weights
     frozen_base: FrozenFormat | None = None
     merges_adapter: bool = True
-    compiles_for_cuda: bool = False
-    """Load plain modules and compile them on the device."""
+    compiles_for_cuda: bool = False  # load plain modules and compile them on the device
     note: str | None = None
 
 
@@ -53,8 +51,7 @@ class StoredWeights:
 
     folder: Path
     config: StoredConfig
-    dtype: torch.dtype
-    """The dtype of the embedding table, or of its scales."""
+    dtype: torch.dtype  # the dtype of the embedding table, or of its scales
     is_all_bfloat16: bool
 
 

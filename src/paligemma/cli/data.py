@@ -63,11 +63,7 @@ class CheckOptions:
     targets="paligemma.data.targets:TargetOptions",
 )
 def check(
-    *,
-    options: CheckOptions,
-    reading: ReadOptions,
-    targets: TargetOptions,
-    as_json: Json = False,
+    *, options: CheckOptions, reading: ReadOptions, targets: TargetOptions, as_json: Json = False
 ) -> None:
     """Validate a data set and preview the first training batch.
 

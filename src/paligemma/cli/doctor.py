@@ -92,7 +92,6 @@ def _threads() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, Any]:
-    """The compiled kernels in use, all levels of kernels, and the compiler."""
     from paligemma.fast.kernels.build import LEVELS, find_compiler, library_path
     from paligemma.fast.kernels.library import kernels
 
@@ -121,7 +120,6 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _dtype_checks(devices: list[str]) -> list[dict[str, Any]]:
-    """Whether a small model computes correctly on each device and in each dtype."""
     import torch
 
     from paligemma.fast.device import computes_correctly
@@ -169,7 +167,6 @@ def _hub(online: bool) -> dict[str, Any]:
 
 
 def _try_mini() -> dict[str, Any]:
-    """Load the built-in model and caption an image of its own world."""
     import paligemma
     from paligemma import mini
 

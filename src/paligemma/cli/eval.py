@@ -29,8 +29,7 @@ def evaluate(
     out: Annotated[
         Path,
         typer.Option(
-            "--out",
-            help="Output folder for predictions, scores and report. Reuse it to resume.",
+            "--out", help="Output folder for predictions, scores and report. Reuse it to resume."
         ),
     ],
     options: EvalRunOptions,

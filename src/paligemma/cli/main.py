@@ -14,22 +14,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from paligemma import __version__
-from paligemma.cli import (
-    adapter,
-    bench,
-    data,
-    doctor,
-    eval,
-    models,
-    predict,
-    recipes,
-    serve,
-    train,
-)
+from paligemma.cli import bench, data, doctor, eval, models, predict, recipes, serve, train
 from paligemma.cli.console import escape_what_cannot_be_encoded, print_error
-from paligemma.cli.moved import check_moved
 from paligemma.cli.options import Command
-from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
+from paligemma.errors import CheckpointError, DataError, InputError, OptionError, PaliGemmaError
+
+# Options of the comparison with transformers, which `paligemma bench` no longer has.
+_COMPARING = {"--runners", "--stages", "--plot", "--quick"}
 
 app = typer.Typer(
     name="paligemma",
@@ -53,7 +44,7 @@ for command in (
     models.download,
     models.info,
     models.quantize,
-    adapter.merge,
+    models.merge,
     recipes.recipes,
     train.train,
     train.estimate_memory,
@@ -82,6 +73,28 @@ def _options(
         ),
     ] = False,
 ) -> None: ...
+
+
+def check_moved(arguments: Sequence[str]) -> None:
+    """Raises OptionError for a command that has moved, and names the one that replaces it."""
+    match list(arguments):
+        case ["mini", "scene", *_]:
+            old, new = "paligemma mini scene", "python -m mini.scene"
+        case ["mini", "eval", *_]:
+            old, new = "paligemma mini eval", "python -m mini.evaluate"
+        case ["mini", *_]:
+            old, new = "paligemma mini", "python -m mini.scene` or `python -m mini.evaluate"
+        case ["bench", "serve", *_]:
+            old, new = "paligemma bench serve", "python -m benchmarks.serving"
+        case ["bench", *options] if _COMPARING & {text.partition("=")[0] for text in options}:
+            old, new = "The comparison with transformers", "python -m benchmarks.side_by_side"
+        case _:
+            return
+    subject = old if old.startswith("The ") else f"`{old}`"
+    raise OptionError(
+        f"{subject} has moved. Run `{new}` in a clone of the repository; it is not part of the "
+        "installed package."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,16 +1,17 @@
-"""The commands about models themselves: list, download, describe, quantize."""
+"""The commands about models themselves: list, download, describe, quantize, merge."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
 from paligemma.cli.memory import BYTES_PER_VALUE, QUANTIZED_BITS, in_gigabytes, memory_need
 from paligemma.cli.model_options import (
+    DtypeOption,
     ModelArgument,
     OutArgument,
     RevisionOption,
@@ -19,6 +20,9 @@ from paligemma.cli.model_options import (
 from paligemma.cli.options import Json
 from paligemma.config import RELEASES, PaliGemmaConfig, Release, count_parameters
 from paligemma.errors import OptionError
+
+if TYPE_CHECKING:
+    from paligemma.predictor import Predictor
 
 _TERMS = (
     "Google's weights are licensed under the Gemma Terms of Use (ai.google.dev/gemma/terms), which "
@@ -119,16 +123,49 @@ def quantize(
 
     check_new_folder(out)
     predictor = paligemma.load(model, weights=to, device="cpu", source=Source(revision=revision))
+    _save(predictor, out, to, {"quantization": to}, as_json)
+
+
+def merge(
+    model: ModelArgument,
+    adapter: Annotated[
+        Path,
+        typer.Argument(metavar="ADAPTER", show_default=False, help="Folder of the adapter."),
+    ],
+    out: OutArgument,
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its model and write the result.
+
+    The adapter is a LoRA, rsLoRA or DoRA adapter, made by this package or by peft. The result is a
+    plain checkpoint, which transformers can read too.
+    """
+    import paligemma
+    from paligemma.checkpoints.hub import Source
+    from paligemma.fast.weights import Plain
+
+    check_new_folder(out)
+    merged = paligemma.load(
+        model, weights=Plain(dtype), device="cpu", adapter=adapter, source=Source(revision=revision)
+    )
+    message = f"{adapter} merged into {merged.name}"
+    _save(merged, out, message, {"adapter": str(adapter)}, as_json)
+
+
+def _save(
+    predictor: Predictor, out: Path, message: str, facts: dict[str, str], as_json: bool
+) -> None:
     folder = predictor.save(out)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     if as_json:
-        print_json({"folder": str(folder), "quantization": to, "bytes": num_bytes})
+        print_json({"folder": str(folder), **facts, "bytes": num_bytes})
     else:
-        print_text(f"{folder}: {to}, {in_gigabytes(num_bytes)}")
+        print_text(f"{folder}: {message}, {in_gigabytes(num_bytes)}")
 
 
 def _mini_row() -> dict[str, Any]:
-    """The built-in model with the fields of a release."""
     from paligemma.checkpoints.hf_config import read_config
 
     config = read_config(_MINI).config
@@ -205,7 +242,6 @@ def _describe_folder(name: str) -> dict[str, Any]:
 def _memory(
     config: PaliGemmaConfig, text_length: int, quantization: str | None = None
 ) -> dict[str, dict[str, int]]:
-    """The memory need for every form in which the weights can be loaded."""
     forms = (*BYTES_PER_VALUE, *QUANTIZED_BITS) if quantization is None else (quantization,)
     needs = {form: memory_need(config, form, text_length) for form in forms}
     return {dtype: {**asdict(need), "total": need.total} for dtype, need in needs.items()}

@@ -180,9 +180,7 @@ def _expanded(function: Function, sources: Mapping[str, type[DataclassInstance] 
     """The function with a parameter for each field, which typer can read."""
     classes = {name: _class(source) for name, source in sources.items()}
     hints = get_type_hints(
-        function,
-        localns={found.__name__: found for found in classes.values()},
-        include_extras=True,
+        function, localns={found.__name__: found for found in classes.values()}, include_extras=True
     )
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -276,7 +274,6 @@ def _check_for(choices: tuple[str, ...]) -> Callable[[Any], Any]:
 
 
 def _split_hint(hint: Any) -> tuple[Any, Option]:
-    """The type itself, and what the annotation says about the option."""
     if get_origin(hint) is not Annotated:
         return hint, Option()
     kind, *extras = get_args(hint)
@@ -337,7 +334,6 @@ def field_help(options: type) -> dict[str, str]:
 
 
 def _docstrings(options: type) -> dict[str, str]:
-    """The docstrings in the body of one class, from its source."""
     try:
         source = textwrap.dedent(inspect.getsource(options))
     except OSError:  # installed without sources

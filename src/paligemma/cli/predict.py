@@ -101,8 +101,7 @@ class SamplingOptions:
 
 
 ImageArguments = Annotated[
-    list[str],
-    typer.Argument(metavar="IMAGE...", show_default=False, help="Image files to read."),
+    list[str], typer.Argument(metavar="IMAGE...", show_default=False, help="Image files to read.")
 ]
 ImagesAndPrompt = Annotated[
     list[str],
@@ -224,11 +223,7 @@ def detect(
 
 @takes(objects=ObjectOptions, options=PredictOptions)
 def segment(
-    words: ImagesAndPhrases,
-    *,
-    draw: Draw = None,
-    objects: ObjectOptions,
-    options: PredictOptions,
+    words: ImagesAndPhrases, *, draw: Draw = None, objects: ObjectOptions, options: PredictOptions
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes and masks."""
     images, phrases = _split(words, "segment")
@@ -244,7 +239,6 @@ def segment(
 
 
 def _keeper(options: ObjectOptions) -> Callable[[ObjectsT], ObjectsT]:
-    """A function that calibrates scores and drops objects below the minimum score."""
     if options.calibration is None:
         return lambda objects: objects.filter(options.min_score or 0.0)
     from paligemma.evals.calibration import load_calibration
@@ -317,7 +311,6 @@ def _split(words: Sequence[str], command: str) -> tuple[list[str], str]:
 
 
 def _length(options: PredictOptions) -> dict[str, Any]:
-    """The maximum length of the answer if given; each task has its own default."""
     return {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
 
 
@@ -384,7 +377,6 @@ def _load(options: PredictOptions) -> Predictor:
 
 
 def _check_images(names: Sequence[str], options: PredictOptions) -> None:
-    """Check what can be checked before the model is loaded."""
     for name in names:
         if "://" in name:
             if not options.allow_urls:
@@ -400,7 +392,6 @@ def _read(names: Sequence[str], options: PredictOptions) -> tuple[LoadedImage, .
 
 
 def _draw(result: Result, image: Image) -> Image:
-    """The image with boxes and masks; other results leave it as it is."""
     from paligemma.results import Detections, Segments
 
     return result.draw(image) if isinstance(result, Detections | Segments) else image

@@ -22,8 +22,8 @@ from paligemma.errors import MissingExtraError, OptionError
 from paligemma.options import Option
 
 if TYPE_CHECKING:
-    from paligemma.server.limits import Limits
     from paligemma.server.service import Loaded
+    from paligemma.server.settings import Limits
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,63}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/\-]{0,127}")
@@ -44,8 +44,7 @@ class ServeOptions(ModelOptions):
     ] = None
     """Name by which clients call the model."""
     adapters: Annotated[
-        tuple[str, ...],
-        Option(flags=("--adapter",), metavar="NAME=FOLDER", shown_default="none"),
+        tuple[str, ...], Option(flags=("--adapter",), metavar="NAME=FOLDER", shown_default="none")
     ] = ()
     """Adapter folder to serve as a model of this name; may be repeated."""
     api_key_file: Annotated[
@@ -79,12 +78,12 @@ def serve(*, options: ServeOptions) -> None:
     """
     _require_server()
     from paligemma.server.app import create_app
-    from paligemma.server.limits import Limits
     from paligemma.server.logs import set_up_logs
     from paligemma.server.process import serve as serve_app
     from paligemma.server.service import Service
     from paligemma.server.settings import (
         LOOPBACK_HOSTS,
+        Limits,
         Settings,
         limits_without_keys,
         read_keys,
@@ -166,7 +165,6 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
 
 
 def _limits(limits: Limits, changes: Sequence[str]) -> Limits:
-    """The limits, some of them changed by NAME=VALUE."""
     kinds = {field.name: field.type for field in fields(limits)}
     for change in changes:
         name, _, text = change.partition("=")
@@ -211,7 +209,6 @@ def _adapters(values: Sequence[str], model: str) -> dict[str, Path]:
 
 
 def _names(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    """Allowed values of the Host header, besides loopback names."""
     for name in allowed:
         if not _HOST_NAME.fullmatch(name):
             raise OptionError(

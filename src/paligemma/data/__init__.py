@@ -34,14 +34,4 @@ if TYPE_CHECKING:
     from paligemma.data.targets import TargetBuilder as TargetBuilder
     from paligemma.data.targets import TargetOptions as TargetOptions
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "record": ("BadRecord", "Record", "TrueObject"),
-            "open": ("Records", "open_data"),
-            "targets": ("ObjectOptions", "Target", "TargetBuilder", "TargetOptions"),
-            "check": ("CheckReport", "check_data"),
-            "findings": ("Finding",),
-            "round_trip_report": ("RoundTripReport", "round_trip"),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,9 +1,8 @@
 """Generation: model inputs to token ids.
 
 sampling.py       logits to the next id: sampling, and grammars that constrain it
-generate.py       the reference loop, which everything faster must match
+generate.py       the reference loop, which everything faster must match; scores of given suffixes
 beam.py           beam search
-score.py          log-probabilities of given suffixes
 
 Many requests at once (continuous batching):
 
@@ -33,13 +32,4 @@ if TYPE_CHECKING:
     from paligemma.engine.sampling import Constraint as Constraint
     from paligemma.engine.sampling import Sampling as Sampling
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "engine": ("Engine", "Event", "FinishedRequest"),
-            "request": ("Request", "TopLogprob"),
-            "image_cache": ("ImageCache", "KeyedImage"),
-            "sampling": ("GREEDY", "Constraint", "Sampling"),
-            "beam": ("beam_search",),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -115,9 +115,7 @@ class Engine:
         self.num_positions = num_positions
         self._clock = clock
         self._scheduler = Scheduler(
-            max_rows=max_rows,
-            max_queued=max_queued,
-            max_prefill_positions=max_prefill_positions,
+            max_rows=max_rows, max_queued=max_queued, max_prefill_positions=max_prefill_positions
         )
         self._runner = Runner(
             model,
@@ -324,7 +322,6 @@ class Engine:
         self._scheduler.requeue(state for state in states if state.stop_reason is None)
 
     def _accept(self, states: Sequence[RequestState], tokens: Sequence[ChosenToken]) -> None:
-        """Append the chosen tokens; remove the rows that end with them."""
         for state, token in zip(states, tokens, strict=True):
             if token.is_finite:
                 state.accept(token.token_id, token.logprob)

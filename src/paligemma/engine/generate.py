@@ -1,10 +1,12 @@
 """The reference loop: prefill the prefix, then one token per step. Faster code must match it.
 
-Token ids in, token ids out. Stop strings are passed as `should_stop`.
+Token ids in, token ids out. Stop strings are passed as `should_stop`. `score` returns the
+log-probabilities of given suffixes instead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack
@@ -19,12 +21,15 @@ from paligemma.engine.sampling import (
     choose_allowed,
     common_range,
     finite_rows,
+    logprobs_of,
     row_generator,
     row_limits,
 )
+from paligemma.errors import NumericalError, OptionError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
+from paligemma.results import Score
 
 # B rows of the batch, V vocabulary, I images, P image tokens, D decoder width
 
@@ -148,8 +153,6 @@ def generate_steps(
 
 @dataclass(kw_only=True)
 class _Rows:
-    """The state of all rows."""
-
     limits: list[int]
     eos_id: int
     should_stop: ShouldStop | None
@@ -222,3 +225,35 @@ def _steps(
             slots = [slots[slot] for slot in kept]
         vocab_range = common_range(rows.constraints[row] for row in slots if row in rows.running)
         logits = model.decode_step(chosen, kv_cache, vocab_range)
+
+
+@torch.inference_mode()
+def score(
+    model: PaliGemma, inputs: ModelInputs, *, image_tokens: Tensor | None = None
+) -> list[Score]:
+    """Return the log-probabilities of the tokens that `inputs.loss_mask` marks, per row.
+
+    The token at position t is scored by the logits at t - 1. `image_tokens` float[I, P, D] replace
+    encoding `inputs.pixel_values`. Raises OptionError without a `loss_mask`, NumericalError for
+    NaN and infinity.
+    """
+    if inputs.loss_mask is None:
+        raise OptionError(
+            "The inputs have no loss_mask, which marks the tokens to score. "
+            "Build them with Processor.example_inputs."
+        )
+    inputs = inputs.to(model.device)
+    assert inputs.loss_mask is not None
+    hidden = model.hidden_states(inputs, image_tokens=image_tokens)
+    rows = []
+    for row in range(hidden.shape[0]):
+        targets = inputs.loss_mask[row].nonzero()[:, 0]
+        token_ids = inputs.token_ids[row, targets]
+        # Logits of the suffix only: with 257,152 per position, those of the prefix would take more
+        # memory than the pass itself.
+        logprobs = logprobs_of(model.decoder.logits(hidden[row, targets - 1]), token_ids)
+        score = Score(token_ids=tuple(token_ids.tolist()), logprobs=tuple(logprobs.tolist()))
+        if not all(map(math.isfinite, score.logprobs)):
+            raise NumericalError.of_model()
+        rows.append(score)
+    return rows

@@ -140,8 +140,7 @@ class RequestState:
     stop_reason: RequestEnd | None = None
     error: Exception | None = None
     is_cancelled: bool = False
-    has_failed_before: bool = False
-    """True after a pass failed for it and it was requeued."""
+    has_failed_before: bool = False  # True after a pass failed for it and it was requeued
 
     def __post_init__(self) -> None:
         self.rewind()

@@ -46,10 +46,8 @@ class Prefilled(NamedTuple):
 class Prefix:
     """The state after a prefix of T tokens, which decoding continues from."""
 
-    hidden: Tensor
-    """float[D]: the last position after the final norm."""
-    cache: Tensor
-    """float[2L, K, T, H], as `SlotCache.copy_of` returns it."""
+    hidden: Tensor  # float[D]: the last position after the final norm
+    cache: Tensor  # float[2L, K, T, H], as `SlotCache.copy_of` returns it
 
     @property
     def num_bytes(self) -> int:

@@ -69,35 +69,4 @@ if TYPE_CHECKING:
     from paligemma.evals.predictions import read_predictions as read_predictions
     from paligemma.evals.scoring import Score as Score
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "evaluation": ("EvalSet", "Evaluation", "evaluate", "score_predictions"),
-            "options": ("EvalOptions",),
-            "scoring": ("Score",),
-            "predictions": ("PredictOptions", "Prediction", "predict", "read_predictions"),
-            "named_metrics": ("NamedMetric", "metric_named", "metric_names"),
-            "bootstrap": ("Interval",),
-            "calibration": ("Calibration", "calibrate", "load_calibration"),
-            "datasets.open": ("BENCHMARKS", "find_benchmark", "open_benchmark"),
-            "metrics.result": ("MetricResult",),
-            "metrics.objects": ("FoundObject", "ReferenceObject", "ReferenceImage"),
-            "metrics.captions": ("Bleu", "Cider", "RougeL"),
-            "metrics.counting": ("CountAccuracy", "PointingAccuracy"),
-            "metrics.detection": ("MeanAveragePrecision",),
-            "metrics.mask_iou": ("MaskIou",),
-            "metrics.molecules": ("SmilesExactMatch", "TanimotoSimilarity"),
-            "metrics.tables": ("Grits", "Teds"),
-            "metrics.texts": (
-                "Anls",
-                "DirectAnswerAccuracy",
-                "ErrorRate",
-                "ExactMatch",
-                "NormalizedEditDistance",
-                "RelaxedAccuracy",
-                "VqaAccuracy",
-            ),
-            "metrics.text_regions": ("DetEval", "TextDetection", "Word"),
-            "metrics.voc_detection": ("VocAveragePrecision",),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

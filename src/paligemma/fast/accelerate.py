@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from paligemma.errors import OptionError
+from paligemma.fast.blocks import FusedDecoder, FusedDecoderBlock, FusedVisionBlock
 from paligemma.fast.frozen_linear import FrozenLinear
-from paligemma.fast.gemma import FusedDecoder, FusedDecoderBlock
 from paligemma.fast.linear import PackedEmbedding, ParameterRows, Rows
 from paligemma.fast.quantization import LAYER_FORMATS
-from paligemma.fast.siglip import FusedVisionBlock
 from paligemma.fast.weights import Quantization
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma

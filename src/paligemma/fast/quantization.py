@@ -3,7 +3,7 @@
 1. `quantize`: weight = q * scale, symmetric, one scale per group of inputs. The scale is rounded
    to bfloat16 before q is computed, so that its rounding adds no error.
 2. `to_stored`: the bytes of quantized rows, as checkpoints store them.
-3. `pack_values`: the same bytes in the order in which the kernels read them.
+3. `words_of_rows`: the same bytes in the order in which the kernels read them.
 
 Outputs are grouped in panels of 16, so that a register contains the weights of 16 outputs for one
 input. Inputs are grouped in twos (bfloat16) or fours (integers) for the CPU's dot products:
@@ -190,20 +190,8 @@ def count_panels(num_outputs: int) -> int:
     return -(-num_outputs // LANES)
 
 
-def pack_values(rows: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Pack weights bfloat16[N, K], or quantized int8[N, K], into ceil(N / 16) panels."""
-    stored = to_stored(rows, weight_format)
-    values = torch.empty(
-        weight_format.values_shape(count_panels(rows.shape[0]), rows.shape[1]),
-        dtype=stored.dtype,
-        device=rows.device,
-    )
-    words_of_values(values).copy_(words_of_rows(stored, weight_format))
-    return values
-
-
 def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
-    """The inverse of `pack_values`, padding included: [P * 16, padded inputs]."""
+    """Unpack values to weights or q, padding included: [P * 16, padded inputs]."""
     return from_stored(unpack_stored(values), weight_format)
 
 

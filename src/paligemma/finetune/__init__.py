@@ -34,13 +34,4 @@ if TYPE_CHECKING:
     from paligemma.finetune.recipes import find_recipe as find_recipe
     from paligemma.finetune.recipes import train_config as train_config
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "config": ("TrainConfig",),
-            "examples": ("Example", "ExampleFile", "Examples", "RecordExamples"),
-            "learner": ("finetune", "restore"),
-            "distributed": ("World", "joined"),
-            "recipes": ("RECIPES", "Recipe", "find_recipe", "train_config"),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -32,8 +32,7 @@ class ExampleBatch:
 
     inputs: ModelInputs
     ids: tuple[str, ...]
-    bad: tuple[BadExample, ...] = ()
-    """Examples that were left out."""
+    bad: tuple[BadExample, ...] = ()  # examples that were left out
 
 
 @dataclass(frozen=True, kw_only=True)

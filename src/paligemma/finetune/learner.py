@@ -214,7 +214,6 @@ class BadExamples:
 
 
 def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
-    """Choose the trained parameters, and refuse weights that cannot take small updates."""
     if method not in get_args(Method):
         raise OptionError(f"method is {method!r}; it must be one of {get_args(Method)}.")
     if method not in _ADAPTER_METHODS:

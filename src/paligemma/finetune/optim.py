@@ -77,8 +77,6 @@ class Trained:
 
 
 def _gradient_hook(master: nn.Parameter) -> Callable[[Tensor], None]:
-    """A hook that adds a parameter's gradient to that of its master copy."""
-
     def move_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
             gradient = parameter.grad.float()

@@ -260,7 +260,6 @@ def _has_type(value: object, hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    """What the value must be, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, arguments))

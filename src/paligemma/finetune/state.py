@@ -66,8 +66,7 @@ class Best:
 class Progress:
     """The progress of a run: its checkpoint without the tensors."""
 
-    step: int
-    """Number of finished steps."""
+    step: int  # number of finished steps
     epoch: float | None = None
     settings: Mapping[str, Any]
     """Everything that the numbers depend on: with other values it is another run."""
@@ -285,7 +284,6 @@ def _empty_moment(moment: str, parameter: Tensor) -> Tensor:
 
 
 def _stored(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Names, shapes and dtypes of the tensors of a folder."""
     metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {
         name: (of.size, of.properties.dtype)
@@ -307,7 +305,6 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
 
 
 def _finish(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None:
-    """Add state and manifest, and flush everything to disk."""
     best = None if progress.best is None else vars(progress.best)
     state = {**vars(progress), "best": best, "tensors": counts, "versions": _versions()}
     (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -322,7 +319,6 @@ def _finish(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None
 
 
 def _damage(folder: Path) -> str | None:
-    """A description of a folder's damage; None when every file is as it was written."""
     try:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, written in files.items():

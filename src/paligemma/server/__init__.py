@@ -2,10 +2,9 @@
 
 Without HTTP:
 
-limits.py           every limit, with its default
-jobs.py             jobs, the tickets that callers hold, and the queue
+settings.py         every limit, with its default; API keys and host names
+jobs.py             jobs, the tickets that callers hold, the queue, and the service's statistics
 service.py          jobs in, results out
-stats.py            the service's statistics
 preparing.py        decodes images and tokenizes prompts, in threads
 engine_loop.py      the thread that runs the model
 
@@ -14,9 +13,9 @@ With HTTP:
 app.py              the application: routes, inside middleware.py
 routes/             native.py, batch.py, openai.py, health.py
 handler.py          what all routes share; images.py, strict_json.py, sse.py, errors.py
-requests.py, responses.py                the JSON of the task routes, as models
-openai_requests.py, openai_responses.py  the JSON of OpenAI's dialect, as models
-metrics.py, logs.py, settings.py
+requests.py, responses.py   the JSON of the task routes, as models
+openai_models.py    the JSON of OpenAI's dialect, as models
+metrics.py, logs.py
 process.py          one server process, from start to end
 page/               the page at /
 """
@@ -29,21 +28,12 @@ from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from paligemma.server.app import create_app as create_app
-    from paligemma.server.limits import Limits as Limits
     from paligemma.server.process import serve as serve
     from paligemma.server.service import Loaded as Loaded
     from paligemma.server.service import Service as Service
     from paligemma.server.settings import KeyRing as KeyRing
+    from paligemma.server.settings import Limits as Limits
     from paligemma.server.settings import Settings as Settings
     from paligemma.server.settings import read_keys as read_keys
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "app": ("create_app",),
-            "limits": ("Limits",),
-            "process": ("serve",),
-            "service": ("Loaded", "Service"),
-            "settings": ("KeyRing", "Settings", "read_keys"),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

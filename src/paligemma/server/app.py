@@ -32,7 +32,7 @@ from paligemma.server.middleware import (
     HeaderLimits,
     TrustedHosts,
 )
-from paligemma.server.openai_responses import ChatCompletionChunk, CompletionChunk
+from paligemma.server.openai_models import ChatCompletionChunk, CompletionChunk
 from paligemma.server.responses import BatchLine, ObjectEvent, SegmentEvent, TokenEvent
 from paligemma.server.routes.batch import batch_routes
 from paligemma.server.routes.health import add_health, limits_routes
@@ -50,16 +50,11 @@ _DESCRIPTION = (
 )
 
 
-def create_app(
-    service: Service,
-    settings: Settings | None = None,
-) -> ASGIApp:
+def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
     """The application for a service, which the caller starts and closes."""
     settings = settings or Settings()
     handler = RequestHandler(
-        service=service,
-        settings=settings,
-        fetcher=Fetcher(settings.image_domains, settings.limits),
+        service=service, settings=settings, fetcher=Fetcher(settings.image_domains, settings.limits)
     )
     metrics = Metrics(service)
     app = FastAPI(
@@ -155,8 +150,7 @@ def _openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         _, definitions = models_json_schema(
-            [(model, "validation") for model in models],
-            ref_template="#/components/schemas/{model}",
+            [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(definitions.get("$defs", {}))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from paligemma.answering import Answer
 from paligemma.engine.engine import Engine, Event
-from paligemma.engine.score import score
+from paligemma.engine.generate import score
 from paligemma.results import Score
 from paligemma.server.preparing import PreparedScore
 

@@ -63,10 +63,7 @@ class ApiError(PaliGemmaError):
         """The body of the answer."""
         return ErrorResponse(
             error=ErrorDetail(
-                message=self.message,
-                type=error_type(self.status),
-                code=self.code,
-                param=self.param,
+                message=self.message, type=error_type(self.status), code=self.code, param=self.param
             )
         )
 

@@ -15,7 +15,6 @@ from starlette.types import Receive
 from paligemma.server.errors import ApiError, ClientGoneError
 from paligemma.server.images import Fetcher, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob
-from paligemma.server.limits import Limits
 from paligemma.server.requests import (
     GenerateRequest,
     GenerativeRequest,
@@ -25,7 +24,7 @@ from paligemma.server.requests import (
     TaskRequest,
 )
 from paligemma.server.service import Service
-from paligemma.server.settings import Settings
+from paligemma.server.settings import Limits, Settings
 from paligemma.server.strict_json import JsonError, read_json
 
 ValueT = TypeVar("ValueT")

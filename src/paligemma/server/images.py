@@ -19,7 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from paligemma.errors import ImageError
 from paligemma.processor.fetch import fetch_image_bytes
 from paligemma.server.errors import ApiError
-from paligemma.server.limits import Limits
+from paligemma.server.settings import Limits
 
 _DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp|gif|bmp);base64,")
 # Stricter than the standard, so that all parsers agree about the host.
@@ -184,8 +184,6 @@ class _Part:
 
 
 class _Parts:
-    """Collects parts from the parser and enforces limits. Raises ApiError."""
-
     def __init__(self) -> None:
         self.parts: list[_Part] = []
         self.is_complete = False

@@ -12,20 +12,18 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from paligemma.answering import Update, Usage
 from paligemma.engine.request import TopLogprob
 from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.errors import ImageError, OptionError, PromptError
 from paligemma.processor.image import ImageTransform, LoadedImage
-from paligemma.server.limits import Limits
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import BoxCaptionTask, CaptionTask
+from paligemma.server.settings import Limits
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
 
 ItemT = TypeVar("ItemT")
 
@@ -49,20 +47,16 @@ _TASK_NAMES: dict[type, str] = {
 class JobState(enum.Enum):
     """The stages of a job, in order. A job may end in any of them."""
 
-    QUEUED = "queued"
-    """Accepted; a decoder will prepare its images and prompt."""
-    RUNNING = "running"
-    """Passed to the engine."""
-    ENDED = "ended"
-    """Its client has received the result or the error."""
+    QUEUED = "queued"  # accepted; a decoder will prepare its images and prompt
+    RUNNING = "running"  # passed to the engine
+    ENDED = "ended"  # its client has received the result or the error
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """How an answer is generated."""
 
-    max_new_tokens: int | None = None
-    """None: as many as the task usually needs."""
+    max_new_tokens: int | None = None  # None: as many as the task usually needs
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -70,10 +64,8 @@ class JobOptions:
     sample_index: int = 0
     """Numbers several answers to one prompt from 0; randomness depends on it and on the seed."""
     stop: tuple[str, ...] = ()
-    logprobs: int = 0
-    """The number of alternatives to report per token."""
-    constrained: bool = True
-    """Constrain the answers of detect and segment to their grammar."""
+    logprobs: int = 0  # the number of alternatives to report per token
+    constrained: bool = True  # constrain the answers of detect and segment to their grammar
     adapter: str | None = None
     """The name of one of the service's adapters; None is the model itself."""
 
@@ -110,8 +102,7 @@ class Job:
     prompt: str | None = None
     images: tuple[ImagePayload, ...] = ()
     options: JobOptions = field(default_factory=JobOptions)
-    client: str = ""
-    """Clients take turns."""
+    client: str = ""  # clients take turns
     deadline: float | None = None
     """When to stop, on the service's clock; None is the limit for requests."""
     stream: bool = False
@@ -203,11 +194,7 @@ class Ticket:
     """
 
     def __init__(
-        self,
-        *,
-        number: int,
-        loop: asyncio.AbstractEventLoop,
-        cancel: Callable[[], None],
+        self, *, number: int, loop: asyncio.AbstractEventLoop, cancel: Callable[[], None]
     ) -> None:
         self.number = number
         self.loop = loop
@@ -272,12 +259,7 @@ class Ticket:
         if last is None or last.object is not None or update.object is not None:
             self._pending.append(update)
         else:
-            self._pending[-1] = Update(
-                text=last.text + update.text,
-                token_ids=last.token_ids + update.token_ids,
-                logprobs=last.logprobs + update.logprobs,
-                top_logprobs=last.top_logprobs + update.top_logprobs,
-            )
+            self._pending[-1] = last.then(update)
         self._changed.set()
 
     def end(self, result: Any, error: Exception | None, usage: Usage) -> None:
@@ -364,3 +346,51 @@ class FairQueue(Generic[ItemT]):
             self._is_closed = True
             self._items.clear()
             self._changed.notify_all()
+
+
+State = Literal["loading", "ready", "draining", "dead"]
+HowEnded = Literal["answered", "failed", "cancelled", "expired"]
+
+TOTALS = (
+    "accepted", "rejected", "answered", "failed", "cancelled", "expired",
+    "prompt_tokens", "image_tokens", "completion_tokens",
+)  # fmt: skip
+"""The fields of `Stats` that only grow and that the service counts itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a job ended, with times in seconds since it was accepted."""
+
+    kind: str  # "caption", "detect", "prompt", "score", ...: never text that a client wrote
+    outcome: HowEnded
+    first_token_seconds: float | None
+    seconds: float
+    usage: Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Current values, and totals since the start."""
+
+    state: State
+    waiting: int  # jobs that are accepted and have no token yet
+    running: int
+    max_running: int
+    accepted: int
+    rejected: int
+    answered: int
+    failed: int
+    cancelled: int
+    expired: int
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    steps: int
+    image_cache_bytes: int
+    image_cache_hits: int
+    image_cache_misses: int
+    prefix_cache_bytes: int
+    prefix_cache_hits: int
+    prefix_cache_misses: int
+    heartbeat_age: float  # seconds since the engine's thread last finished a step; 0 without work

@@ -14,9 +14,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from paligemma.server.jobs import Ended
 from paligemma.server.responses import error_responses
 from paligemma.server.service import Service
-from paligemma.server.stats import Ended
 
 _METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -73,8 +73,6 @@ class Metrics:
 
 
 class _ServiceCollector(Collector):
-    """The service's own statistics, read when Prometheus asks for them."""
-
     def __init__(self, service: Service) -> None:
         self._service = service
 
@@ -92,11 +90,7 @@ class _ServiceCollector(Collector):
             ("max_running", stats.max_running, "Maximum number of running jobs."),
             ("image_cache_bytes", stats.image_cache_bytes, "Size of the image cache."),
             ("prefix_cache_bytes", stats.prefix_cache_bytes, "Size of the prefix cache."),
-            (
-                "heartbeat_age_seconds",
-                stats.heartbeat_age,
-                "Seconds since the engine's last step.",
-            ),
+            ("heartbeat_age_seconds", stats.heartbeat_age, "Seconds since the engine's last step."),
         ):
             yield GaugeMetricFamily(f"paligemma_{name}", text, value=float(value))
         outcomes = CounterMetricFamily("paligemma_answers", "Jobs by outcome.", labels=["outcome"])

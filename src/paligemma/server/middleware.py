@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paligemma.fast.kernels.memory import return_freed_memory
+from paligemma.fast.kernels.library import return_freed_memory
 from paligemma.server.errors import ApiError, error_response, to_api_error
-from paligemma.server.limits import Limits
 from paligemma.server.logs import describe, log
-from paligemma.server.settings import KeyRing, Settings
+from paligemma.server.settings import KeyRing, Limits, Settings
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; "
@@ -279,8 +278,6 @@ class BodyLimits:
 
 
 class _Body:
-    """Receives one request's body within the limits."""
-
     def __init__(self, receive: Receive, limits: Limits, total: BodyLimits) -> None:
         self._receive = receive
         self._limits = limits

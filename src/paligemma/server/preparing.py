@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from paligemma.answering import Answer, AnswerPipeline, PreparedImage, Query, Usage
 from paligemma.engine.image_cache import RecentCache
 from paligemma.errors import ImageError
-from paligemma.fast.kernels.memory import return_freed_memory
+from paligemma.fast.kernels.library import return_freed_memory
 from paligemma.inputs import ModelInputs
 from paligemma.processor.image import LoadedImage
 from paligemma.server.jobs import ImagePayload, Job, ScoreJob
-from paligemma.server.limits import Limits
+from paligemma.server.settings import Limits
 
 _LARGE_PIXELS = 8_000_000
 """From this many pixels on, memory freed after decoding is returned to the system at once."""

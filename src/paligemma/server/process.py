@@ -23,11 +23,11 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paligemma.errors import OptionError
-from paligemma.fast.kernels.memory import share_one_arena
+from paligemma.fast.kernels.library import share_one_arena
 from paligemma.server.errors import ApiError, error_response
-from paligemma.server.limits import Limits
 from paligemma.server.logs import log
 from paligemma.server.service import Service
+from paligemma.server.settings import Limits
 
 MAX_CONNECTIONS = 1024
 DEAD_SECONDS = 5.0
@@ -174,8 +174,7 @@ class _GuardedProtocol(H11Protocol):
 
     idle_seconds: ClassVar[float]
     """Time to receive the headers of a request, and between two requests."""
-    write_seconds: ClassVar[float]
-    """Time for a client to receive what is ready to be sent."""
+    write_seconds: ClassVar[float]  # time for a client to receive what is ready to be sent
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

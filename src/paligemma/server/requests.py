@@ -25,7 +25,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from paligemma.errors import PromptError
 from paligemma.processor.tokenizer import check_text
 from paligemma.server.errors import ApiError
-from paligemma.server.limits import Limits
 from paligemma.server.responses import (
     AskResponse,
     CaptionResponse,
@@ -36,14 +35,13 @@ from paligemma.server.responses import (
     SegmentResponse,
     TaskResponse,
 )
-from paligemma.tasks.answer import AnswerTask
-from paligemma.tasks.caption import CaptionTask
+from paligemma.server.settings import Limits
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS
 from paligemma.tasks.objects import split_phrases
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 
 RequestT = TypeVar("RequestT", bound="RequestModel")
 
@@ -176,8 +174,7 @@ ImageField = Annotated[
 class TaskRequest(RequestModel):
     """A request to any task route."""
 
-    response: ClassVar[type[TaskResponse]]
-    """The model of the answer."""
+    response: ClassVar[type[TaskResponse]]  # the model of the answer
     needs_image: ClassVar[bool] = True
 
     image: ImageField = None

@@ -25,7 +25,7 @@ from paligemma.results import (
     StopReason,
     Text,
 )
-from paligemma.server.limits import Limits
+from paligemma.server.settings import Limits
 from paligemma.server.strict_json import write_json
 
 
@@ -48,8 +48,7 @@ class ErrorDetail(ResponseModel):
     message: str
     type: str
     code: str
-    param: str | None
-    """The field of the request that caused it."""
+    param: str | None  # the field of the request that caused it
 
 
 class ErrorResponse(ResponseModel):
@@ -120,10 +119,8 @@ class DetectionResult(ResponseModel):
     """A labeled box."""
 
     label: str
-    box_xyxy: Box
-    """In pixels of the image."""
-    box_normalized_xyxy: Box
-    """As fractions of the image's width and height."""
+    box_xyxy: Box  # in pixels of the image
+    box_normalized_xyxy: Box  # as fractions of the image's width and height
     score: float
     coordinate_score: float
     label_score: float
@@ -145,8 +142,7 @@ class ObjectsResult(ResponseModel):
     size_wh: Size
     stop_reason: StopReason
     text: str
-    missing: list[str]
-    """The phrases for which no object was found."""
+    missing: list[str]  # the phrases for which no object was found
 
 
 class DetectionsResult(ObjectsResult):
@@ -196,8 +192,7 @@ def result_model(result: Result) -> Any:
 class UsageResponse(ResponseModel):
     """The tokens that were read and generated."""
 
-    prompt_tokens: int
-    """Image tokens included."""
+    prompt_tokens: int  # image tokens included
     completion_tokens: int
     image_tokens: int
 
@@ -279,8 +274,7 @@ class TokenEvent(ResponseModel):
     """The event `token`: text that was added to the answer."""
 
     text: str
-    index: int | None = None
-    """The number of the question from 0, if there are several."""
+    index: int | None = None  # the number of the question from 0, if there are several
 
 
 class ObjectEvent(DetectionResult):

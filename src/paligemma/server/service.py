@@ -28,14 +28,7 @@ import torch
 
 from paligemma.adapters.bank import AdapterBank
 from paligemma.adapters.lora import LowRank
-from paligemma.answering import (
-    CONTEXT_LENGTH,
-    Answer,
-    AnswerPipeline,
-    PreparedImage,
-    Update,
-    Usage,
-)
+from paligemma.answering import CONTEXT_LENGTH, Answer, AnswerPipeline, PreparedImage, Update, Usage
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.image_cache import ImageCache, RecentCache
 from paligemma.errors import (
@@ -49,10 +42,21 @@ from paligemma.errors import (
 from paligemma.model.kv_cache import SlotCache
 from paligemma.predictor import Predictor
 from paligemma.server.engine_loop import EngineLoop, Outcome, is_end
-from paligemma.server.jobs import FairQueue, ImagePayload, Job, JobState, ScoreJob, Ticket
-from paligemma.server.limits import Limits
+from paligemma.server.jobs import (
+    TOTALS,
+    Ended,
+    FairQueue,
+    HowEnded,
+    ImagePayload,
+    Job,
+    JobState,
+    ScoreJob,
+    State,
+    Stats,
+    Ticket,
+)
 from paligemma.server.preparing import PreparedScore, Preprocessor
-from paligemma.server.stats import TOTALS, Ended, HowEnded, State, Stats
+from paligemma.server.settings import Limits
 from paligemma.threads import share_cpus
 
 Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
@@ -450,7 +454,6 @@ class Service:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """End all jobs because an essential thread has failed."""
         self.failure = error
         self._log_error(error)
         self._end_all("The engine has failed.")

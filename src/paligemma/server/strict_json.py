@@ -13,8 +13,7 @@ import re
 from typing import Any, NoReturn
 
 _LONG_INTEGER = 30
-_MAX_COMMAS = 4096
-"""Parsing blocks all threads, and so does validating a million values."""
+_MAX_COMMAS = 4096  # parsing blocks all threads, and so does validating a million values
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 

@@ -1,9 +1,7 @@
 """Tasks: build a prompt, and parse the model's tokens into a typed result.
 
 task.py            the protocol: prompt(), parse()
-caption.py         captions of the image or of one box in it
-answer.py          answers to questions, and questions for answers
-ocr.py             the text in the image
+text.py            captions, answers to questions, and the text in the image
 detect.py          boxes for phrases
 segment.py         masks for phrases
 objects.py         parsing of object lists: boxes, labels, scores
@@ -20,13 +18,8 @@ from typing import TYPE_CHECKING
 from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from paligemma.tasks.answer import AnswerTask as AnswerTask
-    from paligemma.tasks.answer import QuestionTask as QuestionTask
-    from paligemma.tasks.caption import BoxCaptionTask as BoxCaptionTask
-    from paligemma.tasks.caption import CaptionTask as CaptionTask
     from paligemma.tasks.detect import DetectTask as DetectTask
     from paligemma.tasks.objects import split_phrases as split_phrases
-    from paligemma.tasks.ocr import OcrTask as OcrTask
     from paligemma.tasks.seg_codec import MaskCodec as MaskCodec
     from paligemma.tasks.seg_codec import load_mask_codec_npz as load_mask_codec_npz
     from paligemma.tasks.seg_codec import save_mask_codec_npz as save_mask_codec_npz
@@ -35,17 +28,10 @@ if TYPE_CHECKING:
     from paligemma.tasks.task import GuidedTask as GuidedTask
     from paligemma.tasks.task import Task as Task
     from paligemma.tasks.task import TaskContext as TaskContext
+    from paligemma.tasks.text import AnswerTask as AnswerTask
+    from paligemma.tasks.text import BoxCaptionTask as BoxCaptionTask
+    from paligemma.tasks.text import CaptionTask as CaptionTask
+    from paligemma.tasks.text import OcrTask as OcrTask
+    from paligemma.tasks.text import QuestionTask as QuestionTask
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "task": ("LANGUAGES", "GuidedTask", "Task", "TaskContext"),
-            "answer": ("AnswerTask", "QuestionTask"),
-            "caption": ("BoxCaptionTask", "CaptionTask"),
-            "detect": ("DetectTask",),
-            "ocr": ("OcrTask",),
-            "segment": ("SegmentTask",),
-            "objects": ("split_phrases",),
-            "seg_codec": ("MaskCodec", "load_mask_codec_npz", "save_mask_codec_npz"),
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

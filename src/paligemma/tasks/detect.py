@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from paligemma.errors import PromptError
 from paligemma.results import BoxXyxy, Detection, Detections, Problem
@@ -26,7 +26,7 @@ from paligemma.tasks.objects import (
     parse_objects,
     split_phrases,
 )
-from paligemma.tasks.task import Generated, SourceTransform, TaskContext
+from paligemma.tasks.task import AnswerKind, Generated, SourceTransform, TaskContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class DetectTask:
     labels: LabelRule = "asked"
     max_objects: int = MAX_OBJECTS
     min_objects: int = 0
+    answer_kind: ClassVar[AnswerKind] = "detect"
 
     def __post_init__(self) -> None:
         if not self.phrases:

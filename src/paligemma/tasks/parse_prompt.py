@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from paligemma.errors import InputError
-from paligemma.tasks.answer import AnswerTask, QuestionTask
-from paligemma.tasks.caption import CaptionTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.objects import split_phrases
-from paligemma.tasks.ocr import OcrTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import AnswerKind, Task
+from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask, QuestionTask
 
 _SPECIAL_TOKENS = ("<loc", "<seg")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from paligemma.tasks.objects import (
     split_phrases,
 )
 from paligemma.tasks.seg_codec import paste_mask
-from paligemma.tasks.task import Generated, TaskContext
+from paligemma.tasks.task import AnswerKind, Generated, TaskContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class SegmentTask:
     phrases: tuple[str, ...]
     labels: LabelRule = "asked"
     max_objects: int = MAX_OBJECTS
+    answer_kind: ClassVar[AnswerKind] = "segment"
 
     def __post_init__(self) -> None:
         if not self.phrases:
@@ -113,11 +114,7 @@ class SegmentTask:
 
         return Segments(
             objects=tuple(
-                Segment(
-                    **vars(detection),
-                    mask=paste(mask, item),
-                    mask_score=item.mask_score,
-                )
+                Segment(**vars(detection), mask=paste(mask, item), mask_score=item.mask_score)
                 for (detection, item), mask in zip(masked, masks, strict=True)
             ),
             prompt=self.prompt(),

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, StopReason, Text
 from paligemma.tasks.object_grammar import ObjectList, TokenWriter
-from paligemma.tasks.objects import (
-    TokenReader,
-    before_eos,
-    mean_probability,
-)
+from paligemma.tasks.objects import TokenReader, before_eos, mean_probability
 
 if TYPE_CHECKING:
     from paligemma.tasks.seg_codec import MaskCodec

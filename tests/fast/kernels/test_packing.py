@@ -12,12 +12,12 @@ from paligemma.fast.quantization import (
     WeightFormat,
     from_stored,
     pack_scales,
-    pack_values,
     to_stored,
     unpack_scales,
     unpack_stored,
     unpack_values,
 )
+from tests.fast.kernels.packing import pack_values
 
 
 def whole_numbers(rows: int, inputs: int, bits: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ from paligemma.fast.quantization import (
     INT8,
     WeightFormat,
     pack_scales,
-    pack_values,
     quantize,
 )
+from tests.fast.kernels.packing import pack_values
 
 FORMATS = [BFLOAT16, INT8, INT4]
 

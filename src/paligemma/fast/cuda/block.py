@@ -137,7 +137,6 @@ def slots_layer(
 
 @torch.no_grad()
 def _merged(*layers: nn.Linear) -> nn.Linear:
-    """Merge layers into one with their outputs concatenated."""
     weight = torch.cat([layer.weight for layer in layers])
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     merged.weight = nn.Parameter(weight, requires_grad=layers[0].weight.requires_grad)

@@ -1,7 +1,7 @@
 """Run all decoder blocks in one kernel call, because in decode steps, the overhead between many
 small calls takes as long as the calls.
 
-`fast/gemma.py` has the same computation step by step; the two must agree.
+`fast/blocks.py` has the same computation step by step; the two must agree.
 """
 
 from __future__ import annotations

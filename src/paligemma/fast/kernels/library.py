@@ -1,4 +1,4 @@
-"""Find and load the compiled kernels: the best level that this processor supports.
+"""Find and load the compiled kernels: the best level that this processor supports; CPU memory.
 
 The functions of the library take raw addresses; only `products.py`, `layers.py` and `block.py` call
 them. The environment variable PALIGEMMA_KERNELS sets the highest level to use ("amx", "avx512",
@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import os
 import platform
+from collections.abc import Callable
 from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
+from torch import Tensor
 
 from paligemma.errors import OptionError
 from paligemma.fast.kernels.build import LEVELS, library_path
-from paligemma.fast.kernels.memory import keep_freed_memory
 
 LEVEL_VARIABLE = "PALIGEMMA_KERNELS"
 
@@ -286,3 +288,70 @@ def _allow_tiles() -> bool:
     """Request the AMX tile registers from Linux, which a process must do before using them."""
     arch_prctl, request, tile_data = 158, 0x1023, 18
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
+
+
+# CPU memory: huge pages for weights, and how glibc's `malloc` handles freed memory. On systems
+# without these features, the functions do nothing.
+
+_HUGE_PAGE = 2**21
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # names in glibc's <malloc.h>
+
+
+def use_huge_pages(tensor: Tensor) -> None:
+    """Ask Linux to back a large CPU tensor with huge pages, before the first write to it.
+
+    Huge pages are faster to fill and to read.
+    """
+    madvise = _madvise()
+    if madvise is None or tensor.device.type != "cpu":
+        return
+    start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+    end = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
+    if end > start:
+        madvise(start, end - start, mmap.MADV_HUGEPAGE)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
+
+def keep_freed_memory() -> None:
+    """Keep memory that a layer frees for the next one.
+
+    By default, glibc returns blocks of a few megabytes to the system immediately, so the output of
+    every layer gets fresh pages, whose page faults cost more time than filling them.
+    """
+    libc = ctypes.CDLL(None)
+    if _is_glibc(libc):
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the maximum
+        libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
+
+
+def share_one_arena() -> None:
+    """Make threads that start after this call share one arena, instead of one per thread.
+
+    Each arena retains up to the trim threshold, which `return_freed_memory` cannot free.
+    """
+    libc = ctypes.CDLL(None)
+    if _is_glibc(libc):
+        libc.mallopt(_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Return free pages to the system, including those between used ones.
+
+    Call it after allocations much larger than a layer: it takes a few milliseconds, and the next
+    layers have to allocate fresh pages once.
+    """
+    libc = ctypes.CDLL(None)
+    if _is_glibc(libc):
+        libc.malloc_trim(0)
+
+
+def _is_glibc(libc: ctypes.CDLL) -> bool:
+    return hasattr(libc, "gnu_get_libc_version")

@@ -4,6 +4,5 @@ options.py          RunOptions: what the user chooses, and the defaults for the 
 run.py              data -> model -> training -> model folder, scores and report
 validation.py       generated answers and the loss on the validation split
 report.py           report.html: curves, examples next to the truth, confusions, the command
-confusion.py        which classes were confused
 memory_estimate.py  the memory and time that training will take, before it starts
 """

@@ -35,8 +35,7 @@ class TrainingCost:
 
     method: Method
     weights: int
-    training: int
-    """Gradients and optimizer."""
+    training: int  # gradients and optimizer
     activations: int
     process: int
     operations: float

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from paligemma.data.overlap import match_boxes
 from paligemma.data.record import Record
 from paligemma.draw import draw_detections
 from paligemma.errors import MissingExtraError
 from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
-from paligemma.finetune.run.confusion import Confusion, confusion_of_answers, confusion_of_boxes
 from paligemma.finetune.run.validation import SCORE, Validation
 from paligemma.report.charts import Curve, check_charts, line_chart
 from paligemma.report.page import image_uri, render_page, svg_uri
@@ -73,7 +76,6 @@ def write_report(
 
 
 def _charts(log: Sequence[dict[str, Any]], window: int) -> tuple[list[dict[str, str]], str]:
-    """The charts, and a sentence for the page where there are none."""
     try:
         check_charts("train", "Drawing the training curves")
     except MissingExtraError as error:  # the model is trained: do not fail now
@@ -87,7 +89,6 @@ def _charts(log: Sequence[dict[str, Any]], window: int) -> tuple[list[dict[str, 
 
 
 def _curves(log: Sequence[dict[str, Any]], window: int) -> list[list[Curve]]:
-    """The curves of each chart."""
     steps = [record for record in log if "validation" not in record]
     validations = [record for record in log if "validation" in record]
 
@@ -231,3 +232,72 @@ def _drawn(
         text="",
     )
     return draw_detections(image, result, scores=bool(things) and hasattr(things[0], "score"))
+
+
+NOTHING = "(nothing)"
+"""As true class: a detection of nothing; as predicted class: an object that was missed."""
+_OTHER = "(other)"
+_IOU = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """`counts[i][j]`: how often the truth is `names[i]` and the model's answer `names[j]`."""
+
+    names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def confusion_of_boxes(
+    found: Sequence[Sequence[FoundObject]],
+    known: Sequence[ReferenceImage],
+    *,
+    max_names: int,
+    min_score: float = 0.0,
+) -> Confusion | None:
+    """Boxes are matched at IoU 0.5 whatever their labels, best scores first; None for no boxes."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for detections, truth in zip(found, known, strict=True):
+        kept = [detection for detection in detections if detection.score >= min_score]
+        matches = match_boxes(
+            np.array([d.box_xyxy for d in kept], dtype=np.float64).reshape(-1, 4),
+            [d.score for d in kept],
+            np.array([t.box_xyxy for t in truth.objects], dtype=np.float64).reshape(-1, 4),
+            _IOU,
+        )
+        for detection, match in zip(kept, matches, strict=True):
+            label = NOTHING if match is None else truth.objects[match].label
+            pairs[label, detection.label] += 1
+        for index, missed in enumerate(truth.objects):
+            if index not in matches:
+                pairs[missed.label, NOTHING] += 1
+    return _table(pairs, max_names)
+
+
+def confusion_of_answers(
+    answers: Sequence[str], truths: Sequence[str], *, max_names: int
+) -> Confusion | None:
+    """None where more than `max_names` different answers are true: they are not classes."""
+    names = set(truths)
+    if len(names) > max_names:
+        return None
+    pairs = Counter(
+        (truth, answer if answer in names else _OTHER)
+        for truth, answer in zip(truths, answers, strict=True)
+    )
+    return _table(pairs, max_names + 1)
+
+
+def _table(pairs: Counter[tuple[str, str]], max_names: int) -> Confusion | None:
+    totals: Counter[str] = Counter()
+    for (truth, answer), count in pairs.items():
+        totals[truth] += count
+        totals[answer] += count
+    last = [name for name in (NOTHING, _OTHER) if name in totals]
+    names = sorted(name for name, _ in totals.most_common(max_names) if name not in last) + last
+    if not names:
+        return None
+    return Confusion(
+        names=tuple(names),
+        counts=tuple(tuple(pairs[truth, answer] for answer in names) for truth in names),
+    )

@@ -94,7 +94,6 @@ def _train(
     on_event: Callable[[str], None],
     on_log: Callable[[dict[str, Any], TrainConfig], None] | None,
 ) -> tuple[Predictor, Validation | None]:
-    """Everything that the processes do together."""
     report = on_event if world.is_first else (lambda text: None)
     out.mkdir(parents=True, exist_ok=True)
     records = _open(options, options.data, out / "bad_records.jsonl")
@@ -153,7 +152,6 @@ def _open(options: RunOptions, data: str, bad_file: Path) -> Records:
 
 
 def _split(options: RunOptions, records: Records, out: Path) -> tuple[Records, Records | None]:
-    """The training and the validation split."""
     if options.validation is not None:
         held_out = _open(options, options.validation, out / "bad_validation_records.jsonl")
         same = {r.record_id for r in records} & {r.record_id for r in held_out}
@@ -214,7 +212,6 @@ def _targets(options: RunOptions, records: Records, predictor: Predictor) -> Tar
 
 
 def _check(records: Records, targets: TargetBuilder, on_event: Callable[[str], None]) -> None:
-    """Raises DataError where training would fail or learn nothing."""
     report = check_data(records, targets)
     if report.errors:
         raise DataError(

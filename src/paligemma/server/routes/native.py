@@ -40,12 +40,7 @@ from paligemma.server.responses import (
     object_event,
     result_model,
 )
-from paligemma.server.sse import (
-    EventStream,
-    event_description,
-    event_frame,
-    start_stream,
-)
+from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
 
 REQUESTS: dict[str, type[TaskRequest]] = {
     "caption": CaptionRequest,
@@ -141,11 +136,7 @@ def _route(
 
 
 def build_response(
-    answer_id: str,
-    model: str,
-    task: TaskRequest,
-    tickets: Sequence[Ticket],
-    results: Sequence[Any],
+    answer_id: str, model: str, task: TaskRequest, tickets: Sequence[Ticket], results: Sequence[Any]
 ) -> ResponseModel:
     """The body of an answer. Encoding masks takes time: call it in a thread."""
     models = [result_model(_filtered(result, task)) for result in _flat(results)]

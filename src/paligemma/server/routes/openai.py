@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
@@ -26,54 +26,24 @@ from paligemma.errors import UnavailableError
 from paligemma.mini import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.server import openai_models as models
 from paligemma.server.errors import ApiError
 from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
 from paligemma.server.jobs import Job, JobOptions, Ticket, merge_updates
-from paligemma.server.openai_requests import (
+from paligemma.server.openai_models import (
     ChatRequest,
     CompletionRequest,
     OpenAiRequest,
     without_unsupported,
 )
-from paligemma.server.openai_responses import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
-    ChatLogprobs,
-    ChatMessage,
-    Completion,
-    CompletionChoice,
-    CompletionChunk,
-    CompletionChunkChoice,
-    CompletionLogprobs,
-    CompletionUsage,
-    ContentLogprob,
-    ModelEntry,
-    ModelList,
-    PromptTokensDetails,
-    TokenLogprob,
-)
 from paligemma.server.requests import ImageUrl, RequestModel, validate
-from paligemma.server.responses import (
-    ResponseModel,
-    error_responses,
-    json_response,
-    result_model,
-)
-from paligemma.server.sse import (
-    EventStream,
-    event_description,
-    event_frame,
-    start_stream,
-)
+from paligemma.server.responses import ResponseModel, error_responses, json_response, result_model
+from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
 from paligemma.tasks.parse_prompt import parse_prompt
 
 OPENAI_REQUESTS: tuple[type[RequestModel], ...] = (ChatRequest, CompletionRequest)
 
-_LEAST_LOGPROB = -9999.0
-"""OpenAI's value for impossible tokens, such as those that a grammar bans."""
+_LEAST_LOGPROB = -9999.0  # OpenAI's value for impossible tokens, such as those that a grammar bans
 
 _DETAILS = ("family", "parameters", "resolution", "image_tokens", "dtype", "quantization")
 _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -86,7 +56,7 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
     @router.post(
         "/v1/chat/completions",
         response_class=Response,
-        responses=_responses(ChatCompletion, ChatCompletionChunk),
+        responses=_responses(models.ChatCompletion, models.ChatCompletionChunk),
         openapi_extra={"requestBody": request_schema(ChatRequest, with_form=False)},
     )
     async def chat_completions(request: Request) -> Any:
@@ -97,7 +67,7 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
     @router.post(
         "/v1/completions",
         response_class=Response,
-        responses=_responses(Completion, CompletionChunk),
+        responses=_responses(models.Completion, models.CompletionChunk),
         openapi_extra={"requestBody": request_schema(CompletionRequest, with_form=False)},
     )
     async def completions(request: Request) -> Any:
@@ -107,13 +77,15 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
 
     started = int(time.time())
 
-    @router.get("/v1/models", response_class=Response, responses=_model_responses(ModelList))
+    @router.get("/v1/models", response_class=Response, responses=_model_responses(models.ModelList))
     async def list_models() -> Response:
         """List the served model and its adapters."""
-        return json_response(ModelList(object="list", data=_models(handler, started)))
+        return json_response(models.ModelList(object="list", data=_models(handler, started)))
 
     @router.get(
-        "/v1/models/{model:path}", response_class=Response, responses=_model_responses(ModelEntry)
+        "/v1/models/{model:path}",
+        response_class=Response,
+        responses=_model_responses(models.ModelEntry),
     )
     async def get_model(model: str) -> Response:
         """Return one of the served models."""
@@ -147,8 +119,6 @@ def _responses(
 
 @dataclass(frozen=True, kw_only=True)
 class _Submission:
-    """Submitted tickets, and the format of their answers."""
-
     dialect: _Dialect
     body: OpenAiRequest
     model: str
@@ -159,18 +129,18 @@ class _Submission:
     created: int
 
     @property
-    def usage(self) -> CompletionUsage:
+    def usage(self) -> models.CompletionUsage:
         """Each prompt counts once, however many answers it got."""
         num_answers = self.body.n or 1
         usages = [ticket.usage for ticket in self.tickets]
         per_prompt: list[Usage] = usages[::num_answers]
         prompt_tokens = sum(usage.prompt_tokens for usage in per_prompt)
         completion_tokens = sum(usage.completion_tokens for usage in usages)
-        return CompletionUsage(
+        return models.CompletionUsage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(
+            prompt_tokens_details=models.PromptTokensDetails(
                 image_tokens=sum(usage.image_tokens for usage in per_prompt)
             ),
         )
@@ -181,15 +151,11 @@ class _Submission:
 
 
 class _Token(NamedTuple):
-    """A generated token and its most likely alternatives."""
-
     token: TopLogprob
     alternatives: tuple[TopLogprob, ...]
 
 
 class _TokenTexts:
-    """Token ids as text, in the order of one answer."""
-
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.num_characters = 0
@@ -220,92 +186,68 @@ class _TokenTexts:
         ]
 
 
-class _Dialect(Protocol):
-    """The format of one of the two routes."""
-
-    id_prefix: ClassVar[str]
-
-    def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
-        """A whole answer. `end`: index, finish_reason and paligemma."""
-        ...
-
-    def whole(self, **fields: Any) -> ResponseModel:
-        """The body of the response."""
-        ...
-
-    def first_piece(self, index: int) -> ResponseModel | None:
-        """What begins the stream of an answer."""
-        ...
-
-    def piece(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
-        """A part of an answer, "" at its end. `end` as in `choice`."""
-        ...
-
-    def chunk(self, **fields: Any) -> ResponseModel:
-        """The data of an event."""
-        ...
-
-    def logprobs(self, texts: _TokenTexts, tokens: Sequence[_Token]) -> ResponseModel:
-        """The log-probabilities of an answer, or of a part of it."""
-        ...
-
-
 class _Chat:
+    """The format of /v1/chat/completions. `end` holds index, finish_reason and paligemma."""
+
     id_prefix: ClassVar[str] = "chatcmpl"
 
     def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
-        message = ChatMessage(role="assistant", content=text, refusal=None)
-        return ChatChoice(message=message, logprobs=logprobs, **end)
+        message = models.ChatMessage(role="assistant", content=text, refusal=None)
+        return models.ChatChoice(message=message, logprobs=logprobs, **end)
 
     def whole(self, **fields: Any) -> ResponseModel:
-        return ChatCompletion(object="chat.completion", **fields)
+        return models.ChatCompletion(object="chat.completion", **fields)
 
     def first_piece(self, index: int) -> ResponseModel | None:
-        delta = ChatDelta(role="assistant", content="", refusal=None)
-        return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
+        """What begins the stream of an answer."""
+        delta = models.ChatDelta(role="assistant", content="", refusal=None)
+        return models.ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
 
     def piece(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
-        delta = ChatDelta(content=text) if text or logprobs else ChatDelta()
-        return ChatChunkChoice(delta=delta, logprobs=logprobs, **end)
+        """A part of an answer, "" at its end."""
+        delta = models.ChatDelta(content=text) if text or logprobs else models.ChatDelta()
+        return models.ChatChunkChoice(delta=delta, logprobs=logprobs, **end)
 
     def chunk(self, **fields: Any) -> ResponseModel:
-        return ChatCompletionChunk(object="chat.completion.chunk", **fields)
+        return models.ChatCompletionChunk(object="chat.completion.chunk", **fields)
 
     def logprobs(self, texts: _TokenTexts, tokens: Sequence[_Token]) -> ResponseModel:
         content = [
-            ContentLogprob(
+            models.ContentLogprob(
                 **texts.fields(token.token),
-                top_logprobs=[TokenLogprob(**texts.fields(t)) for t in token.alternatives],
+                top_logprobs=[models.TokenLogprob(**texts.fields(t)) for t in token.alternatives],
             )
             for token in tokens
         ]
-        return ChatLogprobs(content=content, refusal=None)
+        return models.ChatLogprobs(content=content, refusal=None)
 
 
 class _Completions:
+    """The format of /v1/completions, with the methods of `_Chat`."""
+
     id_prefix: ClassVar[str] = "cmpl"
 
     def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
-        return CompletionChoice(text=text, logprobs=logprobs, **end)
+        return models.CompletionChoice(text=text, logprobs=logprobs, **end)
 
     def whole(self, **fields: Any) -> ResponseModel:
-        return Completion(object="text_completion", **fields)
+        return models.Completion(object="text_completion", **fields)
 
     def first_piece(self, index: int) -> ResponseModel | None:
         return None
 
     def piece(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
-        return CompletionChunkChoice(text=text, logprobs=logprobs, **end)
+        return models.CompletionChunkChoice(text=text, logprobs=logprobs, **end)
 
     def chunk(self, **fields: Any) -> ResponseModel:
-        return CompletionChunk(object="text_completion", **fields)
+        return models.CompletionChunk(object="text_completion", **fields)
 
     def logprobs(self, texts: _TokenTexts, tokens: Sequence[_Token]) -> ResponseModel:
         names = [texts.text(token.token) for token in tokens]
         # Each part of a character that spans several tokens counts as one character.
         ends = list(itertools.accumulate(map(len, names), initial=texts.num_characters))
         texts.num_characters = ends[-1]
-        return CompletionLogprobs(
+        return models.CompletionLogprobs(
             tokens=names,
             token_logprobs=[_finite(token.token.logprob) for token in tokens],
             top_logprobs=[
@@ -319,6 +261,7 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
+_Dialect = _Chat | _Completions
 _CHAT = _Chat()
 _COMPLETIONS = _Completions()
 
@@ -380,13 +323,7 @@ async def _ask_completions(
     elif body.image is not None:
         images = (await handler.decode(body.image),)
     jobs = [
-        Job(
-            prompt=prompt,
-            images=images,
-            options=options,
-            client=client,
-            stream=True,
-        )
+        Job(prompt=prompt, images=images, options=options, client=client, stream=True)
         for prompt in body.prompts
         for options in spread
     ]
@@ -485,13 +422,7 @@ async def _join_updates(tickets: Sequence[Ticket]) -> list[Update]:
     try:
         async with aclosing(merge_updates(tickets)) as updates:
             async for index, update in updates:
-                answer = answers[index]
-                answers[index] = Update(
-                    text=answer.text + update.text,
-                    token_ids=answer.token_ids + update.token_ids,
-                    logprobs=answer.logprobs + update.logprobs,
-                    top_logprobs=answer.top_logprobs + update.top_logprobs,
-                )
+                answers[index] = answers[index].then(update)
     finally:
         for ticket in tickets:
             ticket.cancel()
@@ -568,7 +499,7 @@ def _chunk(submission: _Submission, piece: ResponseModel) -> bytes:
 # Models
 
 
-def _models(handler: RequestHandler, created: int) -> list[ModelEntry]:
+def _models(handler: RequestHandler, created: int) -> list[models.ModelEntry]:
     """The served model, then its adapters. Raises UnavailableError until it is loaded."""
     predictor = handler.service.predictor
     if predictor is None or handler.service.state() in ("loading", "dead"):
@@ -577,10 +508,10 @@ def _models(handler: RequestHandler, created: int) -> list[ModelEntry]:
     details = {name: info[name] for name in _DETAILS if info[name] is not None}
     base = handler.service.name
 
-    def entry(name: str) -> ModelEntry:
+    def entry(name: str) -> models.ModelEntry:
         # The license and languages of an adapter are not those of its base.
         parent = {"parent": base} if name != base else {"parent": None, **_model_details(predictor)}
-        return ModelEntry(
+        return models.ModelEntry(
             id=name, object="model", created=created, owned_by="paligemma", **parent, **details
         )
 
@@ -588,7 +519,6 @@ def _models(handler: RequestHandler, created: int) -> list[ModelEntry]:
 
 
 def _model_details(predictor: Predictor) -> dict[str, Any]:
-    """The license and languages of a model, as far as its name tells them."""
     details: dict[str, Any] = {} if predictor.note is None else {"note": predictor.note}
     if predictor.name == "mini":
         return {**details, "license": "Apache-2.0", "languages": list(LANGUAGES)}

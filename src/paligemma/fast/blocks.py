@@ -1,4 +1,6 @@
-"""The decoder on packed weights: `Decoder` and `DecoderBlock` with fewer, larger steps.
+"""Decoder and vision blocks on packed weights, with fewer, larger steps than the plain ones.
+
+A decoder block:
 
 x -> norm -> query, key, value in one product -> rotary positions -> attention -> product
   -> sum and two norms in one step -> gate and up in one product, GeGLU at its end -> product
@@ -12,17 +14,26 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from paligemma.config import DecoderConfig
+from paligemma.config import DecoderConfig, VisionConfig
 from paligemma.fast.kernels.block import Block, can_run_blocks, run_blocks
-from paligemma.fast.kernels.layers import FEW_QUERIES, add_rms_norm, attend, split_heads
-from paligemma.fast.linear import PackedLinear, Rows, WeightRows
-from paligemma.fast.quantization import WeightFormat
+from paligemma.fast.kernels.layers import (
+    FEW_QUERIES,
+    add_layer_norm,
+    add_rms_norm,
+    attend,
+    split_heads,
+)
+from paligemma.fast.linear import BiasRows, PackedLinear, Rows, WeightRows
+from paligemma.fast.quantization import BFLOAT16, WeightFormat
 from paligemma.model import attention
 from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache
+from paligemma.model.siglip import VisionBlock
 
-# B batch, T tokens in this call, S visible positions, D width, N query heads, H head dim
+# B batch, T tokens in this call, S visible positions, D width, N query heads, H head dim;
+# of images: I images, P patches, W width
 
 
 class FusedDecoderBlock(nn.Module):
@@ -163,3 +174,51 @@ class FusedDecoder(Decoder):
             structs = (Block * len(blocks))(*(block.to_struct() for block in blocks))
             self._structs = addresses, structs
         return self._structs[1]
+
+
+class FusedVisionBlock(nn.Module):
+    """A packed replacement for a `VisionBlock`, which reuses its norms."""
+
+    def __init__(
+        self, block: VisionBlock, config: VisionConfig, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, mlp_dim = config.width, config.mlp_dim
+        self.layer_norm1 = block.layer_norm1
+        self.qkv = PackedLinear(width, (width,) * 3, BFLOAT16, bias=True, device=device)
+        self.out = PackedLinear(width, (width,), BFLOAT16, bias=True, device=device)
+        self.layer_norm2 = block.layer_norm2
+        self.fc1 = PackedLinear(
+            width, (mlp_dim,), BFLOAT16, bias=True, activation="gelu", device=device
+        )
+        self.fc2 = PackedLinear(mlp_dim, (width,), BFLOAT16, bias=True, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `VisionBlock.forward`."""
+        x = x.clone(memory_format=torch.contiguous_format)
+        norm1, norm2 = self.layer_norm1, self.layer_norm2
+        normed = add_layer_norm(x, None, norm1.weight, norm1.bias, norm1.eps)
+        queries, keys, values = (
+            split_heads(part, self.head_dim) for part in self.qkv.split(normed)
+        )
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        attended = self.out(mixed.transpose(1, 2).flatten(2))
+        normed = add_layer_norm(x, attended, norm2.weight, norm2.bias, norm2.eps)
+        x += self.fc2(self.fc1(normed))
+        return x
+
+    def weight_rows(self) -> dict[str, Rows]:
+        layers = {
+            "attention.q_proj": (self.qkv, 0),
+            "attention.k_proj": (self.qkv, 1),
+            "attention.v_proj": (self.qkv, 2),
+            "attention.out_proj": (self.out, 0),
+            "mlp.fc1": (self.fc1, 0),
+            "mlp.fc2": (self.fc2, 0),
+        }
+        rows: dict[str, Rows] = {}
+        for name, (layer, number) in layers.items():
+            rows[f"{name}.weight"] = WeightRows(layer, number)
+            rows[f"{name}.bias"] = BiasRows(layer, number)
+        return rows
