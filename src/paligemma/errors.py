@@ -110,3 +110,12 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
     """Raise OptionError unless `value` is an int (not a bool) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return the number with its noun, and a verb if need be.
+
+    >>> counted(1, "image"), counted(2, "image"), counted(1, "record has", "records have")
+    ('1 image', '2 images', '1 record has')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

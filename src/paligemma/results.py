@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.errors import MissingExtraError
+from paligemma.errors import MissingExtraError, counted
 from paligemma.masks import Ring, Rle, mask_to_polygons, mask_to_rle
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Score(Result):
         return super().to_dict() | {"total": _to_json_value(self.total)}
 
     def __str__(self) -> str:
-        return f"log-probability {self.total:.4f} over {len(self.token_ids)} tokens"
+        return f"log-probability {self.total:.4f} over {counted(len(self.token_ids), 'token')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +324,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
 
     def __str__(self) -> str:
         width, height = self.size_wh
-        count = "1 object" if len(self) == 1 else f"{len(self)} objects"
+        count = counted(len(self), "object")
         lines = [f"{count} in an image of {width} x {height} pixels"]
         if self.objects:
             lines.append("score      x1      y1      x2      y2  label")

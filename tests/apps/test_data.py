@@ -52,7 +52,7 @@ def test_all_faults_are_shown_at_once(run, tmp_path):
     (tmp_path / "set" / "0.png").write_bytes(b"no picture")
     ran = run("data", "check", path)
     assert ran.code == 2
-    assert "The data have 2 error(s)" in ran.err
+    assert "The data set has 2 errors" in ran.err
     assert "empty suffix" in ran.out
     assert "unknown format" in ran.out
 

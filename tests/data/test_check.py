@@ -123,7 +123,7 @@ def test_text_that_a_person_need_not_write_is_said(processor: Processor, tmp_pat
     ]
     warnings = texts(checked(processor, jsonl(tmp_path, records)), "warning")
     assert "2 records spell out <image>" in warnings
-    assert "1 suffixes begin or end with white space" in warnings
+    assert "1 suffix begins or ends with white space" in warnings
 
 
 def test_ready_made_lists_of_objects_are_parsed(processor: Processor, tmp_path: Path) -> None:
@@ -137,15 +137,15 @@ def test_ready_made_lists_of_objects_are_parsed(processor: Processor, tmp_path: 
     ]
     report = checked(processor, jsonl(tmp_path, records))
     warnings = texts(report, "warning")
-    assert "3 answers to detect or segment are not lists of objects" in warnings
+    assert "Answers to detect or segment that are not lists of objects: 3" in warnings
     assert "has no area" in warnings
-    assert "1 objects appear twice" in warnings
+    assert "1 object appears twice" in warnings
 
 
 def test_classes_are_counted_and_missing_ones_said(processor: Processor, tmp_path: Path) -> None:
     report = checked(processor, coco(tmp_path, [box(), box(20.0)]))
     assert report.class_counts == (("cat", 2),)
-    assert "1 classes have no object: dog" in texts(report, "warning")
+    assert "1 class has no object: dog" in texts(report, "warning")
     assert "1 of 2 images have no object" in texts(report, "note")
     assert report.round_trip is not None
     assert report.round_trip.num_boxes == 2
@@ -154,7 +154,7 @@ def test_classes_are_counted_and_missing_ones_said(processor: Processor, tmp_pat
 def test_objects_beyond_the_budget_are_said(processor: Processor, tmp_path: Path) -> None:
     path = coco(tmp_path, [box(), box(20.0), box(30.0, category=2)])
     report = checked(processor, path, max_objects=2)
-    assert "1 objects are left out, beyond the budget of 2" in texts(report, "warning")
+    assert "1 object is left out: the limit is 2" in texts(report, "warning")
 
 
 def test_names_that_differ_in_capitals_are_said(processor: Processor, tmp_path: Path) -> None:

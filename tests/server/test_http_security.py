@@ -14,7 +14,7 @@ ROW = re.compile(r"[A-I][0-9]{1,2}")
 
 def defended() -> list[str]:
     """The sentences of the sections between who is trusted and what is not defended."""
-    sections = TEXT.partition("## What comes in")[2].partition("## What is not defended")[0]
+    sections = TEXT.partition("## Input")[2].partition("## What is not defended")[0]
     return [line[2:] for line in sections.splitlines() if line.startswith("- ")]
 
 

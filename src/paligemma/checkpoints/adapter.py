@@ -30,7 +30,7 @@ from paligemma.checkpoints.hf import to_memory_name, to_released_name, to_releas
 from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, shorten, single_file
 from paligemma.checkpoints.save import TensorToWrite, new_folder, write_weight_file
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import CheckpointError, NumericalError, OptionError
+from paligemma.errors import CheckpointError, NumericalError, OptionError, counted
 from paligemma.fast.accelerate import weight_rows
 from paligemma.model.paligemma import PaliGemma
 
@@ -128,7 +128,8 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
         fingerprint = weights.metadata.get(_FINGERPRINT)
     if broken:
         raise CheckpointError(
-            f"{folder} contains NaN or infinity in {len(broken)} tensor(s): {shorten(broken)}. "
+            f"{folder} contains NaN or infinity in {counted(len(broken), 'tensor')}: "
+            f"{shorten(broken)}. "
             "Download the adapter again, or train it again with a lower learning rate."
         )
     return Adapter(
@@ -179,7 +180,7 @@ def write_adapter(
         broken = write_weight_file(partial / single_file(_STEM), tensors, metadata)
         if broken:
             raise NumericalError(
-                f"{len(broken)} tensor(s) of the adapter contain NaN or infinity: "
+                f"{counted(len(broken), 'tensor')} of the adapter with NaN or infinity: "
                 f"{shorten(broken)}. Nothing was written. Train again with a lower learning rate."
             )
         write_json(partial / CONFIG_FILE, _describe(model, base_name, revision))

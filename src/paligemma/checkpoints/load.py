@@ -21,7 +21,7 @@ from paligemma.checkpoints.hf_config import StoredConfig, read_config
 from paligemma.checkpoints.match import StoredParameter, match_tensors
 from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, row_blocks, shorten
 from paligemma.checkpoints.weight_form import StoredWeights, WeightForm, choose_form
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, counted
 from paligemma.fast.accelerate import accelerate, weight_rows
 from paligemma.fast.kernels.library import use_huge_pages
 from paligemma.fast.linear import Rows, WeightRows
@@ -102,7 +102,8 @@ def read_model(
     if broken:
         raise CheckpointError(
             f"{folder} contains NaN, infinity, or values too large for {form.dtype} in "
-            f"{len(broken)} tensor(s): {shorten(broken)}. Download the weights again, or load "
+            f"{counted(len(broken), 'tensor')}: {shorten(broken)}. Download the weights again, or "
+            "load "
             "them as float32 if they are stored so."
         )
     if adapter is not None and not form.merges_adapter:

@@ -42,7 +42,7 @@ from paligemma.checkpoints.reader import (
     shorten,
     single_file,
 )
-from paligemma.errors import CheckpointError, NumericalError
+from paligemma.errors import CheckpointError, NumericalError, counted
 from paligemma.fast.accelerate import quantization_of, weight_rows
 from paligemma.fast.linear import Rows, WeightRows
 from paligemma.fast.quantization import WeightFormat
@@ -147,8 +147,10 @@ def _write_weights(
         weight_map |= {tensor.name: name for tensor in shard}
     if broken:
         raise NumericalError(
-            f"{len(broken)} weight(s) contain NaN, infinity, or values too large for {dtype}: "
-            f"{shorten(broken)}. Nothing was written."
+            f"{counted(len(broken), 'weight contains', 'weights contain')} NaN, infinity, or "
+            "values too "
+            f"large for {dtype}: {shorten(broken)}. Nothing was written. Save as float32, or train "
+            "again with a lower learning rate."
         )
     if len(shards) > 1:
         total = sum(tensor.num_bytes for tensor in tensors)

@@ -12,7 +12,7 @@ import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
 from paligemma.cli.options import Command, Json, takes
-from paligemma.errors import DataError, ImageError, OptionError
+from paligemma.errors import DataError, ImageError, OptionError, counted
 from paligemma.options import Option
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def check(
         _print(report, options.out if rows else None)
     if errors := report.errors:
         raise DataError(
-            f"The data have {len(errors)} error(s) that must be fixed before training. The first: "
+            f"The data set has {counted(len(errors), 'error')} to fix before training. The first: "
             f"{errors[0].text}"
         )
 

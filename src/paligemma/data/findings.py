@@ -1,4 +1,4 @@
-"""Findings: what would go wrong in training on a data set, or is worth knowing before it.
+"""Findings: what would go wrong when training on a data set, or is worth knowing first.
 
 One function per subject. Each takes the rows that training would see and yields findings.
 """
@@ -14,6 +14,7 @@ from typing import Literal
 from paligemma.data.record import Record
 from paligemma.data.round_trip_report import RoundTripReport
 from paligemma.data.targets import Target, TargetBuilder
+from paligemma.errors import counted
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Result
 from paligemma.tasks.objects import parse_objects
@@ -75,7 +76,7 @@ def bad_records(bad: Sequence[tuple[str, str]]) -> Iterator[Finding]:
         yield Finding(level="error", text=reason, ids=(record_id,))
     if len(bad) > MAX_IDS:
         rest = [record_id for record_id, _ in bad[MAX_IDS:]]
-        yield _finding("error", f"{len(rest)} more records cannot be used.", rest)
+        yield _finding("error", f"{counted(len(rest), 'more record')} cannot be used.", rest)
 
 
 def lengths(rows: Sequence[RowLengths], max_tokens: int | None) -> Iterator[Finding]:
@@ -104,7 +105,8 @@ def lengths(rows: Sequence[RowLengths], max_tokens: int | None) -> Iterator[Find
         )
     if complete := len(rows) - len(cut):
         yield Finding(
-            level="note", text=f"EOS ends the answer and counts in the loss in {complete} records."
+            level="note",
+            text=f"EOS ends the answer and counts in the loss in {counted(complete, 'record')}.",
         )
 
 
@@ -117,16 +119,19 @@ def texts(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
     if spelled_out:
         yield _finding(
             "warning",
-            f"{len(spelled_out)} records spell out <image>, <bos>, <eos> or <pad>, which are read "
-            "as plain letters here. Leave them out: they are added where they belong.",
+            f"{counted(len(spelled_out), 'record spells', 'records spell')} out <image>, <bos>, "
+            "<eos> or "
+            "<pad>, which are read as plain text here. Leave them out: they are added where they "
+            "belong.",
             spelled_out,
         )
     spaced = [r.record.record_id for r in rows if r.target.suffix != r.target.suffix.strip()]
     if spaced:
         yield _finding(
             "warning",
-            f"{len(spaced)} suffixes begin or end with white space. The model's own answers do "
-            "not: ' yes' is another token than 'yes'.",
+            f"{counted(len(spaced), 'suffix begins or ends', 'suffixes begin or end')} with white "
+            "space. "
+            "Answers of the model do not: ' yes' is not the same token as 'yes'. Strip it.",
             spaced,
         )
     suffixes = {row.target.suffix for row in rows}
@@ -140,7 +145,7 @@ def texts(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
 
 
 def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[Finding]:
-    """About answers to detect and segment, read as the model's own answers are."""
+    """About answers to detect and segment, parsed like the model's answers."""
     broken: dict[str, str] = {}
     repeated: list[str] = []
     for row in rows:
@@ -159,7 +164,8 @@ def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[
     if broken:
         yield _finding(
             "warning",
-            f"{len(broken)} answers to detect or segment are not lists of objects. The first: "
+            "Answers to detect or segment that are not lists of objects: "
+            f"{len(broken)}. The first: "
             f"{next(iter(broken.values()))} The form is <loc y1><loc x1><loc y2><loc x2> label ; "
             "...",
             broken,
@@ -167,14 +173,15 @@ def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[
     if repeated:
         yield _finding(
             "warning",
-            f"{len(repeated)} objects appear twice, with the same label and box. A detector "
-            "learns to repeat itself from them.",
+            f"{counted(len(repeated), 'object appears', 'objects appear')} twice, with the same "
+            "label and "
+            "box. A detector learns to repeat itself from this. Remove the duplicates.",
             repeated,
         )
 
 
 def objects(rows: Sequence[TrainingRow], builder: TargetBuilder) -> Iterator[Finding]:
-    """About images without objects, objects beyond the budget, and masks that are not used."""
+    """About images without objects, objects beyond the limit, and masks that are not used."""
     with_objects = [row for row in rows if row.uses_objects]
     empty = [row.record.record_id for row in with_objects if not row.record.objects]
     if empty:
@@ -188,14 +195,16 @@ def objects(rows: Sequence[TrainingRow], builder: TargetBuilder) -> Iterator[Fin
     if left_out := sum(row.target.num_left_out for row in with_objects):
         yield _finding(
             "warning",
-            f"{left_out} objects are left out, beyond the budget of {builder.options.max_objects} "
-            "per image.",
+            f"{counted(left_out, 'object is', 'objects are')} left out: the limit is "
+            f"{builder.options.max_objects} per image. Raise max_objects to keep them.",
             [row.record.record_id for row in with_objects if row.target.num_left_out],
         )
     has_masks = any(item.make_mask for row in with_objects for item in row.record.objects or ())
     if has_masks and builder.task == "detect":
         yield Finding(
-            level="note", text="The data have masks, which are not used to learn boxes (detect)."
+            level="note",
+            text="The data set has masks, which detect does not use. To use them, train with "
+            "task='segment'.",
         )
 
 
@@ -204,7 +213,8 @@ def classes(counts: Counter[str], class_names: Sequence[str]) -> Iterator[Findin
     if unused := [name for name in class_names if name not in counts]:
         yield Finding(
             level="warning",
-            text=f"{len(unused)} classes have no object: {', '.join(unused[:MAX_IDS])}.",
+            text=f"{counted(len(unused), 'class has', 'classes have')} no object: "
+            f"{', '.join(unused[:MAX_IDS])}.",
         )
     spellings: dict[str, list[str]] = {}
     for name in counts:

@@ -31,7 +31,7 @@ import torch
 from paligemma.config import NUM_LOC_TOKENS
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import ObjectTask
-from paligemma.errors import CheckpointError, DataError, OptionError
+from paligemma.errors import CheckpointError, DataError, OptionError, counted
 from paligemma.options import Option
 from paligemma.processor.image import ImageTransform
 from paligemma.processor.processor import Processor
@@ -244,7 +244,8 @@ def check_noise_token(token: str, tokenizer: Tokenizer) -> int:
     usable = len(ids) == 1 and ids[0] > tokenizer.unk_id
     if not usable or tokenizer.is_loc(ids[0]) or tokenizer.is_seg(ids[0]):
         raise OptionError(
-            f"{token!r} is {len(ids)} token(s) of this model's vocabulary; the label of noise "
+            f"{token!r} is {counted(len(ids), 'token')} of this model's vocabulary; the label of "
+            "noise "
             f"boxes must be a single token that no text uses. Gemma has <unused0> to <unused98>; "
             "the built-in model mini has none, so it cannot be trained with noise boxes."
         )

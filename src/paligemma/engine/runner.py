@@ -17,7 +17,7 @@ from paligemma.adapters.bank import AdapterBank
 from paligemma.engine.image_cache import ImageCache, KeyedImage, RecentCache
 from paligemma.engine.request import PrefixKey, Request, RequestState, TopLogprob
 from paligemma.engine.sampling import choose_allowed, common_range, finite_rows
-from paligemma.errors import OptionError, PromptError
+from paligemma.errors import OptionError, PromptError, counted
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
@@ -103,7 +103,8 @@ class Runner:
         if num_image_positions != len(request.images) * num_image_tokens:
             raise PromptError(
                 f"The request has {num_image_positions} image token positions, but "
-                f"{len(request.images)} image(s) of {num_image_tokens} tokens each. Build it with "
+                f"{counted(len(request.images), 'image')} of {num_image_tokens} tokens each. "
+                "Build it with "
                 "a processor for the model's resolution."
             )
         shape = (3, config.vision.resolution, config.vision.resolution)

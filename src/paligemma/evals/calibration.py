@@ -108,7 +108,7 @@ def load_calibration(path: str | Path) -> Calibration:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{str(path)!r} is not a calibration file ({type(error).__name__}: {error}). Create "
-            "one with: paligemma eval DATA --model MODEL --out DIR --calibrate"
+            "one with: paligemma eval DATA --model MODEL --out FOLDER --calibrate"
         ) from error
     return calibration
 

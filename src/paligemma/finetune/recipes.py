@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from paligemma.config import RELEASES
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, counted
 from paligemma.evals.datasets.benchmark import Benchmark
 from paligemma.evals.datasets.open import find_benchmark
 from paligemma.evals.datasets.published import PublishedScore, best_learning_rate
@@ -180,7 +180,8 @@ def _read_recipe_file(path: Path) -> Recipe:
         raise OptionError(f"The recipe file {str(path)!r} is invalid: {error}") from None
     if len(recipes) != 1:
         raise OptionError(
-            f"The recipe file {str(path)!r} holds {len(recipes)} recipes; it must hold exactly one."
+            f"The recipe file {str(path)!r} holds {counted(len(recipes), 'recipe')}; it must hold "
+            "exactly one."
         )
     return recipes[0]
 

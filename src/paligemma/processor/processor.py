@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, counted
 from paligemma.inputs import ModelInputs
 from paligemma.processor.image import (
     MAX_PIXELS,
@@ -119,8 +119,8 @@ class Processor:
             missing = [i for i in indices if not 0 <= i < len(images)]
             if missing:
                 raise OptionError(
-                    f"Row {row} refers to image {missing[0]}, but the batch has {len(images)} "
-                    "image(s). Indices start at 0."
+                    f"Row {row} refers to image {missing[0]}, but the batch has "
+                    f"{counted(len(images), 'image')}. Indices start at 0."
                 )
         return replace(
             pad_batch(sequences, image_index, pad=pad, pad_id=self.tokenizer.pad_id),

@@ -22,7 +22,7 @@ from pathlib import Path
 import sentencepiece
 
 from paligemma.config import NUM_LOC_TOKENS, NUM_SEG_TOKENS
-from paligemma.errors import PromptError, TokenizerError
+from paligemma.errors import PromptError, TokenizerError, counted
 
 MAX_CHARACTERS = 16_384
 _MAX_MODEL_BYTES = 64 * 2**20
@@ -66,8 +66,8 @@ class Tokenizer:
         separator = self._pieces.encode("\n")
         if len(separator) != 1 or self._pieces.decode(separator) != "\n":
             raise TokenizerError(
-                f"The tokenizer turns a newline into {len(separator)} token(s) that do not decode "
-                "to a newline; expected one token. Use the tokenizer.model of the checkpoint."
+                f"The tokenizer turns a newline into {counted(len(separator), 'token')}, not "
+                "into one that decodes to a newline. Use the tokenizer.model of the checkpoint."
             )
         self.separator_id: int = separator[0]
         """The newline that ends every prefix: 108 in Gemma's model."""

@@ -8,7 +8,6 @@ Form and types are those of OpenAI's API, so that its clients raise the right ex
 from __future__ import annotations
 
 import math
-import re
 
 from starlette.responses import Response
 
@@ -120,7 +119,7 @@ _ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
 def _input_error(error: InputError) -> ApiError:
     if isinstance(error, ImageError):
         # In Python the message names the source of the image; here that is always bytes.
-        message = re.sub(r"The (picture|image) bytes ", r"The \1 ", str(error))
+        message = str(error).replace("The image bytes ", "The image ")
         return ApiError(400, "invalid_image", message, param="image")
     if isinstance(error, PromptError):
         return ApiError(400, "invalid_prompt", str(error))

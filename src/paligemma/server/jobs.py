@@ -147,7 +147,7 @@ class ScoreJob:
         check_images(self.images, limits)
         if not 1 <= len(self.suffixes) <= limits.max_suffixes:
             raise OptionError(
-                f"There are {len(self.suffixes)} texts to score; the limit is 1 to "
+                f"The number of texts to score is {len(self.suffixes)}; it must be from 1 to "
                 f"{limits.max_suffixes}."
             )
         for text in (self.prompt, *self.suffixes):
@@ -157,7 +157,9 @@ class ScoreJob:
 def check_images(images: tuple[ImagePayload, ...], limits: Limits) -> None:
     """Raises ImageError for too many images, or too large ones."""
     if len(images) > limits.max_images:
-        raise ImageError(f"There are {len(images)} images; the limit is {limits.max_images}.")
+        raise ImageError(
+            f"The number of images is {len(images)}; the limit is {limits.max_images}."
+        )
     for image in images:
         if isinstance(image, bytes):
             if len(image) > limits.max_image_bytes:

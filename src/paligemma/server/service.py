@@ -38,6 +38,7 @@ from paligemma.errors import (
     PaliGemmaError,
     TimeLimitError,
     UnavailableError,
+    counted,
 )
 from paligemma.model.kv_cache import SlotCache
 from paligemma.predictor import Predictor
@@ -164,7 +165,9 @@ class Service:
         while (state := self.state()) == "loading":
             await asyncio.sleep(_TICK_SECONDS)
         if state == "dead":
-            raise UnavailableError("The model could not be loaded.") from self.failure
+            raise UnavailableError(
+                "The model could not be loaded. See the server's log."
+            ) from self.failure
 
     def state(self) -> State:
         """The current state; "dead" when the engine's thread has ended or hangs."""
@@ -309,8 +312,9 @@ class Service:
         room = self._max_running + limits.max_queued - len(self._open)
         if len(works) > room:
             raise BusyError(
-                f"{len(self._open)} requests are running or waiting, with room for {max(0, room)} "
-                "more. Try again later."
+                f"{counted(len(self._open), 'request is', 'requests are')} running or waiting, "
+                "with "
+                f"room for {max(0, room)} more. Try again later."
             )
         client = works[0].job.client
         if client and self._by_client[client] + len(works) > limits.streams_per_client:

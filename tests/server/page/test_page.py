@@ -69,7 +69,7 @@ def test_the_empty_page_invites_a_picture_and_shows_model_and_license(page: Any)
 
 def test_asking_without_a_picture_says_what_is_missing(page: Any, double: Double) -> None:
     page.click("#run")
-    assert "Choose an image first" in words(page, "#picture-problem")
+    assert "Choose an image first" in words(page, "#image-problem")
     assert double.asked == []
 
 
@@ -114,7 +114,7 @@ def test_a_picture_comes_in_and_goes_out_untouched(page: Any, double: Double, wa
     data = png()
     way(page, data)
     page.wait_for_selector("#stage-0 .pane:visible")
-    assert "my own.png, 64 × 48" in words(page, "#picture-name")
+    assert "my own.png, 64 × 48" in words(page, "#image-name")
     run(page)
     assert double.last().image == data
     assert double.last().image_name == "my own.png"
@@ -131,7 +131,7 @@ def test_dropping_text_does_not_leave_the_page(page: Any) -> None:
             if (!made.defaultPrevented) throw new Error("the browser would leave the page");
         }"""
     )
-    assert "This is not a file" in words(page, "#picture-problem")
+    assert "This is not a file" in words(page, "#image-problem")
 
 
 # Tasks
@@ -272,7 +272,7 @@ def outlines(page: Any) -> list[dict[str, float]]:
     """Where the boxes are, in fractions of the picture as it is seen, whatever its letterbox."""
     found: list[dict[str, float]] = page.evaluate(
         """() => {
-            const image = document.querySelector("#stage-0 img.picture");
+            const image = document.querySelector("#stage-0 img.image");
             const frame = image.getBoundingClientRect();
             const scale = Math.min(
                 frame.width / image.naturalWidth, frame.height / image.naturalHeight);
@@ -523,7 +523,7 @@ def test_the_session_is_kept_and_comes_back(page: Any, double: Double) -> None:
     keep_shot(page, "history")
     page.click(".past >> nth=1")
     assert page.locator("#task-detect").is_checked()
-    assert "pandas.jpg" in words(page, "#picture-name")
+    assert "pandas.jpg" in words(page, "#image-name")
     assert page.input_value("#phrases") == "panda ; sign ; dog"
     assert len(outlines(page)) == 3
     assert len(double.asked) == 2  # looked up, not asked again
@@ -626,7 +626,7 @@ def test_a_screen_reader_hears_the_end_and_not_each_word(page: Any) -> None:
     assert page.get_attribute(".state", "role") == "status"
     assert page.inner_text(".state") == "Done."
     assert page.locator("[aria-live], [role=status], [role=alert]").locator(".stream").count() == 0
-    assert page.get_attribute("#stage-0 img.picture", "alt").startswith("The image: two pandas")
+    assert page.get_attribute("#stage-0 img.image", "alt").startswith("The image: two pandas")
 
 
 @pytest.mark.parametrize("size", [PHONE, {"width": 320, "height": 640}])

@@ -197,7 +197,7 @@ def test_i5_a_photo_of_30_megabytes_is_made_smaller(
     keep_shot(page, "too-large")
     page.get_by_role("button", name="Use a smaller copy").click()
     page.get_by_text("big-small.jpg, 1600 × 1600").wait_for()
-    assert page.locator("#picture-problem").is_hidden()
+    assert page.locator("#image-problem").is_hidden()
     run(page)
     with Image.open(io.BytesIO(double.last().image)) as sent:
         assert (sent.format, sent.size) == ("JPEG", (1600, 1600))
@@ -395,7 +395,7 @@ def test_i4_what_a_file_is_called_is_shown_as_text(page: Any, double: Double) ->
         name = f"{payload}.png"
         page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": png()})
         page.get_by_text(f"{name}, 64 × 48", exact=True).wait_for()
-        assert page.locator("#picture-name > *").count() == 0
+        assert page.locator("#image-name > *").count() == 0
         run(page)
         assert double.last().image == png()
 
@@ -423,7 +423,7 @@ def test_i4_what_is_no_picture_is_refused_in_words(page: Any, double: Double) ->
         ("d.png", "image/png", b""),
     ]:
         page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
-        page.wait_for_selector(f"#picture-problem:has-text('{name}')")
+        page.wait_for_selector(f"#image-problem:has-text('{name}')")
         assert page.locator("#stage-0 .pane").is_hidden()
     page.click("#run")
     assert double.asked == []

@@ -68,7 +68,7 @@ def test_the_page_shows_what_python_says(
         name = source.rpartition("/")[2]
         pick_sample(page, number)
         page.wait_for_function(
-            "name => document.querySelector('#picture-name').textContent.startsWith(name)", arg=name
+            "name => document.querySelector('#image-name').textContent.startsWith(name)", arg=name
         )
         picture = PAGE / "samples" / name
         choose(page, "Caption", language="de")

@@ -19,7 +19,7 @@ from paligemma.data.source import (
     is_image,
     read_text,
 )
-from paligemma.errors import DataError
+from paligemma.errors import DataError, counted
 
 NAME = "captions"
 
@@ -45,7 +45,10 @@ def read(path: Path, options: ReadOptions) -> Source:
         for image in images
     ]
     return Source(
-        format=NAME, summary=f"{len(entries)} images in {root}", entries=entries, tally=tally
+        format=NAME,
+        summary=f"{counted(len(entries), 'image')} in {root}",
+        entries=entries,
+        tally=tally,
     )
 
 

@@ -24,7 +24,7 @@ from paligemma.data.source import (
     existing_image,
     read_text,
 )
-from paligemma.errors import DataError
+from paligemma.errors import DataError, counted
 from paligemma.masks import polygons_to_mask, rle_to_mask
 from paligemma.processor.image import read_size_wh
 
@@ -82,7 +82,8 @@ def read(path: Path, options: ReadOptions) -> Source:
     class_names = [n for i, n in names.items() if str(i) in used or n not in parents]
     return Source(
         format=NAME,
-        summary=f"{len(entries)} images and {len(content['annotations'])} annotations "
+        summary=f"{counted(len(entries), 'image')} and "
+        f"{counted(len(content['annotations']), 'annotation')} "
         f"in {path.name}, images in {folder}",
         entries=entries,
         class_names=tuple(dict.fromkeys(class_names)),

@@ -25,7 +25,7 @@ from paligemma.data.source import (
     Source,
     choose_split,
 )
-from paligemma.errors import DataError, MissingExtraError
+from paligemma.errors import DataError, MissingExtraError, counted
 from paligemma.processor.image import ImageSource, read_size_wh
 
 NAME = "huggingface"
@@ -88,7 +88,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         raise DataError(f"The data set {str(path)!r} has no rows.")
     return Source(
         format=NAME,
-        summary=f"{len(entries)} rows with the columns {', '.join(table.features)}",
+        summary=f"{counted(len(entries), 'row')} with the columns {', '.join(table.features)}",
         entries=entries,
         class_names=tuple(classes or ()) if answer is None else (),
         tally=tally,

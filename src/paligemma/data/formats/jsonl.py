@@ -22,7 +22,7 @@ from paligemma.data.source import (
     existing_image,
     read_text,
 )
-from paligemma.errors import DataError
+from paligemma.errors import DataError, counted
 
 NAME = "jsonl"
 _SUFFIXES = (".jsonl", ".ndjson")
@@ -46,7 +46,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         raise DataError(f"The data file {str(path)!r} holds no records.")
     return Source(
         format=NAME,
-        summary=f"{len(entries)} lines of JSON in {path.name}",
+        summary=f"{counted(len(entries), 'line')} of JSON in {path.name}",
         entries=entries,
         tally=tally,
     )

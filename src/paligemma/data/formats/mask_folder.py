@@ -33,7 +33,7 @@ from paligemma.data.source import (
     images_in,
     read_text,
 )
-from paligemma.errors import DataError
+from paligemma.errors import DataError, counted
 from paligemma.masks import Mask
 from paligemma.processor.image import MAX_PIXELS, read_size_wh
 
@@ -70,7 +70,8 @@ def read(path: Path, options: ReadOptions) -> Source:
     ]
     return Source(
         format=NAME,
-        summary=f"{len(entries)} images with masks" + (f" of the split {split!r}" if split else ""),
+        summary=f"{counted(len(entries), 'image')} with masks"
+        + (f" of the split {split!r}" if split else ""),
         entries=entries,
         class_names=tuple(dict.fromkeys(names.values())),
         task="segment",

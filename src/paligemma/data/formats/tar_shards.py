@@ -27,7 +27,7 @@ from paligemma.data.source import (
     Source,
     choose_split,
 )
-from paligemma.errors import DataError
+from paligemma.errors import DataError, counted
 from paligemma.processor.image import MAX_FILE_BYTES
 
 NAME = "webdataset"
@@ -80,7 +80,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         raise DataError(f"The shards of {str(path)!r} hold no samples.")
     return Source(
         format=NAME,
-        summary=f"{len(entries)} samples in {len(shards)} tar files",
+        summary=f"{counted(len(entries), 'sample')} in {counted(len(shards), 'tar file')}",
         entries=entries,
         tally=tally,
     )

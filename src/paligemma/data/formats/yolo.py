@@ -27,7 +27,7 @@ from paligemma.data.source import (
     is_image,
     read_text,
 )
-from paligemma.errors import DataError, MissingExtraError
+from paligemma.errors import DataError, MissingExtraError, counted
 from paligemma.masks import box_of_points, polygons_to_mask
 from paligemma.processor.image import read_size_wh
 
@@ -67,7 +67,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     ]
     return Source(
         format=NAME,
-        summary=f"{len(entries)} images of the split {split!r} in {file}",
+        summary=f"{counted(len(entries), 'image')} of the split {split!r} in {file}",
         entries=entries,
         class_names=tuple(dict.fromkeys(names.values())),
         tally=tally,

@@ -25,7 +25,7 @@ from paligemma.adapters.lora import add_lora
 from paligemma.data.check import check_data
 from paligemma.data.open import Records, open_data
 from paligemma.data.targets import TargetBuilder
-from paligemma.errors import DataError, OptionError
+from paligemma.errors import DataError, OptionError, counted
 from paligemma.evals.evaluation import Evaluation
 from paligemma.fast.weights import DtypeName, Plain, Trainable
 from paligemma.finetune.config import TrainConfig
@@ -81,7 +81,7 @@ def run(
     on_event(f"saved {saved}")
     evaluation = None
     if validation is not None:
-        on_event(f"scoring {len(validation.records)} records")
+        on_event(f"scoring {counted(len(validation.records), 'record')}")
         evaluation = validation.evaluate(out / EVALUATION_FOLDER)
     report = write_report(out, saved, evaluation, validation)
     return RunResult(saved=saved, report=report, evaluation=evaluation)
@@ -97,7 +97,7 @@ def _train(
     report = on_event if world.is_first else (lambda text: None)
     out.mkdir(parents=True, exist_ok=True)
     records = _open(options, options.data, out / "bad_records.jsonl")
-    report(f"{records.summary} ({len(records)} records)")
+    report(f"{records.summary} ({counted(len(records), 'record')})")
     training, held_out = _split(options, records, out)
     predictor = _load(options)
     if predictor.note:
@@ -122,7 +122,7 @@ def _train(
             ask=options.ask,
             limit=options.validation_limit,
         )
-        report(f"{len(training)} records for training, {len(held_out)} for validation")
+        report(f"{counted(len(training), 'record')} for training, {len(held_out)} for validation")
     report(_describe(options, config, predictor))
     finetune(
         predictor,
@@ -175,7 +175,8 @@ def _split(options: RunOptions, records: Records, out: Path) -> tuple[Records, R
     training, held_out = part(False), part(True)
     if not training.records or not held_out.records:
         raise DataError(
-            f"{len(records)} records are too few for a validation split. Give validation data, or "
+            f"{counted(len(records), 'record is', 'records are')} too few for a validation split. "
+            "Give validation data, or "
             "train without validation: validation_split=0."
         )
     return training, held_out
@@ -215,7 +216,8 @@ def _check(records: Records, targets: TargetBuilder, on_event: Callable[[str], N
     report = check_data(records, targets)
     if report.errors:
         raise DataError(
-            f"The data have {len(report.errors)} error(s) to fix before training. The first: "
+            f"The data set has {counted(len(report.errors), 'error')} to fix before training. The "
+            "first: "
             f"{report.errors[0].text} `paligemma data check` shows all."
         )
     for finding in report.findings:
@@ -237,8 +239,8 @@ def _describe(options: RunOptions, config: TrainConfig, predictor: Predictor) ->
     else:
         weights = f"{total:,} weights"
     return (
-        f"{options.chosen_method}: {weights}; {config.total_steps} steps of {config.batch_size} "
-        f"examples, learning rate {config.learning_rate:g}"
+        f"{options.chosen_method}: {weights}; {counted(config.total_steps, 'step')} of "
+        f"{counted(config.batch_size, 'example')}, learning rate {config.learning_rate:g}"
     )
 
 

@@ -4,14 +4,14 @@ import { AnswerView } from "./js/answer.js";
 import * as api from "./js/api.js";
 import { byId, element, toast } from "./js/dom.js";
 import { History } from "./js/history.js";
-import { listen, smaller } from "./js/picture.js";
+import { listen, smaller } from "./js/image.js";
 import { LANGUAGES, TASKS, taskOf } from "./js/tasks.js";
 import { explain, sizeProblem } from "./js/words.js";
 
 const POLL_MILLISECONDS = 3000;
 const THEMES = ["auto", "light", "dark"];
 
-let picture = null;
+let image = null;
 let models = [];
 let limits = null;
 let afterKey = null; // what to do again once a key was typed in
@@ -79,11 +79,11 @@ function buildControls() {
 
 // The image
 
-function setPicture(chosen, sample = null) {
+function setImage(chosen, sample = null) {
   forget(...views);
-  picture = chosen;
-  for (const view of views) view.showPicture(chosen);
-  byId("picture-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
+  image = chosen;
+  for (const view of views) view.showImage(chosen);
+  byId("image-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
   byId("choose").textContent = "Another file";
   byId("samples-heading").textContent = "Samples";
   sayProblem(null);
@@ -96,7 +96,7 @@ function setPicture(chosen, sample = null) {
 }
 
 function sayProblem(text, canShrink = false) {
-  const place = byId("picture-problem");
+  const place = byId("image-problem");
   place.hidden = text === null;
   place.replaceChildren(element("p", {}, text ?? ""));
   if (canShrink) {
@@ -107,7 +107,7 @@ function sayProblem(text, canShrink = false) {
 
 async function useSmaller() {
   try {
-    setPicture(await smaller(picture));
+    setImage(await smaller(image));
     return true;
   } catch (error) {
     sayProblem(error.message);
@@ -120,7 +120,7 @@ async function useSmaller() {
 function run() {
   if (isBusy()) return; // a double click asks once
   const task = taskOf(route());
-  if (!picture) {
+  if (!image) {
     sayProblem("Choose an image first: your own or a sample.");
     byId("choose").focus();
     return;
@@ -130,10 +130,10 @@ function run() {
     byId(task.needs[0]).focus();
     return;
   }
-  const problem = sizeProblem(picture, limits);
+  const problem = sizeProblem(image, limits);
   if (problem) {
     sayProblem(problem, true);
-    byId("picture-problem").scrollIntoView({ block: "nearest" });
+    byId("image-problem").scrollIntoView({ block: "nearest" });
     return;
   }
   const fields = task.fields(formValues());
@@ -144,7 +144,7 @@ function run() {
   ask(
     names.map((model, number) => [
       views[number],
-      { route: task.route, fields, model, base, picture, address, withKey },
+      { route: task.route, fields, model, base, image, address, withKey },
     ]),
   );
 }
@@ -172,13 +172,13 @@ async function askOne(view, asked) {
   };
   const fields = { ...asked.fields, model: asked.model };
   try {
-    const outcome = await api.answer(asked.route, asked.picture, fields, on, abort.signal);
+    const outcome = await api.answer(asked.route, asked.image, fields, on, abort.signal);
     if (view.abort !== abort) return;
     view.finish({ ...outcome, seconds: (performance.now() - started) / 1000 });
   } catch (error) {
     if (!(error instanceof api.AnswerError)) console.error(error);
     if (view.abort !== abort) return;
-    view.fail(explain(error, asked.picture, limits), error.id);
+    view.fail(explain(error, asked.image, limits), error.id);
     if (error.status === 401) askForKey(() => remedy(view, "retry"));
     if (error.kind === "unreachable" || error.status === 503) connect();
   } finally {
@@ -222,17 +222,17 @@ async function remedy(view, name) {
 // History
 
 function remember(done) {
-  const [, { route: name, fields, picture: shown }] = done[0];
+  const [, { route: name, fields, image: shown }] = done[0];
   const answers = done.map(([view, asked]) => ({ asked, outcome: view.outcome }));
   const summary = done
     .map(([view]) => (view.givesObjects() ? view.summary() : view.text || "(nothing)"))
     .join(" | ");
   const title = taskOf(name).title(fields);
-  history.add({ picture: shown, title, summary, answers, form: { ...formValues(), route: name } });
+  history.add({ image: shown, title, summary, answers, form: { ...formValues(), route: name } });
 }
 
 function restore(entry) {
-  setPicture(entry.picture);
+  setImage(entry.image);
   const { route: name, ...values } = entry.form;
   for (const [id, value] of Object.entries(values)) byId(id).value = value;
   chooseTask(name);
@@ -388,7 +388,7 @@ function storedTheme() {
 
 buildControls();
 setTheme(storedTheme());
-listen(setPicture, (text) => sayProblem(text));
+listen(setImage, (text) => sayProblem(text));
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

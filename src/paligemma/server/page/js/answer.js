@@ -36,10 +36,10 @@ export class AnswerView {
     this.clear();
   }
 
-  showPicture(picture) {
+  showImage(image) {
     this.invitation.hidden = true;
     this.overlay.pane.hidden = false;
-    this.overlay.show(picture);
+    this.overlay.show(image);
     this.clear();
   }
 
@@ -65,7 +65,7 @@ export class AnswerView {
     this.state.textContent = words;
   }
 
-  /** `asked`: {route, fields, model, base, picture, address, withKey}. */
+  /** `asked`: {route, fields, model, base, image, address, withKey}. */
   begin(asked) {
     this.asked = asked;
     this.outcome = null;
@@ -256,14 +256,14 @@ export class AnswerView {
   }
 
   copyButtons() {
-    const { route, fields, model, base, picture, address, withKey } = this.asked;
+    const { route, fields, model, base, image, address, withKey } = this.asked;
     const { result } = this.outcome;
     const forms = [["JSON", () => toJson(result, this.givesObjects() ? this.seen() : null)]];
     if (this.givesObjects()) {
-      forms.push(["COCO", () => toCoco(result, this.seen(), picture.name)]);
+      forms.push(["COCO", () => toCoco(result, this.seen(), image.name)]);
     }
-    forms.push(["Python", () => toPython(route, fields, picture.name, model, base)]);
-    forms.push(["curl", () => toCurl(address, route, { ...fields, model }, picture.name, withKey)]);
+    forms.push(["Python", () => toPython(route, fields, image.name, model, base)]);
+    forms.push(["curl", () => toCurl(address, route, { ...fields, model }, image.name, withKey)]);
     const buttons = forms.map(([name, text]) =>
       element(
         "button",

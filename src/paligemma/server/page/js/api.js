@@ -67,14 +67,14 @@ export async function limits() {
 /**
  * One answer, streamed.
  *
- * `route` is "caption", "ask", ...; `picture` a {blob, name}; `fields` the rest of the request.
+ * `route` is "caption", "ask", ...; `image` a {blob, name}; `fields` the rest of the request.
  * `on.token(text)` and `on.object(object)` are called as they arrive. Returns {result, usage, model};
  * throws AnswerError.
  */
-export async function answer(route, picture, fields, on, signal) {
+export async function answer(route, image, fields, on, signal) {
   const form = new FormData();
   form.append("request", JSON.stringify({ ...fields, stream: true }));
-  form.append("image", picture.blob, picture.name);
+  form.append("image", image.blob, image.name);
   const response = await request(`v1/${route}`, { method: "POST", body: form, signal });
   const id = response.headers.get("x-request-id") ?? "";
   let whole = null;

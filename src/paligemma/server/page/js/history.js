@@ -16,7 +16,7 @@ export class History {
     });
   }
 
-  /** `entry`: {picture, title, summary, ...} of one question, newest first. */
+  /** `entry`: {image, title, summary, ...} of one question, newest first. */
   add(entry) {
     this.entries = [entry, ...this.entries].slice(0, MOST);
     this.draw();
@@ -33,7 +33,7 @@ export class History {
           element(
             "button",
             { type: "button", class: "past", onclick: () => this.onPick(entry) },
-            element("img", { src: entry.picture.url, alt: "" }),
+            element("img", { src: entry.image.url, alt: "" }),
             element("span", { class: "past-title", dir: "auto" }, entry.title),
             element("span", { class: "past-answer", dir: "auto" }, entry.summary),
           ),

@@ -46,7 +46,7 @@ function svg(tag, attributes = {}) {
 export class Overlay {
   /** Fills `place`; `onPoint(object | null)` hears which box the pointer is on. */
   constructor(place, onPoint) {
-    this.image = element("img", { class: "picture", alt: "" });
+    this.image = element("img", { class: "image", alt: "" });
     this.canvas = element("canvas", { class: "masks", "aria-hidden": "true" });
     this.boxes = svg("svg", { class: "boxes", "aria-hidden": "true" });
     this.pane = element("div", { class: "pane" }, this.image, this.canvas, this.boxes);
@@ -57,11 +57,11 @@ export class Overlay {
     new ResizeObserver(() => this.drawBoxes()).observe(this.pane);
   }
 
-  show(picture) {
-    this.image.src = picture.url;
-    this.image.alt = `The image: ${picture.about}`;
-    this.pane.style.aspectRatio = `${picture.width} / ${picture.height}`;
-    this.size = [picture.width, picture.height];
+  show(image) {
+    this.image.src = image.url;
+    this.image.alt = `The image: ${image.about}`;
+    this.pane.style.aspectRatio = `${image.width} / ${image.height}`;
+    this.size = [image.width, image.height];
     this.clear();
   }
 

@@ -13,17 +13,17 @@ export function bytes(count) {
 /**
  * {title, detail, remedy}: `remedy` is "retry", "key", "shrink" or null.
  *
- * `picture` is the image that was sent, `limits` the server's limits or null.
+ * `image` is the image that was sent, `limits` the server's limits or null.
  */
-export function explain(error, picture, limits) {
+export function explain(error, image, limits) {
   const said = error.message ? [error.message] : [];
   const detail = (...sentences) => [...sentences, ...said].join(" ");
-  const size = picture ? bytes(picture.blob.size) : "";
+  const size = image ? bytes(image.blob.size) : "";
   if (error.kind === "stopped") {
     return { title: "Stopped.", detail: "The answer so far is kept.", remedy: "retry" };
   }
   if (error.kind === "unreachable") {
-    const large = picture && picture.blob.size > 8e6;
+    const large = image && image.blob.size > 8e6;
     return {
       title: "The server cannot be reached.",
       detail: large
@@ -85,9 +85,9 @@ export function fileProblem(file) {
 }
 
 /** Why an image exceeds the server's limits, or null. */
-export function sizeProblem(picture, limits) {
+export function sizeProblem(image, limits) {
   const { max_image_bytes: most, max_pixels: pixels, max_side: side } = limits ?? {};
-  const { width, height, blob } = picture;
+  const { width, height, blob } = image;
   if (most && blob.size > most) {
     return `The image has ${bytes(blob.size)}; the limit is ${bytes(most)}.`;
   }

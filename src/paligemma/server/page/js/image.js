@@ -52,7 +52,7 @@ export const SAMPLES = [
 ];
 
 /** {blob, name, url, width, height, about} of a file; throws an Error with a message for people. */
-export async function openPicture(blob, name, about = name) {
+export async function openImage(blob, name, about = name) {
   const url = URL.createObjectURL(blob);
   const image = new Image();
   image.src = url;
@@ -60,42 +60,42 @@ export async function openPicture(blob, name, about = name) {
     await image.decode();
   } catch {
     URL.revokeObjectURL(url);
-    throw new Error(`“${name}” is broken, or is not the picture that its name says.`);
+    throw new Error(`“${name}” is broken, or is not an image of the type that its name says.`);
   }
   return { blob, name, url, about, width: image.naturalWidth, height: image.naturalHeight };
 }
 
 /** A smaller copy: JPEG, no side longer than 1600 pixels. */
-export async function smaller(picture) {
-  const image = new Image();
-  image.src = picture.url;
-  await image.decode();
-  const scale = Math.min(1, SMALLER_SIDE / Math.max(picture.width, picture.height));
+export async function smaller(image) {
+  const original = new Image();
+  original.src = image.url;
+  await original.decode();
+  const scale = Math.min(1, SMALLER_SIDE / Math.max(image.width, image.height));
   const canvas = element("canvas");
-  canvas.width = Math.max(1, Math.round(picture.width * scale));
-  canvas.height = Math.max(1, Math.round(picture.height * scale));
+  canvas.width = Math.max(1, Math.round(image.width * scale));
+  canvas.height = Math.max(1, Math.round(image.height * scale));
   const context = canvas.getContext("2d");
   context.fillStyle = "#fff"; // JPEG has no transparency; the server uses white as well
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  context.drawImage(original, 0, 0, canvas.width, canvas.height);
   const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9));
   if (!blob) throw new Error("The browser could not scale the image down.");
-  const name = `${picture.name.replace(/\.[^.]*$/, "")}-small.jpg`;
-  return openPicture(blob, name, picture.about);
+  const name = `${image.name.replace(/\.[^.]*$/, "")}-small.jpg`;
+  return openImage(blob, name, image.about);
 }
 
 /**
  * Connects all ways to choose an image.
  *
- * `onPicture(picture, sample | null)` gets each image, `onProblem(text)` each error.
+ * `onImage(image, sample | null)` gets each image, `onProblem(text)` each error.
  */
-export function listen(onPicture, onProblem) {
+export function listen(onImage, onProblem) {
   let latest = 0;
   const take = async (load, sample = null) => {
     const turn = (latest += 1);
     try {
-      const picture = await load();
-      if (turn === latest) onPicture(picture, sample);
+      const image = await load();
+      if (turn === latest) onImage(image, sample);
     } catch (error) {
       if (turn === latest) onProblem(error.message);
     }
@@ -105,7 +105,7 @@ export function listen(onPicture, onProblem) {
     if (problem) {
       latest += 1;
       onProblem(problem);
-    } else take(() => openPicture(file, file.name || "pasted.png"));
+    } else take(() => openImage(file, file.name || "pasted.png"));
   };
 
   for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
@@ -152,7 +152,7 @@ export function listen(onPicture, onProblem) {
       take(async () => {
         const response = await fetch(address).catch(() => null);
         if (!response?.ok) throw new Error("The server cannot be reached to load the sample.");
-        return openPicture(await response.blob(), sample.file, sample.about);
+        return openImage(await response.blob(), sample.file, sample.about);
       }, sample);
     const image = element("img", { src: address, alt: sample.about, width: 72, height: 72 });
     byId("samples").append(element("li", {}, element("button", { type: "button", onclick: pick }, image)));
