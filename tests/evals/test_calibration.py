@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from paligemma.errors import DataError
-from paligemma.evals.calibration import Calibration, calibrate, load_calibration
+from paligemma.evals.calibration import (
+    FORMULAS,
+    Calibration,
+    calibrate,
+    compare_formulas,
+    load_calibration,
+)
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.evals.reliability import (
     ScoredOutcomes,
@@ -25,7 +31,6 @@ from paligemma.evals.reliability import (
     negative_log_likelihood,
     reliability,
 )
-from paligemma.evals.score_formulas import FORMULAS, compare_formulas
 from paligemma.results import Detection, Detections
 from paligemma.tasks.objects import mean_probability, object_score
 

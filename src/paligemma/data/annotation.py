@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,22 +95,49 @@ def box_of_mask(mask: Mask, where: str) -> BoxXyxy:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def make_object(
-    label: object,
-    box_xyxy: Sequence[float],
-    size_wh: tuple[int, int],
-    where: str,
-    tally: Counter[str],
-    make_mask: Callable[[], Mask] | None = None,
-    area: float | None = None,
-) -> TrueObject:
-    """A checked object. Raises DataError that begins with `where`."""
-    return TrueObject(
-        label=clean_label(label, where),
-        box_xyxy=clean_box(box_xyxy, size_wh, where, tally),
-        make_mask=make_mask,
-        area=area,
-    )
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedImage:
+    """An image whose annotations are read: makes its objects, checked, and its record."""
+
+    image: Path | Callable[[], ImageSource]
+    size_wh: tuple[int, int]
+    where: str
+    tally: Counter[str]
+
+    def object(
+        self,
+        label: object,
+        box_xyxy: Sequence[float],
+        make_mask: Callable[[], Mask] | None = None,
+        *,
+        area: float | None = None,
+        where: str = "",
+    ) -> TrueObject:
+        """Raises DataError that begins with `where`, by default that of the image."""
+        where = where or self.where
+        return TrueObject(
+            label=clean_label(label, where),
+            box_xyxy=clean_box(box_xyxy, self.size_wh, where, self.tally),
+            make_mask=make_mask,
+            area=area,
+        )
+
+    def record(
+        self,
+        record_id: str,
+        prefix: str | None,
+        objects: Iterable[TrueObject],
+        crowds: Iterable[TrueObject] = (),
+    ) -> Record:
+        return Record(
+            record_id=record_id,
+            image=self.image,
+            prefix=prefix or "",
+            objects=tuple(objects),
+            crowds=tuple(crowds),
+            size_wh=self.size_wh,
+            where=self.where,
+        )
 
 
 def size_of(width: Any, height: Any, where: str) -> tuple[int, int] | None:
@@ -151,7 +179,8 @@ def record_of_fields(
     objects: tuple[TrueObject, ...] | None = None
     if items is not None:
         size_wh = read_size_wh(image if isinstance(image, Path) else image())
-        objects = tuple(_object(item, size_wh, where, tally) for item in items)
+        annotated = AnnotatedImage(image=image, size_wh=size_wh, where=where, tally=tally)
+        objects = tuple(_object(item, annotated) for item in items)
     return Record(
         record_id=record_id,
         image=image,
@@ -188,7 +217,8 @@ def _are_texts(values: Any) -> bool:
     )
 
 
-def _object(item: Any, size_wh: tuple[int, int], where: str, tally: Counter[str]) -> TrueObject:
+def _object(item: Any, image: AnnotatedImage) -> TrueObject:
+    size_wh, where = image.size_wh, image.where
     if not isinstance(item, dict):
         raise DataError(
             f"{where}: an object is {item!r}; it must look like "
@@ -203,7 +233,7 @@ def _object(item: Any, size_wh: tuple[int, int], where: str, tally: Counter[str]
         box = _box_of_polygons(item["polygons"], where) if box is None else box
     if box is None:
         raise DataError(f'{where}: an object has none of "box_xyxy", "mask" and "polygons".')
-    return make_object(item.get("label"), box, size_wh, where, tally, make_mask)
+    return image.object(item.get("label"), box, make_mask)
 
 
 def _box_of_polygons(polygons: Any, where: str) -> BoxXyxy:

@@ -20,7 +20,7 @@ from paligemma.inputs import ModelInputs
 from paligemma.processor.image import ImageTransform, LoadedImage, resize_to_square
 from paligemma.processor.processor import Processor
 from paligemma.report.page import image_uri, render_page
-from paligemma.results import Detection, Objects, StopReason
+from paligemma.results import Detection, Generation, Objects
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.parse_prompt import kind_of_prompt
 from paligemma.tasks.segment import SegmentTask
@@ -71,11 +71,7 @@ def render_check_page(
 
 
 def _row(
-    row: BatchRow,
-    index: int,
-    builder: TargetBuilder,
-    inputs: ModelInputs,
-    max_tokens: int | None,
+    row: BatchRow, index: int, builder: TargetBuilder, inputs: ModelInputs, max_tokens: int | None
 ) -> dict[str, Any]:
     """What the page shows of row `index` of the batch."""
     ids = answer_ids(inputs, index, max_tokens)
@@ -142,15 +138,6 @@ def token_text(token_id: int, processor: Processor) -> str:
     return text.replace(" ", "·").replace("\n", "⏎") or f"[{token_id}]"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RowAnswer:
-    """A row's answer, in the form of an answer that a model generated."""
-
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    stop_reason: StopReason
-
-
 def draw_row(
     row: BatchRow, builder: TargetBuilder, ids: Sequence[int], may_be_cut: bool
 ) -> Image.Image:
@@ -163,9 +150,10 @@ def draw_row(
     if row.record.objects is None and not asks_for_objects:
         return image
     has_eos = bool(ids) and ids[-1] == processor.tokenizer.eos_id
-    answer = _RowAnswer(
-        token_ids=ids,
-        logprobs=[0.0] * len(ids),
+    answer = Generation(
+        text="",
+        token_ids=tuple(ids),
+        logprobs=(0.0,) * len(ids),
         stop_reason="eos" if has_eos or not may_be_cut else "length",
     )
     context = TaskContext(

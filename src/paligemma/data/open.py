@@ -103,7 +103,8 @@ def open_data(
     options = ReadOptions(
         split=split, prefix=prefix, images=None if images is None else Path(images)
     )
-    source = _choose_reader(path, format).read(path, options)
+    reader = _choose_reader(path, format)
+    source = reader.read(path, options)
     slots = _build_records(source.entries, on_bad_record)
     bad = [slot for slot in slots if isinstance(slot, BadRecord)]
     if on_bad_record == "skip" and bad_file is not None:
@@ -113,7 +114,7 @@ def open_data(
     labels = {item.label for record in records for item in record.objects or ()}
     return Records(
         name=path.name,
-        format=source.format,
+        format=reader.NAME,
         summary=source.summary,
         records=records,
         slots=slots,

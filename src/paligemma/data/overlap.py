@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paligemma.masks import Mask
+from paligemma.results import BoxXyxy
 
 Boxes = npt.NDArray[np.float64]
 
@@ -23,6 +24,11 @@ def box_iou(first_xyxy: Boxes, second_xyxy: Boxes) -> npt.NDArray[np.float64]:
     overlap: npt.NDArray[np.float64] = np.zeros_like(both)
     np.divide(both, either, out=overlap, where=either > 0)
     return overlap
+
+
+def iou_of_boxes(first: BoxXyxy, second: BoxXyxy) -> float:
+    """Intersection over union of two boxes."""
+    return float(box_iou(np.array([first]), np.array([second]))[0, 0])
 
 
 def shared_area(

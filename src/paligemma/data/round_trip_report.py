@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from paligemma.data.overlap import box_iou, mask_iou
+from paligemma.data.overlap import iou_of_boxes, mask_iou
 from paligemma.data.record import Record
 from paligemma.data.targets import TargetBuilder
 from paligemma.results import BoxXyxy, Result
@@ -86,7 +85,7 @@ def _boxes(record: Record, builder: TargetBuilder) -> list[WorstObject]:
     for item in record.objects:
         bins = builder.bins_of(item.box_xyxy, record.size_wh)
         decoded = transform.box_to_source(decode_box(bins), order="xyxy")
-        iou = _box_iou(item.box_xyxy, decoded)
+        iou = iou_of_boxes(item.box_xyxy, decoded)
         results.append(_result(record, item.label, item.box_xyxy, iou, "box"))
     return results
 
@@ -116,7 +115,3 @@ def _result(record: Record, label: str, box: BoxXyxy, iou: float, of: str) -> Wo
 
 def _mean(objects: Sequence[WorstObject]) -> float | None:
     return sum(o.iou for o in objects) / len(objects) if objects else None
-
-
-def _box_iou(first: BoxXyxy, second: BoxXyxy) -> float:
-    return float(box_iou(np.array([first]), np.array([second]))[0, 0])

@@ -52,7 +52,6 @@ class Entry(NamedTuple):
 class Source:
     """A data set as its reader sees it."""
 
-    format: str
     summary: str
     """In words: "60 lines of JSON in train.jsonl"."""
     entries: Sequence[Entry]

@@ -184,9 +184,7 @@ class TargetBuilder:
     def transform(self, size_wh: tuple[int, int]) -> ImageTransform:
         """How an image of this size is fitted to the model's square input."""
         return ImageTransform(
-            source_wh=size_wh,
-            resolution=self.processor.resolution,
-            resize=self.processor.resize,
+            source_wh=size_wh, resolution=self.processor.resolution, resize=self.processor.resize
         )
 
     def codes_of(self, objects: Sequence[TrueObject], record: Record) -> list[list[int]]:

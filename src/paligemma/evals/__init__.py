@@ -6,9 +6,8 @@ predictions.py      generating answers, and the file of answers that a stopped r
 scoring.py          what metrics read of records and predictions; scores with intervals
 named_metrics.py    metrics by name
 bootstrap.py        confidence intervals
-calibration.py      scores as probabilities, and the best threshold
+calibration.py      scores as probabilities, the best threshold, other formulas for scores
 reliability.py      how well scores predict correctness
-score_formulas.py   alternative scores of boxes, compared
 metrics/            metrics on plain values
 datasets/           benchmarks in their official files, with published scores
 """
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.counting import CountAccuracy as CountAccuracy
     from paligemma.evals.metrics.counting import PointingAccuracy as PointingAccuracy
     from paligemma.evals.metrics.detection import MeanAveragePrecision as MeanAveragePrecision
+    from paligemma.evals.metrics.detection import VocAveragePrecision as VocAveragePrecision
     from paligemma.evals.metrics.mask_iou import MaskIou as MaskIou
     from paligemma.evals.metrics.molecules import SmilesExactMatch as SmilesExactMatch
     from paligemma.evals.metrics.molecules import TanimotoSimilarity as TanimotoSimilarity
@@ -53,12 +53,9 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.texts import DirectAnswerAccuracy as DirectAnswerAccuracy
     from paligemma.evals.metrics.texts import ErrorRate as ErrorRate
     from paligemma.evals.metrics.texts import ExactMatch as ExactMatch
-    from paligemma.evals.metrics.texts import (
-        NormalizedEditDistance as NormalizedEditDistance,
-    )
+    from paligemma.evals.metrics.texts import NormalizedEditDistance as NormalizedEditDistance
     from paligemma.evals.metrics.texts import RelaxedAccuracy as RelaxedAccuracy
     from paligemma.evals.metrics.texts import VqaAccuracy as VqaAccuracy
-    from paligemma.evals.metrics.voc_detection import VocAveragePrecision as VocAveragePrecision
     from paligemma.evals.named_metrics import NamedMetric as NamedMetric
     from paligemma.evals.named_metrics import metric_named as metric_named
     from paligemma.evals.named_metrics import metric_names as metric_names

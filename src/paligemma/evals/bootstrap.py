@@ -19,8 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.errors import OptionError
-
 Counts = npt.NDArray[np.int64]
 Statistic = Callable[[Counts], float]
 """int64[N], how often each example was drawn -> the score of that resample; NaN where it has none,
@@ -44,17 +42,11 @@ class Interval:
 
 
 def confidence_interval(
-    statistic: Statistic,
-    num_examples: int,
-    *,
-    level: float = LEVEL,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    statistic: Statistic, num_examples: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """The middle `level` of the statistic over resamples; the same for the same seed.
+    """The middle 95 % of the statistic over resamples; the same for the same seed.
 
-    None for fewer than two examples, or where no resample has a score. Raises OptionError for a
-    level outside (0, 1) or fewer than one resample.
+    None for fewer than two examples, or where no resample has a score.
 
     >>> scores = np.array([0.0, 1.0] * 50)
     >>> interval = confidence_interval(mean_of(scores), len(scores))
@@ -63,22 +55,17 @@ def confidence_interval(
     """
     values = resampled(statistic, num_examples, num_resamples, seed)
     estimate = statistic(np.ones(num_examples, dtype=np.int64)) if num_examples else math.nan
-    return interval_of(values, estimate, level)
+    return interval_of(values, estimate)
 
 
 def resampled(
-    statistic: Statistic,
-    num_examples: int,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    statistic: Statistic, num_examples: int, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> npt.NDArray[np.float64]:
     """float64[num_resamples], the statistic of each; empty for fewer than two examples.
 
     With the same seed and number of examples, two statistics get the same resamples, so that the
     difference of their values is a paired comparison.
     """
-    if num_resamples < 1:
-        raise OptionError(f"num_resamples is {num_resamples}; it must be at least 1.")
     if num_examples < 2:
         return np.zeros(0)
     rng = np.random.default_rng(seed)
@@ -89,20 +76,16 @@ def resampled(
     )
 
 
-def interval_of(
-    values: npt.NDArray[np.float64], estimate: float, level: float = LEVEL
-) -> Interval | None:
-    """The middle `level` of the finite resamples around the estimate, or None without any."""
-    if not 0 < level < 1:
-        raise OptionError(f"The level of an interval is {level}; it must be between 0 and 1.")
+def interval_of(values: npt.NDArray[np.float64], estimate: float) -> Interval | None:
+    """The middle 95 % of the finite resamples around the estimate, or None without any."""
     values = values[np.isfinite(values)]
     if not values.size:
         return None
     bias = float(values.mean()) - estimate
     if abs(bias) > _CHANCE * float(values.std()) / math.sqrt(values.size):
         values = values - bias
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), level=level)
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(low=float(low), high=float(high))
 
 
 def mean_of(scores: Sequence[float] | npt.NDArray[np.float64]) -> Statistic:

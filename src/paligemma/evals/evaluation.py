@@ -24,13 +24,12 @@ from paligemma.data.open import Records
 from paligemma.data.record import Record
 from paligemma.data.source import ObjectTask
 from paligemma.errors import DataError, OptionError
-from paligemma.evals.calibration import Calibration, calibrate
+from paligemma.evals.calibration import Calibration, FormulaScore, calibrate, compare_formulas
 from paligemma.evals.datasets.published import PublishedScore
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import Ask, EvalOptions, TaskName
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, PredictOptions, predict
 from paligemma.evals.reliability import answer_outcomes, box_outcomes
-from paligemma.evals.score_formulas import FormulaScore, compare_formulas
 from paligemma.evals.scoring import DONT_CARE, Grouping, Score, ScoredRecords, score_records
 from paligemma.predictor import Predictor
 from paligemma.report.charts import check_charts

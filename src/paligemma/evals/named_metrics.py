@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from paligemma.errors import OptionError
 from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
 from paligemma.evals.metrics.counting import CountAccuracy, PointingAccuracy
-from paligemma.evals.metrics.detection import MeanAveragePrecision
+from paligemma.evals.metrics.detection import MeanAveragePrecision, VocAveragePrecision
 from paligemma.evals.metrics.mask_iou import MaskIou
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
 from paligemma.evals.metrics.result import MetricResult, Reads
@@ -25,7 +25,6 @@ from paligemma.evals.metrics.texts import (
     RelaxedAccuracy,
     VqaAccuracy,
 )
-from paligemma.evals.metrics.voc_detection import VocAveragePrecision
 
 
 class Metric(Protocol):

@@ -15,6 +15,12 @@ Ask = Literal["dataset", "present", "all classes"]
 """Classes to ask for where records have objects and no prefix; as in training."""
 
 
+def check_task(task: str | None) -> None:
+    """Raises OptionError for a task that does not exist."""
+    if task is not None and task not in get_args(TaskName):
+        raise OptionError(f"There is no task {task!r}. Tasks: {', '.join(get_args(TaskName))}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """How `evaluate` asks and scores. None means: chosen by task, model or data set."""
@@ -48,10 +54,7 @@ class EvalOptions:
     """Random seed of the bootstrap samples that give the confidence intervals."""
 
     def __post_init__(self) -> None:
-        if self.task is not None and self.task not in get_args(TaskName):
-            raise OptionError(
-                f"There is no task {self.task!r}. Tasks: {', '.join(get_args(TaskName))}."
-            )
+        check_task(self.task)
         if self.metrics:
             # Raises for a name that does not exist, before a model is loaded.
             from paligemma.evals.named_metrics import metric_named

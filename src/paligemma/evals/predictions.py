@@ -15,14 +15,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, InputError, OptionError, PaliGemmaError
 from paligemma.evals.metrics.objects import FoundObject
-from paligemma.evals.options import TaskName
+from paligemma.evals.options import TaskName, check_task
 from paligemma.fast.accelerate import quantization_of
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
@@ -73,10 +73,7 @@ class PredictOptions:
     max_objects: int = MAX_OBJECTS
 
     def __post_init__(self) -> None:
-        if self.task is not None and self.task not in get_args(TaskName):
-            raise OptionError(
-                f"There is no task {self.task!r}. Tasks: {', '.join(get_args(TaskName))}."
-            )
+        check_task(self.task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,10 +328,7 @@ def _task_for(record: Record, name: TaskName, options: PredictOptions) -> _TextT
 
 
 def _predict_chunk(
-    predictor: Predictor,
-    records: Sequence[Record],
-    options: PredictOptions,
-    batch_size: int | None,
+    predictor: Predictor, records: Sequence[Record], options: PredictOptions, batch_size: int | None
 ) -> list[Prediction]:
     results = predictor.run(
         [

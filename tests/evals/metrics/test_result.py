@@ -9,7 +9,7 @@ from paligemma.errors import DataError
 from paligemma.evals.metrics.captions import Bleu, Cider, RougeL
 from paligemma.evals.metrics.counting import CountAccuracy
 from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilarity
-from paligemma.evals.metrics.result import MetricResult, TextMetric, mean_result, pair
+from paligemma.evals.metrics.result import MetricResult, mean_result, pair
 from paligemma.evals.metrics.tables import Grits, Teds
 from paligemma.evals.metrics.texts import (
     Anls,
@@ -20,8 +20,9 @@ from paligemma.evals.metrics.texts import (
     RelaxedAccuracy,
     VqaAccuracy,
 )
+from paligemma.evals.named_metrics import Metric
 
-METRICS: list[TextMetric] = [
+METRICS: list[Metric] = [
     VqaAccuracy(),
     DirectAnswerAccuracy(),
     ExactMatch(),
@@ -45,7 +46,7 @@ def test_a_single_reference_may_stand_alone() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: type(metric).__name__)
-def test_every_metric_refuses_what_it_cannot_score(metric: TextMetric) -> None:
+def test_every_metric_refuses_what_it_cannot_score(metric: Metric) -> None:
     for extra in ("rapidfuzz", "rdkit"):
         pytest.importorskip(extra)
     with pytest.raises(DataError, match="nothing to score"):

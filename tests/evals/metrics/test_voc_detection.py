@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paligemma.evals.metrics.detection import VocAveragePrecision, precision_recall
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
-from paligemma.evals.metrics.voc_detection import VocAveragePrecision, precision_recall
 
 
 def xyxy(xywh: list[float]) -> tuple[float, float, float, float]:

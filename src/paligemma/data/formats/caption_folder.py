@@ -6,7 +6,6 @@ read, too.
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def read(path: Path, options: ReadOptions) -> Source:
     images = _images(root)
     if not images:
         raise DataError(f"The folder {str(root)!r} holds no images.")
-    tally: Counter[str] = Counter()
     entries = [
         Entry(
             image.relative_to(root).as_posix(),
@@ -44,12 +42,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         )
         for image in images
     ]
-    return Source(
-        format=NAME,
-        summary=f"{counted(len(entries), 'image')} in {root}",
-        entries=entries,
-        tally=tally,
-    )
+    return Source(summary=f"{counted(len(entries), 'image')} in {root}", entries=entries)
 
 
 def _images(root: Path) -> list[Path]:

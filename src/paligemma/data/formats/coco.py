@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paligemma.data.annotation import clean_label, make_object, size_of
+from paligemma.data.annotation import AnnotatedImage, clean_label, size_of
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     DEFAULT_CAPTION_PREFIX,
@@ -81,7 +81,6 @@ def read(path: Path, options: ReadOptions) -> Source:
     }
     class_names = [n for i, n in names.items() if str(i) in used or n not in parents]
     return Source(
-        format=NAME,
         summary=f"{counted(len(entries), 'image')} and "
         f"{counted(len(content['annotations']), 'annotation')} "
         f"in {path.name}, images in {folder}",
@@ -125,11 +124,7 @@ def _parse(path: Path) -> dict[str, Any]:
         content = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"The COCO file {str(path)!r} is not JSON: {error}.") from error
-    lists = {
-        "images": ("id", "file_name"),
-        "annotations": ("image_id",),
-        "categories": ("id",),
-    }
+    lists = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id",)}
     for name, keys in lists.items():
         items = (
             content.get(name, [] if name == "categories" else None)
@@ -190,32 +185,19 @@ def _object_record(
 ) -> Record:
     path = existing_image(folder / str(image["file_name"]), where)
     size_wh = size_of(image.get("width"), image.get("height"), where) or read_size_wh(path)
+    annotated = AnnotatedImage(image=path, size_wh=size_wh, where=where, tally=tally)
     objects: list[TrueObject] = []
     crowds: list[TrueObject] = []
     for annotation in annotations:
-        item = _object(annotation, names, size_wh, where, tally)
+        item = _object(annotation, names, annotated)
         (crowds if annotation.get("iscrowd") else objects).append(item)
     if crowds:
         tally[CROWDS] += len(crowds)
-    return Record(
-        record_id=str(image["id"]),
-        image=path,
-        prefix=prefix or "",
-        objects=tuple(objects),
-        crowds=tuple(crowds),
-        size_wh=size_wh,
-        where=where,
-    )
+    return annotated.record(str(image["id"]), prefix, objects, crowds)
 
 
-def _object(
-    annotation: dict[str, Any],
-    names: dict[Any, str],
-    size_wh: tuple[int, int],
-    where: str,
-    tally: Counter[str],
-) -> TrueObject:
-    where = f"{where}, annotation {annotation.get('id', '?')}"
+def _object(annotation: dict[str, Any], names: dict[Any, str], image: AnnotatedImage) -> TrueObject:
+    where = f"{image.where}, annotation {annotation.get('id', '?')}"
     category = annotation.get("category_id")
     if not isinstance(category, str | int) or category not in names:
         raise DataError(f"{where} is of category {category!r}, which the file does not list.")
@@ -227,17 +209,14 @@ def _object(
     make_mask = None
     if segmentation:  # some exports have an empty list where there are only boxes
         make = rle_to_mask if isinstance(segmentation, dict) else polygons_to_mask
-        make_mask = partial(make, segmentation, size_wh, where)
-    corners = (x, y, x + width, y + height)
+        make_mask = partial(make, segmentation, image.size_wh, where)
     area: Any = annotation.get("area")
-    return make_object(
+    return image.object(
         names[category],
-        corners,
-        size_wh,
-        where,
-        tally,
+        (x, y, x + width, y + height),
         make_mask,
         area=float(area) if _is_number(area) and area >= 0 else None,
+        where=where,
     )
 
 

@@ -12,19 +12,14 @@ Only a name uses the network, through that library. Images are read when they ar
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paligemma.data.annotation import make_object
+from paligemma.data.annotation import AnnotatedImage
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import (
-    DEFAULT_CAPTION_PREFIX,
-    Entry,
-    ReadOptions,
-    Source,
-    choose_split,
-)
+from paligemma.data.source import DEFAULT_CAPTION_PREFIX, Entry, ReadOptions, Source, choose_split
 from paligemma.errors import DataError, MissingExtraError, counted
 from paligemma.processor.image import ImageSource, read_size_wh
 
@@ -87,7 +82,6 @@ def read(path: Path, options: ReadOptions) -> Source:
     if not entries:
         raise DataError(f"The data set {str(path)!r} has no rows.")
     return Source(
-        format=NAME,
         summary=f"{counted(len(entries), 'row')} with the columns {', '.join(table.features)}",
         entries=entries,
         class_names=tuple(classes or ()) if answer is None else (),
@@ -166,7 +160,8 @@ def _record(
     size_wh = objects = None
     if answer is None:
         size_wh = read_size_wh(image())
-        objects = _objects(row["objects"], columns, size_wh, where, tally)
+        annotated = AnnotatedImage(image=image, size_wh=size_wh, where=where, tally=tally)
+        objects = tuple(_objects(row["objects"], columns, annotated))
     return Record(
         record_id=f"row {index}",
         image=image,
@@ -179,29 +174,21 @@ def _record(
     )
 
 
-def _objects(
-    value: Any,
-    columns: _Columns,
-    size_wh: tuple[int, int],
-    where: str,
-    tally: Counter[str],
-) -> tuple[TrueObject, ...]:
+def _objects(value: Any, columns: _Columns, image: AnnotatedImage) -> Iterator[TrueObject]:
     if isinstance(value, dict):  # a column of lists, which the library stores as one list per field
         lengths = {len(column) for column in value.values()}
         if len(lengths) > 1:
-            raise DataError(f"{where}: the fields of its objects have different lengths.")
+            raise DataError(f"{image.where}: the fields of its objects have different lengths.")
         rows = zip(*value.values(), strict=True)
         value = [dict(zip(value, row, strict=True)) for row in rows]
     category, classes = columns.category, columns.class_names
-    objects = []
     for item in value or ():
         box, kind = item.get("bbox"), item.get(category) if category else None
         if box is None or len(box) != 4 or kind is None:
             raise DataError(
-                f"{where}: an object has the fields {', '.join(item)}; it must have bbox (x, y, "
-                f"width, height) and one of {', '.join(_CATEGORIES)}."
+                f"{image.where}: an object has the fields {', '.join(item)}; it must have bbox "
+                f"(x, y, width, height) and one of {', '.join(_CATEGORIES)}."
             )
         label = classes[kind] if classes is not None and isinstance(kind, int) else kind
         x, y, width, height = box
-        objects.append(make_object(label, (x, y, x + width, y + height), size_wh, where, tally))
-    return tuple(objects)
+        yield image.object(label, (x, y, x + width, y + height))

@@ -45,7 +45,6 @@ def read(path: Path, options: ReadOptions) -> Source:
     if not entries:
         raise DataError(f"The data file {str(path)!r} holds no records.")
     return Source(
-        format=NAME,
         summary=f"{counted(len(entries), 'line')} of JSON in {path.name}",
         entries=entries,
         tally=tally,

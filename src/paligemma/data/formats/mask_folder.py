@@ -23,16 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from paligemma.data.annotation import box_of_mask, clean_label, make_object
+from paligemma.data.annotation import AnnotatedImage, box_of_mask, clean_label
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import (
-    Entry,
-    ReadOptions,
-    Source,
-    choose_split,
-    images_in,
-    read_text,
-)
+from paligemma.data.source import Entry, ReadOptions, Source, choose_split, images_in, read_text
 from paligemma.errors import DataError, counted
 from paligemma.masks import Mask
 from paligemma.processor.image import MAX_PIXELS, read_size_wh
@@ -69,7 +62,6 @@ def read(path: Path, options: ReadOptions) -> Source:
         for p in images
     ]
     return Source(
-        format=NAME,
         summary=f"{counted(len(entries), 'image')} with masks"
         + (f" of the split {split!r}" if split else ""),
         entries=entries,
@@ -110,43 +102,34 @@ def _record(
     image: Path, masks: Path, names: dict[int, str], prefix: str | None, tally: Counter[str]
 ) -> Record:
     where = f"Image {str(image)!r}"
-    size_wh = read_size_wh(image)
+    annotated = AnnotatedImage(image=image, size_wh=read_size_wh(image), where=where, tally=tally)
     if (masks / image.stem).is_dir():
         files = sorted((masks / image.stem).glob("*.png"))
-        objects = [_object_of_file(f, names, size_wh, tally) for f in files]
+        objects = [_object_of_file(f, names, annotated) for f in files]
     elif (file := masks / f"{image.stem}.png").is_file():
-        objects = _objects_of_classes(file, names, size_wh, tally)
+        objects = _objects_of_classes(file, names, annotated)
     else:
         raise DataError(
             f"{where} has neither {image.stem}.png nor a folder {image.stem} in "
             f"{str(masks)!r}. An image without objects has a mask of zeros, or an empty folder."
         )
-    return Record(
-        record_id=image.name,
-        image=image,
-        prefix=prefix or "",
-        objects=tuple(objects),
-        size_wh=size_wh,
-        where=where,
-    )
+    return annotated.record(image.name, prefix, objects)
 
 
-def _object_of_file(
-    file: Path, names: dict[int, str], size_wh: tuple[int, int], tally: Counter[str]
-) -> TrueObject:
+def _object_of_file(file: Path, names: dict[int, str], image: AnnotatedImage) -> TrueObject:
     where = f"Mask {str(file)!r}"
     label = clean_label(re.sub(r"_\d+$", "", file.stem), where)
     if names and label not in names.values():
         raise DataError(f"{where} is of class {label!r}, which the label file does not list.")
-    make_mask = partial(_binary_mask, file, size_wh)
-    return make_object(label, box_of_mask(make_mask(), where), size_wh, where, tally, make_mask)
+    make_mask = partial(_binary_mask, file, image.size_wh)
+    return image.object(label, box_of_mask(make_mask(), where), make_mask, where=where)
 
 
 def _objects_of_classes(
-    file: Path, names: dict[int, str], size_wh: tuple[int, int], tally: Counter[str]
+    file: Path, names: dict[int, str], image: AnnotatedImage
 ) -> list[TrueObject]:
     where = f"Mask {str(file)!r}"
-    values = _read(file, size_wh)
+    values = _read(file, image.size_wh)
     if values.ndim != 2:
         raise DataError(
             f"{where} is in color; it must hold class numbers, in gray or as a palette."
@@ -161,9 +144,9 @@ def _objects_of_classes(
                 f"{where} holds the class {value}, which has no name; named are: {listed}. Add it "
                 f"to {_LABEL_FILES[1]} next to the folders."
             )
-        make_mask = partial(_class_mask, file, size_wh, value)
+        make_mask = partial(_class_mask, file, image.size_wh, value)
         box = box_of_mask(values == value, where)
-        objects.append(make_object(names[value], box, size_wh, where, tally, make_mask))
+        objects.append(image.object(names[value], box, make_mask, where=where))
     return objects
 
 

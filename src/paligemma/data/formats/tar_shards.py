@@ -79,7 +79,6 @@ def read(path: Path, options: ReadOptions) -> Source:
     if not entries:
         raise DataError(f"The shards of {str(path)!r} hold no samples.")
     return Source(
-        format=NAME,
         summary=f"{counted(len(entries), 'sample')} in {counted(len(shards), 'tar file')}",
         entries=entries,
         tally=tally,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from paligemma.data.annotation import make_object, size_of
+from paligemma.data.annotation import AnnotatedImage, size_of
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     IMAGE_SUFFIXES,
@@ -51,9 +51,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         Entry(f.stem, f"Annotation {str(f)!r}", partial(_record, f, path, options, tally))
         for f in files
     ]
-    return Source(
-        format=NAME, summary=f"{len(entries)} XML files of {what}", entries=entries, tally=tally
-    )
+    return Source(summary=f"{len(entries)} XML files of {what}", entries=entries, tally=tally)
 
 
 def _folders(path: Path) -> dict[str, Path]:
@@ -85,15 +83,11 @@ def _record(file: Path, root: Path, options: ReadOptions, tally: Counter[str]) -
     size_wh = None
     if size is not None:
         size_wh = size_of(_text(size, "width"), _text(size, "height"), where)
-    size_wh = size_wh or read_size_wh(image)
-    return Record(
-        record_id=file.stem,
-        image=image,
-        prefix=options.prefix or "",
-        objects=tuple(_object(item, size_wh, where, tally) for item in tree.findall("object")),
-        size_wh=size_wh,
-        where=where,
+    annotated = AnnotatedImage(
+        image=image, size_wh=size_wh or read_size_wh(image), where=where, tally=tally
     )
+    objects = [_object(item, annotated) for item in tree.findall("object")]
+    return annotated.record(file.stem, options.prefix, objects)
 
 
 def _image(file: Path, tree: ElementTree.Element, root: Path, options: ReadOptions) -> Path:
@@ -111,9 +105,7 @@ def _text(element: ElementTree.Element, name: str) -> str | None:
     return None if text is None else text.strip()
 
 
-def _object(
-    item: ElementTree.Element, size_wh: tuple[int, int], where: str, tally: Counter[str]
-) -> TrueObject:
+def _object(item: ElementTree.Element, image: AnnotatedImage) -> TrueObject:
     name, box = _text(item, "name"), item.find("bndbox")
     try:
         if box is None:
@@ -121,6 +113,6 @@ def _object(
         x1, y1, x2, y2 = (float(_text(box, n) or "") for n in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError as error:
         raise DataError(
-            f"{where}: the object {name!r} has no bndbox of numbers xmin, ymin, xmax, ymax."
+            f"{image.where}: the object {name!r} has no bndbox of numbers xmin, ymin, xmax, ymax."
         ) from error
-    return make_object(name, (x1 - 1, y1 - 1, x2, y2), size_wh, where, tally)
+    return image.object(name, (x1 - 1, y1 - 1, x2, y2))

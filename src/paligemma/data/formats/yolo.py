@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data.annotation import clean_label, make_object
+from paligemma.data.annotation import AnnotatedImage, clean_label
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     Entry,
@@ -66,7 +66,6 @@ def read(path: Path, options: ReadOptions) -> Source:
         for record_id, image in zip(ids, images, strict=True)
     ]
     return Source(
-        format=NAME,
         summary=f"{counted(len(entries), 'image')} of the split {split!r} in {file}",
         entries=entries,
         class_names=tuple(dict.fromkeys(names.values())),
@@ -153,6 +152,7 @@ def _record(
 ) -> Record:
     where = f"Image {str(image)!r}"
     size_wh = read_size_wh(existing_image(image, where))
+    annotated = AnnotatedImage(image=image, size_wh=size_wh, where=where, tally=tally)
     file = _label_file(image)
     lines: list[str] = []
     if file.is_file():
@@ -160,23 +160,14 @@ def _record(
     else:
         tally[UNLABELED] += 1
     objects = [
-        _object(line, names, size_wh, f"Line {number} of {str(file)!r}", tally)
+        _object(line, names, annotated, f"Line {number} of {str(file)!r}")
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
-    return Record(
-        record_id=record_id,
-        image=image,
-        prefix=prefix or "",
-        objects=tuple(objects),
-        size_wh=size_wh,
-        where=where,
-    )
+    return annotated.record(record_id, prefix, objects)
 
 
-def _object(
-    line: str, names: dict[int, str], size_wh: tuple[int, int], where: str, tally: Counter[str]
-) -> TrueObject:
+def _object(line: str, names: dict[int, str], image: AnnotatedImage, where: str) -> TrueObject:
     try:
         first, *values = (float(word) for word in line.split())
     except ValueError as error:
@@ -187,12 +178,12 @@ def _object(
             f"{max(names)}."
         )
     name = names[int(first)]
-    width, height = size_wh
+    width, height = image.size_wh
     if len(values) == 4:
         x, y, w, h = values
         box = ((x - w / 2) * width, (y - h / 2) * height)
         corners = (*box, (x + w / 2) * width, (y + h / 2) * height)
-        return make_object(name, corners, size_wh, where, tally)
+        return image.object(name, corners, where=where)
     if len(values) < 6 or len(values) % 2:
         raise DataError(
             f"{where} has {len(values)} numbers after the class; 4 make a box, an even number "
@@ -200,5 +191,5 @@ def _object(
         )
     points = np.array(values).reshape(-1, 2) * (width, height)
     polygon = points.ravel().tolist()
-    make_mask = partial(polygons_to_mask, [polygon], size_wh, where)
-    return make_object(name, box_of_points(points), size_wh, where, tally, make_mask)
+    make_mask = partial(polygons_to_mask, [polygon], image.size_wh, where)
+    return image.object(name, box_of_points(points), make_mask, where=where)

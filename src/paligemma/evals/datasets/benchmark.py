@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.evals.datasets.prompts import ANSWER
 from paligemma.evals.datasets.published import PublishedScore, published_scores
-from paligemma.evals.metrics.result import MetricResult
+from paligemma.evals.named_metrics import Metric
 from paligemma.processor.image import ImageSource
 
 Task = Literal["answer", "caption", "detect", "segment", "read_text", "write"]
@@ -44,12 +44,6 @@ class SplitSource:
     """Of the model; it matters where something is drawn into the image (WidgetCap)."""
     num_images: int
     """Per question."""
-
-
-class Metric(Protocol):
-    """Any of `evals/metrics`, of texts, objects or words."""
-
-    def score(self, predictions: Any, references: Any) -> MetricResult: ...
 
 
 class Item(NamedTuple):

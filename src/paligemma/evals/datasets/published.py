@@ -74,7 +74,7 @@ class PublishedScore:
 @cache
 def all_scores() -> tuple[PublishedScore, ...]:
     """All scores in the tables, except the sweep of learning rates."""
-    return (*_transfers(), *_transfers_paligemma1(), *_other_scores())
+    return (*_transfers("transfers.csv"), *_transfers("transfers_paligemma1.csv"), *_other_scores())
 
 
 def published_scores(row: str) -> tuple[PublishedScore, ...]:
@@ -110,28 +110,13 @@ def best_learning_rate(rows: Sequence[str], size: str) -> float:
     return max(sweeps[0], key=lambda rate: (sum(sweep[rate] for sweep in sweeps), -rate))
 
 
-def _transfers() -> list[PublishedScore]:
+def _transfers(name: str) -> list[PublishedScore]:
+    """The scores of a table with one column per model and resolution."""
     return [
-        _from_cell(line["row"], line["metric"], column, cell, f"{_PAPER_2}, Table {_table(column)}")
-        for line in _lines("transfers.csv")
+        _from_cell(line, column, cell)
+        for line in _lines(name)
         for column, cell in line.items()
-        if cell and column not in ("row", "metric")
-    ]
-
-
-def _transfers_paligemma1() -> list[PublishedScore]:
-    return [
-        _from_cell(
-            line["row"],
-            line["metric"],
-            column,
-            cell,
-            f"{_PAPER_1}, Table 1",
-            own_training=line["own training"] == "yes",
-        )
-        for line in _lines("transfers_paligemma1.csv")
-        for column, cell in line.items()
-        if cell and column not in ("row", "metric", "own training")
+        if cell and column.startswith("PG")
     ]
 
 
@@ -150,28 +135,23 @@ def _other_scores() -> list[PublishedScore]:
     ]
 
 
-def _from_cell(
-    row: str, metric: str, column: str, cell: str, source: str, own_training: bool = True
-) -> PublishedScore:
+def _from_cell(line: dict[str, str], column: str, cell: str) -> PublishedScore:
     """`column` is "PG2-3B 224", `cell` "74.7 ± 0.5" or "72.1"."""
     name, resolution = column.split()
     value, _, deviation = cell.partition(" ± ")
-    key = (row, _MODELS[name], int(resolution))
+    is_first_paper = "own training" in line
+    table = 15 if name.startswith("PG1") else 13
     return PublishedScore(
-        row=row,
-        metric=metric,
+        row=line["row"],
+        metric=line["metric"],
         model=_MODELS[name],
         resolution=int(resolution),
         value=float(value),
         deviation=float(deviation) if deviation else None,
-        own_training=own_training,
-        source=source,
-        note=_NOTES.get(key, ""),
+        own_training=line.get("own training", "yes") == "yes",
+        source=f"{_PAPER_1}, Table 1" if is_first_paper else f"{_PAPER_2}, Table {table}",
+        note=_NOTES.get((line["row"], _MODELS[name], int(resolution)), ""),
     )
-
-
-def _table(column: str) -> int:
-    return 15 if column.startswith("PG1") else 13
 
 
 @cache

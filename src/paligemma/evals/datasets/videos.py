@@ -16,7 +16,7 @@ from typing import NamedTuple
 from paligemma.data.record import Record
 from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource
-from paligemma.evals.datasets.files import read_json, read_lines
+from paligemma.evals.datasets.files import group_values, read_json, read_lines
 from paligemma.evals.datasets.prompts import ANSWER, CAPTION
 from paligemma.evals.metrics.captions import Cider
 from paligemma.evals.metrics.texts import ExactMatch
@@ -126,9 +126,7 @@ def _msrvtt_file(split: str) -> str:
 def _msrvtt_captions(source: SplitSource) -> Iterator[_Question]:
     """Videos and their twenty captions, in two lists of one file."""
     whole = read_json(source.folder / _msrvtt_file(source.split))
-    captions: dict[str, list[str]] = {}
-    for sentence in whole["sentences"]:
-        captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
+    captions = group_values((s["video_id"], s["caption"]) for s in whole["sentences"])
     for video in whole["videos"]:
         if video["split"] == source.split:
             name = video["video_id"]

@@ -8,8 +8,7 @@ html_table.py     an HTML table as a tree and as a grid of cells
 molecules.py      SMILES: same molecule, and Tanimoto similarity
 counting.py       counts, and points on objects
 objects.py        predicted and true objects, as the metrics of objects compare them
-detection.py      COCO's average precision of boxes and masks
-voc_detection.py  Pascal VOC's average precision
+detection.py      COCO's and Pascal VOC's average precision
 mask_iou.py       mask IoU by RefCOCO's rules
 text_regions.py   words and text regions with their outlines
 """

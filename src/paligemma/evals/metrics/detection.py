@@ -1,10 +1,10 @@
-"""COCO's average precision of boxes and of masks, with the model's own scores.
+"""COCO's and Pascal VOC's average precision, with the model's own scores.
 
-The figures are computed by faster-coco-eval (extra "eval") and equal those of pycocotools: the mean
-over IoU 0.50, 0.55, ... 0.95 and over labels of the area under the precision-recall curve, read at
-101 recalls, with at most 100 objects per image and label; crowd regions are neither right nor
-wrong. `MatchTable` does the same matching in numpy, so that a resample of images gets its average
-precision without matching again; tests compare the two. Labels are compared as they are.
+COCO's figures are computed by faster-coco-eval (extra "eval") and equal those of pycocotools: the
+mean over IoU 0.50, 0.55, ... 0.95 and over labels of the area under the precision-recall curve,
+read at 101 recalls, with at most 100 objects per image and label; crowd regions are neither right
+nor wrong. `MatchTable` does the same matching in numpy, so that a resample of images gets its
+average precision without matching again; tests compare the two. Labels are compared as they are.
 """
 
 from __future__ import annotations
@@ -13,24 +13,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from paligemma.data.overlap import shared_area
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.objects import (
-    FoundObject,
-    ReferenceImage,
-    ReferenceObject,
-    area_of,
-)
+from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, area_of
 from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
+from paligemma.results import BoxXyxy
 
 Kind = Literal["box", "mask"]
 Found = Sequence[Sequence[FoundObject]]
 """The objects of each image."""
+
+Array = npt.NDArray[np.float64]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -111,7 +109,7 @@ class _LabelTable:
     """Everything found under one label, by decreasing score; F rows."""
 
     image: npt.NDArray[np.int64]  # (F,)
-    score: npt.NDArray[np.float64]  # (F,)
+    score: Array  # (F,)
     hit: npt.NDArray[np.bool_]  # (F, 10), at each IoU threshold
     ignored: npt.NDArray[np.bool_]  # (F, 10)
     num_true: npt.NDArray[np.int64]  # (N,), by image
@@ -149,7 +147,7 @@ class MatchTable:
             rows[:, 2] += table.num_true
         return rows
 
-    def outcomes(self, threshold: int = 0) -> tuple[npt.NDArray[np.float64], ...]:
+    def outcomes(self, threshold: int = 0) -> tuple[Array, ...]:
         """(score, correct, image) of everything found, float64[F] each, at one IoU threshold.
 
         Objects inside a crowd region are left out.
@@ -202,7 +200,7 @@ def _overlaps(
     true: Sequence[ReferenceObject],
     crowd: npt.NDArray[np.bool_],
     kind: Kind,
-) -> npt.NDArray[np.float64]:
+) -> Array:
     """float64[F, T]: IoU of each pair; with a crowd region the part of the found object in it."""
     if not true:
         return np.zeros((len(found), 0))
@@ -214,13 +212,13 @@ def _overlaps(
     shared, (found_areas, true_areas) = shared_area(*boxes)
     alone = found_areas[:, None]
     either = np.where(crowd, alone, alone + true_areas - shared)
-    overlaps: npt.NDArray[np.float64] = np.zeros_like(shared)
+    overlaps: Array = np.zeros_like(shared)
     np.divide(shared, either, out=overlaps, where=either > 0)
     return overlaps
 
 
 def _match(
-    overlaps: npt.NDArray[np.float64], crowd: npt.NDArray[np.bool_]
+    overlaps: Array, crowd: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """(F, T) overlaps, rows by decreasing score, crowds in the last columns -> (F, 10) twice."""
     shape = (len(overlaps), len(IOU_THRESHOLDS))
@@ -271,7 +269,7 @@ def _average_precision(
     return float(np.mean(areas))
 
 
-def _area_under(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> float:
+def _area_under(precision: Array, recall: Array) -> float:
     """The area under a precision-recall curve float64[F] as COCO computes it, from 101 recalls.
 
     Precision at a recall is the best at that recall or a higher one, and 0 beyond the last.
@@ -370,6 +368,85 @@ def _run_coco(predictions: Found, references: Sequence[ReferenceImage], kind: Ki
     return run
 
 
-def _mean_or_nan(precision: npt.NDArray[np.float64]) -> float:
+def _mean_or_nan(precision: Array) -> float:
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocAveragePrecision:
+    """Pascal VOC's average precision of boxes at one IoU threshold, averaged over labels.
+
+    Unlike COCO's: a found object matches the true box that it overlaps most, and is wrong where
+    that one is already matched; boxes include their last pixel, so a side is x2 - x1 + 1; the whole
+    area under the precision curve counts (VOC from 2010 on), or precision is read at 11 recalls
+    (VOC 2007). Leave objects marked difficult out. `details` holds "ap/LABEL"; there are no scores
+    per image.
+    """
+
+    reads: ClassVar[Reads] = "boxes"
+
+    iou_threshold: float = 0.5
+    eleven_points: bool = False
+
+    name = "voc_ap"
+
+    def score(self, predictions: Found, references: Sequence[ReferenceImage]) -> MetricResult:
+        """NaN where there is nothing to find. Raises DataError for unequal lengths."""
+        check_lengths(len(predictions), len(references))
+        details = {}
+        for label in labels_of(references):
+            precision, recall = precision_recall(predictions, references, label, self.iou_threshold)
+            area = _eleven_points if self.eleven_points else _every_point
+            details[f"ap/{label}"] = area(precision, recall)
+        value = float(np.mean(list(details.values()))) if details else math.nan
+        return MetricResult(name=self.name, value=value, details=details)
+
+
+def precision_recall(
+    predictions: Found, references: Sequence[ReferenceImage], label: str, iou_threshold: float
+) -> tuple[Array, Array]:
+    """Precision and recall after each object found under a label, by decreasing score."""
+    ranked: list[tuple[int, FoundObject]] = [
+        (number, item)
+        for number, found in enumerate(predictions)
+        for item in found
+        if item.label == label
+    ]
+    ranked.sort(key=lambda row: -row[1].score)
+    true = [
+        [t.box_xyxy for t in known.objects if t.label == label and not t.is_crowd]
+        for known in references
+    ]
+    taken = [[False] * len(boxes) for boxes in true]
+    right = np.zeros(len(ranked))
+    for rank, (number, item) in enumerate(ranked):
+        overlaps = [_pixel_iou(item.box_xyxy, box) for box in true[number]]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        if best >= 0 and overlaps[best] >= iou_threshold and not taken[number][best]:
+            taken[number][best] = True
+            right[rank] = 1.0
+    num_right = np.cumsum(right)
+    num_true = max(1, sum(map(len, true)))
+    return num_right / np.arange(1, len(ranked) + 1), num_right / num_true
+
+
+def _every_point(precision: Array, recall: Array) -> float:
+    # Precision at a recall is the best at that recall or a higher one.
+    best = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1][:-1]
+    return float((np.diff(recall, prepend=0.0) * best).sum())
+
+
+def _eleven_points(precision: Array, recall: Array) -> float:
+    return float(
+        np.mean([precision[recall >= at].max(initial=0.0) for at in np.linspace(0.0, 1.0, 11)])
+    )
+
+
+def _pixel_iou(first: BoxXyxy, second: BoxXyxy) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
+    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(b[2] - b[0] + 1) * (b[3] - b[1] + 1) for b in (first, second)]
+    return width * height / (sum(areas) - width * height)

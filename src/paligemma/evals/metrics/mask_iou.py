@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.data.overlap import box_iou
+from paligemma.data.overlap import iou_of_boxes
 from paligemma.errors import DataError
 from paligemma.evals.metrics.objects import FoundObject, ReferenceObject, mask_of
 from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
@@ -52,7 +52,7 @@ class MaskIou:
         ious = shared / np.maximum(either, 1)
         boxes = np.array(
             [
-                0.0 if found is None else _one_box_iou(found, known)
+                0.0 if found is None else iou_of_boxes(found.box_xyxy, known.box_xyxy)
                 for found, known in zip(predictions, references, strict=True)
             ]
         )
@@ -94,8 +94,3 @@ def _pixels(
         counts.append((int((mask & true).sum()), int((mask | true).sum())))
     shared, either = np.array(counts, dtype=np.float64).T
     return shared, either
-
-
-def _one_box_iou(found: FoundObject, known: ReferenceObject) -> float:
-    boxes = (np.array([thing.box_xyxy], dtype=np.float64) for thing in (found, known))
-    return float(box_iou(*boxes)[0, 0])

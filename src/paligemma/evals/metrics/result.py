@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from paligemma.errors import DataError
 
@@ -45,12 +45,6 @@ class MetricResult:
             "details": {name: _plain(value) for name, value in self.details.items()},
             "higher_is_better": self.higher_is_better,
         }
-
-
-class TextMetric(Protocol):
-    """A metric of texts."""
-
-    def score(self, predictions: Sequence[str], references: References) -> MetricResult: ...
 
 
 def mean_result(

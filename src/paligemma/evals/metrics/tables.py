@@ -204,33 +204,29 @@ def _grid_scores(
     rewards: Rewards = np.array(
         [[[[cached(t, p) for p in prow] for t in trow] for prow in predicted] for trow in true]
     )
-    rows = _align(_best_alignment(rewards))
-    columns = _align(_best_alignment(rewards.transpose(2, 3, 0, 1)))
+    rows = _align(_alignment_table(rewards)[..., -1, -1])
+    columns = _align(_alignment_table(rewards.transpose(2, 3, 0, 1))[..., -1, -1])
     total = float(sum(rewards[i, j, m, n] for i, j in rows for m, n in columns))
     precision, recall = total / num_predicted, total / num_true
     both = precision + recall
     return (2 * precision * recall / both if both else 0.0), precision, recall
 
 
-def _best_alignment(rewards: Rewards) -> Rewards:
-    """Best reward of aligning the last two axes in order, for each pair of the first two."""
-    first, second, length1, length2 = rewards.shape
-    best = np.zeros((first, second, length1 + 1, length2 + 1))
-    for i in range(length1):
-        for j in range(length2):
-            skipped = np.maximum(best[:, :, i, j + 1], best[:, :, i + 1, j])
-            best[:, :, i + 1, j + 1] = np.maximum(best[:, :, i, j] + rewards[:, :, i, j], skipped)
-    last: Rewards = best[:, :, -1, -1]
-    return last
+def _alignment_table(rewards: Rewards) -> Rewards:
+    """Best reward of aligning the first m rows with the first n columns of the last two axes."""
+    *others, num_true, num_predicted = rewards.shape
+    best = np.zeros((*others, num_true + 1, num_predicted + 1))
+    for i in range(num_true):
+        for j in range(num_predicted):
+            skipped = np.maximum(best[..., i, j + 1], best[..., i + 1, j])
+            best[..., i + 1, j + 1] = np.maximum(best[..., i, j] + rewards[..., i, j], skipped)
+    return best
 
 
 def _align(rewards: Rewards) -> list[tuple[int, int]]:
     """The pairs of the best alignment, in order; ties prefer to pair the last rows."""
     num_true, num_predicted = rewards.shape
-    best = np.zeros((num_true + 1, num_predicted + 1))
-    for i in range(num_true):
-        for j in range(num_predicted):
-            best[i + 1, j + 1] = max(best[i, j] + rewards[i, j], best[i, j + 1], best[i + 1, j])
+    best = _alignment_table(rewards)
     pairs = []
     i, j = num_true, num_predicted
     while i and j:

@@ -270,10 +270,7 @@ class ErrorRate:
             rates.append(distance / max(1, len(true_units)))
             edits += distance
             lengths += len(true_units)
-        both = {
-            "pooled": edits / max(1, lengths),
-            "examples": math.fsum(rates) / len(rates),
-        }
+        both = {"pooled": edits / max(1, lengths), "examples": math.fsum(rates) / len(rates)}
         return MetricResult(
             name=_RATE_NAMES[self.unit],
             value=both[self.average],
