@@ -28,7 +28,8 @@ def box_iou(first_xyxy: Boxes, second_xyxy: Boxes) -> npt.NDArray[np.float64]:
 
 def iou_of_boxes(first: BoxXyxy, second: BoxXyxy) -> float:
     """Intersection over union of two boxes."""
-    return float(box_iou(np.array([first]), np.array([second]))[0, 0])
+    pair = (np.array([box], dtype=np.float64) for box in (first, second))
+    return float(box_iou(*pair)[0, 0])
 
 
 def shared_area(

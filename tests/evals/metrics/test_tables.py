@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.html_table import Cell, parse_table, table_cells
-from paligemma.evals.metrics.tables import Grits, Teds
+from paligemma.evals.metrics.tables import Cell, Grits, Teds, parse_table, table_cells
 
 pytest.importorskip("apted", reason="the eval extra is not installed")
 pytest.importorskip("rapidfuzz", reason="the eval extra is not installed")

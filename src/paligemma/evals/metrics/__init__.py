@@ -4,7 +4,6 @@ result.py         MetricResult, and the pairing of predictions with references
 texts.py          exact match, relaxed accuracy, VQA accuracy, ANLS, error rates
 captions.py       CIDEr-D, BLEU, ROUGE-L
 tables.py         TEDS and GriTS of HTML tables
-html_table.py     an HTML table as a tree and as a grid of cells
 molecules.py      SMILES: same molecule, and Tanimoto similarity
 counting.py       counts, and points on objects
 objects.py        predicted and true objects, as the metrics of objects compare them
