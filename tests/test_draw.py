@@ -63,7 +63,7 @@ def test_scores_may_be_left_out() -> None:
     assert np.array_equal(scored[62:], plain[62:])
 
 
-def test_the_picture_itself_stays_as_it_was() -> None:
+def test_the_image_itself_stays_as_it_was() -> None:
     before = GRAY.tobytes()
     array = np.array(GRAY)
     result = found(GRAY.size, detection("cat", (40, 60, 200, 180)))
@@ -100,7 +100,7 @@ def test_eroding_takes_a_rim_off_a_mask(num_pixels: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 1)])
-def test_masks_of_tiny_pictures_can_be_drawn(size: tuple[int, int]) -> None:
+def test_masks_of_tiny_images_can_be_drawn(size: tuple[int, int]) -> None:
     mask = np.ones((size[1], size[0]), dtype=bool)
     segment = Segment(**vars(detection("cat", (0, 0, *size))), mask=mask, mask_score=0.5)
     segments = Segments(**{**vars(found(size)), "objects": (segment,)})
@@ -128,7 +128,7 @@ def test_no_other_parser_sees_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (40, 700), (1500, 60), (3000, 2000)])
-def test_any_size_of_picture_and_box_can_be_drawn(size: tuple[int, int]) -> None:
+def test_any_size_of_image_and_box_can_be_drawn(size: tuple[int, int]) -> None:
     width, height = size
     boxes = [
         (0.0, 0.0, float(width), float(height)),
@@ -167,12 +167,12 @@ def test_transparency_becomes_white() -> None:
     assert drawn.getpixel((15, 10)) == (255, 255, 255)
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ImageError, match="320 x 240"):
         draw_detections(GRAY, found((640, 480)))
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("hello")
     for image in (path, tmp_path / "absent.png", np.zeros((4, 4, 7), np.float32)):

@@ -93,7 +93,7 @@ def test_run_lengths_as_numbers_go_down_the_columns() -> None:
         None,
     ],
 )
-def test_run_lengths_that_do_not_fill_the_picture_are_refused(rle: Any) -> None:
+def test_run_lengths_that_do_not_fill_the_image_are_refused(rle: Any) -> None:
     with pytest.raises(DataError, match="Line 7"):
         rle_to_mask(rle, (3, 2), "Line 7")
 

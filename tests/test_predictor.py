@@ -105,7 +105,7 @@ def test_each_task_asks_with_its_prompt_and_gives_its_result(
     assert asked == [prompt]
 
 
-def test_boxes_are_in_pixels_of_the_given_picture(predictor: Predictor) -> None:
+def test_boxes_are_in_pixels_of_the_given_image(predictor: Predictor) -> None:
     found = predictor.detect(IMAGE, "cat", max_new_tokens=200)
     assert found.size_wh == (200, 100)
     for detection in found:
@@ -124,7 +124,7 @@ def test_boxes_are_in_pixels_of_the_given_picture(predictor: Predictor) -> None:
         lambda p: p.run([(IMAGE, OcrTask()), (IMAGE, CaptionTask())], max_new_tokens=2),
     ],
 )
-def test_many_questions_encode_the_picture_once(
+def test_many_questions_encode_the_image_once(
     predictor: Predictor, ask: Callable[[Predictor], object]
 ) -> None:
     predictor = replace(predictor)  # one that has seen nothing
@@ -133,7 +133,7 @@ def test_many_questions_encode_the_picture_once(
         assert counts == [1]
 
 
-def test_a_picture_asked_about_in_several_batches_is_encoded_once(predictor: Predictor) -> None:
+def test_an_image_asked_about_in_several_batches_is_encoded_once(predictor: Predictor) -> None:
     predictor = replace(predictor)
     texts = [f"the number {i}" for i in range(MAX_BATCH_SIZE + 2)]
     other = picture(1)
@@ -147,7 +147,7 @@ def test_a_picture_asked_about_in_several_batches_is_encoded_once(predictor: Pre
     assert [text.token_ids for text in apart] == [text.token_ids for text in together]
 
 
-def test_a_later_call_knows_the_picture_by_what_is_in_it(predictor: Predictor) -> None:
+def test_a_later_call_knows_the_image_by_what_is_in_it(predictor: Predictor) -> None:
     predictor = replace(predictor)
     with counted_encodings(predictor) as counts:
         first = predictor.caption(IMAGE, max_new_tokens=3)
@@ -164,7 +164,7 @@ def test_a_later_call_knows_the_picture_by_what_is_in_it(predictor: Predictor) -
     assert counts == [1, 1, 1, 1]
 
 
-def test_a_picture_is_encoded_anew_when_the_weights_have_changed(tiny_tokenizer: Tokenizer) -> None:
+def test_an_image_is_encoded_anew_when_the_weights_have_changed(tiny_tokenizer: Tokenizer) -> None:
     predictor = build_predictor(tiny_tokenizer)
     weight = predictor.model.projector.linear.weight
     before = predictor.embed_image(IMAGE)
@@ -323,7 +323,7 @@ def test_a_limit_that_is_no_number_is_refused_everywhere(predictor: Predictor, l
             call()
 
 
-def test_pictures_come_in_any_form(predictor: Predictor, tmp_path: Path) -> None:
+def test_images_come_in_any_form(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     IMAGE.save(path)
     forms: list[Any] = [
@@ -338,7 +338,7 @@ def test_pictures_come_in_any_form(predictor: Predictor, tmp_path: Path) -> None
     assert len(texts) == 1
 
 
-def test_several_pictures_and_none_make_one_prompt(predictor: Predictor) -> None:
+def test_several_images_and_none_make_one_prompt(predictor: Predictor) -> None:
     lists: list[Any] = [(), [IMAGE], [IMAGE, picture(1)], [picture(1), IMAGE]]
     texts = [predictor.generate(images, "caption en", max_new_tokens=8).text for images in lists]
     assert len(set(texts)) == 4

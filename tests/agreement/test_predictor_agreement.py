@@ -62,7 +62,7 @@ def test_mixed_tasks_get_the_same_results_in_any_batch(
 
 
 @pytest.mark.parametrize("options", [{}, SAMPLED])
-def test_e4_rows_of_different_pictures_and_prompts_do_not_depend_on_the_batch(
+def test_e4_rows_of_different_images_and_prompts_do_not_depend_on_the_batch(
     predictor: Predictor, options: dict[str, Any]
 ) -> None:
     rows: list[tuple[Any, str]] = [

@@ -23,7 +23,7 @@ def test_a_caption_alone_goes_to_stdout(run, picture, stand_in):
     assert stand_in.asked == [("caption", "de", {"max_new_tokens": 7})]
 
 
-def test_json_is_one_object_a_picture_and_nothing_else(run, picture, stand_in):
+def test_json_is_one_object_an_image_and_nothing_else(run, picture, stand_in):
     ran = run("detect", picture, picture, "wall ; dog", "--json", "--model", "some/model")
     assert ran.code == 0
     assert ran.err == ""
@@ -67,7 +67,7 @@ def test_a_drawing_too_large_for_its_format_is_one_line(run, tmp_path, stand_in,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
 
 
-def test_with_several_pictures_each_result_names_its_picture(run, picture, stand_in):
+def test_with_several_images_each_result_names_its_image(run, picture, stand_in):
     ran = run("ask", picture, picture, "What color?")
     assert ran.out == f"{picture}: blue\n" * 2
     assert stand_in.asked == [("ask", "What color?", "en")] * 2
@@ -108,7 +108,7 @@ def test_a_long_prompt_is_not_taken_for_a_path(run, picture, stand_in):
     assert run("ask", picture, "why? " * 1000).code == 0
 
 
-def test_a_missing_picture_is_found_before_the_model_is_loaded(run, picture, no_model):
+def test_a_missing_image_is_found_before_the_model_is_loaded(run, picture, no_model):
     ran = run("caption", picture, "nowhere.png")
     assert ran.code == 2
     assert "nowhere.png" in ran.err
@@ -120,7 +120,7 @@ def test_addresses_are_fetched_only_when_allowed(run, no_model):
     assert "--allow-urls" in ran.err
 
 
-def test_a_damaged_picture_is_reported_and_the_next_one_is_taken(run, picture, tmp_path, stand_in):
+def test_a_damaged_image_is_reported_and_the_next_one_is_taken(run, picture, tmp_path, stand_in):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n")
     ran = run("ask", broken, picture, "What color?", "--json")
@@ -169,7 +169,7 @@ def test_several_drawings_are_numbered(run, picture, tmp_path, stand_in):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["out-1.png", "out-2.png"]
 
 
-def test_drawings_go_into_a_folder_under_their_pictures_names(run, picture, tmp_path, stand_in):
+def test_drawings_go_into_a_folder_under_their_images_names(run, picture, tmp_path, stand_in):
     (folder := tmp_path / "drawn").mkdir()
     assert run("detect", picture, "wall", "--draw", folder).code == 0
     assert [path.name for path in folder.iterdir()] == ["blue.png"]
@@ -190,7 +190,7 @@ def test_a_failed_drawing_leaves_no_piece_behind(run, picture, tmp_path, stand_i
     assert [path.name for path in tmp_path.iterdir()] == ["blue.jpg"]
 
 
-def test_generate_puts_all_pictures_into_one_prompt(run, picture, stand_in):
+def test_generate_puts_all_images_into_one_prompt(run, picture, stand_in):
     ran = run(
         *("generate", picture, picture, "compare", "--temperature", "0.5", "--top-k", "3"),
         *("--seed", "9", "--stop", "a", "--stop", "b", "--json"),

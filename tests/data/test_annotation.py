@@ -21,7 +21,7 @@ def test_a_label_that_could_not_be_read_back_is_refused(label: object) -> None:
         clean_label(label, "Line 7")
 
 
-def test_a_box_that_leaves_its_picture_by_a_little_is_cut_and_counted() -> None:
+def test_a_box_that_leaves_its_image_by_a_little_is_cut_and_counted() -> None:
     tally: Counter[str] = Counter()
     assert clean_box((-0.5, 0, 41, 20), (40, 20), "x", tally) == (0.0, 0.0, 40.0, 20.0)
     assert tally == {CLIPPED: 1}

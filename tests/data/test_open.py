@@ -98,7 +98,7 @@ def test_an_id_that_comes_twice_is_bad(tmp_path: Path) -> None:
     assert [r.record_id for r in open_data(path, on_bad_record="skip")] == ["r0", "r1"]
 
 
-def test_a_damaged_picture_shows_when_it_is_read(tmp_path: Path) -> None:
+def test_a_damaged_image_shows_when_it_is_read(tmp_path: Path) -> None:
     path = jsonl(tmp_path, lines(1))
     (tmp_path / "0.png").write_bytes(b"no picture")
     record = open_data(path)[0]
@@ -106,7 +106,7 @@ def test_a_damaged_picture_shows_when_it_is_read(tmp_path: Path) -> None:
         record.load_image()
 
 
-def test_annotations_of_another_picture_are_found_out(tmp_path: Path) -> None:
+def test_annotations_of_another_image_are_found_out(tmp_path: Path) -> None:
     objects = [{"label": "dog", "box_xyxy": [1, 2, 3, 4]}]
     record = open_data(jsonl(tmp_path, [{"objects": objects}]))[0]
     make_image(tmp_path / "0.png", (30, 20))

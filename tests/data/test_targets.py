@@ -129,7 +129,7 @@ def test_a_prefix_of_the_data_stays(processor: Processor) -> None:
     assert target.suffix == "<loc0000><loc0000><loc1023><loc0512>"
 
 
-def test_a_picture_without_objects_teaches_to_say_nothing(processor: Processor) -> None:
+def test_an_image_without_objects_teaches_to_say_nothing(processor: Processor) -> None:
     target = builder(processor).build(shown(boxes={}))
     assert (target.prefix, target.suffix) == ("detect cow ; cat ; dog ; emu", "")
     row = build_example(processor.tokenizer, target.prefix, target.suffix_parts, 1, 25)

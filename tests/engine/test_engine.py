@@ -110,7 +110,7 @@ def close(found: FinishedRequest, expected: FinishedRequest) -> bool:
 # What is shared
 
 
-def test_many_questions_on_one_picture_take_one_vision_pass_and_one_prefill(
+def test_many_questions_on_one_image_take_one_vision_pass_and_one_prefill(
     model: WatchedModel,
 ) -> None:
     requests = build(model, [Row(images=(0,), prefix=2 + n % 5) for n in range(16)])
@@ -120,7 +120,7 @@ def test_many_questions_on_one_picture_take_one_vision_pass_and_one_prefill(
     assert all(len(row.token_ids) == 5 for row in rows)
 
 
-def test_a_picture_seen_before_is_not_encoded_again_and_changes_nothing(
+def test_an_image_seen_before_is_not_encoded_again_and_changes_nothing(
     model: WatchedModel,
 ) -> None:
     requests = build(model, [Row(images=(0,)), Row(images=(1, 0)), Row(images=(2,))])
@@ -142,7 +142,7 @@ def test_engines_of_one_model_may_share_what_was_encoded(model: WatchedModel) ->
     assert model.kinds()["vision"] == 1
 
 
-def test_equal_pictures_from_different_callers_are_one(model: WatchedModel) -> None:
+def test_equal_images_from_different_callers_are_one(model: WatchedModel) -> None:
     requests = [build(model, [Row()])[0] for _ in range(3)]
     assert len({id(request.images[0]) for request in requests}) == 3
     engine_of(model).run(requests)
@@ -382,7 +382,7 @@ def test_broken_logits_end_their_own_row_and_no_other(
         assert close(found[row], clean[row])
 
 
-def test_a_broken_picture_harms_neither_its_batch_nor_who_comes_after(
+def test_a_broken_image_harms_neither_its_batch_nor_who_comes_after(
     model: WatchedModel,
 ) -> None:
     # The broken one is the longest: who takes its slot does not write over all it leaves.
@@ -634,7 +634,7 @@ def test_seeds_and_grammars_share_a_prefix_and_nothing_else(model: WatchedModel)
     assert (engine.prefixes.num_misses, len(engine.prefixes)) == (1, 1)
 
 
-def test_other_words_pictures_and_adapters_are_other_prefixes(model: WatchedModel) -> None:
+def test_other_words_images_and_adapters_are_other_prefixes(model: WatchedModel) -> None:
     requests = build(
         model,
         [

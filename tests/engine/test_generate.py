@@ -147,7 +147,7 @@ def test_the_callers_own_mode_is_kept_between_steps(make_model, make_inputs) -> 
         assert not torch.is_inference_mode_enabled()
 
 
-def test_given_image_tokens_stand_in_for_the_pictures(make_model, make_inputs) -> None:
+def test_given_image_tokens_stand_in_for_the_images(make_model, make_inputs) -> None:
     model = make_model()
     inputs = make_inputs(ROWS)
     with torch.inference_mode():

@@ -19,7 +19,7 @@ def test_equal_numbers_have_equal_keys_wherever_they_stand() -> None:
     assert KeyedImage(pixel_values=PIXELS).key == image_key(PIXELS)
 
 
-def test_all_that_shapes_a_picture_is_in_its_key() -> None:
+def test_all_that_shapes_an_image_is_in_its_key() -> None:
     changed = PIXELS.clone()
     changed[2, 5, 3] += 1e-6
     keys = [
@@ -104,7 +104,7 @@ def test_kept_tokens_do_not_hold_the_batch_they_came_from() -> None:
     assert torch.equal(kept, tokens(1))
 
 
-def test_only_pictures_that_are_not_kept_are_encoded() -> None:
+def test_only_images_that_are_not_kept_are_encoded() -> None:
     model = tiny_model()
     pixels = tiny_inputs(model.config, [Row(images=(0, 1, 2))]).pixel_values
     images = [KeyedImage(pixel_values=one) for one in pixels]
@@ -155,6 +155,6 @@ def test_a_limit_that_is_no_number_of_bytes_is_refused(max_bytes: object) -> Non
 @pytest.mark.parametrize(
     "pixel_values", [None, [[1.0]], torch.zeros(3, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)]
 )
-def test_what_is_no_picture_is_refused(pixel_values: object) -> None:
+def test_what_is_no_image_is_refused(pixel_values: object) -> None:
     with pytest.raises(OptionError, match="float tensor"):
         KeyedImage(pixel_values=pixel_values)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def test_no_threshold_where_nothing_is_right() -> None:
     assert best_threshold(answer_outcomes([0.5, 0.6], [0.0, 0.0])) is None
 
 
-def test_the_fit_is_outcomes_on_pictures_that_it_has_not_seen() -> None:
+def test_the_fit_is_outcomes_on_images_that_it_has_not_seen() -> None:
     scores, right = drawn(3000)
     groups = np.arange(3000) // 3
     outcomes = ScoredOutcomes(

@@ -216,7 +216,7 @@ def test_a_record_that_the_model_cannot_be_asked_about_is_named(
         predict(predictor, [bad], path)
 
 
-def test_several_pictures_are_one_question(predictor: Predictor, tmp_path: Path) -> None:
+def test_several_images_are_one_question(predictor: Predictor, tmp_path: Path) -> None:
     pair: Any = Record(
         record_id="pair",
         image=lambda: picture(1),

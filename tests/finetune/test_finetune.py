@@ -67,7 +67,7 @@ def test_g11_four_examples_are_learned_by_heart(tmp_path: Path, tiny_tokenizer: 
     assert [tiny_tokenizer.detokenize(row.token_ids) for row in made] == list(ANSWERS.values())
 
 
-def test_examples_that_share_a_picture_share_its_encoding(
+def test_examples_that_share_an_image_share_its_encoding(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     write_examples(tmp_path)
@@ -99,7 +99,7 @@ def test_g5_every_epoch_shows_each_example_once(batch_size: int) -> None:
         ("{broken\n", r"Line 1 of .* is not JSON"),
         ('{"image": "a.png", "prefix": "x"}\n', r"Line 1 .* must be an object with text"),
         ('{"image": "a.png", "prefix": "x", "suffix": 3}\n', "must be an object with text"),
-        ("\n\n", "holds no records"),
+        ("\n\n", "has no records"),
     ],
 )
 def test_g6_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -115,7 +115,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_g6_a_damaged_picture_ends_the_run_with_its_own_error(
+def test_g6_a_damaged_image_ends_the_run_with_its_own_error(
     tmp_path: Path, tiny_tokenizer: Tokenizer, num_workers: int
 ) -> None:
     examples = ExampleFile.open(write_examples(tmp_path))

@@ -175,7 +175,7 @@ def test_the_english_article_goes_by_sound() -> None:
         ("pt", "uma imagem vazia", "uma palavra", "duas palavras"),
     ],
 )
-def test_pictures_without_objects_have_captions(
+def test_images_without_objects_have_captions(
     language: str, empty: str, one_word: str, two_words: str
 ) -> None:
     captions = [caption([], language, num_words=n) for n in range(3)]
@@ -333,7 +333,7 @@ def test_what_sheets_say() -> None:
         (0.5, 0.71, "bottom"),
     ],
 )
-def test_positions_are_ninths_of_the_picture_and_never_doubtful(
+def test_positions_are_ninths_of_the_image_and_never_doubtful(
     x: float, y: float, expected: str | None
 ) -> None:
     assert position((x - 0.05, y - 0.08, x + 0.05, y + 0.08)) == expected

@@ -24,7 +24,7 @@ def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
     return [thing.box_xyxy for thing in scene.objects] + [word.box_xyxy for word in scene.words]
 
 
-def test_same_arguments_give_the_same_scene_and_picture() -> None:
+def test_same_arguments_give_the_same_scene_and_image() -> None:
     first, second = (make_scene("test", seed=1, index=7) for _ in range(2))
     assert first == second
     assert np.array_equal(first.draw(128), second.draw(128))
@@ -50,7 +50,7 @@ def test_a_scene_that_does_not_exist_is_refused(split: str, seed: int, index: in
         make_scene(split, seed=seed, index=index)  # type: ignore[arg-type]
 
 
-def test_boxes_lie_inside_the_picture_and_keep_apart(scenes: list[Scene]) -> None:
+def test_boxes_lie_inside_the_image_and_keep_apart(scenes: list[Scene]) -> None:
     gap = 0.01 - 1e-9
     for scene in scenes:
         for x0, y0, x1, y1 in boxes(scene):
@@ -140,7 +140,7 @@ def test_only_the_pixels_in_boxes_differ_from_the_background(
         assert not changed.any()
 
 
-def test_a_drawn_picture_holds_the_object_in_its_own_colors() -> None:
+def test_a_drawn_image_holds_the_object_in_its_own_colors() -> None:
     scene = next(
         scene
         for scene in (make_scene("train", seed=0, index=index) for index in range(999))

@@ -19,7 +19,7 @@ def charts() -> list[Sheet]:
     return [make_sheet("train", seed=3, index=index, kind="chart") for index in range(150)]
 
 
-def test_same_arguments_give_the_same_sheet_and_picture() -> None:
+def test_same_arguments_give_the_same_sheet_and_image() -> None:
     first, second = (make_sheet("test", seed=1, index=7) for _ in range(2))
     assert first == second
     assert np.array_equal(first.draw(128), second.draw(128))
@@ -43,7 +43,7 @@ def test_a_sheet_that_does_not_exist_is_refused(split: str, seed: int, index: in
         make_sheet(split, seed, index)  # type: ignore[arg-type]
 
 
-def test_everything_lies_inside_the_picture(tables: list[Sheet], charts: list[Sheet]) -> None:
+def test_everything_lies_inside_the_image(tables: list[Sheet], charts: list[Sheet]) -> None:
     for sheet in tables + charts:
         boxes = [word.box_xyxy for word in sheet.words]
         boxes += [patch.box_xyxy for patch in sheet.patches]

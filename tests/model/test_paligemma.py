@@ -116,7 +116,7 @@ def test_images_encoded_beforehand_change_nothing() -> None:
 
 
 @torch.inference_mode()
-def test_the_order_of_pictures_matters() -> None:
+def test_the_order_of_images_matters() -> None:
     model = tiny_model()
     one, other = (
         model(tiny_inputs(model.config, [Row(images=images), Row(images=(0, 1))]))[0]
@@ -125,7 +125,7 @@ def test_the_order_of_pictures_matters() -> None:
     assert (one - other).abs().max() > 0.01
 
 
-def test_pictures_of_another_resolution_are_refused() -> None:
+def test_images_of_another_resolution_are_refused() -> None:
     model = tiny_model()
     inputs = tiny_inputs(model.config, [Row()])
     with pytest.raises(PromptError, match="25 image token positions"):

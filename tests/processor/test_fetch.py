@@ -243,7 +243,7 @@ def test_a_body_arrives_whole() -> None:
         (b"", "could not be fetched"),
     ],
 )
-def test_answers_that_are_no_picture_are_refused(answer: bytes, message: str) -> None:
+def test_answers_that_are_no_image_are_refused(answer: bytes, message: str) -> None:
     with serving(answer) as server, pytest.raises(ImageError, match=message):
         fetch_image_bytes(f"http://127.0.0.1:{server.port}/cat.png", max_bytes=1000)
 

@@ -183,7 +183,7 @@ def test_other_objects_are_refused() -> None:
             load_image(source)  # type: ignore[arg-type]
 
 
-def test_e8_file_bytes_array_and_pil_image_are_one_picture(tmp_path: Path) -> None:
+def test_e8_file_bytes_array_and_pil_image_are_one_image(tmp_path: Path) -> None:
     pixels = noise(13, 9)
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
@@ -203,7 +203,7 @@ def test_e8_file_bytes_array_and_pil_image_are_one_picture(tmp_path: Path) -> No
     assert load_image(path).name == "picture.png"
 
 
-def test_the_callers_picture_and_the_loaded_one_are_apart() -> None:
+def test_the_callers_image_and_the_loaded_one_are_apart() -> None:
     image, pixels = Image.new("RGB", (2, 2), RED), np.full((2, 2, 3), RED, np.uint8)
     loaded = [load_image(image), load_image(pixels)]
     image.paste(WHITE, (0, 0, 2, 2))
@@ -259,7 +259,7 @@ def test_the_size_alone_comes_from_any_source(tmp_path: Path) -> None:
             read_size_wh(unreadable)
 
 
-def test_damaged_exif_leaves_the_picture_as_stored() -> None:
+def test_damaged_exif_leaves_the_image_as_stored() -> None:
     pixels = noise(8, 8)
     for damaged in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", os.urandom(40)):
         data = saved(Image.fromarray(pixels), "PNG", exif=damaged or b"\0")
@@ -316,7 +316,7 @@ def test_a_file_cut_short_is_refused_or_whole(file_format: str) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_a_flipped_byte_gives_a_picture_or_one_error(file_format: str) -> None:
+def test_a_flipped_byte_gives_an_image_or_one_error(file_format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "a description long enough to be stored elsewhere"
@@ -332,7 +332,7 @@ def test_a_flipped_byte_gives_a_picture_or_one_error(file_format: str) -> None:
             load_image(bytes(broken), max_pixels=10_000)
 
 
-def test_what_is_no_picture_has_one_clear_error(tmp_path: Path) -> None:
+def test_what_is_no_image_has_one_clear_error(tmp_path: Path) -> None:
     for data in (b"", b"\0" * 100, b"<html></html>", b"hello", b"BM", b"\xff\xd8\xff", b"GIF89a"):
         path = tmp_path / "picture.png"
         path.write_bytes(data)
@@ -450,7 +450,7 @@ def test_limits_hold_at_the_limit_and_one_beyond() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, MAX_SIDE), (MAX_SIDE, 1)])
-def test_thin_pictures_are_read(size: tuple[int, int]) -> None:
+def test_thin_images_are_read(size: tuple[int, int]) -> None:
     loaded = load_image(saved(Image.new("RGB", size, RED), "PNG"))
     assert loaded.size_wh == size
     for resize in ("squash", "pad"):
@@ -496,7 +496,7 @@ def test_addresses_are_not_fetched_unless_allowed(monkeypatch: pytest.MonkeyPatc
                 load_image(url, allow_urls=allow_urls)
 
 
-def test_a_fetched_picture_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetched_image_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     from paligemma.processor import image
 
     data = saved(Image.new("RGB", (2, 3), RED), "PNG")
@@ -574,7 +574,7 @@ def test_boxes_survive_the_way_there_and_back() -> None:
                 assert back == pytest.approx(box)
 
 
-def test_a_mark_in_the_picture_lies_in_its_box() -> None:
+def test_a_mark_in_the_image_lies_in_its_box() -> None:
     pixels = np.full((200, 400, 3), 255, np.uint8)
     pixels[50:100, 100:200] = RED
     for resize in ("squash", "pad"):

@@ -106,20 +106,20 @@ def test_black_and_white_are_the_ends_of_the_range(processor: Processor) -> None
     assert (values[1] == 1).all()
 
 
-def test_two_questions_about_one_picture_hold_it_once(processor: Processor) -> None:
+def test_two_questions_about_one_image_hold_it_once(processor: Processor) -> None:
     rows = [PromptRow(prompt="caption en"), PromptRow(prompt="detect cat")]
     batch = processor.prefix_inputs(rows, IMAGES[:1])
     assert batch.pixel_values.shape[0] == 1
     assert batch.image_index == ((0,), (0,))
 
 
-def test_a_row_without_pictures_is_text_alone(processor: Processor) -> None:
+def test_a_row_without_images_is_text_alone(processor: Processor) -> None:
     batch = processor.prefix_inputs([PromptRow(prompt="caption en", images=())], [])
     assert not batch.image_mask.any()
     assert batch.pixel_values.shape == (0, 3, 6, 6)
 
 
-def test_pictures_that_are_not_there_are_refused(processor: Processor) -> None:
+def test_images_that_are_not_there_are_refused(processor: Processor) -> None:
     for image in (2, -1):
         with pytest.raises(OptionError, match="the batch has 2"):
             processor.prefix_inputs([PromptRow(prompt="", images=(image,))], IMAGES)

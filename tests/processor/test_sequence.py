@@ -65,7 +65,7 @@ def test_the_separator_never_merges_with_a_newline_before_it(tiny_tokenizer: Tok
 
 
 @pytest.mark.parametrize("text", ["<image>", "<bos>", "<eos>", "<pad>", "<image>" * 9])
-def test_text_cannot_add_places_for_pictures(tiny_tokenizer: Tokenizer, text: str) -> None:
+def test_text_cannot_add_places_for_images(tiny_tokenizer: Tokenizer, text: str) -> None:
     row = build_example(tiny_tokenizer, text, text, 2, 3)
     assert sum(row.image_mask) == 6
     assert row.token_ids.count(tiny_tokenizer.bos_id) == 1

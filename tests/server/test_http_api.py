@@ -109,7 +109,7 @@ def test_answers_over_http_are_those_of_python(
     assert document["usage"]["image_tokens"] == mini.processor.num_image_tokens
 
 
-def test_forms_data_urls_and_base64_bring_the_same_picture(mini_app: ASGIApp, scene: bytes) -> None:
+def test_forms_data_urls_and_base64_bring_the_same_image(mini_app: ASGIApp, scene: bytes) -> None:
     answers = [
         post(mini_app, "/v1/caption", {"image": encoded(scene)}),
         post(mini_app, "/v1/caption", {"image": f"data:image/png;base64,{encoded(scene)}"}),
@@ -119,7 +119,7 @@ def test_forms_data_urls_and_base64_bring_the_same_picture(mini_app: ASGIApp, sc
     assert len(texts) == 1
 
 
-def test_several_questions_about_one_picture_are_one_call(
+def test_several_questions_about_one_image_are_one_call(
     mini_app: ASGIApp, mini: Predictor, scene: bytes
 ) -> None:
     questions = ["is there a frog?", "what color is it?", "how many?"]
@@ -129,7 +129,7 @@ def test_several_questions_about_one_picture_are_one_call(
     assert [one["text"] for one in found] == [a.text for a in mini.ask(scene, questions)]
 
 
-def test_a_prompt_without_a_picture_is_continued(mini_app: ASGIApp, mini: Predictor) -> None:
+def test_a_prompt_without_an_image_is_continued(mini_app: ASGIApp, mini: Predictor) -> None:
     answer = post(mini_app, "/v1/generate", {"prompt": "caption en", "max_tokens": 4})
     expected = mini.generate((), "caption en", max_new_tokens=4)
     assert answer.json()["result"]["token_ids"] == list(expected.token_ids)
@@ -211,7 +211,7 @@ def test_d12_what_fails_before_the_first_token_has_a_status_of_its_own(mini_app:
     [b"x", b"no picture at all", b"<html><body>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"],
 )
 @pytest.mark.parametrize("as_form", [False, True])
-def test_a1_what_is_no_picture_is_refused_in_fixed_words(
+def test_a1_what_is_no_image_is_refused_in_fixed_words(
     data: bytes, as_form: bool, mini_app: ASGIApp
 ) -> None:
     if as_form:
@@ -226,7 +226,7 @@ def test_a1_what_is_no_picture_is_refused_in_fixed_words(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a2_cut_and_flipped_pictures_are_refused_or_answered(
+def test_a2_cut_and_flipped_images_are_refused_or_answered(
     kind: str, mini_app: ASGIApp, scene: bytes
 ) -> None:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
@@ -299,7 +299,7 @@ def test_a4_other_formats_are_refused_whatever_they_are_called(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (3, 7)])
-def test_a5_tiny_and_thin_pictures_are_answered(size: tuple[int, int], mini_app: ASGIApp) -> None:
+def test_a5_tiny_and_thin_images_are_answered(size: tuple[int, int], mini_app: ASGIApp) -> None:
     answer = post(
         mini_app, "/v1/detect", {"image": encoded(png(size)), "phrases": "frog", "max_tokens": 12}
     )
@@ -307,7 +307,7 @@ def test_a5_tiny_and_thin_pictures_are_answered(size: tuple[int, int], mini_app:
     assert answer.json()["result"]["size_wh"] == list(size)
 
 
-def test_a5_pictures_beyond_the_longest_side_or_without_one_are_refused(mini_app: ASGIApp) -> None:
+def test_a5_images_beyond_the_longest_side_or_without_one_are_refused(mini_app: ASGIApp) -> None:
     none = bytearray(png((1, 1)))
     none[16:20] = bytes(4)
     none[29:33] = struct.pack(">I", zlib.crc32(bytes(none[12:29])))
@@ -316,7 +316,7 @@ def test_a5_pictures_beyond_the_longest_side_or_without_one_are_refused(mini_app
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK", "YCbCr"])
-def test_a6_each_kind_of_picture_is_taken_as_python_takes_it(
+def test_a6_each_kind_of_image_is_taken_as_python_takes_it(
     mode: str, mini_app: ASGIApp, mini: Predictor, scene: bytes
 ) -> None:
     picture = Image.open(io.BytesIO(scene)).convert("RGB").resize((32, 32))
@@ -350,7 +350,7 @@ def test_a7_orientation_is_applied_once(
     assert result["size_wh"] == ([40, 20] if orientation <= 4 else [20, 40])
 
 
-def test_a10_equal_pixels_in_another_shape_are_another_picture(
+def test_a10_equal_pixels_in_another_shape_are_another_image(
     mini_app: ASGIApp, mini: Predictor
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, 6 * 4 * 3, np.uint8)
@@ -365,7 +365,7 @@ def test_a10_equal_pixels_in_another_shape_are_another_picture(
         assert answer.json()["result"]["token_ids"] == list(expected.token_ids)
 
 
-def test_a12_no_picture_and_two_pictures_are_refused(mini_app: ASGIApp, scene: bytes) -> None:
+def test_a12_no_image_and_two_images_are_refused(mini_app: ASGIApp, scene: bytes) -> None:
     for task, fields in (("caption", {}), ("detect", {"phrases": "a"}), ("ocr", {})):
         answer = post(mini_app, f"/v1/{task}", fields)
         assert (answer.status, answer.error["code"]) == (400, "missing_image")
@@ -402,7 +402,7 @@ def test_b7_files_get_the_same_words_whether_they_exist_or_not(mini_service: Ser
     assert len(words) == 1
 
 
-def test_a_picture_is_fetched_from_a_domain_that_was_allowed(
+def test_an_image_is_fetched_from_a_domain_that_was_allowed(
     mini_service: Service, scene: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paligemma.server import images

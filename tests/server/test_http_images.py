@@ -216,7 +216,7 @@ IMAGE = 'Content-Disposition: form-data; name="image"; filename="../../etc/cat.p
 REQUEST = 'Content-Disposition: form-data; name="request"'
 
 
-def test_a_form_gives_its_picture_and_its_request() -> None:
+def test_a_form_gives_its_image_and_its_request() -> None:
     found = read_form(*form((IMAGE, b"\x00\r\n--xy\x89PNG"), (REQUEST, b'{"lang": "de"}')), LIMITS)
     assert found.image == b"\x00\r\n--xy\x89PNG"
     assert found.request == b'{"lang": "de"}'
@@ -262,7 +262,7 @@ def test_c13_damaged_forms_never_raise_anything_else(noise: bytes, at: int) -> N
             assert read_form(damaged, content_type, LIMITS).image != b""
 
 
-def test_a_picture_in_a_form_is_bounded_like_any_other() -> None:
+def test_an_image_in_a_form_is_bounded_like_any_other() -> None:
     assert read_form(*form((IMAGE, bytes(64))), SMALL).image == bytes(64)
     with pytest.raises(ApiError, match="64 bytes"):
         read_form(*form((IMAGE, bytes(65))), SMALL)

@@ -177,7 +177,7 @@ def test_d3_a_client_that_leaves_the_queue_frees_its_place(busy: FaultyService) 
     assert busy.stats().cancelled == before.cancelled + 1
 
 
-def test_d3_a_client_that_leaves_while_its_picture_is_fetched_asks_nothing(
+def test_d3_a_client_that_leaves_while_its_image_is_fetched_asks_nothing(
     busy: FaultyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(url: str, **_: object) -> bytes:
@@ -202,7 +202,7 @@ def test_d3_a_client_that_leaves_while_its_picture_is_fetched_asks_nothing(
     assert busy.stats().accepted == before.accepted
 
 
-def test_d3_a_client_that_leaves_while_its_picture_is_decoded_frees_its_place(
+def test_d3_a_client_that_leaves_while_its_image_is_decoded_frees_its_place(
     busy: FaultyService, scene: bytes
 ) -> None:
     busy.faults.plant(Fault(point="decode", action="sleep", seconds=0.3))

@@ -314,7 +314,7 @@ def test_c1_liveness_is_open_and_a_key_opens_the_rest(keyed: ServerProcess) -> N
     assert keyed.get("/v1/limits", "Authorization: Bearer another-key-of-16\r\n").status == 200
 
 
-def test_i1_keys_prompts_pictures_and_names_are_in_no_log(keyed: ServerProcess) -> None:
+def test_i1_keys_prompts_images_and_names_are_in_no_log(keyed: ServerProcess) -> None:
     key = f"Authorization: Bearer {KEY}\r\n"
     deadline = time.monotonic() + 60
     while keyed.get("/health/ready", key).status != 200:

@@ -319,7 +319,7 @@ def test_completions_continue_prompts_to_the_letter(
         )
 
 
-def test_completions_stream_and_need_no_picture(mini_app: ASGIApp, mini: Predictor) -> None:
+def test_completions_stream_and_need_no_image(mini_app: ASGIApp, mini: Predictor) -> None:
     async def speak(client: openai.AsyncOpenAI) -> str:
         stream = await client.completions.create(
             model="mini", prompt="caption en", max_tokens=6, stream=True, logprobs=0
@@ -462,7 +462,7 @@ def test_c10_options_are_refused_by_name(
         (message("caption en", b""), "invalid_image"),
     ],
 )
-def test_a12_messages_other_than_one_prompt_about_one_picture_are_refused(
+def test_a12_messages_other_than_one_prompt_about_one_image_are_refused(
     mini_app: ASGIApp, messages: list[Any], code: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
@@ -638,7 +638,7 @@ def test_a_client_that_leaves_a_stream_frees_its_place(
     asyncio.run(leave())
 
 
-def test_several_pictures_are_taken_where_the_server_allows_them(
+def test_several_images_are_taken_where_the_server_allows_them(
     make_service: MakeService, mini: Predictor, scene: bytes
 ) -> None:
     app = create_app(make_service(Limits(max_images=2)), Settings(limits=Limits(max_images=2)))

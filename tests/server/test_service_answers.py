@@ -200,7 +200,7 @@ def test_scores_are_the_predictors(
     assert ticket.usage.completion_tokens == sum(len(one.token_ids) for one in expected)
 
 
-def test_a_box_to_caption_is_laid_into_the_picture_when_its_size_is_known(
+def test_a_box_to_caption_is_laid_into_the_image_when_its_size_is_known(
     mini: Predictor, mini_service: FaultyService, scene: bytes
 ) -> None:
     box = (10.0, 40.0, 70.0, 130.0)
@@ -227,7 +227,7 @@ def test_usage_counts_every_token(
     assert usage.completion_tokens == len(found.token_ids)
 
 
-def test_questions_about_one_picture_decode_it_once(
+def test_questions_about_one_image_decode_it_once(
     mini_service: FaultyService, pictures: list[bytes]
 ) -> None:
     file = io.BytesIO()

@@ -93,7 +93,7 @@ def test_a_client_has_a_bound_of_its_own(tiny: Predictor) -> None:
     asyncio.run(main())
 
 
-def test_waiting_pictures_take_so_many_bytes_at_most(tiny: Predictor) -> None:
+def test_waiting_images_take_so_many_bytes_at_most(tiny: Predictor) -> None:
     one = png(1, (60, 60))
     faults = Faults()
     faults.plant(Fault(point="decode", action="sleep", seconds=0.2, times=None))

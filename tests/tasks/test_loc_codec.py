@@ -28,7 +28,7 @@ def test_y_comes_first() -> None:
     assert encode_box((0.0, 1 / 3, 2 / 3, 1.0)) == (341, 0, 1023, 682)
 
 
-def test_e10_edges_beyond_the_picture_move_to_its_border() -> None:
+def test_e10_edges_beyond_the_image_move_to_its_border() -> None:
     assert encode_box((-0.5, -1e9, 1.5, 1e300)) == (0, 0, 1023, 1023)
 
 

@@ -105,7 +105,7 @@ def test_a_box_edge_on_a_whole_pixel_is_not_lost_to_rounding(side: int) -> None:
         assert mask.sum() == pixel
 
 
-def test_boxes_beyond_the_picture_or_empty_leave_no_trace_outside() -> None:
+def test_boxes_beyond_the_image_or_empty_leave_no_trace_outside() -> None:
     ones = np.ones((64, 64), np.float32)
     assert paste_mask(ones, (-5, -5, 50, 50), (8, 5)).all()
     assert not paste_mask(ones, (3.1, 0, 3.9, 5), (8, 5)).any()

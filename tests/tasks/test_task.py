@@ -37,7 +37,7 @@ def test_what_is_no_code_is_refused_and_the_35_are_named(code: str) -> None:
         ((341, 0, 682, 1023), (0, 160, 640, 320), (0, 1 / 3, 1, 2 / 3)),
     ],
 )
-def test_boxes_land_on_the_source_picture(
+def test_boxes_land_on_the_source_image(
     bins: BoxYxyxBins, pixels: tuple[float, ...], fractions: tuple[float, ...]
 ) -> None:
     box, normalized = place_box(bins, ImageTransform(source_wh=(640, 480), resolution=224))
@@ -45,7 +45,7 @@ def test_boxes_land_on_the_source_picture(
     assert normalized == pytest.approx(fractions)
 
 
-def test_a_padded_pictures_border_is_not_part_of_it() -> None:
+def test_a_padded_images_border_is_not_part_of_it() -> None:
     transform = ImageTransform(source_wh=(640, 480), resolution=224, resize="pad")
     box, normalized = place_box((0, 0, 1023, 1023), transform)
     assert box == pytest.approx((0, 0, 640, 480))

@@ -159,7 +159,10 @@ def _build_records(
         try:
             record = _build(entry)
             if (first := first_with_id.get(entry.record_id)) is not None:
-                raise DataError(f"{entry.where} has the same id as {first}: {entry.record_id!r}.")
+                raise DataError(
+                    f"{entry.where} has the same id as {first}: {entry.record_id!r}. "
+                    "Give each record an id of its own."
+                )
             first_with_id[entry.record_id] = entry.where
             slots.append(record)
         except DataError as error:

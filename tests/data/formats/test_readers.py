@@ -150,7 +150,7 @@ def test_coco_captions_are_references(tmp_path: Path) -> None:
     assert {r.prefix for r in records} == {"caption en"}
 
 
-def test_coco_pictures_are_found_where_coco_has_them(tmp_path: Path) -> None:
+def test_coco_images_are_found_where_coco_has_them(tmp_path: Path) -> None:
     path = coco(tmp_path / "annotations", [])
     (tmp_path / "train").mkdir()
     for number in (1, 2):
@@ -234,7 +234,7 @@ def test_yolo_boxes_are_centers_in_fractions(tmp_path: Path) -> None:
     assert objects[1].mask is not None
 
 
-def test_a_yolo_picture_without_labels_is_background_and_counted(tmp_path: Path) -> None:
+def test_a_yolo_image_without_labels_is_background_and_counted(tmp_path: Path) -> None:
     records = open_data(yolo(tmp_path, None))
     assert records[0].objects == ()
     assert records.notes[0].startswith("1 images without a label file")
@@ -260,7 +260,7 @@ def test_a_wrong_yolo_line_is_named(tmp_path: Path, line: str, message: str) -> 
         open_data(yolo(tmp_path, f"0 0.5 0.5 0.1 0.1\n{line}\n"))
 
 
-def test_a_turned_picture_is_measured_upright(tmp_path: Path) -> None:
+def test_a_turned_image_is_measured_upright(tmp_path: Path) -> None:
     yolo(tmp_path, "0 0.5 0.5 1 1\n")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -302,7 +302,7 @@ def test_voc_splits_are_lists_of_names(tmp_path: Path) -> None:
     assert [r.record_id for r in open_data(tmp_path, split="val")] == ["1"]
 
 
-def test_voc_files_beside_their_pictures_are_read(tmp_path: Path) -> None:
+def test_voc_files_beside_their_images_are_read(tmp_path: Path) -> None:
     make_image(tmp_path / "1.png")
     (tmp_path / "1.xml").write_text(VOC.format(ymax="5"))
     assert open_data(tmp_path)[0].image == tmp_path / "1.png"
@@ -390,7 +390,7 @@ def test_a_wrong_mask_is_named(tmp_path: Path, values: np.ndarray[Any, Any], mes
         open_data(masks(tmp_path, values))
 
 
-def test_a_picture_without_its_mask_is_named(tmp_path: Path) -> None:
+def test_an_image_without_its_mask_is_named(tmp_path: Path) -> None:
     (masks(tmp_path, indices()) / "masks" / "1.png").unlink()
     with pytest.raises(DataError, match=r"1\.jpg.* has neither"):
         open_data(tmp_path)
@@ -399,7 +399,7 @@ def test_a_picture_without_its_mask_is_named(tmp_path: Path) -> None:
 # Captions beside pictures
 
 
-def test_lines_beside_a_picture_are_its_captions(tmp_path: Path) -> None:
+def test_lines_beside_an_image_are_its_captions(tmp_path: Path) -> None:
     for name, text in (("a/1", "one\ntwo\n"), ("b/1", "three")):
         make_image(tmp_path / f"{name}.jpg")
         (tmp_path / f"{name}.txt").write_text(text)
@@ -411,7 +411,7 @@ def test_lines_beside_a_picture_are_its_captions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "no caption"), (" \n", "empty caption")])
-def test_a_picture_without_caption_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_image_without_caption_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     for name in ("1", "2"):
         make_image(tmp_path / f"{name}.jpg")
     (tmp_path / "1.txt").write_text("a dog")
@@ -485,7 +485,7 @@ def png() -> bytes:
     return file.getvalue()
 
 
-def test_shards_hold_pictures_with_fields_or_captions(tmp_path: Path) -> None:
+def test_shards_hold_images_with_fields_or_captions(tmp_path: Path) -> None:
     fields = json.dumps({"objects": [{"label": "dog", "box_xyxy": [1, 2, 3, 4]}]}).encode()
     shard(tmp_path / "train-0.tar", {"a/1.png": png(), "a/1.txt": b"a dog\n"})
     shard(tmp_path / "train-1.tar", {"2.json": fields, "2.png": png()})

@@ -81,7 +81,7 @@ def test_text_that_is_no_csv_or_nested_without_end_is_named_by_file(official: Of
         open_benchmark("docvqa", official.folder)
 
 
-def test_a_damaged_picture_in_a_table_is_an_error_of_the_benchmark(official: Official) -> None:
+def test_a_damaged_image_in_a_table_is_an_error_of_the_benchmark(official: Official) -> None:
     pytest.importorskip("pyarrow", reason="the data extra is not installed")
     row = {"image": {"bytes": b"no picture", "path": "a.jpg"}, "number": 2}
     official.table("train-00000-of-00001-cf54c241ba947306.parquet", [row])
@@ -90,7 +90,7 @@ def test_a_damaged_picture_in_a_table_is_an_error_of_the_benchmark(official: Off
         open_benchmark("countbenchqa", official.folder)
 
 
-def test_missing_pictures_are_counted_and_some_are_named(official: Official) -> None:
+def test_missing_images_are_counted_and_some_are_named(official: Official) -> None:
     entries = [
         {"questionId": n, "question": "?", "image": f"documents/{n}.png", "answers": ["a"]}
         for n in range(9)
@@ -106,7 +106,7 @@ def test_missing_pictures_are_counted_and_some_are_named(official: Official) -> 
     assert "rrc.cvc.uab.es" in message
 
 
-def test_pictures_that_are_drawn_upon_are_looked_for_too(official: Official) -> None:
+def test_images_that_are_drawn_upon_are_looked_for_too(official: Official) -> None:
     official.text("widget-caption/widget_captions.csv", "screenId,nodeId,captions\n7,0,back\n")
     official.text("widget-caption/split/test.txt", "7\n")
     official.json("combined/7.json", {"activity": {"root": {"bounds": [0, 0, 1, 1]}}})

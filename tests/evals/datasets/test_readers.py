@@ -111,7 +111,7 @@ def test_aokvqa_is_read_with_and_without_choices(official: Official) -> None:
     assert choice.records[0].suffix == "cab"
 
 
-def test_textvqa_turns_pictures_that_stand_on_their_side(official: Official) -> None:
+def test_textvqa_turns_images_that_stand_on_their_side(official: Official) -> None:
     official.json(
         "TextVQA_0.5.1_val.json",
         {
@@ -186,7 +186,7 @@ def test_infovqa_takes_the_parts_of_an_answer_in_any_order(official: Official) -
     assert train.records[0].references == ("red, blue",)
 
 
-def test_stvqa_takes_pictures_of_coco_in_their_own_size(official: Official) -> None:
+def test_stvqa_takes_images_of_coco_in_their_own_size(official: Official) -> None:
     def entry(number: int, path: str) -> dict[str, Any]:
         return {
             "question_id": number,
@@ -256,7 +256,7 @@ def ai2d(official: Official, *, lettered: bool) -> None:
     official.text("ai2d_test_ids.csv", "0\n")
 
 
-def test_ai2d_splits_by_the_list_of_test_pictures(official: Official) -> None:
+def test_ai2d_splits_by_the_list_of_test_images(official: Official) -> None:
     ai2d(official, lettered=False)
     data = open_benchmark("ai2d", official.folder)
     assert texts(data) == [
@@ -277,7 +277,7 @@ def test_ai2d_covers_words_by_letters_where_the_answers_are_letters(official: Of
     assert (outside == (0, 0, 255)).all()
 
 
-def test_scienceqa_leaves_out_questions_without_a_picture(official: Official) -> None:
+def test_scienceqa_leaves_out_questions_without_an_image(official: Official) -> None:
     def problem(image: str | None, split: str = "test") -> dict[str, Any]:
         return {
             "question": "Which is it?",
@@ -316,7 +316,7 @@ def test_the_letter_of_an_answer_counts_and_nothing_else() -> None:
     assert result.per_example == (1.0, 1.0, 0.0, 0.0, 0.0)
 
 
-def test_gqa_and_xgqa_share_pictures(official: Official) -> None:
+def test_gqa_and_xgqa_share_images(official: Official) -> None:
     entry = {"imageId": "n1", "question": "Is it?", "answer": "no", "isBalanced": True}
     official.json("testdev_balanced_questions.json", {"201": entry})
     for language in ("bn", "de", "id", "ko", "pt", "ru", "zh"):
@@ -333,7 +333,7 @@ def test_gqa_and_xgqa_share_pictures(official: Official) -> None:
     assert len({record.record_id for record in data.records}) == 7
 
 
-def test_nlvr2_has_two_pictures(official: Official) -> None:
+def test_nlvr2_has_two_images(official: Official) -> None:
     def entry(identifier: str, **more: Any) -> dict[str, Any]:
         return {"identifier": identifier, "sentence": "Both are red.", "label": "True"} | more
 
@@ -412,7 +412,7 @@ def encoded(mode: str) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def test_countbenchqa_leaves_out_lost_and_gray_pictures(official: Official) -> None:
+def test_countbenchqa_leaves_out_lost_and_gray_images(official: Official) -> None:
     pytest.importorskip("pyarrow")
     rows: list[dict[str, Any]] = [
         {"image": encoded("RGB"), "text": "two cats", "number": 2, "image_url": ""},
@@ -614,7 +614,7 @@ def test_nocaps_counts_its_domains_apart(official: Official) -> None:
     assert data.groups == ("near-domain",)
 
 
-def test_textcaps_gathers_the_captions_of_a_picture(official: Official) -> None:
+def test_textcaps_gathers_the_captions_of_an_image(official: Official) -> None:
     entries = [
         {"image_id": "a", "image_name": "a", "caption_str": text}
         for text in ("A sign says STOP.", "A red sign.")
@@ -659,7 +659,7 @@ def test_scicap_follows_the_list_of_the_experiment(official: Official) -> None:
     assert list(data.metrics) == ["CIDEr", "BLEU-4"]
 
 
-def test_docci_takes_the_pictures_that_people_judged(official: Official) -> None:
+def test_docci_takes_the_images_that_people_judged(official: Official) -> None:
     official.lines(
         "docci_descriptions.jsonlines",
         *(
@@ -686,7 +686,7 @@ def test_screen2words_gathers_five_summaries(official: Official) -> None:
     assert record.references == tuple(f"a page, number {n}" for n in range(5))
 
 
-def test_widgetcap_frames_the_widget_in_the_resized_picture(official: Official) -> None:
+def test_widgetcap_frames_the_widget_in_the_resized_image(official: Official) -> None:
     official.text(
         "widget-caption/widget_captions.csv",
         "screenId,nodeId,captions\n7,0.1,go back|back\n8,0.0,other\n",

@@ -88,7 +88,7 @@ def test_the_table_for_resampling_gives_the_same_figure_crowds_included(
     assert table.mean_average_precision() == pytest.approx(coco_sample["expected"]["AP"], abs=1e-9)
 
 
-def test_a_picture_drawn_twice_counts_as_two_pictures(coco_sample: dict[str, Any]) -> None:
+def test_an_image_drawn_twice_counts_as_two_images(coco_sample: dict[str, Any]) -> None:
     found, known = coco_sample["found"][:30], coco_sample["known"][:30]
     counts = np.random.default_rng(3).integers(0, 3, 30)
     picks = np.repeat(np.arange(30), counts)
@@ -264,7 +264,7 @@ def test_nothing_found_scores_zero_and_nothing_to_find_has_no_score() -> None:
     assert empty.per_example == (1.0, 0.0)
 
 
-def test_a_label_that_is_nowhere_true_lowers_a_pictures_f1_and_not_the_mean() -> None:
+def test_a_label_that_is_nowhere_true_lowers_an_images_f1_and_not_the_mean() -> None:
     result = MeanAveragePrecision().score([[one(), one("noise")]], [picture("cat")])
     assert result.value == 1.0
     assert result.per_example == pytest.approx((2 / 3,))

@@ -94,7 +94,7 @@ def test_a_word_takes_a_guess_that_reads_right_over_one_that_does_not() -> None:
     assert TextDetection(with_text=True).score(found, true).details["recall"] == 1.0
 
 
-def test_a_resample_counts_words_as_often_as_their_picture() -> None:
+def test_a_resample_counts_words_as_often_as_their_image() -> None:
     true = [[word((0, 0, 10, 4))], [word((0, 0, 10, 4)), word((0, 9, 10, 12))]]
     found = [[word((0, 0, 10, 4))], [word((50, 0, 60, 4))]]
     statistic = TextDetection().statistic(found, true)

@@ -43,7 +43,7 @@ def test_the_better_score_takes_the_box() -> None:
     assert count(confusion, NOTHING, "cat") == 1
 
 
-def test_pictures_without_anything_have_no_confusion() -> None:
+def test_images_without_anything_have_no_confusion() -> None:
     assert confusion_of_boxes([[]], [picture()], max_names=9) is None
 
 

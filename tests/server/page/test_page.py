@@ -56,7 +56,7 @@ def test_the_files_are_small_and_ask_nothing_of_others() -> None:
             ), path.name
 
 
-def test_the_empty_page_invites_a_picture_and_shows_model_and_license(page: Any) -> None:
+def test_the_empty_page_invites_an_image_and_shows_model_and_license(page: Any) -> None:
     assert "Start with an image" in words(page, "#stage-0")
     assert "mini" in words(page, "#facts")
     assert "Apache-2.0" in words(page, "#facts")
@@ -67,7 +67,7 @@ def test_the_empty_page_invites_a_picture_and_shows_model_and_license(page: Any)
     keep_shot(page, "empty")
 
 
-def test_asking_without_a_picture_says_what_is_missing(page: Any, double: Double) -> None:
+def test_asking_without_an_image_says_what_is_missing(page: Any, double: Double) -> None:
     page.click("#run")
     assert "Choose an image first" in words(page, "#image-problem")
     assert double.asked == []
@@ -110,7 +110,7 @@ def by_drop(page: Any, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("way", [by_chooser, by_camera, by_paste, by_drop])
-def test_a_picture_comes_in_and_goes_out_untouched(page: Any, double: Double, way: Any) -> None:
+def test_an_image_comes_in_and_goes_out_untouched(page: Any, double: Double, way: Any) -> None:
     data = png()
     way(page, data)
     page.wait_for_selector("#stage-0 .pane:visible")
@@ -350,7 +350,7 @@ def test_labels_are_switched_off_and_on(page: Any) -> None:
     assert len(outlines(page)) == 2
 
 
-def test_list_and_picture_point_at_each_other(page: Any) -> None:
+def test_list_and_image_point_at_each_other(page: Any) -> None:
     ask_for_boxes(page)
     page.hover(".object >> nth=1")
     assert page.locator(".box:not(.faint)").count() == 1

@@ -253,7 +253,7 @@ def test_i5_stopping_cancels_the_request_on_the_server(page: Any, double: Double
     try_again(page)
 
 
-def test_i5_another_picture_cancels_the_request_for_the_first(page: Any, double: Double) -> None:
+def test_i5_another_image_cancels_the_request_for_the_first(page: Any, double: Double) -> None:
     once(double, "caption", endless("of the first"))
     pick_sample(page)
     run(page, state="streaming")
@@ -414,7 +414,7 @@ def test_i4_a_model_named_by_an_attacker_is_shown_as_text(page: Any, double: Dou
     assert page.locator("#facts a").count() == 0
 
 
-def test_i4_what_is_no_picture_is_refused_in_words(page: Any, double: Double) -> None:
+def test_i4_what_is_no_image_is_refused_in_words(page: Any, double: Double) -> None:
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
     for name, kind, data in [
         ("a.svg", "image/svg+xml", svg),

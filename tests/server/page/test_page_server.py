@@ -108,7 +108,7 @@ def expect_objects(shown: dict[str, Any], found: Detections | Segments) -> None:
     }
 
 
-def test_what_is_no_picture_is_refused_by_the_server_in_words(
+def test_what_is_no_image_is_refused_by_the_server_in_words(
     opened: Any, shared_server: ServerProcess, tmp_path: Path
 ) -> None:
     page = opened(shared_server)

@@ -43,7 +43,9 @@ def read(path: Path, options: ReadOptions) -> Source:
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     entries = [_entry(path, number, line, options, tally) for number, line in lines]
     if not entries:
-        raise DataError(f"The data file {str(path)!r} holds no records.")
+        raise DataError(
+            f"The data file {str(path)!r} has no records. Write one JSON object per line."
+        )
     return Source(
         summary=f"{counted(len(entries), 'line')} of JSON in {path.name}",
         entries=entries,

@@ -132,7 +132,7 @@ def pairs(folder: Path, tokenizer: Tokenizer) -> RecordExamples:
     return RecordExamples(records=records, targets=TargetBuilder(processor=processor))
 
 
-def test_records_of_two_pictures_are_learned(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+def test_records_of_two_images_are_learned(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     examples = pairs(tmp_path, tiny_tokenizer)
     assert [len(examples[index].images) for index in range(3)] == [2, 2, 2]
     checked = check_data(examples.records, examples.targets)
