@@ -197,7 +197,7 @@ def theirs(peft: Any, config: PaliGemmaConfig, inputs: ModelInputs, method: str)
         "input_ids": inputs.token_ids.masked_fill(inputs.image_mask, decoder.vocab_size),
         "attention_mask": inputs.input_mask.long(),
         "token_type_ids": inputs.mask_ar.long(),
-        "pixel_values": inputs.pixel_values.to(torch.bfloat16),
+        "pixel_values": inputs.required_pixel_values.to(torch.bfloat16),
         "labels": inputs.token_ids.masked_fill(~inputs.loss_mask, -100),
     }
 

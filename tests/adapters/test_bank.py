@@ -58,7 +58,7 @@ def adapters() -> dict[str, Mapping[str, LowRank]]:
 
 def requests(model: PaliGemma, names: list[str], max_new_tokens: int = 6) -> list[Request]:
     inputs = tiny_inputs(model.config, [Row(prefix=3 + n % 3) for n in range(len(names))])
-    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
+    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.required_pixel_values]
     return [
         Request.from_row(
             inputs, row, images, max_new_tokens=max_new_tokens, eos_id=-1, adapter=name

@@ -65,7 +65,7 @@ def requests_of(family: Family, number: int) -> list[Request]:
         for _ in range(number)
     ]
     inputs = tiny_inputs(config, rows)
-    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
+    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.required_pixel_values]
     return [
         Request.from_row(
             inputs,

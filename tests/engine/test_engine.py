@@ -71,7 +71,7 @@ def model() -> WatchedModel:
 
 def build(model: PaliGemma, rows: list[Row], **options: Any) -> list[Request]:
     inputs = tiny_inputs(model.config, rows)
-    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
+    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.required_pixel_values]
     given = {"max_new_tokens": 5, "eos_id": NEVER} | options
     return [Request.from_row(inputs, row, images, **given) for row in range(len(rows))]
 

@@ -106,7 +106,7 @@ def test_kept_tokens_do_not_hold_the_batch_they_came_from() -> None:
 
 def test_only_images_that_are_not_kept_are_encoded() -> None:
     model = tiny_model()
-    pixels = tiny_inputs(model.config, [Row(images=(0, 1, 2))]).pixel_values
+    pixels = tiny_inputs(model.config, [Row(images=(0, 1, 2))]).required_pixel_values
     images = [KeyedImage(pixel_values=one) for one in pixels]
     counts: list[int] = []
     model.vision_encoder.register_forward_hook(lambda *call: counts.append(len(call[2])))

@@ -66,7 +66,7 @@ def test_what_cannot_be_a_request_is_refused_by_name(
 
 def test_a_row_of_a_batch_becomes_a_request_without_its_pads() -> None:
     inputs = tiny_inputs(tiny_config(), [Row(images=(1, 0), prefix=9), Row(images=(1,), prefix=4)])
-    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
+    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.required_pixel_values]
     made = Request.from_row(inputs, 1, images, max_new_tokens=3, eos_id=1)
     assert made.token_ids.tolist() == inputs.token_ids[1, -29:].tolist()
     assert made.image_mask.tolist() == [True] * 25 + [False] * 4

@@ -169,7 +169,7 @@ def test_an_engine_gives_what_the_plain_loop_gives(family) -> None:
     )
     limits = [3 + 5 * n % 11 for n in range(9)]
     expected = generate(model, inputs, max_new_tokens=limits, eos_id=1)
-    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.pixel_values]
+    images = [KeyedImage(pixel_values=pixels) for pixels in inputs.required_pixel_values]
     requests = [
         Request.from_row(inputs, row, images, max_new_tokens=limit, eos_id=1)
         for row, limit in enumerate(limits)

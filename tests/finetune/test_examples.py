@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_other_data_and_other_targets_have_another_fingerprint(
 def test_the_fingerprint_of_the_same_data_is_that_of_older_runs(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"prefix": "caption en", "suffix": "a dog"},
         {"prefix": "caption en", "references": ["a dog", "one dog"]},
         {"objects": [{"label": "dog", "box_xyxy": [1, 2, 9, 9]}]},

@@ -81,7 +81,7 @@ def test_examples_that_share_an_image_share_its_encoding(
             Example(images=(first,), prefix="detect cat ; dog", suffix="a"),
         ],
     )
-    assert batch.pixel_values.shape[0] == 2
+    assert batch.required_pixel_values.shape[0] == 2
     assert batch.image_index == ((0,), (1,), (0,))
 
 

@@ -95,7 +95,7 @@ def test_g8_a_batch_in_parts_gives_the_same_loss_and_gradients() -> None:
     gradients: list[Tensor] = []
     for num_parts in (1, 2):
         model = tiny_model()
-        image_tokens = model.embed_images(inputs.pixel_values)
+        image_tokens = model.embed_images(inputs.required_pixel_values)
         total, count = torch.zeros(()), 0
         for part in split_by_length(inputs, num_parts):
             hidden = model.hidden_states(part, image_tokens=image_tokens)

@@ -75,7 +75,7 @@ def test_a_mixed_batch_has_the_loss_and_gradients_of_its_examples_one_by_one(
     learner = learner_of(ours, tmp_path)
     examples = mixed()
     inputs = collate(ours.processor, examples)
-    assert inputs.pixel_values.shape[0] == 2  # each picture once
+    assert inputs.required_pixel_values.shape[0] == 2  # each picture once
     assert inputs.image_index == ((), (0,), (0, 1), (1, 0), (1, 1))
     total = learner(ExampleBatch(inputs=inputs, ids=()))
     total.backward()
@@ -103,7 +103,7 @@ def test_a_batch_of_text_alone_gives_the_encoder_gradients_of_zero(
     ours, plain = predictor(tiny_tokenizer), predictor(tiny_tokenizer)
     (example, *_) = mixed()
     inputs = collate(ours.processor, [example])
-    assert inputs.pixel_values.shape[0] == 0
+    assert inputs.required_pixel_values.shape[0] == 0
     total = learner_of(ours, tmp_path)(ExampleBatch(inputs=inputs, ids=()))
     total.backward()
     expected = plain_loss(plain.model, tiny_tokenizer, example)

@@ -267,11 +267,13 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
     source = small_source(tokenizer)
     first, again, other = source.batch(4), source.batch(4), source.batch(5)
     assert sum(len(part.token_ids) for part in first.parts) == 2 * 3 + 2
-    assert len(first.parts[0].pixel_values) == len(first.targets.kinds) == 4
+    assert len(first.parts[0].required_pixel_values) == len(first.targets.kinds) == 4
     for one, two in zip(first.parts, again.parts, strict=True):
         assert torch.equal(one.token_ids, two.token_ids)
-        assert torch.equal(one.pixel_values, two.pixel_values)
-    assert not torch.equal(first.parts[0].pixel_values, other.parts[0].pixel_values)
+        assert torch.equal(one.required_pixel_values, two.required_pixel_values)
+    assert not torch.equal(
+        first.parts[0].required_pixel_values, other.parts[0].required_pixel_values
+    )
 
 
 def test_stage_0_has_a_loss_for_every_target(tokenizer: Tokenizer) -> None:

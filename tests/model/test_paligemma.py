@@ -109,7 +109,7 @@ def test_prefill_gives_the_logits_of_each_rows_last_real_position() -> None:
 def test_images_encoded_beforehand_change_nothing() -> None:
     model = tiny_model()
     inputs = tiny_inputs(model.config, [Row(images=(1, 0)), Row(images=(2,))])
-    image_tokens = model.embed_images(inputs.pixel_values)
+    image_tokens = model.embed_images(inputs.required_pixel_values)
     assert image_tokens.shape == (3, 25, 48)
     given = model.hidden_states(inputs, image_tokens=image_tokens)
     assert torch.equal(given, model.hidden_states(inputs))

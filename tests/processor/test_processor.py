@@ -89,8 +89,8 @@ def test_pads_count_nowhere(processor: Processor) -> None:
 def test_tensors_have_the_promised_types(processor: Processor) -> None:
     batch = processor.example_inputs(ROWS, IMAGES)
     assert batch.token_ids.dtype == torch.int64
-    assert batch.pixel_values.dtype == torch.float32
-    assert batch.pixel_values.shape == (2, 3, 6, 6)
+    assert batch.required_pixel_values.dtype == torch.float32
+    assert batch.required_pixel_values.shape == (2, 3, 6, 6)
     assert batch.loss_mask is not None
     for mask in (batch.input_mask, batch.mask_ar, batch.image_mask, batch.loss_mask):
         assert mask.dtype == torch.bool
@@ -109,14 +109,14 @@ def test_black_and_white_are_the_ends_of_the_range(processor: Processor) -> None
 def test_two_questions_about_one_image_hold_it_once(processor: Processor) -> None:
     rows = [PromptRow(prompt="caption en"), PromptRow(prompt="detect cat")]
     batch = processor.prefix_inputs(rows, IMAGES[:1])
-    assert batch.pixel_values.shape[0] == 1
+    assert batch.required_pixel_values.shape[0] == 1
     assert batch.image_index == ((0,), (0,))
 
 
 def test_a_row_without_images_is_text_alone(processor: Processor) -> None:
     batch = processor.prefix_inputs([PromptRow(prompt="caption en", images=())], [])
     assert not batch.image_mask.any()
-    assert batch.pixel_values.shape == (0, 3, 6, 6)
+    assert batch.required_pixel_values.shape == (0, 3, 6, 6)
 
 
 def test_images_that_are_not_there_are_refused(processor: Processor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import time
@@ -48,27 +49,36 @@ def scene() -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(scope="session")
-def make_service(mini: Predictor) -> Iterator[MakeService]:
-    """Makes services around mini, ready to answer; ends them with the session."""
-    made: list[FaultyService] = []
+@contextlib.contextmanager
+def ready_service(
+    mini: Predictor, limits: Limits | None = None, plan: str = ""
+) -> Iterator[FaultyService]:
+    """A service around mini, ready to answer; it ends with the context.
 
-    def make(limits: Limits | None = None, plan: str = "") -> FaultyService:
-        service = FaultyService(lambda: mini, name="mini", limits=limits, faults=Faults(plan))
-        service.start()
+    Its cache takes 400 MB with the usual limits, so no service should live longer than its tests.
+    """
+    service = FaultyService(lambda: mini, name="mini", limits=limits, faults=Faults(plan))
+    service.start()
+    try:
         asyncio.run(service.wait_until_ready())
-        made.append(service)
-        return service
-
-    yield make
-    for service in made:
+        yield service
+    finally:
         service.close()
 
 
+@pytest.fixture
+def make_service(mini: Predictor) -> Iterator[MakeService]:
+    """Makes services around mini, ready to answer; ends and frees them with the test."""
+    with contextlib.ExitStack() as services:
+        yield lambda limits=None, plan="": services.enter_context(ready_service(mini, limits, plan))
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
-def mini_service(make_service: MakeService) -> FaultyService:
+def mini_service(mini: Predictor) -> Iterator[FaultyService]:
     """One service for all tests that leave it as they find it."""
-    return make_service()
+    with ready_service(mini) as service:
+        yield service
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +13,7 @@ import uvicorn
 import uvicorn.server
 from starlette.types import ASGIApp
 
+from paligemma.predictor import Predictor
 from paligemma.server import images, sse
 from paligemma.server.app import create_app
 from paligemma.server.process import limited_protocol
@@ -19,7 +21,7 @@ from paligemma.server.routes import native
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
 from tests.server.asgi import Answer, call
-from tests.server.conftest import MakeService
+from tests.server.conftest import MakeService, ready_service
 from tests.server.faults import Fault, FaultyService, PlantedFaultError
 from tests.server.test_http_api import encoded
 
@@ -47,9 +49,11 @@ async def idle(service: Service, seconds: float = 5.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def busy_service(make_service: MakeService) -> FaultyService:
+def busy_service(mini: Predictor) -> Iterator[FaultyService]:
     """Room for two answers at a time and four waiting."""
-    return make_service(Limits(max_running=2, max_queued=4, streams_per_client=100))
+    limits = Limits(max_running=2, max_queued=4, streams_per_client=100)
+    with ready_service(mini, limits) as service:
+        yield service
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -11,18 +12,20 @@ import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 
+from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
 from paligemma.server.service import Service
 from paligemma.server.settings import LOOPBACK_HOSTS, Limits, Settings
-from tests.server.conftest import MakeService
+from tests.server.conftest import ready_service
 
 # Answers are short, so that many requests fit into seconds.
 LIMITS = Limits(max_tokens=4)
 
 
 @pytest.fixture(scope="module")
-def short_service(make_service: MakeService) -> Service:
-    return make_service(LIMITS)
+def short_service(mini: Predictor) -> Iterator[Service]:
+    with ready_service(mini, LIMITS) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")

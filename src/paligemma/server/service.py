@@ -190,7 +190,7 @@ class Service:
         self._end_all("The server is shutting down.")
 
     def close(self) -> None:
-        """End all jobs and threads now."""
+        """End all jobs and threads now, and free the caches: an application may outlive this."""
         self._is_closing = True
         self._end_all("The server is shutting down.")
         self._queue.close()
@@ -200,6 +200,10 @@ class Service:
         self._masks.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
             thread.join(timeout=5.0)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._loop = self._preprocessor = self._image_cache = None
+            if self.failure is not None:
+                traceback.clear_frames(self.failure.__traceback__)
 
     @property
     def models(self) -> dict[str, str | None]:

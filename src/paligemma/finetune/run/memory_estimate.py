@@ -26,7 +26,7 @@ _LOGITS_AT_ONCE = 512  # tokens whose logits are in memory at a time, three time
 _EFFICIENCY = 0.22
 """Share of the rate of large products that training reaches: measured on two cores with mini, for
 LoRA and for all weights. Elsewhere it may be off by a factor of two."""
-_PROBE_SIDE, _PROBE_SECONDS = 1024, 0.4
+_PROBE_SIDE, _PROBE_SECONDS = 512, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def estimate(
 
 def measure_rate(device: torch.device) -> float:
     """Operations per second of large bfloat16 products, measured in less than a second."""
-    side = _PROBE_SIDE if device.type == "cpu" else 8 * _PROBE_SIDE
+    side = _PROBE_SIDE if device.type == "cpu" else 16 * _PROBE_SIDE
     left = torch.ones(side, side, dtype=torch.bfloat16, device=device)
     product = left @ left
     count, start = 0, time.perf_counter()
