@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sentencepiece
 import torch
@@ -17,6 +18,10 @@ from paligemma.processor.tokenizer import Tokenizer
 # Before anything is computed: tiny matrices only lose time on several threads, most of all beside
 # other work, and sums keep one order. A test that is about threads sets its own number.
 torch.set_num_threads(1)
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 _SENTENCES = (
     "caption en\n",
