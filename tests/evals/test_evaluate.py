@@ -16,6 +16,7 @@ from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
 from paligemma.evals import evaluation as module
 from paligemma.evals.bootstrap import confidence_interval, mean_of
+from paligemma.evals.datasets.published import PublishedScore
 from paligemma.evals.evaluation import (
     EvalSet,
     Evaluation,
@@ -353,17 +354,19 @@ def test_answers_in_a_file_are_scored_without_a_model(
         score_predictions(found_there, boxed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    model: str
-    resolution: int | None
-    value: float
-    metric: str = "acc"
-    source: str = "a paper"
+def figure(resolution: int, value: float) -> PublishedScore:
+    return PublishedScore(
+        row="DOCCI",
+        metric="acc",
+        model="paligemma2-3b",
+        resolution=resolution,
+        value=value,
+        source="a paper",
+    )
 
 
 def test_published_figures_are_those_of_the_same_size_and_resolution() -> None:
-    figures = (Figure("paligemma2-3b", 224, 61.0), Figure("paligemma2-3b", 448, 64.0))
+    figures = (figure(224, 61.0), figure(448, 64.0))
     evaluation = Evaluation(
         model="", data="", scores=(), published=figures, num_records=1, seconds=0.0
     )
