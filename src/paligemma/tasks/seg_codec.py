@@ -44,18 +44,32 @@ class _Codebook(nn.Module):
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__()
         self._embedding = nn.Parameter(torch.empty(num_codes, code_dim))
-        nn.init.normal_(self._embedding)
+        if not self._embedding.is_meta:
+            nn.init.normal_(self._embedding)
+
+
+# Drawing random values for meta tensors makes torch import 800 modules, which takes a second.
+class _Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
+            _Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            _Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(width, width, 1),
+            _Conv2d(width, width, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,11 +92,11 @@ class MaskCodec(nn.Module):
         self.config = config = config or MaskCodecConfig()
         a, b, c, d = config.stem_widths
 
-        def halve(inputs: int, outputs: int) -> nn.Conv2d:
-            return nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+        def halve(inputs: int, outputs: int) -> _Conv2d:
+            return _Conv2d(inputs, outputs, 4, stride=2, padding=1)
 
-        def double(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-            return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+        def double(inputs: int, outputs: int) -> _ConvTranspose2d:
+            return _ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
 
         self._vq_vae = _Codebook(config.num_codes, config.code_dim)
         self.encoder = nn.Sequential(
@@ -92,17 +106,17 @@ class MaskCodec(nn.Module):
             *(halve(c, d), nn.ReLU()),  # (N, d, 4, 4)
             _ResidualBlock(d),
             _ResidualBlock(d),
-            nn.Conv2d(d, config.code_dim, 1),  # (N, D, 4, 4)
+            _Conv2d(d, config.code_dim, 1),  # (N, D, 4, 4)
         )
         self.decoder = nn.Sequential(
-            *(nn.Conv2d(config.code_dim, config.width, 1), nn.ReLU()),  # (N, C, 4, 4)
+            *(_Conv2d(config.code_dim, config.width, 1), nn.ReLU()),  # (N, C, 4, 4)
             _ResidualBlock(config.width),
             _ResidualBlock(config.width),
             *(double(config.width, d), nn.ReLU()),  # (N, d, 8, 8)
             *(double(d, c), nn.ReLU()),
             *(double(c, b), nn.ReLU()),
             *(double(b, a), nn.ReLU()),  # (N, a, 64, 64)
-            nn.Conv2d(a, 1, 1),
+            _Conv2d(a, 1, 1),
         )
 
     @property
