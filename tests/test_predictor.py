@@ -83,7 +83,11 @@ def counted_encodings(predictor: Predictor) -> Iterator[list[int]]:
         (lambda p: p.ask(IMAGE, "Is it?", "de", max_new_tokens=2), "answer de Is it?", Answer),
         (lambda p: p.question(IMAGE, "yes", max_new_tokens=2), "question en yes", Text),
         (lambda p: p.ocr(IMAGE, max_new_tokens=2), "ocr", Text),
-        (lambda p: p.detect(IMAGE, "cat;dog", max_new_tokens=2), "detect cat ; dog", Detections),
+        (
+            lambda p: p.detect(IMAGE, "cat;dog", max_new_tokens=2, separate=False),
+            "detect cat ; dog",
+            Detections,
+        ),
         (lambda p: p.detect(IMAGE, ["cat"], max_new_tokens=2), "detect cat", Detections),
         (lambda p: p.segment(IMAGE, "cat", max_new_tokens=2), "segment cat", Segments),
         (
@@ -253,7 +257,10 @@ def test_lists_are_held_to_their_form_unless_one_asks_for_more(
 
     held = found({"max_objects": 1})
     assert [result.stop_reason for result in held] == ["eos"] * 4
-    assert not any(result.problems for result in held)
+    assert {problem.detail for result in held for problem in result.problems} == {
+        "the list ended at max_objects = 1; more objects may follow. Ask again with a larger "
+        "max_objects, or for fewer phrases."
+    }
     assert {label for result in held for label in result.labels} <= {"cat", "dog"}
     assert {len(result) for result in held} == {1}
     renamed = found({"labels": "any", "max_objects": 1})
@@ -271,7 +278,7 @@ def test_the_methods_that_find_things_hand_their_options_on(
 ) -> None:
     find = getattr(predictor, method)
     few = find(IMAGE, "cat", max_objects=1, max_new_tokens=80)
-    assert (len(few), few.stop_reason, few.problems) == (1, "eos", ())
+    assert (len(few), few.stop_reason, few.is_cut) == (1, "eos", True)
     assert few.labels == ("cat",)
     other = find(IMAGE, "cat", labels="any", max_objects=1, max_new_tokens=80)
     assert other.labels != ("cat",)

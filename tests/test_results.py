@@ -43,6 +43,9 @@ FOUND = Detections(
 )
 
 
+WHOLE = replace(FOUND, problems=(), stop_reason="eos")
+
+
 def segments(mask: np.ndarray) -> Segments:
     height, width = mask.shape
     segment = Segment(**vars(CAT), mask=mask, mask_score=0.5)
@@ -73,14 +76,37 @@ def test_columns_are_arrays() -> None:
 
 
 def test_a_phrase_is_found_whatever_the_letter_case() -> None:
-    assert FOUND.missing == ("cow",)
+    assert WHOLE.missing == ("cow",)
+
+
+def test_a_list_that_was_cut_says_nothing_of_what_it_did_not_reach() -> None:
+    assert (FOUND.missing, FOUND.not_reached) == ((), ("cow",))
+    assert (WHOLE.missing, WHOLE.not_reached) == (("cow",), ())
 
 
 def test_filtering_keeps_what_scores_enough_and_updates_what_is_missing() -> None:
     kept = FOUND.filter(0.9)
     assert kept.labels == ("cat",)
-    assert kept.missing == ("dog", "cow")
     assert kept.problems == FOUND.problems
+    assert (kept.missing, kept.not_reached, kept.filtered) == ((), ("cow",), ("dog",))
+    none_left = WHOLE.filter(0.8).filter(0.95)
+    assert (none_left.missing, none_left.filtered) == (("cow",), ("dog", "cat"))
+    assert "below the minimum score: dog, cat" in str(none_left).splitlines()
+
+
+def test_one_kept_object_keeps_its_phrase() -> None:
+    both = replace(WHOLE, objects=(*WHOLE.objects, replace(DOG, score=0.95)))
+    assert both.filter(0.9).filtered == ()
+
+
+def test_an_object_that_the_model_would_call_something_else_is_marked() -> None:
+    unsure = replace(WHOLE, objects=(CAT, replace(DOG, label_score=0.01)))
+    assert [obj.unsure for obj in unsure] == [False, True]
+    assert [obj["unsure"] for obj in unsure.to_dict()["objects"]] == [False, True]
+    lines = str(unsure).splitlines()
+    assert lines[3].endswith("Dog  (unsure)")
+    assert lines[4] == "unsure: the model would call this something else"
+    assert str(unsure[1]).endswith("(unsure)")
 
 
 def test_printing_shows_a_table_and_what_went_wrong() -> None:
@@ -89,9 +115,10 @@ def test_printing_shows_a_table_and_what_went_wrong() -> None:
         "score      x1      y1      x2      y2  label",
         " 0.90    64.0    48.0   320.0   240.0  cat",
         " 0.30     0.0     0.0   640.0   480.0  Dog",
-        "not found: cow",
-        "skipped, cut: the tokens ran out.",
+        "not reached: cow",
+        "cut: the tokens ran out.",
     ]
+    assert str(WHOLE).splitlines()[-1] == "not found: cow"
     assert str(CAT) == "cat 0.90 at (64.0, 48.0, 320.0, 240.0)"
 
 
@@ -101,7 +128,7 @@ def test_json_holds_everything_and_nothing_infinite() -> None:
     assert loaded["objects"][0]["score"] is None
     assert loaded["objects"][0]["label"] == "猫"
     assert loaded["objects"][0]["box_xyxy"] == [64.0, 48.0, 320.0, 240.0]
-    assert loaded["missing"] == ["dog", "cat", "cow"]
+    assert (loaded["missing"], loaded["not_reached"]) == ([], ["dog", "cat", "cow"])
     assert loaded["problems"] == [
         {"kind": "cut", "detail": "the tokens ran out.", "token_span": [12, 14]}
     ]

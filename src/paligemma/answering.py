@@ -40,11 +40,12 @@ from paligemma.processor.image import ImageSource, ImageTransform, LoadedImage
 from paligemma.processor.processor import Processor, pad_batch
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
 from paligemma.processor.tokenizer import TextStream, Tokenizer
-from paligemma.results import Detection, Generation, StopReason
+from paligemma.results import Detection, Detections, Generation, Segments, StopReason
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.second_look import SecondLook, second_look, separately
 from paligemma.tasks.seg_codec import MaskCodec
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import AnswerKind, GuidedTask, Task, TaskContext
@@ -82,6 +83,10 @@ class Query:
     prompt: str | None = None
     max_new_tokens: int | None = None  # None: what the task usually needs, as far as there is room
     constrained: bool = True  # restrict detect and segment to their grammar
+    separate: bool | None = False
+    """For detect and segment: ask for each phrase by itself. None: only where the answer for all
+    of them together leaves some out. Only `answer_all` asks more than once."""
+    notes: tuple[str, ...] = ()  # for the result: how the caller's words were understood
     sampler: Sampling = GREEDY
     sample_index: int = 0  # together with the sampler's seed, determines the randomness
     stop: Sequence[str] = ()  # the text ends before the first of these
@@ -290,6 +295,7 @@ class Answer:
         self._pipeline = pipeline
         self._tokenizer = tokenizer = pipeline.processor.tokenizer
         self._task = query.task
+        self._notes = query.notes
         self._stream = stream
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
@@ -390,6 +396,7 @@ class Answer:
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),
             stop_reason=stop_reason,
+            notes=self._notes,
         )
         if self._task is None:
             return generation
@@ -400,7 +407,9 @@ class Answer:
             )
             num_masks = sum(bool(item.seg_codes) for item in parsed.objects)
             self._pipeline.check_mask_pixels(num_masks, self._context.transform.source_wh)
-        return self._task.parse(generation, self._tokenizer, self._context)
+        result = self._task.parse(generation, self._tokenizer, self._context)
+        has_notes = self._notes and isinstance(result, Detections | Segments)
+        return replace(result, notes=self._notes) if has_notes else result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,56 +436,130 @@ def answer_all(
     error; other exceptions are raised. Beam search takes one query at a time, without a grammar;
     `check_beams` refuses what else it does not take. Raises OptionError for a `num_beams` below 1.
     """
-    plans: list[TokenizedQuery | None] = []
+    turns: deque[_Turn] = deque()
     for index, item in enumerate(queries):
         try:
-            plans.append(pipeline.tokenize(item.query, len(item.images)))
+            plan = pipeline.tokenize(item.query, len(item.images))
+            if item.query.separate and num_beams == 1:
+                turns.extend(_Group.of(index, plan, pipeline).turns)
+            else:
+                turns.append(_Turn(index=index, plan=plan))
         except PaliGemmaError as error:  # before anything is computed
-            plans.append(None)
             yield index, error
-    waiting = deque((index, plan) for index, plan in enumerate(plans) if plan is not None)
     images = _RecentImages(pipeline, batch_size)
 
-    def start(index: int, plan: TokenizedQuery) -> Answer:
-        return pipeline.start(plan, [images.get(image) for image in queries[index].images])
+    def start(turn: _Turn) -> Answer:
+        return pipeline.start(turn.plan, [images.get(i) for i in queries[turn.index].images])
 
     if num_beams != 1:
-        for index, plan in waiting:
+        for turn in turns:
             try:
-                answer = start(index, plan)
+                answer = start(turn)
             except PaliGemmaError as error:
-                yield index, error
+                yield turn.index, error
                 continue
-            yield index, _result_or_error(answer, _search(answer, model, cache, num_beams))
+            yield turn.index, _result_or_error(answer, _search(answer, model, cache, num_beams))
         return
-    max_rows = max(1, min(batch_size, len(waiting)))
-    engine = _engine(model, cache, [plan for _, plan in waiting], max_rows)
-    yield from _run(engine, max_rows, waiting, start)
+    max_rows = max(1, min(batch_size, len(turns)))
+    engine = _engine(model, cache, [turn.plan for turn in turns], max_rows)
+    yield from _run(engine, max_rows, turns, start, pipeline)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Turn:
+    """One answer to compute: a query's own, or one of a group's."""
+
+    index: int
+    plan: TokenizedQuery
+    group: _Group | None = None
+    part: int = 0
+
+
+class _Group:
+    """The answers of a second look, and what becomes of them once all are there."""
+
+    def __init__(
+        self, index: int, plan: TokenizedQuery, look: SecondLook, pipeline: AnswerPipeline
+    ) -> None:
+        self._look = look
+        self._answers: dict[int, Any] = {}
+        num_images = sum(plan.prefix.image_mask) // pipeline.processor.num_image_tokens
+        self.turns = [
+            _Turn(
+                index=index,
+                plan=pipeline.tokenize(replace(plan.query, task=task), num_images),
+                group=self,
+                part=part,
+            )
+            for part, task in enumerate(look.tasks)
+        ]
+
+    @classmethod
+    def of(cls, index: int, plan: TokenizedQuery, pipeline: AnswerPipeline) -> _Group:
+        """Each phrase of the query's task by itself. Raises OptionError for other tasks."""
+        task = plan.query.task
+        if not isinstance(task, DetectTask | SegmentTask):
+            raise OptionError("separate is for detect and segment. Leave it out for other tasks.")
+        return cls(index, plan, separately(task), pipeline)
+
+    def add(self, part: int, answer: Any) -> Any | None:
+        """Returns the result of the whole group with its last answer, else None."""
+        self._answers[part] = answer
+        if len(self._answers) < len(self.turns):
+            return None
+        answers = [self._answers[part] for part in range(len(self.turns))]
+        errors = [answer for answer in answers if isinstance(answer, PaliGemmaError)]
+        if errors:
+            return self._look.first or errors[0]
+        return self._look.merge(answers)
 
 
 def _run(
     engine: Engine,
     max_rows: int,
-    waiting: deque[tuple[int, TokenizedQuery]],
-    start: Callable[[int, TokenizedQuery], Answer],
+    waiting: deque[_Turn],
+    start: Callable[[_Turn], Answer],
+    pipeline: AnswerPipeline,
 ) -> Iterator[tuple[int, Any]]:
-    """Keeps the engine full: when an answer ends, the next query takes its row."""
-    running: dict[int, tuple[int, Answer]] = {}
+    """Keeps the engine full: when an answer ends, the next turn takes its row."""
+    running: dict[int, tuple[_Turn, Answer]] = {}
+
+    def end(turn: _Turn, result: Any) -> Iterator[tuple[int, Any]]:
+        if turn.group is not None:
+            result = turn.group.add(turn.part, result)
+        elif (group := _doubts(turn, result, pipeline)) is not None:
+            waiting.extendleft(reversed(group.turns))
+            return
+        if result is not None:
+            yield turn.index, result
+
     while waiting or running:
         while waiting and len(running) < max_rows:
-            index, plan = waiting.popleft()
+            turn = waiting.popleft()
             try:
-                answer = start(index, plan)
-                running[engine.add(answer.request)] = index, answer
+                answer = start(turn)
+                running[engine.add(answer.request)] = turn, answer
             except PaliGemmaError as error:
-                yield index, error
+                yield from end(turn, error)
         for event in engine.step():
-            index, answer = running[event.request_id]
+            turn, answer = running[event.request_id]
             answer.push(event)
             if event.stop_reason is None:
                 continue
             del running[event.request_id]
-            yield index, _result_or_error(answer, event)
+            yield from end(turn, _result_or_error(answer, event))
+
+
+def _doubts(turn: _Turn, result: Any, pipeline: AnswerPipeline) -> _Group | None:
+    """The second look that the query allows and the result calls for."""
+    task = turn.plan.query.task
+    if turn.plan.query.separate is not None or not isinstance(result, Detections | Segments):
+        return None
+    if result.is_sure:
+        return None
+    assert isinstance(task, DetectTask | SegmentTask)
+    look = second_look(task, result)
+    return None if look is None else _Group(turn.index, turn.plan, look, pipeline)
 
 
 def _result_or_error(answer: Answer, last_event: Event) -> Any:

@@ -32,7 +32,7 @@ from paligemma.config import count_parameters
 from paligemma.engine.generate import score as score_batch
 from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
 from paligemma.engine.sampling import Sampling
-from paligemma.errors import NumericalError, OptionError, PaliGemmaError
+from paligemma.errors import NumericalError, OptionError, PaliGemmaError, PromptError
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
@@ -50,6 +50,8 @@ from paligemma.results import (
 )
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
+from paligemma.tasks.objects import read_phrases
+from paligemma.tasks.parse_prompt import prompt_notes
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
@@ -65,6 +67,7 @@ ResultT = TypeVar("ResultT")
 MAX_BATCH_SIZE = 32
 MAX_NEW_TOKENS = ANSWER_LENGTHS["prompt"]
 MASK_CODEC_FILE = "mask_codec.npz"
+_CONTROL_WORDS = ("<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,20 +187,32 @@ class Predictor:
         labels: LabelRule = "asked",
         max_objects: int = MAX_OBJECTS,
         min_objects: int = 0,
+        separate: bool | None = None,
         constrained: bool = True,
         max_new_tokens: int | None = None,
     ) -> Detections:
-        """Boxes for named things: "cat ; dog" or ["cat", "dog"].
+        """Boxes for named things: "cat ; dog", "cat, dog" or ["cat", "dog"].
+
+        With `separate=True`, each phrase is asked by itself. None does so where the answer for all
+        of them together leaves a phrase out or is unsure of it, and takes the surer answer.
 
         The model is held to the form of a list: whole boxes, no box twice, at most `max_objects`,
         and no labels but those asked for; with labels="any" whatever it calls what it finds.
         `min_objects` keeps a model that learned with noise boxes going; see `DetectTask`.
         With `constrained=False` it writes freely, and what is no object goes into `problems`.
         """
-        task = DetectTask.of(
-            phrases, labels=labels, max_objects=max_objects, min_objects=min_objects
+        names, notes = read_phrases(phrases)
+        task = DetectTask(
+            phrases=names, labels=labels, max_objects=max_objects, min_objects=min_objects
         )
-        return self._one(image, task, max_new_tokens, constrained)
+        query = Query(
+            task=task,
+            max_new_tokens=max_new_tokens,
+            constrained=constrained,
+            separate=separate,
+            notes=notes,
+        )
+        return cast("Detections", self._ask(image, query))
 
     def segment(
         self,
@@ -206,6 +221,7 @@ class Predictor:
         *,
         labels: LabelRule = "asked",
         max_objects: int = MAX_OBJECTS,
+        separate: bool | None = None,
         constrained: bool = True,
         max_new_tokens: int | None = None,
     ) -> Segments:
@@ -213,8 +229,15 @@ class Predictor:
 
         Raises CheckpointError without a mask codec.
         """
-        task = SegmentTask.of(phrases, labels=labels, max_objects=max_objects)
-        return self._one(image, task, max_new_tokens, constrained)
+        names, notes = read_phrases(phrases)
+        query = Query(
+            task=SegmentTask(phrases=names, labels=labels, max_objects=max_objects),
+            max_new_tokens=max_new_tokens,
+            constrained=constrained,
+            separate=separate,
+            notes=notes,
+        )
+        return cast("Segments", self._ask(image, query))
 
     def caption_box(
         self, image: ImageInput, box_xyxy: BoxXyxy, *, max_new_tokens: int | None = None
@@ -276,6 +299,8 @@ class Predictor:
             )
             for images, task in tasks
         ]
+        for item in queries:
+            _check_control_words(item.query.text)
         results: list[ResultT | PaliGemmaError | None] = [None] * len(tasks)
         for index, result in self._answers(queries, batch_size, num_beams):
             if isinstance(result, PaliGemmaError) and errors == "raise":
@@ -371,12 +396,11 @@ class Predictor:
             stop=stop,
         )
         check_beams(num_beams, sampler=query.sampler, stop=query.stop)
-        queries = [
-            ImageQuery(
-                images=_as_tuple(images), query=replace(query, prompt=prompt, sample_index=index)
-            )
-            for index, (images, prompt) in enumerate(rows)
-        ]
+        queries = []
+        for index, (images, prompt) in enumerate(rows):
+            _check_control_words(prompt)
+            row = replace(query, prompt=prompt, sample_index=index, notes=prompt_notes(prompt))
+            queries.append(ImageQuery(images=_as_tuple(images), query=row))
         generations: dict[int, Generation] = {}
         for index, result in self._answers(queries, batch_size, num_beams):
             if isinstance(result, PaliGemmaError):
@@ -407,6 +431,7 @@ class Predictor:
             sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
             stop=stop,
         )
+        _check_control_words(prompt)
         item = ImageQuery(images=_as_tuple(images), query=query)
         updates = stream_answer(self._pipeline, self.model, self._cache, item)
         return (update.text for update in updates if update.text)
@@ -422,6 +447,7 @@ class Predictor:
         >>> scores[0].total > scores[1].total
         True
         """
+        _check_control_words(prompt)
         suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
         pixels = self.processor.pixel_values([self._load(image) for image in _as_tuple(images)])
         batches = self._pipeline.scoring_batches(
@@ -538,15 +564,15 @@ class Predictor:
         images = [KeyedImage(pixel_values=pixels) for pixels in pixel_values]
         return self._cache.encode(images, self.model)
 
-    def _one(
-        self,
-        image: ImageInput,
-        task: Task[ResultT],
-        max_new_tokens: int | None,
-        constrained: bool = True,
-    ) -> ResultT:
-        tasks = [(image, task)]
-        return self.run(tasks, max_new_tokens=max_new_tokens, constrained=constrained)[0]
+    def _one(self, image: ImageInput, task: Task[ResultT], max_new_tokens: int | None) -> ResultT:
+        return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
+
+    def _ask(self, image: ImageInput, query: Query) -> Any:
+        _check_control_words(query.text)
+        [(_, result)] = self._answers([ImageQuery(images=(image,), query=query)], None, 1)
+        if isinstance(result, PaliGemmaError):
+            raise result
+        return result
 
     def _batch_size(self, batch_size: int | None, num_images: int) -> int:
         """Rows at once. The memory that attention takes grows with the square of a row."""
@@ -562,3 +588,16 @@ class Predictor:
 
 def _as_tuple(images: ImageInputs) -> tuple[ImageInput, ...]:
     return tuple(images) if isinstance(images, list | tuple) else (images,)
+
+
+def _check_control_words(text: str) -> None:
+    """Raises PromptError for what other tools want in a prompt.
+
+    The model would read it letter by letter, and answer something else.
+    """
+    for word in _CONTROL_WORDS:
+        if word in text:
+            raise PromptError(
+                f"The prompt {text!r} contains {word!r}. Leave it out: image tokens and control "
+                "tokens are added by themselves."
+            )

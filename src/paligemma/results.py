@@ -35,6 +35,10 @@ was reached."""
 BoxXyxy = tuple[float, float, float, float]
 
 
+UNSURE_LABEL_SCORE = 0.1
+"""Below this `label_score`, the model would call the object something else."""
+
+
 class Result:
     """A value that can be exported as JSON."""
 
@@ -80,6 +84,8 @@ class Generation(Result):
     logprobs: tuple[float, ...]
     """One per token id."""
     stop_reason: StopReason
+    notes: tuple[str, ...] = ()
+    """What to know about the prompt, such as that it is not quite the one of a task."""
 
     def __str__(self) -> str:
         return self.text
@@ -129,9 +135,9 @@ class Score(Result):
 class Problem(Result):
     """A part of the output that was skipped because it is not a valid object.
 
-    `malformed`: its tokens do not form an object. `cut`: generation stopped inside it.
-    `repeated`: it duplicates an earlier object. `token_span` is [start, end) in the generated
-    token ids.
+    `malformed`: its tokens do not form an object. `repeated`: it duplicates an earlier object.
+    `cut`: the list reached a limit there, so that more objects may follow. `token_span` is
+    [start, end) in the generated token ids.
     """
 
     kind: Literal["malformed", "cut", "repeated"]
@@ -156,9 +162,19 @@ class Detection(Result):
     label_score: float
     """1.0 when the model wrote no label; `score` then equals `coordinate_score`."""
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the label is not the model's own: it was held to the phrases asked for, and
+        would have called the object something else (`label_score` below 0.1)."""
+        return self.label_score < UNSURE_LABEL_SCORE
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"unsure": self.unsure}
+
     def __str__(self) -> str:
         box = ", ".join(f"{edge:.1f}" for edge in self.box_xyxy)
-        return f"{self.label} {self.score:.2f} at ({box})"
+        mark = " (unsure)" if self.unsure else ""
+        return f"{self.label} {self.score:.2f} at ({box}){mark}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +218,11 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     """Width and height of the source image, in pixels."""
     stop_reason: StopReason
     text: str
-    """The raw output of the model."""
+    """The raw output of the model; with a second look, of all its answers, one per line."""
+    notes: tuple[str, ...] = ()
+    """How the question was understood, where it was not taken word by word."""
+    filtered: tuple[str, ...] = ()
+    """The phrases whose objects were all removed by `filter`."""
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -242,14 +262,43 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return tuple(dict.fromkeys((*self.phrases, *self.labels)))
 
     @property
+    def is_cut(self) -> bool:
+        """Whether the list ended at a limit, so that more objects may be in the image."""
+        return any(problem.kind == "cut" for problem in self.problems)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether each phrase has an object, and each object a label that the model itself wrote
+        and is sure of."""
+        labels_sure = all(not obj.unsure and obj.label_score < 1.0 for obj in self.objects)
+        return labels_sure and not self._without_objects
+
+    @property
     def missing(self) -> tuple[str, ...]:
-        """The phrases for which there is no object, ignoring case."""
-        labels = {label.strip().casefold() for label in self.labels}
-        return tuple(p for p in self.phrases if p.strip().casefold() not in labels)
+        """The phrases for which the model found no object, ignoring case."""
+        return () if self.is_cut else self._without_objects
+
+    @property
+    def not_reached(self) -> tuple[str, ...]:
+        """The phrases without an object in a list that ended at a limit: nothing is known of
+        them."""
+        return self._without_objects if self.is_cut else ()
+
+    @property
+    def _without_objects(self) -> tuple[str, ...]:
+        known = {label.strip().casefold() for label in (*self.labels, *self.filtered)}
+        return tuple(p for p in self.phrases if p.strip().casefold() not in known)
 
     def filter(self, min_score: float) -> Self:
-        """Return a copy that keeps only objects with a score of at least `min_score`."""
-        return replace(self, objects=tuple(o for o in self.objects if o.score >= min_score))
+        """Return a copy that keeps only objects with a score of at least `min_score`.
+
+        A phrase whose objects are all removed is in `filtered` then, and not in `missing`.
+        """
+        kept = tuple(o for o in self.objects if o.score >= min_score)
+        labels = {obj.label.strip().casefold() for obj in kept}
+        removed = {label.strip().casefold() for label in (*self.labels, *self.filtered)} - labels
+        filtered = tuple(p for p in self.phrases if p.strip().casefold() in removed)
+        return replace(self, objects=kept, filtered=filtered)
 
     def draw(
         self, image: str | Path | bytes | PIL.Image.Image | npt.NDArray[Any] | LoadedImage
@@ -265,7 +314,10 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return draw_detections(image, self)
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"missing": list(self.missing)}
+        return super().to_dict() | {
+            "missing": list(self.missing),
+            "not_reached": list(self.not_reached),
+        }
 
     def to_coco(
         self, image_id: int = 1, categories: Mapping[str, int] | None = None
@@ -330,10 +382,22 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
             lines.append("score      x1      y1      x2      y2  label")
         for obj in self.objects:
             edges = " ".join(f"{edge:7.1f}" for edge in obj.box_xyxy)
-            lines.append(f" {obj.score:.2f} {edges}  {one_line(obj.label)}")
-        if self.missing:
-            lines.append("not found: " + ", ".join(self.missing))
-        lines += [f"skipped, {problem}" for problem in self.problems]
+            mark = "  (unsure)" if obj.unsure else ""
+            lines.append(f" {obj.score:.2f} {edges}  {one_line(obj.label)}{mark}")
+        if any(obj.unsure for obj in self.objects):
+            lines.append("unsure: the model would call this something else")
+        for title, phrases in (
+            ("not found", self.missing),
+            ("not reached", self.not_reached),
+            ("below the minimum score", self.filtered),
+        ):
+            if phrases:
+                lines.append(f"{title}: {', '.join(phrases)}")
+        lines += [
+            str(problem) if problem.kind == "cut" else f"skipped, {problem}"
+            for problem in self.problems
+        ]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ def test_an_empty_language_asks_the_bare_question(run, picture, stand_in):
 def test_objects_below_the_least_score_are_left_out(run, picture, stand_in):
     made = json.loads(run("detect", picture, "wall ; dog", "--min-score", "0.5", "--json").out)
     assert [found["label"] for found in made["result"]["objects"]] == ["wall"]
-    assert made["result"]["missing"] == ["dog"]
+    assert (made["result"]["missing"], made["result"]["filtered"]) == ([], ["dog"])
 
 
 @pytest.mark.parametrize("command", ["detect", "segment"])

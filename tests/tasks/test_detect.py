@@ -32,7 +32,7 @@ def test_boxes_come_in_pixels_and_fractions(
     assert found[0].box_xyxy == pytest.approx((0, 160, 640, 320))
     assert found[0].box_normalized_xyxy == pytest.approx((0, 1 / 3, 1, 2 / 3))
     assert found.labels == ("Cat",)
-    assert found.missing == ("dog",)
+    assert (found.missing, found.not_reached) == ((), ("dog",))
     assert [p.kind for p in found.problems] == ["cut"]
     assert (found.size_wh, found.stop_reason, found.text) == ((640, 480), "length", text)
     assert found.prompt == "detect cat ; dog"

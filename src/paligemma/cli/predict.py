@@ -71,10 +71,16 @@ class ObjectOptions:
     """Allow labels that were not requested."""
     max_objects: Annotated[int | None, Option(least=1, shown_default="100")] = None
     """Maximum number of objects."""
+    separate: Annotated[
+        bool | None, Option(shown_default="only where an object is missing or unsure")
+    ] = None
+    """Ask for each phrase by itself, or (--no-separate) once for all of them together."""
 
     def settings(self) -> dict[str, Any]:
         """What to tell the model; nothing about what is not given."""
         settings: dict[str, Any] = {"labels": "any"} if self.any_label else {}
+        if self.separate is not None:
+            settings["separate"] = self.separate
         if self.max_objects is not None:
             settings["max_objects"] = self.max_objects
         return settings
@@ -349,6 +355,8 @@ def _run(
             print_json({**named, "model": options.model, "task": task, "result": result.to_dict()})
         else:
             print_text(f"{visible(group[0])}: {result}" if len(groups) > 1 else str(result))
+            if task == "generate":
+                _print_notes(result)
             if options.show:
                 show_image(_draw(result, loaded[0].rgb))
         if target is not None:
@@ -358,12 +366,21 @@ def _run(
         raise typer.Exit(2)
 
 
+def _print_notes(result: Any) -> None:
+    for note in result.notes:
+        print_note(note)
+
+
 def _stream(
     images: Sequence[str], prompt: str, options: PredictOptions, settings: dict[str, Any]
 ) -> None:
     _check_images(images, options)
     predictor = _load(options)
     loaded = _read(images, options)
+    from paligemma.tasks.parse_prompt import prompt_notes
+
+    for note in prompt_notes(prompt):
+        print_note(note)
     for piece in predictor.stream(loaded, prompt, **settings, **_length(options)):
         stdout().out(visible(piece, keep="\n\t"), end="")
     stdout().out("")

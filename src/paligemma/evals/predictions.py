@@ -260,7 +260,7 @@ class _ListTask(_TextTask):
     def parse(
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext
     ) -> Prediction:
-        pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
+        pairs, problems = read_detections(generated, tokenizer, context, self)
         rles: list[Any] = [None] * len(pairs)
         if self.has_masks:
             # Raises if there is no codec, and skips objects without a usable mask.

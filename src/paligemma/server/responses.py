@@ -72,6 +72,8 @@ class GenerationResult(ResponseModel):
     token_ids: list[int]
     logprobs: list[Logprob]
     stop_reason: StopReason
+    notes: list[str]
+    """What to know about the prompt, such as that it is not quite the one of a task."""
 
 
 class TextResult(GenerationResult):
@@ -124,6 +126,8 @@ class DetectionResult(ResponseModel):
     score: float
     coordinate_score: float
     label_score: float
+    unsure: bool
+    """Whether the model would call the object something else."""
 
 
 class SegmentResult(DetectionResult):
@@ -142,7 +146,14 @@ class ObjectsResult(ResponseModel):
     size_wh: Size
     stop_reason: StopReason
     text: str
-    missing: list[str]  # the phrases for which no object was found
+    missing: list[str]
+    """The phrases for which no object was found."""
+    not_reached: list[str]
+    """The phrases without an object in a list that ended at a limit."""
+    filtered: list[str]
+    """The phrases whose objects all have a lower score than the minimum."""
+    notes: list[str]
+    """How the question was understood, where it was not taken word by word."""
 
 
 class DetectionsResult(ObjectsResult):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from paligemma.errors import PromptError
 from paligemma.results import BoxXyxy, Detection, Detections, Problem
@@ -22,6 +22,7 @@ from paligemma.tasks.objects import (
     ParsedObject,
     TokenReader,
     before_eos,
+    cut_problem,
     decode_box,
     parse_objects,
     split_phrases,
@@ -89,7 +90,7 @@ class DetectTask:
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext
     ) -> Detections:
         """Return the boxes in pixels of the source image; never raises for odd output."""
-        pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
+        pairs, problems = read_detections(generated, tokenizer, context, self)
         return Detections(
             objects=tuple(detection for detection, _ in pairs),
             prompt=self.prompt(),
@@ -101,10 +102,19 @@ class DetectTask:
         )
 
 
+class ListTask(Protocol):
+    """What the reader needs to know of a task."""
+
+    @property
+    def phrases(self) -> tuple[str, ...]: ...
+    @property
+    def max_objects(self) -> int: ...
+
+
 def read_detections(
-    generated: Generated, tokenizer: TokenReader, context: TaskContext, phrases: tuple[str, ...]
+    generated: Generated, tokenizer: TokenReader, context: TaskContext, task: ListTask
 ) -> tuple[list[tuple[Detection, ParsedObject]], list[Problem]]:
-    """Parse the objects and map their boxes to the source image.
+    """Parse the objects of a task and map their boxes to the source image.
 
     Returns pairs of detection and parsed object, and the problems of skipped ones. Models tuned on
     referring expressions write no label; a single phrase is then used as the label.
@@ -114,6 +124,10 @@ def read_detections(
     )
     pairs: list[tuple[Detection, ParsedObject]] = []
     problems = list(parsed.problems)
+    if len(parsed.objects) == task.max_objects and generated.stop_reason == "eos":
+        reason = f"the list ended at max_objects = {task.max_objects}"
+        end = len(generated.token_ids)
+        problems.append(cut_problem(reason, "max_objects", (end, end)))
     for item in parsed.objects:
         box, box_normalized = place_box(item.box_yxyx_bins, context.transform)
         if box[2] <= box[0] or box[3] <= box[1]:
@@ -121,7 +135,7 @@ def read_detections(
             problems.append(Problem(kind="malformed", detail=detail, token_span=item.token_span))
             continue
         detection = Detection(
-            label=item.label or (phrases[0] if len(phrases) == 1 else ""),
+            label=item.label or (task.phrases[0] if len(task.phrases) == 1 else ""),
             box_xyxy=box,
             box_normalized_xyxy=box_normalized,
             score=item.score,

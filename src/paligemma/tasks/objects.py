@@ -30,13 +30,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from paligemma.config import NUM_CODES_PER_MASK, NUM_LOC_TOKENS
 from paligemma.errors import InputError, PromptError
-from paligemma.results import BoxXyxy, Problem, StopReason
+from paligemma.results import BoxXyxy, Problem, StopReason, one_line
 
 BoxYxyxBins = tuple[int, int, int, int]
 _LAST_BIN = NUM_LOC_TOKENS - 1
@@ -167,6 +168,37 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(unique.values())
 
 
+_SEPARATORS = re.compile(r"[,،、，；؛\n\r]")
+"""What people write between phrases, other than ";": commas and semicolons of several scripts."""
+_TASK_WORD = re.compile(r"(detect|segment)\s+(?=\S)", re.IGNORECASE)
+
+
+def read_phrases(phrases: str | Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Phrases as people type them, and notes on what was changed to understand them.
+
+    A text without ";" is split at commas and line breaks. The task's own word in front of the
+    first phrase is dropped, since it is added again. A list is split at ";" alone.
+
+    Raises PromptError when no phrase is left.
+
+    >>> read_phrases("detect cat, dog")[0], read_phrases("man in red, left ;")[0]
+    (('cat', 'dog'), ('man in red, left',))
+    """
+    if not isinstance(phrases, str):
+        return split_phrases(phrases), ()
+    notes = []
+    if word := _TASK_WORD.match(phrases):
+        phrases = phrases[word.end() :]
+        notes.append(f"{word[1]!r} in front of the phrases was left out: it is added by itself.")
+    if ";" not in phrases and _SEPARATORS.search(phrases.strip()):
+        text, phrases = phrases, _SEPARATORS.sub(";", phrases)
+        notes.append(
+            f"{one_line(text)!r} was split at its commas and line breaks. For one phrase with a "
+            "comma, end it with a semicolon."
+        )
+    return split_phrases(phrases), tuple(notes)
+
+
 def before_eos(token_ids: Sequence[int], tokenizer: TokenReader) -> list[int]:
     """Return the ids before the first EOS."""
     ids = list(token_ids)
@@ -219,7 +251,19 @@ def parse_objects(
         if piece.text_after:
             texts.append(piece.text_after)
         read_outside(piece.end, end)
+    if stop_reason == "length" and not any(problem.kind == "cut" for problem in problems):
+        reason = f"the list ended at the limit of {len(ids)} tokens"
+        problems.append(cut_problem(reason, "max_new_tokens", (len(ids), len(ids))))
     return ParsedObjects(objects=tuple(objects), problems=tuple(problems), texts=tuple(texts))
+
+
+def cut_problem(reason: str, option: str, span: tuple[int, int]) -> Problem:
+    """A list that ended at the limit that `option` sets."""
+    detail = (
+        f"{reason}; more objects may follow. Ask again with a larger {option}, or for fewer "
+        "phrases."
+    )
+    return Problem(kind="cut", detail=detail, token_span=span)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +348,7 @@ def _to_object(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> Par
         problem = f"the box {piece.bins} (y1, x1, y2, x2) has no area."
         is_complete = True
     if is_cut and not is_complete:
-        detail = "generation stopped inside this object."
-        return Problem(kind="cut", detail=detail, token_span=piece.span)
+        return cut_problem("the tokens ran out inside this object", "max_new_tokens", piece.span)
     if problem is not None:
         return Problem(kind="malformed", detail=problem, token_span=piece.span)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paligemma.errors import InputError
+from paligemma.errors import InputError, PromptError
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.objects import split_phrases
 from paligemma.tasks.segment import SegmentTask
@@ -67,6 +67,10 @@ _KINDS: dict[str, AnswerKind] = {
 }
 
 
+_SHORT_TASKS = ("caption", "cap", "describe", "ocr")
+"""Tasks without text of the user's."""
+
+
 def kind_of_prompt(prompt: str) -> AnswerKind:
     """Return the kind of answer by the prompt's first word; "generate" for any other text.
 
@@ -75,6 +79,25 @@ def kind_of_prompt(prompt: str) -> AnswerKind:
     """
     first = prompt.split(maxsplit=1)[:1]
     return _KINDS.get(first[0] if first else "", "generate")
+
+
+def prompt_notes(prompt: str) -> tuple[str, ...]:
+    """A note where the prompt is that of a task but for capitals or white space.
+
+    >>> prompt_notes("Caption EN")
+    ("The prompt 'Caption EN' is read to the letter; the prompt of the task is 'caption en'.",)
+    """
+    first, _, rest = " ".join(prompt.split()).partition(" ")
+    word = first.lower()
+    if word not in _KINDS:
+        return ()
+    plain = f"{word} {rest.lower() if word in _SHORT_TASKS else rest}".strip()
+    try:
+        if prompt == plain or parse_prompt(prompt) is not None or parse_prompt(plain) is None:
+            return ()
+    except PromptError:
+        return ()
+    return (f"The prompt {prompt!r} is read to the letter; the prompt of the task is {plain!r}.",)
 
 
 def phrases_of_prompt(prompt: str) -> tuple[str, ...]:

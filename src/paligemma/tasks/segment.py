@@ -90,7 +90,7 @@ class SegmentTask:
                 "The model has no mask codec, which turns <seg> tokens into masks. Load it with "
                 "mask_codec=PATH, where PATH is vae-oid.npz of big_vision's PaliGemma."
             )
-        pairs, problems = read_detections(generated, tokenizer, context, self.phrases)
+        pairs, problems = read_detections(generated, tokenizer, context, self)
         num_codes = context.mask_codec.config.num_codes
         masked: list[tuple[Detection, ParsedObject]] = []
         for detection, item in pairs:
