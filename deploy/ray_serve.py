@@ -14,10 +14,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from paligemma.server.app import create_app
-from paligemma.server.limits import Limits
 from paligemma.server.service import Service
 from paligemma.server.settings import (
     LOOPBACK_HOSTS,
+    Limits,
     Settings,
     limits_without_keys,
     read_keys,

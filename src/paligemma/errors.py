@@ -22,6 +22,8 @@ A message says in full sentences what was found, what was expected, and what to 
 
 from __future__ import annotations
 
+from typing import get_args
+
 
 class PaliGemmaError(Exception):
     """Base of all exceptions that this package raises; the command line prints one line."""
@@ -119,3 +121,10 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     ('1 image', '2 images', '1 record has')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raise OptionError unless `value` is one of the values of the Literal `choices`."""
+    if value not in get_args(choices):
+        shown = ", ".join(map(repr, get_args(choices)))
+        raise OptionError(f"{name} is {value!r}; it must be one of {shown}.")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack, get_args
+from typing import TypedDict, Unpack
 
 from paligemma.checkpoints.adapter import Adapter, read_adapter
 from paligemma.checkpoints.hf_config import read_config
@@ -16,7 +16,7 @@ from paligemma.checkpoints.load import read_model
 from paligemma.checkpoints.save import TOKENIZER_FILE
 from paligemma.checkpoints.weight_form import WeightForm
 from paligemma.config import RELEASES, PaliGemmaConfig
-from paligemma.errors import CheckpointError, OptionError, TokenizerError
+from paligemma.errors import CheckpointError, OptionError, TokenizerError, check_choice
 from paligemma.fast.cuda.model import accelerate_checked
 from paligemma.fast.device import choose_device
 from paligemma.fast.kernels.library import keep_freed_memory
@@ -30,7 +30,6 @@ from paligemma.fast.weights import (
     check_weights,
     weights_name,
 )
-from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
@@ -118,7 +117,7 @@ def load(
     if old_options:
         weights, source = _translate(weights, source, old_options)
     check_weights(weights)
-    _check_resize(resize)
+    check_choice("resize", resize, Resize)
     torch_device = choose_device(device)
     if torch_device.type == "cpu":
         keep_freed_memory()
@@ -146,6 +145,7 @@ def load(
     note = form.note
     if form.compiles_for_cuda:
         loaded, note = _accelerate_on_cuda(loaded, read)
+    notes = (_vocabulary_note(checkpoint, processor, stored.config), note)
     return Predictor(
         model=loaded,
         processor=processor,
@@ -154,7 +154,7 @@ def load(
         name=checkpoint.name,
         adapter=None if adapter is None else str(adapter),
         revision=checkpoint.commit,
-        note=_join_notes(_vocabulary_note(checkpoint, processor, stored.config), note),
+        note=" ".join(filter(None, notes)) or None,
     )
 
 
@@ -199,16 +199,12 @@ def _accelerate_on_cuda(
     plain: PaliGemma, read: Callable[[Weights], tuple[PaliGemma, WeightForm]]
 ) -> tuple[PaliGemma, str | None]:
     """Return the compiled model and None, or plain modules and why the check failed."""
-    fast, problem = accelerate_checked(plain, _probe_slots)
+    fast, problem = accelerate_checked(plain)
     if fast is not None:
         return fast, None
     plain.to("meta")  # its parts were moved: free the memory and read the weights again
     model, _ = read(Plain("bfloat16"))
     return model, _FAILED_CHECK_NOTE.format(problem)
-
-
-def _probe_slots(model: PaliGemma, num_positions: int) -> SlotCache:
-    return SlotCache(model.config.decoder, 1, num_positions, dtype=model.dtype, device=model.device)
 
 
 def _vocabulary_note(
@@ -220,10 +216,6 @@ def _vocabulary_note(
     if num_ids < config.decoder.vocab_size:
         return _UNEQUAL_NOTE.format(num_ids, config.decoder.vocab_size)
     return None
-
-
-def _join_notes(*notes: str | None) -> str | None:
-    return " ".join(note for note in notes if note) or None
 
 
 def _check_base_name(adapter: Adapter, name: str) -> None:
@@ -247,7 +239,7 @@ def load_processor(
 
     Takes the options of `load`. Raises CheckpointError, HubError or OptionError.
     """
-    _check_resize(resize)
+    check_choice("resize", resize, Resize)
     checkpoint = _find(model, source or Source(), with_weights=False)
     config = read_config(checkpoint.folder).config
     processor = _build_processor(checkpoint.folder, config, resize)
@@ -277,11 +269,6 @@ def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _C
         weights=with_weights,
     )
     return _Checkpoint(name=fetched.hub_id, folder=fetched.path, commit=fetched.revision)
-
-
-def _check_resize(resize: Resize) -> None:
-    if resize not in get_args(Resize):
-        raise OptionError(f"resize is {resize!r}; it must be one of {get_args(Resize)}.")
 
 
 def _build_processor(folder: Path, config: PaliGemmaConfig, resize: Resize) -> Processor:

@@ -84,12 +84,8 @@ def fetch_checkpoint(
 ) -> FetchedCheckpoint:
     """Download a model's config, tokenizer, safetensors and mask codec, or find them in the cache.
 
-    An interrupted download resumes. `revision` is a branch, tag or commit; PaliGemma 1 has smaller
-    files on the branches "bfloat16" and "float16". `token` is an access token of the hub and
-    defaults to that of `hf auth login` or HF_TOKEN. `offline` uses only the cache. `weights=False`
-    skips the safetensors.
-
-    Raises HubError.
+    An interrupted download resumes. `revision`, `token` and `offline` are as in `Source`;
+    `weights=False` skips the safetensors. Raises HubError.
     """
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         # Such a token is not a valid header, and the resulting error would contain it.

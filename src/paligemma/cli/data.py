@@ -175,21 +175,14 @@ def _print(report: CheckReport, page: Path | None) -> None:
             ("tokens in the loss per example", f"{min(learned)} to {max(learned)}"),
             ("truncated examples", str(sum(row.is_cut for row in report.rows))),
         ]
-    trip = report.round_trip
-    if trip is not None and trip.box_iou_mean is not None:
-        lines.append(
-            (
-                "box IoU after encoding as tokens",
-                f"{trip.box_iou_mean:.3f}, lowest {trip.box_iou_min:.3f}",
-            )
-        )
-    if trip is not None and trip.mask_iou_mean is not None:
-        lines.append(
-            (
-                "mask IoU after encoding as tokens",
-                f"{trip.mask_iou_mean:.3f}, lowest {trip.mask_iou_min:.3f}",
-            )
-        )
+    if (trip := report.round_trip) is not None:
+        for kind, mean, lowest in (
+            ("box", trip.box_iou_mean, trip.box_iou_min),
+            ("mask", trip.mask_iou_mean, trip.mask_iou_min),
+        ):
+            if mean is not None:
+                label = f"{kind} IoU after encoding as tokens"
+                lines.append((label, f"{mean:.3f}, lowest {lowest:.3f}"))
     print_table(None, ("", ""), lines)
     if report.class_counts:
         shown = [(name, str(count)) for name, count in report.class_counts[:_MAX_LISTED]]

@@ -25,14 +25,6 @@ DtypeOption = Annotated[
         "it well, else float32.",
     ),
 ]
-QuantizationOption = Annotated[
-    Quantization | None,
-    typer.Option(
-        "--quantization",
-        help="Quantize the decoder's large weights to this format.",
-        show_default="as stored",
-    ),
-]
 RevisionOption = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of a hub model.", show_default="main"),

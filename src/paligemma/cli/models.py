@@ -89,7 +89,11 @@ def info(model: ModelArgument, as_json: Json = False) -> None:
     Nothing is downloaded, and no weights are read.
     """
     release = _find_release(model)
-    properties = _describe_release(release) if release else _describe_folder(model)
+    if release is None:
+        properties = _describe_folder(model)
+    else:
+        memory = _memory(release.config, release.text_length)
+        properties = {**asdict(release), "license": _TERMS, "memory": memory}
     if as_json:
         print_json(properties)
         return
@@ -203,14 +207,6 @@ def _folder_of(name: str) -> Path:
             "releases. To look at another hub model, run `paligemma download` first."
         )
     return folder
-
-
-def _describe_release(release: Release) -> dict[str, Any]:
-    return {
-        **asdict(release),
-        "license": _TERMS,
-        "memory": _memory(release.config, release.text_length),
-    }
 
 
 def _describe_folder(name: str) -> dict[str, Any]:

@@ -106,28 +106,18 @@ class SamplingOptions:
     """Print the text while it is generated."""
 
 
-ImageArguments = Annotated[
-    list[str], typer.Argument(metavar="IMAGE...", show_default=False, help="Image files to read.")
-]
-ImagesAndPrompt = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IMAGE... PROMPT", show_default=False, help="Image files, then the prompt."
-    ),
-]
+def _images(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, show_default=False, help=text)
+
+
+ImageArguments = Annotated[list[str], _images("IMAGE...", "Image files to read.")]
+ImagesAndPrompt = Annotated[list[str], _images("IMAGE... PROMPT", "Image files, then the prompt.")]
 ImagesAndQuestion = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IMAGE... QUESTION", show_default=False, help="Image files, then the question."
-    ),
+    list[str], _images("IMAGE... QUESTION", "Image files, then the question.")
 ]
 ImagesAndPhrases = Annotated[
     list[str],
-    typer.Argument(
-        metavar="IMAGE... NAMES",
-        show_default=False,
-        help='Image files, then the names of what to find, separated by " ; ".',
-    ),
+    _images("IMAGE... NAMES", 'Image files, then the names of what to find, separated by " ; ".'),
 ]
 Language = Annotated[
     str, typer.Option("--language", help="Language code of the answer, such as de.")

@@ -216,7 +216,7 @@ def _names(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
                 "path."
             )
     listed = list(allowed)
-    if not _is_any(host):
+    if host not in ("0.0.0.0", "::", ""):
         listed.append(f"[{host}]" if ":" in host else host)
     return tuple(name.lower().removesuffix(".") for name in listed)
 
@@ -229,10 +229,6 @@ def _domains(values: Sequence[str]) -> tuple[str, ...]:
                 "*.example.com."
             )
     return tuple(domain.lower() for domain in values)
-
-
-def _is_any(host: str) -> bool:
-    return host in ("0.0.0.0", "::", "")
 
 
 def _is_loopback(host: str) -> bool:

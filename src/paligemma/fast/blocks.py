@@ -22,6 +22,7 @@ from paligemma.fast.kernels.layers import (
     FEW_QUERIES,
     add_layer_norm,
     add_rms_norm,
+    address_of,
     attend,
     split_heads,
 )
@@ -116,7 +117,7 @@ class FusedDecoderBlock(nn.Module):
         return Block(
             self.qkv.to_struct(), self.out.to_struct(),
             self.gate_up.to_struct(), self.down.to_struct(),
-            *(_address(tensor) for tensor in self.tensors()[-4:]),
+            *(address_of(tensor) for tensor in self.tensors()[-4:]),
             self.width, self.num_heads, self.num_kv_heads, self.head_dim,
             FEW_QUERIES, self.eps, self.query_scale, self.logit_softcap or 0.0,
         )  # fmt: skip
@@ -135,10 +136,6 @@ class FusedDecoderBlock(nn.Module):
 
 def _weight(norm: RMSNorm | None) -> Tensor | None:
     return None if norm is None else norm.weight
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 class FusedDecoder(Decoder):
@@ -169,7 +166,7 @@ class FusedDecoder(Decoder):
     def _blocks(self) -> ctypes.Array[Block]:
         """Return the blocks' structs, rebuilt when the address of a weight has changed."""
         blocks = [block for block in self.blocks if isinstance(block, FusedDecoderBlock)]
-        addresses = [_address(tensor) for block in blocks for tensor in block.tensors()]
+        addresses = [address_of(tensor) for block in blocks for tensor in block.tensors()]
         if self._structs is None or self._structs[0] != addresses:
             structs = (Block * len(blocks))(*(block.to_struct() for block in blocks))
             self._structs = addresses, structs

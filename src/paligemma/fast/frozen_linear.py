@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from paligemma.errors import OptionError
+from paligemma.errors import check_choice
 from paligemma.fast.quantization import dequantize, quantize
 from paligemma.fast.weights import FrozenFormat
 
@@ -76,8 +76,7 @@ class FrozenLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if frozen_format not in get_args(FrozenFormat):
-            raise OptionError(f"frozen_format is {frozen_format!r}; it must be 'nf4' or 'int8'.")
+        check_choice("frozen_format", frozen_format, FrozenFormat)
         self.in_features = in_features
         self.out_features = out_features
         self.frozen_format = frozen_format

@@ -131,7 +131,7 @@ def quantize(rows: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
         rows.split(num_rows), q.split(num_rows), scales.split(num_rows), strict=True
     ):
         groups = _grouped(block.float(), group_size)
-        block_scales.copy_(_int8_scales(groups) if bits == 8 else _int4_scales(groups))
+        block_scales.copy_(groups.abs().amax(dim=2) / 127 if bits == 8 else _int4_scales(groups))
         divisor = block_scales.float().masked_fill_(block_scales == 0, 1.0)[..., None]
         lowest, highest = (-127, 127) if bits == 8 else (-8, 7)
         rounded = groups.div_(divisor).round_().clamp_(lowest, highest)
@@ -143,10 +143,6 @@ def dequantize(q: Tensor, scales: Tensor, group_size: int) -> Tensor:
     """int8[N, K], bfloat16[N, G] -> float32[N, K]."""
     groups = _grouped(q.float(), group_size) * scales.float()[..., None]
     return groups.flatten(1)[:, : q.shape[1]]
-
-
-def _int8_scales(groups: Tensor) -> Tensor:
-    return groups.abs().amax(dim=2) / 127
 
 
 def _int4_scales(groups: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ These are the values of the option `weights=`. This module does not import torch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, check_choice
 
 Quantization = Literal["int8", "int4"]
 """The formats that the decoder's large weights can be quantized to."""
@@ -31,7 +31,7 @@ class Plain:
     dtype: DtypeName = "auto"
 
     def __post_init__(self) -> None:
-        _check("dtype", self.dtype, DtypeName)
+        check_choice("dtype", self.dtype, DtypeName)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Packed:
 
     def __post_init__(self) -> None:
         if self.quantization is not None:
-            _check("quantization", self.quantization, Quantization)
+            check_choice("quantization", self.quantization, Quantization)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Trainable:
 
     def __post_init__(self) -> None:
         if self.base is not None:
-            _check("base", self.base, FrozenFormat)
-        _check("dtype", self.dtype, DtypeName)
+            check_choice("base", self.base, FrozenFormat)
+        check_choice("dtype", self.dtype, DtypeName)
 
 
 Weights = Plain | Packed | Trainable | WeightsName
@@ -75,7 +75,7 @@ Weights = Plain | Packed | Trainable | WeightsName
 def check_weights(weights: object) -> None:
     """Raise OptionError for an invalid value of `weights=`."""
     if not isinstance(weights, Plain | Packed | Trainable):
-        _check("weights", weights, WeightsName)
+        check_choice("weights", weights, WeightsName)
 
 
 def weights_name(
@@ -88,19 +88,13 @@ def weights_name(
 
     Raises OptionError when they contradict each other.
     """
-    _check("dtype", dtype, DtypeName)
+    check_choice("dtype", dtype, DtypeName)
     if quantization is None:
         return dtype
-    _check("quantization", quantization, Quantization)
+    check_choice("quantization", quantization, Quantization)
     if dtype not in ("auto", "bfloat16"):
         raise OptionError(
             f"quantization is {quantization!r} and dtype is {dtype!r}, but the weights that are "
             "not quantized are always bfloat16. Leave one of the two out."
         )
     return quantization
-
-
-def _check(name: str, value: object, names: object) -> None:
-    if value not in get_args(names):
-        choices = ", ".join(repr(choice) for choice in get_args(names))
-        raise OptionError(f"{name} is {value!r}; it must be one of {choices}.")

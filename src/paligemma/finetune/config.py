@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
-from paligemma.errors import OptionError, check_whole
+from paligemma.errors import OptionError, check_choice, check_whole
 
 Method = Literal["full", "frozen-encoder", "lora", "qlora"]
 """Which weights training changes: all, all but the vision encoder's, or those of adapters."""
@@ -153,8 +153,7 @@ class TrainConfig:
             "best_mode": BestMode,
         }
         for name, choice in choices.items():
-            if (value := getattr(self, name)) not in get_args(choice):
-                raise OptionError(f"{name} is {value!r}; it must be one of {get_args(choice)}.")
+            check_choice(name, getattr(self, name), choice)
 
     @property
     def total_steps(self) -> int:

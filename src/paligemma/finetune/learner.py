@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paligemma.errors import CheckpointError, DataError, OptionError
+from paligemma.errors import CheckpointError, DataError, OptionError, check_choice
 from paligemma.finetune.batches import ExampleBatch, ExampleSource
 from paligemma.finetune.config import Method, TrainConfig
 from paligemma.finetune.distributed import World, shard, whole_weights
@@ -214,8 +214,7 @@ class BadExamples:
 
 
 def _choose(model: PaliGemma, method: Method, config: TrainConfig) -> None:
-    if method not in get_args(Method):
-        raise OptionError(f"method is {method!r}; it must be one of {get_args(Method)}.")
+    check_choice("method", method, Method)
     if method not in _ADAPTER_METHODS:
         if not all(isinstance(block, DecoderBlock) for block in model.decoder.blocks):
             raise OptionError(

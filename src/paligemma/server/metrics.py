@@ -34,29 +34,24 @@ class Metrics:
             ("method", "route", "status"),
             registry=self.registry,
         )
-        self._seconds = Histogram(
+        self._seconds = self._histogram(
             "paligemma_http_request_seconds",
             "Seconds from the first byte of a request to the last byte of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=self.registry,
+            "route",
         )
-        self._first_token_seconds = Histogram(
+        self._first_token_seconds = self._histogram(
             "paligemma_first_token_seconds",
             "Seconds from acceptance to the first token of an answer.",
-            ("task",),
-            buckets=_SECONDS,
-            registry=self.registry,
+            "task",
         )
-        self._answer_seconds = Histogram(
-            "paligemma_answer_seconds",
-            "Seconds from acceptance to the end of an answer.",
-            ("task",),
-            buckets=_SECONDS,
-            registry=self.registry,
+        self._answer_seconds = self._histogram(
+            "paligemma_answer_seconds", "Seconds from acceptance to the end of an answer.", "task"
         )
         self.registry.register(_ServiceCollector(service))
         service.on_end = self.count_job
+
+    def _histogram(self, name: str, text: str, label: str) -> Histogram:
+        return Histogram(name, text, (label,), buckets=_SECONDS, registry=self.registry)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""

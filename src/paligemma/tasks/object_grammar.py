@@ -22,8 +22,7 @@ from paligemma.tasks.objects import NUM_LOCS, SEPARATOR, TokenReader
 LabelRule = Literal["asked", "any"]
 MAX_OBJECTS = 100
 _MAX_LABEL_TOKENS = 32
-_USUAL_LABEL_TOKENS = 8
-"""Tokens of a label that the model chooses; few labels are longer."""
+_USUAL_LABEL_TOKENS = 8  # tokens of a label that the model chooses; few labels are longer
 _Ids = tuple[int, ...]
 
 
@@ -128,8 +127,7 @@ class ObjectGrammar:
 
     eos_id: int
     places: range
-    codes: range | None
-    """Mask tokens, or None for boxes alone."""
+    codes: range | None  # mask tokens, or None for boxes alone
     labels: Labels
     max_objects: int
     min_objects: int = 0
@@ -140,8 +138,7 @@ class ObjectList:
     """A state of the grammar: the current object and the objects before it."""
 
     grammar: ObjectGrammar
-    box: _Ids = ()
-    """Bins of the current object's box written so far."""
+    box: _Ids = ()  # bins of the current object's box written so far
     num_codes: int = 0
     tail: _Ids = ()
     written: frozenset[tuple[str, _Ids]] = frozenset()

@@ -126,8 +126,7 @@ class ParsedObject:
 
     label: str
     box_yxyx_bins: BoxYxyxBins
-    seg_codes: tuple[int, ...]
-    """16 mask codes, or none."""
+    seg_codes: tuple[int, ...]  # 16 mask codes, or none
     score: float
     coordinate_score: float
     label_score: float
@@ -282,8 +281,7 @@ class _Piece:
     bins: tuple[int, ...]
     codes: tuple[int, ...]
     label: str
-    is_closed: bool
-    """A separator or something else follows the label, so the label is complete."""
+    is_closed: bool  # a separator or something else follows the label, so the label is complete
     text_after: str
 
     @property

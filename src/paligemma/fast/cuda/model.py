@@ -11,21 +11,21 @@ prefix, gradients) uses the plain implementation with the same weights.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, cast, get_args
+from collections.abc import Callable
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from paligemma.errors import MissingExtraError, OptionError
+from paligemma.errors import MissingExtraError, OptionError, check_choice
 from paligemma.fast.cuda.attention import prefix_blocks, slots_in_reach
 from paligemma.fast.cuda.block import Angles, MergedBlock, prefix_layer, slots_layer
 from paligemma.fast.device import agree, probe_inputs
 from paligemma.inputs import ModelInputs
 from paligemma.model.attention import positions_of, rotary_angles
 from paligemma.model.gemma import Decoder, DecoderBlock
-from paligemma.model.kv_cache import Cache, KVCache
+from paligemma.model.kv_cache import Cache, KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
 
 # B rows, T tokens in this call, S positions of a slot, D width, V vocabulary
@@ -45,16 +45,6 @@ def accelerate_for_cuda(
     pass of each shape is slow, because it compiles.
     """
     return CudaPaliGemma(model, quantization=quantization)
-
-
-class Slots(Cache, Protocol):
-    """The cache that a recorded step needs: memory that never moves, with one slot per row."""
-
-    keys: list[Tensor]  # [R, K, S, H] in each layer
-    values: list[Tensor]
-    lengths: Tensor  # int64[R], 0 where a slot is free
-    num_slots: int
-    num_positions: int
 
 
 class CudaPaliGemma(PaliGemma):
@@ -136,9 +126,9 @@ class CudaPaliGemma(PaliGemma):
     ) -> Tensor:
         """As `PaliGemma.decode_step`; fast with a `SlotCache`."""
         slides = self.config.decoder.sliding_window is not None
-        if slides or not hasattr(kv_cache, "lengths") or torch.is_grad_enabled():
+        if slides or not isinstance(kv_cache, SlotCache) or torch.is_grad_enabled():
             return super().decode_step(token_ids, kv_cache, vocab_range)
-        slots, num_rows = cast("Slots", kv_cache), len(token_ids)
+        slots, num_rows = kv_cache, len(token_ids)
         positions = slots.next_position[:, None]
         slots.claim(torch.ones_like(positions, dtype=torch.bool), positions)
         steps = self._steps.setdefault(slots, {})
@@ -161,7 +151,7 @@ class _RecordedStep:
     Unused rows write to position 0 of free slots, which later prefixes overwrite.
     """
 
-    def __init__(self, model: CudaPaliGemma, slots: Slots, num_rows: int) -> None:
+    def __init__(self, model: CudaPaliGemma, slots: SlotCache, num_rows: int) -> None:
         self._model = model
         self._memory = [
             (keys[:num_rows], values[:num_rows])
@@ -254,30 +244,16 @@ def _compiled(
 # Check that the accelerated model computes the same
 
 
-class ProbeSlots(Slots, Protocol):
-    """The part of a `SlotCache` that the check uses."""
-
-    def fresh(self, num_rows: int) -> Cache:
-        """Return a cache for the prefill of `num_rows` rows into free slots."""
-
-    def admit(self, lengths: Sequence[int]) -> None:
-        """Occupy the slots that were just prefilled."""
-
-
-MakeSlots = Callable[[PaliGemma, int], ProbeSlots]
-"""(model, number of positions) -> slots for one row."""
-
-
-def accelerate_checked(model: PaliGemma, make_slots: MakeSlots) -> tuple[CudaPaliGemma | None, str]:
+def accelerate_checked(model: PaliGemma) -> tuple[CudaPaliGemma | None, str]:
     """Accelerate a plain model, and compare the logits of a probe before and after.
 
     Returns the fast model and "", or None and the reason. The plain model is consumed in both
     cases: after a failure it must be loaded again.
     """
-    expected = probe_logits(model, make_slots)
+    expected = probe_logits(model)
     try:
         fast = accelerate_for_cuda(model)
-        logits = probe_logits(fast, make_slots, follow=expected.argmax(dim=-1).tolist())
+        logits = probe_logits(fast, follow=expected.argmax(dim=-1).tolist())
     except Exception as error:  # compilers raise anything, from ImportError to their own types
         reason = str(error).strip().splitlines()
         return None, f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
@@ -288,16 +264,15 @@ def accelerate_checked(model: PaliGemma, make_slots: MakeSlots) -> tuple[CudaPal
 
 
 @torch.inference_mode()
-def probe_logits(
-    model: PaliGemma, make_slots: MakeSlots, follow: list[int] | None = None
-) -> Tensor:
+def probe_logits(model: PaliGemma, follow: list[int] | None = None) -> Tensor:
     """Return float32[steps + 1, V] on the CPU: after a short prefix, and after each of few tokens.
 
     The tokens are those in `follow`, or the likeliest ones.
     """
     inputs = probe_inputs(model.config).to(model.device)
     length = inputs.token_ids.shape[1]
-    slots = make_slots(model, length + _PROBE_STEPS)
+    decoder, num_positions = model.config.decoder, length + _PROBE_STEPS
+    slots = SlotCache(decoder, 1, num_positions, dtype=model.dtype, device=model.device)
     rows = [model.prefill(inputs, slots.fresh(1)).float().cpu()]
     slots.admit([length])
     for step in range(_PROBE_STEPS):
@@ -325,8 +300,7 @@ def quantize_for_cuda(model: PaliGemma, method: CudaQuantization) -> None:
     Raises OptionError for an unknown method, for a model that is not bfloat16 on a CUDA device, and
     for a device that does not support the format; MissingExtraError without the library.
     """
-    if method not in get_args(CudaQuantization):
-        raise OptionError(f"method is {method!r}; it must be one of {get_args(CudaQuantization)}.")
+    check_choice("method", method, CudaQuantization)
     if model.device.type != "cuda" or model.dtype != torch.bfloat16:
         raise OptionError(
             f"The model is {model.dtype} on {model.device}; {method!r} needs bfloat16 on a CUDA "

@@ -50,10 +50,10 @@ def add_rms_norm(
     compiled.add_rms_norm(
         RmsNormArguments(
             x=x.data_ptr(),
-            delta=_address(delta),
-            delta_weight=_address(delta_weight),
-            out_weight=_address(out_weight),
-            out=_address(out),
+            delta=address_of(delta),
+            delta_weight=address_of(delta_weight),
+            out_weight=address_of(out_weight),
+            out=address_of(out),
             rows=x.numel() // x.shape[-1],
             width=x.shape[-1],
             eps=eps,
@@ -95,7 +95,7 @@ def add_layer_norm(
     compiled.add_layer_norm(
         LayerNormArguments(
             x=x.data_ptr(),
-            delta=_address(delta),
+            delta=address_of(delta),
             weight=weight.data_ptr(),
             bias=bias.data_ptr(),
             out=out.data_ptr(),
@@ -126,8 +126,8 @@ def split_heads(
         SplitHeadsArguments(
             x=x.data_ptr(),
             x_stride=x.stride(1),
-            cos=_address(cos),
-            sin=_address(sin),
+            cos=address_of(cos),
+            sin=address_of(sin),
             scale=scale,
             out=out.data_ptr(),
             batch=batch,
@@ -185,7 +185,7 @@ def attend(
         values=values.data_ptr(),
         batch_stride=keys.stride(0),
         head_stride=keys.stride(1),
-        bias=_address(bias),
+        bias=address_of(bias),
         scale=scale,
         cap=logit_softcap or 0.0,
         out=out.data_ptr(),
@@ -204,5 +204,5 @@ def attend(
     return out
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address_of(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

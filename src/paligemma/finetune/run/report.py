@@ -253,19 +253,17 @@ def confusion_of_boxes(
     known: Sequence[ReferenceImage],
     *,
     max_names: int,
-    min_score: float = 0.0,
 ) -> Confusion | None:
     """Boxes are matched at IoU 0.5 whatever their labels, best scores first; None for no boxes."""
     pairs: Counter[tuple[str, str]] = Counter()
     for detections, truth in zip(found, known, strict=True):
-        kept = [detection for detection in detections if detection.score >= min_score]
         matches = match_boxes(
-            np.array([d.box_xyxy for d in kept], dtype=np.float64).reshape(-1, 4),
-            [d.score for d in kept],
+            np.array([d.box_xyxy for d in detections], dtype=np.float64).reshape(-1, 4),
+            [d.score for d in detections],
             np.array([t.box_xyxy for t in truth.objects], dtype=np.float64).reshape(-1, 4),
             _IOU,
         )
-        for detection, match in zip(kept, matches, strict=True):
+        for detection, match in zip(detections, matches, strict=True):
             label = NOTHING if match is None else truth.objects[match].label
             pairs[label, detection.label] += 1
         for index, missed in enumerate(truth.objects):
