@@ -67,6 +67,7 @@ KERNELS := $(wildcard src/paligemma/fast/kernels/csrc/*) src/paligemma/fast/kern
 
 .venv/dev.stamp: pyproject.toml constraints.txt $(KERNELS) | .venv/bin/python
 	$(PIP_INSTALL) -e ".[dev]"
-	@# A test generates a client. Only the generator's command line needs its older typer.
-	-$(PIP_INSTALL) --no-deps openapi-python-client==0.29.1 attrs==26.1.0 ruamel.yaml==0.19.1
+	@# A test generates a client with this. Only its command line needs an older typer.
+	-$(PIP_INSTALL) --no-deps openapi-python-client==0.29.1 attrs==26.1.0 \
+		httpcore==1.0.9 httpx==0.28.1 ruamel.yaml==0.19.1
 	@touch $@ .venv/core.stamp

@@ -420,7 +420,7 @@ class Predictor:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """The text of `generate` in pieces, as soon as they are certain.
+        """The text of `generate` in pieces, as soon as they are final.
 
         A piece is never taken back: the beginning of what may become a stop string is held until
         it is clear that it does not.
@@ -500,7 +500,7 @@ class Predictor:
         )
 
     def info(self) -> dict[str, Any]:
-        """What this is, in numbers, for people and logs."""
+        """Return the model's name, sizes and formats, for display and logs."""
         config = self.model.config
         return {
             "name": self.name,
@@ -527,7 +527,7 @@ class Predictor:
         return image if isinstance(image, LoadedImage) else self.processor.load(image)
 
     def clear_cache(self) -> None:
-        """Forget all image tokens. Call it after changing weights by a way torch cannot see.
+        """Clear cached image tokens. Call it after changing weights in a way torch cannot detect.
 
         Training steps, `load_state_dict` and other in-place edits are noticed without it. An edit
         through `.data` is noticed when it changes one of the few numbers per weight that are

@@ -43,7 +43,7 @@ class Example:
 
 
 class Examples(Protocol):
-    """What training needs of a data set: any sequence of examples will do.
+    """The data set that training takes: any sequence of examples.
 
     Three optional members are used where they exist: `in_epoch(epoch)` returns the examples of
     that epoch; `id_of(index)` names an example that cannot be read; `fingerprint` differs for
