@@ -36,7 +36,7 @@ class WorstObject(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTripReport(Result):
-    """IoU of annotated boxes and masks with those that their tokens decode to; None if there are none."""
+    """IoU of annotated boxes and masks with those decoded from their tokens; None without any."""
 
     num_records: int
     num_boxes: int
