@@ -2,7 +2,7 @@
 
 A decoder trained from nothing learns the language first and ignores the image for a long time.
 An encoder whose patches already say which object covers them, where its edges are and which
-letters are printed there removes that plateau. The heads live beside the model during training
+letters are printed there removes that plateau. The heads exist alongside the model during training
 and are thrown away after it; this file knows scenes and features, no language and no decoder.
 """
 

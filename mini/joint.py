@@ -1,6 +1,6 @@
 """The joint stages of mini: the whole model on scenes, sheets and their tasks.
 
-The suffix loss of `finetune/loss.py`, with the dense targets of stage 0 kept beside it so that the
+The suffix loss of `finetune/loss.py`, with the dense targets of stage 0 kept in addition so that the
 encoder goes on learning while the decoder does. What is kept is the model; the heads go.
 """
 
@@ -246,7 +246,7 @@ class AskedGrounding(nn.Module):
 
 
 class Joint(nn.Module):
-    """The model with its dense heads beside it."""
+    """The model and its dense heads."""
 
     def __init__(
         self,
@@ -312,7 +312,7 @@ class Joint(nn.Module):
 
 
 def fit_heads(joint: Joint, source: JointSource, num_steps: int) -> None:
-    """Teach fresh heads beside a model that knows its world, before they may change it."""
+    """Train new heads of a trained model while the model is frozen."""
     joint.model.requires_grad_(False)
     heads = [parameter for parameter in joint.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(heads, lr=5e-3)

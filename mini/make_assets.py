@@ -111,7 +111,7 @@ def make_glyphs(font_file: Path, out: Path) -> None:
 
 
 def make_characters(fonts: Path, faces: tuple[str, ...], characters: str, out: Path) -> None:
-    """`characters` of every face, one row per face: `out` and a JSON file of its name beside it.
+    """`characters` of every face, one row per face: `out` and a JSON file of its name next to it.
 
     Per character [x, width, height, dx, dy, advance]: x is the left edge of the ink in the image;
     dx, dy lead from the pen, and from the top of a capital "H", to the ink. All in pixels at cap

@@ -202,7 +202,7 @@ def describe(report: dict[str, Any]) -> Iterator[str]:
         + (
             "sleep while they wait, so other programs may run"
             if threads["wait_passively"]
-            else "spin while they wait, which is slow beside other programs: unset "
+            else "spin while they wait, which is slow alongside other programs: unset "
             "OMP_WAIT_POLICY, GOMP_SPINCOUNT and KMP_BLOCKTIME"
         )
     )
