@@ -1,7 +1,7 @@
 """The joint stages of mini: the whole model on scenes, sheets and their tasks.
 
-The suffix loss of `finetune/loss.py`, with the dense targets of stage 0 kept in addition so that the
-encoder goes on learning while the decoder does. What is kept is the model; the heads go.
+The suffix loss of `finetune/loss.py`, with the dense targets of stage 0, so that the encoder keeps
+learning while the decoder does. The checkpoint contains the model without the dense heads.
 """
 
 from __future__ import annotations
