@@ -7,13 +7,15 @@ time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
@@ -75,6 +77,24 @@ def load_model(
     return model
 
 
+class _Uninitialized(TorchFunctionMode):
+    """Skips initial values of parameters. To draw them on the meta device, torch would import
+    900 modules, which takes a second or more.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def read_model(
     folder: Path,
     stored: StoredConfig,
@@ -89,7 +109,7 @@ def read_model(
     with WeightFiles(folder) as files:
         if verify:
             files.verify()
-        with torch.device("meta"):  # shapes without memory
+        with torch.device("meta"), _Uninitialized():  # shapes without memory
             model = PaliGemma(stored.config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         sources = match_tensors(files, shapes, stored)
