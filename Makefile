@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-# Each process of the tests needs up to 1.5 GB of memory and one core.
+# Each process of the tests needs up to 2 GB of memory and one core.
 TEST_WORKERS ?= 2
 
 .PHONY: try serve test test-all check docs constraints clean

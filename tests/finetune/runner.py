@@ -212,6 +212,10 @@ def both(tokenizer: Tokenizer, out: Path, **fields: Any) -> None:
     model = run(tokenizer, out / "half", keep_last=99, **fields)
     if model is not None:
         save_file(dict(model.named_parameters()), out / "half.safetensors")
+
+
+def variants(tokenizer: Tokenizer, out: Path, **fields: Any) -> None:
+    """By several processes: in bfloat16, with adapters, and with an example that is not finite."""
     run(tokenizer, out / "bfloat16", dtype=torch.bfloat16, master_weights=True, **fields)
     for adapters in ADAPTERS:
         run(tokenizer, out / adapters, adapters=adapters, **fields | {"num_steps": 4})
@@ -230,7 +234,13 @@ def deadly(tokenizer: Tokenizer, out: Path, *, number: int, **fields: Any) -> No
 def main() -> None:
     way, tokenizer_path, out, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    ways: dict[str, Any] = {"run": run, "killed": killed, "both": both, "deadly": deadly}
+    ways: dict[str, Any] = {
+        "run": run,
+        "killed": killed,
+        "both": both,
+        "variants": variants,
+        "deadly": deadly,
+    }
     fields = json.loads(more[0]) if more else {}
     with joined(timedelta(seconds=fields.pop("patience", 300))):
         ways[way](Tokenizer.from_file(Path(tokenizer_path)), Path(out), **fields)

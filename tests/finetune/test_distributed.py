@@ -42,6 +42,13 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) 
     return out
 
 
+@pytest.fixture(scope="module")
+def variants(by_two: Path, tiny_tokenizer: Tokenizer) -> Path:
+    """What two processes wrote in bfloat16, with adapters, and from values that are not finite."""
+    torchrun(command("variants", tiny_tokenizer, by_two, FIELDS))
+    return by_two
+
+
 def torchrun(alone: Sequence[str], *options: str) -> str:
     """Run a command of one process by two; what they said on stderr."""
     python, *rest = alone
@@ -102,14 +109,15 @@ def test_every_process_wrote_its_share(by_two: Path) -> None:
     assert json.loads((folder / "state.json").read_text())["world_size"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_compute_in_bfloat16_from_float32_shards_as_one_does_from_copies(
-    by_two: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
+    variants: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     run(tiny_tokenizer, tmp_path, dtype=torch.bfloat16, master_weights=True, **FIELDS)
-    alone, together = values(tmp_path, "loss"), values(by_two / "bfloat16", "loss")
+    alone, together = values(tmp_path, "loss"), values(variants / "bfloat16", "loss")
     assert together == pytest.approx(alone, rel=0.01)
-    assert together != pytest.approx(values(by_two / "whole", "loss"), rel=0.01)
-    for folder in (tmp_path, by_two / "bfloat16"):
+    assert together != pytest.approx(values(variants / "whole", "loss"), rel=0.01)
+    for folder in (tmp_path, variants / "bfloat16"):
         assert {weight.dtype for weight in load_weights(folder).values()} == {torch.float32}
 
 
@@ -122,14 +130,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(own)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("adapters", ADAPTERS)
 def test_two_processes_train_adapters_on_a_bfloat16_base_as_one_does(
-    by_two: Path, tmp_path: Path, tiny_tokenizer: Tokenizer, adapters: str
+    variants: Path, tmp_path: Path, tiny_tokenizer: Tokenizer, adapters: str
 ) -> None:
     # As many micro-batches of the same rows: cut otherwise, bfloat16 would round otherwise.
     run(tiny_tokenizer, tmp_path, adapters=adapters, **FIELDS | {"accumulation": 4, "num_steps": 4})
-    together, alone = by_two / adapters, tmp_path
+    together, alone = variants / adapters, tmp_path
     for name, tolerance in (("loss", 1e-4), ("grad_norm", 2e-3), ("score", 1e-3)):
         assert values(together, name) == pytest.approx(values(alone, name), rel=tolerance), name
     saved, expected = load_weights(together), load_weights(alone)
@@ -143,13 +152,14 @@ def test_two_processes_train_adapters_on_a_bfloat16_base_as_one_does(
     assert moved > 0.8 * len(expected)
 
 
+@pytest.mark.slow
 def test_g7_what_one_process_finds_not_finite_both_skip(
-    by_two: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
+    variants: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:
     run(tiny_tokenizer, tmp_path, poisoned=True, on_non_finite="skip", **FIELDS)
     skipped, expected = (
         [json.loads(line) for line in (out / SKIPPED_NAME).read_text().splitlines()]
-        for out in (by_two / "skipping", tmp_path)
+        for out in (variants / "skipping", tmp_path)
     )
     assert [record["step"] for record in skipped] == [record["step"] for record in expected]
     assert len(skipped) == 3  # once an epoch
@@ -157,20 +167,21 @@ def test_g7_what_one_process_finds_not_finite_both_skip(
         assert len(record["ids"]) == 8  # of both processes
         assert sorted(record["ids"]) == sorted(theirs["ids"])
         assert "drawn-6" in record["ids"]
-    losses, theirs = values(by_two / "skipping", "loss"), values(tmp_path, "loss")
+    losses, theirs = values(variants / "skipping", "loss"), values(tmp_path, "loss")
     assert losses.count(None) == 3
     finite = [loss for loss in losses if loss is not None]
     assert finite == pytest.approx([loss for loss in theirs if loss is not None], rel=1e-6)
-    assert all(bool(w.isfinite().all()) for w in load_weights(by_two / "skipping").values())
+    assert all(bool(w.isfinite().all()) for w in load_weights(variants / "skipping").values())
 
 
-def test_g7_what_one_process_finds_not_finite_stops_both(by_two: Path) -> None:
-    first, second = ((by_two / f"stopped-{rank}").read_text() for rank in range(2))
+@pytest.mark.slow
+def test_g7_what_one_process_finds_not_finite_stops_both(variants: Path) -> None:
+    first, second = ((variants / f"stopped-{rank}").read_text() for rank in range(2))
     assert first == second
-    (line,) = (by_two / "stopping" / SKIPPED_NAME).read_text().splitlines()
+    (line,) = (variants / "stopping" / SKIPPED_NAME).read_text().splitlines()
     step = json.loads(line)["step"]
     assert f"The loss of step {step - 1} is nan" in first
-    states = [p for p in (by_two / "stopping" / "checkpoints").glob("step-*")]
+    states = [p for p in (variants / "stopping" / "checkpoints").glob("step-*")]
     assert all(int(path.name.removeprefix("step-")) < step for path in states)
 
 

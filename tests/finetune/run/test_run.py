@@ -110,7 +110,10 @@ def test_other_options_in_the_same_folder_are_refused(finished: Path, labels: Pa
 
 
 def test_all_weights_are_saved_as_a_model_folder(labels: Path, tmp_path: Path) -> None:
-    result = run(options(labels, method="full", steps=1, validation_split=0.0), tmp_path / "full")
+    result = run(
+        options(labels, method="full", steps=1, batch_size=1, validation_split=0.0),
+        tmp_path / "full",
+    )
     assert result is not None
     assert result.evaluation is None
     loaded = paligemma.load(result.saved)
@@ -122,7 +125,7 @@ def test_all_weights_are_saved_as_a_model_folder(labels: Path, tmp_path: Path) -
 
 
 def test_a_frozen_encoder_stays_bit_for_bit(labels: Path, tmp_path: Path) -> None:
-    given = options(labels, method="frozen-encoder", steps=1, validation_split=0.0)
+    given = options(labels, method="frozen-encoder", steps=1, batch_size=1, validation_split=0.0)
     result = run(given, tmp_path / "frozen")
     assert result is not None
     after = dict(paligemma.load(result.saved, weights="float32").model.named_parameters())
@@ -134,7 +137,9 @@ def test_a_frozen_encoder_stays_bit_for_bit(labels: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])
 def test_adapters_learn_on_a_small_base(labels: Path, tmp_path: Path, base: str) -> None:
-    given = options(labels, method="qlora", steps=1, validation_split=0.0, base_format=base)
+    given = options(
+        labels, method="qlora", steps=1, batch_size=1, validation_split=0.0, base_format=base
+    )
     result = run(given, tmp_path / base)
     assert result is not None
     assert (result.saved / "adapter_model.safetensors").is_file()
