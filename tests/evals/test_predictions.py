@@ -62,11 +62,12 @@ def test_answers_are_those_of_the_predictors_own_methods(
 ) -> None:
     records = make_records()
     answers = predict(predictor, records, tmp_path / "p.jsonl", SHORT)
-    found = predictor.detect(picture(0), "cat ; dog", max_objects=2, max_new_tokens=60)
+    options = {"max_objects": 2, "max_new_tokens": 60, "separate": False}
+    found = predictor.detect(picture(0), "cat ; dog", **options)
     assert [f.box_xyxy for f in answers[0].objects] == [d.box_xyxy for d in found]
     assert [f.label for f in answers[0].objects] == list(found.labels)
     assert [f.score for f in answers[0].objects] == pytest.approx(list(found.scores), abs=1e-6)
-    segments = predictor.segment(picture(1), "cat", max_objects=2, max_new_tokens=60)
+    segments = predictor.segment(picture(1), "cat", **options)
     assert len(segments) == len(answers[1].objects) > 0
     for mine, own in zip(answers[1].objects, segments, strict=True):
         assert mine.rle is not None
@@ -82,7 +83,8 @@ def test_log_probabilities_of_tokens_give_the_parts_of_the_score(
 ) -> None:
     record = make_records()[0]
     (answer,) = predict(predictor, [record], tmp_path / "p.jsonl", SHORT)
-    found = predictor.detect(picture(0), "cat ; dog", max_objects=2, max_new_tokens=60)
+    options = {"max_objects": 2, "max_new_tokens": 60, "separate": False}
+    found = predictor.detect(picture(0), "cat ; dog", **options)
     assert len(found) > 0
     for mine, own in zip(answer.objects, found, strict=True):
         assert len(mine.coordinate_logprobs) == 4
