@@ -62,7 +62,7 @@ def test_answers_are_those_of_the_predictors_own_methods(
 ) -> None:
     records = make_records()
     answers = predict(predictor, records, tmp_path / "p.jsonl", SHORT)
-    options = {"max_objects": 2, "max_new_tokens": 60, "separate": False}
+    options: dict[str, Any] = {"max_objects": 2, "max_new_tokens": 60, "separate": False}
     found = predictor.detect(picture(0), "cat ; dog", **options)
     assert [f.box_xyxy for f in answers[0].objects] == [d.box_xyxy for d in found]
     assert [f.label for f in answers[0].objects] == list(found.labels)
@@ -83,7 +83,7 @@ def test_log_probabilities_of_tokens_give_the_parts_of_the_score(
 ) -> None:
     record = make_records()[0]
     (answer,) = predict(predictor, [record], tmp_path / "p.jsonl", SHORT)
-    options = {"max_objects": 2, "max_new_tokens": 60, "separate": False}
+    options: dict[str, Any] = {"max_objects": 2, "max_new_tokens": 60, "separate": False}
     found = predictor.detect(picture(0), "cat ; dog", **options)
     assert len(found) > 0
     for mine, own in zip(answer.objects, found, strict=True):
