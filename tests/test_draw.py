@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageFont
 
+from paligemma import fonts
 from paligemma.draw import PALETTE, _erode, draw_detections
-from paligemma.errors import ImageError
+from paligemma.errors import ImageError, OptionError
+from paligemma.fonts import Lettering
 from paligemma.processor.image import load_image
 from paligemma.results import Detection, Detections, Segment, Segments
 
@@ -38,6 +41,7 @@ def found(
     )
 
 
+SHIPPED = Path(fonts.__file__).with_name("DejaVuSans.ttf")
 GRAY = Image.new("RGB", (320, 240), (128, 128, 128))
 
 
@@ -137,7 +141,7 @@ def test_any_size_of_image_and_box_can_be_drawn(size: tuple[int, int]) -> None:
         (width / 2, height / 2, width / 2, height / 2),
     ]
     objects = [detection("a name much too long for any tag " * 9, box) for box in boxes]
-    objects += [detection("", boxes[0]), detection("猫\n", boxes[0])]
+    objects += [detection("", boxes[0]), detection("Öl\n", boxes[0])]
     drawn = draw_detections(Image.new("RGB", size), found(size, *objects))
     assert drawn.size == size
 
@@ -194,3 +198,93 @@ def test_an_image_that_detect_refuses_for_its_size_is_refused() -> None:
     huge = Image.new("1", (12_000, 7_000))
     with pytest.raises(ImageError, match="12000 x 7000"):
         draw_detections(huge, found(huge.size))
+
+
+BOX = (5.0, 100.0, 310.0, 200.0)
+
+
+@pytest.fixture
+def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: ())
+    fonts._system_font_with.cache_clear()
+    yield
+    fonts._system_font_with.cache_clear()
+
+
+@pytest.mark.usefixtures("no_system_fonts")
+@pytest.mark.parametrize(
+    "letters",
+    [
+        "äöüÄÖÜßéèêëçñáíóúãõâôàìòùåøæœłşğčžŻ¿¡€–“”…°",
+        "σκύλοςΔ",
+        "собакаёжЩїў",
+        "צפרדע",
+        "ضفدعقطة",
+        "می\u200cروم",
+        "ăđươễ",
+    ],
+)
+def test_letters_of_many_languages_are_drawn_without_any_font_of_the_system(letters: str) -> None:
+    assert not [c for c in letters if c != "\u200c" and not fonts._has(fonts._SHIPPED, c)]
+    draw_detections(GRAY, found(GRAY.size, detection(letters, BOX)))  # without a warning
+
+
+@pytest.mark.usefixtures("no_system_fonts")
+def test_letters_that_no_font_has_are_named_once() -> None:
+    result = found(GRAY.size, detection("青蛙 frog", BOX), detection("青 कु", BOX))
+    with pytest.warns(UserWarning, match="No font has") as caught:
+        result.draw(GRAY)
+    [warning] = caught
+    assert "'青蛙कु'" in str(warning.message)
+    for package in ("fonts-noto-cjk", "fonts-noto-core", "font=PATH"):
+        assert package in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_a_font_of_the_system_is_found_for_letters_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    few_letters = ImageFont.load_default(20)
+    assert isinstance(few_letters, ImageFont.FreeTypeFont)
+    (tmp_path / "few.bin").write_bytes(few_letters.font_bytes)
+    monkeypatch.setattr(fonts, "_SHIPPED", str(tmp_path / "few.bin"))
+    monkeypatch.setattr(fonts, "_font_folders", lambda: [str(tmp_path), str(SHIPPED.parent)])
+    for cached in (fonts._system_fonts, fonts._system_font_with, fonts._usable_size):
+        cached.cache_clear()
+    try:
+        runs = list(Lettering(20)._runs("кот!"))
+    finally:
+        for cached in (fonts._system_fonts, fonts._system_font_with):
+            cached.cache_clear()
+    assert [(run.text, Path(run.path).name) for run in runs] == [
+        ("кот", "DejaVuSans.ttf"),
+        ("!", "few.bin"),
+    ]
+
+
+def test_a_font_may_be_given() -> None:
+    result = found(GRAY.size, detection("frog", BOX))
+    other = Path(ImageFont.__file__).parent
+    assert result.draw(GRAY, font=SHIPPED).tobytes() == result.draw(GRAY).tobytes()
+    for path in (other / "absent.ttf", Path(__file__)):
+        with pytest.raises(OptionError, match="cannot be read"):
+            result.draw(GRAY, font=path)
+
+
+def test_a_label_from_right_to_left_has_its_score_at_the_left() -> None:
+    if not fonts._shapes_text():
+        pytest.skip("This Pillow has no Raqm.")
+    lettering = Lettering(20)
+    canvas = Image.new("RGB", (200, 40))
+    lettering.draw(canvas, (0, 30), "ضفدع", (255, 255, 255))
+    joined = sum(lettering.length(c) for c in "ضفدع")
+    assert lettering.length("ضفدع") < joined
+
+
+@pytest.mark.usefixtures("no_system_fonts")
+def test_without_shaping_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "_shapes_text", lambda: False)
+    with pytest.warns(UserWarning, match="from left to right"):
+        draw_detections(GRAY, found(GRAY.size, detection("ضفدع", BOX)))
+    draw_detections(GRAY, found(GRAY.size, detection("Frösche", BOX)))

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "paligemma"
 # long as no two of them import each other.
 LAYERS = (
     ("config", "errors", "results", "masks", "inputs", "lazy_names", "options", "mini", "threads"),
-    ("processor", "model", "tasks", "draw", "report"),
+    ("processor", "model", "tasks", "draw", "report", "fonts"),
     ("fast", "adapters"),
     ("engine", "checkpoints"),
     ("answering",),

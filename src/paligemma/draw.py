@@ -5,12 +5,14 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from paligemma.errors import ImageError
+from paligemma.fonts import Lettering
 from paligemma.processor.image import ImageSource, LoadedImage, load_image
 from paligemma.results import Detection, Objects, Segment, one_line
 
@@ -33,15 +35,21 @@ _MASK_OPACITY = 0.45
 
 
 def draw_detections(
-    image: ImageSource | LoadedImage, detections: Objects[Detection], *, scores: bool = True
+    image: ImageSource | LoadedImage,
+    detections: Objects[Detection],
+    *,
+    scores: bool = True,
+    font: str | Path | None = None,
 ) -> Image.Image:
     """Return the image as a new RGB image with each object's outline, mask, label and score.
 
     `image` is the image that was searched, in any form that `detect` takes. A label has the same
-    color in all images searched for the same phrases. Which non-Latin letters can be shown
-    depends on Pillow's font.
+    color in all images searched for the same phrases. Labels in Latin, Greek, Cyrillic, Hebrew and
+    Arabic letters can always be drawn, others with `font` (the path of a font file) or a font of
+    the system that has them; a warning names letters that no font has.
 
-    Raises ImageError when the image cannot be read or differs in size from the result's.
+    Raises ImageError when the image cannot be read or differs in size from the result's, and
+    OptionError for a font that cannot be read.
     """
     canvas = (image if isinstance(image, LoadedImage) else load_image(image)).rgb.copy()
     if canvas.size != detections.size_wh:
@@ -61,12 +69,13 @@ def draw_detections(
     rects = [_pixel_rect(obj.box_xyxy, canvas.size) for obj in detections]
     for rect, color in zip(rects, colors, strict=True):
         _draw_outline(draw, rect, color, line)
-    font = ImageFont.load_default(size=min(max(12.0, shorter / 32), 48.0))
+    lettering = Lettering(min(max(12.0, shorter / 32), 48.0), font)
+    lettering.warn_about(detections.labels)
     taken: list[_Rect] = []
     for obj, rect, color in zip(detections, rects, colors, strict=True):
-        score = f"{obj.score:.2f}" if scores else ""
+        score = f"{obj.score:.2f}" if scores and not math.isnan(obj.score) else ""
         text = f"{one_line(obj.label)} {score}".strip()
-        taken.append(_draw_tag(draw, text, rect, color, font, canvas.size, taken))
+        taken.append(_draw_tag(canvas, text, rect, color, lettering, taken))
     return canvas
 
 
@@ -107,28 +116,28 @@ def _erode(mask: npt.NDArray[np.bool_], num_pixels: int) -> npt.NDArray[np.bool_
 
 
 def _draw_tag(
-    draw: ImageDraw.ImageDraw,
+    canvas: Image.Image,
     text: str,
     rect: _Rect,
     color: _Rgb,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    size_wh: tuple[int, int],
+    lettering: Lettering,
     taken: list[_Rect],
 ) -> _Rect:
     """Draw the text on a colored plate that overlaps no other tag; return the plate."""
-    width, height = size_wh
-    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (11, 3)
+    width, height = canvas.size
+    ascent, descent = lettering.ascent, lettering.descent
     pad = max(2, (ascent + descent) // 6)
-    text = _shorten(text, font, width - 2 * pad)
-    plate_w = min(width, math.ceil(font.getlength(text)) + 2 * pad)
+    text = _shorten(text, lettering, width - 2 * pad)
+    plate_w = min(width, math.ceil(lettering.length(text)) + 2 * pad)
     plate_h = min(height, ascent + descent + pad)
-    plates = list(_plate_candidates(rect, (plate_w, plate_h), size_wh))
+    plates = list(_plate_candidates(rect, (plate_w, plate_h), canvas.size))
     plate = next((p for p in plates if not any(_overlap(p, t) for t in taken)), plates[0])
+    draw = ImageDraw.Draw(canvas)
     draw.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
     red, green, blue = color
     is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 110
     origin = (plate[0] + pad, plate[1] + pad // 2 + ascent)
-    draw.text(origin, text, fill=_BLACK if is_bright else _WHITE, font=font, anchor="ls")
+    lettering.draw(canvas, origin, text, _BLACK if is_bright else _WHITE)
     return plate
 
 
@@ -151,11 +160,13 @@ def _overlap(a: _Rect, b: _Rect) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_length: int) -> str:
+def _shorten(text: str, lettering: Lettering, max_length: int) -> str:
     """Return the text, cut with an ellipsis if it is longer than `max_length` pixels."""
-    if font.getlength(text) <= max_length:
+    if lettering.length(text) <= max_length:
         return text
     num_letters = bisect.bisect_right(
-        range(1, len(text)), max_length, key=lambda n: math.ceil(font.getlength(f"{text[:n]}…"))
+        range(1, len(text)),
+        max_length,
+        key=lambda n: math.ceil(lettering.length(f"{text[:n]}…")),
     )
     return f"{text[:num_letters]}…" if num_letters else ""

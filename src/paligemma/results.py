@@ -301,17 +301,21 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return replace(self, objects=kept, filtered=filtered)
 
     def draw(
-        self, image: str | Path | bytes | PIL.Image.Image | npt.NDArray[Any] | LoadedImage
+        self,
+        image: str | Path | bytes | PIL.Image.Image | npt.NDArray[Any] | LoadedImage,
+        *,
+        font: str | Path | None = None,
     ) -> PIL.Image.Image:
         """Return the image as a new RGB image with the objects drawn on it.
 
-        `image` is the image that was asked about, in any form that `detect` takes. Raises
-        ImageError when it cannot be read or differs in size from the result's.
+        `image` is the image that was asked about, in any form that `detect` takes. `font` is the
+        path of a font file for labels whose letters no other font has. Raises ImageError when the
+        image cannot be read or differs in size from the result's.
         """
         # Imported on call: drawing needs Pillow and a module of a higher layer.
         from paligemma.draw import draw_detections
 
-        return draw_detections(image, self)
+        return draw_detections(image, self, font=font)
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
