@@ -5,10 +5,11 @@ import * as api from "./js/api.js";
 import { byId, element, toast } from "./js/dom.js";
 import { History } from "./js/history.js";
 import { listen, smaller } from "./js/image.js";
-import { LANGUAGES, TASKS, taskOf } from "./js/tasks.js";
+import { LANGUAGES, phrasesOf, questionOf, TASKS, taskOf } from "./js/tasks.js";
 import { explain, sizeProblem } from "./js/words.js";
 
 const POLL_MILLISECONDS = 3000;
+const SILENT_SECONDS = 180; // after which a server that sends nothing is given up
 const THEMES = ["auto", "light", "dark"];
 
 let image = null;
@@ -34,8 +35,12 @@ function route() {
 function chooseTask(name) {
   const task = taskOf(name);
   document.querySelector(`input[name=task][value=${name}]`).checked = true;
-  for (const field of document.querySelectorAll(".field")) {
+  for (const field of document.querySelectorAll("[data-for]")) {
     field.hidden = !field.dataset.for.split(" ").includes(name);
+  }
+  // An old answer under another task's form would look like its answer; the history has it.
+  for (const view of views) {
+    if (view.outcome && view.form !== name) view.clear();
   }
   byId("task-hint").textContent = task.hint;
   byId("run").textContent = task.run;
@@ -55,7 +60,7 @@ function showLanguages() {
 }
 
 function formValues() {
-  const ids = ["question", "phrases", "prompt", "language"];
+  const ids = ["question", "phrases", "prompt", "language", "length", "temperature", "seed"];
   return Object.fromEntries(ids.map((id) => [id, byId(id).value]));
 }
 
@@ -91,8 +96,33 @@ function setImage(chosen, sample = null) {
     byId("phrases").value = sample.phrases;
     byId("question").value = sample.question;
   }
+  suggest(sample);
   const problem = sizeProblem(chosen, limits);
   if (problem) sayProblem(problem, true);
+}
+
+/** Questions that fit a sample, each asked by one click. */
+function suggest(sample) {
+  const place = byId("suggestions");
+  place.hidden = sample === null;
+  if (!sample) return;
+  const questions = [
+    ["caption", "Caption"],
+    ["ask", sample.question],
+    ["detect", `Detect ${sample.phrases}`],
+    ["segment", `Segment ${sample.phrases}`],
+  ];
+  const act = (name) => {
+    byId("phrases").value = sample.phrases;
+    byId("question").value = sample.question;
+    chooseTask(name);
+    run();
+  };
+  place.replaceChildren(
+    ...questions.map(([name, words]) =>
+      element("button", { type: "button", class: "quiet", onclick: () => act(name) }, words),
+    ),
+  );
 }
 
 function sayProblem(text, canShrink = false) {
@@ -125,7 +155,8 @@ function run() {
     byId("choose").focus();
     return;
   }
-  if (task.needs && !/[^\s;]/.test(formValues()[task.needs[0]])) {
+  const needed = task.needs && formValues()[task.needs[0]];
+  if (task.needs && !(task.needs[0] === "phrases" ? phrasesOf(needed).length : needed.trim())) {
     toast(task.needs[1]);
     byId(task.needs[0]).focus();
     return;
@@ -136,7 +167,9 @@ function run() {
     byId("image-problem").scrollIntoView({ block: "nearest" });
     return;
   }
-  const fields = task.fields(formValues());
+  if (![...document.querySelectorAll(".options input")].every((input) => input.reportValidity())) return;
+  const { route: asked, fields } = questionOf(task, formValues());
+  const title = taskOf(asked).title(fields);
   const base = models[0]?.id ?? "mini";
   const names = [byId("model").value || base, ...(isBeside() ? [byId("beside").value] : [])];
   const address = new URL(".", document.baseURI).href;
@@ -144,7 +177,7 @@ function run() {
   ask(
     names.map((model, number) => [
       views[number],
-      { route: task.route, fields, model, base, image, address, withKey },
+      { route: asked, fields, title, model, base, image, address, withKey },
     ]),
   );
 }
@@ -163,9 +196,23 @@ async function ask(questions) {
 async function askOne(view, asked) {
   const abort = new AbortController();
   view.abort = abort;
+  view.form = route();
   view.begin(asked);
   const started = performance.now();
-  const alive = (act) => (value) => view.abort === abort && act(value);
+  let isLate = false;
+  let limit = 0;
+  const wait = () => {
+    clearTimeout(limit);
+    limit = setTimeout(() => {
+      isLate = true;
+      abort.abort();
+    }, 1000 * SILENT_SECONDS);
+  };
+  wait();
+  const alive = (act) => (value) => {
+    wait();
+    if (view.abort === abort) act(value);
+  };
   const on = {
     token: alive((text) => view.addToken(text)),
     object: alive((object) => view.addObject(object)),
@@ -178,10 +225,12 @@ async function askOne(view, asked) {
   } catch (error) {
     if (!(error instanceof api.AnswerError)) console.error(error);
     if (view.abort !== abort) return;
-    view.fail(explain(error, asked.image, limits), error.id);
+    const failure = isLate ? new api.AnswerError("late", String(SILENT_SECONDS)) : error;
+    view.fail(explain(failure, asked.image, limits), error.id);
     if (error.status === 401) askForKey(() => remedy(view, "retry"));
     if (error.kind === "unreachable" || error.status === 503) connect();
   } finally {
+    clearTimeout(limit);
     if (view.abort === abort) view.abort = null;
   }
 }
@@ -222,13 +271,12 @@ async function remedy(view, name) {
 // History
 
 function remember(done) {
-  const [, { route: name, fields, image: shown }] = done[0];
+  const [view, { title, image: shown }] = done[0];
   const answers = done.map(([view, asked]) => ({ asked, outcome: view.outcome }));
   const summary = done
-    .map(([view]) => (view.givesObjects() ? view.summary() : view.text || "(nothing)"))
+    .map(([each]) => (each.givesObjects() ? each.summary() : each.text || "(nothing)"))
     .join(" | ");
-  const title = taskOf(name).title(fields);
-  history.add({ image: shown, title, summary, answers, form: { ...formValues(), route: name } });
+  history.add({ image: shown, title, summary, answers, form: { ...formValues(), route: view.form } });
 }
 
 function restore(entry) {
@@ -241,6 +289,7 @@ function restore(entry) {
   byId("beside").value = second?.asked.model ?? "";
   showBeside();
   entry.answers.forEach(({ asked, outcome }, number) => {
+    views[number].form = name;
     views[number].begin(asked);
     views[number].finish(outcome);
   });
@@ -410,5 +459,6 @@ addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
   if (event.key === "Escape" && !byId("key-dialog").open) stop();
 });
+history.restore();
 addEventListener("pagehide", stop); // whoever leaves wants no more of the answer
 connect();

@@ -2,7 +2,9 @@
 
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
 import { byId, element, toast } from "./dom.js";
+import { objectsIn } from "./locations.js";
 import { colorOf, css, Overlay, scoreText } from "./overlay.js";
+import { save, SAVES } from "./saves.js";
 
 const SCORE_HINT =
   "How sure the model was. Compare scores with each other, not with 1: a sure model still " +
@@ -28,9 +30,11 @@ export class AnswerView {
     this.overlay.pane.hidden = true;
     this.heading = element("h2", {}, "Answer");
     this.state = element("p", { class: "state", role: "status" });
+    this.question = element("p", { class: "asked", dir: "auto" });
     this.body = element("div", { class: "answer-body" });
     this.section.append(
       element("div", { class: "answer-head" }, this.heading, this.state),
+      this.question,
       this.body,
     );
     this.clear();
@@ -53,6 +57,7 @@ export class AnswerView {
   clear() {
     this.asked = null;
     this.outcome = null;
+    this.question.textContent = "";
     this.overlay.clear();
     this.setState("idle", "");
     const hint = "The answer appears here, word by word or box by box.";
@@ -60,17 +65,31 @@ export class AnswerView {
   }
 
   setState(name, words) {
+    clearInterval(this.clock);
     this.section.dataset.state = name;
     this.stage.dataset.state = name;
     this.state.textContent = words;
   }
 
-  /** `asked`: {route, fields, model, base, image, address, withKey}. */
+  /** As `setState`, with the seconds since the question, once there are a few. */
+  setBusy(name, words) {
+    this.setState(name, words);
+    const show = () => {
+      const seconds = Math.floor((performance.now() - this.started) / 1000);
+      if (seconds >= 2) this.state.textContent = `${words} ${seconds} s`;
+    };
+    show();
+    this.clock = setInterval(show, 1000);
+  }
+
+  /** `asked`: {route, fields, title, model, base, image, address, withKey}. */
   begin(asked) {
     this.asked = asked;
     this.outcome = null;
+    this.started = performance.now();
+    this.question.textContent = asked.title;
     this.overlay.clear();
-    this.setState("waiting", "Reading the image …");
+    this.setBusy("waiting", "Reading the image …");
     this.text = "";
     this.objects = [];
     this.hidden = new Set();
@@ -95,7 +114,7 @@ export class AnswerView {
   addToken(text) {
     this.text += text;
     if (!this.givesObjects()) this.stream.textContent = this.text;
-    this.setState("streaming", "Answering …");
+    this.setBusy("streaming", "Answering …");
   }
 
   addObject(object) {
@@ -104,7 +123,7 @@ export class AnswerView {
     this.list.append(this.row(object));
     this.overlay.set(this.objects, this.labels());
     const count = this.objects.length;
-    this.setState("streaming", count === 1 ? "1 found so far …" : `${count} found so far …`);
+    this.setBusy("streaming", count === 1 ? "1 found so far …" : `${count} found so far …`);
   }
 
   /** What was asked for, in order, then what else the model named. */
@@ -119,6 +138,7 @@ export class AnswerView {
     if (this.givesObjects()) this.finishObjects(result);
     else this.finishText(result);
     this.body.append(this.measures(outcome), this.copyButtons());
+    if (this.objects.length) this.body.append(this.saveButtons());
     this.setState("done", this.summary());
   }
 
@@ -128,7 +148,18 @@ export class AnswerView {
     const kind = this.text ? "stream" : "stream nothing";
     const attributes = { class: kind, dir: "auto" };
     if (this.asked.fields.language) attributes.lang = this.asked.fields.language;
-    this.body.replaceChildren(element("p", attributes, shown));
+    const written = element("p", attributes, shown);
+    const { width, height } = this.asked.image;
+    this.objects = objectsIn(this.text, [width, height]);
+    if (!this.objects.length) {
+      this.body.replaceChildren(written, ...notes(result));
+      return;
+    }
+    // The model answered with places, so they are drawn, whatever was asked.
+    this.list.replaceChildren(...this.objects.map((object) => this.row(object)));
+    const raw = element("details", {}, element("summary", {}, "Generated text"), written);
+    this.body.replaceChildren(this.list, raw, ...notes(result));
+    this.overlay.set(this.objects, this.labels());
   }
 
   finishObjects(result) {
@@ -138,8 +169,20 @@ export class AnswerView {
     this.none = element("p", { class: "hint", hidden: true });
     this.body.replaceChildren(this.filters(), this.list, this.none);
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
-    if (this.objects.length && result.missing?.length) add(`Not found: ${result.missing.join(", ")}`);
-    for (const problem of result.problems ?? []) add(`Ignored, ${problem.kind}: ${problem.detail}`);
+    if (this.objects.some((object) => object.unsure)) {
+      add("Unsure, with a question mark: the model would call this something else.");
+    }
+    for (const [title, phrases] of [
+      ["Not found", this.objects.length ? result.missing : []],
+      ["Not reached", result.not_reached],
+      ["Below the minimum score", result.filtered],
+    ]) {
+      if (phrases?.length) add(`${title}: ${phrases.join(", ")}`);
+    }
+    for (const { kind, detail } of result.problems ?? []) {
+      add(kind === "cut" ? `The list is cut: ${detail}` : `Ignored, ${kind}: ${detail}`);
+    }
+    this.body.append(...notes(result));
     const raw = element("pre", { tabindex: 0, "aria-label": "Generated text" }, result.text ?? "");
     this.body.append(
       element("details", {}, element("summary", {}, "Generated text"), raw),
@@ -156,7 +199,7 @@ export class AnswerView {
       "button",
       { type: "button", class: "object", title: SCORE_HINT },
       swatch,
-      element("span", { class: "object-label", dir: "auto" }, object.label || "(no name)"),
+      element("span", { class: "object-label", dir: "auto" }, `${object.label || "(no name)"}${object.unsure ? "?" : ""}`),
       element("span", { class: "object-place" }, place),
       element("span", { class: "object-score" }, scoreText(object.score)),
     );
@@ -179,11 +222,12 @@ export class AnswerView {
   filters() {
     const place = element("div", { class: "filters" });
     if (!this.objects.length) return place;
-    // Scores of places are small numbers: the slider ends where the best object is just left.
+    // Uncalibrated scores are small numbers: the slider ends just above the best of them, so that
+    // it can hide every object. Scores like probabilities get the whole range.
     const best = Math.max(...this.objects.map((object) => object.score));
     const step = best < 0.05 ? 0.001 : 0.01;
     const digits = best < 0.05 ? 3 : 2;
-    const most = (Math.floor(best / step + 1e-9) * step).toFixed(digits);
+    const most = best > 0.5 ? 1 : ((Math.floor(best / step + 1e-9) + 1) * step).toFixed(digits);
     const id = `threshold-${this.section.id}`;
     const value = element("output", { for: id }, (0).toFixed(digits));
     const slider = element("input", { id, type: "range", min: 0, max: most, step, value: 0 });
@@ -225,7 +269,7 @@ export class AnswerView {
 
   /** The objects that threshold and toggles leave. */
   seen() {
-    return this.objects.filter((o) => o.score >= this.least && !this.hidden.has(o.label));
+    return this.objects.filter((o) => (o.score ?? 1) >= this.least && !this.hidden.has(o.label));
   }
 
   filter() {
@@ -242,7 +286,9 @@ export class AnswerView {
     if (!this.givesObjects()) return "Done.";
     const found = this.objects.length;
     const seen = this.seen().length;
-    const words = found === 1 ? "1 found" : `${found} found`;
+    const unsure = this.objects.filter((object) => object.unsure).length;
+    const count = found === 1 ? "1 found" : `${found} found`;
+    const words = unsure ? `${count}, ${unsure === found ? "all" : unsure} unsure` : count;
     return seen === found ? `${words}.` : `${words}, ${seen} shown.`;
   }
 
@@ -274,6 +320,23 @@ export class AnswerView {
     return element("div", { class: "copies" }, element("span", { class: "hint" }, "Copy as"), ...buttons);
   }
 
+  saveButtons() {
+    const { image } = this.asked;
+    const hasMasks = this.objects.some((object) => object.mask);
+    const buttons = SAVES.filter(({ needsMasks }) => hasMasks || !needsMasks).map(({ name, file, draw }) => {
+      const act = async () => {
+        try {
+          const canvas = await draw(image, this.seen(), this.labels());
+          await save(canvas, `${image.name.replace(/\.[^.]*$/, "")}-${file}.png`);
+        } catch (error) {
+          toast(error.message);
+        }
+      };
+      return element("button", { type: "button", class: "quiet", "aria-label": `Save ${name}`, onclick: act }, name);
+    });
+    return element("div", { class: "copies" }, element("span", { class: "hint" }, "Save as PNG"), ...buttons);
+  }
+
   /** `failure`: {title, detail, remedy}, and what had come stays on screen. */
   fail(failure, id = "") {
     this.setState("failed", "");
@@ -288,6 +351,11 @@ export class AnswerView {
     this.body.querySelector(".problem")?.remove();
     this.body.prepend(element("div", { class: "problem", role: "alert" }, ...children));
   }
+}
+
+/** What the server says about how it understood the question. */
+function notes(result) {
+  return (result.notes ?? []).map((note) => element("p", { class: "hint" }, note));
 }
 
 function tokens(count) {

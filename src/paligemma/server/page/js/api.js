@@ -2,7 +2,7 @@
 
 import { events } from "./sse.js";
 
-/** Why there is no complete answer: an HTTP status, or kind "unreachable", "cut" or "stopped". */
+/** Why there is no complete answer: an HTTP status, or kind "unreachable", "cut", "late" or "stopped". */
 export class AnswerError extends Error {
   constructor(kind, message = "", { status = 0, retryAfter = null, id = "" } = {}) {
     super(message);

@@ -1,8 +1,10 @@
-// What was asked in this session, to come back to. Kept in memory: gone when the page is closed.
+// What was asked in this tab, to come back to. It survives a reload and goes with the tab.
 
 import { byId, element } from "./dom.js";
+import { openImage } from "./image.js";
 
 const MOST = 30;
+const STORE = "entries";
 
 export class History {
   /** `onPick(entry)` hears which one the person wants to see again. */
@@ -12,6 +14,7 @@ export class History {
     byId("clear-history").addEventListener("click", () => {
       this.entries = [];
       this.draw();
+      keep([]);
       byId("choose").focus();
     });
   }
@@ -19,6 +22,23 @@ export class History {
   /** `entry`: {image, title, summary, ...} of one question, newest first. */
   add(entry) {
     this.entries = [entry, ...this.entries].slice(0, MOST);
+    this.draw();
+    keep(this.entries);
+  }
+
+  /** Brings back what this tab had asked before a reload. */
+  async restore() {
+    const kept = [];
+    for (const { image, answers, ...entry } of await stored()) {
+      try {
+        const opened = await openImage(image.blob, image.name, image.about);
+        const again = answers.map(({ asked, outcome }) => ({ outcome, asked: { ...asked, image: opened } }));
+        kept.push({ ...entry, image: opened, answers: again });
+      } catch {
+        // An image that the browser has dropped.
+      }
+    }
+    this.entries = [...this.entries, ...kept].slice(0, MOST);
     this.draw();
   }
 
@@ -40,5 +60,59 @@ export class History {
         ),
       ),
     );
+  }
+}
+
+// The store holds one record per tab. The tab's name is in sessionStorage, which the browser
+// empties when the tab is closed; records of other days are removed.
+
+const DAY = 86_400_000;
+
+function tabName() {
+  let name = sessionStorage.getItem("tab");
+  if (!name) {
+    name = crypto.getRandomValues(new Uint32Array(4)).join("-"); // randomUUID needs https
+    sessionStorage.setItem("tab", name);
+  }
+  return name;
+}
+
+function withStore(mode, act) {
+  return new Promise((done, fail) => {
+    const opening = indexedDB.open("paligemma", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "tab" });
+    opening.onerror = () => fail(opening.error);
+    opening.onsuccess = () => {
+      const request = act(opening.result.transaction(STORE, mode).objectStore(STORE));
+      request.onerror = () => fail(request.error);
+      request.onsuccess = () => {
+        opening.result.close();
+        done(request.result);
+      };
+    };
+  });
+}
+
+async function keep(entries) {
+  const plain = entries.map(({ image, answers, ...entry }) => ({
+    ...entry,
+    image: { blob: image.blob, name: image.name, about: image.about },
+    answers: answers.map(({ asked: { image: _, ...asked }, outcome }) => ({ asked, outcome })),
+  }));
+  try {
+    await withStore("readwrite", (store) => store.put({ tab: tabName(), when: Date.now(), entries: plain }));
+  } catch {
+    // A browser that keeps nothing shows the history until the page is closed.
+  }
+}
+
+async function stored() {
+  try {
+    const records = await withStore("readonly", (store) => store.getAll());
+    const old = records.filter(({ when }) => when < Date.now() - DAY);
+    for (const { tab } of old) await withStore("readwrite", (store) => store.delete(tab));
+    return records.find(({ tab }) => tab === tabName())?.entries ?? [];
+  } catch {
+    return [];
   }
 }

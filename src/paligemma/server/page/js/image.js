@@ -16,7 +16,7 @@ export const SAMPLES = [
   {
     file: "boat-and-frog.jpg",
     about: "a boat, a frog and the word ALARM in a meadow",
-    phrases: "boat ; frog",
+    phrases: "boat, frog",
     question: "where is the frog?",
   },
   {
@@ -28,13 +28,13 @@ export const SAMPLES = [
   {
     file: "crowns-and-drum.jpg",
     about: "two crowns, a drum and the word ART at the sea",
-    phrases: "crown ; drum",
+    phrases: "crown, drum",
     question: "what is written?",
   },
   {
     file: "bees-and-hamburger.jpg",
     about: "two bees and a hamburger among leaves",
-    phrases: "bee ; hamburger",
+    phrases: "bee, hamburger",
     question: "how many bees are there?",
   },
   {

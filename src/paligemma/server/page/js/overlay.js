@@ -5,6 +5,7 @@
 
 import { element } from "./dom.js";
 import { decode } from "./masks.js";
+import { Zoom } from "./zoom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 // Okabe and Ito, "Color Universal Design"; the order is that of paligemma's draw().
@@ -25,11 +26,18 @@ export function css([r, g, b]) {
 
 /** Two digits, and no false zero. */
 export function scoreText(score) {
+  if (score === null) return "";
   return score > 0 && score < 0.005 ? "<0.01" : score.toFixed(2);
 }
 
+/** The words on an object's tag. */
+export function tagText({ label, score, unsure }) {
+  const name = label.length > 28 ? `${label.slice(0, 27)}…` : label;
+  return `${name}${unsure ? "?" : ""} ${scoreText(score)}`.trim();
+}
+
 /** Black or white, whichever reads better on the color (relative luminance of WCAG 2). */
-function inkOn(color) {
+export function inkOn(color) {
   const [r, g, b] = color.map((level) => {
     const part = level / 255;
     return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
@@ -50,6 +58,7 @@ export class Overlay {
     this.canvas = element("canvas", { class: "masks", "aria-hidden": "true" });
     this.boxes = svg("svg", { class: "boxes", "aria-hidden": "true" });
     this.pane = element("div", { class: "pane" }, this.image, this.canvas, this.boxes);
+    this.zoom = new Zoom(place, this.pane);
     place.append(this.pane);
     this.onPoint = onPoint;
     this.clear();
@@ -62,6 +71,7 @@ export class Overlay {
     this.image.alt = `The image: ${image.about}`;
     this.pane.style.aspectRatio = `${image.width} / ${image.height}`;
     this.size = [image.width, image.height];
+    this.zoom.reset();
     this.clear();
   }
 
@@ -159,7 +169,8 @@ export class Overlay {
       const group = svg("g", { class: faint ? "box faint" : "box" });
       const shape = { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1), rx: 3 };
       group.append(svg("rect", { ...shape, class: "halo" }));
-      group.append(svg("rect", { ...shape, class: "outline", stroke: css(color) }));
+      const outline = object.unsure ? "outline unsure" : "outline";
+      group.append(svg("rect", { ...shape, class: outline, stroke: css(color) }));
       group.addEventListener("pointerenter", () => this.onPoint(object));
       group.addEventListener("pointerleave", () => this.onPoint(null));
       this.boxes.append(group);
@@ -174,8 +185,7 @@ export class Overlay {
 
   drawTag(group, object, color, [x1, y1, , y2], [width, height], taken) {
     const text = svg("text", { class: "tag", fill: inkOn(color) });
-    const name = object.label.length > 28 ? `${object.label.slice(0, 27)}…` : object.label;
-    text.textContent = `${name} ${scoreText(object.score)}`.trim();
+    text.textContent = tagText(object);
     group.append(text);
     const wide = text.getComputedTextLength() + 12;
     const x = Math.max(0, Math.min(x1 - 1, width - wide));

@@ -1,16 +1,39 @@
 // The tasks: route, fields of the request, and their texts on the page.
 
-/** The phrases of "cat ; dog". */
+/** The phrases of "cat, dog". With a semicolon anywhere, commas belong to the phrases. */
 export function phrasesOf(text) {
-  return text.split(";").map((phrase) => phrase.trim()).filter(Boolean);
+  const named = text.replace(/^\s*(detect|segment)\s+(?=\S)/i, "");
+  const separators = named.includes(";") ? /[;\n]/ : /[,،、，；؛\n]/;
+  return named.split(separators).map((phrase) => phrase.trim()).filter(Boolean);
 }
+
+/**
+ * {route, fields} of what the form asks.
+ *
+ * A prompt for objects is one in every field, since its answer is boxes.
+ */
+export function questionOf(task, form) {
+  const typed = { ask: form.question, generate: form.prompt }[task.route] ?? "";
+  const [, word] = typed.match(/^\s*(detect|segment)\s+\S/i) ?? [];
+  const phrases = word ? phrasesOf(typed) : [];
+  const asked = phrases.length
+    ? { route: word.toLowerCase(), fields: { phrases } }
+    : { route: task.route, fields: task.fields(form) };
+  const options = asked.route === "generate" ? ["length", "temperature", "seed"] : ["length"];
+  for (const option of options) {
+    if (form[option] !== "") asked.fields[OPTION_FIELDS[option]] = Number(form[option]);
+  }
+  return asked;
+}
+
+const OPTION_FIELDS = { length: "max_new_tokens", temperature: "temperature", seed: "seed" };
 
 export const TASKS = [
   {
     route: "caption",
     name: "Caption",
     hint: "A short description in the language you choose.",
-    run: "Describe it",
+    run: "Caption it",
     fields: (form) => ({ language: form.language || "en" }),
     title: (fields) => `Caption, ${fields.language}`,
   },
@@ -28,11 +51,11 @@ export const TASKS = [
   },
   {
     route: "ocr",
-    name: "Read",
+    name: "Read text",
     hint: "The text in the image.",
-    run: "Read it",
+    run: "Read the text",
     fields: () => ({}),
-    title: () => "Read",
+    title: () => "Read text",
   },
   {
     route: "detect",
@@ -41,21 +64,21 @@ export const TASKS = [
     run: "Find them",
     needs: ["phrases", "Name at least one object first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),
-    title: (fields) => `Detect ${fields.phrases.join(" ; ")}`,
+    title: (fields) => `Detect ${fields.phrases.join(", ")}`,
   },
   {
     route: "segment",
     name: "Segment",
     hint: "A box and a mask for each object you name.",
-    run: "Cut them out",
+    run: "Segment them",
     needs: ["phrases", "Name at least one object first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),
-    title: (fields) => `Segment ${fields.phrases.join(" ; ")}`,
+    title: (fields) => `Segment ${fields.phrases.join(", ")}`,
   },
   {
     route: "generate",
     name: "Prompt",
-    hint: "Any prompt, sent to the model verbatim.",
+    hint: "Any prompt, as the model was trained to read it. “detect cat” draws boxes.",
     run: "Send",
     needs: ["prompt", "Write a prompt first."],
     fields: (form) => ({ prompt: form.prompt }),

@@ -22,6 +22,13 @@ export function explain(error, image, limits) {
   if (error.kind === "stopped") {
     return { title: "Stopped.", detail: "The answer so far is kept.", remedy: "retry" };
   }
+  if (error.kind === "late") {
+    return {
+      title: "No answer came.",
+      detail: `The server sent nothing for ${error.message} seconds. It may be busy, or hang.`,
+      remedy: "retry",
+    };
+  }
   if (error.kind === "unreachable") {
     const large = image && image.blob.size > 8e6;
     return {

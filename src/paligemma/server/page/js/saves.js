@@ -1,0 +1,96 @@
+// Files to download: the image with boxes and masks drawn on it, the masks, and the cut-outs.
+
+import { element } from "./dom.js";
+import { decode } from "./masks.js";
+import { colorOf, css, inkOn, tagText } from "./overlay.js";
+
+/** Each as {name, file, draw}: `draw(image, objects, labels)` gives a canvas of the image's size. */
+export const SAVES = [
+  { name: "Drawing", file: "drawn", draw: drawing, needsMasks: false },
+  { name: "Masks", file: "masks", draw: masks, needsMasks: true },
+  { name: "Cut-outs", file: "cut-outs", draw: cutOuts, needsMasks: true },
+];
+
+/** Offers the canvas as a PNG file. */
+export async function save(canvas, name) {
+  const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+  if (!blob) throw new Error("The browser could not make the file.");
+  const link = element("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+async function copyOf(image) {
+  const original = new Image();
+  original.src = image.url;
+  await original.decode();
+  const canvas = blank(image);
+  canvas.getContext("2d").drawImage(original, 0, 0);
+  return canvas;
+}
+
+function blank({ width, height }) {
+  const canvas = element("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  return canvas;
+}
+
+/** A canvas with the mask's pixels in one color, the others transparent. */
+function stencil({ mask }, image, [r, g, b], opacity) {
+  const canvas = blank(image);
+  const { width, height, pixels } = decode(mask, Math.max(image.width, image.height));
+  const context = canvas.getContext("2d");
+  const data = context.createImageData(width, height);
+  pixels.forEach((covered, place) => {
+    if (covered) data.data.set([r, g, b, opacity], 4 * place);
+  });
+  context.putImageData(data, 0, 0);
+  return canvas;
+}
+
+async function drawing(image, objects, labels) {
+  const canvas = await copyOf(image);
+  const context = canvas.getContext("2d");
+  const line = Math.max(2, Math.round(Math.min(image.width, image.height) / 180));
+  const size = Math.max(12, Math.round(Math.min(image.width, image.height) / 32));
+  for (const object of objects.filter(({ mask }) => mask)) {
+    context.drawImage(stencil(object, image, colorOf(object.label, labels), 120), 0, 0);
+  }
+  for (const object of objects) {
+    const [x1, y1, x2, y2] = object.box_xyxy;
+    const color = colorOf(object.label, labels);
+    context.lineWidth = line;
+    context.strokeStyle = css(color);
+    context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    context.font = `600 ${size}px system-ui, sans-serif`;
+    const words = tagText(object);
+    const wide = context.measureText(words).width + size;
+    const x = Math.max(0, Math.min(x1, image.width - wide));
+    const y = y1 >= 1.5 * size ? y1 - 1.5 * size : y1;
+    context.fillStyle = css(color);
+    context.fillRect(x, y, wide, 1.5 * size);
+    context.fillStyle = inkOn(color);
+    context.fillText(words, x + size / 2, y + 1.1 * size);
+  }
+  return canvas;
+}
+
+/** White where any of the objects is, black elsewhere. */
+async function masks(image, objects) {
+  const canvas = blank(image);
+  const context = canvas.getContext("2d");
+  context.fillRect(0, 0, image.width, image.height);
+  for (const object of objects) context.drawImage(stencil(object, image, [255, 255, 255], 255), 0, 0);
+  return canvas;
+}
+
+/** The image, transparent where none of the objects is. */
+async function cutOuts(image, objects) {
+  const canvas = blank(image);
+  const context = canvas.getContext("2d");
+  for (const object of objects) context.drawImage(stencil(object, image, [0, 0, 0], 255), 0, 0);
+  context.globalCompositeOperation = "source-in";
+  context.drawImage(await copyOf(image), 0, 0);
+  return canvas;
+}
