@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command_name
 from typer.testing import CliRunner
 
-from paligemma.cli.main import app
+from paligemma.cli.app import app
 
 HEAD = """# The command line
 

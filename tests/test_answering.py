@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from paligemma.answering import (
     Query,
     answer_all,
     check_beams,
+    in_order,
     stream_answer,
 )
 from paligemma.engine.engine import Engine
@@ -25,6 +26,7 @@ from paligemma.engine.image_cache import ImageCache
 from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.errors import CheckpointError, ImageError, OptionError, PaliGemmaError, PromptError
 from paligemma.predictor import Predictor
+from paligemma.processor.image import LoadedImage, load_image
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Detections, Generation
@@ -79,7 +81,7 @@ def query(prompt: str, images: list[ImageInput], max_new_tokens: int = 2) -> Ima
 
 
 def run(
-    predictor: Predictor, queries: list[ImageQuery], batch_size: int, num_beams: int = 1
+    predictor: Predictor, queries: Iterable[ImageQuery], batch_size: int, num_beams: int = 1
 ) -> Iterator[tuple[int, Any]]:
     pipeline = AnswerPipeline(processor=predictor.processor)
     return answer_all(
@@ -132,17 +134,66 @@ def test_a_query_that_cannot_start_yields_its_error(predictor: Predictor) -> Non
     long = query("ocr", [IMAGE], 10_000)
     for num_beams in (1, 2):
         results = list(run(predictor, [fine, missing, long, fine], 1, num_beams))
-        assert [index for index, _ in results] == [2, 0, 1, 3]  # before anything is computed
+        assert [index for index, _ in results] == [0, 1, 2, 3]
         assert [type(result) for _, result in results] == [
-            PromptError,
             Generation,
             ImageError,
+            PromptError,
             Generation,
         ]
     assert list(run(predictor, [], 1)) == []
     with pytest.raises(OptionError, match="num_beams"):  # of the call, not of one query
         list(run(predictor, [fine], 1, num_beams=0))
     assert [type(result) for _, result in run(predictor, [long], 1)] == [PromptError]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_queries_are_taken_shortly_before_their_turn(predictor: Predictor, num_beams: int) -> None:
+    taken: list[int] = []
+
+    def queries() -> Iterator[ImageQuery]:
+        for number in range(1000):
+            taken.append(number)
+            yield query("ocr", [IMAGE], 1)
+
+    answers = in_order(run(predictor, queries(), 2, num_beams))
+    for number in range(5):
+        assert isinstance(next(answers), Generation)
+        assert len(taken) <= number + 5
+
+
+def test_a_slow_answer_holds_up_no_more_than_two_batches(predictor: Predictor) -> None:
+    taken: list[int] = []
+
+    def queries() -> Iterator[ImageQuery]:
+        for number in range(100):
+            taken.append(number)
+            yield query("ocr", [IMAGE], 1 if number else 30)
+
+    next(in_order(run(predictor, queries(), 2)))
+    assert len(taken) == 4
+
+
+def test_a_longer_query_gets_a_larger_engine(
+    predictor: Predictor, engines: list[dict[str, Any]]
+) -> None:
+    limits = [1, 2, 9, 1, 2, 20]
+    results = dict(run(predictor, [query("ocr", [IMAGE], limit) for limit in limits], 2))
+    assert [len(results[index].token_ids) for index in range(6)] == limits
+    assert len(engines) == 3
+
+
+def test_an_image_may_be_a_function_that_reads_it(predictor: Predictor) -> None:
+    def read() -> LoadedImage:
+        return load_image(IMAGE)
+
+    def fail() -> LoadedImage:
+        raise ImageError("no")
+
+    queries = [ImageQuery(images=(r,), query=query("ocr", []).query) for r in (read, fail)]
+    results = dict(run(predictor, [*queries, query("ocr", [IMAGE])], 2))
+    assert results[0] == results[2]
+    assert isinstance(results[1], ImageError)
 
 
 @dataclass(frozen=True)

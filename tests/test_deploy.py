@@ -25,7 +25,7 @@ from fastapi import FastAPI  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import paligemma  # noqa: E402
-from paligemma.cli.main import app as program  # noqa: E402
+from paligemma.cli.app import app as program  # noqa: E402
 from paligemma.cli.serve import ServeOptions  # noqa: E402
 from paligemma.server.app import create_app  # noqa: E402
 from paligemma.server.service import Service  # noqa: E402

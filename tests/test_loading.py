@@ -20,8 +20,10 @@ from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.blocks import FusedDecoder
 from paligemma.fast.cuda import model as cuda_model
 from paligemma.fast.cuda.model import CudaPaliGemma
+from paligemma.fast.device import choose_device
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.kernels.library import kernels
+from paligemma.fast.weights import checked_weights, weights_name
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from tests.agreement.tiny_predictor import build_predictor, picture
@@ -298,3 +300,39 @@ def test_a_failed_check_on_cuda_leaves_plain_modules_and_a_note(
     plain = paligemma.load(folder, device="cpu", weights=Plain("bfloat16"))
     for name, parameter in plain.model.named_parameters():
         assert torch.equal(predictor.model.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize("name", ["bf16", "BFloat16", "torch.bfloat16", torch.bfloat16])
+def test_a_dtype_may_have_any_usual_name(name: Any) -> None:
+    assert checked_weights(name) == "bfloat16"
+    assert Plain(name) == Plain("bfloat16")
+    assert weights_name(name) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", [5, None, "bfloat", torch.float64, "torch"])
+def test_an_unknown_dtype_is_refused(name: Any) -> None:
+    with pytest.raises(OptionError, match="must be one of"):
+        checked_weights(name)
+
+
+def test_a_device_may_be_a_number_or_in_capitals() -> None:
+    assert choose_device("CPU") == choose_device(torch.device("cpu")) == torch.device("cpu")
+    if not torch.cuda.is_available():
+        for device in (0, "0", "CUDA:0"):
+            with pytest.raises(OptionError, match="'cuda:0' does not exist"):
+                choose_device(device)
+    with pytest.raises(OptionError, match="it must be"):
+        choose_device(-1)
+
+
+def test_mini_says_which_folder_it_is_not_and_nothing_with_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    note = loading._mini_note(has_adapter=False)
+    assert note is not None
+    assert "./mini" not in note
+    assert loading._mini_note(has_adapter=True) is None
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "config.json").touch()
+    assert "./mini" in str(loading._mini_note(has_adapter=False))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -527,3 +528,59 @@ def test_info_counts_what_is_packed(tiny_tokenizer: Tokenizer) -> None:
     info = replace(plain, model=model).info()
     assert info["parameters"] == plain.info()["parameters"]
     assert (info["quantization"], info["dtype"]) == ("int4", "bfloat16")
+
+
+def test_results_are_yielded_while_later_ones_are_computed(predictor: Predictor) -> None:
+    taken: list[int] = []
+
+    def tasks() -> Iterator[tuple[Any, OcrTask]]:
+        for number in range(1000):
+            taken.append(number)
+            yield IMAGE if number != 1 else "nowhere.png", OcrTask()
+
+    results = predictor.iterate(tasks(), batch_size=2, max_new_tokens=2, errors="return")
+    kinds = [type(result) for result in islice(results, 3)]
+    assert kinds == [Text, ImageError, Text]
+    assert len(taken) < 8
+    raising = predictor.iterate(tasks(), batch_size=2, max_new_tokens=2)
+    assert isinstance(next(raising), Text)
+    with pytest.raises(ImageError):
+        next(raising)
+
+
+def test_many_tasks_may_come_from_a_generator(predictor: Predictor) -> None:
+    tasks: list[tuple[Any, Any]] = [(IMAGE, OcrTask()), (IMAGE, CaptionTask())] * 3
+    runs = [
+        predictor.run(tasks, max_new_tokens=3),
+        predictor.run((task for task in tasks), max_new_tokens=3, batch_size=2),
+        list(predictor.iterate(tasks, max_new_tokens=3)),
+    ]
+    assert [[type(result) for result in results] for results in runs] == [[Text, Caption] * 3] * 3
+    ids = [[result.token_ids for result in results] for results in runs]
+    assert ids[0] == ids[1] == ids[2]
+    assert predictor.run(iter([])) == []
+
+
+def test_phrases_can_be_asked_one_by_one_lazily(predictor: Predictor) -> None:
+    [together] = predictor.iterate([(IMAGE, DetectTask.of("cat ; dog"))], separate=True)
+    assert together == predictor.detect(IMAGE, ["cat", "dog"], separate=True)
+
+
+@pytest.mark.parametrize("value", [5, None, [None], 2.5])
+def test_what_is_no_text_is_refused(predictor: Predictor, value: Any) -> None:
+    for ask in (
+        lambda: predictor.detect(IMAGE, value),
+        lambda: predictor.generate(IMAGE, value),
+        lambda: predictor.ask(IMAGE, value),
+        lambda: predictor.score(IMAGE, "ocr", value),
+    ):
+        with pytest.raises(PromptError):
+            ask()
+
+
+def test_without_a_seed_each_sample_differs(predictor: Predictor) -> None:
+    texts = {
+        predictor.generate(IMAGE, "ocr", temperature=5.0, seed=None, max_new_tokens=8).token_ids
+        for _ in range(3)
+    }
+    assert len(texts) == 3

@@ -13,7 +13,7 @@ an engine that runs on.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +55,8 @@ ImageInput = ImageSource | LoadedImage
 """A path, the bytes of a file, a PIL image, an array, or what `Processor.load` returned."""
 
 CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
+
+_CONTROL_WORDS = ("<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
 
 # What an answer usually needs, and some more: a trained model ends earlier by itself. An object
 # takes about 9 tokens in a list of boxes and 25 in a list of masks, and a list may have 100.
@@ -416,7 +418,8 @@ class Answer:
 class ImageQuery:
     """A query about images that are still to be read."""
 
-    images: tuple[ImageInput, ...]
+    images: tuple[ImageInput | Callable[[], LoadedImage], ...]
+    """A function is called when the query's turn comes, and returns the image."""
     query: Query
 
 
@@ -424,45 +427,55 @@ def answer_all(
     pipeline: AnswerPipeline,
     model: PaliGemma,
     cache: ImageCache,
-    queries: Sequence[ImageQuery],
+    queries: Iterable[ImageQuery],
     *,
     batch_size: int,
     num_beams: int = 1,
 ) -> Iterator[tuple[int, Any]]:
     """(Index in `queries`, result or PaliGemmaError) for each query, as soon as it is known.
 
-    At most `batch_size` queries run at a time, and an image is read when its query's turn comes. A
-    query that cannot be answered (an unreadable image, a prompt that is too long, NaN) yields its
-    error; other exceptions are raised. Beam search takes one query at a time, without a grammar;
-    `check_beams` refuses what else it does not take. Raises OptionError for a `num_beams` below 1.
+    At most `batch_size` queries run at a time. Queries are taken from the iterable, and their
+    images read, shortly before their turn comes: never more than twice `batch_size` after the first
+    one without a result. A query that cannot be answered (an unreadable image, a prompt that is too
+    long or contains control words, NaN) yields its error; other exceptions are raised. Beam search
+    takes one query at a time, without a grammar; `check_beams` refuses what else it does not take.
+    Raises OptionError for a `num_beams` below 1.
     """
-    turns: deque[_Turn] = deque()
-    for index, item in enumerate(queries):
-        try:
-            plan = pipeline.tokenize(item.query, len(item.images))
-            if item.query.separate and num_beams == 1:
-                turns.extend(_Group.of(index, plan, pipeline).turns)
-            else:
-                turns.append(_Turn(index=index, plan=plan))
-        except PaliGemmaError as error:  # before anything is computed
-            yield index, error
+    turns = _Turns(pipeline, queries, batch_size, may_separate=num_beams == 1)
     images = _RecentImages(pipeline, batch_size)
 
     def start(turn: _Turn) -> Answer:
-        return pipeline.start(turn.plan, [images.get(i) for i in queries[turn.index].images])
+        return pipeline.start(turn.plan, [images.get(image) for image in turn.images])
 
-    if num_beams != 1:
-        for turn in turns:
+    if num_beams == 1:
+        yield from _run(turns, model, cache, start)
+        return
+    while turns.fill():
+        yield from turns.take_errors()
+        if turns.waiting:
+            turn = turns.waiting.popleft()
             try:
                 answer = start(turn)
             except PaliGemmaError as error:
-                yield turn.index, error
+                yield turns.answered(turn.index, error)
                 continue
-            yield turn.index, _result_or_error(answer, _search(answer, model, cache, num_beams))
-        return
-    max_rows = max(1, min(batch_size, len(turns)))
-    engine = _engine(model, cache, [turn.plan for turn in turns], max_rows)
-    yield from _run(engine, max_rows, turns, start, pipeline)
+            result = _result_or_error(answer, _search(answer, model, cache, num_beams))
+            yield turns.answered(turn.index, result)
+
+
+def in_order(answers: Iterable[tuple[int, Any]]) -> Iterator[Any]:
+    """What `answer_all` yields, in the order of the queries.
+
+    >>> list(in_order([(1, "b"), (0, "a"), (2, "c")]))
+    ['a', 'b', 'c']
+    """
+    early: dict[int, Any] = {}
+    num_yielded = 0
+    for index, answer in answers:
+        early[index] = answer
+        while num_yielded in early:
+            yield early.pop(num_yielded)
+            num_yielded += 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -471,23 +484,77 @@ class _Turn:
 
     index: int
     plan: TokenizedQuery
+    images: tuple[ImageInput | Callable[[], LoadedImage], ...]
     group: _Group | None = None
     part: int = 0
+
+
+class _Turns:
+    """The turns of queries from an iterable, tokenized a batch ahead."""
+
+    def __init__(
+        self,
+        pipeline: AnswerPipeline,
+        queries: Iterable[ImageQuery],
+        batch_size: int,
+        *,
+        may_separate: bool,
+    ) -> None:
+        self.waiting: deque[_Turn] = deque()
+        self.batch_size = batch_size
+        self.pipeline = pipeline
+        self._queries = enumerate(queries)
+        self._may_separate = may_separate
+        self._num_taken = 0
+        self._unanswered: set[int] = set()
+        self._errors: deque[tuple[int, PaliGemmaError]] = deque()
+        self._is_exhausted = False
+
+    def fill(self) -> bool:
+        """Tokenize queries until a batch is waiting; False once nothing at all is left to do."""
+        while not self._is_exhausted and len(self.waiting) < self.batch_size:
+            first = min(self._unanswered, default=self._num_taken)
+            if self._num_taken - first >= 2 * self.batch_size:
+                break
+            item = next(self._queries, None)
+            if item is None:
+                self._is_exhausted = True
+                break
+            self._num_taken += 1
+            self._unanswered.add(item[0])
+            try:
+                self.waiting.extend(self._turns_of(*item))
+            except PaliGemmaError as error:
+                self._errors.append((item[0], error))
+        return bool(self._unanswered)
+
+    def take_errors(self) -> Iterator[tuple[int, PaliGemmaError]]:
+        """The errors of queries that cannot be tokenized, once."""
+        while self._errors:
+            yield self.answered(*self._errors.popleft())
+
+    def answered(self, index: int, answer: Any) -> tuple[int, Any]:
+        """The pair itself, after noting that the query needs nothing more."""
+        self._unanswered.discard(index)
+        return index, answer
+
+    def _turns_of(self, index: int, item: ImageQuery) -> Sequence[_Turn]:
+        turn = _Turn(index=index, plan=_tokenized(self.pipeline, item), images=item.images)
+        if item.query.separate and self._may_separate:
+            return _Group.of(turn, self.pipeline).turns
+        return [turn]
 
 
 class _Group:
     """The answers of a second look, and what becomes of them once all are there."""
 
-    def __init__(
-        self, index: int, plan: TokenizedQuery, look: SecondLook, pipeline: AnswerPipeline
-    ) -> None:
+    def __init__(self, turn: _Turn, look: SecondLook, pipeline: AnswerPipeline) -> None:
         self._look = look
         self._answers: dict[int, Any] = {}
-        num_images = sum(plan.prefix.image_mask) // pipeline.processor.num_image_tokens
         self.turns = [
-            _Turn(
-                index=index,
-                plan=pipeline.tokenize(replace(plan.query, task=task), num_images),
+            replace(
+                turn,
+                plan=pipeline.tokenize(replace(turn.plan.query, task=task), len(turn.images)),
                 group=self,
                 part=part,
             )
@@ -495,12 +562,12 @@ class _Group:
         ]
 
     @classmethod
-    def of(cls, index: int, plan: TokenizedQuery, pipeline: AnswerPipeline) -> _Group:
+    def of(cls, turn: _Turn, pipeline: AnswerPipeline) -> _Group:
         """Each phrase of the query's task by itself. Raises OptionError for other tasks."""
-        task = plan.query.task
+        task = turn.plan.query.task
         if not isinstance(task, DetectTask | SegmentTask):
             raise OptionError("separate is for detect and segment. Leave it out for other tasks.")
-        return cls(index, plan, separately(task), pipeline)
+        return cls(turn, separately(task), pipeline)
 
     def add(self, part: int, answer: Any) -> Any | None:
         """Returns the result of the whole group with its last answer, else None."""
@@ -515,33 +582,41 @@ class _Group:
 
 
 def _run(
-    engine: Engine,
-    max_rows: int,
-    waiting: deque[_Turn],
-    start: Callable[[_Turn], Answer],
-    pipeline: AnswerPipeline,
+    turns: _Turns, model: PaliGemma, cache: ImageCache, start: Callable[[_Turn], Answer]
 ) -> Iterator[tuple[int, Any]]:
     """Keeps the engine full: when an answer ends, the next turn takes its row."""
+    waiting = turns.waiting
     running: dict[int, tuple[_Turn, Answer]] = {}
+    engine: Engine | None = None
+    num_positions = max_rows = 0
 
     def end(turn: _Turn, result: Any) -> Iterator[tuple[int, Any]]:
         if turn.group is not None:
             result = turn.group.add(turn.part, result)
-        elif (group := _doubts(turn, result, pipeline)) is not None:
+        elif (group := _doubts(turn, result, turns.pipeline)) is not None:
             waiting.extendleft(reversed(group.turns))
             return
         if result is not None:
-            yield turn.index, result
+            yield turns.answered(turn.index, result)
 
-    while waiting or running:
+    while turns.fill():
+        yield from turns.take_errors()
+        if waiting and not running and waiting[0].plan.num_positions > num_positions:
+            engine = None  # frees its memory first
+            num_positions = max(turn.plan.num_positions for turn in waiting)
+            max_rows = min(turns.batch_size, max(max_rows, len(waiting)))
+            engine = _engine(model, cache, num_positions, max_rows)
         while waiting and len(running) < max_rows:
+            if waiting[0].plan.num_positions > num_positions:
+                break  # until the running ones end, and a larger engine takes over
             turn = waiting.popleft()
             try:
                 answer = start(turn)
+                assert engine is not None
                 running[engine.add(answer.request)] = turn, answer
             except PaliGemmaError as error:
                 yield from end(turn, error)
-        for event in engine.step():
+        for event in engine.step() if engine is not None and running else ():
             turn, answer = running[event.request_id]
             answer.push(event)
             if event.stop_reason is None:
@@ -559,7 +634,7 @@ def _doubts(turn: _Turn, result: Any, pipeline: AnswerPipeline) -> _Group | None
         return None
     assert isinstance(task, DetectTask | SegmentTask)
     look = second_look(task, result)
-    return None if look is None else _Group(turn.index, turn.plan, look, pipeline)
+    return None if look is None else _Group(turn, look, pipeline)
 
 
 def _result_or_error(answer: Answer, last_event: Event) -> Any:
@@ -573,12 +648,12 @@ def stream_answer(
     pipeline: AnswerPipeline, model: PaliGemma, cache: ImageCache, query: ImageQuery
 ) -> Iterator[Update]:
     """The answer's updates. The images are read at once, before the first update is asked for."""
-    plan = pipeline.tokenize(query.query, len(query.images))
+    plan = _tokenized(pipeline, query)
     images = _RecentImages(pipeline, 1)
     answer = pipeline.start(plan, [images.get(image) for image in query.images], stream=True)
 
     def updates() -> Iterator[Update]:
-        for _, event in _engine(model, cache, [plan], 1).stream([answer.request]):
+        for _, event in _engine(model, cache, plan.num_positions, 1).stream([answer.request]):
             if (update := answer.push(event)) is not None:
                 yield update
             if event.stop_reason is not None:
@@ -589,11 +664,26 @@ def stream_answer(
     return updates()
 
 
-def _engine(
-    model: PaliGemma, cache: ImageCache, plans: Sequence[TokenizedQuery], max_rows: int
-) -> Engine:
-    """An engine no larger than these queries need; those that fit are prefilled together."""
-    num_positions = max((plan.num_positions for plan in plans), default=1)
+def _tokenized(pipeline: AnswerPipeline, item: ImageQuery) -> TokenizedQuery:
+    check_control_words(item.query.text)
+    return pipeline.tokenize(item.query, len(item.images))
+
+
+def check_control_words(text: str) -> None:
+    """Raises PromptError for what other tools want in a prompt.
+
+    The model would read it letter by letter, and answer something else.
+    """
+    for word in _CONTROL_WORDS:
+        if word in text:
+            raise PromptError(
+                f"The prompt {text!r} contains {word!r}. Leave it out: image tokens and control "
+                "tokens are added by themselves."
+            )
+
+
+def _engine(model: PaliGemma, cache: ImageCache, num_positions: int, max_rows: int) -> Engine:
+    """An engine for this many rows; those that fit are prefilled together."""
     return Engine(
         model,
         num_positions=num_positions,
@@ -665,14 +755,18 @@ class _RecentImages:
         self._pipeline = pipeline
         self._max_images = max_images
         # With the source, so that no other object gets the same id() meanwhile.
-        self._images: OrderedDict[object, tuple[ImageInput, PreparedImage]] = OrderedDict()
+        self._images: OrderedDict[object, tuple[object, PreparedImage]] = OrderedDict()
 
-    def get(self, source: ImageInput) -> PreparedImage:
+    def get(self, source: ImageInput | Callable[[], LoadedImage]) -> PreparedImage:
         """Raises ImageError for an image that cannot be read."""
         key = source if isinstance(source, str | Path) else id(source)
         if key not in self._images:
-            processor = self._pipeline.processor
-            loaded = source if isinstance(source, LoadedImage) else processor.load(source)
+            if callable(source):
+                loaded = source()
+            elif isinstance(source, LoadedImage):
+                loaded = source
+            else:
+                loaded = self._pipeline.processor.load(source)
             self._images[key] = source, self._pipeline.prepare_image(loaded)
             if len(self._images) > self._max_images:
                 self._images.popitem(last=False)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import torch
+
 from paligemma.checkpoints.adapter import Adapter, read_adapter
 from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hub import Source, fetch_checkpoint, resolve
@@ -27,7 +29,7 @@ from paligemma.fast.weights import (
     Quantization,
     Trainable,
     Weights,
-    check_weights,
+    checked_weights,
     weights_name,
 )
 from paligemma.model.paligemma import PaliGemma
@@ -74,7 +76,7 @@ def load(
     model: str | Path | None = None,
     *,
     weights: Weights = "auto",
-    device: str = "auto",
+    device: str | int | torch.device = "auto",
     adapter: str | Path | None = None,
     source: Source | None = None,
     resize: Resize = "squash",
@@ -88,13 +90,13 @@ def load(
       "mini", the small model inside the package. None means $PALIGEMMA_MODEL, or "mini".
     - `weights`: a name, or a `Plain`, `Packed` or `Trainable`. "auto" is bfloat16 for large models
       where the device computes it well, else float32; "float32", "bfloat16" and "float16" choose
-      the dtype; "int8" and "int4" quantize the decoder's large weights while they are read
-      (quantized checkpoints always stay quantized). A name uses packed weights wherever the CPU
-      kernels can run. `Packed()` on a CUDA device uses compiled modules, if their logits agree
-      with the plain ones. `Trainable()` keeps an adapter separate from the weights, for further
-      training; `Trainable("nf4")` trains on a frozen 4-bit base.
+      the dtype ("bf16", "fp16" and torch's dtypes too); "int8" and "int4" quantize the decoder's
+      large weights while they are read (quantized checkpoints always stay quantized). A name uses
+      packed weights wherever the CPU kernels can run. `Packed()` on a CUDA device uses compiled
+      modules, if their logits agree with the plain ones. `Trainable()` keeps an adapter separate
+      from the weights, for further training; `Trainable("nf4")` trains on a frozen 4-bit base.
     - `device`: "auto" (CUDA, then Apple's MPS if it computes correctly, then the CPU), "cpu",
-      "cuda", "cuda:1", "mps".
+      "cuda", "cuda:1" (or its number, 1), "mps".
     - `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, written by this package or by peft.
       It is merged into the weights before these are packed or quantized, except with
       `Trainable()`.
@@ -116,7 +118,7 @@ def load(
     source = source or Source()
     if old_options:
         weights, source = _translate(weights, source, old_options)
-    check_weights(weights)
+    weights = checked_weights(weights)
     check_choice("resize", resize, Resize)
     torch_device = choose_device(device)
     if torch_device.type == "cpu":
@@ -145,7 +147,11 @@ def load(
     note = form.note
     if form.compiles_for_cuda:
         loaded, note = _accelerate_on_cuda(loaded, read)
-    notes = (_vocabulary_note(checkpoint, processor, stored.config), note)
+    if checkpoint.is_mini:
+        model_note = _mini_note(has_adapter=adapter is not None)
+    else:
+        model_note = _vocabulary_note(processor, stored.config)
+    notes = (model_note, note)
     return Predictor(
         model=loaded,
         processor=processor,
@@ -207,11 +213,15 @@ def _accelerate_on_cuda(
     return model, _FAILED_CHECK_NOTE.format(problem)
 
 
-def _vocabulary_note(
-    checkpoint: _Checkpoint, processor: Processor, config: PaliGemmaConfig
-) -> str | None:
-    if checkpoint.is_mini:
-        return _MINI_NOTE
+def _mini_note(*, has_adapter: bool) -> str | None:
+    """What to know about mini, unless an adapter taught it something else."""
+    notes = [] if has_adapter else [_MINI_NOTE]
+    if Path(MINI, "config.json").is_file():
+        notes.append(f"The folder {MINI} here is another model; to use that, load ./{MINI}.")
+    return " ".join(notes) or None
+
+
+def _vocabulary_note(processor: Processor, config: PaliGemmaConfig) -> str | None:
     num_ids = processor.tokenizer.vocab_size
     if num_ids < config.decoder.vocab_size:
         return _UNEQUAL_NOTE.format(num_ids, config.decoder.vocab_size)

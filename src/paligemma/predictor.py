@@ -5,8 +5,9 @@ The methods build queries; `answering.py` answers them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -24,6 +25,8 @@ from paligemma.answering import (
     Query,
     answer_all,
     check_beams,
+    check_control_words,
+    in_order,
     stream_answer,
 )
 from paligemma.checkpoints.adapter import write_adapter
@@ -31,7 +34,7 @@ from paligemma.checkpoints.save import save_model
 from paligemma.config import count_parameters
 from paligemma.engine.generate import score as score_batch
 from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
-from paligemma.engine.sampling import Sampling
+from paligemma.engine.sampling import Sampling, drawn_seed
 from paligemma.errors import NumericalError, OptionError, PaliGemmaError, PromptError
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
@@ -67,7 +70,6 @@ ResultT = TypeVar("ResultT")
 MAX_BATCH_SIZE = 32
 MAX_NEW_TOKENS = ANSWER_LENGTHS["prompt"]
 MASK_CODEC_FILE = "mask_codec.npz"
-_CONTROL_WORDS = ("<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,8 @@ class Predictor:
         if isinstance(question, str):
             task = AnswerTask(question=question, language=language)
             return self._one(image, task, max_new_tokens)
-        tasks = [(image, AnswerTask(question=q, language=language)) for q in question]
+        questions = _texts(question, "question")
+        tasks = [(image, AnswerTask(question=q, language=language)) for q in questions]
         return self.run(tasks, max_new_tokens=max_new_tokens)
 
     def question(
@@ -251,7 +254,7 @@ class Predictor:
     @overload
     def run(
         self,
-        tasks: Sequence[tuple[ImageInputs, Task[ResultT]]],
+        tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
@@ -262,7 +265,7 @@ class Predictor:
     @overload
     def run(
         self,
-        tasks: Sequence[tuple[ImageInputs, Task[ResultT]]],
+        tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
@@ -272,7 +275,7 @@ class Predictor:
     ) -> list[ResultT | PaliGemmaError]: ...
     def run(
         self,
-        tasks: Sequence[tuple[ImageInputs, Task[ResultT]]],
+        tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
@@ -282,6 +285,7 @@ class Predictor:
     ) -> list[ResultT] | list[ResultT | PaliGemmaError]:
         """Many tasks on many images, at most `batch_size` at a time, results in the order given.
 
+        `tasks` may be a generator; see `iterate` to use its results while later ones are computed.
         By default a batch has as many rows as fill 8192 positions, at most 32: 32 at 224 pixels,
         8 at 448, 2 at 896. A large GPU takes more. Tasks may be mixed; when one ends, the next
         takes its place. An image that several ask about is encoded once. `constrained` is for
@@ -292,21 +296,70 @@ class Predictor:
 
         >>> predictor.run([("a.jpg", OcrTask()), ("b.jpg", DetectTask.of("cat"))])
         """
-        queries = [
-            ImageQuery(
-                images=_as_tuple(images),
-                query=Query(task=task, max_new_tokens=max_new_tokens, constrained=constrained),
-            )
-            for images, task in tasks
-        ]
-        for item in queries:
-            _check_control_words(item.query.text)
-        results: list[ResultT | PaliGemmaError | None] = [None] * len(tasks)
-        for index, result in self._answers(queries, batch_size, num_beams):
+        query = Query(prompt="", max_new_tokens=max_new_tokens, constrained=constrained)
+        results: dict[int, ResultT | PaliGemmaError] = {}
+        for index, result in self._answers(_queries(tasks, query), batch_size, num_beams):
             if isinstance(result, PaliGemmaError) and errors == "raise":
                 raise result
             results[index] = result
-        return cast("list[ResultT | PaliGemmaError]", results)
+        return cast("list[ResultT]", [results[index] for index in range(len(results))])
+
+    @overload
+    def iterate(
+        self,
+        tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
+        *,
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        constrained: bool = True,
+        separate: bool | None = False,
+        errors: Literal["raise"] = "raise",
+    ) -> Iterator[ResultT]: ...
+    @overload
+    def iterate(
+        self,
+        tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
+        *,
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        constrained: bool = True,
+        separate: bool | None = False,
+        errors: Literal["return"],
+    ) -> Iterator[ResultT | PaliGemmaError]: ...
+    def iterate(
+        self,
+        tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
+        *,
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        constrained: bool = True,
+        separate: bool | None = False,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[ResultT] | Iterator[ResultT | PaliGemmaError]:
+        """As `run`, but each result is yielded while later ones are computed, and none is kept.
+
+        At most twice `batch_size` tasks are taken from `tasks` before the first result among them
+        is yielded. `separate` is as for `detect`, and for `detect` and `segment` alone.
+
+        >>> tasks = ((path, SegmentTask.of("cat")) for path in Path("images").glob("*.jpg"))
+        >>> for segments in predictor.iterate(tasks): ...
+        """
+        query = Query(
+            prompt="", max_new_tokens=max_new_tokens, constrained=constrained, separate=separate
+        )
+        for result in self.answer(_queries(tasks, query), batch_size, num_beams):
+            if isinstance(result, PaliGemmaError) and errors == "raise":
+                raise result
+            yield result
+
+    def answer(
+        self, queries: Iterable[ImageQuery], batch_size: int | None = None, num_beams: int = 1
+    ) -> Iterator[Any]:
+        """The result or PaliGemmaError of each query, in order: what `iterate` is made of."""
+        return in_order(self._answers(queries, batch_size, num_beams))
 
     # Prompts of one's own
 
@@ -320,7 +373,7 @@ class Predictor:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         num_beams: int = 1,
         stop: Sequence[str] = (),
     ) -> Generation: ...
@@ -334,7 +387,7 @@ class Predictor:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         num_beams: int = 1,
         stop: Sequence[str] = (),
     ) -> list[Generation]: ...
@@ -347,7 +400,7 @@ class Predictor:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         num_beams: int = 1,
         stop: Sequence[str] = (),
     ) -> Generation | list[Generation]:
@@ -355,14 +408,15 @@ class Predictor:
 
         `images`: one image, a list of them (frames of a clip in order of time), or () for none.
         The newline after the prompt and the image tokens are added here. Temperature 0 is
-        greedy; sampling repeats with the same seed, and the rows of a list differ from each other.
+        greedy; sampling repeats with the same seed (None: a random one), and the rows of a list
+        differ from each other.
         `num_beams` above 1 searches for the likeliest whole text. The text ends before the first
         of the `stop` strings.
 
         >>> predictor.generate("cat.jpg", "caption en").text
         'a cat on a sofa'
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _texts(prompt, "prompt")
         generations = self.generate_batch(
             [(images, p) for p in prompts],
             max_new_tokens=max_new_tokens,
@@ -384,7 +438,7 @@ class Predictor:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         num_beams: int = 1,
         stop: Sequence[str] = (),
     ) -> list[Generation]:
@@ -392,13 +446,14 @@ class Predictor:
         query = Query(
             prompt="",
             max_new_tokens=max_new_tokens,
-            sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            sampler=Sampling(
+                temperature=temperature, top_k=top_k, top_p=top_p, seed=drawn_seed(seed)
+            ),
             stop=stop,
         )
         check_beams(num_beams, sampler=query.sampler, stop=query.stop)
         queries = []
         for index, (images, prompt) in enumerate(rows):
-            _check_control_words(prompt)
             row = replace(query, prompt=prompt, sample_index=index, notes=prompt_notes(prompt))
             queries.append(ImageQuery(images=_as_tuple(images), query=row))
         generations: dict[int, Generation] = {}
@@ -417,7 +472,7 @@ class Predictor:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """The text of `generate` in pieces, as soon as they are final.
@@ -428,10 +483,11 @@ class Predictor:
         query = Query(
             prompt=prompt,
             max_new_tokens=max_new_tokens,
-            sampler=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            sampler=Sampling(
+                temperature=temperature, top_k=top_k, top_p=top_p, seed=drawn_seed(seed)
+            ),
             stop=stop,
         )
-        _check_control_words(prompt)
         item = ImageQuery(images=_as_tuple(images), query=query)
         updates = stream_answer(self._pipeline, self.model, self._cache, item)
         return (update.text for update in updates if update.text)
@@ -447,8 +503,8 @@ class Predictor:
         >>> scores[0].total > scores[1].total
         True
         """
-        _check_control_words(prompt)
-        suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
+        check_control_words(prompt)
+        suffixes = _texts(suffix, "suffix")
         pixels = self.processor.pixel_values([self._load(image) for image in _as_tuple(images)])
         batches = self._pipeline.scoring_batches(
             prompt, suffixes, len(pixels), self._batch_size(None, len(pixels))
@@ -546,9 +602,16 @@ class Predictor:
         )
 
     def _answers(
-        self, queries: Sequence[ImageQuery], batch_size: int | None, num_beams: int
+        self, queries: Iterable[ImageQuery], batch_size: int | None, num_beams: int
     ) -> Iterator[tuple[int, Any]]:
-        num_images = max((len(query.images) for query in queries), default=1)
+        if not isinstance(queries, Sequence):
+            # The first tells how many images the others have.
+            iterator = iter(queries)
+            first = list(islice(iterator, 1))
+            queries = chain(first, iterator)
+        else:
+            first = list(queries)
+        num_images = max((len(query.images) for query in first), default=1)
         return answer_all(
             self._pipeline,
             self.model,
@@ -568,7 +631,6 @@ class Predictor:
         return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
 
     def _ask(self, image: ImageInput, query: Query) -> Any:
-        _check_control_words(query.text)
         [(_, result)] = self._answers([ImageQuery(images=(image,), query=query)], None, 1)
         if isinstance(result, PaliGemmaError):
             raise result
@@ -586,18 +648,22 @@ class Predictor:
         return batch_size
 
 
+def _queries(tasks: Iterable[tuple[ImageInputs, Task[Any]]], query: Query) -> Iterable[ImageQuery]:
+    """The tasks with the options of `query`: a list from a list, a generator from a generator."""
+    queries = (
+        ImageQuery(images=_as_tuple(images), query=replace(query, prompt=None, task=task))
+        for images, task in tasks
+    )
+    return list(queries) if isinstance(tasks, Sequence) else queries
+
+
+def _texts(texts: str | Texts, name: str) -> list[str]:
+    """One text or several as a list. Raises PromptError for anything else."""
+    given = list(texts) if isinstance(texts, list | tuple) else [texts]
+    if not all(isinstance(text, str) for text in given):
+        raise PromptError(f"The {name} is {texts!r}; expected text, or a list of texts.")
+    return given
+
+
 def _as_tuple(images: ImageInputs) -> tuple[ImageInput, ...]:
     return tuple(images) if isinstance(images, list | tuple) else (images,)
-
-
-def _check_control_words(text: str) -> None:
-    """Raises PromptError for what other tools want in a prompt.
-
-    The model would read it letter by letter, and answer something else.
-    """
-    for word in _CONTROL_WORDS:
-        if word in text:
-            raise PromptError(
-                f"The prompt {text!r} contains {word!r}. Leave it out: image tokens and control "
-                "tokens are added by themselves."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from PIL import Image
 
 import paligemma
 from paligemma.cli.main import main
+from paligemma.errors import ImageError
 from paligemma.results import Answer, Caption, Detection, Detections, Generation, Segment, Segments
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.text import AnswerTask, CaptionTask
 
 WORDS: dict[str, Any] = {
     "token_ids": (5, 1),
@@ -62,6 +65,39 @@ class StandIn:
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     note: str | None = "This is a stand-in."
+
+    def answer(
+        self, queries: Any, batch_size: int | None = None, num_beams: int = 1
+    ) -> Iterator[Any]:
+        for item in queries:
+            try:
+                images = [read() for read in item.images]
+            except ImageError as error:
+                yield error
+                continue
+            yield self._answer(images, item.query, num_beams)
+
+    def _answer(self, images: Any, query: Any, num_beams: int) -> Any:
+        options = {} if query.max_new_tokens is None else {"max_new_tokens": query.max_new_tokens}
+        if query.task is None:
+            sampler = asdict(query.sampler)
+            options |= {**sampler, "num_beams": num_beams, "stop": query.stop}
+            return self.generate(images, query.prompt, **options)
+        match query.task:
+            case CaptionTask(language=language):
+                return self.caption(images[0], language, **options)
+            case AnswerTask(question=question, language=language):
+                return self.ask(images[0], question, language, **options)
+        options |= {
+            field.name: value
+            for field in fields(query.task)
+            if (value := getattr(query.task, field.name)) != field.default
+            and field.name != "phrases"
+        }
+        phrases = " ; ".join(query.task.phrases)
+        if isinstance(query.task, DetectTask):
+            return self.detect(images[0], phrases, **options)
+        return self.segment(images[0], phrases, **options)
 
     def caption(self, image: Any, language: str, **options: Any) -> Caption:
         self.asked.append(("caption", language, options))

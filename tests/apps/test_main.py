@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import paligemma
 from paligemma import errors
-from paligemma.cli.main import app
+from paligemma.cli.app import app
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -134,6 +134,39 @@ def test_an_unforeseen_error_says_how_to_see_more(run, picture, monkeypatch):
 def test_an_interrupted_program_ends_with_130(run, picture, monkeypatch):
     fail_with(KeyboardInterrupt(), monkeypatch)
     assert run("caption", picture).code == 130
+
+
+@pytest.mark.parametrize("module", ["typer", "torch", "paligemma.loading"])
+def test_an_interrupt_during_an_import_cannot_be_swallowed(module, picture):
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == sys.argv[1]:\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except BaseException:\n"
+        "                raise RuntimeError('the file is damaged') from None\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from paligemma.cli.main import main\n"
+        "main(['caption', sys.argv[2]])\n"
+    )
+    command = [sys.executable, "-c", program, module, str(picture)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [("> /dev/full", "No space left"), (">&-", "stdout is closed")]
+)
+def test_a_stdout_that_takes_nothing_is_one_line(redirection, reason):
+    command = f"{sys.executable} -m paligemma --help {redirection}"
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: The output cannot be written")
+    assert reason in ran.stderr
+    assert ran.stderr.count("\n") == 1
 
 
 def test_control_characters_in_a_message_are_shown_and_not_obeyed(run, picture, monkeypatch):

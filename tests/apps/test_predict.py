@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import paligemma
 from mini.scene_files import write_scenes
+from paligemma.errors import CheckpointError
 from tests.agreement.tiny_predictor import build_predictor
 
 
@@ -94,6 +96,26 @@ def test_what_a_list_may_hold_is_handed_on_where_it_was_given(command, run, pict
     assert run(command, picture, "wall", "--max-objects", "0").code == 2
 
 
+@pytest.mark.parametrize(
+    "name", ["s2.png", "-", "https://example.com/a", "data:image/png;base64,A"]
+)
+def test_what_names_an_image_is_not_taken_for_a_prompt(name, run, picture, no_model):
+    ran = run("detect", picture, name)
+    assert ran.code == 2
+    assert "The prompt is missing" in ran.err
+
+
+def test_a_file_named_like_the_prompt_changes_nothing(
+    run, picture, stand_in, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dog").write_text("a text about dogs")
+    (tmp_path / "wall").mkdir()
+    for phrase in ("dog", "wall"):
+        assert run("detect", picture, phrase).code == 0
+    assert [asked[1] for asked in stand_in.asked] == ["dog", "wall"]
+
+
 @pytest.mark.parametrize("command", ["ask", "detect", "segment", "generate"])
 def test_a_missing_prompt_is_named(command, run, picture, no_model):
     ran = run(command, picture, picture)
@@ -102,6 +124,58 @@ def test_a_missing_prompt_is_named(command, run, picture, no_model):
     ran = run(command, "what?")
     assert ran.code == 2
     assert "no image before the prompt 'what?'" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("caption", "--language", "deutsch"), "language"),
+        (("ask", "<image>what?"), "Leave it out"),
+        (("detect", " ; "), "no phrases"),
+        (("generate", "go", "--seed", "any"), "--seed"),
+        (("caption", "--output-format", "csv"), "needs --output"),
+    ],
+)
+def test_a_wrong_prompt_or_option_is_found_before_the_model_is_loaded(
+    words, reason, run, picture, no_model
+):
+    command, *rest = words
+    ran = run(command, picture, *rest)
+    assert ran.code == 2
+    assert reason in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_quiet_leaves_out_the_notes(run, picture, stand_in):
+    ran = run("detect", picture, "detect wall", "--quiet")
+    assert (ran.code, ran.err) == (0, "")
+    assert "note" not in ran.out
+
+
+def test_a_note_says_what_scores_are_good_for_unless_a_minimum_is_given(run, picture, stand_in):
+    assert "--calibrate" in run("detect", picture, picture, "wall").err
+    assert "--calibrate" not in run("detect", picture, "wall", "--min-score", "0.1").err
+    assert run("detect", picture, "wall", "--json").err == ""
+
+
+def test_the_model_gets_its_resize_and_mask_codec(run, picture, monkeypatch, tmp_path):
+    def load(model, **options):
+        assert options["resize"] == "pad"
+        assert options["mask_codec"] == tmp_path / "vae.npz"
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr(paligemma, "load", load, raising=False)
+    ran = run(
+        *("segment", picture, "wall", "--resize", "pad"), "--mask-codec", tmp_path / "vae.npz"
+    )
+    assert ran.err == "error: seen\n"
+
+
+def test_a_random_seed_differs_each_time(run, picture, stand_in):
+    for _ in range(2):
+        run("generate", picture, "go on", "--temperature", "1", "--seed", "random")
+    first, second = (asked[-1]["seed"] for asked in stand_in.asked)
+    assert first != second
 
 
 def test_a_long_prompt_is_not_taken_for_a_path(run, picture, stand_in):
@@ -127,7 +201,9 @@ def test_a_damaged_image_is_reported_and_the_next_one_is_taken(run, picture, tmp
     assert ran.code == 2
     assert ran.err.startswith("error: ")
     assert "broken.png" in ran.err
-    assert json.loads(ran.out)["image"] == str(picture)
+    bad, good = map(json.loads, ran.out.splitlines())
+    assert bad == {"image": str(broken), "error": ran.err.removeprefix("error: ").strip()}
+    assert good["image"] == str(picture)
 
 
 @pytest.mark.parametrize(

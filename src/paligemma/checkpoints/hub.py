@@ -109,6 +109,8 @@ def fetch_checkpoint(
             ignore_patterns=["*/*"],  # files in subfolders are not part of the checkpoint
             tqdm_class=None if progress else HiddenBar,
         )
+    except (MemoryError, RecursionError):
+        raise
     # In addition to its own errors, the library raises those of its HTTP library.
     except Exception as error:
         raise HubError(_explain(error, hub_id, revision, offline)) from error
@@ -122,6 +124,8 @@ def is_reachable(hub_id: str, timeout_seconds: float = 5.0) -> bool:
 
     try:
         HfApi().model_info(hub_id, timeout=timeout_seconds)
+    except (MemoryError, RecursionError):
+        raise
     except Exception:
         return False
     return True
@@ -133,6 +137,8 @@ def may_read(hub_id: str) -> bool:
 
     try:
         HfApi().auth_check(hub_id)
+    except (MemoryError, RecursionError):
+        raise
     except Exception:
         return False
     return True

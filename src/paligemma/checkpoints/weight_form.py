@@ -21,7 +21,7 @@ from paligemma.fast.weights import (
     Trainable,
     Weights,
     WeightsName,
-    check_weights,
+    checked_weights,
 )
 
 _LARGE = 1_000_000_000  # parameters
@@ -60,7 +60,7 @@ def choose_form(weights: Weights, stored: StoredWeights, device: torch.device) -
 
     Raises OptionError for unknown names and for a quantization that the files do not support.
     """
-    check_weights(weights)
+    weights = checked_weights(weights)
     if isinstance(weights, str):
         weights = _named_form(weights, stored, device)
     if isinstance(weights, Plain):

@@ -7,8 +7,10 @@ are: Persian joins words with U+200C, French sets U+00A0 before "!", Japanese sp
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +59,24 @@ def visible(text: str, *, keep: str = "") -> str:
     'a\\x1b[2Jb\\n'
     """
     return _UNSAFE.sub(lambda match: c if (c := match[0]) in keep else ascii(c)[1:-1], text)
+
+
+def prepare_streams() -> None:
+    """Make stdout take every character. Raises OSError if stdout is closed."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        raise OSError(errno.EBADF, "stdout is closed; redirect it to a file or to /dev/null")
+    escape_what_cannot_be_encoded()
+
+
+def discard_stdout() -> None:
+    """Drop what is still buffered if stdout cannot be written to, so that the exit is quiet."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def escape_what_cannot_be_encoded() -> None:
@@ -123,14 +143,16 @@ def print_error(text: str) -> None:
     print(f"error: {visible(' '.join(text.split()))}", file=sys.stderr)
 
 
-def track(items: Sequence[Item], description: str) -> Iterator[Item]:
+def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
     """The items, one by one, with a progress bar if stderr is a terminal."""
-    if len(items) < 2 or not stderr().is_terminal:
+    if total < 2 or not stderr().is_terminal:
         yield from items
         return
     from rich.progress import track as rich_track
 
-    yield from rich_track(items, description=description, console=stderr(), transient=True)
+    yield from rich_track(
+        items, description=description, total=total, console=stderr(), transient=True
+    )
 
 
 @contextmanager

@@ -1,122 +1,64 @@
-"""The program `paligemma`: its commands, and how errors are reported.
+"""The program `paligemma`: runs a command, and reports errors.
 
 An error that the package raises on purpose is one line on stderr. Exit codes: 0 done; 2 wrong
 usage, input, option, checkpoint or data; 1 anything else; 130 interrupted.
+
+Little is imported before `main` runs, so that an interrupt is handled from the start.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
+from paligemma.cli.interrupt import exit_when_interrupted
 
-from paligemma import __version__
-from paligemma.cli import bench, data, doctor, eval, models, predict, recipes, serve, train
-from paligemma.cli.console import escape_what_cannot_be_encoded, print_error
-from paligemma.cli.options import Command
-from paligemma.errors import CheckpointError, DataError, InputError, OptionError, PaliGemmaError
-
-# Options of the comparison with transformers, which `paligemma bench` no longer has.
-_COMPARING = {"--runners", "--stages", "--plot", "--quick"}
-
-app = typer.Typer(
-    name="paligemma",
-    help="Image captioning, question answering, OCR, detection and segmentation with Google's "
-    "PaliGemma models, or with the small built-in model `mini`.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-for command in (
-    predict.caption,
-    predict.describe,
-    predict.ask,
-    predict.ocr,
-    predict.detect,
-    predict.segment,
-    predict.generate,
-    models.models,
-    models.download,
-    models.info,
-    models.quantize,
-    models.merge,
-    recipes.recipes,
-    train.train,
-    train.estimate_memory,
-    doctor.doctor,
-    bench.bench,
-    serve.serve,
-):
-    app.command(cls=Command)(command)
-app.command("fit", cls=Command, hidden=True)(train.estimate_memory)  # former name
-app.add_typer(data.app, name="data")
-app.command("eval", cls=Command)(eval.evaluate)
-
-
-def _print_version(is_requested: bool) -> None:
-    if is_requested:
-        print(f"paligemma {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None: ...
-
-
-def check_moved(arguments: Sequence[str]) -> None:
-    """Raises OptionError for a command that has moved, and names the one that replaces it."""
-    match list(arguments):
-        case ["mini", "scene", *_]:
-            old, new = "paligemma mini scene", "python -m mini.scene"
-        case ["mini", "eval", *_]:
-            old, new = "paligemma mini eval", "python -m mini.evaluate"
-        case ["mini", *_]:
-            old, new = "paligemma mini", "python -m mini.scene` or `python -m mini.evaluate"
-        case ["bench", "serve", *_]:
-            old, new = "paligemma bench serve", "python -m benchmarks.serving"
-        case ["bench", *options] if _COMPARING & {text.partition("=")[0] for text in options}:
-            old, new = "The comparison with transformers", "python -m benchmarks.side_by_side"
-        case _:
-            return
-    subject = old if old.startswith("The ") else f"`{old}`"
-    raise OptionError(
-        f"{subject} has moved. Run `{new}` in a clone of the repository; it is not part of the "
-        "installed package."
-    )
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
-    escape_what_cannot_be_encoded()
+    with exit_when_interrupted():
+        from paligemma.cli.app import app, check_moved
+        from paligemma.cli.console import prepare_streams
     try:
-        check_moved(sys.argv[1:] if arguments is None else arguments)
-        app(arguments, prog_name="paligemma")
-    except PaliGemmaError as error:
-        print_error(str(error))
-        sys.exit(2 if isinstance(error, InputError | CheckpointError | DataError) else 1)
+        prepare_streams()
+        try:
+            check_moved(sys.argv[1:] if arguments is None else arguments)
+            app(arguments, prog_name="paligemma")
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if os.environ.get("PALIGEMMA_DEBUG"):
-            raise
+        sys.exit(_report(error))
+    raise AssertionError("typer exits after every command")
+
+
+def _report(error: Exception) -> int:
+    """Print what went wrong as one line; return the exit code."""
+    from paligemma.cli.console import discard_stdout, print_error
+    from paligemma.errors import CheckpointError, DataError, InputError, PaliGemmaError
+
+    if isinstance(error, PaliGemmaError):
+        print_error(str(error))
+        return 2 if isinstance(error, InputError | CheckpointError | DataError) else 1
+    if os.environ.get("PALIGEMMA_DEBUG"):
+        raise error
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+        print_error(f"The output cannot be written: {error.strerror}.")
+        discard_stdout()
+    elif isinstance(error, MemoryError):
+        print_error("The memory of this machine is used up. Use a smaller model or fewer images.")
+    else:
         print_error(
             f"{type(error).__name__}: {error} (unexpected error; set PALIGEMMA_DEBUG=1 for a "
             "traceback)"
         )
-        sys.exit(1)
-    raise AssertionError("typer exits after every command")
+    return 1
 
 
 if __name__ == "__main__":

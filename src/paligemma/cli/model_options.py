@@ -72,7 +72,7 @@ class ModelOptions:
     """Branch, tag or commit of a hub model."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda, cuda:1 or mps."""
-    dtype: Dtype = "auto"
+    dtype: Annotated[str, Option(metavar="[auto|float32|bfloat16|float16]")] = "auto"
     """Data type of the weights. auto: bfloat16 for large models on devices that compute it well,
     else float32."""
     quantization: Annotated[Quantization | None, Option(shown_default="as stored")] = None
@@ -93,18 +93,28 @@ class LoadOptions(ModelOptions):
     """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a folder."""
     adapter: Annotated[Path | None, Option(shown_default="none")] = None
     """Folder of an adapter to merge into the model."""
+    resize: Literal["squash", "pad"] = "squash"
+    """How an image becomes square. squash: stretched, as the released models were trained; pad:
+    with white borders."""
+    mask_codec: Annotated[Path | None, Option(shown_default="in the model's folder")] = None
+    """File that turns <seg> tokens into masks, such as vae-oid.npz."""
 
     def load(self) -> Predictor:
-        import paligemma
-        from paligemma.checkpoints.hub import Source
-        from paligemma.fast.weights import weights_name
-        from paligemma.threads import set_threads
+        from paligemma.cli.interrupt import exit_when_interrupted
 
-        set_threads(self.threads)
-        return paligemma.load(
-            self.model,
-            weights=weights_name(self.dtype, self.quantization),
-            device=self.device,
-            adapter=self.adapter,
-            source=Source(revision=self.revision, offline=self.offline, verify=self.verify),
-        )
+        with exit_when_interrupted():
+            import paligemma
+            from paligemma.checkpoints.hub import Source
+            from paligemma.fast.weights import usual_name, weights_name
+            from paligemma.threads import set_threads
+
+            set_threads(self.threads)
+            return paligemma.load(
+                self.model,
+                weights=weights_name(usual_name(self.dtype), self.quantization),
+                device=self.device,
+                adapter=self.adapter,
+                source=Source(revision=self.revision, offline=self.offline, verify=self.verify),
+                resize=self.resize,
+                mask_codec=self.mask_codec,
+            )

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from typer.core import TyperCommand
 
+from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.options import Option
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Command(TyperCommand):
                 with formatter.section(f"{kind.capitalize()}s"):
                     formatter.write_dl(records)
 
+    @exit_when_interrupted()
     def _complete(self) -> None:
         expand: Callable[[], Function] | None = getattr(self.callback, "expand", None)
         if expand is not None:

@@ -6,12 +6,15 @@ the model is loaded. An image that cannot be read is reported, and the rest are 
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,21 +28,26 @@ from paligemma.cli.console import (
     track,
     visible,
 )
+from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_image
+from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import takes
-from paligemma.errors import ImageError, InputError, OptionError, PromptError
+from paligemma.cli.outputs import OutputFormat, Writer, choose_format, open_output
+from paligemma.errors import ImageError, InputError, NumericalError, OptionError, PromptError
 from paligemma.options import Option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from paligemma.answering import Query
     from paligemma.predictor import Predictor
-    from paligemma.processor.image import LoadedImage
-    from paligemma.results import Objects, Result
-
-ObjectsT = TypeVar("ObjectsT", bound="Objects[Any]")
+    from paligemma.results import Result
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
+_SCORE_NOTE = (
+    "Scores rank objects; they are no probabilities. `paligemma eval DATA --calibrate` finds the "
+    "best --min-score for this model and images like yours, and --calibration applies it."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +56,22 @@ class PredictOptions(LoadOptions):
 
     max_new_tokens: Annotated[int | None, Option(least=1, shown_default="by task")] = None
     """Maximum length of the answer, in tokens."""
+    batch_size: Annotated[int | None, Option(least=1, shown_default="by model")] = None
+    """Number of images to process at a time."""
+    recursive: bool = False
+    """Include the images in the folders of a folder."""
     json: bool = False
-    """Print one JSON object per image, on one line."""
+    """Print one JSON object per image, on one line. An image that cannot be read has an "error"
+    instead of a "result"."""
+    output: Annotated[Path | None, Option(shown_default="stdout")] = None
+    """File to write the results to instead of printing them: .jsonl, .csv, for objects also .json
+    (COCO), or a new folder (YOLO). It is written at the end, whole or not at all."""
+    output_format: Annotated[OutputFormat | None, Option(shown_default="by the name")] = None
+    """Format of --output."""
     show: bool = False
     """Show the image in the terminal."""
+    quiet: bool = False
+    """Print no notes, only results and errors."""
     allow_urls: bool = False
     """Fetch images from http and https addresses."""
 
@@ -77,10 +97,8 @@ class ObjectOptions:
     """Ask for each phrase by itself, or (--no-separate) once for all of them together."""
 
     def settings(self) -> dict[str, Any]:
-        """What to tell the model; nothing about what is not given."""
+        """What to tell the task; nothing about what is not given."""
         settings: dict[str, Any] = {"labels": "any"} if self.any_label else {}
-        if self.separate is not None:
-            settings["separate"] = self.separate
         if self.max_objects is not None:
             settings["max_objects"] = self.max_objects
         return settings
@@ -96,8 +114,8 @@ class SamplingOptions:
     """Sample from this many of the most likely tokens."""
     top_p: Annotated[float | None, Option(least=0, most=1, shown_default="all")] = None
     """Sample from the most likely tokens that together have this probability."""
-    seed: int = 0
-    """Random seed of sampling."""
+    seed: Annotated[str, Option(metavar="INTEGER|random")] = "0"
+    """Random seed of sampling. random: another text each time."""
     num_beams: Annotated[int, Option(least=1)] = 1
     """Number of beams. 1: no beam search."""
     stop: Annotated[tuple[str, ...], Option(shown_default="none")] = ()
@@ -105,19 +123,34 @@ class SamplingOptions:
     stream: bool = False
     """Print the text while it is generated."""
 
+    def settings(self) -> dict[str, Any]:
+        """The options of `Predictor.stream`. Raises OptionError for a seed that is no number."""
+        if self.seed != "random" and not (self.seed.isascii() and self.seed.isdecimal()):
+            raise OptionError(
+                f"--seed is {self.seed!r}; it must be a whole number of at least 0, or 'random'."
+            )
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": None if self.seed == "random" else int(self.seed),
+            "stop": self.stop,
+        }
+
 
 def _images(metavar: str, text: str) -> Any:
     return typer.Argument(metavar=metavar, show_default=False, help=text)
 
 
-ImageArguments = Annotated[list[str], _images("IMAGE...", "Image files to read.")]
-ImagesAndPrompt = Annotated[list[str], _images("IMAGE... PROMPT", "Image files, then the prompt.")]
+_SOURCES = "Images: files, folders, quoted patterns ('scans/*.png'), web addresses, or - for stdin"
+ImageArguments = Annotated[list[str], _images("IMAGE...", f"{_SOURCES}.")]
+ImagesAndPrompt = Annotated[list[str], _images("IMAGE... PROMPT", f"{_SOURCES}; then the prompt.")]
 ImagesAndQuestion = Annotated[
-    list[str], _images("IMAGE... QUESTION", "Image files, then the question.")
+    list[str], _images("IMAGE... QUESTION", f"{_SOURCES}; then the question.")
 ]
 ImagesAndPhrases = Annotated[
     list[str],
-    _images("IMAGE... NAMES", 'Image files, then the names of what to find, separated by " ; ".'),
+    _images("IMAGE... NAMES", f'{_SOURCES}; then the names of what to find, separated by " ; ".'),
 ]
 Language = Annotated[
     str, typer.Option("--language", help="Language code of the answer, such as de.")
@@ -136,23 +169,25 @@ Draw = Annotated[
 @takes(options=PredictOptions)
 def caption(images: ImageArguments, *, language: Language = "en", options: PredictOptions) -> None:
     """Caption each image in a few words."""
-    _each(
-        "caption",
-        images,
-        options,
-        lambda predictor, image: predictor.caption(image, language, **_length(options)),
-    )
+
+    def query() -> Query:
+        from paligemma.tasks.text import CaptionTask
+
+        return _task_query(CaptionTask(language=language), options)
+
+    _run(_Job(command="caption", images=_images_of(images, options), query=query, options=options))
 
 
 @takes(options=PredictOptions)
 def describe(images: ImageArguments, *, language: Language = "en", options: PredictOptions) -> None:
     """Describe each image in several sentences."""
-    _each(
-        "describe",
-        images,
-        options,
-        lambda predictor, image: predictor.describe(image, language, **_length(options)),
-    )
+
+    def query() -> Query:
+        from paligemma.tasks.text import CaptionTask
+
+        return _task_query(CaptionTask(language=language, style="describe"), options)
+
+    _run(_Job(command="describe", images=_images_of(images, options), query=query, options=options))
 
 
 @takes(options=PredictOptions)
@@ -169,21 +204,26 @@ def ask(
     options: PredictOptions,
 ) -> None:
     """Answer a question about each image."""
-    images, question = _split(words, "ask")
-    _each(
-        "ask",
-        images,
-        options,
-        lambda predictor, image: predictor.ask(
-            image, question, language or None, **_length(options)
-        ),
-    )
+    images, question = _split(words, "ask", options)
+
+    def query() -> Query:
+        from paligemma.tasks.text import AnswerTask
+
+        return _task_query(AnswerTask(question=question, language=language or None), options)
+
+    _run(_Job(command="ask", images=images, query=query, options=options))
 
 
 @takes(options=PredictOptions)
 def ocr(images: ImageArguments, *, options: PredictOptions) -> None:
     """Read the text in each image."""
-    _each("ocr", images, options, lambda predictor, image: predictor.ocr(image, **_length(options)))
+
+    def query() -> Query:
+        from paligemma.tasks.text import OcrTask
+
+        return _task_query(OcrTask(), options)
+
+    _run(_Job(command="ocr", images=_images_of(images, options), query=query, options=options))
 
 
 @takes(objects=ObjectOptions, options=PredictOptions)
@@ -203,17 +243,26 @@ def detect(
     options: PredictOptions,
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes."""
-    images, phrases = _split(words, "detect")
-    keep = _keeper(objects)
-    settings = objects.settings() | _length(options)
-    if min_objects:
-        settings["min_objects"] = min_objects
-    _each(
-        "detect",
-        images,
-        options,
-        lambda predictor, image: keep(predictor.detect(image, phrases, **settings)),
-        draw,
+    images, phrases = _split(words, "detect", options)
+
+    def query() -> Query:
+        from paligemma.tasks.detect import DetectTask
+        from paligemma.tasks.objects import read_phrases
+
+        names, notes = read_phrases(phrases)
+        task = DetectTask(phrases=names, min_objects=min_objects, **objects.settings())
+        return replace(_task_query(task, options), separate=objects.separate, notes=notes)
+
+    _run(
+        _Job(
+            command="detect",
+            images=images,
+            query=query,
+            options=options,
+            draw=draw,
+            keep=_keeper(objects),
+            footnote=_score_note(objects),
+        )
     )
 
 
@@ -222,19 +271,30 @@ def segment(
     words: ImagesAndPhrases, *, draw: Draw = None, objects: ObjectOptions, options: PredictOptions
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes and masks."""
-    images, phrases = _split(words, "segment")
-    keep = _keeper(objects)
-    settings = objects.settings() | _length(options)
-    _each(
-        "segment",
-        images,
-        options,
-        lambda predictor, image: keep(predictor.segment(image, phrases, **settings)),
-        draw,
+    images, phrases = _split(words, "segment", options)
+
+    def query() -> Query:
+        from paligemma.tasks.objects import read_phrases
+        from paligemma.tasks.segment import SegmentTask
+
+        names, notes = read_phrases(phrases)
+        task = SegmentTask(phrases=names, **objects.settings())
+        return replace(_task_query(task, options), separate=objects.separate, notes=notes)
+
+    _run(
+        _Job(
+            command="segment",
+            images=images,
+            query=query,
+            options=options,
+            draw=draw,
+            keep=_keeper(objects),
+            footnote=_score_note(objects),
+        )
     )
 
 
-def _keeper(options: ObjectOptions) -> Callable[[ObjectsT], ObjectsT]:
+def _keeper(options: ObjectOptions) -> Callable[[Any], Any]:
     if options.calibration is None:
         return lambda objects: objects.filter(options.min_score or 0.0)
     from paligemma.evals.calibration import load_calibration
@@ -251,151 +311,252 @@ def _keeper(options: ObjectOptions) -> Callable[[ObjectsT], ObjectsT]:
     return lambda objects: calibration.apply(objects).filter(min_score)
 
 
+def _score_note(options: ObjectOptions) -> str | None:
+    return _SCORE_NOTE if options.calibration is None and options.min_score is None else None
+
+
 @takes(sampling=SamplingOptions, options=PredictOptions)
 def generate(words: ImagesAndPrompt, *, sampling: SamplingOptions, options: PredictOptions) -> None:
     """Generate the text that follows a prompt about images.
 
     All images become part of the one prompt, in the order given.
     """
-    images, prompt = _split(words, "generate")
     if sampling.num_beams > 1 and (sampling.temperature or sampling.stop or sampling.stream):
         raise OptionError(
             "--num-beams does not work with --temperature, --stop or --stream. Leave those out, "
             "or leave out --num-beams."
         )
-    if sampling.stream and options.json:
-        raise OptionError("--stream and --json exclude each other. Choose one.")
-    settings: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "stop": sampling.stop,
-    }
+    if sampling.stream and (options.json or options.output):
+        raise OptionError("--stream excludes --json and --output. Choose one.")
+    settings = sampling.settings()
+    images, prompt = _split(words, "generate", options)
     if sampling.stream:
         _stream(images, prompt, options, settings)
         return
-    settings["num_beams"] = sampling.num_beams
+
+    def query() -> Query:
+        from paligemma.answering import Query
+        from paligemma.engine.sampling import Sampling, drawn_seed
+        from paligemma.tasks.parse_prompt import prompt_notes
+
+        stop, seed = settings.pop("stop"), drawn_seed(settings.pop("seed"))
+        return Query(
+            prompt=prompt,
+            max_new_tokens=options.max_new_tokens,
+            sampler=Sampling(seed=seed, **settings),
+            stop=stop,
+            notes=prompt_notes(prompt),
+        )
+
     _run(
-        "generate",
-        [images],
-        options,
-        lambda predictor, loaded: predictor.generate(
-            loaded, prompt, **settings, **_length(options)
-        ),
+        _Job(
+            command="generate",
+            images=images,
+            query=query,
+            options=options,
+            num_beams=sampling.num_beams,
+        )
     )
 
 
-def _split(words: Sequence[str], command: str) -> tuple[list[str], str]:
-    *images, prompt = words
-    if os.path.isfile(prompt):  # unlike Path.is_file, False for a name too long to be one
+def _task_query(task: Any, options: PredictOptions) -> Query:
+    from paligemma.answering import Query
+
+    return Query(task=task, max_new_tokens=options.max_new_tokens)
+
+
+@exit_when_interrupted()
+def _images_of(words: Sequence[str], options: PredictOptions) -> list[NamedImage]:
+    return find_images(words, recursive=options.recursive, allow_urls=options.allow_urls)
+
+
+@exit_when_interrupted()
+def _split(
+    words: Sequence[str], command: str, options: PredictOptions
+) -> tuple[list[NamedImage], str]:
+    *names, prompt = words
+    # unlike Path.is_file, False for a name too long to be one
+    is_file = os.path.isfile(prompt)
+    if looks_like_image(prompt) or (is_file and not names):
         raise PromptError(
-            f"The prompt is missing: the last argument, {prompt}, is a file. "
+            f"The prompt is missing: the last argument, {prompt}, "
+            f"{'is a file' if is_file else 'names an image'}. "
             f'Write the prompt last: paligemma {command} {prompt} "..."'
         )
-    if not images:
+    if not names:
         raise InputError(
             f"There is no image before the prompt {prompt!r}. "
             f'Write: paligemma {command} IMAGE "{prompt}"'
         )
-    if os.path.exists(images[0]) and not os.path.exists(images[-1]) and "://" not in images[-1]:
+    last = names[-1]
+    if last and _exists(names[0]) and not looks_like_image(last) and not _exists(last):
         raise PromptError(
-            f"The file {images[-1]!r} does not exist. If it is part of the prompt, quote the "
-            f'prompt: paligemma {command} {images[0]} "... {images[-1]} {prompt}"'
+            f"The file {last!r} does not exist. If it is part of the prompt, quote the prompt: "
+            f'paligemma {command} {names[0]} "... {last} {prompt}"'
         )
-    return images, prompt
+    return _images_of(names, options), prompt
 
 
-def _length(options: PredictOptions) -> dict[str, Any]:
-    return {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+def _exists(name: str) -> bool:
+    path = os.path.expanduser(name)
+    return os.path.exists(path) or (glob.has_magic(path) and bool(glob.glob(path)))
 
 
-def _each(
-    task: str,
-    images: Sequence[str],
-    options: PredictOptions,
-    ask_one: Callable[[Predictor, LoadedImage], Result],
-    draw: Path | None = None,
-) -> None:
-    _run(task, [[image] for image in images], options, lambda p, group: ask_one(p, group[0]), draw)
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A question about images, and what becomes of the results."""
+
+    command: str
+    images: Sequence[NamedImage]
+    query: Callable[[], Query]
+    """Called before the model is loaded. Raises PromptError and OptionError."""
+    options: PredictOptions
+    draw: Path | None = None
+    keep: Callable[[Any], Any] = lambda result: result
+    num_beams: int = 1
+    footnote: str | None = None
+    """Note after the last result, if any has objects."""
+
+    @property
+    def groups(self) -> list[list[NamedImage]]:
+        """The images of each question."""
+        if self.command == "generate":
+            return [list(self.images)]
+        return [[image] for image in self.images]
+
+    def named(self, group: Sequence[NamedImage]) -> dict[str, Any]:
+        """How the JSON of a result begins."""
+        if self.command == "generate":
+            return {"images": [image.name for image in group]}
+        return {"image": group[0].name}
 
 
-def _run(
-    task: str,
-    groups: Sequence[Sequence[str]],
-    options: PredictOptions,
-    ask_group: Callable[[Predictor, tuple[LoadedImage, ...]], Result],
-    draw: Path | None = None,
-) -> None:
-    """One question and one result per group of images."""
-    _check_images([name for group in groups for name in group], options)
-    targets = _draw_targets(draw, [group[0] for group in groups])
-    predictor = _load(options)
-    num_unread = 0
-    for group, target in track(list(zip(groups, targets, strict=True)), task):
-        try:
-            loaded = _read(group, options)
-        except ImageError as error:
-            print_error(str(error))
-            num_unread += 1
-            continue
-        result = ask_group(predictor, loaded)
-        if options.json:
-            named = {"images": list(group)} if task == "generate" else {"image": group[0]}
-            print_json({**named, "model": options.model, "task": task, "result": result.to_dict()})
+def _run(job: _Job) -> None:
+    """Answer the query for each group of images, and print or write the results in order."""
+    options, groups = job.options, job.groups
+    targets = _draw_targets(job.draw, [group[0] for group in groups])
+    stems = [group[0].stem for group in groups]
+    output_format = choose_format(
+        options.output, options.output_format, command=job.command, stems=stems
+    )
+    query = _checked_query(job)
+    with ExitStack() as stack:
+        writer = None
+        if options.output is not None and output_format is not None:
+            writer = stack.enter_context(open_output(options.output, output_format))
+        predictor = _load(options)
+        codes = {
+            _finish(job, group, target, result, writer)
+            for group, target, result in track(
+                zip(groups, targets, _answers(job, predictor, query), strict=True),
+                len(groups),
+                job.command,
+            )
+        }
+    if writer is not None and not options.quiet:
+        print_note(f"written: {options.output}")
+    if code := max(codes):
+        raise typer.Exit(code)
+
+
+@exit_when_interrupted()
+def _checked_query(job: _Job) -> Query:
+    """Raises PromptError and OptionError for a query that no model answers."""
+    from paligemma.answering import check_control_words
+
+    query = job.query()
+    check_control_words(query.text)
+    return query
+
+
+def _answers(job: _Job, predictor: Predictor, query: Query) -> Iterator[Any]:
+    from paligemma.answering import ImageQuery
+
+    queries = (
+        ImageQuery(images=tuple(image.read for image in group), query=query) for group in job.groups
+    )
+    has_footnote = False
+    for result in predictor.answer(queries, job.options.batch_size, job.num_beams):
+        if isinstance(result, ImageError | NumericalError):
+            yield result
+        elif isinstance(result, Exception):
+            raise result
         else:
-            print_text(f"{visible(group[0])}: {result}" if len(groups) > 1 else str(result))
-            if task == "generate":
-                _print_notes(result)
-            if options.show:
-                show_image(_draw(result, loaded[0].rgb))
-        if target is not None:
-            _save(_draw(result, loaded[0].rgb), target)
+            result = job.keep(result)
+            has_footnote |= job.footnote is not None and len(result) > 0
+            yield result
+    if has_footnote and job.footnote and not (job.options.quiet or job.options.json):
+        print_note(job.footnote)
+
+
+def _finish(
+    job: _Job,
+    group: Sequence[NamedImage],
+    target: Path | None,
+    result: Any,
+    writer: Writer | None,
+) -> int:
+    """Print, write and draw a result or an error; return the exit code that it calls for."""
+    options = job.options
+    if isinstance(result, ImageError | NumericalError):
+        print_error(str(result))
+        line = {**job.named(group), "error": str(result)}
+    else:
+        named = {**job.named(group), "model": options.model, "task": job.command}
+        line = {**named, "result": result.to_dict()} if options.json or writer else named
+    if writer is not None:
+        writer.add(group[0], line, result)
+    elif options.json:
+        print_json(line)
+    if isinstance(result, ImageError | NumericalError):
+        return 2 if isinstance(result, ImageError) else 1
+    if writer is None and not options.json:
+        _print(job, group, result)
+    if target is not None:
+        _save(_draw(result, group[0].read().rgb), target)
+        if not options.quiet:
             print_note(f"drawn: {target}")
-    if num_unread:
-        raise typer.Exit(2)
+    for image in group:
+        image.release()
+    return 0
 
 
-def _print_notes(result: Any) -> None:
-    for note in result.notes:
-        print_note(note)
+def _print(job: _Job, group: Sequence[NamedImage], result: Any) -> None:
+    if job.options.quiet and result.notes:
+        result = replace(result, notes=())
+    text = str(result)
+    if len(job.images) > 1 and job.command != "generate":
+        text = f"{visible(group[0].name)}: {text}"
+        if "\n" in text:
+            text += "\n"  # sets the tables of several images apart
+    print_text(text)
+    if job.command == "generate":
+        for note in result.notes:
+            print_note(note)
+    if job.options.show:
+        show_image(_draw(result, group[0].read().rgb))
 
 
 def _stream(
-    images: Sequence[str], prompt: str, options: PredictOptions, settings: dict[str, Any]
+    images: Sequence[NamedImage], prompt: str, options: PredictOptions, settings: dict[str, Any]
 ) -> None:
-    _check_images(images, options)
-    predictor = _load(options)
-    loaded = _read(images, options)
     from paligemma.tasks.parse_prompt import prompt_notes
 
-    for note in prompt_notes(prompt):
+    predictor = _load(options)
+    for note in () if options.quiet else prompt_notes(prompt):
         print_note(note)
-    for piece in predictor.stream(loaded, prompt, **settings, **_length(options)):
+    if options.max_new_tokens is not None:
+        settings["max_new_tokens"] = options.max_new_tokens
+    for piece in predictor.stream([image.read() for image in images], prompt, **settings):
         stdout().out(visible(piece, keep="\n\t"), end="")
     stdout().out("")
 
 
 def _load(options: PredictOptions) -> Predictor:
     predictor = options.load()
-    if predictor.note and not options.json:
+    if predictor.note and not (options.json or options.quiet):
         print_note(predictor.note)
     return predictor
-
-
-def _check_images(names: Sequence[str], options: PredictOptions) -> None:
-    for name in names:
-        if "://" in name:
-            if not options.allow_urls:
-                raise ImageError(f"{name!r} is a web address. Add --allow-urls to fetch it.")
-        elif not os.path.exists(name):
-            raise ImageError(f"The file {name!r} does not exist. Check the path.")
-
-
-def _read(names: Sequence[str], options: PredictOptions) -> tuple[LoadedImage, ...]:
-    from paligemma.processor.image import load_image
-
-    return tuple(load_image(name, allow_urls=options.allow_urls) for name in names)
 
 
 def _draw(result: Result, image: Image) -> Image:
@@ -404,26 +565,26 @@ def _draw(result: Result, image: Image) -> Image:
     return result.draw(image) if isinstance(result, Detections | Segments) else image
 
 
-def _draw_targets(draw: Path | None, images: Sequence[str]) -> list[Path | None]:
+def _draw_targets(draw: Path | None, images: Sequence[NamedImage]) -> list[Path | None]:
     """The file for the drawing of each image, after a check that it can be written."""
     if draw is None:
         return [None] * len(images)
     if draw.is_dir():
-        targets = [draw / f"{Path(image).stem}.png" for image in images]
+        targets = [draw / f"{image.stem}.png" for image in images]
     elif len(images) == 1:
         targets = [draw]
     else:
         numbers = range(1, len(images) + 1)
         targets = [draw.with_name(f"{draw.stem}-{number}{draw.suffix}") for number in numbers]
-    for target in targets:
-        _check_target(target)
-    for target in targets:
-        if targets.count(target) > 1:
+    _check_target(targets[0])
+    for target, count in Counter(targets).items():
+        if count > 1:
             raise OptionError(
                 f"Two images would both be drawn to {target}. Give --draw a file name instead "
                 "of a folder: -1, -2, ... will be added to it."
             )
-    if overwritten := {t.resolve() for t in targets} & {Path(image).resolve() for image in images}:
+    files = {image.source.resolve() for image in images if isinstance(image.source, Path)}
+    if overwritten := {target.resolve() for target in targets} & files:
         raise OptionError(
             f"--draw would overwrite the image {min(overwritten)}. Choose another file."
         )
@@ -434,7 +595,7 @@ def _check_target(target: Path) -> None:
     if target.suffix.lower() not in _IMAGE_TYPES:
         raise OptionError(
             f"--draw writes {', '.join(_IMAGE_TYPES)} files, and the name {target.name!r} ends in "
-            "none of them."
+            f"none of them. If it is meant to be a folder, create it first: mkdir {target.name}"
         )
     try:
         with tempfile.TemporaryFile(dir=target.parent):

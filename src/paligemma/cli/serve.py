@@ -135,17 +135,17 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
     import paligemma
     from paligemma.checkpoints.adapter import fingerprint_of, read_adapter
     from paligemma.checkpoints.hub import Source
-    from paligemma.fast.weights import Plain, Weights, weights_name
+    from paligemma.fast.weights import Plain, Weights, usual_name, weights_name
     from paligemma.server.service import Loaded
 
-    weights: Weights = weights_name(options.dtype, options.quantization)
+    weights: Weights = weights_name(usual_name(options.dtype), options.quantization)
     if adapters and options.quantization is not None:
         raise OptionError(
             "--adapter needs plain weights, because each request may choose another adapter. "
             "Leave out --quantization."
         )
     if adapters:
-        weights = Plain(options.dtype)
+        weights = Plain(usual_name(options.dtype))
     predictor = paligemma.load(
         options.model,
         weights=weights,

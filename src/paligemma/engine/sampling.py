@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,11 @@ from torch import Tensor
 from paligemma.errors import OptionError, check_whole
 
 # B batch, V vocabulary
+
+
+def drawn_seed(seed: int | None) -> int:
+    """Return the seed itself, or a random one for None."""
+    return secrets.randbits(48) if seed is None else seed
 
 
 def _is_number(value: object) -> bool:

@@ -16,8 +16,15 @@ _NUM_TEXT_TOKENS = 5
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
-def choose_device(device: str) -> torch.device:
-    """Return the device with this name. Raises OptionError if it is unknown or does not exist."""
+def choose_device(device: str | int | torch.device) -> torch.device:
+    """Return the device with this name, or the CUDA device with this number.
+
+    Raises OptionError if it is unknown or does not exist.
+    """
+    if isinstance(device, str):
+        device = f"cuda:{device}" if device.isdecimal() else device.lower()
+    elif isinstance(device, int) and not isinstance(device, bool):
+        device = f"cuda:{device}"
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -6,7 +6,7 @@ These are the values of the option `weights=`. This module does not import torch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from paligemma.errors import OptionError, check_choice
 
@@ -24,6 +24,28 @@ WeightsName = Literal["auto", "stored", "float32", "bfloat16", "float16", "int8"
 """Shorthands: a dtype or quantization, in its fastest form on the device."""
 
 
+_OTHER_NAMES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+
+
+def usual_name(value: Any) -> Any:
+    """Return the name of a dtype that was given in another way; other values as they are.
+
+    >>> usual_name("bf16"), usual_name("FP16"), usual_name("int4")
+    ('bfloat16', 'float16', 'int4')
+    """
+    is_dtype = type(value).__module__ == "torch" and type(value).__name__ == "dtype"
+    if not isinstance(value, str) and not is_dtype:
+        return value
+    name = str(value).lower().removeprefix("torch.")
+    return _OTHER_NAMES.get(name, name)
+
+
 @dataclass(frozen=True)
 class Plain:
     """Plain torch modules. Quantized checkpoints are dequantized."""
@@ -31,6 +53,7 @@ class Plain:
     dtype: DtypeName = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", usual_name(self.dtype))
         check_choice("dtype", self.dtype, DtypeName)
 
 
@@ -65,6 +88,7 @@ class Trainable:
     def __post_init__(self) -> None:
         if self.base is not None:
             check_choice("base", self.base, FrozenFormat)
+        object.__setattr__(self, "dtype", usual_name(self.dtype))
         check_choice("dtype", self.dtype, DtypeName)
 
 
@@ -72,10 +96,13 @@ Weights = Plain | Packed | Trainable | WeightsName
 """What the `weights=` option takes."""
 
 
-def check_weights(weights: object) -> None:
-    """Raise OptionError for an invalid value of `weights=`."""
-    if not isinstance(weights, Plain | Packed | Trainable):
-        check_choice("weights", weights, WeightsName)
+def checked_weights(weights: Any) -> Weights:
+    """Return a value of `weights=`, under its usual name. Raises OptionError for an invalid one."""
+    if isinstance(weights, Plain | Packed | Trainable):
+        return weights
+    name: WeightsName = usual_name(weights)
+    check_choice("weights", name, WeightsName)
+    return name
 
 
 def weights_name(
@@ -88,6 +115,7 @@ def weights_name(
 
     Raises OptionError when they contradict each other.
     """
+    dtype = usual_name(dtype)
     check_choice("dtype", dtype, DtypeName)
     if quantization is None:
         return dtype

@@ -134,11 +134,17 @@ def load_image(
         transpose = _UPRIGHT.get(_orientation(image))
         upright = rgb if transpose is None else rgb.transpose(transpose)
         upright.info.clear()  # else loading the result again would apply the orientation twice
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, RecursionError):
         raise
     except Exception as error:  # decoders raise arbitrary exceptions on damaged data
         raise _damaged(subject) from error
     return LoadedImage(rgb=upright, name=name)
+
+
+def check_first_bytes(data: bytes, subject: str) -> None:
+    """Raise ImageError unless a file that begins like this may be an image that can be read."""
+    if not any(signature.match(data) for signature, _ in _PARSERS):
+        raise _refused(data, subject)
 
 
 def read_size_wh(source: ImageSource) -> tuple[int, int]:
@@ -304,7 +310,9 @@ def _open(data: bytes, subject: str, max_pixels: int) -> Image.Image:
     try:
         with _pillow_quiet():
             return parser(io.BytesIO(data))
-    except (MemoryError, Image.DecompressionBombError) as error:
+    except (MemoryError, RecursionError):
+        raise
+    except Image.DecompressionBombError as error:
         raise ImageError(
             f"{subject} is too large; the limit is {max_pixels / 1e6:g} megapixels. "
             "Scale it down first."
@@ -361,6 +369,8 @@ def _orientation(image: Image.Image) -> int:
     try:
         with _pillow_quiet():
             return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (MemoryError, RecursionError):
+        raise
     except Exception:  # damaged metadata does not make the pixels unreadable
         return 1
 

@@ -223,6 +223,8 @@ def _parse(model_proto: bytes) -> sentencepiece.SentencePieceProcessor:
     pieces = sentencepiece.SentencePieceProcessor()
     try:
         pieces.LoadFromSerializedProto(model_proto)
+    except RecursionError:
+        raise  # says nothing about the file
     except RuntimeError as error:
         raise TokenizerError(
             f"The tokenizer's {len(model_proto)} bytes are not a complete SentencePiece model. "

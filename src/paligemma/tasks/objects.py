@@ -151,9 +151,13 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
     >>> split_phrases("cat; traffic light ;cat")
     ('cat', 'traffic light')
     """
-    texts = [phrases] if isinstance(phrases, str) else list(phrases)
-    if not all(isinstance(text, str) for text in texts):
-        raise PromptError(f"The phrases are {texts!r}; each must be a str.")
+    texts: list[str] | None = None
+    if isinstance(phrases, Iterable):
+        texts = [phrases] if isinstance(phrases, str) else list(phrases)
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise PromptError(
+            f"The phrases are {phrases!r}; expected text such as 'cat ; dog', or a list of texts."
+        )
     # White space becomes a single space, because a line break would end the prefix early.
     parts = (" ".join(part.split()) for text in texts for part in text.split(";"))
     unique: dict[str, str] = {}

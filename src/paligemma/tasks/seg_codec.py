@@ -258,6 +258,8 @@ def load_mask_codec_npz(path_or_file: str | Path | IO[bytes]) -> MaskCodec:
             arrays = {key: _read_array(archive, members[key], headers[key]) for key in headers}
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
+    except RecursionError:
+        raise  # says nothing about the file
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{name} cannot be read as a mask codec ({error}). Expected an .npz file such as "

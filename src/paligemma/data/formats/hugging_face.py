@@ -101,6 +101,8 @@ def _load(path: Path, split: str | None) -> Any:
             tables = datasets.load_dataset(path.resolve().as_posix())
         else:
             tables = datasets.load_dataset(path.as_posix())
+    except (MemoryError, RecursionError):
+        raise
     except Exception as error:  # the library passes on any error of its own dependencies
         first = (str(error).splitlines() or [""])[0]
         raise DataError(

@@ -149,7 +149,7 @@ def read_plain_pickle(path: Path) -> Any:
         ) from None
     except OSError as error:
         raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
-    except DataError:
+    except (DataError, MemoryError, RecursionError):
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]

@@ -1,0 +1,27 @@
+"""Ctrl-C while modules are imported or a model is loaded.
+
+An exception raised in the middle of an import may be swallowed, or come out as another error that
+seems to blame a file. At that time nothing needs to be tidied up, so the process exits at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def exit_when_interrupted() -> Iterator[None]:
+    """Within the context, Ctrl-C ends the process with exit code 130."""
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
