@@ -38,7 +38,7 @@ def processor(tiny_tokenizer: Tokenizer) -> Processor:
 def checked(
     processor: Processor, path: Path, max_tokens: int | None = None, **options: Any
 ) -> CheckReport:
-    records = open_data(path, on_bad_record="skip", max_bad_share=1.0)
+    records = open_data(path, on_bad_record="skip", max_skipped=1.0)
     builder = TargetBuilder(
         processor=processor,
         class_names=records.class_names,

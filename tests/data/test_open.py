@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from paligemma.data.open import open_data
 from paligemma.data.record import BadRecord
@@ -81,12 +82,12 @@ def test_more_than_one_in_a_hundred_is_too_many(tmp_path: Path) -> None:
     path = jsonl(tmp_path, lines(100, bad=(3, 4)))
     with pytest.raises(DataError, match=r"2 of 100 records are bad, more than 1\.0%.*Line 4"):
         open_data(path, on_bad_record="skip")
-    assert len(open_data(path, on_bad_record="skip", max_bad_share=0.02)) == 98
+    assert len(open_data(path, on_bad_record="skip", max_skipped=0.02)) == 98
 
 
 def test_a_set_of_bad_records_alone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No record can be used"):
-        open_data(jsonl(tmp_path, lines(1, bad=(0,))), on_bad_record="skip", max_bad_share=1.0)
+        open_data(jsonl(tmp_path, lines(1, bad=(0,))), on_bad_record="skip", max_skipped=1.0)
 
 
 def test_an_id_that_comes_twice_is_bad(tmp_path: Path) -> None:
@@ -113,5 +114,10 @@ def test_annotations_of_another_image_are_found_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Line 1 .*40 x 20 pixels, '0.png' has 30 x 20"):
         record.load_image()
     make_image(tmp_path / "0.png", (20, 40))
+    with pytest.raises(DataError, match="swapped in the annotations"):
+        record.load_image()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "0.png", exif=exif)
     with pytest.raises(DataError, match="turned upright"):
         record.load_image()

@@ -333,7 +333,7 @@ def test_g6_too_many_bad_examples_are_an_error(tmp_path: Path, small: Predictor)
     how = config(on_bad_record="skip")
     with pytest.raises(DataError, match="2 of 22 examples cannot be used, more than 1"):
         finetune(small, Bad(1, 2), how, tmp_path / "few")
-    finetune(small, Bad(1, 2), config(on_bad_record="skip", max_bad_share=0.2), tmp_path / "many")
+    finetune(small, Bad(1, 2), config(on_bad_record="skip", max_skipped=0.2), tmp_path / "many")
 
 
 def test_g6_a_micro_batch_of_bad_examples_alone_teaches_nothing(
@@ -342,7 +342,7 @@ def test_g6_a_micro_batch_of_bad_examples_alone_teaches_nothing(
     how: dict[str, Any] = {
         "batch_size": 2,
         "on_bad_record": "skip",
-        "max_bad_share": 0.5,
+        "max_skipped": 0.5,
         "num_steps": 11,
     }
     for accumulation in (1, 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +12,7 @@ import typer
 
 from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
 from paligemma.cli.options import Command, Json, takes
-from paligemma.errors import DataError, ImageError, OptionError, counted
+from paligemma.errors import DataError, OptionError, counted
 from paligemma.options import Option
 
 if TYPE_CHECKING:
@@ -80,14 +80,9 @@ def check(
     from paligemma.loading import load_processor
 
     # All faults are reported, not just the first.
+    column = reading.column or (None if targets.task is None else "objects")
     records = open_data(
-        options.data,
-        format=reading.format,
-        split=reading.split,
-        images=reading.images,
-        prefix=reading.prefix,
-        on_bad_record="skip",
-        max_bad_share=1.0,
+        options.data, replace(reading, column=column, on_bad_record="skip", max_skipped=1.0)
     )
     processor, codec = load_processor(
         options.model, source=Source(offline=options.offline), resize=options.resize
@@ -99,8 +94,9 @@ def check(
         mask_codec=codec,
         options=targets,
     )
-    report = _with_progress(records, builder, options.max_tokens)
-    rows = _first_batch(records, builder, options.batch_size, targets.seed)
+    report = _with_progress(records, builder, options, reading)
+    usable = records.without(report.bad[len(records.skipped) :])
+    rows = _first_batch(usable, builder, options.batch_size, targets.seed)
     if rows:
         examples = RecordExamples(records=records, targets=builder)
         positions = {record.record_id: index for index, record in enumerate(records.slots)}
@@ -117,7 +113,9 @@ def check(
         )
 
 
-def _with_progress(records: Records, builder: TargetBuilder, max_tokens: int | None) -> CheckReport:
+def _with_progress(
+    records: Records, builder: TargetBuilder, options: CheckOptions, reading: ReadOptions
+) -> CheckReport:
     from paligemma.data.check import check_data
 
     numbers = count(1)
@@ -125,7 +123,9 @@ def _with_progress(records: Records, builder: TargetBuilder, max_tokens: int | N
         return check_data(
             records,
             builder,
-            max_tokens=max_tokens,
+            max_tokens=options.max_tokens,
+            on_bad_record=reading.on_bad_record,
+            max_skipped=reading.max_skipped,
             on_record=lambda: show(next(numbers), len(records)),
         )
 
@@ -133,7 +133,7 @@ def _with_progress(records: Records, builder: TargetBuilder, max_tokens: int | N
 def _first_batch(
     records: Records, builder: TargetBuilder, batch_size: int, seed: int
 ) -> list[BatchRow]:
-    """The first batch of training, without records that cannot be read."""
+    """The first batch of training, without bad records."""
     from paligemma.data.check_page import BatchRow
     from paligemma.data.record import BadRecord
     from paligemma.finetune.batches import examples_of_step
@@ -144,11 +144,8 @@ def _first_batch(
         record = records.slots[place]
         if isinstance(record, BadRecord):
             continue
-        try:
-            target = builder.build(record, epoch)
-            rows.append(BatchRow(record=record, target=target, image=record.load_images()[0]))
-        except (DataError, ImageError):
-            continue
+        target = builder.build(record, epoch)
+        rows.append(BatchRow(record=record, target=target, image=record.load_images()[0]))
     return rows
 
 
@@ -189,6 +186,8 @@ def _print(report: CheckReport, page: Path | None) -> None:
         if rest := len(report.class_counts) - _MAX_LISTED:
             shown += [(f"and {rest} more", "")] if rest > 0 else []
         print_table(None, ("class", "objects"), shown, right=("objects",))
+    if report.example is not None:
+        print_text(f"example: {report.example}")
     for finding in report.findings:
         ids = f" [{', '.join(finding.ids[:5])}{', ...' if finding.ids[5:] else ''}]"
         print_text(f"{finding.level}: {finding.text}{ids if finding.ids else ''}")

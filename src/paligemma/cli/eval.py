@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,15 +12,18 @@ import typer
 from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
 from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import Json, takes
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from paligemma.data.record import BadRecord
     from paligemma.evals.datasets.published import PublishedScore
     from paligemma.evals.evaluation import EvalSet, Evaluation
     from paligemma.evals.options import EvalRunOptions
     from paligemma.evals.scoring import Score
+
+BAD_RECORDS_FILE = "bad_records.jsonl"
 
 
 @takes(options="paligemma.evals.options:EvalRunOptions", loading=LoadOptions)
@@ -42,7 +45,8 @@ def evaluate(
     scores with 95 % confidence intervals, next to published figures. To resume an interrupted run,
     repeat the command. Rerunning with another --metric rescores without generating again.
     """
-    from paligemma.evals.evaluation import REPORT_FILE
+    from paligemma.data.open import write_bad
+    from paligemma.evals.evaluation import REPORT_FILE, skip_unusable
     from paligemma.evals.evaluation import evaluate as measure
 
     if options.folder is None:  # users' data are read before a model is loaded
@@ -50,13 +54,22 @@ def evaluate(
             _refuse_name(options.data)
         eval_set = _user_data(options)
     predictor = loading.load()
-    if options.folder is not None:
+    bad: Sequence[BadRecord] = ()
+    if options.folder is None:
+        eval_set, bad = skip_unusable(predictor, eval_set, options, options)
+    else:
         eval_set = _benchmark(
             options.data, options.folder, options.split, predictor.processor.resolution
         )
     for note in (predictor.note, *eval_set.notes):
         if note:
             print_note(note)
+    if bad:
+        write_bad(out / BAD_RECORDS_FILE, bad)
+        print_note(
+            f"{counted(len(bad), 'record')} skipped; {out / BAD_RECORDS_FILE} lists them. The "
+            f"first: {bad[0].reason}"
+        )
     with progress_bar("generating") as on_progress:
         evaluation = measure(predictor, eval_set, out, options, on_progress=on_progress)
     if as_json:
@@ -85,9 +98,14 @@ def _refuse_name(data: str) -> None:
 
 def _user_data(options: EvalRunOptions) -> EvalSet:
     from paligemma.data.open import open_data
+    from paligemma.data.source import ReadOptions
     from paligemma.evals.evaluation import EvalSet
 
-    records = open_data(options.data, format=options.format, split=options.split)
+    names = [field.name for field in fields(ReadOptions)]
+    reading = ReadOptions(**{name: getattr(options, name) for name in names})
+    if reading.column is None and options.task in ("detect", "segment"):
+        reading = replace(reading, column="objects")
+    records = open_data(options.data, reading, purpose="test")
     eval_set = EvalSet.of(records)
     if options.ask == "present":
         kept = [record for record in records if record.prefix or record.objects != ()]

@@ -238,6 +238,8 @@ def field_parameters(options: type[DataclassInstance]) -> list[inspect.Parameter
 
 def _parameter(field: Field, hint: Any, help_text: str | None) -> inspect.Parameter:
     kind, option = _split_hint(hint)
+    if kind == float | str | None:  # typer takes no unions; the class reads the text
+        kind = str | None
     default = inspect.Parameter.empty if _is_required(field) else _default(field)
     choices: tuple[str, ...] = ()
     if get_origin(kind) is tuple:

@@ -13,7 +13,7 @@ from paligemma.cli.console import print_json, print_note, print_table, print_tex
 from paligemma.cli.memory import in_gigabytes, machine_memory
 from paligemma.cli.model_options import ThreadsOption
 from paligemma.cli.options import Json, takes
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, counted
 from paligemma.options import Option
 
 if TYPE_CHECKING:
@@ -55,19 +55,20 @@ def train(
                 "saved": str(result.saved),
                 "report": str(result.report),
                 "scores": [score.to_dict() for score in scores],
+                "chosen_on_images": result.num_images,
             }
         )
         return
     if scores:
         print_table(
-            "validation split",
-            ("task", "metric", "value", "95 %", "records"),
+            f"On the {counted(result.num_images, 'image')} by which this state was chosen, so too "
+            "high for others",
+            ("task", "metric", "value", "records"),
             [
                 (
                     score.task,
                     score.result.name,
                     f"{score.result.value:.3f}",
-                    "" if (i := score.interval) is None else f"{i.low:.3f} to {i.high:.3f}",
                     str(score.num_records),
                 )
                 for score in scores

@@ -27,10 +27,12 @@ from typing import Any
 import numpy as np
 
 from paligemma.data.record import Record, TrueObject
+from paligemma.data.source import Boxes, ReadOptions
 from paligemma.errors import DataError
 from paligemma.masks import Mask, box_of_points, points_of, polygons_to_mask, rle_to_mask
 from paligemma.processor.image import MAX_PIXELS, ImageSource, read_size_wh
 from paligemma.results import BoxXyxy
+from paligemma.tasks.parse_prompt import kind_of_prompt
 
 MAX_OVERHANG = 2.0
 """Pixels by which a box may extend beyond its image: tools round, and count from 0 or 1."""
@@ -58,33 +60,48 @@ def clean_label(label: object, where: str) -> str:
 
 
 def clean_box(
-    box_xyxy: Sequence[float], size_wh: tuple[int, int], where: str, tally: Counter[str]
-) -> BoxXyxy:
+    box_xyxy: Sequence[float],
+    size_wh: tuple[int, int],
+    where: str,
+    tally: Counter[str],
+    boxes: Boxes = "error",
+) -> BoxXyxy | None:
     """The box in pixels, clipped to the image; `tally` counts those that were clipped.
 
-    Raises DataError for a box without area, or one that extends beyond the image by more than
-    `MAX_OVERHANG` pixels: it belongs to another image, or has another unit or order.
+    A box without area, or one that extends beyond the image by more than `MAX_OVERHANG` pixels
+    (it belongs to another image, or has another unit or order), raises DataError; or, as `boxes`
+    says, it is clipped, or None.
     """
     try:
         x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: a box is {box_xyxy!r}; it must be four numbers.") from error
     shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-    if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 <= x1 or y2 <= y1:
-        raise DataError(
-            f"{where}: the box {shown} (x1, y1, x2, y2) has no area. Remove or redraw it."
-        )
     width, height = size_wh
-    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    has_area = all(map(math.isfinite, (x1, y1, x2, y2))) and x1 < x2 and y1 < y2
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if overhang > MAX_OVERHANG or inside[2] <= inside[0] or inside[3] <= inside[1]:
+    is_inside = inside[0] < inside[2] and inside[1] < inside[3]
+    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    if has_area and is_inside and overhang <= MAX_OVERHANG:
+        if overhang > 0:
+            tally[CLIPPED] += 1
+        return inside
+    if boxes == "clip" and has_area and is_inside:
+        tally["boxes clipped to their image, beyond which they extended further"] += 1
+        return inside
+    if boxes in ("clip", "drop"):
+        tally["objects dropped for a box without area, or beyond the image"] += 1
+        return None
+    if not has_area:
         raise DataError(
-            f"{where}: the box {shown} (x1, y1, x2, y2) extends beyond its image of {width} x "
-            f"{height} pixels. Check the unit and order of its numbers, and the image."
+            f"{where}: the box {shown} (x1, y1, x2, y2) has no area. Remove or redraw it, or drop "
+            "the object with boxes='drop'."
         )
-    if overhang > 0:
-        tally[CLIPPED] += 1
-    return inside
+    raise DataError(
+        f"{where}: the box {shown} (x1, y1, x2, y2) extends beyond its image of {width} x "
+        f"{height} pixels. Check the unit and order of its numbers, and the image; or clip or drop "
+        "such boxes: boxes='clip'."
+    )
 
 
 def box_of_mask(mask: Mask, where: str) -> BoxXyxy:
@@ -96,6 +113,62 @@ def box_of_mask(mask: Mask, where: str) -> BoxXyxy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The outline of an object: run lengths, or polygons x1, y1, x2, y2, ... in pixels."""
+
+    rle: Any = None
+    polygons: Any = ()
+
+    @classmethod
+    def of_segmentation(cls, segmentation: Any, where: str, tally: Counter[str]) -> Shape | None:
+        """Of COCO's field: run lengths, polygons, or one polygon as a list of numbers or points.
+
+        Parts of fewer than three points are dropped and counted; None where nothing is left.
+        """
+        if not segmentation:  # some exports have an empty list where there are only boxes
+            return None
+        if isinstance(segmentation, dict):
+            return cls(rle=segmentation)
+        if not isinstance(segmentation, list):
+            raise DataError(f"{where}: the segmentation is {segmentation!r}; it must be polygons.")
+        parts = segmentation
+        if all(is_number(value) for value in parts) or all(map(_is_point, parts)):
+            parts = [parts]
+        polygons = [
+            [value for point in part for value in point]
+            if isinstance(part, list) and part and all(map(_is_point, part))
+            else part
+            for part in parts
+        ]
+        whole = [part for part in polygons if not isinstance(part, list) or len(part) >= 6]
+        if len(whole) < len(polygons):
+            tally["parts of polygons dropped, as they have fewer than three points"] += len(
+                polygons
+            ) - len(whole)
+        return cls(polygons=whole) if whole else None
+
+    def mask(self, size_wh: tuple[int, int], where: str) -> Mask:
+        """bool[H, W]. Raises DataError."""
+        if self.rle is not None:
+            return rle_to_mask(self.rle, size_wh, where)
+        return polygons_to_mask(self.polygons, size_wh, where)
+
+    def box(self, size_wh: tuple[int, int], where: str) -> BoxXyxy:
+        """The box around it, in pixels. Raises DataError."""
+        if self.rle is not None:
+            return box_of_mask(self.mask(size_wh, where), where)
+        return _box_of_polygons(self.polygons, where)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotatedImage:
     """An image whose annotations are read: makes its objects, checked, and its record."""
 
@@ -103,38 +176,56 @@ class AnnotatedImage:
     size_wh: tuple[int, int]
     where: str
     tally: Counter[str]
+    boxes: Boxes = "error"
 
     def object(
         self,
         label: object,
-        box_xyxy: Sequence[float],
-        make_mask: Callable[[], Mask] | None = None,
+        box_xyxy: Sequence[float] | None,
+        shape: Shape | Callable[[], Mask] | None = None,
         *,
         area: float | None = None,
         where: str = "",
-    ) -> TrueObject:
-        """Raises DataError that begins with `where`, by default that of the image."""
+    ) -> TrueObject | None:
+        """None for an object that is dropped for its box, as `boxes` says.
+
+        Without a box, it is that around the shape. Raises DataError that begins with `where`, by
+        default that of the image.
+        """
         where = where or self.where
+        label = clean_label(label, where)
+        mask_box: Callable[[], BoxXyxy] | None = None
+        make_mask: Callable[[], Mask] | None = None
+        if isinstance(shape, Shape):
+            make_mask = partial(shape.mask, self.size_wh, where)
+            mask_box = partial(shape.box, self.size_wh, where)
+        elif shape is not None:
+            make_mask = shape
+        if mask_box is not None and (box_xyxy is None or self.boxes == "from-masks"):
+            box_xyxy = mask_box()
+        if box_xyxy is None:
+            raise DataError(f"{where}: the object {label!r} has neither a box nor a shape.")
+        box = clean_box(box_xyxy, self.size_wh, where, self.tally, self.boxes)
+        if box is None:
+            return None
         return TrueObject(
-            label=clean_label(label, where),
-            box_xyxy=clean_box(box_xyxy, self.size_wh, where, self.tally),
-            make_mask=make_mask,
-            area=area,
+            label=label, box_xyxy=box, make_mask=make_mask, area=area, mask_box=mask_box
         )
 
     def record(
         self,
         record_id: str,
         prefix: str | None,
-        objects: Iterable[TrueObject],
-        crowds: Iterable[TrueObject] = (),
+        objects: Iterable[TrueObject | None],
+        crowds: Iterable[TrueObject | None] = (),
     ) -> Record:
+        """Objects that are None were dropped."""
         return Record(
             record_id=record_id,
             image=self.image,
             prefix=prefix or "",
-            objects=tuple(objects),
-            crowds=tuple(crowds),
+            objects=tuple(item for item in objects if item is not None),
+            crowds=tuple(item for item in crowds if item is not None),
             size_wh=self.size_wh,
             where=self.where,
         )
@@ -165,22 +256,27 @@ def record_of_fields(
     record_id: str,
     where: str,
     image: Path | Callable[[], ImageSource],
-    default_prefix: str | None,
+    options: ReadOptions,
     tally: Counter[str],
 ) -> Record:
     """A record from its fields in JSON, with everything checked but the pixels.
 
     The image's header is read where there are objects. Raises DataError or ImageError.
     """
-    prefix, suffix = fields.get("prefix", default_prefix), fields.get("suffix")
+    prefix, suffix = fields.get("prefix", options.prefix), fields.get("suffix")
     references, items = fields.get("references"), fields.get("objects")
     _check_fields(prefix, suffix, references, items, where)
     size_wh = None
     objects: tuple[TrueObject, ...] | None = None
     if items is not None:
         size_wh = read_size_wh(image if isinstance(image, Path) else image())
-        annotated = AnnotatedImage(image=image, size_wh=size_wh, where=where, tally=tally)
-        objects = tuple(_object(item, annotated) for item in items)
+        annotated = AnnotatedImage(
+            image=image, size_wh=size_wh, where=where, tally=tally, boxes=options.boxes
+        )
+        made = [_object(item, annotated) for item in items]
+        objects = tuple(item for item in made if item is not None)
+        if suffix:
+            tally["records with a suffix and objects, of which the suffix is learned"] += 1
     return Record(
         record_id=record_id,
         image=image,
@@ -205,8 +301,13 @@ def _check_fields(prefix: Any, suffix: Any, references: Any, items: Any, where: 
         raise DataError(f'{where}: "references" is {references!r}; it must be a list of texts.')
     if items is not None and not isinstance(items, list):
         raise DataError(f'{where}: "objects" is {items!r}; it must be a list of objects.')
-    if items is None and not (suffix or "").strip() and not references:
-        raise DataError(f"{where} has an empty suffix, so nothing is learned from it. Fill it in.")
+    # An empty list of objects is an answer: the model learns that nothing of it is in the image.
+    may_be_empty = kind_of_prompt(prefix or "") in ("detect", "segment") and suffix == ""
+    if items is None and not (suffix or "").strip() and not references and not may_be_empty:
+        raise DataError(
+            f"{where} has an empty suffix, so nothing is learned from it. Fill it in; only detect "
+            "and segment may have none, for an image without objects."
+        )
 
 
 def _are_texts(values: Any) -> bool:
@@ -217,23 +318,22 @@ def _are_texts(values: Any) -> bool:
     )
 
 
-def _object(item: Any, image: AnnotatedImage) -> TrueObject:
-    size_wh, where = image.size_wh, image.where
+def _object(item: Any, image: AnnotatedImage) -> TrueObject | None:
+    where = image.where
     if not isinstance(item, dict):
         raise DataError(
             f"{where}: an object is {item!r}; it must look like "
             '{"label": ..., "box_xyxy": [x1, y1, x2, y2]}.'
         )
-    box, make_mask = item.get("box_xyxy"), None
+    shape = None
     if item.get("mask") is not None:
-        make_mask = partial(rle_to_mask, item["mask"], size_wh, where)
-        box = box_of_mask(make_mask(), where) if box is None else box
+        shape = Shape(rle=item["mask"])
+        shape.mask(image.size_wh, where)  # raises for run lengths of another image
     elif item.get("polygons") is not None:
-        make_mask = partial(polygons_to_mask, item["polygons"], size_wh, where)
-        box = _box_of_polygons(item["polygons"], where) if box is None else box
-    if box is None:
+        shape = Shape(polygons=item["polygons"])
+    if item.get("box_xyxy") is None and shape is None:
         raise DataError(f'{where}: an object has none of "box_xyxy", "mask" and "polygons".')
-    return image.object(item.get("label"), box, make_mask)
+    return image.object(item.get("label"), item.get("box_xyxy"), shape)
 
 
 def _box_of_polygons(polygons: Any, where: str) -> BoxXyxy:

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from paligemma.data.record import Record
+from paligemma.data.open import max_bad
+from paligemma.data.overlap import iou_of_boxes
+from paligemma.data.record import BadRecord, OnBadRecord, Record
 from paligemma.data.round_trip_report import RoundTripReport
 from paligemma.data.targets import Target, TargetBuilder
-from paligemma.errors import counted
+from paligemma.errors import DataError, counted
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Result
-from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.objects import SEPARATOR, parse_objects, split_phrases
 from paligemma.tasks.parse_prompt import kind_of_prompt
 
 Level = Literal["error", "warning", "note"]
@@ -25,6 +27,8 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 MAX_IDS = 20
 """Record ids that one finding lists."""
 _LOW_BOX_IOU, _LOW_MASK_IOU = 0.5, 0.7
+_MAX_FRACTION = 1.5  # pixels
+_SPECIAL_TOKEN = re.compile(r"<(loc\d{4}|seg\d{3})>")
 _CONTROL_TOKEN = re.compile(r"<(image|bos|eos|pad)>")
 
 
@@ -70,13 +74,26 @@ class TrainingRow:
         return self.record.objects is not None and not self.record.suffix
 
 
-def bad_records(bad: Sequence[tuple[str, str]]) -> Iterator[Finding]:
-    """`bad` holds pairs of record id and reason."""
-    for record_id, reason in bad[:MAX_IDS]:
-        yield Finding(level="error", text=reason, ids=(record_id,))
+def bad_records(
+    bad: Sequence[BadRecord], num_records: int, on_bad_record: OnBadRecord, max_skipped: float
+) -> Iterator[Finding]:
+    """Errors, or with on_bad_record="skip" a warning as long as they are few enough."""
+    level: Level = "error" if on_bad_record == "error" else "warning"
+    if level == "warning" and bad:
+        limit = max_bad(num_records, max_skipped)
+        yield _finding(
+            "error" if len(bad) > limit else "warning",
+            f"{len(bad)} of {num_records} records are skipped."
+            if len(bad) <= limit
+            else f"{len(bad)} of {num_records} records are bad; at most {int(limit)} may be "
+            "skipped. Allow more with --max-skipped.",
+            [record.record_id for record in bad],
+        )
+    for record in bad[:MAX_IDS]:
+        yield Finding(level=level, text=record.reason, ids=(record.record_id,))
     if len(bad) > MAX_IDS:
-        rest = [record_id for record_id, _ in bad[MAX_IDS:]]
-        yield _finding("error", f"{counted(len(rest), 'more record')} cannot be used.", rest)
+        rest = [record.record_id for record in bad[MAX_IDS:]]
+        yield _finding(level, f"{counted(len(rest), 'more record')} cannot be used.", rest)
 
 
 def lengths(rows: Sequence[RowLengths], max_tokens: int | None) -> Iterator[Finding]:
@@ -134,6 +151,41 @@ def texts(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
             "Answers of the model do not: ' yes' is not the same token as 'yes'. Strip it.",
             spaced,
         )
+    odd = [r.record.record_id for r in rows if r.target.prefix != r.target.prefix.strip()]
+    if odd:
+        yield _finding(
+            "warning",
+            f"{counted(len(odd), 'prefix begins or ends', 'prefixes begin or end')} with white "
+            "space or a line break, which becomes a token that users will not type. Strip it.",
+            odd,
+        )
+    other_lists = {
+        row.record.record_id: (row.target.prefix, usual)
+        for row in rows
+        if (usual := _usual_list(row.target.prefix)) not in (None, row.target.prefix.strip())
+    }
+    if other_lists:
+        prefix, usual = next(iter(other_lists.values()))
+        yield _finding(
+            "warning",
+            f"{counted(len(other_lists), 'prefix lists', 'prefixes list')} phrases in another form "
+            f"than detect and segment send: {prefix!r} instead of {usual!r}. Other tokens are "
+            "learned than are asked with.",
+            other_lists,
+        )
+
+
+def _usual_list(prefix: str) -> str | None:
+    """The prefix of detect or segment as this package writes it; None for another prefix."""
+    word, _, rest = prefix.strip().partition(" ")
+    if word not in ("detect", "segment") or not rest.strip(" ;"):
+        return None
+    if _SPECIAL_TOKEN.search(rest):  # of a model tuned for another form
+        return None
+    return f"{word} {SEPARATOR.join(split_phrases(rest))}"
+
+
+def same_answers(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
     suffixes = {row.target.suffix for row in rows}
     if len(rows) > 1 and len(suffixes) == 1:
         (suffix,) = suffixes
@@ -222,6 +274,60 @@ def classes(counts: Counter[str], class_names: Sequence[str]) -> Iterator[Findin
     if alike := [names for names in spellings.values() if len(names) > 1]:
         pairs = "; ".join(" and ".join(sorted(names)) for names in alike[:5])
         yield Finding(level="warning", text=f"Classes that differ in capitals only: {pairs}.")
+
+
+def ignored_classes(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    """About classes of which all objects are crowds or difficult: nothing is learned of them."""
+    learned = {item.label for row in rows for item in row.record.objects or ()}
+    ignored = Counter(item.label for row in rows for item in row.record.crowds)
+    names = [name for name in ignored if name not in learned]
+    if names:
+        yield _finding(
+            "warning" if learned else "error",
+            f"All {sum(ignored[name] for name in names)} annotations of {', '.join(names)} are "
+            "marked as crowds (iscrowd) or as difficult, and are not learned. CVAT marks all masks "
+            "drawn with its brush so. Learn them with crowds='learn' (--crowds learn).",
+            [row.record.record_id for row in rows if row.record.crowds],
+        )
+
+
+def units(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    """About boxes in fractions of the image where pixels are expected."""
+    with_objects = [row for row in rows if row.uses_objects and row.record.objects]
+    boxes = [item.box_xyxy for row in with_objects for item in row.record.objects or ()]
+    if boxes and max(map(max, boxes)) <= _MAX_FRACTION:
+        yield _finding(
+            "error",
+            f"All {len(boxes)} boxes lie within the first {_MAX_FRACTION:g} pixels of their image. "
+            "They look like fractions of the image; this format has pixels.",
+            [row.record.record_id for row in with_objects],
+        )
+
+
+def boxes_and_masks(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    """About boxes that are not those of their masks."""
+    differing: list[tuple[float, str]] = []
+    count = 0
+    for row in rows:
+        for item in row.record.objects or ():
+            if item.mask_box is None:
+                continue
+            count += 1
+            try:
+                iou = iou_of_boxes(item.box_xyxy, item.mask_box())
+            except DataError:  # said where the mask is needed
+                continue
+            if iou < _LOW_BOX_IOU:
+                differing.append((iou, row.record.record_id))
+    if differing:
+        iou, record_id = min(differing)
+        yield _finding(
+            "error" if len(differing) > count / 2 else "warning",
+            f"{len(differing)} of {count} boxes do not fit the masks of their own objects: IoU "
+            f"below {_LOW_BOX_IOU}, the lowest {iou:.2f} in {record_id}. Compute boxes from the "
+            "masks with boxes='from-masks' (--boxes from-masks), or correct the data.",
+            [record_id for _, record_id in differing],
+        )
 
 
 def token_losses(report: RoundTripReport) -> Iterator[Finding]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import cast, get_args, overload
+from typing import Any, cast, overload
 
 from paligemma.data.formats import (
     caption_folder,
@@ -19,12 +20,17 @@ from paligemma.data.formats import (
     yolo,
 )
 from paligemma.data.record import BadRecord, OnBadRecord, Record
-from paligemma.data.source import Entry, ObjectTask, Reader, ReadOptions
+from paligemma.data.source import (
+    Entry,
+    ObjectTask,
+    Purpose,
+    Reader,
+    ReadOptions,
+    ReadRequest,
+    images_in,
+)
 from paligemma.errors import DataError, ImageError, OptionError
 
-MAX_BAD_SHARE = 0.01
-
-# In the order of detection: from formats that nothing else looks like to a folder of images.
 READERS: dict[str, Reader] = {
     reader.NAME: cast(Reader, reader)
     for reader in (tar_shards, hugging_face, yolo, coco, voc, mask_folder, jsonl, caption_folder)
@@ -49,6 +55,27 @@ class Records(Sequence[Record]):
     """The task that objects are meant for, unless the user chooses another."""
     notes: tuple[str, ...]
     """What was left out or changed, with counts."""
+    split: str | None = None
+    """The split that was read; None where the data have none."""
+    splits: tuple[str, ...] = ()
+    """All splits of the data."""
+
+    def without(self, bad: Sequence[BadRecord]) -> Records:
+        """The same data set, in which these records are bad too."""
+        by_id = {record.record_id: record for record in bad}
+        return replace(
+            self,
+            records=tuple(record for record in self.records if record.record_id not in by_id),
+            slots=tuple(by_id.get(slot.record_id, slot) for slot in self.slots),
+        )
+
+    def part(self, record_ids: Collection[str]) -> Records:
+        """The records with these ids alone, good and bad."""
+        return replace(
+            self,
+            records=tuple(record for record in self.records if record.record_id in record_ids),
+            slots=tuple(slot for slot in self.slots if slot.record_id in record_ids),
+        )
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
@@ -71,45 +98,42 @@ class Records(Sequence[Record]):
 
 def open_data(
     path: str | Path,
+    options: ReadOptions | None = None,
     *,
-    format: str | None = None,
-    split: str | None = None,
-    prefix: str | None = None,
-    images: str | Path | None = None,
-    on_bad_record: OnBadRecord = "error",
-    max_bad_share: float = MAX_BAD_SHARE,
+    purpose: Purpose = "train",
     bad_file: str | Path | None = None,
+    **choices: Any,
 ) -> Records:
     """Read the annotations of a data set; images are read when they are needed.
 
-    `format` is one of `READERS`, detected by default; "huggingface" with a path that does not
-    exist is a name on the hub. `split` is "train" where there are several. `prefix` is for records
-    that have none. `images` is the folder of images, where it is not next to the annotations.
+    `choices` are fields of `ReadOptions`: format, split, images, class_names, prefix, column,
+    boxes, crowds, first_pixel, on_bad_record, max_skipped. The format is detected by default;
+    "huggingface" with a path that does not exist is a name on the hub. Without a split, the
+    `purpose` chooses: "train", "validation", or "test" (else validation, never train).
 
     A bad record (a missing image, a broken line, an empty answer, a box outside its image, a
     duplicate id) raises DataError that names the file and the line or id. With
     on_bad_record="skip" it is left out and written to `bad_file`, one JSON line each; more than
-    the share `max_bad_share` of them (and more than one) is an error.
+    the share `max_skipped` of them (and more than one) is an error. OptionError where the data can
+    be read in two ways; it names both, and the option that chooses.
 
     >>> records = open_data("images/annotations/instances_train.json")  # doctest: +SKIP
     >>> records.format, len(records), records[0].objects[0].label       # doctest: +SKIP
     ('coco', 60, 'valve')
     """
     path = Path(path).expanduser()
-    if on_bad_record not in get_args(OnBadRecord):
-        raise OptionError(
-            f"on_bad_record is {on_bad_record!r}; it must be one of {get_args(OnBadRecord)}."
-        )
-    options = ReadOptions(
-        split=split, prefix=prefix, images=None if images is None else Path(images)
-    )
-    reader = _choose_reader(path, format)
-    source = reader.read(path, options)
-    slots = _build_records(source.entries, on_bad_record)
+    options = replace(options or ReadOptions(), **choices)
+    fields = {field.name: getattr(options, field.name) for field in dataclass_fields(ReadOptions)}
+    if options.images is not None:
+        fields["images"] = Path(options.images)
+    request = ReadRequest(**fields, purpose=purpose)
+    path, reader = _choose_reader(path, options.format)
+    source = reader.read(path, request)
+    slots = _build_records(source.entries, options.on_bad_record)
     bad = [slot for slot in slots if isinstance(slot, BadRecord)]
-    if on_bad_record == "skip" and bad_file is not None:
-        _write_bad(Path(bad_file), bad)
-    _check_number_of_bad(bad, len(slots), max_bad_share)
+    if options.on_bad_record == "skip" and bad_file is not None:
+        write_bad(Path(bad_file), bad)
+    check_number_of_bad(bad, len(slots), options.max_skipped)
     records = tuple(slot for slot in slots if isinstance(slot, Record))
     labels = {item.label for record in records for item in record.objects or ()}
     return Records(
@@ -121,33 +145,56 @@ def open_data(
         class_names=source.class_names or tuple(sorted(labels)),
         task=source.task,
         notes=tuple(f"{count} {what}" for what, count in sorted(source.tally.items())),
+        split=source.split,
+        splits=source.splits,
     )
 
 
-def _choose_reader(path: Path, format: str | None) -> Reader:
+def _choose_reader(path: Path, format: str | None) -> tuple[Path, Reader]:
+    """The reader, and the path where its data are: that of the only data set in a folder."""
     formats = ", ".join(sorted(READERS))
     if format is not None:
         if format not in READERS:
             raise OptionError(f"Unknown format {format!r}. Formats: {formats}.")
-        return READERS[format]
+        return path, READERS[format]
     if not path.exists():
         raise DataError(
             f"{str(path)!r} does not exist. Give a file or folder of data; for a data set of the "
             "Hugging Face hub use format='huggingface'."
         )
-    # A file of JSON Lines has no other format, so no other reader has to look at it.
-    first = [READERS[jsonl.NAME]] if path.is_file() else []
-    for reader in (*first, *READERS.values()):
-        if reader.recognizes(path):
-            return reader
+    if reader := _only_reader(path):
+        return path, reader
     content = ""
     if path.is_dir():
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        readers = {folder: reader for folder in folders if (reader := _only_reader(folder))}
+        if len(readers) == 1:
+            return next(iter(readers.items()))
+        if readers:
+            raise OptionError(
+                f"{str(path)!r} holds several data sets: "
+                f"{', '.join(f'{p.name} ({r.NAME})' for p, r in readers.items())}. Give one."
+            )
         names = sorted(p.name for p in path.iterdir())
         content = f" It holds: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}."
+        if any(images_in(folder) for folder in folders):
+            content += " Folders of images named by class are read with format='huggingface'."
     raise DataError(
         f"{str(path)!r} does not look like any supported format: {formats}.{content} Choose one "
         "with format=..., or write JSON Lines of image, prefix and suffix."
     )
+
+
+def _only_reader(path: Path) -> Reader | None:
+    """Raises OptionError where the path looks like data of several formats."""
+    readers = [reader for reader in READERS.values() if reader.recognizes(path)]
+    if len(readers) > 1:
+        names = [reader.NAME for reader in readers]
+        raise OptionError(
+            f"{str(path)!r} can be read as {' and as '.join(names)}. Choose one with format=... "
+            f"(--format {names[0]}), or give one of its files."
+        )
+    return readers[0] if readers else None
 
 
 def _build_records(
@@ -179,18 +226,24 @@ def _build(entry: Entry) -> Record:
         raise DataError(f"{entry.where}: {error}") from error
 
 
-def _check_number_of_bad(bad: Sequence[BadRecord], num_slots: int, max_share: float) -> None:
+def check_number_of_bad(bad: Sequence[BadRecord], num_slots: int, max_skipped: float) -> None:
+    """Raises DataError where no record is left, or more are bad than may be skipped."""
     if len(bad) == num_slots:
         raise DataError(f"No record can be used. The first: {bad[0].reason}")
-    # One is always allowed, so that small data sets can be used, too.
-    if len(bad) > max(1.0, max_share * num_slots):
+    if len(bad) > max_bad(num_slots, max_skipped):
         raise DataError(
-            f"{len(bad)} of {num_slots} records are bad, more than {max_share:.1%}. The first: "
-            f"{bad[0].reason} Fix the data, or raise max_bad_share."
+            f"{len(bad)} of {num_slots} records are bad, more than {max_skipped:.1%}. The first: "
+            f"{bad[0].reason} Fix the data, or allow more with max_skipped (--max-skipped)."
         )
 
 
-def _write_bad(path: Path, records: Sequence[BadRecord]) -> None:
+def max_bad(num_slots: int, max_skipped: float) -> float:
+    """How many records may be skipped: one always, so that small data sets can be used too."""
+    return max(1.0, max_skipped * num_slots)
+
+
+def write_bad(path: Path, records: Sequence[BadRecord]) -> None:
+    """Write one JSON line per record. Raises OptionError."""
     lines = [
         json.dumps({"id": bad.record_id, "where": bad.where, "reason": bad.reason})
         for bad in records

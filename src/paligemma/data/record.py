@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from paligemma.errors import DataError, ImageError
 from paligemma.masks import Mask
 from paligemma.processor.image import ImageSource, LoadedImage, load_image
-from paligemma.results import BoxXyxy
+from paligemma.results import BoxXyxy, Result
 
 OnBadRecord = Literal["error", "skip"]
 """What to do with a record that cannot be used: raise an error, or leave it out."""
@@ -27,6 +31,8 @@ class TrueObject:
     """Returns bool[H, W]; all masks of a data set together would not fit into memory."""
     area: float | None = None
     """In pixels, where the data give it: the object's own, usually less than its box's."""
+    mask_box: Callable[[], BoxXyxy] | None = None
+    """Returns the box around the mask, without making it; raises as `mask`."""
 
     @property
     def mask(self) -> Mask | None:
@@ -53,7 +59,8 @@ class Record:
     objects: tuple[TrueObject, ...] | None = None
     """All objects in the image, possibly none; None where the data say nothing about objects."""
     crowds: tuple[TrueObject, ...] = ()
-    """Regions of many objects at once: not learned, and detections in them are not wrong."""
+    """Regions of many objects at once, or objects marked as difficult: not learned, and detections
+    of them are not wrong."""
     references: tuple[str, ...] = ()
     """All accepted answers or captions; evaluation compares with them."""
     size_wh: tuple[int, int] | None = None
@@ -87,7 +94,8 @@ class Record:
             except ImageError as error:  # which names no file, as there is none
                 raise ImageError(f"{self.where}: {error}") from error
         if self.size_wh is not None and image.size_wh != self.size_wh:
-            is_turned = image.size_wh == self.size_wh[::-1]
+            is_swapped = image.size_wh == self.size_wh[::-1]
+            is_turned = is_swapped and self._size_as_stored() == self.size_wh
             raise DataError(
                 f"{self.where}: the annotations are for an image of {self.size_wh[0]} x "
                 f"{self.size_wh[1]} pixels, {image.name!r} has {image.size_wh[0]} x "
@@ -95,14 +103,45 @@ class Record:
                 + (
                     "It was turned upright according to its EXIF data; annotate the upright image."
                     if is_turned
+                    else "Width and height are swapped in the annotations."
+                    if is_swapped
                     else "Check which image the annotations belong to."
                 )
             )
         return image
 
+    def _size_as_stored(self) -> tuple[int, int]:
+        """Width and height of the only image before it is turned upright; it can be read."""
+        source = self.image if isinstance(self.image, Path) else self.image()
+        if isinstance(source, str | Path | bytes):
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+            return Image.open(io.BytesIO(data)).size
+        return (
+            source.size if isinstance(source, Image.Image) else (source.shape[1], source.shape[0])
+        )
+
+    def image_keys(self) -> tuple[str, ...]:
+        """A digest of each image's content: that of its file, or of its pixels without a file.
+
+        Raises ImageError for a file that cannot be read.
+        """
+        keys = []
+        for image in (self.image, *self.more_images):
+            source = image if isinstance(image, Path) else image()
+            if isinstance(source, str | Path):
+                try:
+                    source = Path(source).read_bytes()
+                except OSError as error:
+                    raise ImageError(
+                        f"The image {str(source)!r} cannot be read: {error}."
+                    ) from error
+            data = source if isinstance(source, bytes) else load_image(source).rgb.tobytes()
+            keys.append(hashlib.sha256(data).hexdigest())
+        return tuple(keys)
+
 
 @dataclass(frozen=True, kw_only=True)
-class BadRecord:
+class BadRecord(Result):
     """A record that cannot be used, and why."""
 
     record_id: str

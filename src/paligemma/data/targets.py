@@ -68,15 +68,15 @@ class ObjectOptions:
     noise_token: Annotated[str | None, Option(shown_default="none")] = None
     """Fill the list up to --max-objects with random boxes of this label, such as <unused0>, so
     that the model learns which boxes are wrong instead of where to stop."""
+    write_labels: Annotated[bool, Option(flags=("--labels/--no-labels",))] = True
+    """Write a label after each box. Leave labels out for referring expressions, where the prefix
+    names the object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions(ObjectOptions):
     """`ObjectOptions`, with what a recipe or a training run decides."""
 
-    write_labels: Annotated[bool, Option(flags=("--labels/--no-labels",))] = True
-    """Write a label after each box. Leave labels out for referring expressions, where the prefix
-    names the object."""
     seed: Annotated[int, Option(least=0)] = 0
     """Random seed for the order of objects and for noise boxes."""
 

@@ -20,20 +20,28 @@ from typing import Any
 
 import torch
 
-from paligemma.data.open import Records
-from paligemma.data.record import Record
-from paligemma.data.source import ObjectTask
-from paligemma.errors import DataError, OptionError
+from paligemma.data.open import Records, check_number_of_bad
+from paligemma.data.record import BadRecord, Record
+from paligemma.data.source import ObjectTask, ReadOptions
+from paligemma.errors import DataError, InputError, OptionError
 from paligemma.evals.calibration import Calibration, FormulaScore, calibrate, compare_formulas
 from paligemma.evals.datasets.published import PublishedScore
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import Ask, EvalOptions, TaskName
-from paligemma.evals.predictions import OBJECT_TASKS, Prediction, PredictOptions, predict
+from paligemma.evals.predictions import (
+    OBJECT_TASKS,
+    Prediction,
+    PredictOptions,
+    objects_in_text,
+    predict,
+)
 from paligemma.evals.reliability import answer_outcomes, box_outcomes
 from paligemma.evals.scoring import DONT_CARE, Grouping, Score, ScoredRecords, score_records
 from paligemma.predictor import Predictor
+from paligemma.processor.sequence import SuffixPart, build_example
 from paligemma.report.charts import check_charts
 from paligemma.tasks.object_grammar import MAX_OBJECTS
+from paligemma.tasks.parse_prompt import kind_of_prompt
 
 PREDICTIONS_FILE = "predictions.jsonl"
 RECORDS_FILE = "records.jsonl"
@@ -85,6 +93,9 @@ class EvalSet:
     dont_care: tuple[str, ...] = DONT_CARE
     notes: tuple[str, ...] = ()
     """What the user should know about the data, in sentences."""
+    is_chosen_on: bool = False
+    """Whether the model was chosen among others by its score on these records. The score is then
+    too high, and has no interval: resampling the records does not repeat the choice."""
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> EvalSet:
@@ -155,7 +166,13 @@ def evaluate(
     scored = ScoredRecords(
         records=records, predictions=predictions, predictor=predictor, dont_care=data.dont_care
     )
-    scores = score_records(scored, metrics, grouping=data.grouping, seed=options.seed)
+    scores = score_records(
+        scored,
+        metrics,
+        grouping=data.grouping,
+        seed=options.seed,
+        has_intervals=not data.is_chosen_on,
+    )
     calibration: Calibration | None = None
     formulas: tuple[FormulaScore, ...] = ()
     if options.calibrate:
@@ -174,10 +191,61 @@ def evaluate(
     )
     _write_records(folder / RECORDS_FILE, scored, scores)
     report = _report(evaluation, predictor, predict_options)
+    if data.is_chosen_on:
+        report["note"] = "The model was chosen by its score on these records."
     (folder / REPORT_FILE).write_text(
         json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     return evaluation
+
+
+def skip_unusable(
+    predictor: Predictor, data: EvalSet, options: EvalOptions, reading: ReadOptions
+) -> tuple[EvalSet, tuple[BadRecord, ...]]:
+    """The records that can be asked and scored, and the others, which `reading` says to skip.
+
+    Reads every image and tokenizes every text, so that nothing stops an evaluation halfway. Raises
+    DataError for the first bad record, or for more of them than may be skipped.
+    """
+    slots = data.records.slots if isinstance(data.records, Records) else data.records
+    bad = [slot for slot in slots if isinstance(slot, BadRecord)]
+    kept: list[Record] = []
+    for record in data.records[: options.limit]:
+        try:
+            _check_usable(predictor, record, options.task or data.task)
+            kept.append(record)
+        except (DataError, InputError) as error:
+            where = record.where or record.record_id
+            reason = str(error) if where in str(error) else f"{where}: {error}"
+            if reading.on_bad_record == "error":
+                raise DataError(
+                    f"{reason} To leave such records out: on_bad_record='skip' (--on-bad-record "
+                    "skip)."
+                ) from error
+            bad.append(BadRecord(record_id=record.record_id, where=where, reason=reason))
+    check_number_of_bad(bad, len(kept) + len(bad), reading.max_skipped)
+    return replace(data, records=kept), tuple(bad)
+
+
+def _check_usable(predictor: Predictor, record: Record, task: TaskName | None) -> None:
+    size_wh = record.load_images()[0].size_wh
+    processor = predictor.processor
+    build_example(
+        processor.tokenizer,
+        record.prefix,
+        (SuffixPart(record.suffix, True),),
+        1 + len(record.more_images),
+        processor.num_image_tokens,
+    )
+    kind = task or kind_of_prompt(record.prefix)
+    if kind in OBJECT_TASKS and record.objects is None:
+        _, problems = objects_in_text(
+            predictor, record.suffix, record.prefix, size_wh, has_masks=kind == "segment"
+        )
+        if problems:
+            raise DataError(
+                f"The suffix {record.suffix[:80]!r} is not a list of objects: {problems[0]}"
+            )
 
 
 def _predict_options(options: EvalOptions, data: EvalSet) -> PredictOptions:

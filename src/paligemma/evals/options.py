@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+from paligemma.data.source import ReadOptions
 from paligemma.errors import OptionError
 from paligemma.options import Option
 
@@ -64,7 +65,7 @@ class EvalOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalRunOptions(EvalOptions):
+class EvalRunOptions(EvalOptions, ReadOptions):
     """`paligemma eval`: the data to evaluate on, and how."""
 
     data: str
@@ -72,7 +73,9 @@ class EvalRunOptions(EvalOptions):
     official files are in --folder."""
     folder: Annotated[Path | None, Option(shown_default="none")] = None
     """Folder with the benchmark's unpacked files."""
-    format: Annotated[str | None, Option(shown_default="detected")] = None
-    """Format of the data: jsonl, coco, yolo, voc, masks, captions, huggingface or webdataset."""
-    split: Annotated[str | None, Option(shown_default="the first")] = None
+    split: Annotated[str | None, Option(shown_default="test, else val; never train")] = None
     """Split to evaluate, if the data has several."""
+
+    def __post_init__(self) -> None:
+        EvalOptions.__post_init__(self)
+        ReadOptions.__post_init__(self)

@@ -167,6 +167,7 @@ def score_records(
     *,
     grouping: Grouping | None = None,
     seed: int = 0,
+    has_intervals: bool = True,
 ) -> tuple[Score, ...]:
     """Every metric on every task that it is for; without metrics each task has its usual ones."""
     scores = []
@@ -179,7 +180,9 @@ def score_records(
         for named in chosen:
             if not _suits(named.reads, task):
                 continue
-            result, interval = _score(named, scored, indices, grouping, seed)
+            result, interval = _score(
+                named, scored, indices, grouping, seed if has_intervals else None
+            )
             scores.append(
                 Score(task=task, result=result, interval=interval, num_records=len(indices))
             )
@@ -259,8 +262,9 @@ def _score(
     scored: ScoredRecords,
     indices: Sequence[int],
     grouping: Grouping | None,
-    seed: int,
+    seed: int | None,
 ) -> tuple[MetricResult, Interval | None]:
+    """Without a seed there is no interval."""
     predicted, references = scored.pairs(named.reads, indices)
     total = named.metric.score(predicted, references)
     members = _members(grouping, indices)
@@ -282,6 +286,8 @@ def _score(
             is_quick = all(quick for _, quick in pieces.values())
         else:
             statistic, is_quick = _statistic(named, total, predicted, references)
+    if seed is None:
+        return result, None
     num_resamples = NUM_RESAMPLES if is_quick else _NUM_RESAMPLES_BY_SCORING
     interval = confidence_interval(statistic, len(indices), num_resamples=num_resamples, seed=seed)
     return result, interval

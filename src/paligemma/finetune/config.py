@@ -120,7 +120,7 @@ class TrainConfig:
     on_bad_record: OnBadRecord = "error"
     """What to do with invalid records: raise an error, or skip and log them. The other examples
     keep their places in the order."""
-    max_bad_share: float = 0.01
+    max_skipped: float = 0.01
     """Maximum share of bad records that may be skipped; one is always allowed."""
     strict_resume: bool = False
     """Raise an error when the newest checkpoint is damaged, instead of a warning and a resume from

@@ -193,7 +193,7 @@ class BadExamples:
     def __init__(self, out: Path, num_examples: int, config: TrainConfig, world: World) -> None:
         name = BAD_NAME if world.is_first else f"{world.rank}.{BAD_NAME}"
         self.path = out / name
-        self.max_bad = max(1, int(config.max_bad_share * num_examples))
+        self.max_bad = max(1, int(config.max_skipped * num_examples))
         self.num_examples = num_examples
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self.ids = {json.loads(line)["id"] for line in lines if line.endswith("}")}
@@ -209,7 +209,7 @@ class BadExamples:
         if len(self.ids) > self.max_bad:
             raise DataError(
                 f"{len(self.ids)} of {self.num_examples} examples cannot be used, more than "
-                f"{self.max_bad}; {self.path} lists them. Fix them, or raise max_bad_share."
+                f"{self.max_bad}; {self.path} lists them. Fix them, or raise max_skipped."
             )
 
 

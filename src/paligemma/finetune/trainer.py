@@ -35,7 +35,7 @@ _MAX_SKIPS_IN_A_ROW = 10
 # Fields of TrainConfig that do not change the numbers of a run, except for rounding.
 _FREE_FIELDS = {
     "accumulation", "checkpoint_activations", "save_every", "keep_last", "validate_every",
-    "log_every", "num_workers", "on_non_finite", "on_bad_record", "max_bad_share",
+    "log_every", "num_workers", "on_non_finite", "on_bad_record", "max_skipped",
     "strict_resume",
 }  # fmt: skip
 

@@ -249,7 +249,7 @@ def test_a_yolo_split_that_is_not_on_this_disk_is_said(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("0 0.5 0.5 0.1", "3 numbers"),
-        ("0 0.1 0.2 0.3 0.4 0.5", "5 numbers"),
+        ("0 0.1 0.2 0.3 0.4 0.5 0.6 0.7", "7 numbers"),
         ("2 0.5 0.5 0.1 0.1", "class 2"),
         ("0 0.5 0.5 ? 0.1", "must consist of numbers"),
         ("0 0.9 0.5 0.5 0.1", "extends beyond"),

@@ -9,13 +9,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from paligemma.data.formats.yolo import has_numeric_lines
 from paligemma.data.record import Record
 from paligemma.data.source import (
     DEFAULT_CAPTION_PREFIX,
     Entry,
-    ReadOptions,
+    ReadRequest,
     Source,
+    choose_split,
     is_image,
+    is_split_name,
     read_text,
 )
 from paligemma.errors import DataError, counted
@@ -24,14 +27,26 @@ NAME = "captions"
 
 
 def recognizes(path: Path) -> bool:
-    """A folder where an image has a text file of the same name."""
-    return path.is_dir() and any(p.with_suffix(".txt").is_file() for p in _images(path))
+    """A folder where an image has a text file of the same name, other than YOLO's numbers."""
+    if not path.is_dir():
+        return False
+    files = (image.with_suffix(".txt") for image in _images(path))
+    return any(not has_numeric_lines(read_text(file)) for file in files if file.is_file())
 
 
-def read(path: Path, options: ReadOptions) -> Source:
-    """Raises DataError where there are no images."""
-    root = path / options.split if options.split else path
-    images = _images(root)
+def read(path: Path, options: ReadRequest) -> Source:
+    """Raises DataError where there are no images. Folders named train, val and test are splits."""
+    groups: dict[str, list[Path]] = {}
+    images = _images(path)
+    for image in images:
+        folders = image.relative_to(path).parts[:-1]
+        groups.setdefault(folders[0] if folders else "", []).append(image)
+    split: str | None = None
+    splits: tuple[str, ...] = ()
+    if groups and (options.split is not None or all(map(is_split_name, groups))):
+        split, images = choose_split(groups, options, str(path))
+        splits = tuple(groups)
+    root = path / split if split else path
     if not images:
         raise DataError(f"The folder {str(root)!r} holds no images.")
     entries = [
@@ -42,7 +57,12 @@ def read(path: Path, options: ReadOptions) -> Source:
         )
         for image in images
     ]
-    return Source(summary=f"{counted(len(entries), 'image')} in {root}", entries=entries)
+    return Source(
+        summary=f"{counted(len(entries), 'image')} in {root}",
+        entries=entries,
+        split=split,
+        splits=splits,
+    )
 
 
 def _images(root: Path) -> list[Path]:

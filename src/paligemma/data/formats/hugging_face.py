@@ -6,26 +6,30 @@ Columns are recognized by their names, the image by its type:
     suffix, caption(s), answer(s), text, or label with class names; a list gives references
     objects: bbox as x, y, width, height in pixels, and category or label
 
-Only a name uses the network, through that library. Images are read when they are needed.
+Where several of them could hold the answers, the user chooses one (`column`). Only a name uses the
+network, through that library. Images are read when they are needed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from paligemma.data.annotation import AnnotatedImage
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import DEFAULT_CAPTION_PREFIX, Entry, ReadOptions, Source, choose_split
-from paligemma.errors import DataError, MissingExtraError, counted
+from paligemma.data.source import DEFAULT_CAPTION_PREFIX, Entry, ReadRequest, Source, choose_split
+from paligemma.errors import DataError, MissingExtraError, OptionError, counted
 from paligemma.processor.image import ImageSource, read_size_wh
+from paligemma.tasks.parse_prompt import kind_of_prompt
 
 NAME = "huggingface"
 _SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
 _ANSWERS = ("suffix", "caption", "captions", "answer", "answers", "text", "label")
+_OBJECTS = "objects"
 _CATEGORIES = ("category", "categories", "label", "labels", "category_id")
 
 
@@ -49,47 +53,81 @@ def recognizes(path: Path) -> bool:
     )
 
 
-def read(path: Path, options: ReadOptions) -> Source:
-    """Raises DataError where columns are missing, MissingExtraError without `datasets`."""
-    table = _load(path, options.split)
+def read(path: Path, options: ReadRequest) -> Source:
+    """Raises DataError where columns are missing, OptionError where several could hold the answers,
+    and MissingExtraError without `datasets`."""
+    split, splits, table = _load(path, options)
     images = [name for name, kind in table.features.items() if type(kind).__name__ == "Image"]
-    answers = [name for name in _ANSWERS if name in table.features]
-    if len(images) != 1 or not (answers or "objects" in table.features):
+    candidates = [name for name in (*_ANSWERS, _OBJECTS) if name in table.features]
+    if len(images) != 1 or not (candidates or options.column in table.features):
         raise DataError(
             f"The data set {str(path)!r} has the columns {', '.join(table.features)}. It must have "
-            f"one column of images and one of: {', '.join(_ANSWERS)}, objects. Rename its columns, "
-            "or write JSON Lines of image, prefix and suffix."
+            f"one column of images and one of: {', '.join(_ANSWERS)}, {_OBJECTS}. Rename its "
+            "columns, or write JSON Lines of image, prefix and suffix."
         )
-    image_column, answer = images[0], answers[0] if answers else None
     from datasets import Image
 
+    image_column = images[0]
+    tally: Counter[str] = Counter()
+    answer = _answer_column(list(table.features), candidates, options.column, str(path), tally)
     table = table.cast_column(image_column, Image(decode=False))
     rows = table.select_columns([name for name in table.features if name != image_column])
-    category, classes = _category(table.features.get("objects"))
+    category, classes = _category(table.features.get(_OBJECTS))
     columns = _Columns(
-        answer=answer,
-        answer_names=_names(table.features[answer]) if answer else None,
+        answer=None if answer == _OBJECTS else answer,
+        answer_names=None if answer == _OBJECTS else _names(table.features[answer]),
         category=category,
         class_names=classes,
     )
-    tally: Counter[str] = Counter()
+    reading = _Reading(rows=rows, columns=columns, options=options, tally=tally)
     entries = []
     for index in range(len(table)):
         where = f"Row {index} of {str(path)!r}"
         image = partial(_image, table, index, image_column)
-        build = partial(_record, rows, index, image, where, columns, options.prefix, tally)
-        entries.append(Entry(f"row {index}", where, build))
+        entries.append(Entry(f"row {index}", where, partial(reading.record, index, image, where)))
     if not entries:
         raise DataError(f"The data set {str(path)!r} has no rows.")
     return Source(
-        summary=f"{counted(len(entries), 'row')} with the columns {', '.join(table.features)}",
+        summary=f"{counted(len(entries), 'row')} with the columns {', '.join(table.features)}; "
+        f"the answers are in {answer}",
         entries=entries,
-        class_names=tuple(classes or ()) if answer is None else (),
+        class_names=tuple(classes or ()) if answer == _OBJECTS else (),
         tally=tally,
+        split=split,
+        splits=splits,
     )
 
 
-def _load(path: Path, split: str | None) -> Any:
+def _answer_column(
+    columns: list[str], candidates: list[str], chosen: str | None, where: str, tally: Counter[str]
+) -> str:
+    """The chosen column, or the only one that can hold the answers: "suffix" where there is one,
+    that of the answers where there are questions."""
+    if chosen is not None:
+        if chosen not in columns:
+            raise OptionError(f"{where} has no column {chosen!r}. Columns: {', '.join(columns)}.")
+        answer = chosen
+    else:
+        to_question = [name for name in candidates if name.startswith("answer")]
+        fitting = candidates
+        if "suffix" in candidates:
+            fitting = ["suffix"]
+        elif "question" in columns and to_question:
+            fitting = to_question
+        if len(fitting) > 1:
+            raise OptionError(
+                f"{where} has several columns that could hold the answers: {', '.join(fitting)}. "
+                f"Choose one, for example --column {fitting[-1]}."
+            )
+        answer = fitting[0]
+    for other in candidates:
+        if other != answer:
+            tally[f"column with other answers is not used: {other}"] = 1
+    return answer
+
+
+def _load(path: Path, options: ReadRequest) -> tuple[str | None, tuple[str, ...], Any]:
+    """The split, all splits, and the table."""
     try:
         import datasets
     except ImportError as error:
@@ -108,7 +146,10 @@ def _load(path: Path, split: str | None) -> Any:
         raise DataError(
             f"The data set {str(path)!r} cannot be loaded: {type(error).__name__}: {first}"
         ) from error
-    return choose_split(tables, split, str(path))[1] if isinstance(tables, dict) else tables
+    if not isinstance(tables, dict):
+        return None, (), tables
+    split, table = choose_split(tables, options, str(path))
+    return split, tuple(tables), table
 
 
 def _names(feature: Any) -> list[str] | None:
@@ -135,48 +176,57 @@ def _image(table: Any, index: int, column: str) -> ImageSource:
     return source
 
 
-def _record(
-    rows: Any,
-    index: int,
-    image: partial[ImageSource],
-    where: str,
-    columns: _Columns,
-    default_prefix: str | None,
-    tally: Counter[str],
-) -> Record:
-    row = rows[index]
-    texts: tuple[str, ...] = ()
-    answer, names = columns.answer, columns.answer_names
-    if answer is not None:
-        value = row[answer]
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What the records of one table have in common."""
+
+    rows: Any
+    columns: _Columns
+    options: ReadRequest
+    tally: Counter[str]
+
+    def record(self, index: int, image: partial[ImageSource], where: str) -> Record:
+        row = self.rows[index]
+        prefix = row.get("prefix", self.options.prefix)
+        if prefix is None and isinstance(row.get("question"), str):
+            prefix = f"answer en {row['question']}"
+        if self.columns.answer is None:
+            size_wh = read_size_wh(image())
+            annotated = AnnotatedImage(
+                image=image,
+                size_wh=size_wh,
+                where=where,
+                tally=self.tally,
+                boxes=self.options.boxes,
+            )
+            objects = _objects(row[_OBJECTS], self.columns, annotated)
+            return annotated.record(f"row {index}", prefix, objects)
+        prefix = DEFAULT_CAPTION_PREFIX if prefix is None else prefix
+        texts = self._texts(row[self.columns.answer], prefix, where)
+        return Record(
+            record_id=f"row {index}",
+            image=image,
+            prefix=prefix,
+            suffix=texts[0] if len(texts) == 1 else "",
+            references=tuple(filter(None, texts)),
+            where=where,
+        )
+
+    def _texts(self, value: Any, prefix: str, where: str) -> tuple[str, ...]:
+        names = self.columns.answer_names
         if names is not None and value is not None:
             value = names[value]
         texts = tuple(value) if isinstance(value, list) else (value,)
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"{where}: {answer} is {value!r}; it must be text.")
-    prefix = row.get("prefix", default_prefix)
-    if prefix is None and isinstance(row.get("question"), str):
-        prefix = f"answer en {row['question']}"
-    if prefix is None and answer is not None:
-        prefix = DEFAULT_CAPTION_PREFIX
-    size_wh = objects = None
-    if answer is None:
-        size_wh = read_size_wh(image())
-        annotated = AnnotatedImage(image=image, size_wh=size_wh, where=where, tally=tally)
-        objects = tuple(_objects(row["objects"], columns, annotated))
-    return Record(
-        record_id=f"row {index}",
-        image=image,
-        prefix=prefix or "",
-        suffix=texts[0] if len(texts) == 1 else "",
-        objects=objects,
-        references=texts,
-        size_wh=size_wh,
-        where=where,
-    )
+        may_be_empty = kind_of_prompt(prefix) in ("detect", "segment")
+        if not texts or not all(
+            isinstance(text, str) and (text.strip() or (may_be_empty and not text))
+            for text in texts
+        ):
+            raise DataError(f"{where}: {self.columns.answer} is {value!r}; it must be text.")
+        return texts
 
 
-def _objects(value: Any, columns: _Columns, image: AnnotatedImage) -> Iterator[TrueObject]:
+def _objects(value: Any, columns: _Columns, image: AnnotatedImage) -> Iterator[TrueObject | None]:
     if isinstance(value, dict):  # a column of lists, which the library stores as one list per field
         lengths = {len(column) for column in value.values()}
         if len(lengths) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from paligemma.data.annotation import record_of_fields
 from paligemma.data.record import Record
 from paligemma.data.source import (
     Entry,
-    ReadOptions,
+    ImageFinder,
+    ReadRequest,
     Source,
     choose_split,
-    existing_image,
     read_text,
 )
-from paligemma.errors import DataError, counted
+from paligemma.errors import DataError, OptionError, counted
 
 NAME = "jsonl"
 _SUFFIXES = (".jsonl", ".ndjson")
@@ -33,15 +33,28 @@ def recognizes(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or bool(_files(path))
 
 
-def read(path: Path, options: ReadOptions) -> Source:
-    """Raises DataError for a file that is not text; each line is checked when it is built."""
+def read(path: Path, options: ReadRequest) -> Source:
+    """Raises DataError for a file that is not text, OptionError where a split has several files;
+    each line is checked when it is built."""
+    split: str | None = None
+    splits: tuple[str, ...] = ()
     if path.is_dir():
-        _, path = choose_split(_files(path), options.split, str(path))
+        files = _files(path)
+        split, paths = choose_split(files, options, str(path))
+        splits = tuple(files)
+        if len(paths) > 1:
+            raise OptionError(
+                f"The split {split!r} has several files: {', '.join(p.name for p in paths)}. Give "
+                "one of them as the data, or join them."
+            )
+        path = paths[0]
     text = read_text(path)
     tally: Counter[str] = Counter()
+    finder = ImageFinder([options.images or path.parent], tally)
     # Not splitlines(): JSON may contain U+2028, which is not the end of a line in a file.
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    entries = [_entry(path, number, line, options, tally) for number, line in lines]
+    reading = _Reading(finder=finder, options=options, tally=tally)
+    entries = [reading.entry(path, number, line) for number, line in lines]
     if not entries:
         raise DataError(
             f"The data file {str(path)!r} has no records. Write one JSON object per line."
@@ -50,66 +63,77 @@ def read(path: Path, options: ReadOptions) -> Source:
         summary=f"{counted(len(entries), 'line')} of JSON in {path.name}",
         entries=entries,
         tally=tally,
+        split=split,
+        splits=splits,
     )
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _files(folder: Path) -> dict[str, list[Path]]:
     """By split; a file `annotations.train.jsonl` or `_annotations.train.jsonl` is "train"."""
-    if not folder.is_dir():
-        return {}
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    return {path.stem.split(".")[-1]: path for path in files}
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in _SUFFIXES:
+            files.setdefault(path.stem.split(".")[-1], []).append(path)
+    return files
 
 
-def _entry(path: Path, number: int, line: str, options: ReadOptions, tally: Counter[str]) -> Entry:
-    where = f"Line {number} of {str(path)!r}"
-    record_id = f"line {number}"
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Entry(record_id, where, partial(_not_json, where, error))
-    if isinstance(fields, dict) and isinstance(fields.get("id"), str | int):
-        record_id = str(fields["id"])
-    folder = options.images or path.parent
-    build = partial(_record, fields, folder, record_id, where, options.prefix, tally)
-    return Entry(record_id, where, build)
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What the records of one file have in common."""
 
+    finder: ImageFinder
+    options: ReadRequest
+    tally: Counter[str]
 
-def _not_json(where: str, error: Exception) -> Record:
-    raise DataError(f"{where} is not JSON: {error}. Write one object per line.")
+    def entry(self, path: Path, number: int, line: str) -> Entry:
+        where = f"Line {number} of {str(path)!r}"
+        record_id = f"line {number}"
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            return Entry(record_id, where, partial(_not_json, where, error))
+        if isinstance(fields, dict) and isinstance(fields.get("id"), str | int):
+            record_id = str(fields["id"])
+        return Entry(record_id, where, partial(self.record, fields, record_id, where))
 
-
-def _record(
-    fields: object,
-    folder: Path,
-    record_id: str,
-    where: str,
-    default_prefix: str | None,
-    tally: Counter[str],
-) -> Record:
-    names = fields.get("image") if isinstance(fields, dict) else None
-    if isinstance(names, str):
-        names = [names]
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not isinstance(fields, dict) or not names or not is_list:
-        raise DataError(
-            f'{where} must be an object with text under "image", "prefix" and "suffix".'
-        )
-    image, *more = (folder / name for name in names)
-    if fields.get("objects") is not None:
-        if more:
+    def record(self, fields: object, record_id: str, where: str) -> Record:
+        names = fields.get("image") if isinstance(fields, dict) else None
+        if isinstance(names, str):
+            names = [names]
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not isinstance(fields, dict) or not names or not is_list:
+            raise DataError(
+                f'{where} must be an object with text under "image", "prefix" and "suffix".'
+                f"{_advice(fields)}"
+            )
+        if fields.get("objects") is not None and len(names) > 1:
             raise DataError(
                 f"{where} has objects and {len(names)} images, but boxes refer to one image. Give "
                 "one image, or write the answer as suffix."
             )
-        existing_image(image, where)  # its header is read
-    record = record_of_fields(
-        fields,
-        record_id=record_id,
-        where=where,
-        image=image,
-        default_prefix=default_prefix,
-        tally=tally,
-    )
-    paths = [existing_image(path, where) for path in (image, *more)]
-    return replace(record, more_images=tuple(paths[1:]))
+        paths: list[Path] = []
+        if fields.get("objects") is not None:  # the image's header is read
+            paths = [self.finder.find(names[0], where)]
+        record = record_of_fields(
+            fields,
+            record_id=record_id,
+            where=where,
+            image=paths[0] if paths else Path(names[0]),
+            options=self.options,
+            tally=self.tally,
+        )
+        paths = paths or [self.finder.find(name, where) for name in names]
+        return replace(record, image=paths[0], more_images=tuple(paths[1:]))
+
+
+def _advice(fields: object) -> str:
+    keys = fields.keys() if isinstance(fields, dict) else ()
+    if "file_name" in keys:
+        return " metadata.jsonl of an image folder is read with --format huggingface."
+    if {"conversations", "messages"} & set(keys):
+        return " Chats are read with --format conversations."
+    return ""
+
+
+def _not_json(where: str, error: Exception) -> Record:
+    raise DataError(f"{where} is not JSON: {error}. Write one object per line.")

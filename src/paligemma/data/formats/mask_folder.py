@@ -1,7 +1,8 @@
 """Masks as PNG files: a folder `images`, a folder `masks`, and the classes' names.
 
     images/1.jpg   masks/1.png            each pixel is the number of its class (gray or palette);
-                                          0 is background, 255 (65535 in 16 bits) is ignored
+                                          0 is background, 255 (65535 in 16 bits) is ignored,
+                                          or the only class where all masks are 0 and 255
     images/1.jpg   masks/1/dog.png        one file per object, any pixel but black is the object;
                    masks/1/dog_2.png      the number after the name tells files apart
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from PIL import Image
 
 from paligemma.data.annotation import AnnotatedImage, box_of_mask, clean_label
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import Entry, ReadOptions, Source, choose_split, images_in, read_text
+from paligemma.data.source import Entry, ReadRequest, Source, choose_split, images_in, read_text
 from paligemma.errors import DataError, counted
 from paligemma.masks import Mask
 from paligemma.processor.image import MAX_PIXELS, read_size_wh
@@ -33,6 +36,7 @@ from paligemma.processor.image import MAX_PIXELS, read_size_wh
 NAME = "masks"
 _IMAGES, _MASKS = "images", "masks"
 _LABEL_FILES = ("labels.json", "labels.txt", "classes.txt")
+_NUMBERED = re.compile(r"(\d+)\s*[:,;=\t]\s*(.+)")  # "1: dog", in every line
 _BACKGROUND = {"background", "_background_", "__background__", "bg"}
 _IGNORED = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
@@ -42,25 +46,30 @@ def recognizes(path: Path) -> bool:
     return bool(_splits(path))
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadRequest) -> Source:
     """Raises DataError where folders or names are missing. Masks are read once for their boxes."""
-    split, folder = choose_split(_splits(path), options.split, str(path))
-    label_file = next(
-        (p for parent in (folder, path) for n in _LABEL_FILES if (p := parent / n).is_file()), None
-    )
+    splits = _splits(path)
+    split, folder = choose_split(splits, options, str(path))
+    files = (p for parent in (folder, path) for n in _LABEL_FILES if (p := parent / n).is_file())
+    label_file = options.class_names or next(files, None)
     names = {} if label_file is None else _read_names(label_file)
     images = images_in(options.images or folder / _IMAGES)
     if not images:
         raise DataError(f"The folder {str(folder / _IMAGES)!r} holds no images.")
+    masks = folder / _MASKS
     tally: Counter[str] = Counter()
-    entries = [
-        Entry(
-            p.name,
-            f"Image {str(p)!r}",
-            partial(_record, p, folder / _MASKS, names, options.prefix, tally),
-        )
-        for p in images
-    ]
+    white = _white_of_binary(masks, images)
+    if white is not None and white not in names:
+        if len(names) != 1:
+            raise DataError(
+                f"The masks in {str(masks)!r} hold only 0 and {white}, and "
+                f"{'no class has a name' if not names else f'{len(names)} classes have names'}. "
+                f"Name the only class in {_LABEL_FILES[1]}, or write class numbers into the masks."
+            )
+        names = {white: next(iter(names.values()))}
+        tally[f"class for all pixels of {white}, the only value in the masks besides 0"] = 1
+    reading = _Reading(masks=masks, names=names, options=options, tally=tally)
+    entries = [Entry(p.name, f"Image {str(p)!r}", partial(reading.record, p)) for p in images]
     return Source(
         summary=f"{counted(len(entries), 'image')} with masks"
         + (f" of the split {split!r}" if split else ""),
@@ -68,7 +77,26 @@ def read(path: Path, options: ReadOptions) -> Source:
         class_names=tuple(dict.fromkeys(names.values())),
         task="segment",
         tally=tally,
+        split=split or None,
+        splits=tuple(filter(None, splits)),
     )
+
+
+def _white_of_binary(masks: Path, images: list[Path]) -> int | None:
+    """255 (65535 in 16 bits) where the masks hold nothing but it and 0; stops at other values."""
+    whites = set()
+    for image in images:
+        try:
+            with Image.open(masks / f"{image.stem}.png", formats=("PNG",)) as file:
+                if file.mode in ("RGB", "RGBA") or file.size[0] * file.size[1] > MAX_PIXELS:
+                    return None
+                values = np.unique(np.asarray(file))
+        except (OSError, SyntaxError, ValueError):  # said when the record is built
+            continue
+        whites |= {int(value) for value in values.tolist() if value}
+        if not whites <= {255} and not whites <= {65535}:
+            return None
+    return next(iter(whites), None)
 
 
 def _splits(path: Path) -> dict[str, Path]:
@@ -92,62 +120,80 @@ def _read_names(file: Path) -> dict[int, str]:
                 raise
             raise DataError(f'{str(file)!r} must hold {{"1": "name", ...}}: {error}.') from error
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    first = 0 if lines and lines[0].casefold() in _BACKGROUND else 1
-    names = {number: clean_label(n, str(file)) for number, n in enumerate(lines, start=first)}
+    pairs = [_NUMBERED.fullmatch(line) for line in lines]
+    numbered = [(int(pair[1]), pair[2]) for pair in pairs if pair]
+    if len(numbered) < len(lines) or len(dict(numbered)) < len(lines):
+        first = 0 if lines and lines[0].casefold() in _BACKGROUND else 1
+        numbered = list(enumerate(lines, start=first))
+    names = {number: clean_label(name, str(file)) for number, name in numbered}
     names.pop(0, None)
     return names
 
 
-def _record(
-    image: Path, masks: Path, names: dict[int, str], prefix: str | None, tally: Counter[str]
-) -> Record:
-    where = f"Image {str(image)!r}"
-    annotated = AnnotatedImage(image=image, size_wh=read_size_wh(image), where=where, tally=tally)
-    if (masks / image.stem).is_dir():
-        files = sorted((masks / image.stem).glob("*.png"))
-        objects = [_object_of_file(f, names, annotated) for f in files]
-    elif (file := masks / f"{image.stem}.png").is_file():
-        objects = _objects_of_classes(file, names, annotated)
-    else:
-        raise DataError(
-            f"{where} has neither {image.stem}.png nor a folder {image.stem} in "
-            f"{str(masks)!r}. An image without objects has a mask of zeros, or an empty folder."
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What the records of one folder have in common."""
+
+    masks: Path
+    names: dict[int, str]
+    options: ReadRequest
+    tally: Counter[str]
+
+    def record(self, image: Path) -> Record:
+        where = f"Image {str(image)!r}"
+        annotated = AnnotatedImage(
+            image=image,
+            size_wh=read_size_wh(image),
+            where=where,
+            tally=self.tally,
+            boxes=self.options.boxes,
         )
-    return annotated.record(image.name, prefix, objects)
-
-
-def _object_of_file(file: Path, names: dict[int, str], image: AnnotatedImage) -> TrueObject:
-    where = f"Mask {str(file)!r}"
-    label = clean_label(re.sub(r"_\d+$", "", file.stem), where)
-    if names and label not in names.values():
-        raise DataError(f"{where} is of class {label!r}, which the label file does not list.")
-    make_mask = partial(_binary_mask, file, image.size_wh)
-    return image.object(label, box_of_mask(make_mask(), where), make_mask, where=where)
-
-
-def _objects_of_classes(
-    file: Path, names: dict[int, str], image: AnnotatedImage
-) -> list[TrueObject]:
-    where = f"Mask {str(file)!r}"
-    values = _read(file, image.size_wh)
-    if values.ndim != 2:
-        raise DataError(
-            f"{where} is in color; it must hold class numbers, in gray or as a palette."
-        )
-    objects = []
-    for value in np.unique(values).tolist():
-        if value == 0 or (value == _IGNORED.get(values.dtype) and value not in names):
-            continue
-        if value not in names:
-            listed = ", ".join(f"{n} {name}" for n, name in list(names.items())[:8]) or "none"
+        objects: Iterable[TrueObject | None]
+        if (self.masks / image.stem).is_dir():
+            files = sorted((self.masks / image.stem).glob("*.png"))
+            objects = [self._object_of_file(f, annotated) for f in files]
+        elif (file := self.masks / f"{image.stem}.png").is_file():
+            objects = self._objects_of_classes(file, annotated)
+        else:
             raise DataError(
-                f"{where} holds the class {value}, which has no name; named are: {listed}. Add it "
-                f"to {_LABEL_FILES[1]} next to the folders."
+                f"{where} has neither {image.stem}.png nor a folder {image.stem} in "
+                f"{str(self.masks)!r}. An image without objects has a mask of zeros, or an empty "
+                "folder."
             )
-        make_mask = partial(_class_mask, file, image.size_wh, value)
-        box = box_of_mask(values == value, where)
-        objects.append(image.object(names[value], box, make_mask, where=where))
-    return objects
+        return annotated.record(image.name, self.options.prefix, objects)
+
+    def _object_of_file(self, file: Path, image: AnnotatedImage) -> TrueObject | None:
+        where = f"Mask {str(file)!r}"
+        label = clean_label(re.sub(r"_\d+$", "", file.stem), where)
+        if self.names and label not in self.names.values():
+            raise DataError(f"{where} is of class {label!r}, which the label file does not list.")
+        make_mask = partial(_binary_mask, file, image.size_wh)
+        return image.object(label, box_of_mask(make_mask(), where), make_mask, where=where)
+
+    def _objects_of_classes(self, file: Path, image: AnnotatedImage) -> list[TrueObject | None]:
+        where, names = f"Mask {str(file)!r}", self.names
+        values = _read(file, image.size_wh)
+        if values.ndim != 2:
+            raise DataError(
+                f"{where} is in color; it must hold class numbers, in gray or as a palette."
+            )
+        objects = []
+        for value in np.unique(values).tolist():
+            if value == _IGNORED.get(values.dtype) and value not in names:
+                self.tally[f"masks with pixels of {value}, which are ignored"] += 1
+                continue
+            if value == 0:
+                continue
+            if value not in names:
+                listed = ", ".join(f"{n} {name}" for n, name in list(names.items())[:8]) or "none"
+                raise DataError(
+                    f"{where} holds the class {value}, which has no name; named are: {listed}. Add "
+                    f"it to {_LABEL_FILES[1]} next to the folders."
+                )
+            make_mask = partial(_class_mask, file, image.size_wh, value)
+            box = box_of_mask(values == value, where)
+            objects.append(image.object(names[value], box, make_mask, where=where))
+        return objects
 
 
 def _class_mask(file: Path, size_wh: tuple[int, int], value: int) -> Mask:

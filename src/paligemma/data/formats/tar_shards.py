@@ -13,6 +13,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from paligemma.data.source import (
     DEFAULT_CAPTION_PREFIX,
     IMAGE_SUFFIXES,
     Entry,
-    ReadOptions,
+    ReadRequest,
     Source,
     choose_split,
 )
@@ -64,17 +65,18 @@ def recognizes(path: Path) -> bool:
     return bool(_shards(path)) or path.name.endswith(_COMPRESSED)
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadRequest) -> Source:
     """Raises DataError for a damaged or a compressed shard. Only headers are read."""
     if path.name.endswith(_COMPRESSED):
         raise DataError(f"The shard {str(path)!r} is compressed. Unpack it to a plain tar file.")
-    _, shards = choose_split(_shards(path), options.split, str(path))
+    groups = _shards(path)
+    split, shards = choose_split(groups, options, str(path))
     tally: Counter[str] = Counter()
     entries = []
     for shard in shards:
         for key, members in _index(shard).items():
             where = f"Sample {key!r} of {str(shard)!r}"
-            build = partial(_record, members, key, where, options.prefix, tally)
+            build = partial(_record, members, key, where, options, tally)
             entries.append(Entry(key, where, build))
     if not entries:
         raise DataError(f"The shards of {str(path)!r} hold no samples.")
@@ -82,6 +84,8 @@ def read(path: Path, options: ReadOptions) -> Source:
         summary=f"{counted(len(entries), 'sample')} in {counted(len(shards), 'tar file')}",
         entries=entries,
         tally=tally,
+        split=split or None,
+        splits=tuple(filter(None, groups)),
     )
 
 
@@ -117,7 +121,7 @@ def _record(
     members: dict[str, _Member],
     key: str,
     where: str,
-    default_prefix: str | None,
+    options: ReadRequest,
     tally: Counter[str],
 ) -> Record:
     image = next((members[s] for s in members if f".{s}" in IMAGE_SUFFIXES), None)
@@ -131,16 +135,19 @@ def _record(
             raise DataError(f"{where}: its JSON is invalid: {error}.") from error
         if not isinstance(fields, dict):
             raise DataError(f"{where}: its JSON must be an object.")
-    if "txt" in members and not {"suffix", "references", "objects"} & fields.keys():
-        try:
-            fields["suffix"] = members["txt"].read().decode().strip()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: its text is not UTF-8: {error}.") from error
+    if "txt" in members and "objects" in fields and options.column is None:
+        raise DataError(
+            f"{where} has objects and a text. Choose what to learn: --column objects or caption."
+        )
+    if "txt" in members and options.column != "objects":
+        fields.pop("objects", None)
+        if not {"suffix", "references"} & fields.keys():
+            try:
+                fields["suffix"] = members["txt"].read().decode().strip()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: its text is not UTF-8: {error}.") from error
+    if options.prefix is None and "objects" not in fields:
+        options = replace(options, prefix=DEFAULT_CAPTION_PREFIX)
     return record_of_fields(
-        fields,
-        record_id=key,
-        where=where,
-        image=image.read,
-        default_prefix=default_prefix or (None if "objects" in fields else DEFAULT_CAPTION_PREFIX),
-        tally=tally,
+        fields, record_id=key, where=where, image=image.read, options=options, tally=tally
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from paligemma.data.formats import coco
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import ReadOptions
+from paligemma.data.source import ReadRequest
 from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource, coco_images
 from paligemma.evals.datasets.files import read_json, read_plain_pickle
 from paligemma.evals.datasets.prompts import DETECT_ALL, EXPRESSION
@@ -33,7 +33,7 @@ def _read_coco(annotations: str, images: str, source: SplitSource) -> Iterator[I
     """`annotations` and `images` have the split in place of braces."""
     entries = coco.read(
         source.folder / annotations.format(source.split),
-        ReadOptions(images=source.folder / images.format(source.split)),
+        ReadRequest(images=source.folder / images.format(source.split)),
     ).entries
     for entry in entries:
         yield Item(replace(entry.build(), prefix=DETECT_ALL))

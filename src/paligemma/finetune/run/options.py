@@ -12,13 +12,16 @@ from paligemma.data.source import ReadOptions
 from paligemma.data.targets import DEFAULT_NOISE_TOKEN, ObjectOptions, TargetOptions
 from paligemma.errors import OptionError
 from paligemma.fast.weights import FrozenFormat
-from paligemma.finetune.config import LEARNING_RATES, Method, OnBadRecord, TrainConfig
+from paligemma.finetune.config import LEARNING_RATES, Method, TrainConfig
 from paligemma.finetune.recipes import Model, Recipe, find_recipe, train_config
 from paligemma.options import Option
+from paligemma.processor.image import Resize
 
 Size = Literal["mini", "3b", "10b", "28b"]
 
 DEFAULT_EPOCHS = 10.0
+DEFAULT_FRACTION = 0.1
+"""Of the training data, held out for validation where there is no validation split."""
 _SMALL_RATE_FACTOR = 5.0
 """Models far smaller than 3B take larger steps; measured on mini with sixty images."""
 _MIN_STEPS_BETWEEN_CHECKPOINTS = 50
@@ -39,9 +42,12 @@ class RunOptions(ReadOptions, ObjectOptions):
     """Recipe with the hyperparameters: a name that `paligemma recipes` lists, or a TOML file."""
     validation: Annotated[str | None, Option(shown_default="a part of DATA")] = None
     """Data set to validate on, in the format of DATA."""
-    validation_split: Annotated[float, Option(least=0, most=0.9)] = 0.1
-    """Fraction of DATA to hold out for validation if --validation is not given. 0: none. Records
-    stay in the same split when data are added."""
+    validation_split: Annotated[
+        float | str | None, Option(shown_default="that of DATA, else 0.1")
+    ] = None
+    """Split of DATA to validate on, by name; or, as a number below 1, the fraction of DATA to hold
+    out. 0: no validation. Records that share an image stay together, and in the same part when
+    data are added."""
     validation_limit: Annotated[int, Option(least=1)] = 200
     """Maximum number of validation records to score after each epoch."""
     metrics: Annotated[tuple[str, ...], Option(flags=("--metric",), shown_default="by task")] = ()
@@ -93,17 +99,23 @@ class RunOptions(ReadOptions, ObjectOptions):
     """Random seed for the data order, dropout and new adapters."""
     num_workers: Annotated[int, Option(least=0)] = TrainConfig.num_workers
     """Data loader processes; 0: load in the training process."""
-    on_bad_record: OnBadRecord = TrainConfig.on_bad_record
-    """What to do with an invalid record: stop with an error, or skip it."""
+    max_tokens: Annotated[int | None, Option(least=1, shown_default="no limit")] = None
+    """Maximum number of tokens per example, image tokens included; longer ones are invalid."""
+    resize: Annotated[Resize | None, Option(shown_default="squash; with a recipe as there")] = None
+    """How images are fitted to the square input: squash changes the aspect ratio, pad keeps it and
+    adds borders."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in (None, *get_args(Method)):
             raise OptionError(
                 f"There is no method {self.method!r}. Methods: {', '.join(get_args(Method))}."
             )
-        if not 0 <= self.validation_split < 1:
+        fraction = self.validation_fraction
+        if fraction is not None and not 0 <= fraction < 1:
             raise OptionError(
-                f"validation_split is {self.validation_split}; it must be at least 0 and below 1."
+                f"validation_split is {self.validation_split}; it must be the name of a split, or "
+                "a number of at least 0 and below 1."
             )
         if self.epochs is not None and self.steps is not None:
             raise OptionError(
@@ -119,6 +131,20 @@ class RunOptions(ReadOptions, ObjectOptions):
                 "bfloat16_weights is for methods that train the weights themselves; adapters are "
                 "always float32."
             )
+
+    @property
+    def validation_fraction(self) -> float | None:
+        """The fraction to hold out; None where a split is named, or nothing is chosen."""
+        try:
+            return None if self.validation_split is None else float(self.validation_split)
+        except ValueError:
+            return None
+
+    @property
+    def validation_name(self) -> str | None:
+        """The split to validate on, if it is named."""
+        is_name = self.validation_fraction is None and self.validation_split is not None
+        return str(self.validation_split) if is_name else None
 
     @property
     def chosen_method(self) -> Method:
@@ -154,7 +180,7 @@ class RunOptions(ReadOptions, ObjectOptions):
             order=self.order,
             max_objects=self.max_objects,
             noise_token=noise_token,
-            write_labels=recipe is None or recipe.write_labels,
+            write_labels=self.write_labels and (recipe is None or recipe.write_labels),
             seed=self.seed,
         )
 

@@ -23,7 +23,7 @@ from paligemma.errors import MissingExtraError
 from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
-from paligemma.finetune.run.validation import SCORE, Validation
+from paligemma.finetune.run.validation import FEW_IMAGES, SCORE, Validation
 from paligemma.report.charts import Curve, check_charts, line_chart
 from paligemma.report.page import image_uri, render_page, svg_uri
 from paligemma.results import Detection, Detections, Segment, Segments
@@ -59,6 +59,8 @@ def write_report(
         data=facts["options"]["data"],
         saved=saved.name,
         scores=() if evaluation is None else evaluation.scores,
+        num_images=0 if validation is None else validation.num_images,
+        few_images=FEW_IMAGES,
         charts=charts,
         no_charts=no_charts,
         window=window,

@@ -9,21 +9,23 @@ receives the messages.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from paligemma.adapters.lora import add_lora
 from paligemma.data.check import check_data
-from paligemma.data.open import Records, open_data
+from paligemma.data.held_out import held_out_ids, image_keys, num_images, shared_ids
+from paligemma.data.open import Records, check_number_of_bad, open_data, write_bad
+from paligemma.data.record import BadRecord
+from paligemma.data.source import ReadOptions, validation_split
 from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError, counted
 from paligemma.evals.evaluation import Evaluation
@@ -32,9 +34,9 @@ from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
 from paligemma.finetune.learner import finetune, restore
-from paligemma.finetune.run.options import RunOptions, plan_training
+from paligemma.finetune.run.options import DEFAULT_FRACTION, RunOptions, plan_training
 from paligemma.finetune.run.report import write_report
-from paligemma.finetune.run.validation import SCORE, Validation
+from paligemma.finetune.run.validation import FEW_IMAGES, SCORE, Validation
 from paligemma.finetune.state import best_folder
 from paligemma.loading import load
 from paligemma.predictor import Predictor
@@ -43,6 +45,7 @@ ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
 RUN_FILE = "run.json"
 EVALUATION_FOLDER = "evaluation"
+BAD_RECORDS_FILE = "bad_records.jsonl"
 _VALIDATION_FOLDER = "validation"
 
 
@@ -53,6 +56,9 @@ class RunResult:
     saved: Path
     report: Path
     evaluation: Evaluation | None
+    """On the validation records by whose score the saved state was chosen; no intervals."""
+    num_images: int = 0
+    """Number of different images in them."""
 
 
 def run(
@@ -84,7 +90,12 @@ def run(
         on_event(f"scoring {counted(len(validation.records), 'record')}")
         evaluation = validation.evaluate(out / EVALUATION_FOLDER)
     report = write_report(out, saved, evaluation, validation)
-    return RunResult(saved=saved, report=report, evaluation=evaluation)
+    return RunResult(
+        saved=saved,
+        report=report,
+        evaluation=evaluation,
+        num_images=0 if validation is None else validation.num_images,
+    )
 
 
 def _train(
@@ -96,14 +107,15 @@ def _train(
 ) -> tuple[Predictor, Validation | None]:
     report = on_event if world.is_first else (lambda text: None)
     out.mkdir(parents=True, exist_ok=True)
-    records = _open(options, options.data, out / "bad_records.jsonl")
-    report(f"{records.summary} ({counted(len(records), 'record')})")
-    training, held_out = _split(options, records, out)
+    records = open_data(options.data, read_options(options))
+    report(f"{records.format}: {records.summary} ({counted(len(records), 'record')})")
+    parts = _split(options, records)
     predictor = _load(options)
     if predictor.note:
         report(predictor.note)
     targets = _targets(options, records, predictor)
-    _check(training, targets, report)
+    parts = _check(options, parts, targets, report, out if world.is_first else None)
+    training, held_out = parts.training, parts.held_out
     config = plan_training(options, predictor.model.config, len(training.slots))
     config = replace(config, best_metric=SCORE if held_out else None)
     if options.trains_adapters:
@@ -121,8 +133,18 @@ def _train(
             metrics=options.metrics,
             ask=options.ask,
             limit=options.validation_limit,
+            num_images=parts.num_images,
         )
-        report(f"{counted(len(training), 'record')} for training, {len(held_out)} for validation")
+        report(
+            f"{counted(len(training), 'record')} for training, {len(held_out)} for validation "
+            f"({parts.source}, {counted(parts.num_images, 'image')})"
+        )
+        if parts.num_images < FEW_IMAGES:
+            report(
+                f"warning: {counted(parts.num_images, 'image')} for validation choose the best "
+                f"state almost by chance. Use {FEW_IMAGES} or more (--validation-split), and score "
+                "the model on other images."
+            )
     report(_describe(options, config, predictor))
     finetune(
         predictor,
@@ -139,61 +161,86 @@ def _train(
     return predictor, validation
 
 
-def _open(options: RunOptions, data: str, bad_file: Path) -> Records:
-    return open_data(
-        data,
-        format=options.format,
-        split=options.split,
-        prefix=options.prefix,
-        images=options.images,
-        on_bad_record=options.on_bad_record,
-        bad_file=bad_file,
+def read_options(options: RunOptions, **changes: Any) -> ReadOptions:
+    """How to read the data, from the options of the run."""
+    names = (field.name for field in fields(ReadOptions))
+    chosen = {name: getattr(options, name) for name in names} | changes
+    if chosen["column"] is None and options.task is not None:
+        chosen["column"] = "objects"
+    return ReadOptions(**chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The records to train on and those to validate on, which share no image."""
+
+    training: Records
+    held_out: Records | None
+    source: str = ""
+    """In words, where the validation records come from."""
+    num_images: int = 0
+    """Number of different images to validate on."""
+
+
+def _split(options: RunOptions, records: Records) -> _Parts:
+    keys = image_keys(records)
+    given = _validation_data(options, records)
+    if given is not None:
+        other_keys = image_keys(given)
+        if shared := shared_ids(other_keys, keys):
+            raise OptionError(
+                f"{len(shared)} of {counted(len(given), 'validation record')} have an image that "
+                f"is in the training data too, the first is {shared[0]!r}; the scores would "
+                "measure memorization. Give other data, remove them, or hold out a part of the "
+                "training data: validation_split=0.1."
+            )
+        source = f"the split {given.split!r}" if given.split else given.name
+        return _Parts(
+            training=records, held_out=given, source=source, num_images=num_images(other_keys)
+        )
+    fraction = options.validation_fraction
+    if fraction == 0:
+        return _Parts(training=records, held_out=None)
+    ids = held_out_ids(keys, DEFAULT_FRACTION if fraction is None else fraction)
+    training = records.part({slot.record_id for slot in records.slots} - ids)
+    held_out = records.part(ids)
+    if not training.records or not held_out.records:
+        raise DataError(
+            f"{counted(num_images(keys), 'image is', 'images are')} too few for a validation "
+            "split. Give validation data, or train without validation: validation_split=0."
+        )
+    held_out_keys = {record_id: keys[record_id] for record_id in ids}
+    return _Parts(
+        training=training,
+        held_out=held_out,
+        source="held out from the training data",
+        num_images=num_images(held_out_keys),
     )
 
 
-def _split(options: RunOptions, records: Records, out: Path) -> tuple[Records, Records | None]:
+def _validation_data(options: RunOptions, records: Records) -> Records | None:
+    """Other data, the named split, or the data's own validation split; None where there is none."""
+    name = options.validation_name
     if options.validation is not None:
-        held_out = _open(options, options.validation, out / "bad_validation_records.jsonl")
-        same = {r.record_id for r in records} & {r.record_id for r in held_out}
-        if same and options.validation == options.data:
-            raise OptionError(
-                f"{options.data} is given for training and for validation, so the scores would "
-                "measure memorization. Give other data, or use validation_split."
-            )
-        return records, held_out
-    if options.validation_split == 0:
-        return records, None
-    ids = validation_ids([slot.record_id for slot in records.slots], options.validation_split)
-
-    def part(is_validation: bool) -> Records:
-        return replace(
-            records,
-            records=tuple(r for r in records.records if (r.record_id in ids) == is_validation),
-            slots=tuple(s for s in records.slots if (s.record_id in ids) == is_validation),
-        )
-
-    training, held_out = part(False), part(True)
-    if not training.records or not held_out.records:
+        reading = read_options(options, split=name)
+        return open_data(options.validation, reading, purpose="validation")
+    if name is not None:
+        return open_data(options.data, read_options(options, split=name))
+    name = validation_split(records.splits)
+    if options.validation_split is not None or name in (None, records.split):
+        return None
+    try:
+        return open_data(options.data, read_options(options, split=name))
+    except DataError as error:
         raise DataError(
-            f"{counted(len(records), 'record is', 'records are')} too few for a validation split. "
-            "Give validation data, or "
-            "train without validation: validation_split=0."
-        )
-    return training, held_out
-
-
-def validation_ids(ids: list[str], share: float) -> frozenset[str]:
-    """The ids with the smallest hashes: this share of them, at least one.
-
-    An id keeps its hash when other records are added or removed.
-    """
-    ordered = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
-    return frozenset(ordered[: max(1, round(share * len(ids)))])
+            f"The validation split {name!r} cannot be used: {error} To hold out a part of the "
+            "training data instead: validation_split=0.1 (--validation-split 0.1)."
+        ) from error
 
 
 def _load(options: RunOptions) -> Predictor:
     recipe = options.loaded_recipe
-    resize = "squash" if recipe is None else recipe.resize
+    resize = options.resize or ("squash" if recipe is None else recipe.resize)
     if options.chosen_method == "qlora":
         return load(options.model, weights=Trainable(options.base_format), resize=resize)
     if options.chosen_method == "lora":
@@ -212,16 +259,67 @@ def _targets(options: RunOptions, records: Records, predictor: Predictor) -> Tar
     )
 
 
-def _check(records: Records, targets: TargetBuilder, on_event: Callable[[str], None]) -> None:
-    report = check_data(records, targets)
-    if report.errors:
-        raise DataError(
-            f"The data set has {counted(len(report.errors), 'error')} to fix before training. The "
-            "first: "
-            f"{report.errors[0].text} `paligemma data check` shows all."
+def _check(
+    options: RunOptions,
+    parts: _Parts,
+    targets: TargetBuilder,
+    on_event: Callable[[str], None],
+    out: Path | None,
+) -> _Parts:
+    """Both parts without records that cannot be used, which are listed in `out`.
+
+    Raises DataError for such records unless they are skipped, for more of them than may be
+    skipped, and for data from which nothing can be learned.
+    """
+    bad: list[BadRecord] = []
+    kept: list[Records | None] = []
+    num_slots = 0
+    for part in (parts.training, parts.held_out):
+        if part is None:
+            kept.append(None)
+            continue
+        report = check_data(
+            part,
+            targets,
+            max_tokens=options.max_tokens,
+            on_bad_record=options.on_bad_record,
+            max_skipped=1.0,
         )
-    for finding in report.findings:
-        on_event(f"{finding.level}: {finding.text}")
+        is_training = part is parts.training
+        # Whether there is something to learn does not matter in validation.
+        errors = report.errors if is_training else report.errors[: report.num_bad]
+        if (report.bad and options.on_bad_record == "error") or (is_training and errors):
+            raise DataError(
+                f"The data set has {counted(len(errors), 'error')} to fix before training. The "
+                f"first: {errors[0].text} `paligemma data check` shows all; "
+                "on_bad_record='skip' leaves invalid records out."
+            )
+        if too_long := [row.record_id for row in report.rows if row.is_cut]:
+            raise DataError(
+                f"{counted(len(too_long), 'record is', 'records are')} longer than "
+                f"{options.max_tokens} tokens, the first is {too_long[0]!r}. Shorten them, allow "
+                "more with max_tokens, or skip them with on_bad_record='skip'."
+            )
+        for finding in report.findings if is_training else ():
+            on_event(f"{finding.level}: {finding.text}")
+        if is_training and report.example is not None:
+            on_event(f"example: {report.example}")
+        bad += report.bad
+        num_slots += len(part.slots)
+        part = part.without(report.bad[len(part.skipped) :])
+        # Without the places of bad records, of which a whole batch might consist.
+        kept.append(replace(part, slots=part.records))
+    training, held_out = kept
+    assert training is not None
+    if options.on_bad_record == "skip":
+        if out is not None:
+            write_bad(out / BAD_RECORDS_FILE, bad)
+        if bad:
+            on_event(f"{len(bad)} of {num_slots} records skipped; {BAD_RECORDS_FILE} lists them")
+        check_number_of_bad(bad, num_slots, options.max_skipped)
+    if held_out is not None and not held_out.records:
+        raise DataError(f"No validation record can be used. The first: {bad[-1].reason}")
+    return replace(parts, training=training, held_out=held_out)
 
 
 def _adapters(options: RunOptions) -> dict[str, Any] | None:

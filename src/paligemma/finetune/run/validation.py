@@ -19,6 +19,8 @@ from paligemma.predictor import Predictor
 
 SCORE = "score"
 """The first metric's value, with its sign such that more is better; chooses the best checkpoint."""
+FEW_IMAGES = 30
+"""With fewer validation images, the best state is chosen almost by chance."""
 _ROWS_AT_ONCE = 4
 
 
@@ -33,6 +35,8 @@ class Validation:
     metrics: tuple[str, ...] = ()
     ask: Ask = "dataset"
     limit: int | None = None
+    num_images: int = 0
+    """Number of different images."""
 
     def __call__(self) -> Mapping[str, float]:
         """Metrics by name, `loss` and `score`. Files of an earlier call are overwritten."""
@@ -51,6 +55,7 @@ class Validation:
             name=self.records.name,
             object_task=self.targets.task,
             class_names=tuple(self.targets.class_names),
+            is_chosen_on=True,
         )
         options = EvalOptions(metrics=self.metrics, ask=self.ask, limit=limit)
         return evaluate(self.predictor, data, folder, options)
