@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention
 
+from paligemma.checkpoints.save import save_model
 from paligemma.engine.engine import Engine
 from paligemma.engine.generate import generate, score
 from paligemma.engine.image_cache import KeyedImage
@@ -277,3 +278,12 @@ def test_a_missing_library_is_named(monkeypatch, module, prepare) -> None:
     name = module.split(".")[0]
     with pytest.raises(MissingExtraError, match=rf"paligemma\[{name}\]"):
         prepare()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_model_is_saved_under_the_plain_names(family, tmp_path) -> None:
+    model = tiny_model(family)
+    save_model(model, tmp_path / "plain")
+    save_model(fast(model), tmp_path / "merged")
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "merged" / path.name).read_bytes(), path.name

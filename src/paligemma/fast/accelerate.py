@@ -12,6 +12,7 @@ from torch import nn
 
 from paligemma.errors import OptionError
 from paligemma.fast.blocks import FusedDecoder, FusedDecoderBlock, FusedVisionBlock
+from paligemma.fast.cuda.block import MergedBlock
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.linear import PackedEmbedding, ParameterRows, Rows
 from paligemma.fast.quantization import LAYER_FORMATS
@@ -62,10 +63,16 @@ def weight_rows(model: PaliGemma) -> dict[str, Rows]:
     """Return every parameter of the plain model by its name there, wherever it is stored.
 
     {"decoder.blocks.0.attention.q_proj.weight": WeightRows, ...}
+
+    Raises OptionError for a model that was quantized on a CUDA device.
     """
     rows: dict[str, Rows] = {name: ParameterRows(p) for name, p in model.named_parameters()}
     for prefix, module in model.named_modules():
         if isinstance(module, FusedVisionBlock | FusedDecoderBlock | PackedEmbedding):
+            rows |= {f"{prefix}.{name}": row for name, row in module.weight_rows().items()}
+        elif isinstance(module, MergedBlock):
+            for name in module.merged_names:
+                del rows[f"{prefix}.{name}"]
             rows |= {f"{prefix}.{name}": row for name, row in module.weight_rows().items()}
         elif isinstance(module, FrozenLinear):
             rows[f"{prefix}.weight"] = module

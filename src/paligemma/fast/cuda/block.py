@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
+from paligemma.errors import OptionError
 from paligemma.fast.cuda.attention import attend_prefix, attend_slots
 from paligemma.fast.linear import ParameterRows, Rows
 from paligemma.model.attention import attend, rotate
@@ -75,8 +76,22 @@ class MergedBlock(nn.Module):
             transformed = self.post_mlp_norm(transformed)
         return x + transformed
 
+    merged_names = tuple(
+        f"{name}.weight" for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    )
+    """Names of the weights that the plain block does not have, or has elsewhere."""
+
     def weight_rows(self) -> dict[str, Rows]:
-        """Return the weights by their names in the plain block; not for quantized ones."""
+        """Return the weights by their names in the plain block.
+
+        Raises OptionError for quantized ones.
+        """
+        layers = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
+        if any(type(x.weight) is not nn.Parameter for x in layers):
+            raise OptionError(
+                "The weights were quantized on a CUDA device and cannot be read back. Load the "
+                "model without that quantization."
+            )
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         q, k, v = self.qkv_proj.weight.detach().split((queries, keys, keys))
         gate, up = self.gate_up_proj.weight.detach().chunk(2)
