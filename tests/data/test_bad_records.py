@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from paligemma.cli.main import app
+from paligemma.cli.app import app
 from paligemma.data.open import open_data
 from paligemma.errors import DataError
 from tests.data.annotated import coco, make_image
