@@ -124,13 +124,6 @@ def test_sixteen_bits_of_gray_are_not_cut_off() -> None:
     assert draw_detections(gray, found((4, 4))).getpixel((1, 1)) == (128, 128, 128)
 
 
-def test_no_other_parser_sees_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    GRAY.save(path, "TIFF")
-    with pytest.raises(ImageError, match="looks like TIFF"):
-        draw_detections(path, found(GRAY.size))
-
-
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (40, 700), (1500, 60), (3000, 2000)])
 def test_any_size_of_image_and_box_can_be_drawn(size: tuple[int, int]) -> None:
     width, height = size
@@ -194,10 +187,20 @@ def test_every_form_of_image_that_detect_takes_can_be_drawn_on(tmp_path: Path) -
     assert GRAY.getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_an_image_that_detect_refuses_for_its_size_is_refused() -> None:
+def test_an_image_that_is_scaled_down_while_reading_is_drawn_scaled_down() -> None:
     huge = Image.new("1", (12_000, 7_000))
-    with pytest.raises(ImageError, match="12000 x 7000"):
-        draw_detections(huge, found(huge.size))
+    mask = np.zeros((7000, 12_000), dtype=bool)
+    mask[2000:4000, 2000:6000] = True
+    box = detection("cat", (1000.0, 1000.0, 8000.0, 5000.0))
+    segment = Segment(**vars(box), mask=mask, mask_score=0.5)
+    segments = Segments(**{**vars(found(huge.size)), "objects": (segment,)})
+    drawn = np.asarray(segments.draw(huge))
+    assert drawn.shape == (3500, 6000, 3)
+    assert tuple(drawn[1500, 500]) == PALETTE[0]
+    assert tuple(drawn[1500, 499]) == tuple(drawn[900, 900]) == (0, 0, 0)
+    assert tuple(drawn[1500, 1000]) == PALETTE[0]  # the mask's edge
+    with pytest.raises(ImageError, match="12100 x 14000"):
+        draw_detections(Image.new("1", (12_100, 14_000)), found((12_100, 14_000)))
 
 
 BOX = (5.0, 100.0, 310.0, 200.0)

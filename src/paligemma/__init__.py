@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from paligemma.loading import load as load
     from paligemma.loading import load_processor as load_processor
     from paligemma.predictor import Predictor as Predictor
+    from paligemma.processor.image import LoadedImage as LoadedImage
+    from paligemma.processor.image import load_image as load_image
     from paligemma.processor.processor import Processor as Processor
     from paligemma.processor.processor import PromptRow as PromptRow
     from paligemma.results import Answer as Answer

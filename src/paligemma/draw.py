@@ -43,7 +43,8 @@ def draw_detections(
 ) -> Image.Image:
     """Return the image as a new RGB image with each object's outline, mask, label and score.
 
-    `image` is the image that was searched, in any form that `detect` takes. A label has the same
+    `image` is the image that was searched, in any form that `detect` takes; one of more than 50
+    megapixels is drawn scaled down. A label has the same
     color in all images searched for the same phrases. Labels in Latin, Greek, Cyrillic, Hebrew and
     Arabic letters can always be drawn, others with `font` (the path of a font file) or a font of
     the system that has them; a warning names letters that no font has.
@@ -51,22 +52,31 @@ def draw_detections(
     Raises ImageError when the image cannot be read or differs in size from the result's, and
     OptionError for a font that cannot be read.
     """
-    canvas = (image if isinstance(image, LoadedImage) else load_image(image)).rgb.copy()
-    if canvas.size != detections.size_wh:
+    loaded = load_image(image)
+    width, height = loaded.size_wh
+    if (width, height) != detections.size_wh:
         raise ImageError(
-            f"The image is {canvas.width} x {canvas.height}, but the result belongs to an image of "
+            f"The image is {width} x {height}, but the result belongs to an image of "
             f"{detections.size_wh[0]} x {detections.size_wh[1]}. Pass the original image, not a "
             "resized copy."
         )
+    canvas = loaded.rgb.copy()
     names = detections.label_names
     colors = [PALETTE[names.index(label) % len(PALETTE)] for label in detections.labels]
     shorter = min(canvas.size)
     line = max(1, round(shorter / 180))
     for obj, color in zip(detections, colors, strict=True):
         if isinstance(obj, Segment):
-            _draw_mask(canvas, obj.mask, color, line)
+            mask = obj.mask
+            if canvas.size != detections.size_wh:
+                mask = np.asarray(Image.fromarray(mask).resize(canvas.size)) > 0
+            _draw_mask(canvas, mask, color, line)
     draw = ImageDraw.Draw(canvas)
-    rects = [_pixel_rect(obj.box_xyxy, canvas.size) for obj in detections]
+    across, down = canvas.width / width, canvas.height / height  # below 1 where scaled down
+    rects = []
+    for obj in detections:
+        x1, y1, x2, y2 = obj.box_xyxy
+        rects.append(_pixel_rect((x1 * across, y1 * down, x2 * across, y2 * down), canvas.size))
     for rect, color in zip(rects, colors, strict=True):
         _draw_outline(draw, rect, color, line)
     lettering = Lettering(min(max(12.0, shorter / 32), 48.0), font)
@@ -95,10 +105,19 @@ def _draw_outline(draw: ImageDraw.ImageDraw, rect: _Rect, color: _Rgb, line: int
 
 
 def _draw_mask(canvas: Image.Image, mask: npt.NDArray[np.bool_], color: _Rgb, line: int) -> None:
-    area = Image.fromarray(mask)
-    tint = Image.new("RGB", canvas.size, color)
-    canvas.paste(Image.blend(canvas, tint, _MASK_OPACITY), mask=area)
-    canvas.paste(tint, mask=Image.fromarray(mask & ~_erode(mask, line)))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return
+    # Only the part around the mask, with a margin that tells the mask's edge from the image's.
+    left, top = max(0, columns[0] - line - 1), max(0, rows[0] - line - 1)
+    right = min(canvas.width, columns[-1] + line + 2)
+    bottom = min(canvas.height, rows[-1] + line + 2)
+    mask = mask[top:bottom, left:right]
+    corner = (int(left), int(top))
+    part = canvas.crop((*corner, int(right), int(bottom)))
+    tint = Image.new("RGB", part.size, color)
+    canvas.paste(Image.blend(part, tint, _MASK_OPACITY), corner, mask=Image.fromarray(mask))
+    canvas.paste(tint, corner, mask=Image.fromarray(mask & ~_erode(mask, line)))
 
 
 def _erode(mask: npt.NDArray[np.bool_], num_pixels: int) -> npt.NDArray[np.bool_]:

@@ -51,7 +51,7 @@ class NamedImage:
                 return load_image(self.source)
             if self._fetched is None:
                 self._fetched = fetch_image_bytes(self.source)
-            return load_image(self._fetched)
+            return load_image(self._fetched, strict=True)
         except ImageError as error:
             raise ImageError(f"{self.name}: {error}") from error
 
@@ -185,7 +185,7 @@ def _any_readable(paths: Sequence[Path], word: str) -> list[NamedImage]:
 
 def _checked(image: NamedImage) -> NamedImage:
     """The image itself. Raises ImageError if it is too large, unreadable or of another format."""
-    from paligemma.processor.image import MAX_FILE_BYTES, check_first_bytes
+    from paligemma.processor.image import OWN_FILE_BYTES, check_first_bytes
 
     if isinstance(image.source, Path):
         try:
@@ -199,9 +199,9 @@ def _checked(image: NamedImage) -> NamedImage:
     else:
         assert isinstance(image.source, bytes)
         size, first = len(image.source), image.source[:_NUM_FIRST_BYTES]
-    if size > MAX_FILE_BYTES:
+    if size > OWN_FILE_BYTES:
         raise ImageError(
-            f"The image {image.name!r} is larger than {MAX_FILE_BYTES // 2**20} MiB. Compress it "
+            f"The image {image.name!r} is larger than {OWN_FILE_BYTES // 2**20} MiB. Compress it "
             "or scale it down."
         )
     check_first_bytes(first, f"The image {image.name!r}")
@@ -217,9 +217,9 @@ def _read_stdin() -> bytes:
 
 
 def _read_all(file: BinaryIO) -> bytes:
-    from paligemma.processor.image import MAX_FILE_BYTES
+    from paligemma.processor.image import OWN_FILE_BYTES
 
-    return file.read(MAX_FILE_BYTES + 1)
+    return file.read(OWN_FILE_BYTES + 1)
 
 
 def _read_data_uri(uri: str) -> bytes:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from paligemma.answering import Query
     from paligemma.predictor import Predictor
+    from paligemma.processor.image import LoadedImage
     from paligemma.results import Result
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
@@ -95,6 +96,8 @@ class ObjectOptions:
         bool | None, Option(shown_default="only where an object is missing or unsure")
     ] = None
     """Ask for each phrase by itself, or (--no-separate) once for all of them together."""
+    font: Annotated[Path | None, Option(shown_default="built in, then the system's")] = None
+    """Font file (.ttf, .otf, .ttc) for labels in drawings."""
 
     def settings(self) -> dict[str, Any]:
         """What to tell the task; nothing about what is not given."""
@@ -260,6 +263,7 @@ def detect(
             query=query,
             options=options,
             draw=draw,
+            font=objects.font,
             keep=_keeper(objects),
             footnote=_score_note(objects),
         )
@@ -288,6 +292,7 @@ def segment(
             query=query,
             options=options,
             draw=draw,
+            font=objects.font,
             keep=_keeper(objects),
             footnote=_score_note(objects),
         )
@@ -412,6 +417,7 @@ class _Job:
     """Called before the model is loaded. Raises PromptError and OptionError."""
     options: PredictOptions
     draw: Path | None = None
+    font: Path | None = None
     keep: Callable[[Any], Any] = lambda result: result
     num_beams: int = 1
     footnote: str | None = None
@@ -434,6 +440,10 @@ class _Job:
 def _run(job: _Job) -> None:
     """Answer the query for each group of images, and print or write the results in order."""
     options, groups = job.options, job.groups
+    if job.font is not None:
+        from paligemma.fonts import Lettering
+
+        Lettering(12, job.font)  # raises for what is no font, before the model is loaded
     targets = _draw_targets(job.draw, [group[0] for group in groups])
     stems = [group[0].stem for group in groups]
     output_format = choose_format(
@@ -513,7 +523,7 @@ def _finish(
     if writer is None and not options.json:
         _print(job, group, result)
     if target is not None:
-        _save(_draw(result, group[0].read().rgb), target)
+        _save(_draw(result, group[0].read(), job.font), target)
         if not options.quiet:
             print_note(f"drawn: {target}")
     for image in group:
@@ -534,7 +544,7 @@ def _print(job: _Job, group: Sequence[NamedImage], result: Any) -> None:
         for note in result.notes:
             print_note(note)
     if job.options.show:
-        show_image(_draw(result, group[0].read().rgb))
+        show_image(_draw(result, group[0].read(), job.font))
 
 
 def _stream(
@@ -559,10 +569,11 @@ def _load(options: PredictOptions) -> Predictor:
     return predictor
 
 
-def _draw(result: Result, image: Image) -> Image:
+def _draw(result: Result, image: LoadedImage, font: Path | None) -> Image:
     from paligemma.results import Detections, Segments
 
-    return result.draw(image) if isinstance(result, Detections | Segments) else image
+    is_drawn = isinstance(result, Detections | Segments)
+    return result.draw(image, font=font) if is_drawn else image.rgb
 
 
 def _draw_targets(draw: Path | None, images: Sequence[NamedImage]) -> list[Path | None]:

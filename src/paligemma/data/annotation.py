@@ -30,7 +30,7 @@ from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import Boxes, ReadOptions
 from paligemma.errors import DataError
 from paligemma.masks import Mask, box_of_points, points_of, polygons_to_mask, rle_to_mask
-from paligemma.processor.image import MAX_PIXELS, ImageSource, read_size_wh
+from paligemma.processor.image import LARGEST_PIXELS, ImageSource, read_size_wh
 from paligemma.results import BoxXyxy
 from paligemma.tasks.parse_prompt import kind_of_prompt
 
@@ -242,10 +242,10 @@ def size_of(width: Any, height: Any, where: str) -> tuple[int, int] | None:
         size = int(width), int(height)
     except (TypeError, ValueError, OverflowError):
         size = 0, 0
-    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+    if min(size) < 1 or size[0] * size[1] > LARGEST_PIXELS:
         raise DataError(
             f"{where}: the image's size is given as {width!r} x {height!r}; it must be two whole "
-            f"numbers above 0, with at most {MAX_PIXELS} pixels."
+            f"numbers above 0, with at most {LARGEST_PIXELS} pixels."
         )
     return size
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from paligemma.errors import OptionError, counted
 from paligemma.inputs import ModelInputs
 from paligemma.processor.image import (
-    MAX_PIXELS,
     ImageSource,
     ImageTransform,
     LoadedImage,
@@ -57,10 +56,15 @@ class Processor:
     resize: Resize = "squash"
 
     def load(
-        self, source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
+        self,
+        source: ImageSource,
+        *,
+        allow_urls: bool = False,
+        max_pixels: int | None = None,
+        strict: bool = False,
     ) -> LoadedImage:
         """Load an image; see `load_image`."""
-        return load_image(source, allow_urls=allow_urls, max_pixels=max_pixels)
+        return load_image(source, allow_urls=allow_urls, max_pixels=max_pixels, strict=strict)
 
     def transform(self, image: LoadedImage) -> ImageTransform:
         """Return how this image is fitted to the model's square input; it maps boxes back."""

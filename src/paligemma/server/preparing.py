@@ -70,7 +70,9 @@ class Preprocessor:
                 return cached
         loaded = source
         if isinstance(loaded, bytes):
-            loaded = self._pipeline.processor.load(loaded, max_pixels=self._limits.max_pixels)
+            loaded = self._pipeline.processor.load(
+                loaded, max_pixels=self._limits.max_pixels, strict=True
+            )
         self._check_size(loaded)
         prepared = self._pipeline.prepare_image(loaded)
         if math.prod(loaded.size_wh) > _LARGE_PIXELS:

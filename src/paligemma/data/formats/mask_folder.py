@@ -31,7 +31,7 @@ from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import Entry, ReadRequest, Source, choose_split, images_in, read_text
 from paligemma.errors import DataError, counted
 from paligemma.masks import Mask
-from paligemma.processor.image import MAX_PIXELS, read_size_wh
+from paligemma.processor.image import LARGEST_PIXELS, read_size_wh
 
 NAME = "masks"
 _IMAGES, _MASKS = "images", "masks"
@@ -211,7 +211,7 @@ def _read(file: Path, size_wh: tuple[int, int]) -> npt.NDArray[Any]:
     try:
         with Image.open(file, formats=("PNG",)) as image:
             size = image.size
-            if size == size_wh and size[0] * size[1] <= MAX_PIXELS:
+            if size == size_wh and size[0] * size[1] <= LARGEST_PIXELS:
                 values = np.asarray(image)
                 if values.dtype == np.int32:  # how Pillow holds some 16-bit files
                     values = values.astype(np.uint16)

@@ -24,6 +24,7 @@ from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
 from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
 from paligemma.finetune.run.validation import FEW_IMAGES, SCORE, Validation
+from paligemma.processor.image import LoadedImage
 from paligemma.report.charts import Curve, check_charts, line_chart
 from paligemma.report.page import image_uri, render_page, svg_uri
 from paligemma.results import Detection, Detections, Segment, Segments
@@ -160,8 +161,8 @@ def _confusion(
 
 
 def _example(record: Record, prediction: Prediction, validation: Validation) -> dict[str, str]:
-    image = record.load_images()[0].rgb
-    true_image, model_image = image, image
+    image = record.load_images()[0]
+    true_image, model_image = image.rgb, image.rgb
     if prediction.task in OBJECT_TASKS:
         known = _known(record, prediction, validation)
         names = validation.targets.class_names
@@ -201,7 +202,7 @@ def _truth(record: Record) -> str:
 
 
 def _drawn(
-    image: Image.Image,
+    image: LoadedImage,
     things: Sequence[ReferenceObject | FoundObject],
     prediction: Prediction,
     class_names: tuple[str, ...],
