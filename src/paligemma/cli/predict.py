@@ -572,8 +572,9 @@ def _load(options: PredictOptions) -> Predictor:
 def _draw(result: Result, image: LoadedImage, font: Path | None) -> Image:
     from paligemma.results import Detections, Segments
 
-    is_drawn = isinstance(result, Detections | Segments)
-    return result.draw(image, font=font) if is_drawn else image.rgb
+    if isinstance(result, Detections | Segments):
+        return result.draw(image, font=font)
+    return image.rgb
 
 
 def _draw_targets(draw: Path | None, images: Sequence[NamedImage]) -> list[Path | None]:

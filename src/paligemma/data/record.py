@@ -116,9 +116,7 @@ class Record:
         if isinstance(source, str | Path | bytes):
             data = source if isinstance(source, bytes) else Path(source).read_bytes()
             return Image.open(io.BytesIO(data)).size
-        return (
-            source.size if isinstance(source, Image.Image) else (source.shape[1], source.shape[0])
-        )
+        return source.size if isinstance(source, Image.Image) else load_image(source).size_wh
 
     def image_keys(self) -> tuple[str, ...]:
         """A digest of each image's content: that of its file, or of its pixels without a file.

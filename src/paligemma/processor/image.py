@@ -257,9 +257,9 @@ def load_image(
 
 def check_first_bytes(data: bytes, subject: str) -> None:
     """Raise ImageError unless a file that begins like this may be an image that can be read."""
-    if not any(signature.match(data) for signature, _ in _PARSERS):
-        if _other_parser(data, subject) is None:
-            raise _refused(data, subject, _OWN)
+    is_common = any(signature.match(data) for signature, _ in _PARSERS)
+    if not is_common and _other_parser(data, subject) is None:
+        raise _refused(data, subject, _OWN)
 
 
 def read_size_wh(source: ImageSource) -> tuple[int, int]:

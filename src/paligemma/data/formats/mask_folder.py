@@ -88,7 +88,7 @@ def _white_of_binary(masks: Path, images: list[Path]) -> int | None:
     for image in images:
         try:
             with Image.open(masks / f"{image.stem}.png", formats=("PNG",)) as file:
-                if file.mode in ("RGB", "RGBA") or file.size[0] * file.size[1] > MAX_PIXELS:
+                if file.mode in ("RGB", "RGBA") or file.size[0] * file.size[1] > LARGEST_PIXELS:
                     return None
                 values = np.unique(np.asarray(file))
         except (OSError, SyntaxError, ValueError):  # said when the record is built
