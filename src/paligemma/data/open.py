@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 from paligemma.data.formats import (
     caption_folder,
     coco,
+    conversations,
     hugging_face,
     jsonl,
     mask_folder,
@@ -19,6 +20,7 @@ from paligemma.data.formats import (
     voc,
     yolo,
 )
+from paligemma.data.formats.annotation_tools import TOOL_READERS
 from paligemma.data.record import BadRecord, OnBadRecord, Record
 from paligemma.data.source import (
     Entry,
@@ -33,8 +35,11 @@ from paligemma.errors import DataError, ImageError, OptionError
 
 READERS: dict[str, Reader] = {
     reader.NAME: cast(Reader, reader)
-    for reader in (tar_shards, hugging_face, yolo, coco, voc, mask_folder, jsonl, caption_folder)
-}
+    for reader in (
+        jsonl, tar_shards, hugging_face, yolo, coco, voc, mask_folder, caption_folder,
+        conversations, *TOOL_READERS,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +149,7 @@ def open_data(
         slots=slots,
         class_names=source.class_names or tuple(sorted(labels)),
         task=source.task,
-        notes=tuple(f"{count} {what}" for what, count in sorted(source.tally.items())),
+        notes=tuple(f"{count} {what}" for what, count in sorted(source.tally.items()) if count),
         split=source.split,
         splits=source.splits,
     )
@@ -187,6 +192,9 @@ def _choose_reader(path: Path, format: str | None) -> tuple[Path, Reader]:
 
 def _only_reader(path: Path) -> Reader | None:
     """Raises OptionError where the path looks like data of several formats."""
+    lines = READERS[jsonl.NAME]
+    if path.is_file() and lines.recognizes(path):  # so no other reader has to look at it
+        return lines
     readers = [reader for reader in READERS.values() if reader.recognizes(path)]
     if len(readers) > 1:
         names = [reader.NAME for reader in readers]

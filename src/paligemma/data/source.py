@@ -225,7 +225,7 @@ class ImageFinder:
             common = {path: _num_common(path, parts) for path in paths}
             fitting = [p for p, n in common.items() if n >= min(len(parts), paths[p])]
             most = max((common[path] for path in fitting), default=0)
-            fitting = [path for path in fitting if common[path] == most]
+            fitting = self._in_first_folder([path for path in fitting if common[path] == most])
             if len(fitting) > 1:
                 raise DataError(
                     f"{where} names the image {name!r}, which could be {str(fitting[0])!r} or "
@@ -238,6 +238,13 @@ class ImageFinder:
         advice = f" Is it {str(others[0])!r}? Then give --images." if others else ""
         path = self._folders[0] / name
         raise DataError(f"{where} names the image {str(path)!r}, which does not exist.{advice}")
+
+    def _in_first_folder(self, paths: list[Path]) -> list[Path]:
+        """Those in the first of the folders that holds any."""
+        for folder in self._folders:
+            if inside := [path for path in paths if path.is_relative_to(folder)]:
+                return inside
+        return paths
 
 
 def _num_common(path: Path, parts: Sequence[str]) -> int:

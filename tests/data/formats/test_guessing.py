@@ -201,7 +201,7 @@ def test_two_files_of_a_split_are_a_question(tmp_path: Path) -> None:
 def test_two_formats_are_a_question(tmp_path: Path) -> None:
     coco(tmp_path, [])
     jsonl(tmp_path, [{"prefix": "caption en", "suffix": "a dog"}])
-    with pytest.raises(OptionError, match="can be read as coco and as jsonl"):
+    with pytest.raises(OptionError, match="can be read as jsonl and as coco"):
         open_data(tmp_path)
     assert open_data(tmp_path, format="jsonl").format == "jsonl"
 

@@ -111,7 +111,8 @@ def _is_coco(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
-            if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            is_object = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+            if not is_object or b'"shapes"' in head:  # LabelMe's files hold whole images
                 return False
             text = head + file.read() if b'"images"' not in head else head
             if b'"images"' not in text:

@@ -26,11 +26,28 @@ from paligemma.errors import DataError, OptionError, counted
 
 NAME = "jsonl"
 _SUFFIXES = (".jsonl", ".ndjson")
+_HEAD = 4096
 
 
 def recognizes(path: Path) -> bool:
     """A file of this kind, or a folder with at least one."""
-    return path.suffix.lower() in _SUFFIXES or bool(_files(path))
+    if path.is_dir():
+        return bool(_files(path))
+    return path.suffix.lower() in _SUFFIXES and not is_chat_file(path)
+
+
+def is_chat_file(path: Path) -> bool:
+    """Whether a JSON or JSON Lines file begins with a chat, which `conversations.py` reads."""
+    if path.suffix.lower() not in (".json", *_SUFFIXES):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return (b'"conversations"' in head and b'"from"' in head) or (
+        b'"messages"' in head and b'"role"' in head
+    )
 
 
 def read(path: Path, options: ReadRequest) -> Source:
@@ -72,7 +89,7 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     """By split; a file `annotations.train.jsonl` or `_annotations.train.jsonl` is "train"."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in _SUFFIXES:
+        if path.suffix.lower() in _SUFFIXES and not is_chat_file(path):
             files.setdefault(path.stem.split(".")[-1], []).append(path)
     return files
 

@@ -1,0 +1,483 @@
+"""Files of annotation programs: CVAT, LabelMe, Label Studio, VGG VIA and CreateML.
+
+    cvat          <annotations> with <image name=...> and <box>, <polygon>, <ellipse>, <mask>
+    labelme       a JSON file per image, with "shapes"
+    labelstudio   a JSON list of tasks with "annotations", or JSON-MIN; in percent of the image
+    via           a JSON object of files with "regions", or a project with "_via_img_metadata"
+    createml      a JSON list of {"image", "annotations": [{"label", "coordinates"}]}
+
+Boxes and polygons are read; rotated boxes, circles and ellipses become polygons. Points and lines
+are left out and counted. Images are found by name, wherever the program had them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from paligemma.data.annotation import AnnotatedImage, Shape, size_of
+from paligemma.data.record import Record, TrueObject
+from paligemma.data.source import (
+    IMAGE_SUFFIXES,
+    Entry,
+    ImageFinder,
+    ReadRequest,
+    Source,
+    choose_split,
+    is_split_name,
+    read_text,
+)
+from paligemma.errors import DataError, OptionError, counted
+from paligemma.masks import Mask
+from paligemma.processor.image import read_size_wh
+from paligemma.results import BoxXyxy
+
+_HEAD = 4096
+_CORNERS = 36  # of the polygon that stands for an ellipse
+Points = list[tuple[float, float]]
+
+
+class ToolObject(NamedTuple):
+    """An object as a program describes it, in pixels."""
+
+    label: Any
+    box_xyxy: BoxXyxy | None = None
+    shape: Shape | Callable[[], Mask] | None = None
+
+
+class ToolImage(NamedTuple):
+    """An image and its annotations, not converted yet."""
+
+    record_id: str
+    names: tuple[str, ...]
+    """The image's name, and other names that it may have."""
+    size_wh: tuple[Any, Any]
+    items: Sequence[Any]
+    convert: Callable[[Any, tuple[int, int]], ToolObject | None]
+    """One item of an image of this size; None for what is neither a box nor a region."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolReader:
+    """The reader of one program's files."""
+
+    NAME: str
+    suffix: str
+    marks: tuple[tuple[bytes, ...], ...]
+    """A file is the program's if its beginning holds all marks of one of the groups."""
+    parse: Callable[[Path, ReadRequest], Iterator[ToolImage]]
+    """Raises DataError for a file that is not the program's."""
+    has_file_per_image: bool = False
+
+    def recognizes(self, path: Path) -> bool:
+        """One of the program's files, or a folder that holds some."""
+        return bool(self._files(path))
+
+    def read(self, path: Path, options: ReadRequest) -> Source:
+        """Raises DataError, and OptionError where several files could be meant."""
+        groups = {"": [path]} if path.is_file() else self._files(path)
+        split, files = choose_split(groups, options, str(path))
+        if len(files) > 1 and not self.has_file_per_image:
+            names = ", ".join(map(str, files))
+            raise OptionError(f"Several files could be meant: {names}. Give one as the data.")
+        tally: Counter[str] = Counter()
+        root = path if path.is_dir() else path.parent
+        folders = [options.images] if options.images else [files[0].parent, root / "images", root]
+        reading = _Reading(finder=ImageFinder(folders, tally), options=options, tally=tally)
+        entries = []
+        for file in files:
+            for image in self.parse(file, options):
+                where = f"Image {image.names[0]!r} of {str(file)!r}"
+                build = partial(reading.record, image, where)
+                entries.append(Entry(image.record_id, where, build))
+        if not entries:
+            raise DataError(f"{str(path)!r} lists no images.")
+        return Source(
+            summary=f"{counted(len(entries), 'image')} in {counted(len(files), 'file')} of {path}",
+            entries=entries,
+            tally=tally,
+            split=split or None,
+            splits=tuple(filter(None, groups)),
+        )
+
+    def _files(self, path: Path) -> dict[str, list[Path]]:
+        """By split, which is the folder of a file where it is named as one."""
+        if path.is_file():
+            is_file = path.suffix.lower() == self.suffix and self._looks_right(path)
+            return {"": [path]} if is_file else {}
+        groups: dict[str, list[Path]] = {}
+        pattern = f"*{self.suffix}"
+        for file in sorted((*path.glob(pattern), *path.glob(f"*/{pattern}"))):
+            if not file.name.startswith(".") and self._looks_right(file):
+                name = file.parent.name
+                split = name if file.parent != path and is_split_name(name) else ""
+                groups.setdefault(split, []).append(file)
+        return groups
+
+    def _looks_right(self, file: Path) -> bool:
+        try:
+            with file.open("rb") as stream:
+                head = stream.read(_HEAD)
+        except OSError:
+            return False
+        return any(all(mark in head for mark in group) for group in self.marks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What the records of one data set have in common."""
+
+    finder: ImageFinder
+    options: ReadRequest
+    tally: Counter[str]
+
+    def record(self, image: ToolImage, where: str) -> Record:
+        name, *more = image.names
+        if not name:
+            raise DataError(f"{where}, {image.record_id}, names no image.")
+        path = self.finder.find(name, where, more)
+        size_wh = size_of(*image.size_wh, where) or read_size_wh(path)
+        annotated = AnnotatedImage(
+            image=path, size_wh=size_wh, where=where, tally=self.tally, boxes=self.options.boxes
+        )
+        objects = [self._object(item, image, annotated) for item in image.items]
+        return annotated.record(image.record_id, self.options.prefix, objects)
+
+    def _object(self, item: Any, image: ToolImage, annotated: AnnotatedImage) -> TrueObject | None:
+        try:
+            found = image.convert(item, annotated.size_wh)
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"{annotated.where}: an annotation cannot be read: {type(error).__name__} {error}."
+            ) from error
+        if found is None:
+            self.tally["points, lines and other annotations without an area, left out"] += 1
+            return None
+        return annotated.object(found.label, found.box_xyxy, found.shape)
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{str(file)!r} is not JSON: {error}.") from error
+
+
+def _polygon(points: Points) -> Shape:
+    return Shape(polygons=[[float(value) for point in points for value in point]])
+
+
+def _ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> Shape:
+    """Around a center; the angle is in radians."""
+    steps = [2 * math.pi * step / _CORNERS for step in range(_CORNERS)]
+    return _turned([(rx * math.cos(a), ry * math.sin(a)) for a in steps], (x, y), angle)
+
+
+def _turned(points: Points, origin: tuple[float, float], angle: float) -> Shape:
+    """Points relative to an origin, turned clockwise (as y points down) by radians."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    x, y = origin
+    return _polygon([(x + cosine * u - sine * v, y + sine * u + cosine * v) for u, v in points])
+
+
+def _box_at(x: float, y: float, width: float, height: float) -> BoxXyxy:
+    return x, y, x + width, y + height
+
+
+# CVAT
+
+
+def _cvat(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
+    try:
+        root = ElementTree.fromstring(file.read_bytes())
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{str(file)!r} is not XML: {error}.") from error
+    if root.find("track") is not None:
+        raise DataError(f"{str(file)!r} is of a video. Export 'CVAT for images' instead.")
+    for image in root.iter("image"):
+        name = image.get("name", "")
+        size = image.get("width"), image.get("height")
+        items = [item for item in image if item.get("label") and item.tag != "tag"]
+        yield ToolImage(name, (name,), size, items, _cvat_object)
+
+
+def _cvat_object(item: ElementTree.Element, size_wh: tuple[int, int]) -> ToolObject | None:
+    label = item.get("label")
+
+    def numbers(*names: str) -> list[float]:
+        return [float(item.get(name, "")) for name in names]
+
+    if item.tag == "box":
+        x1, y1, x2, y2 = numbers("xtl", "ytl", "xbr", "ybr")
+        if not (angle := float(item.get("rotation", 0))):
+            return ToolObject(label, (x1, y1, x2, y2))
+        u, v = (x2 - x1) / 2, (y2 - y1) / 2
+        corners = [(-u, -v), (u, -v), (u, v), (-u, v)]
+        return ToolObject(label, None, _turned(corners, (x1 + u, y1 + v), math.radians(angle)))
+    if item.tag == "polygon":
+        pairs = [point.split(",") for point in item.get("points", "").split(";")]
+        return ToolObject(label, None, _polygon([(float(x), float(y)) for x, y in pairs]))
+    if item.tag == "ellipse":
+        x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
+        angle = math.radians(float(item.get("rotation", 0)))
+        return ToolObject(label, None, _ellipse(x, y, rx, ry, angle))
+    if item.tag == "mask":
+        left, top, width, height = map(int, numbers("left", "top", "width", "height"))
+        runs = [int(run) for run in item.get("rle", "").split(",")]
+        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # along the rows, unlike COCO's
+        part = flat.reshape(height, width)
+        box = _box_at(left, top, width, height)
+        return ToolObject(label, box, partial(_placed, part, (left, top), size_wh))
+    return None
+
+
+def _placed(part: Mask, corner: tuple[int, int], size_wh: tuple[int, int]) -> Mask:
+    """bool[H, W]: a mask whose upper left corner is at x, y of the image."""
+    mask = np.zeros((size_wh[1], size_wh[0]), np.bool_)
+    x, y = max(corner[0], 0), max(corner[1], 0)
+    inside = part[y - corner[1] :, x - corner[0] :][: size_wh[1] - y, : size_wh[0] - x]
+    mask[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return mask
+
+
+# LabelMe
+
+
+def _labelme(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
+    content = _json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise DataError(f"{str(file)!r} has no list of shapes.")
+    own = [file.stem + suffix for suffix in IMAGE_SUFFIXES]
+    names = tuple(filter(None, (content.get("imagePath"), *own)))
+    size = content.get("imageWidth"), content.get("imageHeight")
+    yield ToolImage(file.stem, names, size, content["shapes"], _labelme_object)
+
+
+def _labelme_object(item: dict[str, Any], size_wh: tuple[int, int]) -> ToolObject | None:
+    label, points = item["label"], [(float(x), float(y)) for x, y in item["points"]]
+    kind = item.get("shape_type") or "polygon"
+    if kind in ("rectangle", "mask"):
+        xs, ys = zip(*points, strict=True)
+        box = min(xs), min(ys), max(xs), max(ys)
+        if kind == "rectangle" or not item.get("mask"):
+            return ToolObject(label, box)
+        try:
+            part = (
+                np.asarray(Image.open(io.BytesIO(base64.b64decode(item["mask"]))).convert("L")) > 0
+            )
+        except (OSError, binascii.Error) as error:
+            raise DataError(f"The mask of {label!r} is not a PNG file: {error}.") from error
+        return ToolObject(
+            label, box, partial(_placed, part, (round(box[0]), round(box[1])), size_wh)
+        )
+    if kind == "circle":
+        center, edge = points
+        radius = math.dist(center, edge)
+        return ToolObject(label, None, _ellipse(*center, radius, radius))
+    if kind in ("polygon", "rotation") and len(points) > 2:
+        return ToolObject(label, None, _polygon(points))
+    return None
+
+
+# Label Studio
+
+
+def _label_studio(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
+    content = _json(file)
+    if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
+        raise DataError(f"{str(file)!r} is not a list of Label Studio's tasks.")
+    for number, task in enumerate(content):
+        data = task.get("data", task)
+        name = data.get("image") if isinstance(data, dict) else None
+        if not isinstance(name, str):
+            texts = [v for v in dict(data).values() if isinstance(v, str)]
+            name = next((t for t in texts if Path(t).suffix.lower() in IMAGE_SUFFIXES), "")
+        yield ToolImage(
+            f"task {task.get('id', number)}",
+            _label_studio_names(name, task.get("file_upload")),
+            (None, None),
+            _label_studio_results(task),
+            _label_studio_object,
+        )
+
+
+def _label_studio_names(name: str, upload: Any) -> tuple[str, ...]:
+    """Uploads get eight digits before the name; local files are in a query: ?d=images/1.jpg."""
+    names = [name.rpartition("?d=")[2]]
+    names += [upload] if isinstance(upload, str) else []
+    last = names[-1].replace("\\", "/").rpartition("/")[2]
+    prefix, dash, rest = last.partition("-")
+    if dash and len(prefix) == 8:
+        names.append(rest)
+    # The folders of a server are not those of this machine.
+    return tuple(dict.fromkeys((*names, last)))
+
+
+def _label_studio_results(task: dict[str, Any]) -> list[Any]:
+    if "annotations" not in task and "completions" not in task:  # JSON-MIN
+        lists = [value for value in task.values() if isinstance(value, list)]
+        items = [item for value in lists for item in value if isinstance(item, dict)]
+        return [{"value": item, **item} for item in items if "original_width" in item]
+    annotations = task.get("annotations", task.get("completions")) or []
+    annotations = [item for item in annotations if not item.get("was_cancelled")]
+    if len(annotations) > 1:
+        return [len(annotations)]  # said where the record is built
+    results = [item for annotation in annotations for item in annotation.get("result", [])]
+    return [item for item in results if item.get("type") not in ("choices", "textarea", "relation")]
+
+
+def _label_studio_object(item: Any, size_wh: tuple[int, int]) -> ToolObject | None:
+    if isinstance(item, int):
+        raise DataError(
+            f"A task has {item} annotations, by several people or at several times. Keep one."
+        )
+    value = item["value"]
+    labels = [text for key, texts in value.items() if key.endswith("labels") for text in texts]
+    label = labels[0] if len(labels) == 1 else None
+    width, height = size_wh[0] / 100, size_wh[1] / 100
+    angle = math.radians(value.get("rotation") or 0)
+    if "points" in value:
+        return ToolObject(
+            label, None, _polygon([(x * width, y * height) for x, y in value["points"]])
+        )
+    if "radiusX" in value:
+        center = value["x"] * width, value["y"] * height
+        radii = value["radiusX"] * width, value["radiusY"] * height
+        return ToolObject(label, None, _ellipse(*center, *radii, angle))
+    if "width" not in value or "rle" in value:
+        return None
+    x, y, w, h = (
+        value["x"] * width,
+        value["y"] * height,
+        value["width"] * width,
+        value["height"] * height,
+    )
+    if not angle:
+        return ToolObject(label, _box_at(x, y, w, h))
+    return ToolObject(label, None, _turned([(0, 0), (w, 0), (w, h), (0, h)], (x, y), angle))
+
+
+# VGG VIA
+
+
+def _via(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
+    content = _json(file)
+    files = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise DataError(f"{str(file)!r} is not an object of VIA's files.")
+    convert = partial(_via_object, options.column)
+    for key, image in files.items():
+        if not isinstance(image, dict) or not isinstance(image.get("filename"), str):
+            raise DataError(f"{str(file)!r}: {key!r} has no filename.")
+        regions = image.get("regions") or []
+        items = list(regions.values()) if isinstance(regions, dict) else regions
+        yield ToolImage(image["filename"], (image["filename"],), (None, None), items, convert)
+
+
+def _via_object(
+    column: str | None, item: dict[str, Any], size_wh: tuple[int, int]
+) -> ToolObject | None:
+    shape, label = item["shape_attributes"], _via_label(item.get("region_attributes"), column)
+    kind = shape["name"]
+    if kind == "rect":
+        return ToolObject(label, _box_at(*(shape[n] for n in ("x", "y", "width", "height"))))
+    if kind == "polygon":
+        points = zip(shape["all_points_x"], shape["all_points_y"], strict=True)
+        return ToolObject(label, None, _polygon(list(points)))
+    if kind in ("circle", "ellipse"):
+        rx, ry = shape.get("r", shape.get("rx")), shape.get("r", shape.get("ry"))
+        return ToolObject(
+            label, None, _ellipse(shape["cx"], shape["cy"], rx, ry, shape.get("theta", 0))
+        )
+    return None
+
+
+def _via_label(attributes: Any, column: str | None) -> str:
+    """The value of the only attribute, or of the chosen one; {"cat": true} is "cat"."""
+    values: dict[str, str] = {}
+    for name, value in dict(attributes or {}).items():
+        if isinstance(value, dict):
+            value = ", ".join(key for key, is_set in value.items() if is_set)
+        if value:
+            values[name] = str(value)
+    if column in values:
+        return values[column]
+    if len(values) != 1:
+        raise DataError(
+            f"A region has the attributes {', '.join(values) or 'none'}; one must be its class. "
+            "Choose it with --column."
+        )
+    return next(iter(values.values()))
+
+
+# CreateML
+
+
+def _create_ml(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
+    content = _json(file)
+    if not isinstance(content, list) or not all(isinstance(image, dict) for image in content):
+        raise DataError(f"{str(file)!r} is not a list of CreateML's images.")
+    for number, image in enumerate(content):
+        name = image.get("image", image.get("imagefilename"))
+        if not isinstance(name, str):
+            raise DataError(f"Item {number} of {str(file)!r} names no image.")
+        items = image.get("annotations", image.get("annotation")) or []
+        yield ToolImage(name, (name,), (None, None), items, _create_ml_object)
+
+
+def _create_ml_object(item: dict[str, Any], size_wh: tuple[int, int]) -> ToolObject:
+    place = item["coordinates"]
+    x, y, width, height = (float(place[n]) for n in ("x", "y", "width", "height"))
+    return ToolObject(item["label"], _box_at(x - width / 2, y - height / 2, width, height))
+
+
+TOOL_READERS = (
+    ToolReader(NAME="cvat", suffix=".xml", marks=((b"<annotations",),), parse=_cvat),
+    ToolReader(
+        NAME="labelme",
+        suffix=".json",
+        marks=((b'"shapes"', b'"version"'), (b'"shapes"', b'"imagePath"'), (b'"shape_type"',)),
+        parse=_labelme,
+        has_file_per_image=True,
+    ),
+    ToolReader(
+        NAME="labelstudio",
+        suffix=".json",
+        marks=(
+            (b'"annotations"', b'"result"'),
+            (b'"completions"', b'"result"'),
+            (b'"original_width"',),
+            (b'"completed_by"',),
+        ),
+        parse=_label_studio,
+    ),
+    ToolReader(
+        NAME="via",
+        suffix=".json",
+        marks=((b'"_via_img_metadata"',), (b'"_via_settings"',), (b'"regions"', b'"filename"')),
+        parse=_via,
+    ),
+    ToolReader(
+        NAME="createml",
+        suffix=".json",
+        marks=((b'"coordinates"', b'"image'),),
+        parse=_create_ml,
+    ),
+)
