@@ -62,7 +62,11 @@ class DataError(PaliGemmaError, ValueError):
 
 
 class BusyError(PaliGemmaError, RuntimeError):
-    """Too many requests are waiting; try again later."""
+    """Too many requests are waiting; try again later, after `retry_after` seconds if known."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UnavailableError(PaliGemmaError, RuntimeError):

@@ -182,7 +182,7 @@ def test_c2_odd_host_headers_change_nothing_about_the_key(host: str, keyed: ASGI
 
 @pytest.mark.parametrize(
     "path",
-    ["//v1/limits", "/v1//limits", "/v1/../v1/limits", "/V1/limits", "/v1/limits/", "http://a/b"],
+    ["//v1/limits", "/v1//limits", "/v1/../v1/limits", "/V1/limits", "/v1/limits//", "http://a/b"],
 )
 def test_c2_only_the_very_path_is_a_route(path: str, mini_app: ASGIApp) -> None:
     assert get(mini_app, path).status == 404

@@ -1,6 +1,7 @@
 """The web application: middleware around routes.
 
-AccessLogMiddleware -> HeaderLimits -> Authentication -> TrustedHosts -> BodyLimits -> routes
+CrossOrigin -> AccessLogMiddleware -> HeaderLimits -> Authentication -> TrustedHosts -> Admission
+-> BodyLimits -> routes
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
@@ -27,8 +29,10 @@ from paligemma.server.images import Fetcher
 from paligemma.server.metrics import Metrics, metrics_routes
 from paligemma.server.middleware import (
     AccessLogMiddleware,
+    Admission,
     Authentication,
     BodyLimits,
+    CrossOrigin,
     HeaderLimits,
     TrustedHosts,
 )
@@ -79,16 +83,19 @@ def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
         app.include_router(router)
     page = _page_routes(app)
     app.add_exception_handler(PaliGemmaError, _answer_error)
+    app.add_exception_handler(ClientDisconnect, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_error)
     schemas: list[type[BaseModel]] = [*REQUESTS.values(), *OPENAI_REQUESTS, *_STREAMED]
     app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
 
     guarded: ASGIApp = BodyLimits(app, settings.limits)
+    guarded = Admission(guarded, service)
     guarded = TrustedHosts(guarded, settings, open_routes=health)
     guarded = Authentication(guarded, settings.keys, open_routes=[*health, *page])
     guarded = HeaderLimits(guarded, settings.limits)
-    return AccessLogMiddleware(guarded, metrics.count_request)
+    guarded = AccessLogMiddleware(guarded, metrics.count_request)
+    return CrossOrigin(guarded, settings.origins)
 
 
 class _Page(StaticFiles):
@@ -119,11 +126,15 @@ def _page_routes(app: FastAPI) -> list[BaseRoute]:
     async def index(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon(request: Request) -> Response:
+        return await files.get_response("icon.svg", request.scope)
+
     app.mount("/page", files)
     return [
         route
         for route in app.routes
-        if getattr(route, "path", None) == "/"
+        if getattr(route, "path", None) in ("/", "/favicon.ico")
         or (isinstance(route, Mount) and route.path == "/page")
     ]
 

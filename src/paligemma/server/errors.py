@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from paligemma.errors import (
@@ -25,7 +26,8 @@ from paligemma.errors import (
 )
 from paligemma.server.responses import ErrorDetail, ErrorResponse, json_response
 
-RETRY_SECONDS = 1
+RETRY_SECONDS: float = 1
+_MAX_RETRY_SECONDS = 60.0
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
@@ -91,6 +93,8 @@ def to_api_error(error: Exception) -> ApiError:
     for kind, status, code, message in _ERRORS:
         if isinstance(error, kind):
             retry_after = RETRY_SECONDS if status in (429, 503) else None
+            if isinstance(error, BusyError) and error.retry_after is not None:
+                retry_after = min(error.retry_after, _MAX_RETRY_SECONDS)
             return ApiError(status, code, message, retry_after=retry_after)
     if isinstance(error, TimeLimitError):
         return _timeout_error(error)
@@ -99,6 +103,7 @@ def to_api_error(error: Exception) -> ApiError:
 
 _ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (ClientGoneError, 499, "client_gone", "The client disconnected."),
+    (ClientDisconnect, 499, "client_gone", "The client disconnected."),
     (BusyError, 429, "overloaded", "Too many requests are waiting. Try again in a moment."),
     (
         UnavailableError,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from paligemma.server.errors import ApiError, ClientGoneError
@@ -132,10 +133,17 @@ class RequestHandler:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body, within the limits of the middleware. Raises ApiError."""
+    """The whole body, within the limits of the middleware.
+
+    Raises ApiError, and ClientGoneError when the client disconnects before it was sent.
+    """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+    try:
+        async for chunk in request.stream():
+            body += chunk
+    except ClientDisconnect:
+        raise ClientGoneError("the client disconnected") from None
+    request.state.end_arrival()
     return bytes(body)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -348,6 +348,51 @@ class FairQueue(Generic[ItemT]):
             self._is_closed = True
             self._items.clear()
             self._changed.notify_all()
+
+
+class ServedRate:
+    """How long a job will wait, from how fast the latest ones got their first token.
+
+    Only time in which jobs wait counts, so a server with little to do does not look slow.
+    """
+
+    def __init__(self, num_samples: int = 64) -> None:
+        self._seconds: deque[float] = deque(maxlen=num_samples)  # per job
+        self._waiting: Counter[str] = Counter()  # by client
+        self._since: float | None = None  # the last first token; None while nobody waits
+
+    def add(self, client: str, number: int, now: float) -> None:
+        """Count jobs that wait from now on."""
+        self._waiting[client] += number
+        if self._since is None:
+            self._since = now
+
+    def remove(self, client: str, now: float, *, is_served: bool) -> None:
+        """Count a job that no longer waits: it got its first token, or ended without one."""
+        self._waiting[client] -= 1
+        if not self._waiting[client]:
+            del self._waiting[client]
+        if is_served and self._since is not None:
+            self._seconds.append(now - self._since)
+            self._since = now
+        if not self._waiting:
+            self._since = None
+
+    def num_ahead(self, client: str) -> int:
+        """Jobs that get their turn before a new one of this client: clients take turns."""
+        own = self._waiting[client]
+        return own + sum(
+            min(own + 1, number) for name, number in self._waiting.items() if name != client
+        )
+
+    def seconds(self, num_jobs: int, now: float) -> float | None:
+        """The expected time to serve so many jobs; None before the first was served."""
+        if not self._seconds:
+            return None
+        total = sum(self._seconds)
+        if self._since is not None:  # a job that takes long is noticed before it is served
+            total = max(total, now - self._since)
+        return num_jobs * total / len(self._seconds)
 
 
 State = Literal["loading", "ready", "draining", "dead"]

@@ -10,7 +10,9 @@ import json
 import logging
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,9 @@ from typing import Any
 _LOGGER_NAME = "paligemma.server"
 _TRUSTED_LOGGERS = {_LOGGER_NAME, "uvicorn.error"}
 _MAX_CHARACTERS = 200
+_MINUTE = 60.0
+_RARE_EVENTS = ("out_of_file_descriptors",)
+"""Events that are logged once per minute at most."""
 
 logger = logging.getLogger(_LOGGER_NAME)
 
@@ -49,6 +54,7 @@ def set_up_logs() -> None:
     """Write all logs of this process to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -58,6 +64,35 @@ def set_up_logs() -> None:
     threading.excepthook = lambda args: _log_uncaught(
         args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
     )
+
+
+class RepeatFilter(logging.Filter):
+    """Passes so many lines of a kind per minute that strangers can cause, and counts the rest.
+
+    The first line of the next minute has their number in `suppressed`.
+    """
+
+    def __init__(self, most: int = 100, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._most = most
+        self._clock = clock
+        self._lines: dict[object, tuple[float, int]] = {}  # kind -> start of the minute, lines
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write the line."""
+        status = getattr(record, "fields", {}).get("status", 0)
+        is_own = record.name == _LOGGER_NAME
+        if is_own and not 400 <= status < 500 and record.msg not in _RARE_EVENTS:
+            return True
+        kind = (record.name, record.msg, status) if is_own else (record.pathname, record.lineno)
+        most = 1 if record.msg in _RARE_EVENTS else self._most
+        now = self._clock()
+        start, number = self._lines.get(kind, (now, 0))
+        if now - start >= _MINUTE:
+            record.suppressed = max(0, number - most) or None
+            start, number = now, 0
+        self._lines[kind] = start, number + 1
+        return number < most
 
 
 class JsonFormatter(logging.Formatter):
@@ -76,6 +111,8 @@ class JsonFormatter(logging.Formatter):
         else:
             where = f"{_short(record.pathname)}:{record.lineno}"
             line |= {"event": "library", "logger": record.name, "at": where}
+        if (suppressed := getattr(record, "suppressed", None)) is not None:
+            line["suppressed"] = suppressed
         if record.exc_info and record.exc_info[1] is not None:
             line |= describe(record.exc_info[1])
         return json.dumps({name: _cut(value) for name, value in line.items()}, allow_nan=False)

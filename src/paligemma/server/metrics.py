@@ -112,6 +112,18 @@ class _ServiceCollector(Collector):
             yield CounterMetricFamily(f"paligemma_{name}", text, value=float(value))
 
 
+class _WithoutCreated:
+    """A registry without the `_created` time of each counter, which nobody plots."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            yield metric
+
+
 def metrics_routes(metrics: Metrics) -> APIRouter:
     """`/metrics`."""
     router = APIRouter(tags=["server"])
@@ -130,7 +142,7 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
     )
     async def metrics_text() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
-        data = generate_latest(metrics.registry)
+        data = generate_latest(_WithoutCreated(metrics.registry))  # type: ignore[arg-type]
         return Response(data, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

@@ -1,4 +1,4 @@
-"""Middleware: request ids and logs, header limits, authentication, trusted hosts, body limits.
+"""Middleware: other sites, logs, header limits, keys, trusted hosts, admission, body limits.
 
 Pure ASGI, so that streams pass through unchanged. Decisions about a path use the ASGI scope, never
 a URL built from headers.
@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from paligemma.errors import BusyError, UnavailableError
 from paligemma.fast.kernels.library import return_freed_memory
-from paligemma.server.errors import ApiError, error_response, to_api_error
+from paligemma.server.errors import RETRY_SECONDS, ApiError, error_response, to_api_error
 from paligemma.server.logs import describe, log
+from paligemma.server.service import Service
 from paligemma.server.settings import KeyRing, Limits, Settings
 
 CONTENT_SECURITY_POLICY = (
@@ -43,6 +45,40 @@ RequestCallback = Callable[[str, str, int, float], None]
 """Called after each request with method, route, status and seconds."""
 
 
+class CrossOrigin:
+    """Lets browsers pass answers to pages of the origins that the operator allows (CORS)."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self.app = app
+        self._origins = {origin.encode() for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin") if scope["type"] == "http" else None
+        if origin is None or origin.lower() not in self._origins:
+            await self.app(scope, receive, send)
+            return
+        allowed = [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
+        if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
+            headers = [
+                *allowed,
+                (b"access-control-allow-methods", b"GET, POST"),
+                (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+                (b"access-control-allow-private-network", b"true"),
+                (b"access-control-max-age", b"600"),
+            ]
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exposed = (b"access-control-expose-headers", b"x-request-id, retry-after")
+                message["headers"] = [*message["headers"], *allowed, exposed]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
 class AccessLogMiddleware:
     """Assigns each request an id, handles uncaught errors, and logs one line per request."""
 
@@ -59,6 +95,8 @@ class AccessLogMiddleware:
         method = scope["method"]
         if method == "HEAD":  # handled as GET; the HTTP server omits the body
             scope = {**scope, "method": "GET"}
+        if scope["path"].startswith("/v1/"):  # as some clients write their base address
+            scope = {**scope, "path": scope["path"].removesuffix("/")}
         request_id = (
             requested_id.decode()
             if requested_id and _REQUEST_ID.fullmatch(requested_id)
@@ -86,12 +124,14 @@ class AccessLogMiddleware:
         level = logging.INFO
         try:
             await self.app(scope, receive, send_with_headers)
-        except asyncio.CancelledError:
-            status = status or 503
-            raise
+        except asyncio.CancelledError:  # the process ends now
+            scope["state"]["error_code"] = "unavailable"
+            if status:
+                raise _AbortedResponseError from None
+            await error_response(_shutting_down())(scope, receive, send_with_headers)
         except Exception as error:
             api_error = to_api_error(error)
-            if not isinstance(error, ApiError):
+            if api_error.code == "internal_error":
                 problem, level = describe(error), logging.ERROR
             scope["state"]["error_code"] = api_error.code
             if not status:
@@ -117,6 +157,12 @@ class AccessLogMiddleware:
             )
 
 
+def _shutting_down() -> ApiError:
+    return ApiError(
+        503, "unavailable", "The server is shutting down.", retry_after=RETRY_SECONDS, closes=True
+    )
+
+
 class _AbortedResponseError(Exception):
     """Makes uvicorn close the connection of a response that cannot be completed."""
 
@@ -129,7 +175,7 @@ def route_of(scope: Scope) -> str:
 
 
 class HeaderLimits:
-    """Refuses requests with too many or too large headers."""
+    """Refuses requests with too many or too large headers, or with two lengths of the body."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
@@ -146,6 +192,15 @@ class HeaderLimits:
                     "headers_too_large",
                     f"The limits are {self._limits.max_headers} headers and "
                     f"{self._limits.max_header_bytes} bytes of headers in total.",
+                    closes=True,
+                )
+            names = {name for name, _ in headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                # A proxy and this server may disagree about where the next request begins.
+                raise ApiError(
+                    400,
+                    "invalid_http",
+                    "Send either Content-Length or Transfer-Encoding, not both.",
                     closes=True,
                 )
         await self.app(scope, receive, send)
@@ -204,6 +259,7 @@ class TrustedHosts:
     def __init__(self, app: ASGIApp, settings: Settings, open_routes: Sequence[BaseRoute]) -> None:
         self.app = app
         self._hosts = set(settings.hosts)
+        self._origins = {origin.encode() for origin in settings.origins}
         self._open_routes = open_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,8 +280,44 @@ class TrustedHosts:
                 "Unknown Host header. The operator can allow a name with --allow-host NAME.",
             )
         origin = _header(scope, b"origin")
-        if origin is not None and origin.lower().partition(b"://")[2] != values[0].lower():
-            raise ApiError(403, "foreign_origin", "Pages of other sites may not call this server.")
+        if origin is None or origin.lower() in self._origins:
+            return
+        if origin.lower().partition(b"://")[2] != values[0].lower():
+            raise ApiError(
+                403,
+                "foreign_origin",
+                "Pages of other sites may not call this server. The operator can allow one with "
+                "--allow-origin ORIGIN.",
+            )
+
+
+class Admission:
+    """Refuses work when it would wait too long, before its body is read."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        state = scope["state"]
+        try:
+            number = self._service.admit(state["client"])
+        except (BusyError, UnavailableError) as error:
+            refusal = to_api_error(error)
+            refusal.closes = True  # rather than read the body
+            raise refusal from None
+
+        def end_arrival() -> None:
+            self._service.end_arrival(number)
+
+        state["end_arrival"] = end_arrival
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            end_arrival()
 
 
 class BodyLimits:
@@ -252,8 +344,15 @@ class BodyLimits:
                 error = body.too_large()
                 scope["state"]["error_code"] = error.code
                 await error_response(error)(scope, receive, send_last)
-            else:
-                await self.app(scope, body.receive, send_last)
+                return
+            try:
+                # At the start, so that of many large bodies some are read rather than none.
+                body.reserve(int(announced or 0))
+            except ApiError as error:
+                scope["state"]["error_code"] = error.code
+                await error_response(error)(scope, receive, send_last)
+                return
+            await self.app(scope, body.receive, send_last)
         finally:
             scope["state"]["received_bytes"] = body.num_bytes
             body.release()
@@ -303,15 +402,20 @@ class _Body:
             size = len(message.get("body", b""))
             if self.num_bytes + size > self._limits.max_body_bytes:
                 raise self.too_large()
-            try:
-                self._total.reserve(size)
-            except ApiError:
-                self.is_rejected = True
-                raise
             self.num_bytes += size
-            self._num_held += size
+            self.reserve(self.num_bytes)
             self._is_complete = not message.get("more_body", False)
         return message
+
+    def reserve(self, num_bytes: int) -> None:
+        """Hold room for so many bytes in total. Raises ApiError when there is none."""
+        missing = max(0, num_bytes - self._num_held)
+        try:
+            self._total.reserve(missing)
+        except ApiError:
+            self.is_rejected = True
+            raise
+        self._num_held += missing
 
     def release(self) -> None:
         """Tell that the body is no longer in memory. Further calls do nothing."""

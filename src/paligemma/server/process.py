@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import resource
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import h11
@@ -30,13 +34,18 @@ from paligemma.server.service import Service
 from paligemma.server.settings import Limits
 
 MAX_CONNECTIONS = 1024
+"""Fewer if the process may not open so many files."""
 DEAD_SECONDS = 5.0
 """Time that a process whose engine has failed keeps running to report it."""
 FAILED = 1
 """Exit code after an engine failure or a second signal."""
 
+_RESERVED_FILES = 64  # for the model, libraries, and connections that wait to be closed
+_ACCEPTED_AT_ONCE = 16
+_BACKLOG = 512
 _CLOSE_SECONDS = 1
 _WATCH_SECONDS = 0.1
+_PROBE_SECONDS = 0.05
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 * 2**20
 
@@ -47,19 +56,41 @@ def serve(app: ASGIApp, service: Service, limits: Limits, *, host: str, port: in
     Raises OptionError for an address that cannot be bound, and any error of loading the model.
     """
     share_one_arena()
-    return asyncio.run(_Server(app, service, limits, host, port).run_to_end())
+    max_connections = allowed_connections()
+    return asyncio.run(_Server(app, service, limits, host, port, max_connections).run_to_end())
+
+
+def allowed_connections() -> int:
+    """How many connections this process can hold, after raising its limit on open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MAX_CONNECTIONS + _RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        highest = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return MAX_CONNECTIONS
+    log("few_files", level=logging.WARNING, limit=soft, connections=max(8, soft - _RESERVED_FILES))
+    return max(8, soft - _RESERVED_FILES)
 
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, app: ASGIApp, service: Service, limits: Limits, host: str, port: int
+        self,
+        app: ASGIApp,
+        service: Service,
+        limits: Limits,
+        host: str,
+        port: int,
+        max_connections: int,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
-                http=limited_protocol(limits),
+                http=limited_protocol(limits, max_connections),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -83,6 +114,7 @@ class _Server(uvicorn.Server):
         port = self.servers[0].sockets[0].getsockname()[1]
         log("listening", host=self.config.host, port=port, pid=os.getpid())
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         self._service.start()
@@ -93,10 +125,13 @@ class _Server(uvicorn.Server):
             watching.cancel()
             if self._draining is not None:
                 self._draining.cancel()
-            self._service.close()
+            self._service.close(wait=not self.force_exit)
         if self._load_failure is not None:
             raise self._load_failure
         log("ended", exit_code=self._exit_code)
+        if self.force_exit:  # without waiting for threads that compute
+            sys.stderr.flush()
+            os._exit(self._exit_code)
         return self._exit_code
 
     async def _listen(self) -> asyncio.Server:
@@ -111,14 +146,20 @@ class _Server(uvicorn.Server):
 
         loop = asyncio.get_running_loop()
         try:
-            return await loop.create_server(
-                protocol, host=config.host, port=config.port, backlog=512
+            # asyncio accepts as many connections at once as its backlog is long, before it closes
+            # the first of those that are too many.
+            server = await loop.create_server(
+                protocol, host=config.host, port=config.port, backlog=_ACCEPTED_AT_ONCE
             )
         except OSError as error:
             raise OptionError(
                 f"The server cannot listen on {config.host}, port {config.port}: "
                 f"{error.strerror or 'no such address'}. Give another --host or --port."
             ) from error
+        for listening in server.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as duplicate:
+                duplicate.listen(_BACKLOG)
+        return server
 
     async def startup(self, sockets: Sequence[Any] | None = None) -> None:
         """Do nothing: the server listens already."""
@@ -133,14 +174,33 @@ class _Server(uvicorn.Server):
         if self._draining is None:
             log("draining", seconds=self._drain_seconds)
             self._draining = asyncio.create_task(self._drain())
-        else:
+        elif not self.force_exit:
             self._exit_code = FAILED
-            self.force_exit = self.should_exit = True
+            self._draining.cancel()
+            self._draining = asyncio.create_task(self._end_now())
 
     async def _drain(self) -> None:
         """Finish accepted requests. New ones are answered with 503."""
         await self._service.drain(self._drain_seconds)
         self.should_exit = True
+
+    def _announce(self) -> None:
+        address = _web_address(self.config.host, self.servers[0].sockets[0].getsockname()[1])
+        log("ready", address=address)
+        if sys.stderr.isatty():
+            print(
+                f"\n{self._service.name} is ready. Try it in a browser: {address}   "
+                "(Ctrl-C stops it)\n",
+                file=sys.stderr,
+            )
+
+    async def _end_now(self) -> None:
+        """End all requests with 503, and then the process."""
+        await self._service.drain(0)
+        until = time.monotonic() + _CLOSE_SECONDS
+        while self.server_state.tasks and time.monotonic() < until:
+            await asyncio.sleep(_WATCH_SECONDS / 10)
+        self.force_exit = self.should_exit = True
 
     async def _watch(self) -> None:
         """End the process when the engine has failed, so that a supervisor can restart it."""
@@ -148,6 +208,8 @@ class _Server(uvicorn.Server):
         while state == "loading":
             await asyncio.sleep(_WATCH_SECONDS)
             state = self._service.state()
+        if state == "ready":
+            self._announce()
         if state == "dead":
             self._load_failure = self._service.failure
         seconds_dead = 0.0
@@ -160,9 +222,29 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def limited_protocol(limits: Limits) -> type[H11Protocol]:
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        # asyncio accepts no connections for a second.
+        log("out_of_file_descriptors", level=logging.ERROR)
+    else:
+        loop.default_exception_handler(context)
+
+
+def _web_address(host: str, port: int) -> str:
+    """An address at which a browser on this machine reaches the server."""
+    if host in ("", "0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def limited_protocol(limits: Limits, max_connections: int = MAX_CONNECTIONS) -> type[H11Protocol]:
     """The connection protocol with these limits."""
-    timeouts = {"idle_seconds": limits.idle_seconds, "write_seconds": limits.body_seconds}
+    timeouts = {
+        "idle_seconds": limits.idle_seconds,
+        "write_seconds": limits.body_seconds,
+        "max_connections": max_connections,
+    }
     return type("_LimitedProtocol", (_GuardedProtocol,), timeouts)
 
 
@@ -174,20 +256,33 @@ class _GuardedProtocol(H11Protocol):
 
     idle_seconds: ClassVar[float]
     """Time to receive the headers of a request, and between two requests."""
+    max_connections: ClassVar[int]
     write_seconds: ClassVar[float]  # time for a client to receive what is ready to be sent
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._num_discarded: int | None = None
+        self._num_discarded: int | None = None  # while the rest of a refused request is not read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self._start_idle_timer()
+        super().connection_made(_LingeringTransport(transport, self))  # type: ignore[arg-type]
+        self._idle_since = self.loop.time()
+        self._start_idle_timer()
+        if len(self.connections) > self.max_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connection without a request that has been idle the longest, or this one."""
+        idle = [c for c in self.connections if isinstance(c, _GuardedProtocol) and c.is_idle]
+        oldest = min(idle, key=lambda c: c._idle_since, default=self)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return not self._is_answering
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_idle_timer()
@@ -204,7 +299,38 @@ class _GuardedProtocol(H11Protocol):
         if self._is_answering:
             self._stop_idle_timer()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Called when the client sends nothing more. Returns whether to keep the connection.
+
+        The client may have closed only its half, or be gone. In the second case it resets the
+        connection when something is sent to it, such as `100 Continue`, which is always allowed.
+        """
+        if not self._is_answering or self._num_discarded is not None or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        self._probe(_PROBE_SECONDS)
+        return True
+
+    def _probe(self, seconds: float) -> None:
+        if self._is_answering and not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.loop.call_later(seconds, self._probe, min(2 * seconds, 1.0))
+
+    def linger(self, close: Callable[[], None]) -> None:
+        """Close after an answer, but first discard what the client is still sending.
+
+        Closing a connection with unread bytes resets it, and the client would lose the answer.
+        """
+        if self.cycle is None or not self.cycle.more_body or self._num_discarded is not None:
+            close()
+            return
+        self._num_discarded = 0
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        self.loop.call_later(_LINGER_SECONDS, close)
+
     def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
         self._start_idle_timer()
         super().on_response_complete()
         if self._is_answering:  # a pipelined request
@@ -269,3 +395,17 @@ class _GuardedProtocol(H11Protocol):
     def _close_if_idle(self) -> None:
         if not self._is_answering:
             self.transport.close()
+
+
+class _LingeringTransport:
+    """A transport whose `close` lets the client finish its request, if it is still sending."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: _GuardedProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._protocol.linger(self._transport.close)

@@ -52,6 +52,7 @@ from paligemma.server.jobs import (
     Job,
     JobState,
     ScoreJob,
+    ServedRate,
     State,
     Stats,
     Ticket,
@@ -64,6 +65,9 @@ Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 """Runs a call in an event loop."""
 
 _TICK_SECONDS = 0.05  # resolution of time limits
+_ARRIVAL_SECONDS = 0.5  # that the body of an admitted request usually takes at most
+_UNMEASURED_JOBS = 32  # that may wait before it is known how fast they are served
+_ENGINE_QUEUE = 2**16  # never full: the service limits what it accepts
 _PREFILL_POSITIONS = 1024  # per prefill step, while all running answers wait
 
 _log = logging.getLogger("paligemma.server")
@@ -91,6 +95,7 @@ class _Work:
     image_bytes: int
     prepared: Answer | PreparedScore | None = None
     first_token_at: float | None = None
+    is_waiting: bool = True  # for its first token
     state: JobState = JobState.QUEUED
 
     @property
@@ -130,6 +135,8 @@ class Service:
         self._numbers = itertools.count(1)
         self._open: dict[int, _Work] = {}  # accepted and not released
         self._by_client: Counter[str] = Counter()
+        self._rate = ServedRate()
+        self._arrivals: dict[int, float] = {}  # requests whose bodies are received -> since when
         self._image_bytes = 0
         self._totals: Counter[str] = Counter()
         self._is_draining = False
@@ -189,8 +196,11 @@ class Service:
             await asyncio.sleep(_TICK_SECONDS)
         self._end_all("The server is shutting down.")
 
-    def close(self) -> None:
-        """End all jobs and threads now, and free the caches: an application may outlive this."""
+    def close(self, *, wait: bool = True) -> None:
+        """End all jobs and threads now, and free the caches: an application may outlive this.
+
+        Without `wait`, threads may still be running afterwards.
+        """
         self._is_closing = True
         self._end_all("The server is shutting down.")
         self._queue.close()
@@ -199,7 +209,7 @@ class Service:
         self._outbox.put(None)
         self._masks.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
-            thread.join(timeout=5.0)
+            thread.join(timeout=5.0 if wait else 0.0)
         if not any(thread.is_alive() for thread in self._threads):
             self._loop = self._preprocessor = self._image_cache = None
             if self.failure is not None:
@@ -220,8 +230,14 @@ class Service:
         """
         return self.submit_all([job])[0]
 
-    def submit_all(self, jobs: Sequence[Job | ScoreJob]) -> list[Ticket]:
-        """Accept all of these jobs or none. An image that they share is decoded once."""
+    def submit_all(
+        self, jobs: Sequence[Job | ScoreJob], *, is_continuation: bool = False
+    ) -> list[Ticket]:
+        """Accept all of these jobs or none. An image that they share is decoded once.
+
+        `is_continuation` is for further jobs of a request that was accepted, which must not fail
+        because others came in between.
+        """
         if not jobs:
             return []
         for job in jobs:
@@ -229,17 +245,20 @@ class Service:
             adapter = job.adapter if isinstance(job, ScoreJob) else job.options.adapter
             if adapter is not None and adapter not in self.adapter_names:
                 raise OptionError("Unknown adapter. See the list of models.")
-        if (state := self.state()) != "ready":
+        state = self.state()
+        if state != "ready" and not (is_continuation and state == "draining"):
             raise UnavailableError(f"The model is unavailable: it is {state}.")
         loop = asyncio.get_running_loop()
         now = self._clock()
         works = [self._work(job, loop, now) for job in jobs]
         with self._lock:
-            try:
-                self._check_room(works)
-            except BusyError:
-                self._totals["rejected"] += len(works)
-                raise
+            if not is_continuation:
+                try:
+                    self._check_room(works, now)
+                except BusyError:
+                    self._totals["rejected"] += len(works)
+                    raise
+            self._rate.add(jobs[0].client, len(works), now)
             for work in works:
                 self._open[work.ticket.number] = work
                 self._by_client[work.job.client] += 1
@@ -247,6 +266,33 @@ class Service:
             self._totals["accepted"] += len(works)
         self._queue.put(jobs[0].client, works)
         return [work.ticket for work in works]
+
+    def admit(self, client: str) -> int:
+        """Refuse a request before its body is read if its jobs would be refused.
+
+        Returns a number for `end_arrival`. Raises BusyError or UnavailableError.
+        """
+        if (state := self.state()) != "ready":
+            raise UnavailableError(f"The model is unavailable: it is {state}.")
+        number, now = next(self._numbers), self._clock()
+        with self._lock:
+            while self._arrivals:  # slow bodies take no room
+                oldest = next(iter(self._arrivals))
+                if self._arrivals[oldest] > now - _ARRIVAL_SECONDS:
+                    break
+                del self._arrivals[oldest]
+            try:
+                self._check_queue(client, 1, len(self._arrivals), now)
+            except BusyError:
+                self._totals["rejected"] += 1
+                raise
+            self._arrivals[number] = now
+        return number
+
+    def end_arrival(self, number: int) -> None:
+        """The body of an admitted request has been read, or never will be."""
+        with self._lock:
+            self._arrivals.pop(number, None)
 
     def score(
         self,
@@ -311,21 +357,39 @@ class Service:
         )
         return work
 
-    def _check_room(self, works: Sequence[_Work]) -> None:
+    def _check_queue(self, client: str, number: int, num_arriving: int, now: float) -> None:
+        """Raises BusyError if so many more jobs of a client would be too many or wait too long."""
         limits = self.limits
-        room = self._max_running + limits.max_queued - len(self._open)
-        if len(works) > room:
+        room = self._max_running + limits.max_queued - len(self._open) - num_arriving
+        if number > room:
             raise BusyError(
                 f"{counted(len(self._open), 'request is', 'requests are')} running or waiting, "
                 "with "
-                f"room for {max(0, room)} more. Try again later."
+                f"room for {max(0, room)} more. Try again later.",
+                retry_after=self._rate.seconds(number - room, now),
             )
-        client = works[0].job.client
-        if client and self._by_client[client] + len(works) > limits.streams_per_client:
+        if client and self._by_client[client] + number > limits.streams_per_client:
             raise BusyError(
                 f"The limit is {limits.streams_per_client} requests at a time per client. Wait for "
-                "some to finish."
+                "some to finish.",
+                retry_after=self._rate.seconds(1, now),
             )
+        num_ahead = self._rate.num_ahead(client) + num_arriving
+        seconds = self._rate.seconds(num_ahead, now)
+        if seconds is None:  # nothing was served yet
+            is_long = num_ahead >= _UNMEASURED_JOBS
+        else:
+            is_long = num_ahead > 0 and seconds > limits.max_wait_seconds
+        if is_long:
+            raise BusyError(
+                f"The time until the first token would be {seconds or 0:.1f} s; the limit is "
+                f"{limits.max_wait_seconds:g} s. Try again later.",
+                retry_after=None if seconds is None else seconds - limits.max_wait_seconds,
+            )
+
+    def _check_room(self, works: Sequence[_Work], now: float) -> None:
+        limits = self.limits
+        self._check_queue(works[0].job.client, len(works), 0, now)
         # A single job is accepted however large its images are.
         new_bytes = sum(work.image_bytes for work in works)
         if self._image_bytes and self._image_bytes + new_bytes > limits.max_waiting_image_bytes:
@@ -337,8 +401,15 @@ class Service:
             self._image_bytes -= work.image_bytes
             work.image_bytes = 0
 
+    def _stop_waiting(self, work: _Work, *, is_served: bool) -> None:
+        with self._lock:
+            if work.is_waiting:
+                work.is_waiting = False
+                self._rate.remove(work.job.client, self._clock(), is_served=is_served)
+
     def _release(self, work: _Work) -> None:
         """Free the slot of a job that no thread works on."""
+        self._stop_waiting(work, is_served=False)
         with self._lock:
             if self._open.pop(work.ticket.number, None) is None:
                 return
@@ -486,7 +557,7 @@ class Service:
             model,
             num_positions=num_positions,
             max_rows=max_rows,
-            max_queued=max_rows + limits.max_queued,
+            max_queued=_ENGINE_QUEUE,
             max_prefill_positions=_PREFILL_POSITIONS,
             image_cache=image_cache,
             prefix_cache_bytes=limits.prefix_cache_bytes,
@@ -552,6 +623,7 @@ class Service:
         for work, outcome in outcomes:
             if work.first_token_at is None and _has_token(outcome):
                 work.first_token_at = self._clock()
+                self._stop_waiting(work, is_served=True)
             if is_end(outcome):
                 self._release(work)
             if work.has_ended:

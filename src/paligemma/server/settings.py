@@ -78,6 +78,8 @@ class Limits:
     """Fewer jobs run at a time if `kv_cache_bytes` has no room for this many."""
     max_queued: int = 64
     """Accepted jobs that are not running yet; further ones are refused at once."""
+    max_wait_seconds: float = 2.0
+    """Requests are refused at once when the time to their first token is expected to be longer."""
     kv_cache_bytes: int = 2048 * _MIB
     image_cache_bytes: int = 256 * _MIB
     """Cache of decoded images and of their image tokens; 0 disables it."""
@@ -125,6 +127,8 @@ class Settings:
     """None: no key is required."""
     hosts: tuple[str, ...] = LOOPBACK_HOSTS
     """Allowed values of the Host header, in lower case and without a port."""
+    origins: tuple[str, ...] = ()
+    """Origins whose pages may call the server, in lower case: "http://localhost:3000"."""
     open_readiness: bool = False
     """Answer /health/ready without a key and for any Host header, for probes."""
     image_domains: tuple[str, ...] = ()
