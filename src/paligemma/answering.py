@@ -56,7 +56,7 @@ ImageInput = ImageSource | LoadedImage
 
 CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
 
-_CONTROL_WORDS = ("<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
+CONTROL_WORDS = ("<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
 
 # What an answer usually needs, and some more: a trained model ends earlier by itself. An object
 # takes about 9 tokens in a list of boxes and 25 in a list of masks, and a list may have 100.
@@ -410,6 +410,8 @@ class Answer:
             num_masks = sum(bool(item.seg_codes) for item in parsed.objects)
             self._pipeline.check_mask_pixels(num_masks, self._context.transform.source_wh)
         result = self._task.parse(generation, self._tokenizer, self._context)
+        if stop_reason == "stop" and self._text is not None:
+            result = replace(result, text=self._text.text)
         has_notes = self._notes and isinstance(result, Detections | Segments)
         return replace(result, notes=self._notes) if has_notes else result
 
@@ -674,7 +676,7 @@ def check_control_words(text: str) -> None:
 
     The model would read it letter by letter, and answer something else.
     """
-    for word in _CONTROL_WORDS:
+    for word in CONTROL_WORDS:
         if word in text:
             raise PromptError(
                 f"The prompt {text!r} contains {word!r}. Leave it out: image tokens and control "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,63}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/\-]{0,127}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,253}|\[[0-9A-Fa-f:.]+\]")
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 _DOMAIN = re.compile(r"(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)+")
 
 
@@ -56,6 +57,16 @@ class ServeOptions(ModelOptions):
         tuple[str, ...], Option(flags=("--allow-host",), metavar="NAME", shown_default="none")
     ] = ()
     """Additional allowed Host header, besides localhost and --host; may be repeated."""
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Option(flags=("--allow-origin",), metavar="ORIGIN", shown_default="none"),
+    ] = ()
+    """Origin whose pages may call the server, such as http://localhost:3000; may be repeated."""
+    question_prefix: Annotated[
+        str | None, Option(shown_default='"answer en" for mini and mix checkpoints, else ""')
+    ] = None
+    """What plain questions to /v1/chat/completions begin with, as the model was trained to read
+    them; "" sends them to the letter."""
     image_domains: Annotated[
         tuple[str, ...],
         Option(flags=("--allow-urls-from",), metavar="DOMAIN", shown_default="none"),
@@ -99,6 +110,8 @@ def serve(*, options: ServeOptions) -> None:
         limits=limits,
         keys=read_keys(options.api_key_file),
         hosts=(*LOOPBACK_HOSTS, *_names(options.host, options.allowed_hosts)),
+        origins=_origins(options.allowed_origins),
+        question_prefix=options.question_prefix,
         open_readiness=options.open_readiness,
         image_domains=_domains(options.image_domains),
     )
@@ -229,6 +242,16 @@ def _domains(values: Sequence[str]) -> tuple[str, ...]:
                 "*.example.com."
             )
     return tuple(domain.lower() for domain in values)
+
+
+def _origins(values: Sequence[str]) -> tuple[str, ...]:
+    for origin in values:
+        if not _ORIGIN.fullmatch(origin):
+            raise OptionError(
+                f"--allow-origin is {origin!r}; it must have the form http://localhost:3000, "
+                "without a path."
+            )
+    return tuple(origin.lower() for origin in values)
 
 
 def _is_loopback(host: str) -> bool:

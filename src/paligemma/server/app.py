@@ -42,6 +42,7 @@ from paligemma.server.routes.batch import batch_routes
 from paligemma.server.routes.health import add_health, limits_routes
 from paligemma.server.routes.native import REQUESTS, native_routes
 from paligemma.server.routes.openai import OPENAI_REQUESTS, openai_routes
+from paligemma.server.routes.openai_responses import openai_responses_routes
 from paligemma.server.service import Service
 from paligemma.server.settings import Settings
 
@@ -77,6 +78,7 @@ def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
         native_routes(handler),
         batch_routes(handler),
         openai_routes(handler),
+        openai_responses_routes(handler),
         limits_routes(handler),
         metrics_routes(metrics),
     ):

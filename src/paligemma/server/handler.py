@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -13,13 +14,15 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from paligemma.errors import PaliGemmaError
 from paligemma.server.errors import ApiError, ClientGoneError
-from paligemma.server.images import Fetcher, decode_base64, read_form
-from paligemma.server.jobs import Job, JobOptions, ScoreJob
+from paligemma.server.images import Fetcher, checked_size, decode_base64, read_form
+from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket, gather_results
 from paligemma.server.requests import (
     GenerateRequest,
     GenerativeRequest,
     ImageUrl,
+    ObjectsRequest,
     RequestModel,
     ScoreRequest,
     TaskRequest,
@@ -27,10 +30,20 @@ from paligemma.server.requests import (
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
 from paligemma.server.strict_json import JsonError, read_json
+from paligemma.tasks.second_look import second_look, separately
 
 ValueT = TypeVar("ValueT")
 
 _SMALL_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """The body of a request."""
+
+    fields: object
+    image: bytes | None = None  # of a form, or all of the body
+    is_text: bool = False  # whether all values of the fields are strings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +58,34 @@ class RequestHandler:
     def limits(self) -> Limits:
         return self.settings.limits
 
-    async def read_document(self, request: Request) -> tuple[object, bytes | None]:
-        """The request's JSON, and its image file if it is a form. Raises ApiError."""
+    async def read_document(self, request: Request) -> Document:
+        """The request's fields, and its image file if it has one. Raises ApiError."""
         content_type = request.headers.get("content-type", "")
         media_type = content_type.partition(";")[0].strip().lower()
-        if media_type not in ("application/json", "multipart/form-data"):
+        is_image = media_type.startswith("image/") or media_type == "application/octet-stream"
+        if not is_image and media_type not in ("application/json", "multipart/form-data"):
             raise ApiError(
-                415, "wrong_content_type", "Send application/json or multipart/form-data."
+                415,
+                "wrong_content_type",
+                "Send application/json, multipart/form-data, or an image file as image/jpeg or its "
+                "like with the other fields in the query.",
             )
         body = await read_body(request)
-        if media_type == "application/json":
-            document, image = await run_blocking(_parse_json, body, size=len(body)), None
+        if is_image:
+            image = checked_size(body, self.limits)
+            document = Document(fields=_query_fields(request), image=image, is_text=True)
+        elif media_type == "application/json":
+            document = Document(fields=await run_blocking(_parse_json, body, size=len(body)))
         else:
             form = await run_blocking(read_form, body, content_type, self.limits, size=len(body))
-            document = {} if form.request is None else _parse_json(form.request)
-            image = form.image
+            fields = {} if form.request is None else _parse_json(form.request)
+            document = Document(fields=fields, image=form.image)
         request.state.release_body()  # from here on the service counts images
-        return document, image
+        return document
 
-    async def read_images(self, task: TaskRequest, form_image: bytes | None) -> tuple[bytes, ...]:
+    async def read_images(self, task: TaskRequest, file: bytes | None) -> tuple[bytes, ...]:
         """The image file; () where there is none and none is needed. Raises ApiError."""
-        if form_image is not None:
+        if file is not None:
             if task.image is not None:
                 raise ApiError(
                     400,
@@ -73,7 +93,7 @@ class RequestHandler:
                     "Image given twice: as a file and in the request.",
                     param="image",
                 )
-            return (form_image,)
+            return (file,)
         if task.image is None:
             if task.needs_image:
                 raise ApiError(400, "missing_image", "An image is required.", param="image")
@@ -117,7 +137,7 @@ class RequestHandler:
             temperature=task.temperature,
             top_k=task.top_k,
             top_p=task.top_p,
-            seed=task.seed,
+            seed=any_seed(task.seed, task.temperature),
             stop=task.stops if isinstance(task, GenerateRequest) else (),
             adapter=adapter,
         )
@@ -125,11 +145,53 @@ class RequestHandler:
             "images": images,
             "options": options,
             "client": client,
+            "notes": task.notes,
             "stream": stream,
         }
         if isinstance(task, GenerateRequest):
             return model, [Job(prompt=task.prompt, **common)]
         return model, [Job(task=each, **common) for each in task.tasks]
+
+    async def gather(
+        self, task: TaskRequest, jobs: Sequence[Job | ScoreJob], tickets: Sequence[Ticket]
+    ) -> tuple[list[Ticket], list[Any]]:
+        """All tickets in the end, and one result per answer.
+
+        As `Predictor.detect` does, asks again where the answer for all phrases raises doubts.
+        """
+        results = await gather_results(tickets)
+        all_tickets = list(tickets)
+        if not isinstance(task, ObjectsRequest):
+            return all_tickets, results
+        if task.separate:
+            return all_tickets, [separately(task.list_task).merge(results)]
+        [first], [job] = results, jobs
+        look = None if first.is_sure else second_look(task.list_task, first)
+        if task.separate is not None or look is None:
+            return all_tickets, results
+        assert isinstance(job, Job)
+        deadline = tickets[0].deadline
+        further = [replace(job, task=each, deadline=deadline) for each in look.tasks]
+        try:
+            again = self.service.submit_all(further, is_continuation=True)
+            answers = await gather_results(again)
+        except PaliGemmaError:  # the first answer stands
+            return all_tickets, results
+        return [*all_tickets, *again], [look.merge(answers)]
+
+
+def any_seed(seed: int | None, temperature: float | None) -> int:
+    """The seed that was asked for; without one, sampling differs between requests."""
+    if seed is None:
+        return secrets.randbits(31) if temperature else 0
+    return seed
+
+
+def _query_fields(request: Request) -> dict[str, str | list[str]]:
+    """The fields of the query; one that is repeated is a list."""
+    query = request.query_params
+    values = {name: query.getlist(name) for name in query}
+    return {name: texts[0] if len(texts) == 1 else texts for name, texts in values.items()}
 
 
 async def read_body(request: Request) -> bytes:

@@ -21,6 +21,7 @@ from paligemma.processor.fetch import fetch_image_bytes
 from paligemma.server.errors import ApiError
 from paligemma.server.settings import Limits
 
+_ANY_DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp|gif|bmp);base64,")
 # Stricter than the standard, so that all parsers agree about the host.
 _ADDRESS = re.compile(r"https://([A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)+)(?::443)?(?=[/?]|\Z)")
@@ -59,6 +60,17 @@ def decode_base64(text: str, limits: Limits) -> bytes:
             "white space."
         ) from None
     return checked_size(data, limits)
+
+
+def decode_any_base64(text: str, limits: Limits) -> bytes:
+    """Like `decode_base64`, but of any media type, and with white space. Raises ApiError.
+
+    The bytes decide what the file is, as everywhere.
+    """
+    head = _ANY_DATA_URL.match(text)
+    data = "".join(text[head.end() if head else 0 :].split()).rstrip("=")
+    data = data.replace("-", "+").replace("_", "/")
+    return decode_base64(data + "=" * (-len(data) % 4), limits)
 
 
 def checked_size(data: bytes, limits: Limits) -> bytes:

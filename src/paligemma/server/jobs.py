@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -105,6 +106,8 @@ class Job:
     client: str = ""  # clients take turns
     deadline: float | None = None
     """When to stop, on the service's clock; None is the limit for requests."""
+    notes: tuple[str, ...] = ()
+    """For the result: how the client's words were understood."""
     stream: bool = False
     """Deliver tokens, text and objects as they are generated; else only the result."""
 
@@ -199,6 +202,8 @@ class Ticket:
         self, *, number: int, loop: asyncio.AbstractEventLoop, cancel: Callable[[], None]
     ) -> None:
         self.number = number
+        self.deadline = math.inf
+        """When the service ends the job, on its clock."""
         self.loop = loop
         self.usage = Usage()
         """Available when the job has ended."""

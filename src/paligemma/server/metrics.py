@@ -142,7 +142,7 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
     )
     async def metrics_text() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
-        data = generate_latest(_WithoutCreated(metrics.registry))  # type: ignore[arg-type]
+        data = generate_latest(_WithoutCreated(metrics.registry))
         return Response(data, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

@@ -1,7 +1,6 @@
 """The bodies of requests and answers in OpenAI's dialect, as far as these models support it.
 
-Unsupported parameters are refused with a reason, unless their value has no effect; parameters
-about accounts are dropped. Unknown fields are refused, as in the task routes.
+`openai_reading.py` first leaves out what else clients send.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from paligemma.server.errors import ApiError
 from paligemma.server.requests import (
     EXAMPLE_IMAGE,
     ImageField,
@@ -26,50 +24,6 @@ from paligemma.server.requests import (
     limit_error,
 )
 from paligemma.server.responses import AnyResult, ResponseModel
-
-_IGNORED = {
-    "metadata",
-    "parallel_tool_calls",
-    "prompt_cache_key",
-    "safety_identifier",
-    "service_tier",
-    "user",
-}
-
-_NO_TOOLS = "These models do not call tools or functions."
-_NO_AUDIO = "These models read images and generate text."
-_NO_REASONING = "These models do not reason before they answer."
-_NO_BIAS = "Token biases are not supported. Set temperature, top_k or top_p."
-_UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
-    "audio": ((), _NO_AUDIO),
-    "best_of": ((1,), "Only best_of 1 is supported. Set n for several answers."),
-    "echo": ((False,), "Answers do not repeat the prompt."),
-    "frequency_penalty": ((0, 0.0), _NO_BIAS),
-    "function_call": (("none", "auto"), _NO_TOOLS),
-    "functions": (([],), _NO_TOOLS),
-    "logit_bias": (({},), _NO_BIAS),
-    "modalities": ((["text"],), _NO_AUDIO),
-    "prediction": ((), "Predicted outputs are not supported."),
-    "presence_penalty": ((0, 0.0), _NO_BIAS),
-    "reasoning_effort": (("none",), _NO_REASONING),
-    "response_format": (
-        ({"type": "text"},),
-        "Answers are text. Typed results are in the field paligemma of each choice, and in the "
-        "routes /v1/detect, /v1/segment and so on.",
-    ),
-    "store": ((False,), "This server stores nothing."),
-    "suffix": (("",), "These models cannot fill in text before a suffix."),
-    "tool_choice": (("none", "auto"), _NO_TOOLS),
-    "tools": (([],), _NO_TOOLS),
-    "verbosity": ((), _NO_REASONING),
-    "web_search_options": ((), "These models see only the image."),
-}
-"""Parameter -> the values that have no effect, and why others are refused."""
-
-_ONE_TURN = (
-    "These models answer one prompt about one image and have no conversation. Send one message "
-    "with the role user, with one text and one image."
-)
 
 
 class StreamOptions(RequestModel):
@@ -230,56 +184,6 @@ class CompletionRequest(OpenAiRequest):
         return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
 
 
-def without_unsupported(document: object) -> object:
-    """The body without parameters that have no effect.
-
-    Raises ApiError for unsupported parameters; the message quotes nothing from the request.
-    """
-    if not isinstance(document, dict):
-        return document
-    kept: dict[str, Any] = {}
-    for name, value in document.items():
-        if name in _IGNORED:
-            continue
-        if name in _UNSUPPORTED:
-            neutral, reason = _UNSUPPORTED[name]
-            if value is not None and not any(_is_same(value, default) for default in neutral):
-                raise ApiError(400, "unsupported_parameter", reason, param=name)
-            continue
-        kept[name] = value
-    _check_roles(kept.get("messages"))
-    if isinstance(prompt := kept.get("prompt"), list) and prompt and _is_token_ids(prompt):
-        raise ApiError(
-            400, "unsupported_parameter", "Prompts must be text, not token ids.", param="prompt"
-        )
-    return kept
-
-
-def _is_same(value: object, neutral: object) -> bool:
-    # In Python False == 0.
-    return type(value) is type(neutral) and value == neutral
-
-
-def _check_roles(messages: object) -> None:
-    if not isinstance(messages, list):
-        return
-    roles = [message.get("role") for message in messages if isinstance(message, dict)]
-    if "system" in roles or "developer" in roles:
-        raise ApiError(
-            400,
-            "unsupported_message",
-            "These models were trained without system messages and cannot follow them. Leave the "
-            "message out.",
-            param="messages",
-        )
-    if len(messages) > 1 or any(role in ("assistant", "tool", "function") for role in roles):
-        raise ApiError(400, "unsupported_message", _ONE_TURN, param="messages")
-
-
-def _is_token_ids(prompt: list[object]) -> bool:
-    return all(isinstance(item, int | list) and not isinstance(item, bool) for item in prompt)
-
-
 # Answers
 
 FinishReason = Literal["stop", "length"]
@@ -321,12 +225,28 @@ class ChatLogprobs(ResponseModel):
     refusal: None
 
 
+class ToolFunction(ResponseModel):
+    """The function of a tool call."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(ResponseModel):
+    """The arguments of a tool that had to be called."""
+
+    id: str
+    type: Literal["function"]
+    function: ToolFunction
+
+
 class ChatMessage(ResponseModel):
     """The generated message."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatDelta(ResponseModel):
@@ -386,12 +306,22 @@ class CompletionChunkChoice(ResponseModel):
     paligemma: AnyResult | None = None
 
 
+class RequestNotes(ResponseModel):
+    """How the request was understood."""
+
+    ignored: list[str]
+    """Parameters that were left out, because these models do not have them."""
+    notes: list[str]
+    """What else was changed."""
+
+
 class OpenAiResponse(ResponseModel):
     """What all answers and chunks have in common."""
 
     id: str
     created: int
     model: str
+    paligemma: RequestNotes | None = None  # in a stream, with the last chunk of each answer
 
 
 class ChatCompletion(OpenAiResponse):

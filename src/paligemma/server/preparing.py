@@ -90,6 +90,7 @@ class Preprocessor:
             prompt=job.prompt,
             max_new_tokens=options.max_new_tokens,
             constrained=options.constrained,
+            notes=job.notes,
             sampler=options.sampling,
             sample_index=options.sample_index,
             stop=options.stop,

@@ -15,7 +15,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +156,7 @@ class _Server(uvicorn.Server):
                 f"{error.strerror or 'no such address'}. Give another --host or --port."
             ) from error
         for listening in server.sockets:
-            with socket.socket(fileno=os.dup(listening.fileno())) as duplicate:
+            with contextlib.closing(listening.dup()) as duplicate:
                 duplicate.listen(_BACKLOG)
         return server
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -22,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from paligemma.answering import CONTROL_WORDS
 from paligemma.errors import PromptError
 from paligemma.processor.tokenizer import check_text
 from paligemma.server.errors import ApiError
@@ -38,7 +40,8 @@ from paligemma.server.responses import (
 from paligemma.server.settings import Limits
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS
-from paligemma.tasks.objects import split_phrases
+from paligemma.tasks.objects import read_phrases
+from paligemma.tasks.second_look import ListTask, separately
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
@@ -51,6 +54,8 @@ EXAMPLE_IMAGE = (
 )
 
 
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+"""Names of unknown fields that an error may repeat: no text of a client has this form for long."""
 _LOCATION_TOKEN = re.compile(r"<(loc|seg)[0-9]+>")
 
 
@@ -68,6 +73,12 @@ def _text(value: str, info: ValidationInfo) -> str:
         raise limit_error(f"It has more than {most} characters.")
     if not value.strip():
         raise limit_error("It is empty.")
+    for word in CONTROL_WORDS:
+        if word in value:
+            raise limit_error(
+                f"It contains {word}. Leave it out: image tokens and control tokens are added by "
+                "themselves."
+            )
     try:
         check_text(value)
     except PromptError:
@@ -113,7 +124,7 @@ def _phrases(value: str | list[str], info: ValidationInfo) -> str | list[str]:
     if isinstance(value, list) and sum(map(len, value)) > _limits(info).max_prompt_characters:
         raise limit_error("Together they are too long.")
     try:
-        split_phrases(value)
+        read_phrases(value)
     except PromptError:
         raise limit_error("There must be at least one phrase.") from None
     return value
@@ -196,8 +207,16 @@ class GenerativeRequest(TaskRequest):
     ] = 0.0
     top_k: TopK | None = None
     top_p: TopP | None = None
-    seed: Seed = 0
+    seed: Annotated[
+        Seed | None,
+        Field(description="With a temperature, the same seed gives the same answer. Default: any."),
+    ] = None
     stream: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the request was understood, where it was not taken word by word."""
+        return ()
 
     @property
     def tasks(self) -> list[Task[Any]]:
@@ -284,7 +303,7 @@ class ObjectsRequest(GenerativeRequest):
     phrases: Annotated[
         str | list[str],
         AfterValidator(_phrases),
-        Field(description='A list, or a text such as "cat ; dog".'),
+        Field(description='A list, or a text such as "cat ; dog" or "cat, dog".'),
     ]
     labels: Annotated[
         Literal["asked", "any"],
@@ -292,6 +311,39 @@ class ObjectsRequest(GenerativeRequest):
     ] = "asked"
     max_objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS)] = MAX_OBJECTS
     min_score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    separate: Annotated[
+        bool | None,
+        Field(
+            description="true: ask for each phrase by itself. null: only where the answer for all "
+            "of them together leaves some out or is unsure; a stream asks once."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_separate(self, info: ValidationInfo) -> Self:
+        if self.separate and self.stream:
+            raise limit_error("separate: true cannot be streamed.")
+        most = _limits(info).max_suffixes
+        if self.separate and len(self._read_phrases()[0]) > most:
+            raise limit_error(f"separate: true takes at most {most} phrases.")
+        return self
+
+    def _read_phrases(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return read_phrases(self.phrases)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._read_phrases()[1]
+
+    @property
+    def list_task(self) -> ListTask:
+        """The task for all phrases together."""
+        raise NotImplementedError
+
+    @property
+    def tasks(self) -> list[Task[Any]]:
+        task = self.list_task
+        return list(separately(task).tasks) if self.separate else [task]
 
 
 class DetectRequest(ObjectsRequest):
@@ -300,8 +352,9 @@ class DetectRequest(ObjectsRequest):
     response: ClassVar[type[TaskResponse]] = DetectResponse
 
     @property
-    def tasks(self) -> list[Task[Any]]:
-        return [DetectTask.of(self.phrases, labels=self.labels, max_objects=self.max_objects)]
+    def list_task(self) -> ListTask:
+        phrases = self._read_phrases()[0]
+        return DetectTask(phrases=phrases, labels=self.labels, max_objects=self.max_objects)
 
 
 class SegmentRequest(ObjectsRequest):
@@ -310,8 +363,9 @@ class SegmentRequest(ObjectsRequest):
     response: ClassVar[type[TaskResponse]] = SegmentResponse
 
     @property
-    def tasks(self) -> list[Task[Any]]:
-        return [SegmentTask.of(self.phrases, labels=self.labels, max_objects=self.max_objects)]
+    def list_task(self) -> ListTask:
+        phrases = self._read_phrases()[0]
+        return SegmentTask(phrases=phrases, labels=self.labels, max_objects=self.max_objects)
 
 
 class GenerateRequest(GenerativeRequest):
@@ -364,10 +418,17 @@ class ScoreRequest(TaskRequest):
         return self
 
 
-def validate(model: type[RequestT], document: object, limits: Limits) -> RequestT:
-    """Validate a decoded JSON document. Raises ApiError, which names the field, not its value."""
+def validate(
+    model: type[RequestT], document: object, limits: Limits, *, is_text: bool = False
+) -> RequestT:
+    """Validate a decoded JSON document, or with `is_text` one of strings alone.
+
+    Raises ApiError, which names the field, not its value.
+    """
     document, sent_names = _with_current_names(model, document)
     try:
+        if is_text:
+            return model.model_validate_strings(document, context=limits)
         return model.model_validate(document, context=limits)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
@@ -407,7 +468,10 @@ def _field_error(
     param = None if field is None else sent_names.get(str(field), str(field))
     match problem["type"]:
         case "extra_forbidden":
-            reason = "Unknown field."
+            name = str(problem["loc"][-1])
+            reason = f"Unknown field {name!r}." if _PLAIN_NAME.fullmatch(name) else "Unknown field."
+            if field is None and (nearest := get_close_matches(name, fields, n=1)):
+                reason += f" The nearest known one is {nearest[0]}."
         case "missing":  # the schema's own name
             reason = f"The field {problem['loc'][-1]} is missing."
         case "union_tag_invalid" | "union_tag_not_found":  # pydantic's message repeats the value
@@ -420,6 +484,7 @@ def _field_error(
             reason = f"{problem['msg']}."
     if problem["type"] == "extra_forbidden" and param is None:
         message = f"{reason} Known fields: {', '.join(fields)}."
+        param = str(problem["loc"][-1]) if "'" in reason else None
     elif param is None or (problem["loc"] == (field,) and problem["type"] == "missing"):
         message = reason.replace("It must", "The body must")
     else:

@@ -269,8 +269,10 @@ class ScoreResponse(TaskResponse):
 class BatchLine(ResponseModel):
     """One line of the answer of /v1/batch: the fields of a task's answer, or `error`."""
 
-    id: str
+    id: str | None  # None where the line has no usable id
     status: int
+    line: int | None = None
+    """The number of a line that could not be read, or whose id is that of an earlier line."""
     model: str | None = None
     result: AnyResult | None = None
     results: list[AnyResult] | None = None

@@ -346,6 +346,7 @@ class Service:
         if job.deadline is not None:
             deadline = min(deadline, job.deadline)
         ticket = Ticket(number=number, loop=loop, cancel=lambda: self._cancel(work))
+        ticket.deadline = deadline
         work = _Work(
             ticket=ticket,
             job=job,

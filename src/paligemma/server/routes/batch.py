@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import anyio.to_thread
@@ -22,7 +23,6 @@ from starlette.responses import Response
 from paligemma.errors import BusyError
 from paligemma.server.errors import ApiError, to_api_error
 from paligemma.server.handler import RequestHandler, read_body, run_blocking
-from paligemma.server.jobs import gather_results
 from paligemma.server.logs import log_error
 from paligemma.server.requests import GenerativeRequest, validate
 from paligemma.server.responses import BatchLine, error_responses
@@ -114,48 +114,66 @@ def batch_routes(handler: RequestHandler) -> APIRouter:
     return router
 
 
-def _split(body: bytes) -> list[tuple[str, bytes, dict[str, Any]]]:
-    """Id, bytes and fields of each line. Raises ApiError where an id is missing or repeated."""
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    number: int
+    id: str | None
+    data: bytes
+    fields: dict[str, Any]
+    error: ApiError | None
+
+
+def _split(body: bytes) -> list[_Line]:
+    """The lines; those that cannot be read have an error. Raises ApiError for too many lines."""
     # Counted before splitting: empty lines do not count, but take time and memory.
     is_bounded = body.count(b"\n") <= 2 * MAX_LINES
     raw_lines = [line for line in body.split(b"\n") if line.strip()] if is_bounded else []
     if not 1 <= len(raw_lines) <= MAX_LINES:
         raise ApiError(400, "invalid_batch", f"A batch must have 1 to {MAX_LINES} lines.")
-    lines: dict[str, tuple[str, bytes, dict[str, Any]]] = {}
-    for number, line in enumerate(raw_lines, start=1):
-        try:
-            fields = read_json(line)
-        except JsonError as error:
-            message = f"Line {number} is not valid JSON. {error}"
-            raise ApiError(400, "invalid_json", message) from None
+    ids: set[str] = set()
+    return [_read_line(number, line, ids) for number, line in enumerate(raw_lines, start=1)]
+
+
+def _read_line(number: int, data: bytes, ids: set[str]) -> _Line:
+    """A line of the batch; `ids` are those of earlier lines."""
+    fields, name, error = {}, None, None
+    try:
+        fields = read_json(data)
         name = fields.pop("id", None) if isinstance(fields, dict) else None
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_CHARACTERS:
-            raise ApiError(
-                400,
-                "invalid_batch",
-                f"Line {number} needs an id: a string of 1 to {MAX_ID_CHARACTERS} characters.",
-            )
-        if name in lines:
-            raise ApiError(400, "invalid_batch", f"Line {number} has the id of an earlier line.")
-        lines[name] = (name, line, fields)
-    return list(lines.values())
+            name = None
+            message = f"Line {number} needs an id: a string of 1 to {MAX_ID_CHARACTERS} characters."
+            error = ApiError(400, "invalid_batch", message)
+        elif name in ids:
+            error = ApiError(400, "invalid_batch", f"Line {number} has the id of an earlier line.")
+        else:
+            ids.add(name)
+    except JsonError as problem:
+        message = f"Line {number} is not valid JSON. {problem}"
+        error = ApiError(400, "invalid_json", message)
+    return _Line(number=number, id=name, data=data, fields=fields, error=error)
 
 
 async def _answers(
     handler: RequestHandler,
     cache: AnswerCache,
     client: str,
-    lines: list[tuple[str, bytes, dict[str, Any]]],
+    lines: list[_Line],
 ) -> AsyncIterator[bytes]:
     """One answer per line, as they are done; at most `AT_ONCE` lines run at a time."""
     waiting = iter(lines)
     running: set[asyncio.Task[bytes]] = set()
 
-    async def answer(name: str, line: bytes, fields: dict[str, Any]) -> bytes:
-        key = hashlib.sha256(b"\0".join([client.encode(), name.encode(), line])).digest()
+    async def answer(line: _Line) -> bytes:
+        if line.error is not None or line.id is None:
+            assert line.error is not None
+            error = line.error.body.error
+            body = BatchLine(id=line.id, line=line.number, status=line.error.status, error=error)
+            return body.to_json() + b"\n"
+        key = hashlib.sha256(b"\0".join([client.encode(), line.id.encode(), line.data])).digest()
         if (cached := cache.get(key)) is not None:
             return cached
-        body = await _answer(handler, client, name, fields)
+        body = await _answer(handler, client, line.id, line.fields)
         data = await anyio.to_thread.run_sync(body.to_json) + b"\n"
         if body.status < 500 and body.status != 429:
             cache.put(key, data)
@@ -164,7 +182,7 @@ async def _answers(
     try:
         while True:
             for line in waiting:
-                running.add(asyncio.ensure_future(answer(*line)))
+                running.add(asyncio.ensure_future(answer(line)))
                 if len(running) >= AT_ONCE:
                     break
             if not running:
@@ -199,7 +217,7 @@ async def _answer(
                 break
             except BusyError:  # a batch can wait
                 await asyncio.sleep(_BUSY_SECONDS)
-        results = await gather_results(tickets)
+        tickets, results = await handler.gather(task, jobs, tickets)
         response = await anyio.to_thread.run_sync(
             lambda: build_response(name, model, task, tickets, results)
         )

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from paligemma.answering import Usage
 from paligemma.results import Objects, Result
 from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
-from paligemma.server.jobs import Ticket, gather_results, merge_updates
+from paligemma.server.jobs import Job, ScoreJob, Ticket, merge_updates
 from paligemma.server.requests import (
     AskRequest,
     CaptionRequest,
@@ -103,24 +103,24 @@ def _route(
     handler: RequestHandler, model: type[TaskRequest]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        document, form_image = await handler.read_document(request)
-        task = validate(model, document, handler.limits)
+        document = await handler.read_document(request)
+        task = validate(model, document.fields, handler.limits, is_text=document.is_text)
         streams = isinstance(task, GenerativeRequest) and task.stream
 
-        async def submit() -> tuple[str, list[Ticket]]:
-            images = await handler.read_images(task, form_image)
+        async def submit() -> tuple[str, Sequence[Job | ScoreJob], list[Ticket]]:
+            images = await handler.read_images(task, document.image)
             name, jobs = handler.build_jobs(task, images, request.state.client, stream=streams)
-            return name, handler.service.submit_all(jobs)
+            return name, jobs, handler.service.submit_all(jobs)
 
         answer_id = request.state.request_id
         if streams:
-            name, tickets = await cancel_on_disconnect(request.receive, submit())
+            name, _, tickets = await cancel_on_disconnect(request.receive, submit())
             frames = _frames(handler, answer_id, name, task, tickets)
             return EventStream(await cancel_on_disconnect(request.receive, start_stream(frames)))
 
         async def work() -> bytes:
-            name, tickets = await submit()
-            results = await gather_results(tickets)
+            name, jobs, submitted = await submit()
+            tickets, results = await handler.gather(task, jobs, submitted)
 
             def write() -> bytes:
                 return build_response(answer_id, name, task, tickets, results).to_json()

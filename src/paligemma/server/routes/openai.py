@@ -26,20 +26,28 @@ from paligemma.errors import UnavailableError
 from paligemma.mini import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.results import Result
 from paligemma.server import openai_models as models
 from paligemma.server.errors import ApiError
-from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
+from paligemma.server.handler import (
+    RequestHandler,
+    any_seed,
+    cancel_on_disconnect,
+    request_schema,
+    run_blocking,
+)
+from paligemma.server.images import decode_any_base64
 from paligemma.server.jobs import Job, JobOptions, Ticket, merge_updates
 from paligemma.server.openai_models import (
     ChatRequest,
     CompletionRequest,
     OpenAiRequest,
-    without_unsupported,
 )
+from paligemma.server.openai_reading import Reading, read_chat, read_completion, read_prompt
 from paligemma.server.requests import ImageUrl, RequestModel, validate
 from paligemma.server.responses import ResponseModel, error_responses, json_response, result_model
 from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
-from paligemma.tasks.parse_prompt import parse_prompt
+from paligemma.tasks.task import Task
 
 OPENAI_REQUESTS: tuple[type[RequestModel], ...] = (ChatRequest, CompletionRequest)
 
@@ -61,8 +69,8 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Any:
         """Answer a prompt about an image, both in one message."""
-        body = validate(ChatRequest, await _read(handler, request), handler.limits)
-        return await _answer(request, _ask_chat(handler, body, request.state.client))
+        reading = read_chat(await read_fields(handler, request), handler.limits)
+        return await _answer(request, ask_chat(handler, reading, request.state.client))
 
     @router.post(
         "/v1/completions",
@@ -72,8 +80,8 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
     )
     async def completions(request: Request) -> Any:
         """Continue prompts, used verbatim and without grammar-constrained decoding."""
-        body = validate(CompletionRequest, await _read(handler, request), handler.limits)
-        return await _answer(request, _ask_completions(handler, body, request.state.client))
+        reading = read_completion(await read_fields(handler, request), handler.limits)
+        return await _answer(request, _ask_completions(handler, reading, request.state.client))
 
     started = int(time.time())
 
@@ -118,9 +126,10 @@ def _responses(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Submission:
+class Submission:
     dialect: _Dialect
     body: OpenAiRequest
+    reading: Reading
     model: str
     tickets: Sequence[Ticket]
     tokenizer: Tokenizer
@@ -148,6 +157,15 @@ class _Submission:
     @property
     def head(self) -> dict[str, Any]:
         return {"id": self.answer_id, "created": self.created, "model": self.model}
+
+    @property
+    def notes(self) -> models.RequestNotes:
+        return models.RequestNotes(ignored=self.reading.ignored, notes=self.reading.notes)
+
+    def text(self, answer: Update, result: Result) -> str:
+        """The answer as the client asked for it. Raises ApiError."""
+        json_format = self.reading.json_format
+        return answer.text if json_format is None else json_format.write(result)
 
 
 class _Token(NamedTuple):
@@ -191,8 +209,19 @@ class _Chat:
 
     id_prefix: ClassVar[str] = "chatcmpl"
 
-    def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+    def choice(
+        self, text: str, logprobs: Any, tool: str | None = None, **end: Any
+    ) -> ResponseModel:
         message = models.ChatMessage(role="assistant", content=text, refusal=None)
+        if tool is not None:
+            call = models.ToolCall(
+                id=f"call_{secrets.token_hex(12)}",
+                type="function",
+                function=models.ToolFunction(name=tool, arguments=text),
+            )
+            message = models.ChatMessage(
+                role="assistant", content=None, refusal=None, tool_calls=[call]
+            )
         return models.ChatChoice(message=message, logprobs=logprobs, **end)
 
     def whole(self, **fields: Any) -> ResponseModel:
@@ -227,7 +256,9 @@ class _Completions:
 
     id_prefix: ClassVar[str] = "cmpl"
 
-    def choice(self, text: str, logprobs: Any, **end: Any) -> ResponseModel:
+    def choice(
+        self, text: str, logprobs: Any, tool: str | None = None, **end: Any
+    ) -> ResponseModel:
         return models.CompletionChoice(text=text, logprobs=logprobs, **end)
 
     def whole(self, **fields: Any) -> ResponseModel:
@@ -269,14 +300,19 @@ _COMPLETIONS = _Completions()
 # Reading
 
 
-async def _read(handler: RequestHandler, request: Request) -> object:
-    document, in_form = await handler.read_document(request)
-    if in_form is not None:
+async def read_fields(handler: RequestHandler, request: Request) -> object:
+    document = await handler.read_document(request)
+    if document.image is not None:
         raise ApiError(415, "wrong_content_type", "Send application/json.")
-    return without_unsupported(document)
+    return document.fields
 
 
-async def _ask_chat(handler: RequestHandler, body: ChatRequest, client: str) -> _Submission:
+async def ask_chat(handler: RequestHandler, reading: Reading, client: str) -> Submission:
+    """Start to answer a chat. Raises ApiError, InputError and BusyError."""
+    body = validate(ChatRequest, reading.document, handler.limits)
+    json_format = reading.json_format
+    if body.stream and json_format is not None and json_format.tool is not None:
+        raise ApiError(400, "unsupported_parameter", "A tool call is not streamed.", param="stream")
     if not body.urls:
         raise ApiError(
             400,
@@ -297,11 +333,15 @@ async def _ask_chat(handler: RequestHandler, body: ChatRequest, client: str) -> 
     spread = _spread(_options(body, adapter, num_top), body, handler, 1)
     images = tuple([await _image_at(handler, url) for url in body.urls])
     # Tasks are about one image; with several, only the checkpoint knows what the prompt means.
-    task = parse_prompt(body.prompt) if len(images) == 1 else None
+    meant: Task[Any] | str = body.prompt
+    if len(images) == 1:
+        prefix = "" if adapter is not None else _question_prefix(handler)
+        meant, notes = read_prompt(body.prompt, prefix)
+        reading.notes += notes
     jobs = [
         Job(
-            task=task,
-            prompt=body.prompt if task is None else None,
+            task=None if isinstance(meant, str) else meant,
+            prompt=meant if isinstance(meant, str) else None,
             images=images,
             options=options,
             client=client,
@@ -309,12 +349,20 @@ async def _ask_chat(handler: RequestHandler, body: ChatRequest, client: str) -> 
         )
         for options in spread
     ]
-    return _submitted(handler, _CHAT, body, model, jobs, has_logprobs=bool(body.logprobs))
+    has_logprobs = bool(body.logprobs) and json_format is None  # they are of the text's tokens
+    return _submitted(handler, _CHAT, (body, reading), model, jobs, has_logprobs=has_logprobs)
 
 
-async def _ask_completions(
-    handler: RequestHandler, body: CompletionRequest, client: str
-) -> _Submission:
+def _question_prefix(handler: RequestHandler) -> str:
+    if handler.settings.question_prefix is not None:
+        return handler.settings.question_prefix
+    predictor = handler.service.predictor
+    is_mix = predictor is not None and (predictor.name == "mini" or "-mix-" in predictor.name)
+    return "answer en" if is_mix else ""
+
+
+async def _ask_completions(handler: RequestHandler, reading: Reading, client: str) -> Submission:
+    body = validate(CompletionRequest, reading.document, handler.limits)
     model, adapter = handler.find_model(body.model)
     spread = _spread(_options(body, adapter, body.logprobs or 0), body, handler, len(body.prompts))
     images: tuple[bytes, ...] = ()
@@ -328,13 +376,14 @@ async def _ask_completions(
         for options in spread
     ]
     has_logprobs = body.logprobs is not None
-    return _submitted(handler, _COMPLETIONS, body, model, jobs, has_logprobs=has_logprobs)
+    request = (body, reading)
+    return _submitted(handler, _COMPLETIONS, request, model, jobs, has_logprobs=has_logprobs)
 
 
 async def _image_at(handler: RequestHandler, url: str) -> bytes:
-    if url[:5].lower() == "data:":
-        return await handler.decode(url)
-    return await handler.fetcher.fetch(url)
+    if url[:8].lower().startswith(("http://", "https://")):
+        return await handler.fetcher.fetch(url)
+    return await run_blocking(decode_any_base64, url, handler.limits, size=len(url))
 
 
 def _options(body: OpenAiRequest, adapter: str | None, num_top_logprobs: int) -> JobOptions:
@@ -343,8 +392,7 @@ def _options(body: OpenAiRequest, adapter: str | None, num_top_logprobs: int) ->
         temperature=body.temperature or 0.0,
         top_p=body.top_p,
         top_k=body.top_k,
-        # Sampling without a seed should differ between requests.
-        seed=secrets.randbits(31) if body.seed is None else body.seed,
+        seed=any_seed(body.seed, body.temperature),
         stop=body.stops,
         logprobs=num_top_logprobs,
         adapter=adapter,
@@ -378,18 +426,19 @@ def _spread(
 def _submitted(
     handler: RequestHandler,
     dialect: _Dialect,
-    body: OpenAiRequest,
+    request: tuple[OpenAiRequest, Reading],
     model: str,
     jobs: Sequence[Job],
     *,
     has_logprobs: bool,
-) -> _Submission:
+) -> Submission:
     tickets = handler.service.submit_all(jobs)
     predictor = handler.service.predictor
     assert predictor is not None  # else nothing is accepted
-    return _Submission(
+    return Submission(
         dialect=dialect,
-        body=body,
+        body=request[0],
+        reading=request[1],
         model=model,
         tickets=tickets,
         tokenizer=predictor.processor.tokenizer,
@@ -402,21 +451,21 @@ def _submitted(
 # Answering
 
 
-async def _answer(request: Request, submitting: Awaitable[_Submission]) -> Response:
+async def _answer(request: Request, submitting: Awaitable[Submission]) -> Response:
     submission = await cancel_on_disconnect(request.receive, submitting)
     if submission.body.stream:
         frames = start_stream(_frames(submission))
         return EventStream(await cancel_on_disconnect(request.receive, frames), error_name=None)
 
     async def work() -> bytes:
-        answers = await _join_updates(submission.tickets)
+        answers = await join_updates(submission.tickets)
         return await anyio.to_thread.run_sync(lambda: _whole(submission, answers).to_json())
 
     data = await cancel_on_disconnect(request.receive, work())
     return Response(data, media_type="application/json")
 
 
-async def _join_updates(tickets: Sequence[Ticket]) -> list[Update]:
+async def join_updates(tickets: Sequence[Ticket]) -> list[Update]:
     """All updates of each ticket as one. The first error ends all."""
     answers = [Update() for _ in tickets]
     try:
@@ -429,9 +478,9 @@ async def _join_updates(tickets: Sequence[Ticket]) -> list[Update]:
     return answers
 
 
-def _whole(submission: _Submission, answers: Sequence[Update]) -> ResponseModel:
+def _whole(submission: Submission, answers: Sequence[Update]) -> ResponseModel:
     """The body of an answer. Encoding masks takes time: call it in a thread."""
-    dialect = submission.dialect
+    dialect, json_format = submission.dialect, submission.reading.json_format
     choices = []
     for index, (ticket, answer) in enumerate(zip(submission.tickets, answers, strict=True)):
         result = ticket.result()
@@ -441,27 +490,30 @@ def _whole(submission: _Submission, answers: Sequence[Update]) -> ResponseModel:
             logprobs = dialect.logprobs(texts, texts.tokens(answer))
         choices.append(
             dialect.choice(
-                answer.text,
+                submission.text(answer, result),
                 logprobs,
+                None if json_format is None else json_format.tool,
                 index=index,
                 finish_reason=_FINISH_REASONS[result.stop_reason],
                 paligemma=result_model(result),
             )
         )
-    return dialect.whole(**submission.head, choices=choices, usage=submission.usage)
+    return dialect.whole(
+        **submission.head, choices=choices, usage=submission.usage, paligemma=submission.notes
+    )
 
 
-async def _frames(submission: _Submission) -> AsyncGenerator[bytes, None]:
+async def _frames(submission: Submission) -> AsyncGenerator[bytes, None]:
     """The chunks of a stream, without its closing line."""
     dialect = submission.dialect
     texts = [_TokenTexts(submission.tokenizer) for _ in submission.tickets]
     started: set[int] = set()
 
-    def frames(index: int, piece: ResponseModel) -> bytes:
+    def frames(index: int, piece: ResponseModel, **notes: models.RequestNotes) -> bytes:
         first = None if index in started else dialect.first_piece(index)
         started.add(index)
-        pieces = [piece] if first is None else [first, piece]
-        return b"".join(_chunk(submission, each) for each in pieces)
+        before = b"" if first is None else _chunk(submission, first)
+        return before + _chunk(submission, piece, **notes)
 
     try:
         async with aclosing(merge_updates(submission.tickets)) as updates:
@@ -469,11 +521,14 @@ async def _frames(submission: _Submission) -> AsyncGenerator[bytes, None]:
                 logprobs = None
                 if submission.has_logprobs and (tokens := texts[index].tokens(update)):
                     logprobs = dialect.logprobs(texts[index], tokens)
-                if update.text or logprobs:
+                if (update.text or logprobs) and submission.reading.json_format is None:
                     piece = dialect.piece(update.text, logprobs, index=index, finish_reason=None)
                     yield frames(index, piece)
         for index, ticket in enumerate(submission.tickets):
             result = ticket.result()
+            if submission.reading.json_format is not None:
+                text = submission.text(Update(), result)
+                yield frames(index, dialect.piece(text, None, index=index, finish_reason=None))
             last = dialect.piece(
                 "",
                 None,
@@ -481,7 +536,7 @@ async def _frames(submission: _Submission) -> AsyncGenerator[bytes, None]:
                 finish_reason=_FINISH_REASONS[result.stop_reason],
                 paligemma=await anyio.to_thread.run_sync(result_model, result),
             )
-            yield frames(index, last)
+            yield frames(index, last, paligemma=submission.notes)
         if submission.body.has_usage:
             chunk = dialect.chunk(**submission.head, choices=[], usage=submission.usage)
             yield event_frame(None, chunk)
@@ -490,9 +545,9 @@ async def _frames(submission: _Submission) -> AsyncGenerator[bytes, None]:
             ticket.cancel()
 
 
-def _chunk(submission: _Submission, piece: ResponseModel) -> bytes:
+def _chunk(submission: Submission, piece: ResponseModel, **notes: models.RequestNotes) -> bytes:
     usage = {"usage": None} if submission.body.has_usage else {}
-    chunk = submission.dialect.chunk(**submission.head, choices=[piece], **usage)
+    chunk = submission.dialect.chunk(**submission.head, choices=[piece], **usage, **notes)
     return event_frame(None, chunk)
 
 
