@@ -509,6 +509,37 @@ def test_image_tokens_come_out_as_the_decoder_gets_them(predictor: Predictor) ->
     assert np.isfinite(tokens).all()
 
 
+def test_several_images_are_embedded_at_once(predictor: Predictor) -> None:
+    images = [picture(number, (40, 30)) for number in range(3)]
+    tokens = predictor.embed_image(images)
+    assert tokens.shape == (3, 25, 48)
+    assert np.allclose(tokens[1], predictor.embed_image(images[1]), atol=1e-5)
+    pooled = predictor.embed_image(images, pooled=True)
+    assert np.allclose(pooled, tokens.mean(axis=1), atol=1e-5)
+    assert np.allclose(predictor.embed_image(images[2], pooled=True), pooled[2], atol=1e-5)
+    with pytest.raises(OptionError, match="no images"):
+        predictor.embed_image([])
+
+
+def test_hidden_states_of_image_and_prompt(predictor: Predictor) -> None:
+    hidden = predictor.embed_prompt(IMAGE, "ocr")
+    assert hidden.shape[0] > 25
+    assert hidden.shape[1] == 48
+    assert np.allclose(predictor.embed_prompt(IMAGE, "ocr", pooled=True), hidden.mean(0), atol=1e-5)
+    assert predictor.embed_prompt((), "ocr").shape[0] == hidden.shape[0] - 25
+    with pytest.raises(PromptError, match="Leave it out"):
+        predictor.embed_prompt(IMAGE, "<image>ocr")
+
+
+def test_a_result_knows_its_image(predictor: Predictor) -> None:
+    for result in (
+        predictor.detect(IMAGE, "cat"),
+        predictor.run([(IMAGE, DetectTask.of("cat"))])[0],
+        predictor.detect(IMAGE, "cat ; dog", separate=True),
+    ):
+        assert result.draw().size == IMAGE.size
+
+
 def test_info_says_what_was_loaded(predictor: Predictor) -> None:
     info = predictor.info()
     assert info["name"] == "tiny"

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import gc
+import io
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from paligemma.errors import MissingExtraError
+from paligemma.errors import ImageError, MissingExtraError, OptionError
 from paligemma.results import (
     Answer,
     Caption,
     Detection,
     Detections,
     Generation,
+    ImageReference,
     Problem,
     Score,
     Segment,
@@ -242,3 +248,104 @@ def test_importing_results_loads_neither_torch_nor_pil() -> None:
     code = "import sys, paligemma.results; print({'torch', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_masks_are_kept_packed_and_come_back_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    for mask in (MASK, ~MASK, np.zeros((3, 5), bool), rng.random((37, 53)) < 0.3):
+        segment = segments(mask)[0]
+        assert np.array_equal(segment.mask, mask)
+        assert segment.mask.dtype == np.bool_
+        assert segment.mask is not segment.mask
+        segment.mask[:] = True  # a copy: changes nothing
+        assert np.array_equal(pickle.loads(pickle.dumps(segment)).mask, mask)
+        assert replace(segment, score=0.1).rle == segment.rle
+    large = np.zeros((3000, 4000), bool)
+    large[100:300, 200:400] = True
+    assert len(pickle.dumps(segments(large))) < 20_000
+    with pytest.raises(TypeError, match="needs its mask"):
+        Segment(**vars(CAT), mask_score=0.5)
+
+
+def test_results_are_short_in_a_console() -> None:
+    assert repr(CAT) == "Detection('cat', score=0.9, box_xyxy=(64.0, 48.0, 320.0, 240.0))"
+    assert repr(replace(FOUND, objects=(CAT,))) == f"Detections([{CAT!r}], size_wh=(640, 480))"
+    assert repr(segments(MASK)[0]).startswith("Segment('cat'")
+    text: dict[str, Any] = {
+        "text": "a cat",
+        "token_ids": (1,),
+        "logprobs": (-0.1,),
+        "stop_reason": "eos",
+    }
+    assert repr(Generation(**text)) == "Generation('a cat')"
+    assert repr(Caption(**text, score=0.5, language="en")) == "Caption('a cat', score=0.5)"
+
+
+def test_a_result_remembers_a_path_and_an_image_that_exists(tmp_path: Path) -> None:
+    image = Image.new("RGB", (640, 480), (9, 9, 9))
+    path = tmp_path / "image.png"
+    image.save(path)
+    by_path = replace(FOUND, image_reference=ImageReference(str(path)))
+    in_memory = replace(FOUND, image_reference=ImageReference(image))
+    assert by_path == in_memory == FOUND
+    assert by_path.to_json() == FOUND.to_json()
+    for result in (by_path, in_memory, by_path.filter(0.5), pickle.loads(pickle.dumps(by_path))):
+        assert result.draw().size == (640, 480)
+        assert [crop.size for crop in result.crop()][:1] == [(256, 192)]
+    drawing = Image.open(io.BytesIO(by_path._repr_png_() or b""))
+    assert drawing.size == (640, 480)
+    assert "<img" in by_path._repr_html_()
+    assert "cat" in by_path._repr_html_()
+    with Image.open(by_path.save(tmp_path / "drawn.jpg")) as drawn:
+        assert drawn.size == (640, 480)
+    with pytest.raises(OptionError, match="cannot be written"):
+        by_path.save(tmp_path / "drawn.xyz")
+    with pytest.raises(OptionError, match="cannot be written"):
+        by_path.save(tmp_path / "absent" / "drawn.png")
+    unknown = pickle.loads(pickle.dumps(in_memory))
+    del image, result
+    gc.collect()
+    for forgetful in (unknown, in_memory, FOUND):
+        with pytest.raises(ImageError, match="Pass the image"):
+            forgetful.draw()
+        assert forgetful._repr_png_() is None
+        assert "<img" not in forgetful._repr_html_()
+    assert FOUND.crop(Image.new("RGB", (640, 480)))[1].size == (640, 480)
+    with pytest.raises(ImageError, match="64 x 48"):
+        FOUND.crop(Image.new("RGB", (64, 48)))
+
+
+def test_labels_are_escaped_in_a_notebook() -> None:
+    assert "<b>" not in replace(FOUND, objects=(replace(CAT, label="<b>"),))._repr_html_()
+
+
+def test_csv_quotes_labels() -> None:
+    result = replace(FOUND, objects=(replace(CAT, label='a "cat", black'),))
+    assert result.to_csv().splitlines() == [
+        "label,score,x1,y1,x2,y2,unsure",
+        '"a ""cat"", black",0.9000,64.00,48.00,320.00,240.00,False',
+    ]
+
+
+def test_yolo_lines_have_the_class_and_the_box_in_fractions() -> None:
+    assert replace(FOUND, objects=(CAT,)).to_yolo() == "1 0.300000 0.300000 0.400000 0.400000\n"
+    assert FOUND.to_yolo({"cat": 7}).splitlines()[0].startswith("7 ")
+    assert replace(FOUND, objects=()).to_yolo() == ""
+    line = segments(MASK).to_yolo().split()
+    corners = np.array(line[1:], float).reshape(-1, 2) * (6, 4)
+    assert line[0] == "1"
+    assert sorted(corners.round(4).tolist()) == [[2, 1], [2, 3], [5, 1], [5, 3]]
+
+
+def test_label_studio_gets_rectangles_in_percent() -> None:
+    task = FOUND.to_labelstudio("s3://bucket/1.jpg")
+    assert task["data"] == {"image": "s3://bucket/1.jpg"}
+    [prediction] = task["predictions"]
+    value = prediction["result"][0]["value"]
+    assert value["rectanglelabels"] == ["cat"]
+    assert [value[k] for k in ("x", "y", "width", "height")] == pytest.approx([10, 10, 40, 40])
+    json.dumps(task, allow_nan=False)
+    with pytest.raises(OptionError, match="image=ADDRESS"):
+        FOUND.to_labelstudio()
+    known = replace(FOUND, image_reference=ImageReference(Path("a.jpg")))
+    assert known.to_labelstudio()["data"] == {"image": "a.jpg"}

@@ -40,7 +40,14 @@ from paligemma.processor.image import ImageSource, ImageTransform, LoadedImage
 from paligemma.processor.processor import Processor, pad_batch
 from paligemma.processor.sequence import TokenSequence, build_example, build_prefix
 from paligemma.processor.tokenizer import TextStream, Tokenizer
-from paligemma.results import Detection, Detections, Generation, Segments, StopReason
+from paligemma.results import (
+    Detection,
+    Detections,
+    Generation,
+    ImageReference,
+    Segments,
+    StopReason,
+)
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
@@ -508,7 +515,7 @@ class _Turns:
         self._queries = enumerate(queries)
         self._may_separate = may_separate
         self._num_taken = 0
-        self._unanswered: set[int] = set()
+        self._unanswered: dict[int, ImageReference | None] = {}
         self._errors: deque[tuple[int, PaliGemmaError]] = deque()
         self._is_exhausted = False
 
@@ -523,7 +530,8 @@ class _Turns:
                 self._is_exhausted = True
                 break
             self._num_taken += 1
-            self._unanswered.add(item[0])
+            images = item[1].images
+            self._unanswered[item[0]] = ImageReference(images[0]) if len(images) == 1 else None
             try:
                 self.waiting.extend(self._turns_of(*item))
             except PaliGemmaError as error:
@@ -536,8 +544,10 @@ class _Turns:
             yield self.answered(*self._errors.popleft())
 
     def answered(self, index: int, answer: Any) -> tuple[int, Any]:
-        """The pair itself, after noting that the query needs nothing more."""
-        self._unanswered.discard(index)
+        """The pair, objects with a reference to their image; the query needs nothing more."""
+        reference = self._unanswered.pop(index, None)
+        if isinstance(answer, Detections | Segments):
+            answer = replace(answer, image_reference=reference)
         return index, answer
 
     def _turns_of(self, index: int, item: ImageQuery) -> Sequence[_Turn]:

@@ -53,13 +53,7 @@ def draw_detections(
     OptionError for a font that cannot be read.
     """
     loaded = load_image(image)
-    width, height = loaded.size_wh
-    if (width, height) != detections.size_wh:
-        raise ImageError(
-            f"The image is {width} x {height}, but the result belongs to an image of "
-            f"{detections.size_wh[0]} x {detections.size_wh[1]}. Pass the original image, not a "
-            "resized copy."
-        )
+    rects = _pixel_rects(loaded, detections)
     canvas = loaded.rgb.copy()
     names = detections.label_names
     colors = [PALETTE[names.index(label) % len(PALETTE)] for label in detections.labels]
@@ -72,11 +66,6 @@ def draw_detections(
                 mask = np.asarray(Image.fromarray(mask).resize(canvas.size)) > 0
             _draw_mask(canvas, mask, color, line)
     draw = ImageDraw.Draw(canvas)
-    across, down = canvas.width / width, canvas.height / height  # below 1 where scaled down
-    rects = []
-    for obj in detections:
-        x1, y1, x2, y2 = obj.box_xyxy
-        rects.append(_pixel_rect((x1 * across, y1 * down, x2 * across, y2 * down), canvas.size))
     for rect, color in zip(rects, colors, strict=True):
         _draw_outline(draw, rect, color, line)
     lettering = Lettering(min(max(12.0, shorter / 32), 48.0), font)
@@ -87,6 +76,35 @@ def draw_detections(
         text = f"{one_line(obj.label)} {score}".strip()
         taken.append(_draw_tag(canvas, text, rect, color, lettering, taken))
     return canvas
+
+
+def crop_objects(
+    image: ImageSource | LoadedImage, detections: Objects[Detection]
+) -> list[Image.Image]:
+    """Cut each object's box out of the image. Raises ImageError as `draw_detections`."""
+    loaded = load_image(image)
+    return [
+        loaded.rgb.crop((x1, y1, x2 + 1, y2 + 1))
+        for x1, y1, x2, y2 in _pixel_rects(loaded, detections)
+    ]
+
+
+def _pixel_rects(image: LoadedImage, detections: Objects[Detection]) -> list[_Rect]:
+    """The objects' boxes in the pixels of `image.rgb`, which may be scaled down."""
+    width, height = image.size_wh
+    if (width, height) != detections.size_wh:
+        raise ImageError(
+            f"The image is {width} x {height}, but the result belongs to an image of "
+            f"{detections.size_wh[0]} x {detections.size_wh[1]}. Pass the original image, not a "
+            "resized copy."
+        )
+    across, down = image.rgb.width / width, image.rgb.height / height
+    rects = []
+    for obj in detections:
+        x1, y1, x2, y2 = obj.box_xyxy
+        box = (x1 * across, y1 * down, x2 * across, y2 * down)
+        rects.append(_pixel_rect(box, image.rgb.size))
+    return rects
 
 
 def _pixel_rect(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> _Rect:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,55 @@ class Rle(TypedDict):
 
     size: list[int]
     counts: str
+
+
+class PackedMask(Protocol):
+    """A mask in little memory."""
+
+    def unpack(self) -> Mask:
+        """bool[H, W], as a new array."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskBits:
+    """One bit per pixel of the rectangle around the mask.
+
+    >>> MaskBits.of(np.eye(3, dtype=bool)).unpack().sum()
+    np.int64(3)
+    """
+
+    shape: tuple[int, int]
+    corner: tuple[int, int]
+    bits: npt.NDArray[np.uint8]
+    """Rows of the rectangle, 8 pixels per value."""
+    num_columns: int
+
+    @classmethod
+    def of(cls, mask: npt.NDArray[Any]) -> Self:
+        """Pack bool[H, W]."""
+        mask = mask.astype(np.bool_, copy=False)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if rows.size:
+            top, left = int(rows[0]), int(columns[0])
+            part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+        else:
+            top, left, part = 0, 0, mask[:0, :0]
+        height, width = mask.shape
+        return cls(
+            shape=(height, width),
+            corner=(top, left),
+            bits=np.packbits(part, axis=1),
+            num_columns=part.shape[1],
+        )
+
+    def unpack(self) -> Mask:
+        """bool[H, W], as a new array."""
+        mask = np.zeros(self.shape, dtype=np.bool_)
+        part = np.unpackbits(self.bits, axis=1, count=self.num_columns)
+        (top, left), (height, width) = self.corner, part.shape
+        mask[top : top + height, left : left + width] = part
+        return mask
 
 
 def mask_to_rle(mask: Mask) -> Rle:

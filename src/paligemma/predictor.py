@@ -40,7 +40,7 @@ from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import LoadedImage
-from paligemma.processor.processor import Processor
+from paligemma.processor.processor import Processor, PromptRow
 from paligemma.results import (
     Answer,
     BoxXyxy,
@@ -517,16 +517,43 @@ class Predictor:
         ]
         return scores[0] if isinstance(suffix, str) else scores
 
-    def embed_image(self, image: ImageInput) -> npt.NDArray[np.float32]:
+    def embed_image(
+        self, image: ImageInput | Sequence[ImageInput], *, pooled: bool = False
+    ) -> npt.NDArray[np.float32]:
         """The image as the decoder sees it: float32[P, D], P image tokens of the model's width.
 
-        float32[256, 2304] for PaliGemma 2 3B at 224 pixels.
+        float32[256, 2304] for PaliGemma 2 3B at 224 pixels. Of a list of N images, all of them:
+        float32[N, P, D]. With `pooled`, the mean of the image tokens: float32[D] or [N, D].
         """
-        [image_tokens] = self._encode(self.processor.pixel_values([self._load(image)]))
-        values: npt.NDArray[np.float32] = image_tokens.float().cpu().numpy()
-        if not np.isfinite(values).all():
-            raise NumericalError.of_model()
-        return values
+        images = _as_tuple(cast("ImageInputs", image))
+        if not images:
+            raise OptionError("There are no images to embed. Pass one, or a list of them.")
+        size = self._batch_size(None, 1)
+        parts = []
+        for start in range(0, len(images), size):
+            loaded = [self._load(each) for each in images[start : start + size]]
+            tokens = self._encode(self.processor.pixel_values(loaded)).float()
+            parts.append(_finite(tokens.mean(1) if pooled else tokens))
+        embedded = np.concatenate(parts)
+        return embedded if isinstance(image, list | tuple) else embedded[0]
+
+    @torch.inference_mode()
+    def embed_prompt(
+        self, images: ImageInputs, prompt: str, *, pooled: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """The decoder's last hidden states for images and prompt together: float32[T, D].
+
+        One per image token, then BOS, the prompt and its separator. `images` as for `generate`; ()
+        embeds the text alone. With `pooled`, their mean: float32[D].
+        """
+        check_control_words(prompt)
+        loaded = [self._load(image) for image in _as_tuple(images)]
+        row = PromptRow(prompt=prompt, images=tuple(range(len(loaded))))
+        inputs = self.processor.prefix_inputs([row], loaded).to(self.model.device)
+        tokens = self._encode(self.processor.pixel_values(loaded)) if loaded else None
+        [hidden] = self.model.hidden_states(inputs, image_tokens=tokens)
+        hidden = hidden[inputs.input_mask[0]].float()
+        return _finite(hidden.mean(0) if pooled else hidden)
 
     # The model itself
 
@@ -663,6 +690,13 @@ def _texts(texts: str | Texts, name: str) -> list[str]:
     if not all(isinstance(text, str) for text in given):
         raise PromptError(f"The {name} is {texts!r}; expected text, or a list of texts.")
     return given
+
+
+def _finite(values: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = values.cpu().numpy()
+    if not np.isfinite(array).all():
+        raise NumericalError.of_model()
+    return array
 
 
 def _as_tuple(images: ImageInputs) -> tuple[ImageInput, ...]:

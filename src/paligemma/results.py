@@ -7,26 +7,32 @@ formulas.
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import csv
 import dataclasses
+import html
+import io
 import json
 import math
+import os
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.errors import MissingExtraError, counted
-from paligemma.masks import Ring, Rle, mask_to_polygons, mask_to_rle
+from paligemma.errors import ImageError, MissingExtraError, OptionError, PaliGemmaError, counted
+from paligemma.masks import MaskBits, PackedMask, Ring, Rle, mask_to_polygons, mask_to_rle
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import PIL.Image
 
-    from paligemma.processor.image import LoadedImage
+    from paligemma.processor.image import ImageSource, LoadedImage
 
 StopReason = Literal["eos", "stop", "length"]
 """Why generation stopped: the model wrote EOS, a stop string occurred, or the limit of new tokens
@@ -48,7 +54,11 @@ class Result:
         Masks become COCO run lengths: {"size": [height, width], "counts": "..."}.
         """
         assert dataclasses.is_dataclass(self)
-        return {f.name: _to_json_value(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {
+            f.name: _to_json_value(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name != "image_reference"
+        }
 
     def to_json(self) -> str:
         """`to_dict` as one line of JSON."""
@@ -75,7 +85,7 @@ def _to_json_value(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Generation(Result):
     """The raw output of the model. `token_ids` includes the final EOS, if there is one."""
 
@@ -90,22 +100,27 @@ class Generation(Result):
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        score = getattr(self, "score", None)
+        shown = "" if score is None else f", score={score:.3g}"
+        return f"{type(self).__name__}({self.text!r}{shown})"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Text(Generation):
     """A text result, such as the text read from an image, with its score."""
 
     score: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Caption(Text):
     """A description of the image (with the language asked for) or of one box in it (None)."""
 
     language: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Answer(Text):
     """The answer to a question about the image."""
 
@@ -148,7 +163,7 @@ class Problem(Result):
         return f"{self.kind}: {self.detail}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Detection(Result):
     """One labeled box."""
 
@@ -176,13 +191,33 @@ class Detection(Result):
         mark = " (unsure)" if self.unsure else ""
         return f"{self.label} {self.score:.2f} at ({box}){mark}"
 
+    def __repr__(self) -> str:
+        box = ", ".join(f"{edge:.1f}" for edge in self.box_xyxy)
+        return f"{type(self).__name__}({self.label!r}, score={self.score:.3g}, box_xyxy=({box}))"
 
-@dataclass(frozen=True, kw_only=True)
+
+class _Packed:
+    """A field that is set to a mask, or to a packed one, and kept packed."""
+
+    def __get__(self, segment: object, owner: type) -> Any:
+        if segment is None:
+            raise AttributeError("mask")
+        packed: PackedMask = vars(segment)["_packed_mask"]
+        return packed.unpack()
+
+    def __set__(self, segment: object, mask: Any) -> None:
+        if isinstance(mask, _Packed):  # the default, which only documents the field
+            raise TypeError("A Segment needs its mask.")
+        vars(segment)["_packed_mask"] = mask if hasattr(mask, "unpack") else MaskBits.of(mask)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Segment(Detection):
     """One labeled box with the mask of the object in it."""
 
-    mask: npt.NDArray[np.bool_] = field(repr=False, hash=False)
-    """bool[H, W], of the size of the source image."""
+    mask: npt.NDArray[np.bool_] = field(default=cast("Any", _Packed()), repr=False, hash=False)
+    """bool[H, W], of the size of the source image. Kept packed, and unpacked on each access: hold
+    on to the array to use it more than once."""
     mask_score: float
 
     @property
@@ -202,10 +237,30 @@ class Segment(Detection):
         return self.to_dict() == other.to_dict()
 
 
+class ImageReference:
+    """The image of a result, without keeping it in memory: a path, or what is alive elsewhere."""
+
+    def __init__(self, source: object) -> None:
+        self._path = source if isinstance(source, str | os.PathLike) else None
+        self._source: Any = None
+        if self._path is None and not callable(source):
+            with contextlib.suppress(TypeError):  # bytes, for example
+                self._source = weakref.ref(source)
+
+    def get(self) -> Any:
+        """The path or the image; None when it is gone."""
+        if self._path is not None:
+            return self._path
+        return self._source() if self._source is not None else None
+
+    def __reduce__(self) -> tuple[type, tuple[object]]:
+        return ImageReference, (self._path,)
+
+
 ObjectT_co = TypeVar("ObjectT_co", bound=Detection, covariant=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     """The sequence of objects found in one image, with the request and what was skipped."""
 
@@ -223,6 +278,8 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     """How the question was understood, where it was not taken word by word."""
     filtered: tuple[str, ...] = ()
     """The phrases whose objects were all removed by `filter`."""
+    image_reference: ImageReference | None = field(default=None, compare=False)
+    """The image that was asked about: its path, or as long as it exists the image in memory."""
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -301,21 +358,69 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return replace(self, objects=kept, filtered=filtered)
 
     def draw(
-        self,
-        image: str | Path | bytes | PIL.Image.Image | npt.NDArray[Any] | LoadedImage,
-        *,
-        font: str | Path | None = None,
+        self, image: ImageSource | LoadedImage | None = None, *, font: str | Path | None = None
     ) -> PIL.Image.Image:
         """Return the image as a new RGB image with the objects drawn on it.
 
-        `image` is the image that was asked about, in any form that `detect` takes. `font` is the
-        path of a font file for labels whose letters no other font has. Raises ImageError when the
-        image cannot be read or differs in size from the result's.
+        `image` is the image that was asked about, in any form that `detect` takes. It can be left
+        out where that was a path, or an image or array that still exists. `font` is the path of a
+        font file for labels whose letters no other font has. Raises ImageError when the image
+        cannot be read or differs in size from the result's.
         """
         # Imported on call: drawing needs Pillow and a module of a higher layer.
         from paligemma.draw import draw_detections
 
-        return draw_detections(image, self, font=font)
+        return draw_detections(self._image(image), self, font=font)
+
+    def show(self, image: ImageSource | LoadedImage | None = None) -> None:
+        """Open the drawing in the system's image viewer. Notebooks show results by themselves."""
+        self.draw(image).show()
+
+    def save(self, path: str | Path, image: ImageSource | LoadedImage | None = None) -> Path:
+        """Write the drawing to an image file, whose suffix says the format. Return its path."""
+        path = Path(path).expanduser()
+        try:
+            self.draw(image).save(path)
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"The drawing cannot be written to {str(path)!r} ({error}). Choose a folder that "
+                "exists, and a name such as drawing.png."
+            ) from error
+        return path
+
+    def crop(self, image: ImageSource | LoadedImage | None = None) -> list[PIL.Image.Image]:
+        """Cut each object's box out of the image, in order; `image` as for `draw`."""
+        from paligemma.draw import crop_objects
+
+        return crop_objects(self._image(image), self)
+
+    def _image(self, image: ImageSource | LoadedImage | None) -> Any:
+        if image is None and self.image_reference is not None:
+            image = self.image_reference.get()
+        if image is None:
+            raise ImageError(
+                "The result does not know its image: a path is remembered, an image in memory only "
+                "as long as it exists. Pass the image."
+            )
+        return image
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the drawing, at most 1024 pixels wide and high."""
+        try:
+            drawn = self.draw()
+        except PaliGemmaError:
+            return None
+        drawn.thumbnail((1024, 1024))
+        content = io.BytesIO()
+        drawn.save(content, "PNG")
+        return content.getvalue()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the drawing above the list of objects."""
+        png = self._repr_png_()
+        uri = "" if png is None else base64.b64encode(png).decode("ascii")
+        shown = f'<img src="data:image/png;base64,{uri}" style="max-width: 100%">' if uri else ""
+        return f"{shown}<pre>{html.escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {
@@ -345,16 +450,92 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
                 "iscrowd": 0,
-                "score": obj.score,
+                "score": _to_json_value(obj.score),
             }
             if isinstance(obj, Segment):
-                annotation["area"] = int(obj.mask.sum())
-                annotation["segmentation"] = obj.rle
+                mask = obj.mask
+                annotation["area"] = int(mask.sum())
+                annotation["segmentation"] = mask_to_rle(mask)
             annotations.append(annotation)
         return {
             "images": [{"id": image_id, "width": width, "height": height}],
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        }
+
+    def to_csv(self) -> str:
+        """Return a table with a heading: label, score and box in pixels, a row per object."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("label", "score", "x1", "y1", "x2", "y2", "unsure"))
+        for obj in self.objects:
+            score = "" if math.isnan(obj.score) else f"{obj.score:.4f}"
+            box = (f"{edge:.2f}" for edge in obj.box_xyxy)
+            writer.writerow((obj.label, score, *box, obj.unsure))
+        return table.getvalue()
+
+    def to_yolo(self, classes: Mapping[str, int] | None = None) -> str:
+        """Return YOLO's lines, in fractions of the image: the class, then x, y, width and height.
+
+        For a mask, the corners of its largest outline follow the class. `classes` maps labels to
+        numbers; other labels get the next free ones. By default, numbers are indices into
+        `label_names`.
+        """
+        numbers = dict(classes or {})
+        for name in self.label_names:
+            numbers.setdefault(name, max(numbers.values(), default=-1) + 1)
+        width, height = self.size_wh
+        lines = []
+        for obj in self.objects:
+            rings = obj.polygons if isinstance(obj, Segment) else []
+            if rings:
+                corners = max(rings, key=_doubled_area)
+                values = [edge for x, y in corners for edge in (x / width, y / height)]
+            else:
+                x1, y1, x2, y2 = obj.box_xyxy
+                values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
+                values += [(x2 - x1) / width, (y2 - y1) / height]
+            lines.append(" ".join((str(numbers[obj.label]), *(f"{v:.6f}" for v in values))))
+        return "".join(f"{line}\n" for line in lines)
+
+    def to_labelstudio(self, image: str | None = None) -> dict[str, Any]:
+        """Return a task of Label Studio whose prediction has the boxes as rectangles.
+
+        `image` is the address under which Label Studio finds the image, by default the path that
+        was asked about. The labeling setup needs an Image named "image" and RectangleLabels named
+        "label". Masks are left out: Label Studio's converter reads `to_coco`.
+        """
+        if image is None:
+            path = self.image_reference.get() if self.image_reference else None
+            if not isinstance(path, str | os.PathLike):
+                raise OptionError("The result knows no path of its image. Pass image=ADDRESS.")
+            image = os.fspath(path)
+        width, height = self.size_wh
+        shapes = []
+        for number, obj in enumerate(self.objects, start=1):
+            x1, y1, x2, y2 = (100 * edge for edge in obj.box_normalized_xyxy)
+            shape = {
+                "id": str(number),
+                "type": "rectanglelabels",
+                "from_name": "label",
+                "to_name": "image",
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "value": {
+                    "x": x1,
+                    "y": y1,
+                    "width": x2 - x1,
+                    "height": y2 - y1,
+                    "rotation": 0,
+                    "rectanglelabels": [obj.label],
+                },
+                "score": _to_json_value(obj.score),
+            }
+            shapes.append(shape)
+        return {
+            "data": {"image": image},
+            "predictions": [{"model_version": "paligemma", "result": shapes}],
         }
 
     def to_supervision(self) -> Any:
@@ -378,6 +559,10 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
             data={"class_name": np.array(self.labels)},
         )
 
+    def __repr__(self) -> str:
+        width, height = self.size_wh
+        return f"{type(self).__name__}({list(self.objects)!r}, size_wh=({width}, {height}))"
+
     def __str__(self) -> str:
         width, height = self.size_wh
         count = counted(len(self), "object")
@@ -387,7 +572,8 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         for obj in self.objects:
             edges = " ".join(f"{edge:7.1f}" for edge in obj.box_xyxy)
             mark = "  (unsure)" if obj.unsure else ""
-            lines.append(f" {obj.score:.2f} {edges}  {one_line(obj.label)}{mark}")
+            score = "   -" if math.isnan(obj.score) else f"{obj.score:.2f}"
+            lines.append(f" {score} {edges}  {one_line(obj.label)}{mark}")
         if any(obj.unsure for obj in self.objects):
             lines.append("unsure: the model would call this something else")
         for title, phrases in (
@@ -405,7 +591,12 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _doubled_area(ring: Ring) -> int:
+    pairs = zip(ring, [*ring[1:], ring[0]], strict=True)
+    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairs))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Detections(Objects[Detection]):
     """The boxes found in one image.
 
@@ -417,7 +608,7 @@ class Detections(Objects[Detection]):
     """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Segments(Objects[Segment]):
     """The masks found in one image; otherwise as `Detections`."""
 
@@ -425,4 +616,7 @@ class Segments(Objects[Segment]):
     def masks(self) -> npt.NDArray[np.bool_]:
         """bool[N, H, W], of the size of the source image."""
         width, height = self.size_wh
-        return np.array([o.mask for o in self.objects], dtype=np.bool_).reshape(-1, height, width)
+        masks = np.empty((len(self), height, width), dtype=np.bool_)
+        for index, obj in enumerate(self.objects):
+            masks[index] = obj.mask
+        return masks

@@ -7,6 +7,7 @@ segment.py         masks for phrases
 objects.py         parsing of object lists: boxes, labels, scores
 object_grammar.py  constrained decoding of object lists
 object_stream.py   objects of an answer while it is generated
+answer_text.py     the text of an answer from elsewhere -> boxes, masks
 parse_prompt.py    the text of a prompt -> task
 seg_codec.py       masks <-> <seg> codes: the VQ-VAE
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from paligemma.tasks.answer_text import parse_text as parse_text
     from paligemma.tasks.detect import DetectTask as DetectTask
     from paligemma.tasks.objects import split_phrases as split_phrases
     from paligemma.tasks.seg_codec import MaskCodec as MaskCodec

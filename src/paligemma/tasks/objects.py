@@ -82,15 +82,15 @@ def format_box(box_normalized_xyxy: BoxXyxy) -> str:
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:
-    """Return exp(mean(logprobs)), at most 1; 1 for no tokens.
+    """Return exp(mean(logprobs)), at most 1; 1 for no tokens, NaN for unknown ones.
 
     >>> round(mean_probability([math.log(0.5), math.log(0.125)]), 6)
     0.25
     """
     if not logprobs:
         return 1.0
-    # Rounding in the softmax can make a log-probability slightly positive.
-    return min(1.0, math.exp(min(0.0, math.fsum(logprobs) / len(logprobs))))
+    # Rounding in the softmax can make a log-probability slightly positive. NaN stays NaN.
+    return math.exp(min(math.fsum(logprobs) / len(logprobs), 0.0))
 
 
 def object_score(coordinate_score: float, label_score: float, *, has_label: bool) -> float:

@@ -18,6 +18,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -211,6 +212,19 @@ def paste_mask(
         resized = source.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR, box=part)
         full_mask[y1:y2, x1:x2] = np.asarray(resized) > 0
     return full_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastedMask:
+    """A mask of `decode_masks` with its box, which is pasted into the image when asked for."""
+
+    mask64: npt.NDArray[np.float32]
+    box_xyxy: BoxXyxy
+    size_wh: tuple[int, int]
+
+    def unpack(self) -> npt.NDArray[np.bool_]:
+        """bool[H, W], see `paste_mask`."""
+        return paste_mask(self.mask64, self.box_xyxy, self.size_wh)
 
 
 def mask_codec_to_npz(codec: MaskCodec) -> bytes:

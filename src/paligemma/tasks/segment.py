@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from paligemma.tasks.objects import (
     decode_box,
     split_phrases,
 )
-from paligemma.tasks.seg_codec import paste_mask
+from paligemma.tasks.seg_codec import PastedMask
 from paligemma.tasks.task import AnswerKind, Generated, TaskContext
 
 
@@ -106,15 +106,15 @@ class SegmentTask:
         masks = context.mask_codec.decode_masks(codes.reshape(-1, NUM_CODES_PER_MASK)).cpu().numpy()
         size_wh = context.transform.source_wh
 
-        def paste(mask: npt.NDArray[np.float32], item: ParsedObject) -> npt.NDArray[np.bool_]:
+        def pasted(mask: npt.NDArray[np.float32], item: ParsedObject) -> Any:
             # The box is not clamped: with a border, it may extend beyond the image.
             box = decode_box(item.box_yxyx_bins)
             unclamped = context.transform.box_to_source(box, order="xyxy", clamp=False)
-            return paste_mask(mask, unclamped, size_wh)
+            return PastedMask(mask64=mask, box_xyxy=unclamped, size_wh=size_wh)
 
         return Segments(
             objects=tuple(
-                Segment(**vars(detection), mask=paste(mask, item), mask_score=item.mask_score)
+                Segment(**vars(detection), mask=pasted(mask, item), mask_score=item.mask_score)
                 for (detection, item), mask in zip(masked, masks, strict=True)
             ),
             prompt=self.prompt(),

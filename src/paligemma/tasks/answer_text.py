@@ -1,0 +1,148 @@
+"""Text of a detection or segmentation answer -> boxes and masks, without a model.
+
+For answers that came from elsewhere: vLLM, transformers, big_vision, a log file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from paligemma.config import NUM_LOC_TOKENS
+from paligemma.errors import InputError, OptionError
+from paligemma.processor.image import ImageTransform, Resize
+from paligemma.results import Detections, Generation, Segments, StopReason
+from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.objects import split_phrases
+from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
+from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.task import TaskContext
+
+_TOKEN = re.compile(r"<(loc|seg)(\d{3,4})>")
+_SPACE_BETWEEN = re.compile(r"(<(?:loc|seg)\d{3,4}>)\s+(?=<(?:loc|seg)\d)")
+_SEPARATOR = re.compile(r"\s*[;,|\n]\s*(?=<loc\d)")
+_CONTROL = re.compile(r"<(?:image|bos|eos|pad|unk)>|</?s>|<\|im_end\|>|<end_of_turn>")
+_FIRST_LOC = 0x110000  # beyond all characters
+_FIRST_SEG = _FIRST_LOC + NUM_LOC_TOKENS
+_EOS = _FIRST_SEG + 1024
+
+
+class _TextTokens:
+    """A tokenizer for which every character is a token, and so is <loc0000>."""
+
+    loc_offset = _FIRST_LOC
+    seg_offset = _FIRST_SEG
+    eos_id = _EOS
+
+    def is_loc(self, token_id: int) -> bool:
+        return _FIRST_LOC <= token_id < _FIRST_SEG
+
+    def is_seg(self, token_id: int) -> bool:
+        return _FIRST_SEG <= token_id < _EOS
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = []
+        end = 0
+        for match in _TOKEN.finditer(text):
+            number = int(match[2])
+            is_loc = match[1] == "loc" and len(match[2]) == 4 and number < NUM_LOC_TOKENS
+            is_seg = match[1] == "seg" and len(match[2]) == 3
+            if is_loc or is_seg:
+                ids += map(ord, text[end : match.start()])
+                ids.append(number + (_FIRST_LOC if is_loc else _FIRST_SEG))
+                end = match.end()
+        return [*ids, *map(ord, text[end:])]
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return "".join(self._piece(token_id) for token_id in token_ids)
+
+    def _piece(self, token_id: int) -> str:
+        if self.is_loc(token_id):
+            return f"<loc{token_id - _FIRST_LOC:04d}>"
+        return f"<seg{token_id - _FIRST_SEG:03d}>" if self.is_seg(token_id) else chr(token_id)
+
+
+@overload
+def parse_text(
+    text: str,
+    size_wh: tuple[int, int],
+    *,
+    task: Literal["detect"] = "detect",
+    phrases: str | Iterable[str] = (),
+    mask_codec: MaskCodec | str | Path | None = None,
+    resize: Resize = "squash",
+    resolution: int = 224,
+    stop_reason: StopReason = "eos",
+) -> Detections: ...
+@overload
+def parse_text(
+    text: str,
+    size_wh: tuple[int, int],
+    *,
+    task: Literal["segment"],
+    phrases: str | Iterable[str] = (),
+    mask_codec: MaskCodec | str | Path | None = None,
+    resize: Resize = "squash",
+    resolution: int = 224,
+    stop_reason: StopReason = "eos",
+) -> Segments: ...
+def parse_text(
+    text: str,
+    size_wh: tuple[int, int],
+    *,
+    task: Literal["detect", "segment"] = "detect",
+    phrases: str | Iterable[str] = (),
+    mask_codec: MaskCodec | str | Path | None = None,
+    resize: Resize = "squash",
+    resolution: int = 224,
+    stop_reason: StopReason = "eos",
+) -> Detections | Segments:
+    """Read the boxes, and masks, of an answer that another program got from a PaliGemma model.
+
+    `size_wh` is the size of the image in pixels. Objects may be separated by ";", ",", "|" or line
+    breaks, and tokens by blanks; control tokens and text in front of the first object, such as the
+    prompt, are skipped. `phrases` are those asked for; without them nothing can be `missing`, and
+    the only phrase becomes the label of objects without one. Masks need `mask_codec`, such as the
+    path of big_vision's vae-oid.npz. `resize` says how the image was fitted to the model's square,
+    whose side matters for "pad" alone. `stop_reason="length"` tells of an answer that was cut.
+
+    The scores are NaN: the text does not tell them.
+
+    >>> parse_text("<loc0256><loc0000><loc0767><loc1023> cat", (640, 480))[0].box_xyxy[2]
+    640.0
+    """
+    if not isinstance(text, str):
+        raise InputError(f"The answer is of type {type(text).__name__}; expected its text.")
+    if task not in ("detect", "segment"):
+        raise OptionError(f"task is {task!r}; it must be 'detect' or 'segment'.")
+    text = _SPACE_BETWEEN.sub(r"\1", text)
+    text = _CONTROL.sub("", _SEPARATOR.sub(" ; ", text)).strip()
+    tokenizer = _TextTokens()
+    ids = tokenizer.tokenize(text)
+    first = next((index for index, token_id in enumerate(ids) if token_id >= _FIRST_LOC), 0)
+    ids = ids[first:]
+    generated = Generation(
+        text=text,
+        token_ids=tuple(ids),
+        logprobs=(math.nan,) * len(ids),
+        stop_reason=stop_reason,
+    )
+    asked = split_phrases(phrases) if phrases else ()
+    context = TaskContext(
+        transform=ImageTransform(source_wh=size_wh, resolution=resolution, resize=resize),
+        mask_codec=mask_codec
+        if mask_codec is None or isinstance(mask_codec, MaskCodec)
+        else load_mask_codec_npz(mask_codec),
+    )
+    options: dict[str, Any] = {
+        "phrases": asked or ("",),
+        "labels": "any",
+        "max_objects": 1 + len(ids),
+    }
+    parser = DetectTask(**options) if task == "detect" else SegmentTask(**options)
+    result = parser.parse(generated, tokenizer, context)
+    return replace(result, phrases=asked, prompt=f"{task} {' ; '.join(asked)}".strip())
