@@ -140,7 +140,8 @@ def print_note(text: str) -> None:
 
 def print_error(text: str) -> None:
     """Print `error: ...` as one line on stderr."""
-    print(f"error: {visible(' '.join(text.split()))}", file=sys.stderr)
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
+    print(f"error: {visible(line)}", file=sys.stderr)
 
 
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:

@@ -129,6 +129,8 @@ def _at(path: Path, word: str, recursive: bool) -> list[NamedImage]:
         return [_checked(NamedImage(name=word, source=path))]
     try:
         with path.open("rb") as file:  # a pipe, such as that of <(...)
+            if file.isatty():
+                raise ImageError(f"{word!r} is a terminal. Name a file or a pipe.")
             return [_checked(NamedImage(name=word, source=_read_all(file)))]
     except OSError as error:
         raise ImageError(f"{word!r} cannot be read: {error.strerror}.") from error

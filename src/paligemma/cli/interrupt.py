@@ -6,11 +6,27 @@ seems to blame a file. At that time nothing needs to be tidied up, so the proces
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+
+def exit_interrupted() -> NoReturn:
+    """End the process with exit code 130 after an interrupt that was handled.
+
+    Unlike `sys.exit`, this waits for no thread, and Python does not raise SIGINT again, which it
+    does if the interrupt came in code that was run from a string.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(Exception):
+        sys.stdout.flush()
+    atexit._run_exitfuncs()
+    os._exit(130)
 
 
 @contextmanager

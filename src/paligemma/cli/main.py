@@ -14,24 +14,28 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from paligemma.cli.interrupt import exit_when_interrupted
+from paligemma.cli.interrupt import exit_interrupted, exit_when_interrupted
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
-    with exit_when_interrupted():
-        from paligemma.cli.app import app, check_moved
-        from paligemma.cli.console import prepare_streams
     try:
+        with exit_when_interrupted():
+            from paligemma.cli.app import app, check_moved
+            from paligemma.cli.console import prepare_streams
         prepare_streams()
         try:
             check_moved(sys.argv[1:] if arguments is None else arguments)
             app(arguments, prog_name="paligemma")
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer's, for an interrupt
+            raise
+        if arguments is None:
+            exit_interrupted()
         sys.exit(130)
     except Exception as error:
         sys.exit(_report(error))
