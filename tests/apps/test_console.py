@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from paligemma.cli.console import print_table, print_text, visible
+from paligemma.cli.console import print_table, print_text, visible, warnings_as_notes
 from paligemma.results import one_line
 
 WRITTEN_AS_THEY_ARE = (
@@ -83,3 +84,11 @@ def test_a_letter_that_the_output_cannot_encode_is_escaped(writer: str, encoding
 
 def test_the_name_of_a_file_stays_on_its_line() -> None:
     assert visible("new\nline.png") == "new\\nline.png"
+
+
+def test_a_warning_is_a_note_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_quiet, expected in ((False, "it is cut\n"), (True, "")):
+        with warnings_as_notes(is_quiet=is_quiet):
+            for _ in range(2):
+                warnings.warn("it is cut", stacklevel=1)
+        assert capsys.readouterr().err == expected

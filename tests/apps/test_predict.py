@@ -61,7 +61,7 @@ def test_a_prompt_without_quotes_is_noticed(run, picture, no_model):
 def test_a_drawing_too_large_for_its_format_is_one_line(run, tmp_path, stand_in, monkeypatch):
     from paligemma.cli import predict
 
-    monkeypatch.setattr(predict, "_draw", lambda result, picture: Image.new("RGB", (16384, 1)))
+    monkeypatch.setattr(predict, "_draw", lambda *inputs: Image.new("RGB", (16384, 1)))
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     ran = run("detect", tmp_path / "a.png", "wall", "--draw", tmp_path / "out.webp")
     assert ran.code == 2
@@ -238,6 +238,19 @@ def test_a_drawing_shows_the_boxes_and_keeps_no_metadata(run, picture, tmp_path,
         assert len(colors) > 1
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(picture.stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blue.jpg", "out.jpg"]
+
+
+def test_a_font_can_be_chosen_and_is_checked_first(run, picture, tmp_path, stand_in, monkeypatch):
+    from paligemma import fonts
+
+    target = tmp_path / "out.png"
+    asked = ("detect", picture, "wall", "--draw", target, "--font")
+    assert run(*asked, Path(fonts.__file__).with_name("DejaVuSans.ttf")).code == 0
+    target.unlink()
+    ran = run(*asked, picture)
+    assert (ran.code, target.exists()) == (2, False)
+    assert "font" in ran.err
+    assert len(stand_in.asked) == 1
 
 
 def test_several_drawings_are_numbered(run, picture, tmp_path, stand_in):

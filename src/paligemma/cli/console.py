@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -136,6 +137,20 @@ def print_table(
 def print_note(text: str) -> None:
     """Print a dim line on stderr, for information."""
     stderr().print(visible(text), style="dim", soft_wrap=True)
+
+
+@contextmanager
+def warnings_as_notes(*, is_quiet: bool = False) -> Iterator[None]:
+    """Print what is warned of without the line of code, each warning once; or nothing."""
+
+    def show(message: Warning | str, *where: object) -> None:
+        if not is_quiet:
+            print_note(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def print_error(text: str) -> None:

@@ -27,6 +27,7 @@ from paligemma.cli.console import (
     stdout,
     track,
     visible,
+    warnings_as_notes,
 )
 from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_image
 from paligemma.cli.interrupt import exit_when_interrupted
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from paligemma.answering import Query
     from paligemma.predictor import Predictor
-    from paligemma.processor.image import LoadedImage
     from paligemma.results import Result
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
@@ -96,8 +96,6 @@ class ObjectOptions:
         bool | None, Option(shown_default="only where an object is missing or unsure")
     ] = None
     """Ask for each phrase by itself, or (--no-separate) once for all of them together."""
-    font: Annotated[Path | None, Option(shown_default="built in, then the system's")] = None
-    """Font file (.ttf, .otf, .ttc) for labels in drawings."""
 
     def settings(self) -> dict[str, Any]:
         """What to tell the task; nothing about what is not given."""
@@ -105,6 +103,17 @@ class ObjectOptions:
         if self.max_objects is not None:
             settings["max_objects"] = self.max_objects
         return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """Whether and how to draw the objects."""
+
+    draw: Annotated[Path | None, Option(shown_default="none")] = None
+    """Write the image with the objects drawn on it to this .png, .jpg or .webp file. For several
+    images: a folder, or a file name to which -1, -2, ... is added."""
+    font: Annotated[Path | None, Option(shown_default="one that has the letters")] = None
+    """Font file for the labels: .ttf, .otf or .ttc."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +166,6 @@ ImagesAndPhrases = Annotated[
 ]
 Language = Annotated[
     str, typer.Option("--language", help="Language code of the answer, such as de.")
-]
-Draw = Annotated[
-    Path | None,
-    typer.Option(
-        "--draw",
-        show_default="none",
-        help="Write the image with the objects drawn on it to this .png, .jpg or .webp file. For "
-        "several images: a folder, or a file name to which -1, -2, ... is added.",
-    ),
 ]
 
 
@@ -229,11 +229,10 @@ def ocr(images: ImageArguments, *, options: PredictOptions) -> None:
     _run(_Job(command="ocr", images=_images_of(images, options), query=query, options=options))
 
 
-@takes(objects=ObjectOptions, options=PredictOptions)
+@takes(drawing=DrawOptions, objects=ObjectOptions, options=PredictOptions)
 def detect(
     words: ImagesAndPhrases,
     *,
-    draw: Draw = None,
     min_objects: Annotated[
         int,
         typer.Option(
@@ -242,6 +241,7 @@ def detect(
             help="Minimum number of objects, for models that were trained with noise boxes.",
         ),
     ] = 0,
+    drawing: DrawOptions,
     objects: ObjectOptions,
     options: PredictOptions,
 ) -> None:
@@ -262,17 +262,20 @@ def detect(
             images=images,
             query=query,
             options=options,
-            draw=draw,
-            font=objects.font,
+            drawing=drawing,
             keep=_keeper(objects),
             footnote=_score_note(objects),
         )
     )
 
 
-@takes(objects=ObjectOptions, options=PredictOptions)
+@takes(drawing=DrawOptions, objects=ObjectOptions, options=PredictOptions)
 def segment(
-    words: ImagesAndPhrases, *, draw: Draw = None, objects: ObjectOptions, options: PredictOptions
+    words: ImagesAndPhrases,
+    *,
+    drawing: DrawOptions,
+    objects: ObjectOptions,
+    options: PredictOptions,
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes and masks."""
     images, phrases = _split(words, "segment", options)
@@ -291,8 +294,7 @@ def segment(
             images=images,
             query=query,
             options=options,
-            draw=draw,
-            font=objects.font,
+            drawing=drawing,
             keep=_keeper(objects),
             footnote=_score_note(objects),
         )
@@ -416,8 +418,7 @@ class _Job:
     query: Callable[[], Query]
     """Called before the model is loaded. Raises PromptError and OptionError."""
     options: PredictOptions
-    draw: Path | None = None
-    font: Path | None = None
+    drawing: DrawOptions = DrawOptions()
     keep: Callable[[Any], Any] = lambda result: result
     num_beams: int = 1
     footnote: str | None = None
@@ -440,17 +441,15 @@ class _Job:
 def _run(job: _Job) -> None:
     """Answer the query for each group of images, and print or write the results in order."""
     options, groups = job.options, job.groups
-    if job.font is not None:
-        from paligemma.fonts import Lettering
-
-        Lettering(12, job.font)  # raises for what is no font, before the model is loaded
-    targets = _draw_targets(job.draw, [group[0] for group in groups])
+    targets = _draw_targets(job.drawing.draw, [group[0] for group in groups])
     stems = [group[0].stem for group in groups]
     output_format = choose_format(
         options.output, options.output_format, command=job.command, stems=stems
     )
+    _check_font(job.drawing.font)
     query = _checked_query(job)
     with ExitStack() as stack:
+        stack.enter_context(warnings_as_notes(is_quiet=options.quiet))
         writer = None
         if options.output is not None and output_format is not None:
             writer = stack.enter_context(open_output(options.output, output_format))
@@ -523,7 +522,7 @@ def _finish(
     if writer is None and not options.json:
         _print(job, group, result)
     if target is not None:
-        _save(_draw(result, group[0].read(), job.font), target)
+        _save(_draw(job, result, group[0]), target)
         if not options.quiet:
             print_note(f"drawn: {target}")
     for image in group:
@@ -544,7 +543,7 @@ def _print(job: _Job, group: Sequence[NamedImage], result: Any) -> None:
         for note in result.notes:
             print_note(note)
     if job.options.show:
-        show_image(_draw(result, group[0].read(), job.font))
+        show_image(_draw(job, result, group[0]))
 
 
 def _stream(
@@ -569,12 +568,21 @@ def _load(options: PredictOptions) -> Predictor:
     return predictor
 
 
-def _draw(result: Result, image: LoadedImage, font: Path | None) -> Image:
+def _draw(job: _Job, result: Result, image: NamedImage) -> Image:
     from paligemma.results import Detections, Segments
 
+    loaded = image.read()
     if isinstance(result, Detections | Segments):
-        return result.draw(image, font=font)
-    return image.rgb
+        return result.draw(loaded, font=job.drawing.font)
+    return loaded.rgb
+
+
+def _check_font(font: Path | None) -> None:
+    """Raises OptionError for a font that cannot be read."""
+    if font is not None:
+        from paligemma.fonts import Lettering
+
+        Lettering(12, font)
 
 
 def _draw_targets(draw: Path | None, images: Sequence[NamedImage]) -> list[Path | None]:
