@@ -61,8 +61,7 @@ def train(
         return
     if scores:
         print_table(
-            f"On the {counted(result.num_images, 'image')} by which this state was chosen, so too "
-            "high for others",
+            "validation split",
             ("task", "metric", "value", "records"),
             [
                 (
@@ -74,6 +73,10 @@ def train(
                 for score in scores
             ],
             right=("value", "records"),
+        )
+        print_text(
+            "This state was chosen by its score on these records, of "
+            f"{counted(result.num_images, 'image')}: other images will score less."
         )
     print_text(f"saved: {result.saved}")
     print_text(f"report: {result.report}")

@@ -56,3 +56,18 @@ def test_nothing_found_is_zero_and_nothing_to_find_has_no_score() -> None:
     metric = VocAveragePrecision()
     assert metric.score([[]], [known((0.0, 0.0, 9.0, 9.0))]).value == 0.0
     assert math.isnan(metric.score([[]], [known()]).value)
+
+
+def test_difficult_objects_are_neither_missed_nor_wrong_to_find() -> None:
+    boxes = [(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)]
+    objects = tuple(
+        ReferenceObject(label="dog", box_xyxy=box, is_crowd=number == 1)
+        for number, box in enumerate(boxes)
+    )
+    image = ReferenceImage(size_wh=(40, 20), objects=objects)
+    found = [FoundObject(label="dog", box_xyxy=box, score=0.5) for box in boxes]
+    metric = VocAveragePrecision()
+    for answer in (found[:1], found, found[::-1], [*found, found[1]]):
+        assert metric.score([answer], [image]).value == 1.0
+    assert metric.score([[*found, found[0]]], [image]).value == 1.0
+    assert metric.score([found[1:]], [image]).value == 0.0

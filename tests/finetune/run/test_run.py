@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 import paligemma
 from paligemma.errors import DataError, OptionError
 from paligemma.finetune.run.options import RunOptions
-from paligemma.finetune.run.run import run
+from paligemma.finetune.run.run import _loss_warning, run
 
 SIZE = 96
 
@@ -107,6 +108,23 @@ def test_the_same_command_again_changes_nothing(finished: Path, labels: Path) ->
 def test_other_options_in_the_same_folder_are_refused(finished: Path, labels: Path) -> None:
     with pytest.raises(paligemma.CheckpointError, match="rank"):
         run(options(labels, rank=3), finished)
+
+
+def test_other_images_under_the_same_names_are_refused(
+    finished: Path, labels: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(labels.parent, tmp_path / "copy")
+    for number in range(8):
+        Image.new("RGB", (SIZE, SIZE), (number, 0, 9)).save(copied / f"{number}.png")
+    with pytest.raises(paligemma.CheckpointError):
+        run(options(copied / labels.name), finished)
+
+
+def test_a_loss_that_rose_is_said(tmp_path: Path) -> None:
+    for losses, is_said in (([9.0, 8.0, 7.0], False), ([9.0, 12.0, 14.0], True), ([9.0], False)):
+        lines = [json.dumps({"step": n, "loss": loss}) for n, loss in enumerate(losses)]
+        (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"validation": {}}']) + "\n")
+        assert bool(_loss_warning(tmp_path)) == is_said
 
 
 def test_all_weights_are_saved_as_a_model_folder(labels: Path, tmp_path: Path) -> None:

@@ -246,6 +246,10 @@ def _layout_of_yaml(file: Path) -> Layout:
         for name in _SPLITS
         if content.get(name)
     }
+    if isinstance(count := content.get("nc"), int) and count != len(names):
+        raise DataError(
+            f"{str(file)!r} has {len(names)} names, and nc says {count}. Correct one of them."
+        )
     shape = content.get("kpt_shape")
     if shape is not None and not (
         isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape)

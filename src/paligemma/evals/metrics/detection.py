@@ -380,8 +380,8 @@ class VocAveragePrecision:
     Unlike COCO's: a found object matches the true box that it overlaps most, and is wrong where
     that one is already matched; boxes include their last pixel, so a side is x2 - x1 + 1; the whole
     area under the precision curve counts (VOC from 2010 on), or precision is read at 11 recalls
-    (VOC 2007). Leave objects marked difficult out. `details` holds "ap/LABEL"; there are no scores
-    per image.
+    (VOC 2007). Objects marked as difficult (`is_crowd`) are not missed, and what is found there is
+    neither right nor wrong. `details` holds "ap/LABEL"; there are no scores per image.
     """
 
     reads: ClassVar[Reads] = "boxes"
@@ -395,7 +395,8 @@ class VocAveragePrecision:
         """NaN where there is nothing to find. Raises DataError for unequal lengths."""
         check_lengths(len(predictions), len(references))
         details = {}
-        for label in labels_of(references):
+        counted = {t.label for known in references for t in known.objects if not t.is_crowd}
+        for label in sorted(counted):
             precision, recall = precision_recall(predictions, references, label, self.iou_threshold)
             area = _eleven_points if self.eleven_points else _every_point
             details[f"ap/{label}"] = area(precision, recall)
@@ -414,21 +415,21 @@ def precision_recall(
         if item.label == label
     ]
     ranked.sort(key=lambda row: -row[1].score)
-    true = [
-        [t.box_xyxy for t in known.objects if t.label == label and not t.is_crowd]
-        for known in references
-    ]
-    taken = [[False] * len(boxes) for boxes in true]
-    right = np.zeros(len(ranked))
-    for rank, (number, item) in enumerate(ranked):
-        overlaps = [_pixel_iou(item.box_xyxy, box) for box in true[number]]
+    true = [[t for t in known.objects if t.label == label] for known in references]
+    taken = [[False] * len(objects) for objects in true]
+    right: list[float] = []
+    for number, item in ranked:
+        overlaps = [_pixel_iou(item.box_xyxy, t.box_xyxy) for t in true[number]]
         best = int(np.argmax(overlaps)) if overlaps else -1
-        if best >= 0 and overlaps[best] >= iou_threshold and not taken[number][best]:
+        is_match = best >= 0 and overlaps[best] >= iou_threshold
+        if is_match and true[number][best].is_crowd:  # a difficult one: neither right nor wrong
+            continue
+        right.append(float(is_match and not taken[number][best]))
+        if is_match:
             taken[number][best] = True
-            right[rank] = 1.0
     num_right = np.cumsum(right)
-    num_true = max(1, sum(map(len, true)))
-    return num_right / np.arange(1, len(ranked) + 1), num_right / num_true
+    num_true = max(1, sum(not t.is_crowd for objects in true for t in objects))
+    return num_right / np.arange(1, len(right) + 1), num_right / num_true
 
 
 def _every_point(precision: Array, recall: Array) -> float:

@@ -9,6 +9,7 @@ receives the messages.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -22,7 +23,13 @@ from typing import Any
 
 from paligemma.adapters.lora import add_lora
 from paligemma.data.check import check_data
-from paligemma.data.held_out import held_out_ids, image_keys, num_images, shared_ids
+from paligemma.data.held_out import (
+    ImageKeys,
+    held_out_ids,
+    image_keys,
+    num_images,
+    shared_ids,
+)
 from paligemma.data.open import Records, check_number_of_bad, open_data, write_bad
 from paligemma.data.record import BadRecord
 from paligemma.data.source import ReadOptions, validation_split
@@ -38,6 +45,7 @@ from paligemma.finetune.run.options import DEFAULT_FRACTION, RunOptions, plan_tr
 from paligemma.finetune.run.report import write_report
 from paligemma.finetune.run.validation import FEW_IMAGES, SCORE, Validation
 from paligemma.finetune.state import best_folder
+from paligemma.finetune.trainer import LOG_NAME
 from paligemma.loading import load
 from paligemma.predictor import Predictor
 
@@ -85,6 +93,8 @@ def run(
     restore(predictor.model, best_folder(out))
     saved = _save(options, predictor, out)
     on_event(f"saved {saved}")
+    if warning := _loss_warning(out):
+        on_event(warning)
     evaluation = None
     if validation is not None:
         on_event(f"scoring {counted(len(validation.records), 'record')}")
@@ -141,8 +151,8 @@ def _train(
         )
         if parts.num_images < FEW_IMAGES:
             report(
-                f"warning: {counted(parts.num_images, 'image')} for validation choose the best "
-                f"state almost by chance. Use {FEW_IMAGES} or more (--validation-split), and score "
+                "warning: with so few validation images, the best state is chosen by chance. "
+                f"Use {FEW_IMAGES} or more (--validation-split), and score "
                 "the model on other images."
             )
     report(_describe(options, config, predictor))
@@ -154,7 +164,11 @@ def _train(
         method=options.chosen_method,
         validate=validation,
         on_log=None if on_log is None else (lambda record: on_log(record, config)),
-        settings={"model": options.model, "adapters": _adapters(options)},
+        settings={
+            "model": options.model,
+            "adapters": _adapters(options),
+            "images": _images_digest(parts),
+        },
     )
     if not world.is_first:
         shutil.rmtree(folder, ignore_errors=True)
@@ -176,6 +190,8 @@ class _Parts:
 
     training: Records
     held_out: Records | None
+    keys: ImageKeys
+    """The images of all training records."""
     source: str = ""
     """In words, where the validation records come from."""
     num_images: int = 0
@@ -196,11 +212,15 @@ def _split(options: RunOptions, records: Records) -> _Parts:
             )
         source = f"the split {given.split!r}" if given.split else given.name
         return _Parts(
-            training=records, held_out=given, source=source, num_images=num_images(other_keys)
+            training=records,
+            held_out=given,
+            keys=keys,
+            source=source,
+            num_images=num_images(other_keys),
         )
     fraction = options.validation_fraction
     if fraction == 0:
-        return _Parts(training=records, held_out=None)
+        return _Parts(training=records, held_out=None, keys=keys)
     ids = held_out_ids(keys, DEFAULT_FRACTION if fraction is None else fraction)
     training = records.part({slot.record_id for slot in records.slots} - ids)
     held_out = records.part(ids)
@@ -213,6 +233,7 @@ def _split(options: RunOptions, records: Records) -> _Parts:
     return _Parts(
         training=training,
         held_out=held_out,
+        keys=keys,
         source="held out from the training data",
         num_images=num_images(held_out_keys),
     )
@@ -322,6 +343,12 @@ def _check(
     return replace(parts, training=training, held_out=held_out)
 
 
+def _images_digest(parts: _Parts) -> str:
+    """Differs for other images under the same names, with which a run must not be resumed."""
+    keys = sorted((r.record_id, *parts.keys[r.record_id]) for r in parts.training)
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+
+
 def _adapters(options: RunOptions) -> dict[str, Any] | None:
     if not options.trains_adapters:
         return None
@@ -351,6 +378,21 @@ def _save(options: RunOptions, predictor: Predictor, out: Path) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
     return final
+
+
+def _loss_warning(out: Path) -> str:
+    """What to say where the loss ended above its start; empty otherwise."""
+    lines = (out / LOG_NAME).read_text(encoding="utf-8").splitlines()
+    values = [json.loads(line).get("loss") for line in lines]
+    losses = [value for value in values if isinstance(value, float)]
+    window = max(1, len(losses) // 10)
+    first, last = sum(losses[:window]) / window, sum(losses[-window:]) / window
+    if len(losses) < 2 or not last > first:
+        return ""
+    return (
+        f"warning: the training loss ended at {last:.3g}, above its start of {first:.3g}. Use a "
+        "smaller learning rate."
+    )
 
 
 def _write_facts(out: Path, options: RunOptions, config: TrainConfig, predictor: Predictor) -> None:
