@@ -28,6 +28,7 @@ from benchmarks.serving.load import (
     choose_mix,
     draw_images,
     poisson_arrivals,
+    read_cache_counts,
     run_load,
     wait_until_ready,
 )
@@ -43,6 +44,7 @@ _READY_SECONDS = 10.0  # for a server that is running already
 _END_SECONDS = 60.0
 _MAX_ARRIVALS = 100_000
 _MAX_RATE = 10_000
+_MANY_HITS = 0.05
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,7 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bound",
         type=float,
-        default=1.0,
+        default=3.0,
         help="latency in seconds up to which an answer counts as goodput (%(default)s)",
     )
     parser.add_argument(
@@ -78,7 +80,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"kinds of requests, comma-separated: {', '.join(k.name for k in MIX)} (all)",
     )
     parser.add_argument(
-        "--images", type=int, default=16, help="number of different images (%(default)s)"
+        "--images",
+        type=int,
+        help="number of different images per rate, which then repeat and come from the server's "
+        "caches in part (default: one per request)",
     )
     parser.add_argument(
         "--timeout",
@@ -97,8 +102,8 @@ def measure(options: argparse.Namespace) -> None:
     """Runs the load test and writes what was asked for."""
     check_output_files(options.out, options.plot)
     rates = _rates(options.rates)
-    for name, low, high in (("seconds", 0.1, 1e6), ("bound", 1e-3, 1e6), ("images", 1, 1000)):
-        if not low <= getattr(options, name) <= high:
+    for name, low, high in (("seconds", 0.1, 1e6), ("bound", 1e-3, 1e6), ("images", 1, 10_000)):
+        if not low <= (low if (value := getattr(options, name)) is None else value) <= high:
             raise OptionError(
                 f"--{name} is {getattr(options, name)}; it must be from {low:g} to {high:g}."
             )
@@ -110,24 +115,18 @@ def measure(options: argparse.Namespace) -> None:
     mix = choose_mix([name.strip() for name in options.kinds.split(",") if name.strip()])
     if options.url is not None:
         Target(base_url=options.url)  # checks it before anything takes time
-    images = draw_images(options.images, options.seed)
     runs = []
     with contextlib.ExitStack() as stack:
         target = _ready_target(options, stack)
-        _warm_up(target, mix, images)
-        for rate in rates:
-            arrivals = poisson_arrivals(
-                rate=rate,
-                seconds=options.seconds,
-                mix=mix,
-                num_images=options.images,
-                seed=options.seed,
-            )
+        _warm_up(target, mix, draw_images(len(mix), options.seed))
+        for number, rate in enumerate(rates, start=1):
+            arrivals, images = round_of(number, rate, mix, options)
             print_note(f"{len(arrivals)} requests in {options.seconds:g} s, {rate:g} per second")
+            before = asyncio.run(read_cache_counts(target))
             outcomes = asyncio.run(run_load(target, arrivals, images))
-            runs.append(
-                run_report(outcomes, rate=rate, seconds=options.seconds, bound=options.bound)
-            )
+            run = run_report(outcomes, rate=rate, seconds=options.seconds, bound=options.bound)
+            run["caches"] = _cache_hits(before, asyncio.run(read_cache_counts(target)))
+            runs.append(run)
     report = {
         "server": options.url or "own",
         "model": options.model or (None if options.url else "mini"),
@@ -140,6 +139,42 @@ def measure(options: argparse.Namespace) -> None:
         "runs": runs,
     }
     _show(report, options)
+
+
+def round_of(
+    number: int, rate: float, mix: Sequence[Kind], options: argparse.Namespace
+) -> tuple[list[Arrival], list[bytes]]:
+    """The requests of one rate and their images. Two rounds share neither images nor times."""
+    arrivals = poisson_arrivals(
+        rate=rate,
+        seconds=options.seconds,
+        mix=mix,
+        num_images=options.images,
+        seed=f"{options.seed}/{number}",
+    )
+    num_images = len(arrivals) if options.images is None else options.images
+    return arrivals, draw_images(num_images, options.seed, series=number)
+
+
+def _cache_hits(
+    before: dict[str, float] | None, after: dict[str, float] | None
+) -> dict[str, float] | None:
+    """What the caches answered during a round, and a warning if that is much."""
+    if before is None or after is None:
+        print_note("The server does not report what comes from its caches.")
+        return None
+    counts = {name: after[name] - before[name] for name in after}
+    shares = []
+    for cache in ("image", "prefix"):
+        hits, misses = (counts[f"{cache}_cache_{event}"] for event in ("hits", "misses"))
+        shares.append(hits / max(1.0, hits + misses))
+        print_note(f"{cache} cache: {hits:.0f} hits, {misses:.0f} misses")
+    if max(shares) > _MANY_HITS:
+        print_note(
+            f"Warning: {max(shares):.0%} came from a cache. These figures are not those of new "
+            "images."
+        )
+    return counts
 
 
 def _show(report: dict[str, Any], options: argparse.Namespace) -> None:
@@ -172,7 +207,7 @@ def _ready_target(options: argparse.Namespace, stack: contextlib.ExitStack) -> T
 
 def _warm_up(target: Target, mix: Sequence[Kind], images: Sequence[bytes]) -> None:
     """Sends one request of each kind. Raises UnavailableError if one fails."""
-    arrivals = [Arrival(due=0.0, kind=kind, image=0) for kind in mix]
+    arrivals = [Arrival(due=0.0, kind=kind, image=image) for image, kind in enumerate(mix)]
     for outcome in asyncio.run(run_load(target, arrivals, images)):
         if not outcome.is_answered:
             raise UnavailableError(

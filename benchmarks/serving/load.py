@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import h11
+import numpy as np
 from PIL import Image
 
 from mini.scene import RESOLUTION, make_scene
 from paligemma.errors import OptionError
 
 _BASE_URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+)(?::([0-9]{1,5}))?(/.*)?")
+_SCENES = 64  # per series
 _MAX_RESPONSE_BYTES = 64 * 2**20
 _CONNECTION_ERRORS = (OSError, TimeoutError, EOFError, h11.RemoteProtocolError)
 
@@ -77,11 +79,12 @@ class Arrival:
 
 
 def poisson_arrivals(
-    *, rate: float, seconds: float, mix: Sequence[Kind], num_images: int, seed: int
+    *, rate: float, seconds: float, mix: Sequence[Kind], num_images: int | None, seed: int | str
 ) -> list[Arrival]:
     """Independent requests, `rate` per second on average; the same seed gives the same requests.
 
-    The gaps of a Poisson process are exponential, with mean 1 / rate.
+    Each has an image of its own, or one of `num_images`. The gaps of a Poisson process
+    are exponential, with mean 1 / rate.
     """
     rng = random.Random(seed)
     weights = [kind.weight for kind in mix]
@@ -89,7 +92,8 @@ def poisson_arrivals(
     due = rng.expovariate(rate)
     while due < seconds:
         [kind] = rng.choices(mix, weights)
-        arrivals.append(Arrival(due=due, kind=kind, image=rng.randrange(num_images)))
+        image = len(arrivals) if num_images is None else rng.randrange(num_images)
+        arrivals.append(Arrival(due=due, kind=kind, image=image))
         due += rng.expovariate(rate)
     return arrivals
 
@@ -199,14 +203,45 @@ def request_body(kind: Kind, image: bytes, model: str | None) -> bytes:
     return json.dumps(body).encode()
 
 
-def draw_images(number: int, seed: int) -> list[bytes]:
-    """PNG files of different scenes of mini's world."""
+def draw_images(number: int, seed: int, *, series: int = 0) -> list[bytes]:
+    """PNG files of scenes of mini's world, all different; two series share none.
+
+    Drawing a scene takes long, so each of the first ones comes again, moved sideways.
+    """
+    first = series * _SCENES
+    scenes = [
+        make_scene("test", seed, first + index).draw(RESOLUTION)
+        for index in range(min(number, _SCENES))
+    ]
     files = []
     for index in range(number):
+        shift, scene = divmod(index, _SCENES)
         file = io.BytesIO()
-        Image.fromarray(make_scene("test", seed, index).draw(RESOLUTION)).save(file, "PNG")
+        Image.fromarray(np.roll(scenes[scene], shift, axis=1)).save(file, "PNG", compress_level=1)
         files.append(file.getvalue())
     return files
+
+
+_CACHES = ("image_cache", "prefix_cache")
+
+
+async def read_cache_counts(target: Target) -> dict[str, float] | None:
+    """Hits and misses of the server's caches so far; None if it does not report them."""
+    connections = _Connections(target)
+    try:
+        async with asyncio.timeout(target.timeout):
+            status, response = await connections.request("GET", "/metrics")
+    except _CONNECTION_ERRORS:
+        return None
+    finally:
+        connections.close()
+    values = dict(
+        line.rsplit(" ", 1) for line in response.decode().splitlines() if line.count(" ") == 1
+    )
+    names = [f"{cache}_{event}" for cache in _CACHES for event in ("hits", "misses")]
+    if status != 200 or any(f"paligemma_{name}_total" not in values for name in names):
+        return None
+    return {name: float(values[f"paligemma_{name}_total"]) for name in names}
 
 
 def _num_tokens(response: bytes) -> int:

@@ -38,6 +38,7 @@ from paligemma.server.responses import (
     TaskResponse,
 )
 from paligemma.server.settings import Limits
+from paligemma.server.strict_json import JsonError, read_json
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS
 from paligemma.tasks.objects import read_phrases
@@ -421,20 +422,31 @@ class ScoreRequest(TaskRequest):
 def validate(
     model: type[RequestT], document: object, limits: Limits, *, is_text: bool = False
 ) -> RequestT:
-    """Validate a decoded JSON document, or with `is_text` one of strings alone.
+    """Validate a decoded JSON document, or with `is_text` the strings of a query.
 
     Raises ApiError, which names the field, not its value.
     """
     document, sent_names = _with_current_names(model, document)
     try:
-        if is_text:
-            return model.model_validate_strings(document, context=limits)
+        if is_text and isinstance(document, dict):
+            document = {name: _from_text(model, name, value) for name, value in document.items()}
         return model.model_validate(document, context=limits)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         # Of a field with several types, the deepest problem is about the type that was meant.
         of_field = [p for p in problems if p["loc"][:1] == problems[0]["loc"][:1]]
         raise _field_error(model, max(of_field, key=lambda p: len(p["loc"])), sent_names) from None
+
+
+def _from_text(model: type[RequestModel], name: str, text: object) -> object:
+    """The number or boolean that a string of a query means, for a field that is no text."""
+    field = model.model_fields.get(name)
+    if field is None or not isinstance(text, str) or "str" in str(field.annotation):
+        return text
+    try:
+        return read_json(text.encode())
+    except JsonError:
+        return text
 
 
 def _with_current_names(

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("h11")
 
 from benchmarks.serving import __main__ as serving
+from benchmarks.serving import load
 
 
 @pytest.fixture
@@ -64,3 +65,23 @@ def test_a_server_that_does_not_answer_is_an_error(run_serving, monkeypatch):
     ran = run_serving("http://127.0.0.1:9", "--images", "1")
     assert ran.code == 2
     assert "not ready" in ran.err
+
+
+@pytest.mark.parametrize("images", [None, 4])
+def test_two_rates_share_neither_images_nor_times(images):
+    arguments = ["--seconds", "2"] + ([] if images is None else ["--images", str(images)])
+    options = serving.parse_arguments(arguments)
+    rounds = [serving.round_of(number, 8, load.MIX, options) for number in (1, 2)]
+    (first, first_images), (second, second_images) = rounds
+    assert not set(first_images) & set(second_images)
+    assert len(set(first_images)) == len(first_images)
+    assert not {arrival.due for arrival in first} & {arrival.due for arrival in second}
+    if images is None:  # no image is sent twice
+        assert [arrival.image for arrival in first] == list(range(len(first_images)))
+
+
+def test_many_images_all_differ(monkeypatch):
+    monkeypatch.setattr(load, "_SCENES", 3)
+    images = load.draw_images(9, seed=0)
+    assert len(set(images)) == 9
+    assert not set(images) & set(load.draw_images(9, seed=0, series=1))
