@@ -434,7 +434,9 @@ def validate(
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         # Of a field with several types, the deepest problem is about the type that was meant.
-        of_field = [p for p in problems if p["loc"][:1] == problems[0]["loc"][:1]]
+        # An unknown field first: it is often the missing one, misspelled.
+        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+        of_field = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
         raise _field_error(model, max(of_field, key=lambda p: len(p["loc"])), sent_names) from None
 
 
