@@ -22,8 +22,10 @@ ObjectTask = Literal["detect", "segment"]
 Boxes = Literal["error", "clip", "drop", "from-masks"]
 Crowds = Literal["ignore", "learn"]
 Purpose = Literal["train", "validation", "test"]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
-                  ".heic", ".ppm")  # fmt: skip
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm"),
+)
 DEFAULT_CAPTION_PREFIX = "caption en"
 MAX_SKIPPED = 0.01
 _SPLIT_NAMES: dict[Purpose, tuple[str, ...]] = {

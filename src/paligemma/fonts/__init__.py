@@ -93,7 +93,7 @@ class Lettering:
         if missing:
             warnings.warn(
                 f"No font has the letters {''.join(missing[:40])!r}, which are drawn as boxes. "
-                f"Install {_font_with(missing)}, or pass font=PATH of a font that has them.",
+                f"Install {_font_with(missing)}, or choose one with them: font=PATH, --font PATH.",
                 stacklevel=4,
             )
         if not _shapes_text() and any(_needs_shaping(c) for c in letters):

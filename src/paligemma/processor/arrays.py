@@ -101,4 +101,4 @@ def integers_to_bytes(values: NDArray[Any], subject: str) -> NDArray[np.uint8]:
 
 
 def _say(assumption: str) -> None:
-    warnings.warn(f"{assumption} Pass uint8 to be sure.", stacklevel=2)
+    warnings.warn(f"{assumption} Use 8-bit values (uint8) to be sure.", stacklevel=2)
