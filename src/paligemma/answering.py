@@ -515,7 +515,7 @@ class _Turns:
         self._queries = enumerate(queries)
         self._may_separate = may_separate
         self._num_taken = 0
-        self._unanswered: dict[int, ImageReference | None] = {}
+        self._unanswered: dict[int, tuple[Any, ...]] = {}  # query -> its images
         self._errors: deque[tuple[int, PaliGemmaError]] = deque()
         self._is_exhausted = False
 
@@ -530,8 +530,7 @@ class _Turns:
                 self._is_exhausted = True
                 break
             self._num_taken += 1
-            images = item[1].images
-            self._unanswered[item[0]] = ImageReference(images[0]) if len(images) == 1 else None
+            self._unanswered[item[0]] = item[1].images
             try:
                 self.waiting.extend(self._turns_of(*item))
             except PaliGemmaError as error:
@@ -545,9 +544,9 @@ class _Turns:
 
     def answered(self, index: int, answer: Any) -> tuple[int, Any]:
         """The pair, objects with a reference to their image; the query needs nothing more."""
-        reference = self._unanswered.pop(index, None)
-        if isinstance(answer, Detections | Segments):
-            answer = replace(answer, image_reference=reference)
+        images = self._unanswered.pop(index, ())
+        if isinstance(answer, Detections | Segments) and len(images) == 1:
+            answer = replace(answer, image_reference=ImageReference(images[0]))
         return index, answer
 
     def _turns_of(self, index: int, item: ImageQuery) -> Sequence[_Turn]:
