@@ -575,16 +575,18 @@ def test_c8_the_length_is_checked_before_tokenizing(mini_app: ASGIApp, scene: by
     assert refused(mini_app, "ask", many)["code"] == "invalid_prompt"
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    ["<image>", "<bos><eos>", "<pad>", "a<image>b\nc", "<loc0000><seg000>", "\n\n", "</s><unk>"],
-)
-def test_c9_control_tokens_in_a_prompt_are_text(
+@pytest.mark.parametrize("prompt", ["<image>", "<bos><eos>", "<pad>", "a<image>b\nc", "\n\n"])
+def test_c9_control_tokens_in_a_prompt_are_refused(
+    prompt: str, mini_app: ASGIApp, scene: bytes
+) -> None:
+    error = refused(mini_app, "generate", {"image": encoded(scene), "prompt": prompt})
+    assert error["param"] == "prompt"
+
+
+@pytest.mark.parametrize("prompt", ["<loc0000><seg000>", "</s><unk>"])
+def test_c9_other_tokens_in_a_prompt_are_text(
     prompt: str, mini_app: ASGIApp, mini: Predictor, scene: bytes
 ) -> None:
-    if not prompt.strip():
-        assert refused(mini_app, "generate", {"image": encoded(scene), "prompt": prompt})
-        return
     document = {"image": encoded(scene), "prompt": prompt, "max_tokens": 4}
     answer = post(mini_app, "/v1/generate", document).json()
     assert answer["usage"]["image_tokens"] == mini.processor.num_image_tokens
