@@ -140,6 +140,8 @@ def test_an_interrupted_program_ends_with_130(run, picture, monkeypatch):
 def test_an_interrupt_during_an_import_cannot_be_swallowed(module, picture):
     program = (
         "import os, signal, sys\n"
+        # A shell ignores the signal for what it starts in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == sys.argv[1]:\n"

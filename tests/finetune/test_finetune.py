@@ -110,7 +110,7 @@ def test_g6_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, messa
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read as UTF-8"):
+    with pytest.raises(DataError, match="does not exist"):
         ExampleFile.open(tmp_path / "none.jsonl")
 
 

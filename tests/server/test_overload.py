@@ -275,7 +275,7 @@ def test_half_a_body_is_the_clients_end(server: ServerProcess, rest: bytes) -> N
 
 
 def test_a_second_signal_answers_503_as_json(start_server: StartServer, scene: bytes) -> None:
-    server = start_server(faults="step=sleep")
+    server = start_server(faults="step@1=sleep:1.5")
     body = json.dumps({"image": base64.b64encode(scene).decode()}).encode()
     head = (
         "POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
