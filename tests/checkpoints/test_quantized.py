@@ -237,7 +237,7 @@ def test_a_folder_with_plain_and_quantized_weights_is_refused(tmp_path: Path) ->
         (lambda: Trainable("int4"), "base is 'int4'"),  # type: ignore[arg-type]
         (lambda: weights_name("float32", "int8"), "dtype is 'float32'"),
         (lambda: weights_name("float16", "int4"), "dtype is 'float16'"),
-        (lambda: torch.int32, "weights is torch.int32"),
+        (lambda: torch.int32, "weights is 'int32'"),
     ],
 )
 def test_weights_that_do_not_exist_are_refused(
