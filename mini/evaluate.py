@@ -47,7 +47,7 @@ from paligemma.cli.console import print_table, progress_bar
 from paligemma.data.overlap import mask_iou, match_boxes
 from paligemma.errors import OptionError, PaliGemmaError
 from paligemma.evals.metrics.detection import match_table
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.fast.weights import WeightsName
 from paligemma.loading import load
 from paligemma.predictor import Predictor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paligemma.data.held_out import held_out_ids, num_images, shared_ids
+from paligemma.data.record import held_out_ids, num_images, shared_ids
 
 
 def keys(count: int, questions: int = 1) -> dict[str, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from paligemma.evals.calibration import (
     compare_formulas,
     load_calibration,
 )
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.evals.reliability import (
     ScoredOutcomes,
     answer_outcomes,

@@ -24,7 +24,7 @@ from paligemma.evals.evaluation import (
     score_predictions,
     with_prefix,
 )
-from paligemma.evals.metrics.objects import FoundObject
+from paligemma.evals.metrics.result import FoundObject
 from paligemma.evals.options import Ask, EvalOptions
 from paligemma.evals.predictions import Prediction, PredictOptions, task_of
 from paligemma.evals.scoring import Grouping

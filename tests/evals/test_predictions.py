@@ -12,7 +12,7 @@ import torch
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, OptionError
-from paligemma.evals.metrics.objects import FoundObject, mask_of
+from paligemma.evals.metrics.result import FoundObject, mask_of
 from paligemma.evals.predictions import (
     Prediction,
     PredictOptions,

@@ -9,7 +9,7 @@ import jinja2
 import pytest
 from PIL import Image
 
-from paligemma.report.page import image_uri, render_page
+from paligemma.report import image_uri, render_page
 
 
 def test_values_are_escaped_and_missing_ones_are_errors() -> None:

@@ -19,7 +19,7 @@ from paligemma.draw import draw_detections
 from paligemma.inputs import ModelInputs
 from paligemma.processor.image import ImageTransform, LoadedImage, resize_to_square
 from paligemma.processor.processor import Processor
-from paligemma.report.page import image_uri, render_page
+from paligemma.report import image_uri, render_page
 from paligemma.results import Detection, Generation, Objects
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.parse_prompt import kind_of_prompt

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.mask_iou import MaskIou as MaskIou
     from paligemma.evals.metrics.molecules import SmilesExactMatch as SmilesExactMatch
     from paligemma.evals.metrics.molecules import TanimotoSimilarity as TanimotoSimilarity
-    from paligemma.evals.metrics.objects import FoundObject as FoundObject
-    from paligemma.evals.metrics.objects import ReferenceImage as ReferenceImage
-    from paligemma.evals.metrics.objects import ReferenceObject as ReferenceObject
+    from paligemma.evals.metrics.result import FoundObject as FoundObject
     from paligemma.evals.metrics.result import MetricResult as MetricResult
+    from paligemma.evals.metrics.result import ReferenceImage as ReferenceImage
+    from paligemma.evals.metrics.result import ReferenceObject as ReferenceObject
     from paligemma.evals.metrics.tables import Grits as Grits
     from paligemma.evals.metrics.tables import Teds as Teds
     from paligemma.evals.metrics.text_regions import DetEval as DetEval

@@ -19,7 +19,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.evals.bootstrap import Interval, interval_of, resampled
 from paligemma.evals.metrics.detection import Found, match_table
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage
 from paligemma.evals.reliability import (
     ScoredOutcomes,
     Threshold,

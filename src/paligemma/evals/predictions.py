@@ -21,7 +21,7 @@ import torch
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError, InputError, OptionError, PaliGemmaError
-from paligemma.evals.metrics.objects import FoundObject
+from paligemma.evals.metrics.result import FoundObject
 from paligemma.evals.options import TaskName, check_task
 from paligemma.fast.accelerate import quantization_of
 from paligemma.masks import mask_to_rle

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from paligemma.errors import DataError
 from paligemma.evals.metrics.detection import Found, f1_of, match_table
-from paligemma.evals.metrics.objects import ReferenceImage
+from paligemma.evals.metrics.result import ReferenceImage
 from paligemma.report.charts import Bin
 
 Array = npt.NDArray[np.float64]

@@ -19,8 +19,7 @@ from paligemma.evals.bootstrap import (
     confidence_interval,
     mean_of,
 )
-from paligemma.evals.metrics.objects import ReferenceImage, ReferenceObject
-from paligemma.evals.metrics.result import MetricResult, Reads
+from paligemma.evals.metrics.result import MetricResult, Reads, ReferenceImage, ReferenceObject
 from paligemma.evals.metrics.text_regions import Word, polygon_of_box
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import TaskName

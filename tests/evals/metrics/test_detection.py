@@ -13,7 +13,7 @@ import pytest
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.evals.metrics.detection import MeanAveragePrecision, f1_of, match_table
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, area_of
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject, area_of
 from paligemma.masks import mask_to_rle
 
 pytest.importorskip("faster_coco_eval", reason="the package of the extra 'eval' is not installed")

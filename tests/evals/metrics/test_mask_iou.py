@@ -7,7 +7,7 @@ import pytest
 
 from paligemma.errors import DataError
 from paligemma.evals.metrics.mask_iou import MaskIou
-from paligemma.evals.metrics.objects import FoundObject, ReferenceObject
+from paligemma.evals.metrics.result import FoundObject, ReferenceObject
 from paligemma.masks import Rle, mask_to_rle
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paligemma.evals.metrics.detection import VocAveragePrecision, precision_recall
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject
 
 
 def xyxy(xywh: list[float]) -> tuple[float, float, float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject
 from paligemma.finetune.run.report import NOTHING, confusion_of_answers, confusion_of_boxes
 
 BOX, FAR = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)

@@ -20,8 +20,15 @@ import numpy.typing as npt
 
 from paligemma.data.overlap import shared_area
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, area_of
-from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
+from paligemma.evals.metrics.result import (
+    FoundObject,
+    MetricResult,
+    Reads,
+    ReferenceImage,
+    ReferenceObject,
+    area_of,
+    check_lengths,
+)
 from paligemma.results import BoxXyxy
 
 Kind = Literal["box", "mask"]

@@ -17,8 +17,14 @@ import numpy.typing as npt
 
 from paligemma.data.overlap import iou_of_boxes
 from paligemma.errors import DataError
-from paligemma.evals.metrics.objects import FoundObject, ReferenceObject, mask_of
-from paligemma.evals.metrics.result import MetricResult, Reads, check_lengths
+from paligemma.evals.metrics.result import (
+    FoundObject,
+    MetricResult,
+    Reads,
+    ReferenceObject,
+    check_lengths,
+    mask_of,
+)
 
 _BOX_THRESHOLDS = (0.5, 0.75)
 _MASK_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

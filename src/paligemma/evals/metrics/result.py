@@ -1,6 +1,8 @@
-"""What every metric returns, and the pairing of predictions with references.
+"""What metrics return and compare, and the pairing of predictions with references.
 
-Values are fractions (0.83, not 83) unless the metric says otherwise.
+Values are fractions (0.83, not 83) unless the metric says otherwise. Boxes are (x1, y1, x2, y2) in
+pixels of the image; masks are COCO run lengths, since the masks of a whole data set would not fit
+into memory as arrays.
 """
 
 from __future__ import annotations
@@ -10,7 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from paligemma.errors import DataError
+from paligemma.masks import Rle, rle_to_mask
+from paligemma.results import BoxXyxy
 
 References = Sequence[str | Sequence[str]]
 """One entry per example: its only reference, or all that are accepted."""
@@ -105,3 +112,58 @@ def check_lengths(num_predictions: int, num_references: int) -> None:
 
 def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+# Objects in images
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundObject:
+    """An object that a model found."""
+
+    label: str
+    box_xyxy: BoxXyxy
+    score: float
+    rle: Rle | None = None
+    coordinate_logprobs: tuple[float, ...] = field(default=(), repr=False)
+    """Log-probabilities of the four location tokens, for comparing formulas of scores."""
+    label_logprobs: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceObject:
+    """A true object."""
+
+    label: str
+    box_xyxy: BoxXyxy
+    rle: Rle | None = None
+    is_crowd: bool = False
+    """Many objects in one region: finding some of them is neither right nor wrong (COCO)."""
+    area: float | None = None
+    """In pixels, for figures by size; None: the area of the mask, or without one of the box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceImage:
+    """All true objects in one image."""
+
+    size_wh: tuple[int, int]
+    objects: tuple[ReferenceObject, ...]
+
+
+def mask_of(rle: Rle) -> Mask:
+    """bool[H, W] of run lengths. Raises DataError when they do not fill their size."""
+    height, width = rle["size"]
+    return rle_to_mask(rle, (width, height), "A mask to score")
+
+
+def area_of(thing: ReferenceObject) -> float:
+    """The area that decides the size class, in pixels."""
+    if thing.area is not None:
+        return thing.area
+    if thing.rle is not None:
+        return float(mask_of(thing.rle).sum())
+    x1, y1, x2, y2 = thing.box_xyxy
+    return (x2 - x1) * (y2 - y1)

@@ -21,12 +21,12 @@ from paligemma.data.record import Record
 from paligemma.draw import draw_detections
 from paligemma.errors import MissingExtraError
 from paligemma.evals.evaluation import PREDICTIONS_FILE, Evaluation
-from paligemma.evals.metrics.objects import FoundObject, ReferenceImage, ReferenceObject, mask_of
+from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject, mask_of
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text, read_predictions
 from paligemma.finetune.run.validation import FEW_IMAGES, SCORE, Validation
 from paligemma.processor.image import LoadedImage
+from paligemma.report import image_uri, render_page, svg_uri
 from paligemma.report.charts import Curve, check_charts, line_chart
-from paligemma.report.page import image_uri, render_page, svg_uri
 from paligemma.results import Detection, Detections, Segment, Segments
 
 REPORT_FILE = "report.html"

@@ -23,15 +23,15 @@ from typing import Any
 
 from paligemma.adapters.lora import add_lora
 from paligemma.data.check import check_data
-from paligemma.data.held_out import (
+from paligemma.data.open import Records, check_number_of_bad, open_data, write_bad
+from paligemma.data.record import (
+    BadRecord,
     ImageKeys,
     held_out_ids,
     image_keys,
     num_images,
     shared_ids,
 )
-from paligemma.data.open import Records, check_number_of_bad, open_data, write_bad
-from paligemma.data.record import BadRecord
 from paligemma.data.source import ReadOptions, validation_split
 from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError, counted
