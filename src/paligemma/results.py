@@ -508,7 +508,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         if image is None:
             path = self.image_reference.get() if self.image_reference else None
             if not isinstance(path, str | os.PathLike):
-                raise OptionError("The result knows no path of its image. Pass image=ADDRESS.")
+                raise OptionError("The path of the image is unknown. Pass image=ADDRESS.")
             image = os.fspath(path)
         width, height = self.size_wh
         shapes = []

@@ -65,8 +65,8 @@ class ServeOptions(ModelOptions):
     question_prefix: Annotated[
         str | None, Option(shown_default='"answer en" for mini and mix checkpoints, else ""')
     ] = None
-    """What plain questions to /v1/chat/completions begin with, as the model was trained to read
-    them; "" sends them to the letter."""
+    """Text to put before plain questions to /v1/chat/completions, as in the model's training; ""
+    sends questions unchanged."""
     image_domains: Annotated[
         tuple[str, ...],
         Option(flags=("--allow-urls-from",), metavar="DOMAIN", shown_default="none"),

@@ -136,7 +136,7 @@ def _is_int(value: object) -> bool:
 
 
 def _read_messages(reading: Reading, messages: object) -> None:
-    """Put the last message of the user, with the image that it is about, in place of all."""
+    """Replace the messages by the last user message, with the image that it is about."""
     assert isinstance(reading.document, dict)
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
         return
@@ -155,7 +155,7 @@ def _read_messages(reading: Reading, messages: object) -> None:
         )
     if len(by_user) > 1 or roles & {"assistant", "tool", "function"}:
         reading.notes.append(
-            "Only the last message of the user was answered: these models have no conversation."
+            "Only the last user message was answered: these models do not take conversations."
         )
     last = _content(by_user[-1].get("content"))
     if last is None:
@@ -209,7 +209,7 @@ def _prompt(texts: Sequence[str], reading: Reading) -> str:
 def read_prompt(prompt: str, prefix: str) -> tuple[Task[Any] | str, tuple[str, ...]]:
     """The task that a prompt asks for, or the prompt to send; and notes on how it was understood.
 
-    `prefix` is what a plain question begins with, such as "answer en"; "" sends it to the letter.
+    `prefix` is what a plain question begins with, such as "answer en"; "" sends it unchanged.
 
     >>> read_prompt("Detect cat, dog", "")[0].prompt()
     'detect cat ; dog'

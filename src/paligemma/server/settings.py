@@ -133,7 +133,7 @@ class Settings:
     """Answer /health/ready without a key and for any Host header, for probes."""
     question_prefix: str | None = None
     """What a plain question to /v1/chat/completions begins with, such as "answer en"; "" sends it
-    to the letter. None: "answer en" for mini and mix checkpoints, which were trained with it."""
+    unchanged. None: "answer en" for mini and mix checkpoints, which were trained with it."""
     image_domains: tuple[str, ...] = ()
     """Domains that images may be fetched from: "example.com", or "*.example.com" for its
     subdomains. Empty: images are not fetched."""

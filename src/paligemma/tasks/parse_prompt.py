@@ -85,7 +85,7 @@ def prompt_notes(prompt: str) -> tuple[str, ...]:
     """A note where the prompt is that of a task but for capitals or white space.
 
     >>> prompt_notes("Caption EN")
-    ("The prompt 'Caption EN' is read to the letter; the prompt of the task is 'caption en'.",)
+    ("The prompt 'Caption EN' was sent unchanged. The task's own prompt is 'caption en'.",)
     """
     first, _, rest = " ".join(prompt.split()).partition(" ")
     word = first.lower()
@@ -97,7 +97,7 @@ def prompt_notes(prompt: str) -> tuple[str, ...]:
             return ()
     except PromptError:
         return ()
-    return (f"The prompt {prompt!r} is read to the letter; the prompt of the task is {plain!r}.",)
+    return (f"The prompt {prompt!r} was sent unchanged. The task's own prompt is {plain!r}.",)
 
 
 def phrases_of_prompt(prompt: str) -> tuple[str, ...]:
