@@ -16,7 +16,6 @@ from paligemma.errors import OptionError
 
 if TYPE_CHECKING:
     from paligemma.cli.image_arguments import NamedImage
-    from paligemma.results import Objects
 
 OutputFormat = Literal["jsonl", "csv", "coco", "yolo"]
 
@@ -183,8 +182,7 @@ class _Coco:
 class _Yolo:
     """labels/NAME.txt for each image, and data.yaml with the names of the classes.
 
-    A line is `class x y width height` in fractions of the image or, for a mask, the class and the
-    corners of its largest outline.
+    The lines are those of `Objects.to_yolo`, with the same class numbers for all images.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -197,9 +195,8 @@ class _Yolo:
             return
         for name in result.label_names:
             self._classes.setdefault(name, len(self._classes))
-        lines = [f"{self._classes[obj.label]} {_yolo_shape(obj, result)}\n" for obj in result]
         path = self._folder / "labels" / f"{image.stem}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_text(result.to_yolo(self._classes), encoding="utf-8")
 
     def close(self) -> None:
         names = "".join(
@@ -215,21 +212,6 @@ _WRITERS: dict[OutputFormat, Callable[[TextIO], Writer]] = {
     "csv": _Csv,
     "coco": _Coco,
 }
-
-
-def _yolo_shape(obj: Any, objects: Objects[Any]) -> str:
-    width, height = objects.size_wh
-    outline = max(getattr(obj, "polygons", ()), key=_doubled_area, default=())
-    if outline:
-        return " ".join(f"{x / width:.6f} {y / height:.6f}" for x, y in outline)
-    x1, y1, x2, y2 = obj.box_normalized_xyxy
-    center_and_size = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-    return " ".join(f"{value:.6f}" for value in center_and_size)
-
-
-def _doubled_area(ring: Sequence[Sequence[int]]) -> int:
-    pairs = zip(ring, [*ring[1:], ring[0]], strict=True)
-    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairs))
 
 
 def _is_utf8(text: str) -> bool:

@@ -246,27 +246,13 @@ def detect(
     options: PredictOptions,
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes."""
-    images, phrases = _split(words, "detect", options)
 
-    def query() -> Query:
+    def task(names: tuple[str, ...]) -> Any:
         from paligemma.tasks.detect import DetectTask
-        from paligemma.tasks.objects import read_phrases
 
-        names, notes = read_phrases(phrases)
-        task = DetectTask(phrases=names, min_objects=min_objects, **objects.settings())
-        return replace(_task_query(task, options), separate=objects.separate, notes=notes)
+        return DetectTask(phrases=names, min_objects=min_objects, **objects.settings())
 
-    _run(
-        _Job(
-            command="detect",
-            images=images,
-            query=query,
-            options=options,
-            drawing=drawing,
-            keep=_keeper(objects),
-            footnote=_score_note(objects),
-        )
-    )
+    _find("detect", words, task, drawing, objects, options)
 
 
 @takes(drawing=DrawOptions, objects=ObjectOptions, options=PredictOptions)
@@ -278,19 +264,36 @@ def segment(
     options: PredictOptions,
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes and masks."""
-    images, phrases = _split(words, "segment", options)
+
+    def task(names: tuple[str, ...]) -> Any:
+        from paligemma.tasks.segment import SegmentTask
+
+        return SegmentTask(phrases=names, **objects.settings())
+
+    _find("segment", words, task, drawing, objects, options)
+
+
+def _find(
+    command: str,
+    words: Sequence[str],
+    make_task: Callable[[tuple[str, ...]], Any],
+    drawing: DrawOptions,
+    objects: ObjectOptions,
+    options: PredictOptions,
+) -> None:
+    """Answer with the list of objects that `make_task` asks for, given the phrases."""
+    images, phrases = _split(words, command, options)
 
     def query() -> Query:
         from paligemma.tasks.objects import read_phrases
-        from paligemma.tasks.segment import SegmentTask
 
         names, notes = read_phrases(phrases)
-        task = SegmentTask(phrases=names, **objects.settings())
-        return replace(_task_query(task, options), separate=objects.separate, notes=notes)
+        asked = _task_query(make_task(names), options)
+        return replace(asked, separate=objects.separate, notes=notes)
 
     _run(
         _Job(
-            command="segment",
+            command=command,
             images=images,
             query=query,
             options=options,

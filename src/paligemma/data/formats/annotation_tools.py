@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data.annotation import AnnotatedImage, Shape, size_of
+from paligemma.data.formats.voc import parse_xml
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     IMAGE_SUFFIXES,
@@ -205,10 +206,7 @@ def _box_at(x: float, y: float, width: float, height: float) -> BoxXyxy:
 
 
 def _cvat(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
-    try:
-        root = ElementTree.fromstring(file.read_bytes())
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{str(file)!r} is not XML: {error}.") from error
+    root = parse_xml(file, repr(str(file)))
     if root.find("track") is not None:
         raise DataError(f"{str(file)!r} is of a video. Export 'CVAT for images' instead.")
     for image in root.iter("image"):

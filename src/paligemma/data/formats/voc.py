@@ -137,7 +137,7 @@ def _file_of_line(folder: Path, line: str) -> Path:
     return file
 
 
-def _parse(file: Path, where: str) -> ElementTree.Element:
+def parse_xml(file: Path, where: str) -> ElementTree.Element:
     """The root, with tags free of namespaces. Raises DataError."""
     try:
         data = file.read_bytes()
@@ -171,7 +171,7 @@ class _Reading:
 
     def record(self, file: Path, record_id: str) -> Record:
         where = f"Annotation {str(file)!r}"
-        tree = _parse(file, where)
+        tree = parse_xml(file, where)
         image = self._image(file, tree, where)
         size, size_wh = tree.find("size"), None
         if size is not None:
