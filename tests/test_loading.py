@@ -336,3 +336,9 @@ def test_mini_says_which_folder_it_is_not_and_nothing_with_an_adapter(
     (tmp_path / "mini").mkdir()
     (tmp_path / "mini" / "config.json").touch()
     assert "./mini" in str(loading._mini_note(has_adapter=False))
+
+
+@pytest.mark.parametrize("option", ["model", "adapter", "mask_codec"])
+def test_a_folder_of_an_unknown_user_is_said_not_to_exist(option: str) -> None:
+    with pytest.raises(CheckpointError, match="nobody-of-this-name"):
+        paligemma.load(**{option: "~nobody-of-this-name/model"})  # type: ignore[arg-type]

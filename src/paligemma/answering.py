@@ -52,10 +52,11 @@ from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.parse_prompt import prompt_notes
 from paligemma.tasks.second_look import SecondLook, second_look, separately
 from paligemma.tasks.seg_codec import MaskCodec
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import AnswerKind, GuidedTask, Task, TaskContext
+from paligemma.tasks.task import AnswerKind, GuidedTask, Task, TaskContext, language_doubt
 from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
 
 ImageInput = ImageSource | LoadedImage
@@ -180,6 +181,8 @@ class AnswerPipeline:
     mask_codec: MaskCodec | None = None
     text_length: int | None = None
     """Text positions that the model was trained with, prompt and answer together."""
+    languages: tuple[str, ...] | None = None
+    """Codes of all languages that the model knows; None where that is not known."""
     num_positions: int = CONTEXT_LENGTH
     """Positions that images, prompt and answer may take together."""
     max_prompt_tokens: int | None = None
@@ -199,8 +202,10 @@ class AnswerPipeline:
         """Token ids, the answer's length limit and its grammar.
 
         Raises PromptError for text that cannot be tokenized or is too long, OptionError for a
-        limit below 1 and CheckpointError for masks from a model without a mask codec.
+        limit below 1 or a language that the model does not know, and CheckpointError for masks
+        from a model without a mask codec.
         """
+        query = self._with_prompt_notes(query)
         task = query.task
         if isinstance(task, SegmentTask) and self.mask_codec is None:
             raise _no_mask_codec()
@@ -260,6 +265,23 @@ class AnswerPipeline:
                 f"The masks, {num_masks} of {width} x {height} pixels, exceed the limit of {limit} "
                 "pixels in all. Send a smaller image, or ask for fewer objects."
             )
+
+    def _with_prompt_notes(self, query: Query) -> Query:
+        """The query with notes on its prompt and language.
+
+        Raises OptionError for a task in a language that the model does not know.
+        """
+        languages = None if query.adapter else self.languages
+        if query.prompt is not None:
+            return replace(query, notes=(*query.notes, *prompt_notes(query.prompt, languages)))
+        task = query.task
+        if not isinstance(task, CaptionTask | AnswerTask | QuestionTask) or task.language is None:
+            return query
+        if (doubt := language_doubt(task.language, languages)) is None:
+            return query
+        if languages is not None:
+            raise OptionError(f"{doubt} Choose one of them.")
+        return replace(query, notes=(*query.notes, doubt))
 
     def _max_new_tokens(self, query: Query, num_prefix: int, grammar: ObjectList | None) -> int:
         if query.max_new_tokens is not None:
@@ -419,7 +441,7 @@ class Answer:
         result = self._task.parse(generation, self._tokenizer, self._context)
         if stop_reason == "stop" and self._text is not None:
             result = replace(result, text=self._text.text)
-        has_notes = self._notes and isinstance(result, Detections | Segments)
+        has_notes = self._notes and isinstance(result, Detections | Segments | Generation)
         return replace(result, notes=self._notes) if has_notes else result
 
 

@@ -32,6 +32,7 @@ from paligemma.fast.weights import (
     checked_weights,
     weights_name,
 )
+from paligemma.mini import LANGUAGES as MINI_LANGUAGES
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import MASK_CODEC_FILE, Predictor
 from paligemma.processor.image import Resize
@@ -152,11 +153,13 @@ def load(
     else:
         model_note = _vocabulary_note(processor, stored.config)
     notes = (model_note, note)
+    may_learn = adapter is not None or isinstance(weights, Trainable)
     return Predictor(
         model=loaded,
         processor=processor,
         mask_codec=codec,
         text_length=next((r.text_length for r in RELEASES if r.hub_id == checkpoint.name), None),
+        languages=MINI_LANGUAGES if checkpoint.is_mini and not may_learn else None,
         name=checkpoint.name,
         adapter=None if adapter is None else str(adapter),
         revision=checkpoint.commit,
@@ -304,7 +307,7 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 
 def _find_mask_codec(folder: Path, path: str | Path | None) -> MaskCodec | None:
     if path is not None:
-        return load_mask_codec_npz(Path(path).expanduser())
+        return load_mask_codec_npz(Path(os.path.expanduser(path)))
     for name in (MASK_CODEC_FILE, _RELEASED_CODEC_FILE):
         if (folder / name).is_file():
             return load_mask_codec_npz(folder / name)

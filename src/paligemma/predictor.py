@@ -54,7 +54,6 @@ from paligemma.results import (
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
 from paligemma.tasks.objects import read_phrases
-from paligemma.tasks.parse_prompt import prompt_notes
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
@@ -98,6 +97,9 @@ class Predictor:
     mask_codec: MaskCodec | None = field(default=None, repr=False)
     text_length: int | None = None
     """Text positions that the model was trained with, prompt and answer together."""
+    languages: tuple[str, ...] | None = None
+    """Codes of all languages that the model knows; None where that is not known. A caption or an
+    answer in another one is refused; where nothing is known, a note of the result says so."""
     name: str = ""
     """What was loaded: a folder, or a model of the hub."""
     adapter: str | None = None
@@ -119,7 +121,8 @@ class Predictor:
     def caption(
         self, image: ImageInput, language: str = "en", *, max_new_tokens: int | None = None
     ) -> Caption:
-        """A short description in one of 35 languages, such as "es"."""
+        """A short description in a language, such as "es": for released models, one of the 35 of
+        `paligemma.tasks.LANGUAGES`."""
         return self._one(image, CaptionTask(language=language), max_new_tokens)
 
     def describe(
@@ -454,7 +457,7 @@ class Predictor:
         check_beams(num_beams, sampler=query.sampler, stop=query.stop)
         queries = []
         for index, (images, prompt) in enumerate(rows):
-            row = replace(query, prompt=prompt, sample_index=index, notes=prompt_notes(prompt))
+            row = replace(query, prompt=prompt, sample_index=index)
             queries.append(ImageQuery(images=_as_tuple(images), query=row))
         generations: dict[int, Generation] = {}
         for index, result in self._answers(queries, batch_size, num_beams):
@@ -625,7 +628,10 @@ class Predictor:
     @property
     def _pipeline(self) -> AnswerPipeline:
         return AnswerPipeline(
-            processor=self.processor, mask_codec=self.mask_codec, text_length=self.text_length
+            processor=self.processor,
+            mask_codec=self.mask_codec,
+            text_length=self.text_length,
+            languages=self.languages,
         )
 
     def _answers(

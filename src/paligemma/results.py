@@ -45,6 +45,10 @@ UNSURE_LABEL_SCORE = 0.1
 """Below this `label_score`, the model would call the object something else."""
 
 
+CSV_COLUMNS = ("label", "score", "x1", "y1", "x2", "y2", "unsure")
+"""Of a table of objects, with boxes in pixels of the source image."""
+
+
 class Result:
     """A value that can be exported as JSON."""
 
@@ -378,7 +382,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
 
     def save(self, path: str | Path, image: ImageSource | LoadedImage | None = None) -> Path:
         """Write the drawing to an image file, whose suffix says the format. Return its path."""
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         try:
             self.draw(image).save(path)
         except (OSError, ValueError) as error:
@@ -464,15 +468,23 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         }
 
     def to_csv(self) -> str:
-        """Return a table with a heading: label, score and box in pixels, a row per object."""
+        """Return a table with a heading: label, score and box in pixels, a row per object.
+
+        `paligemma detect --output FILE.csv` writes the same columns, between image and error.
+        """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("label", "score", "x1", "y1", "x2", "y2", "unsure"))
+        writer.writerows((CSV_COLUMNS, *self.csv_rows()))
+        return table.getvalue()
+
+    def csv_rows(self) -> list[tuple[str, ...]]:
+        """Return the rows of `to_csv` without its heading."""
+        rows = []
         for obj in self.objects:
             score = "" if math.isnan(obj.score) else f"{obj.score:.4f}"
             box = (f"{edge:.2f}" for edge in obj.box_xyxy)
-            writer.writerow((obj.label, score, *box, obj.unsure))
-        return table.getvalue()
+            rows.append((obj.label, score, *box, str(obj.unsure)))
+        return rows
 
     def to_yolo(self, classes: Mapping[str, int] | None = None) -> str:
         """Return YOLO's lines, in fractions of the image: the class, then x, y, width and height.

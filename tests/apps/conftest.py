@@ -65,6 +65,7 @@ class StandIn:
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     note: str | None = "This is a stand-in."
+    languages: tuple[str, ...] | None = None
 
     def answer(
         self, queries: Any, batch_size: int | None = None, num_beams: int = 1

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from paligemma.data.open import open_data
+
+PHOTO = SimpleNamespace(name="photo")
 
 
 @pytest.fixture
@@ -40,6 +44,9 @@ def test_a_table_of_objects_and_one_of_texts(run, picture, broken, stand_in, tmp
         ("dog", "9.00"),
     ]
     assert "damaged" in rows[0]["error"]
+    for row in rows:
+        del row["image"], row["error"]
+    assert rows[1:] == list(csv.DictReader(io.StringIO(stand_in.detect(PHOTO, "wall").to_csv())))
     run("ask", picture, broken, "what?", "--output", out)
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     assert [row["text"] for row in rows] == ["blue", ""]
@@ -75,7 +82,7 @@ def test_a_yolo_folder_can_be_read_as_data(command, run, picture, stand_in, tmp_
     ("command", "name", "reason"),
     [
         ("caption", "out.json", ".jsonl or .csv"),
-        ("caption", "out", ".jsonl or .csv"),
+        ("generate", "out", ".jsonl or .csv file. Choose"),
         ("detect", "out.txt", "folder (YOLO)"),
         ("detect", "no/out.csv", "does not exist"),
         ("detect", "full", "already exists"),
@@ -88,7 +95,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     (tmp_path / "folder.csv").mkdir()
-    words = ["wall"] if command == "detect" else []
+    words = [] if command == "caption" else ["wall"]
     ran = run(command, picture, *words, "--output", tmp_path / name)
     assert ran.code == 2
     assert reason in ran.err
@@ -112,3 +119,105 @@ def test_the_format_can_be_chosen(run, picture, stand_in, tmp_path):
     out = tmp_path / "out.json"
     run("caption", picture, "--output", out, "--output-format", "jsonl")
     assert json.loads(out.read_text(encoding="utf-8"))["image"] == str(picture)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images in a folder."""
+    (folder := tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 20), "blue").save(folder / name)
+    return folder
+
+
+def test_texts_next_to_images_are_captions_to_train_on(run, folder, stand_in):
+    assert run("caption", folder, "--output-format", "txt", "--quiet").code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.txt", "b.png", "b.txt"]
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "a blue \x1b[2Jwall\n"
+    records = list(open_data(folder).records)
+    assert [record.references for record in records] == [("a blue \x1b[2Jwall",)] * 2
+
+
+def test_texts_can_go_into_a_folder_of_their_own(run, folder, stand_in, tmp_path):
+    assert run("ask", folder, "what?", "--output", tmp_path / "texts").code == 0
+    assert sorted(path.name for path in (tmp_path / "texts").iterdir()) == ["a.txt", "b.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png"]
+
+
+def test_texts_that_exist_are_never_overwritten(run, folder, no_model):
+    (folder / "b.txt").write_text("mine", encoding="utf-8")
+    ran = run("caption", folder, "--output-format", "txt")
+    assert (ran.code, "b.txt" in ran.err, "--skip-existing" in ran.err) == (2, True, True)
+    assert not (folder / "a.txt").exists()
+
+
+def test_images_of_one_name_cannot_share_a_text(run, folder, no_model):
+    Image.new("RGB", (4, 4)).save(folder / "a.jpg")
+    ran = run("caption", folder, "--output-format", "txt")
+    assert (ran.code, "a.txt" in ran.err) == (2, True)
+
+
+def test_an_image_without_a_file_has_no_text_next_to_it(run, no_model):
+    image = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+    ran = run("caption", image, "--output-format", "txt")
+    assert (ran.code, "--output FOLDER" in ran.err) == (2, True)
+
+
+def test_skipped_texts_stay_and_the_others_are_written(run, folder, stand_in):
+    (folder / "b.txt").write_text("mine", encoding="utf-8")
+    ran = run("caption", folder, "--output-format", "txt", "--skip-existing")
+    assert (ran.code, "skipped: 1 image" in ran.err) == (0, True)
+    assert (folder / "b.txt").read_text(encoding="utf-8") == "mine"
+    assert (folder / "a.txt").exists()
+    ran = run("caption", folder, "--output-format", "txt", "--skip-existing")
+    assert (ran.code, "all of them" in ran.err, len(stand_in.asked)) == (0, True, 1)
+
+
+def test_json_lines_are_continued(run, folder, broken, stand_in, tmp_path):
+    out = tmp_path / "out.jsonl"
+    skip = ("--output", out, "--skip-existing")
+    assert run("caption", folder / "b.png", broken, *skip).code == 2
+    assert run("caption", folder, *skip).code == 0
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [line["image"] for line in lines] == [str(folder / "b.png"), str(folder / "a.png")]
+    assert len(stand_in.asked) == 2
+    ran = run("ocr", folder, *skip)
+    assert (ran.code, "not of ocr by mini" in ran.err) == (2, True)
+
+
+def test_an_interrupted_run_leaves_its_lines_for_the_next(
+    run, folder, stand_in, tmp_path, monkeypatch
+):
+    out = tmp_path / "out.jsonl"
+    answer = type(stand_in).caption
+
+    def fail_at_b(self, image, *args, **options):
+        if image.name == "b.png":
+            raise KeyboardInterrupt
+        return answer(self, image, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(stand_in), "caption", fail_at_b)
+        assert run("caption", folder, "--output", out, "--skip-existing").code == 130
+    [line] = out.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["image"] == str(folder / "a.png")
+    assert run("caption", folder, "--output", out, "--skip-existing").code == 0
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_drawings_that_exist_are_skipped(run, folder, stand_in, tmp_path):
+    (drawn := tmp_path / "drawn").mkdir()
+    (drawn / "a.png").write_bytes(b"mine")
+    assert run("detect", folder, "wall", "--draw", drawn, "--skip-existing").code == 0
+    assert (drawn / "a.png").read_bytes() == b"mine"
+    assert [asked[2] for asked in stand_in.asked] == ["b.png"]
+
+
+@pytest.mark.parametrize("options", [("--output", "out.csv"), ("--output", "labels"), ()])
+def test_where_nothing_can_be_skipped_it_is_said(
+    options, run, picture, no_model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for words in ((*("detect", picture, "x"), *options), ("generate", picture, "caption en")):
+        ran = run(*words, "--skip-existing")
+        assert (ran.code, "--skip-existing" in ran.err) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -141,6 +143,24 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
         WeightFiles(tmp_path)
 
 
+@pytest.mark.parametrize("broken", ["paligemma.checkpoints.reader.os.path.realpath", "json.loads"])
+def test_what_is_not_the_files_fault_is_not_blamed_on_it(
+    tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(broken, Mock(side_effect=RecursionError("too deep")))
+    with pytest.raises(RecursionError):
+        WeightFiles(tmp_path)
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    error = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr("paligemma.checkpoints.reader.safe_open", Mock(side_effect=error))
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*Too many open files"):
+        WeightFiles(tmp_path)
+
+
 def hub_cache(root: Path) -> Path:
     """The hub's layout: a snapshot of links into the model's `blobs`, named by their SHA-256."""
     import hashlib
@@ -216,6 +236,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_not_a_crash(tmp_pa
     code = """
 import os, sys, torch
 from pathlib import Path
+from unittest.mock import Mock
 from paligemma.checkpoints.reader import WeightFiles
 from paligemma.errors import CheckpointError
 path = Path(sys.argv[1])

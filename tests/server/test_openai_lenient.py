@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from paligemma.predictor import Predictor
 from tests.server.asgi import call
+from tests.server.test_http_api import encoded, post
 from tests.server.test_openai import chat, chunks, message, talk
 
 
@@ -314,3 +315,39 @@ def test_a_response_without_a_question_is_refused(mini_app: ASGIApp, document: o
         return (await call(mini_app, "POST", "/v1/responses", body, headers)).status
 
     assert asyncio.run(speak()) == 400
+
+
+def test_a_language_that_the_model_lacks_is_refused_in_every_route(
+    mini_app: ASGIApp, scene: bytes
+) -> None:
+    fields = {"image": encoded(scene), "language": "xx"}
+    for route, more in (
+        ("caption", {}),
+        ("caption", {"style": "describe"}),
+        ("caption", {"stream": True}),
+        ("ask", {"question": "what is it?"}),
+    ):
+        refused = post(mini_app, f"/v1/{route}", {**fields, **more})
+        assert (refused.status, "knows: en de fr es it pt" in str(refused.body)) == (400, True)
+    answer = post(
+        mini_app,
+        "/v1/chat/completions",
+        {"model": "mini", "messages": message("caption ja", scene)},
+    )
+    assert (answer.status, "knows: en de fr es it pt" in str(answer.body)) == (400, True)
+
+
+def test_a_question_that_begins_with_answer_is_no_language(
+    mini_app: ASGIApp, mini: Predictor, scene: bytes
+) -> None:
+    question = "answer the question: how many frogs are there?"
+    answer = ask(mini_app, message(question, scene))
+    assert text_of(answer) == mini.ask(scene, question, "en").text
+
+
+def test_a_prompt_in_a_language_that_the_model_lacks_gets_a_note(
+    mini_app: ASGIApp, scene: bytes
+) -> None:
+    fields = {"image": encoded(scene), "prompt": "caption ja", "max_new_tokens": 2}
+    [note] = post(mini_app, "/v1/generate", fields).json()["result"]["notes"]
+    assert "'ja' is not a language of this model" in note

@@ -49,6 +49,8 @@ def test_a_known_prompt_is_its_task_to_the_letter(prompt: str, task: object) -> 
         "answer en",
         "answer en ",
         "answer what is it?",
+        "answer the question",
+        "question the sky",
         "question de",
         "detect",
         "segment",

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 import paligemma
-from paligemma.errors import PromptError
+from paligemma.errors import OptionError, PromptError
+from paligemma.fast.weights import Trainable
 from paligemma.results import Detection, Detections, Problem
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.objects import read_phrases
 from paligemma.tasks.parse_prompt import prompt_notes
 from paligemma.tasks.second_look import MAX_PHRASES, plain_form, second_look, separately
+from paligemma.tasks.text import CaptionTask
 
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 FROGS = [(20, 78, 111, 165), (67, 205, 190, 330)]
@@ -170,6 +172,45 @@ def test_other_prompts_get_none(prompt: str) -> None:
 
 def test_the_note_comes_with_the_answer(mini: paligemma.Predictor) -> None:
     assert mini.generate(SCENE, "Caption En", max_new_tokens=3).notes == prompt_notes("Caption En")
+
+
+@pytest.mark.parametrize("language", ["xx", "ja", "zh-TW"])
+def test_a_language_that_the_model_lacks_is_refused(
+    mini: paligemma.Predictor, language: str
+) -> None:
+    asks = (
+        lambda: mini.caption(SCENE, language),
+        lambda: mini.describe(SCENE, language),
+        lambda: mini.ask(SCENE, "What is it?", language),
+        lambda: mini.question(SCENE, "yes", language),
+        lambda: mini.run([(SCENE, CaptionTask(language=language))]),
+    )
+    for ask in asks:
+        with pytest.raises(OptionError, match=f"'{language}' .* knows: en de fr es it pt. Choose"):
+            ask()
+
+
+def test_a_language_in_a_prompt_of_ones_own_gets_a_note(mini: paligemma.Predictor) -> None:
+    [note] = mini.generate(SCENE, "caption ja", max_new_tokens=2).notes
+    assert "'ja' is not a language of this model" in note
+    assert mini.generate(SCENE, "caption de", max_new_tokens=2).notes == ()
+    assert mini.generate(SCENE, "answer the question", max_new_tokens=2).notes == ()
+
+
+def test_of_a_model_whose_languages_are_not_known_the_result_says_so(
+    mini: paligemma.Predictor,
+) -> None:
+    other = replace(mini, languages=None)
+    [note] = other.caption(SCENE, "xx", max_new_tokens=2).notes
+    assert "not among the 35 languages" in note
+    assert "vi zh" in note
+    assert other.caption(SCENE, "ja", max_new_tokens=2).notes == ()
+
+
+def test_a_model_that_may_learn_takes_every_language() -> None:
+    learning = paligemma.load("mini", weights=Trainable())
+    assert learning.languages is None
+    assert paligemma.load("mini").languages == ("en", "de", "fr", "es", "it", "pt")
 
 
 @pytest.mark.parametrize(

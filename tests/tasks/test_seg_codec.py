@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 from paligemma.config import MaskCodecConfig
 from paligemma.errors import CheckpointError, InputError
+from paligemma.tasks import seg_codec
 from paligemma.tasks.seg_codec import (
     MaskCodec,
     crop_mask,
@@ -277,6 +280,12 @@ def damaged(arrays: dict[str, np.ndarray]) -> io.BytesIO:
     return io.BytesIO(bytes(data))
 
 
+def encrypted(arrays: dict[str, np.ndarray]) -> io.BytesIO:
+    data = npz(arrays).getvalue()
+    # The flags of each entry in the central directory.
+    return io.BytesIO(re.sub(rb"(PK\x01\x02.{4}).", b"\\g<1>\x01", data, flags=re.DOTALL))
+
+
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
@@ -291,6 +300,7 @@ def damaged(arrays: dict[str, np.ndarray]) -> io.BytesIO:
         (lambda a: with_member(a, "../evil.npy", b""), r"\.\./evil"),
         (lambda a: with_member(a, "/etc/decoder.0.weight.npy", b""), "/etc/"),
         (lambda a: with_member(a, "readme.txt", b"hello"), "readme.txt"),
+        (encrypted, "is encrypted"),
         (lambda a: with_member(a, "decoder.0.weight", b""), "decoder.0.weight"),
         (lambda a: with_member(a, f"{WEIGHT}.npy", b""), "mask codec"),
         (lambda a: with_member(a, f"{WEIGHT}.npy", b"\x93NUMPY\x09\x00"), "version"),
@@ -315,3 +325,15 @@ def test_hostile_or_broken_files_are_refused(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.npz"):
         load_mask_codec_npz(tmp_path / "absent.npz")
+
+
+def test_a_codec_that_does_not_exist_or_that_torch_cannot_hold_is_not_damaged(
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        load_mask_codec_npz(tmp_path / "none.npz")
+    monkeypatch.setattr(
+        seg_codec, "_read_array", Mock(side_effect=RuntimeError("not enough memory"))
+    )
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        load_mask_codec_npz(npz(arrays))

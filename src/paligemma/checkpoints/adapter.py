@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -98,7 +99,7 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
     Raises CheckpointError for files that are missing or damaged, unsupported settings, tensors
     without a counterpart in the model or of another shape, invalid ranks, NaN and infinity.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{folder} contains no {CONFIG_FILE}, so it is not an adapter. Give a folder written "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ def resolve(name_or_path: str | Path) -> Path | str:
 
     Raises CheckpointError for a path that is not a folder, HubError for an unknown name.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         return path
     if path.exists():

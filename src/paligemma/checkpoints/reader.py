@@ -8,6 +8,7 @@ megabytes are needed in addition to the weights.
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -180,7 +181,9 @@ class WeightFiles:
             self._files[path] = file = path.open("rb", buffering=0)
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_refuse_repeats)
-        except (SafetensorError, OSError, ValueError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        except (SafetensorError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is damaged or not a safetensors file: {error}. Copy or download it again."
             ) from error
@@ -200,13 +203,13 @@ class WeightFiles:
     def _check_location(self, path: Path) -> None:
         """Raise unless this is a regular file in the folder, or in the hub cache around it."""
         try:
-            target = path.resolve(strict=True)
+            # Unlike Path.resolve, which raises RuntimeError for circular links before Python 3.13.
+            target = Path(os.path.realpath(path, strict=True))
             regular = stat.S_ISREG(target.stat().st_mode)
-        except (OSError, RuntimeError) as error:  # RuntimeError: circular links
-            reason = error.strerror if isinstance(error, OSError) else error
+        except OSError as error:
             raise CheckpointError(
-                f"{path} is missing or unreadable ({reason}). The checkpoint is incomplete; "
-                "download or copy it again."
+                f"{path} is missing or unreadable ({error.strerror}). The checkpoint is "
+                "incomplete; download or copy it again."
             ) from error
         if not regular:
             raise CheckpointError(f"{path} is not a regular file. Copy the file into the folder.")

@@ -107,7 +107,7 @@ def _find(word: str, recursive: bool, allow_urls: bool) -> list[NamedImage]:
     else:
         path = Path(word)
         if word.startswith("~") and not os.path.lexists(word):
-            path = _expanded(word)
+            path = Path(os.path.expanduser(word))  # Path.expanduser raises for an unknown user
     if not os.path.lexists(path) and glob.has_magic(str(path)):
         return _matches(str(path))
     return _at(path, word, recursive)
@@ -251,13 +251,6 @@ def _path_of_uri(uri: str) -> Path:
         )
     path = urllib.parse.unquote(parts.path, errors="surrogateescape")
     return Path(path[1:] if re.match(r"/[A-Za-z]:", path) and os.name == "nt" else path)
-
-
-def _expanded(word: str) -> Path:
-    try:
-        return Path(word).expanduser()
-    except RuntimeError as error:  # no such user
-        raise ImageError(f"The file {word!r} does not exist: its user is unknown.") from error
 
 
 def _web_image(address: str, scheme: str, allow_urls: bool) -> NamedImage:

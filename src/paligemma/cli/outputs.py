@@ -1,4 +1,7 @@
-"""Files of results: JSON lines, CSV, COCO and YOLO, written whole or not at all."""
+"""Files of results: JSON lines, CSV, COCO and YOLO, written whole or not at all, and text files.
+
+The text file of an image is written as soon as its text is known.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from paligemma.errors import OptionError
 if TYPE_CHECKING:
     from paligemma.cli.image_arguments import NamedImage
 
-OutputFormat = Literal["jsonl", "csv", "coco", "yolo"]
+OutputFormat = Literal["jsonl", "csv", "txt", "coco", "yolo"]
 
 _BY_SUFFIX: dict[str, OutputFormat] = {
     ".jsonl": "jsonl",
@@ -27,6 +30,7 @@ _BY_SUFFIX: dict[str, OutputFormat] = {
     "": "yolo",
 }
 _OBJECT_COMMANDS = ("detect", "segment")
+_TEXT_COMMANDS = ("caption", "describe", "ask", "ocr")
 
 
 class Writer(Protocol):
@@ -40,24 +44,42 @@ class Writer(Protocol):
 
 
 def choose_format(
-    path: Path | None, name: OutputFormat | None, *, command: str, stems: Sequence[str]
+    path: Path | None, name: OutputFormat | None, *, command: str, images: Sequence[NamedImage]
 ) -> OutputFormat | None:
     """The format of the output file, after a check that it can be written.
 
     Raises OptionError.
     """
     if path is None:
-        if name is not None:
-            raise OptionError("--output-format needs --output FILE.")
-        return None
-    chosen = name or _BY_SUFFIX.get(path.suffix.lower())
-    if chosen is None or (chosen in ("coco", "yolo") and command not in _OBJECT_COMMANDS):
-        for_objects = ", a .json file (COCO) or a folder (YOLO)"
+        if name is None:
+            return None
+        if name != "txt":
+            raise OptionError(f"--output-format {name} needs --output FILE.")
+    chosen = name
+    if chosen is None and path is not None:
+        chosen = _BY_SUFFIX.get(path.suffix.lower())
+        if chosen == "yolo" and command in _TEXT_COMMANDS:
+            chosen = "txt"
+    needed = {"coco": _OBJECT_COMMANDS, "yolo": _OBJECT_COMMANDS, "txt": _TEXT_COMMANDS}
+    if chosen is None or command not in needed.get(chosen, (command,)):
+        others = ""
+        if command in _OBJECT_COMMANDS:
+            others = ", a .json file (COCO) or a folder (YOLO)"
+        elif command in _TEXT_COMMANDS:
+            others = ", or to a folder with a .txt file for each image"
         raise OptionError(
-            f"--output {path}: the results of {command} can be written to a .jsonl or .csv file"
-            f"{for_objects if command in _OBJECT_COMMANDS else ''}. Choose such a name, or add "
-            "--output-format."
+            f"{f'--output {path}' if path else f'--output-format {name}'}: the results of "
+            f"{command} can be written to a .jsonl or .csv file{others}. Choose such a name, or "
+            "add --output-format."
         )
+    if chosen == "txt":
+        _check_text_files(path, images)
+    elif path is not None:
+        _check_file(path, chosen, [image.stem for image in images])
+    return chosen
+
+
+def _check_file(path: Path, chosen: OutputFormat, stems: Sequence[str]) -> None:
     if not path.absolute().parent.is_dir():
         raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
     if not os.access(path.absolute().parent, os.W_OK):
@@ -73,12 +95,80 @@ def choose_format(
             )
     elif path.is_dir():
         raise OptionError(f"--output {path} is a folder. Give the name of a file.")
-    return chosen
+
+
+def text_file(image: NamedImage, folder: Path | None) -> Path:
+    """The file for the text of an image: in the folder, or next to the image.
+
+    Raises OptionError for an image that is no file and has nothing next to it.
+    """
+    if folder is not None:
+        return folder / f"{image.stem}.txt"
+    if not isinstance(image.source, Path):
+        raise OptionError(
+            f"The image {image.name} is no file, so that its text needs a folder: --output FOLDER."
+        )
+    return image.source.with_suffix(".txt")
+
+
+def _check_text_files(folder: Path | None, images: Sequence[NamedImage]) -> None:
+    if folder is not None and not folder.is_dir() and (folder.exists() or folder.suffix):
+        raise OptionError(f"--output {folder} must be a folder for --output-format txt.")
+    if folder is not None and not folder.absolute().parent.is_dir():
+        raise OptionError(f"The folder {folder.parent} for {folder.name} does not exist.")
+    paths = [text_file(image, folder) for image in images]
+    path, count = Counter(paths).most_common(1)[0]
+    if count > 1:
+        raise OptionError(
+            f"The texts of {count} images would all be written to {path}. Use a .jsonl or .csv "
+            "file, or one folder at a time."
+        )
+    for parent in {folder or path.parent for path in paths}:
+        if not os.access(parent if parent.is_dir() else parent.absolute().parent, os.W_OK):
+            raise OptionError(f"The folder {parent} is not writable.")
+
+
+def finished_lines(path: Path, *, command: str, model: str) -> dict[str, str]:
+    """The lines of an earlier run by image, without those of errors; {} if there is no file.
+
+    Raises OptionError for a file that is not of the same command and model.
+    """
+    if not path.exists():
+        return {}
+    lines = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if "error" in line:
+                continue
+            is_same = (line["task"], line["model"]) == (command, model)
+            lines[line["image"]] = text + "\n"
+        except (ValueError, KeyError, TypeError) as error:
+            raise OptionError(
+                f"Line {number} of {path} is no result of an earlier run. Choose another --output, "
+                "or leave out --skip-existing to replace the file."
+            ) from error
+        if not is_same:
+            raise OptionError(
+                f"Line {number} of {path} is a result of {line['task']} by {line['model']}, not of "
+                f"{command} by {model}. Choose another --output."
+            )
+    return lines
 
 
 @contextmanager
-def open_output(path: Path, output_format: OutputFormat) -> Iterator[Writer]:
-    """A writer of a file or folder that appears when the context ends without an exception."""
+def open_output(
+    path: Path | None, output_format: OutputFormat, *, kept_lines: Sequence[str] | None = None
+) -> Iterator[Writer]:
+    """A writer of a file or folder that appears when the context ends without an exception.
+
+    With `kept_lines`, a file of JSON lines begins with these, and appears in any case, for the next
+    run to continue. Text files are written one by one.
+    """
+    if output_format == "txt":
+        yield _Texts(path)
+        return
+    assert path is not None
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         if output_format == "yolo":
@@ -89,6 +179,7 @@ def open_output(path: Path, output_format: OutputFormat) -> Iterator[Writer]:
                 path.rmdir()
         else:
             with unfinished.open("w", encoding="utf-8", newline="") as file:
+                file.writelines(kept_lines or ())
                 writer = _WRITERS[output_format](file)
                 yield writer
                 writer.close()
@@ -96,6 +187,8 @@ def open_output(path: Path, output_format: OutputFormat) -> Iterator[Writer]:
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
+        elif kept_lines is not None and unfinished.exists():
+            unfinished.replace(path)
         unfinished.unlink(missing_ok=True)
 
 
@@ -115,25 +208,23 @@ class _Csv:
     """A row per object, or per text; an image that could not be read has a row with its error."""
 
     def __init__(self, file: TextIO) -> None:
-        self._writer = csv.writer(file)
+        self._writer = csv.writer(file, lineterminator="\n")
         self._columns: tuple[str, ...] = ()
         self._errors: list[tuple[str, str]] = []
 
     def add(self, image: NamedImage, line: dict[str, Any], result: Any) -> None:
+        from paligemma.results import CSV_COLUMNS, Generation
+
         name = _utf8(" ; ".join(line.get("images", [image.name])))
         if isinstance(result, Exception):
             self._errors.append((name, str(result)))
-        elif "objects" not in line["result"]:
+        elif isinstance(result, Generation):
             self._write(("image", "text", "score", "error"))
             values = line["result"]
             self._writer.writerow((name, values["text"], values.get("score", ""), ""))
         else:
-            columns = ("image", "label", "score", "x1", "y1", "x2", "y2", "unsure", "error")
-            self._write(columns)
-            for obj in line["result"]["objects"]:
-                box = (f"{edge:.2f}" for edge in obj["box_xyxy"])
-                values = (name, obj["label"], obj["score"], *box, obj["unsure"], "")
-                self._writer.writerow(values)
+            self._write(("image", *CSV_COLUMNS, "error"))
+            self._writer.writerows((name, *row, "") for row in result.csv_rows())
 
     def _write(self, columns: tuple[str, ...]) -> None:
         """The heading, and errors that came before the first result."""
@@ -147,6 +238,32 @@ class _Csv:
 
     def close(self) -> None:
         self._write(self._columns or ("image", "error"))
+
+
+class _Texts:
+    """NAME.txt for each image, in a folder or next to the image."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+
+    def add(self, image: NamedImage, line: dict[str, Any], result: Any) -> None:
+        from paligemma.results import Caption, one_line
+
+        if isinstance(result, Exception):
+            return
+        # A caption is one line, as training reads the file.
+        text = one_line(result.text) if isinstance(result, Caption) else result.text
+        path = text_file(image, self._folder)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def close(self) -> None: ...
 
 
 class _Coco:

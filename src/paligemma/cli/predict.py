@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,8 +33,22 @@ from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_im
 from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import takes
-from paligemma.cli.outputs import OutputFormat, Writer, choose_format, open_output
-from paligemma.errors import ImageError, InputError, NumericalError, OptionError, PromptError
+from paligemma.cli.outputs import (
+    OutputFormat,
+    Writer,
+    choose_format,
+    finished_lines,
+    open_output,
+    text_file,
+)
+from paligemma.errors import (
+    ImageError,
+    InputError,
+    NumericalError,
+    OptionError,
+    PromptError,
+    counted,
+)
 from paligemma.options import Option
 
 if TYPE_CHECKING:
@@ -65,10 +79,14 @@ class PredictOptions(LoadOptions):
     """Print one JSON object per image, on one line. An image that cannot be read has an "error"
     instead of a "result"."""
     output: Annotated[Path | None, Option(shown_default="stdout")] = None
-    """File to write the results to instead of printing them: .jsonl, .csv, for objects also .json
-    (COCO), or a new folder (YOLO). It is written at the end, whole or not at all."""
+    """File to write the results to instead of printing them: .jsonl or .csv, for objects also
+    .json (COCO), written at the end, whole or not at all. Or a folder: for texts, with a .txt file
+    for each image; for objects, a new one (YOLO)."""
     output_format: Annotated[OutputFormat | None, Option(shown_default="by the name")] = None
-    """Format of --output."""
+    """Format of --output. txt without --output: a .txt file next to each image."""
+    skip_existing: bool = False
+    """Leave out images that already have what would be written: a .txt file, a line in the .jsonl
+    file, a drawing."""
     show: bool = False
     """Show the image in the terminal."""
     quiet: bool = False
@@ -347,7 +365,6 @@ def generate(words: ImagesAndPrompt, *, sampling: SamplingOptions, options: Pred
     def query() -> Query:
         from paligemma.answering import Query
         from paligemma.engine.sampling import Sampling, drawn_seed
-        from paligemma.tasks.parse_prompt import prompt_notes
 
         stop, seed = settings.pop("stop"), drawn_seed(settings.pop("seed"))
         return Query(
@@ -355,7 +372,6 @@ def generate(words: ImagesAndPrompt, *, sampling: SamplingOptions, options: Pred
             max_new_tokens=options.max_new_tokens,
             sampler=Sampling(seed=seed, **settings),
             stop=stop,
-            notes=prompt_notes(prompt),
         )
 
     _run(
@@ -426,6 +442,8 @@ class _Job:
     num_beams: int = 1
     footnote: str | None = None
     """Note after the last result, if any has objects."""
+    printed_notes: set[str] = field(default_factory=set)
+    """Notes of results that need not be printed again."""
 
     @property
     def groups(self) -> list[list[NamedImage]]:
@@ -443,19 +461,24 @@ class _Job:
 
 def _run(job: _Job) -> None:
     """Answer the query for each group of images, and print or write the results in order."""
-    options, groups = job.options, job.groups
-    targets = _draw_targets(job.drawing.draw, [group[0] for group in groups])
-    stems = [group[0].stem for group in groups]
+    options = job.options
+    first_images = [group[0] for group in job.groups]
+    all_targets = _draw_targets(job.drawing.draw, first_images)
     output_format = choose_format(
-        options.output, options.output_format, command=job.command, stems=stems
+        options.output, options.output_format, command=job.command, images=first_images
     )
     _check_font(job.drawing.font)
     query = _checked_query(job)
+    job, targets, kept_lines = _without_finished(job, all_targets, output_format)
+    if not job.images:
+        return
+    groups = job.groups
     with ExitStack() as stack:
         stack.enter_context(warnings_as_notes(is_quiet=options.quiet))
         writer = None
-        if options.output is not None and output_format is not None:
-            writer = stack.enter_context(open_output(options.output, output_format))
+        if output_format is not None:
+            output = open_output(options.output, output_format, kept_lines=kept_lines)
+            writer = stack.enter_context(output)
         predictor = _load(options)
         codes = {
             _finish(job, group, target, result, writer)
@@ -466,9 +489,55 @@ def _run(job: _Job) -> None:
             )
         }
     if writer is not None and not options.quiet:
-        print_note(f"written: {options.output}")
+        print_note(f"written: {options.output or 'a .txt file next to each image'}")
     if code := max(codes):
         raise typer.Exit(code)
+
+
+def _without_finished(
+    job: _Job, targets: Sequence[Path | None], output_format: OutputFormat | None
+) -> tuple[_Job, Sequence[Path | None], Sequence[str] | None]:
+    """What --skip-existing leaves to do, with the lines of an earlier run that stay in the file.
+
+    Raises OptionError for text files that would be overwritten, and where nothing can be skipped.
+    """
+    options = job.options
+    lines: dict[str, str] = {}
+    finished: set[str] = set()
+    if output_format == "txt":
+        texts = {image.name: text_file(image, options.output) for image in job.images}
+        finished = {name for name, path in texts.items() if path.exists()}
+        if finished and not options.skip_existing:
+            raise OptionError(
+                f"{counted(len(finished), 'text file')} of {counted(len(texts), 'image')} already "
+                f"exist, such as {texts[min(finished)]}. Add --skip-existing to leave these images "
+                "out, choose another folder with --output, or remove the files."
+            )
+    if not options.skip_existing:
+        return job, targets, None
+    if job.command == "generate" or output_format not in (None, "txt", "jsonl"):
+        raise OptionError(
+            "--skip-existing works where each image has its own result, in text files, a .jsonl "
+            "file or drawings. Leave it out, or choose such an --output."
+        )
+    if output_format is None and job.drawing.draw is None:
+        raise OptionError("--skip-existing needs --output, --output-format txt or --draw.")
+    if output_format == "jsonl" and options.output is not None:
+        lines = finished_lines(options.output, command=job.command, model=options.model)
+        finished = set(lines)
+    todo = [
+        (image, target)
+        for image, target in zip(job.images, targets, strict=True)
+        if (output_format is not None and image.name not in finished)
+        or (target is not None and not target.exists())
+    ]
+    if (num_skipped := len(job.images) - len(todo)) and not options.quiet:
+        all_of_them = "" if todo else ", all of them"
+        print_note(f"skipped: {counted(num_skipped, 'image')} with results{all_of_them}")
+    remaining = replace(job, images=[image for image, _ in todo])
+    again = {image.name for image in remaining.images}
+    kept = [line for name, line in lines.items() if name not in again]
+    return remaining, [target for _, target in todo], kept if output_format == "jsonl" else None
 
 
 @exit_when_interrupted()
@@ -510,6 +579,8 @@ def _finish(
 ) -> int:
     """Print, write and draw a result or an error; return the exit code that it calls for."""
     options = job.options
+    from paligemma.results import Generation
+
     if isinstance(result, ImageError | NumericalError):
         print_error(str(result))
         line = {**job.named(group), "error": str(result)}
@@ -524,6 +595,11 @@ def _finish(
         return 2 if isinstance(result, ImageError) else 1
     if writer is None and not options.json:
         _print(job, group, result)
+    if isinstance(result, Generation) and not (options.json or options.quiet):
+        for note in result.notes:
+            if note not in job.printed_notes:
+                print_note(note)
+                job.printed_notes.add(note)
     if target is not None:
         _save(_draw(job, result, group[0]), target)
         if not options.quiet:
@@ -542,9 +618,6 @@ def _print(job: _Job, group: Sequence[NamedImage], result: Any) -> None:
         if "\n" in text:
             text += "\n"  # sets the tables of several images apart
     print_text(text)
-    if job.command == "generate":
-        for note in result.notes:
-            print_note(note)
     if job.options.show:
         show_image(_draw(job, result, group[0]))
 
@@ -555,7 +628,7 @@ def _stream(
     from paligemma.tasks.parse_prompt import prompt_notes
 
     predictor = _load(options)
-    for note in () if options.quiet else prompt_notes(prompt):
+    for note in () if options.quiet else prompt_notes(prompt, predictor.languages):
         print_note(note)
     if options.max_new_tokens is not None:
         settings["max_new_tokens"] = options.max_new_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
@@ -126,7 +127,7 @@ def open_data(
     >>> records.format, len(records), records[0].objects[0].label       # doctest: +SKIP
     ('coco', 60, 'valve')
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     options = replace(options or ReadOptions(), **choices)
     fields = {field.name: getattr(options, field.name) for field in dataclass_fields(ReadOptions)}
     if options.images is not None:

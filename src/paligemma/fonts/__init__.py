@@ -49,7 +49,7 @@ class Lettering:
         self._size = size
         self._first: list[str] = []
         if font is not None:
-            path = str(Path(font).expanduser())
+            path = os.path.expanduser(font)
             if _usable_size(path) is None:
                 raise OptionError(
                     f"The font {path!r} cannot be read. Pass the path of a .ttf, .otf or .ttc file."

@@ -481,7 +481,7 @@ def _read_file(path: Path, rules: _Rules) -> bytes:
     name = _quoted(str(path))
     try:
         if path.parts[:1] and path.parts[0].startswith("~") and not path.exists():
-            path = path.expanduser()
+            path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
         # Checked before opening, because opening a named pipe blocks until a writer appears.
         status = path.stat()
         if stat.S_ISREG(status.st_mode) and status.st_size <= rules.max_file_bytes:
@@ -489,9 +489,10 @@ def _read_file(path: Path, rules: _Rules) -> bytes:
                 return file.read(rules.max_file_bytes + 1)
     except FileNotFoundError as error:
         raise ImageError(f"The file {name} does not exist. Check the path.") from error
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; no home folder
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ImageError(
-            f"The file {name} cannot be opened. Check the path and its permissions."
+            f"The file {name} cannot be opened: {reason}. Check the path and its permissions."
         ) from error
     if stat.S_ISREG(status.st_mode):
         raise _too_many_bytes(f"The image {name}", rules)

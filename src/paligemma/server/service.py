@@ -572,6 +572,7 @@ class Service:
             processor=predictor.processor,
             mask_codec=predictor.mask_codec,
             text_length=predictor.text_length,
+            languages=predictor.languages,
             num_positions=num_positions,
             max_prompt_tokens=limits.max_prompt_tokens,
             max_new_tokens=limits.max_tokens,

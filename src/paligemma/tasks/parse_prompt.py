@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from paligemma.errors import InputError, PromptError
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.objects import split_phrases
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import AnswerKind, Task
+from paligemma.tasks.task import LANGUAGES, AnswerKind, Task, language_doubt
 from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask, QuestionTask
 
 _SPECIAL_TOKENS = ("<loc", "<seg")
@@ -43,6 +44,8 @@ def parse_prompt(prompt: str) -> Task[Any] | None:
 def _text_task(word: str, rest: str) -> Task[Any] | None:
     """Raises InputError for an invalid language code or an empty question."""
     language, _, text = rest.partition(" ")
+    if text and language not in LANGUAGES:  # such as "answer the question"
+        return None
     match word:
         case "caption" | "cap" | "describe":
             return CaptionTask(language=rest, style=word)
@@ -81,8 +84,10 @@ def kind_of_prompt(prompt: str) -> AnswerKind:
     return _KINDS.get(first[0] if first else "", "generate")
 
 
-def prompt_notes(prompt: str) -> tuple[str, ...]:
-    """A note where the prompt is that of a task but for capitals or white space.
+def prompt_notes(prompt: str, languages: Sequence[str] | None = None) -> tuple[str, ...]:
+    """A note where the prompt is that of a task but for capitals or white space, or its language.
+
+    `languages` as for `language_doubt`.
 
     >>> prompt_notes("Caption EN")
     ("The prompt 'Caption EN' was sent unchanged. The task's own prompt is 'caption en'.",)
@@ -93,7 +98,11 @@ def prompt_notes(prompt: str) -> tuple[str, ...]:
         return ()
     plain = f"{word} {rest.lower() if word in _SHORT_TASKS else rest}".strip()
     try:
-        if prompt == plain or parse_prompt(prompt) is not None or parse_prompt(plain) is None:
+        if (task := parse_prompt(prompt)) is not None:
+            language = getattr(task, "language", None)
+            doubt = None if language is None else language_doubt(language, languages)
+            return () if doubt is None else (doubt,)
+        if prompt == plain or parse_prompt(plain) is None:
             return ()
     except PromptError:
         return ()

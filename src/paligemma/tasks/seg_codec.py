@@ -272,9 +272,10 @@ def load_mask_codec_npz(path_or_file: str | Path | IO[bytes]) -> MaskCodec:
             arrays = {key: _read_array(archive, members[key], headers[key]) for key in headers}
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
-    except RecursionError:
-        raise  # says nothing about the file
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"The mask codec {name} cannot be read: {error.strerror}.") from error
+    # NotImplementedError: a compression that zipfile does not know
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
             f"{name} cannot be read as a mask codec ({error}). Expected an .npz file such as "
             "big_vision's vae-oid.npz; download it again."
@@ -299,6 +300,8 @@ def _list_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     expected = _tensor_names()
     unknown = []
     for info in archive.infolist():
+        if info.flag_bits & 1:
+            raise CheckpointError(f"the member {info.filename!r} is encrypted.")
         key = info.filename.removesuffix(".npy")
         if key in members:
             raise CheckpointError(f"the tensor {key!r} occurs twice; download the file again.")

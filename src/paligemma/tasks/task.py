@@ -105,6 +105,24 @@ def check_language(language: str) -> str:
     return language
 
 
+def language_doubt(language: str, languages: Sequence[str] | None) -> str | None:
+    """Return why a model may not write this language, or None if it does.
+
+    `languages` are those that the model knows; None for a model of which this is not known.
+
+    >>> language_doubt("xx", ("en", "de"))
+    "'xx' is not a language of this model, which knows: en de."
+    """
+    if language in (LANGUAGES if languages is None else languages):
+        return None
+    if languages is not None:
+        return f"{language!r} is not a language of this model, which knows: {' '.join(languages)}."
+    return (
+        f"{language!r} is not among the {len(LANGUAGES)} languages that the released models were "
+        f"tuned on, so that the answer may be in another one: {' '.join(LANGUAGES)}."
+    )
+
+
 def read_scored_text(generated: Generated, tokenizer: TokenReader) -> Text:
     """Return the text up to EOS, stripped, with its score and all tokens."""
     return Text(

@@ -23,7 +23,6 @@ from starlette.responses import Response
 from paligemma.answering import Update, Usage
 from paligemma.engine.request import TopLogprob
 from paligemma.errors import UnavailableError
-from paligemma.mini import LANGUAGES
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Result
@@ -575,8 +574,10 @@ def _models(handler: RequestHandler, created: int) -> list[models.ModelEntry]:
 
 def _model_details(predictor: Predictor) -> dict[str, Any]:
     details: dict[str, Any] = {} if predictor.note is None else {"note": predictor.note}
+    if predictor.languages is not None:
+        details["languages"] = list(predictor.languages)
     if predictor.name == "mini":
-        return {**details, "license": "Apache-2.0", "languages": list(LANGUAGES)}
+        return {**details, "license": "Apache-2.0"}
     if predictor.name.startswith("google/paligemma"):
         address = "https://ai.google.dev/gemma/terms"
         return {**details, "license": "Gemma Terms of Use", "license_url": address}
