@@ -16,6 +16,7 @@ from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hub import Source, fetch_checkpoint, resolve
 from paligemma.checkpoints.load import read_model
 from paligemma.checkpoints.save import TOKENIZER_FILE
+from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.checkpoints.weight_form import WeightForm
 from paligemma.config import RELEASES, PaliGemmaConfig
 from paligemma.errors import CheckpointError, OptionError, TokenizerError, check_choice
@@ -80,7 +81,7 @@ def load(
     device: str | int | torch.device = "auto",
     adapter: str | Path | None = None,
     source: Source | None = None,
-    resize: Resize = "squash",
+    resize: Resize | None = None,
     sliding_window: int | None = None,
     mask_codec: str | Path | None = None,
     **old_options: Unpack[OldOptions],
@@ -103,6 +104,7 @@ def load(
       `Trainable()`.
     - `source`: the hub's revision, token and cache, and whether to verify checksums.
     - `resize`: "squash" as the released models were trained, or "pad" to keep the aspect ratio.
+      None means as in fine-tuning, where the folder or adapter says so, else "squash".
     - `sliding_window`: 4096 gives PaliGemma 2 the window that transformers uses.
     - `mask_codec`: the file of the VQ-VAE for segmentation. Defaults to `mask_codec.npz` or
       `vae-oid.npz` in the model's folder.
@@ -120,19 +122,25 @@ def load(
     if old_options:
         weights, source = _translate(weights, source, old_options)
     weights = checked_weights(weights)
-    check_choice("resize", resize, Resize)
+    if resize is not None:
+        check_choice("resize", resize, Resize)
     torch_device = choose_device(device)
     if torch_device.type == "cpu":
         keep_freed_memory()
     share_cpus()
     checkpoint = _find(model, source, with_weights=True)
     stored = read_config(checkpoint.folder, sliding_window)
-    processor = _build_processor(checkpoint.folder, stored.config, resize)
     codec = _find_mask_codec(checkpoint.folder, mask_codec)
     adapter_weights = None
     if adapter is not None:
         adapter_weights = read_adapter(adapter, stored.config, verify=source.verify)
         _check_base_name(adapter_weights, checkpoint.name)
+    # What a base was trained on says nothing of its adapter.
+    trained_on = TrainedOn.read(
+        checkpoint.folder if adapter is None else Path(adapter).expanduser()
+    )
+    resize = resize or ("squash" if trained_on is None else trained_on.resize)
+    processor = _build_processor(checkpoint.folder, stored.config, resize)
 
     def read(form: Weights) -> tuple[PaliGemma, WeightForm]:
         return read_model(
@@ -163,6 +171,7 @@ def load(
         name=checkpoint.name,
         adapter=None if adapter is None else str(adapter),
         revision=checkpoint.commit,
+        trained_on=trained_on,
         note=" ".join(filter(None, notes)) or None,
     )
 

@@ -31,6 +31,7 @@ from paligemma.answering import (
 )
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
+from paligemma.checkpoints.trained_on import TRAINED_ON_FILE, TrainedOn
 from paligemma.config import count_parameters
 from paligemma.engine.generate import score as score_batch
 from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
@@ -106,6 +107,8 @@ class Predictor:
     """The adapter's folder, where one was loaded."""
     revision: str | None = None
     """The hub's commit."""
+    trained_on: TrainedOn | None = None
+    """How the model was asked in fine-tuning, where its folder or adapter says so."""
     note: str | None = None
     """One line that a person should read before trusting the results."""
     image_cache_bytes: int = 256 * 2**20
@@ -188,7 +191,7 @@ class Predictor:
     def detect(
         self,
         image: ImageInput,
-        phrases: str | Sequence[str],
+        phrases: str | Sequence[str] | None = None,
         *,
         labels: LabelRule = "asked",
         max_objects: int = MAX_OBJECTS,
@@ -199,6 +202,7 @@ class Predictor:
     ) -> Detections:
         """Boxes for named things: "cat ; dog", "cat, dog" or ["cat", "dog"].
 
+        Without phrases, a fine-tuned model is asked for what it was trained on (`trained_on`).
         With `separate=True`, each phrase is asked by itself. None does so where the answer for all
         of them together leaves a phrase out or is unsure of it, and takes the surer answer.
 
@@ -207,23 +211,26 @@ class Predictor:
         `min_objects` keeps a model that learned with noise boxes going; see `DetectTask`.
         With `constrained=False` it writes freely, and what is no object goes into `problems`.
         """
-        names, notes = read_phrases(phrases)
+        asked = self._phrases(phrases, labels, separate)
         task = DetectTask(
-            phrases=names, labels=labels, max_objects=max_objects, min_objects=min_objects
+            phrases=asked.phrases,
+            labels=asked.labels,
+            max_objects=max_objects,
+            min_objects=min_objects,
         )
         query = Query(
             task=task,
             max_new_tokens=max_new_tokens,
             constrained=constrained,
-            separate=separate,
-            notes=notes,
+            separate=asked.separate,
+            notes=asked.notes,
         )
         return cast("Detections", self._ask(image, query))
 
     def segment(
         self,
         image: ImageInput,
-        phrases: str | Sequence[str],
+        phrases: str | Sequence[str] | None = None,
         *,
         labels: LabelRule = "asked",
         max_objects: int = MAX_OBJECTS,
@@ -235,13 +242,13 @@ class Predictor:
 
         Raises CheckpointError without a mask codec.
         """
-        names, notes = read_phrases(phrases)
+        asked = self._phrases(phrases, labels, separate)
         query = Query(
-            task=SegmentTask(phrases=names, labels=labels, max_objects=max_objects),
+            task=SegmentTask(phrases=asked.phrases, labels=asked.labels, max_objects=max_objects),
             max_new_tokens=max_new_tokens,
             constrained=constrained,
-            separate=separate,
-            notes=notes,
+            separate=asked.separate,
+            notes=asked.notes,
         )
         return cast("Segments", self._ask(image, query))
 
@@ -572,6 +579,8 @@ class Predictor:
         files = {}
         if self.mask_codec is not None:
             files[MASK_CODEC_FILE] = mask_codec_to_npz(self.mask_codec)
+        if self.trained_on is not None:
+            files[TRAINED_ON_FILE] = self.trained_on.to_bytes()
         return save_model(self.model, folder, tokenizer_proto=proto, extra_files=files)
 
     def save_adapter(self, folder: str | Path) -> Path:
@@ -582,7 +591,11 @@ class Predictor:
         exists and holds something, NumericalError for NaN and infinity.
         """
         return write_adapter(
-            self.model, folder, base_name=self.name or None, revision=self.revision
+            self.model,
+            folder,
+            base_name=self.name or None,
+            revision=self.revision,
+            trained_on=self.trained_on,
         )
 
     def info(self) -> dict[str, Any]:
@@ -663,6 +676,26 @@ class Predictor:
     def _one(self, image: ImageInput, task: Task[ResultT], max_new_tokens: int | None) -> ResultT:
         return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
 
+    def _phrases(
+        self, phrases: str | Sequence[str] | None, labels: LabelRule, separate: bool | None
+    ) -> _Asked:
+        """What to search for. Raises PromptError, OptionError without phrases and training."""
+        if phrases is not None:
+            names, notes = read_phrases(phrases)
+            return _Asked(phrases=names, labels=labels, separate=separate, notes=notes)
+        if self.trained_on is None:
+            raise OptionError(
+                "There are no phrases to look for, and the model does not say what it was trained "
+                "on. Give phrases, such as 'cat ; dog'."
+            )
+        trained = self.trained_on
+        return _Asked(
+            phrases=trained.phrases,
+            labels="any" if trained.labels == "any" else labels,
+            # One by one, they are asked in another way than in training.
+            separate=separate or False,
+        )
+
     def _ask(self, image: ImageInput, query: Query) -> Any:
         [(_, result)] = self._answers([ImageQuery(images=(image,), query=query)], None, 1)
         if isinstance(result, PaliGemmaError):
@@ -679,6 +712,16 @@ class Predictor:
                 f"batch_size is {batch_size!r}; it must be a whole number of at least 1."
             )
         return batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a question about objects asks for."""
+
+    phrases: tuple[str, ...]
+    labels: LabelRule
+    separate: bool | None
+    notes: tuple[str, ...] = ()
 
 
 def _queries(tasks: Iterable[tuple[ImageInputs, Task[Any]]], query: Query) -> Iterable[ImageQuery]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import paligemma
 from mini.scene_files import write_scenes
+from paligemma.checkpoints import TrainedOn
 from paligemma.errors import CheckpointError
 from tests.agreement.tiny_predictor import build_predictor
 
@@ -348,3 +349,19 @@ def test_mini_finds_what_is_in_its_own_world(run, mini_folder, tmp_path):
     ran = run("detect", tmp_path / "scene_0000.png", things, "--json", "--device", "cpu")
     labels = [found["label"] for found in json.loads(ran.out)["result"]["objects"]]
     assert sorted(labels) == sorted(found["label"] for found in truth["objects"])
+
+
+def test_a_trained_adapter_needs_no_names(run, picture, stand_in, tmp_path):
+    names = ("valve", "gauge, round")
+    trained_on = TrainedOn(task="detect", prompt="detect valve ; gauge, round", class_names=names)
+    (tmp_path / "trained_on.json").write_bytes(trained_on.to_bytes())
+    ran = run("detect", picture, "--adapter", tmp_path)
+    assert ran.code == 0, ran.err
+    assert stand_in.asked == [("detect", "valve ; gauge, round", "blue.jpg", {})]
+
+
+def test_a_damaged_account_of_the_training_is_an_error(run, picture, no_model, tmp_path):
+    (tmp_path / "trained_on.json").write_text('{"ask": "nicely"}')
+    ran = run("detect", picture, "--adapter", tmp_path)
+    assert ran.code
+    assert "ask is 'nicely'" in ran.err

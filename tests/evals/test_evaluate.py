@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paligemma.checkpoints import TrainedOn
 from paligemma.data import open_data
 from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
@@ -22,7 +23,6 @@ from paligemma.evals.evaluation import (
     Evaluation,
     evaluate,
     score_predictions,
-    with_prefix,
 )
 from paligemma.evals.metrics.result import FoundObject
 from paligemma.evals.options import Ask, EvalOptions
@@ -326,16 +326,40 @@ def test_options_that_do_not_exist_are_refused(options: dict[str, Any]) -> None:
 )
 def test_objects_without_a_prefix_are_asked_for_by_class(ask: Ask, task: Any, prefix: str) -> None:
     record = blank("a", "", objects=(true("dog", (0, 0, 5, 5)),), size_wh=(40, 20))
-    asked = with_prefix(record, task, ask, ("cat", "dog"))
+    data = EvalSet(records=[record], class_names=("cat", "dog"))
+    asked = data.asked_as(None, EvalOptions(ask=ask, task=task)).with_prefix(record)
     assert asked.prefix == prefix
+
+
+def test_a_trained_model_is_asked_as_in_its_training() -> None:
+    record = blank("a", "", objects=(true("dog", (0, 0, 5, 5)), true("owl", (0, 0, 5, 5))),
+                   size_wh=(40, 20))  # fmt: skip
+    data = EvalSet(records=[record], class_names=("dog", "owl"))
+
+    def prefix(trained_on: TrainedOn, **chosen: Any) -> str:
+        return data.asked_as(trained_on, EvalOptions(**chosen)).with_prefix(record).prefix
+
+    names = ("dog", "cat")
+    trained_on = TrainedOn(task="segment", prompt="segment dog ; cat", class_names=names)
+    assert prefix(trained_on) == "segment dog ; cat"
+    assert prefix(trained_on, task="detect") == "detect dog ; cat"
+    assert prefix(trained_on, ask="dataset") == "detect dog ; owl"
+    assert prefix(TrainedOn(task="detect", class_names=names, ask="present")) == "detect dog"
+    free = TrainedOn(task="detect", prompt="detect animals", class_names=names)
+    assert prefix(free) == "detect animals"
+    assert data.asked_as(free, EvalOptions()).any_label
+    assert prefix(TrainedOn(prompt="caption en")) == "detect dog ; owl"
+    asked = data.asked_as(trained_on, EvalOptions())
+    assert asked.notes == ("classes that the model was not trained on, and is not asked for: owl",)
+    assert asked.asked_as(trained_on, EvalOptions()) == asked
 
 
 def test_a_record_with_nothing_to_ask_is_told() -> None:
     empty = blank("a", "", objects=(), size_wh=(40, 20))
     with pytest.raises(DataError, match="neither a prefix nor classes"):
-        with_prefix(empty)
+        EvalSet(records=[empty]).with_prefix(empty)
     kept = blank("b", "detect cup", objects=())
-    assert with_prefix(kept) is kept
+    assert EvalSet(records=[kept]).with_prefix(kept) is kept
 
 
 def test_answers_in_a_file_are_scored_without_a_model(

@@ -11,6 +11,7 @@ weight_form.py    decide in which form and dtype weights are loaded
 load.py           load a model from a folder
 save.py           save a model to a folder, atomically
 adapter.py        read and write adapters in peft's format
+trained_on.py     what a model or adapter was trained on, and how it was asked
 """
 
 from __future__ import annotations
@@ -33,5 +34,6 @@ if TYPE_CHECKING:
     from paligemma.checkpoints.load import load_model as load_model
     from paligemma.checkpoints.load import read_model as read_model
     from paligemma.checkpoints.save import save_model as save_model
+    from paligemma.checkpoints.trained_on import TrainedOn as TrainedOn
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -30,6 +30,7 @@ from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf import to_memory_name, to_released_name, to_released_names
 from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, shorten, single_file
 from paligemma.checkpoints.save import TensorToWrite, new_folder, write_weight_file
+from paligemma.checkpoints.trained_on import TRAINED_ON_FILE, TrainedOn
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, NumericalError, OptionError, counted
 from paligemma.fast.accelerate import weight_rows
@@ -38,6 +39,7 @@ from paligemma.model.paligemma import PaliGemma
 CONFIG_FILE = "adapter_config.json"
 
 _STEM = "adapter_model"
+ADAPTER_WEIGHTS = single_file(_STEM)
 _PREFIX = "base_model.model."
 _FINGERPRINT = "paligemma.base_fingerprint"
 _LEAVES = {
@@ -106,9 +108,9 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
             "by save_adapter or by peft's save_pretrained."
         )
     settings = _Settings.read(folder / CONFIG_FILE)
-    if not (folder / single_file(_STEM)).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder} contains no {single_file(_STEM)}. Other formats, such as pickles (.bin), "
+            f"{folder} contains no {ADAPTER_WEIGHTS}. Other formats, such as pickles (.bin), "
             "are never read: save the adapter again as safetensors."
         )
     with WeightFiles(folder, (_STEM,)) as weights:
@@ -148,12 +150,14 @@ def write_adapter(
     *,
     base_name: str | None = None,
     revision: str | None = None,
+    trained_on: TrainedOn | None = None,
 ) -> Path:
     """Write a model's adapters atomically; return the absolute path of the folder.
 
-    `base_name` and `revision` record what the model was loaded from. Tensors are written as
-    float32, as they are trained. Raises OptionError for a model without adapters, CheckpointError
-    when the folder exists and is not empty, NumericalError for NaN and infinity.
+    `base_name` and `revision` record what the model was loaded from, `trained_on` how it was asked
+    in training. Tensors are written as float32, as they are trained. Raises OptionError for a
+    model without adapters, CheckpointError when the folder exists and is not empty, NumericalError
+    for NaN and infinity.
 
     >>> write_adapter(model, "my-adapter")  # doctest: +SKIP
     PosixPath('/home/me/my-adapter')
@@ -178,13 +182,15 @@ def write_adapter(
         metadata[_FINGERPRINT] = fingerprint_of(model)
     tensors.sort(key=lambda tensor: tensor.name)
     with new_folder(folder) as partial:
-        broken = write_weight_file(partial / single_file(_STEM), tensors, metadata)
+        broken = write_weight_file(partial / ADAPTER_WEIGHTS, tensors, metadata)
         if broken:
             raise NumericalError(
                 f"{counted(len(broken), 'tensor')} of the adapter with NaN or infinity: "
                 f"{shorten(broken)}. Nothing was written. Train again with a lower learning rate."
             )
         write_json(partial / CONFIG_FILE, _describe(model, base_name, revision))
+        if trained_on is not None:
+            (partial / TRAINED_ON_FILE).write_bytes(trained_on.to_bytes())
     return Path(folder).absolute()
 
 

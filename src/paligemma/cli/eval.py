@@ -57,6 +57,7 @@ def evaluate(
     bad: Sequence[BadRecord] = ()
     if options.folder is None:
         eval_set, bad = skip_unusable(predictor, eval_set, options, options)
+        eval_set = eval_set.asked_as(predictor.trained_on, options)
     else:
         eval_set = _benchmark(
             options.data, options.folder, options.split, predictor.processor.resolution
@@ -106,13 +107,7 @@ def _user_data(options: EvalRunOptions) -> EvalSet:
     if reading.column is None and options.task in ("detect", "segment"):
         reading = replace(reading, column="objects")
     records = open_data(options.data, reading, purpose="test")
-    eval_set = EvalSet.of(records)
-    if options.ask == "present":
-        kept = [record for record in records if record.prefix or record.objects != ()]
-        if len(kept) < len(records):
-            note = f"images without an object, left out: {len(records) - len(kept)}"
-            eval_set = replace(eval_set, records=kept, notes=(*eval_set.notes, note))
-    return eval_set
+    return EvalSet.of(records)
 
 
 def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> EvalSet:

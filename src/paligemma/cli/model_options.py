@@ -93,7 +93,9 @@ class LoadOptions(ModelOptions):
     """Model to use: mini, a hub id such as google/paligemma2-3b-mix-224, or a folder."""
     adapter: Annotated[Path | None, Option(shown_default="none")] = None
     """Folder of an adapter to merge into the model."""
-    resize: Literal["squash", "pad"] = "squash"
+    resize: Annotated[
+        Literal["squash", "pad"] | None, Option(shown_default="as trained, else squash")
+    ] = None
     """How an image becomes square. squash: stretched, as the released models were trained; pad:
     with white borders."""
     mask_codec: Annotated[Path | None, Option(shown_default="in the model's folder")] = None

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from paligemma.answering import Query
+    from paligemma.checkpoints.trained_on import TrainedOn
     from paligemma.predictor import Predictor
     from paligemma.results import Result
 
@@ -180,7 +181,11 @@ ImagesAndQuestion = Annotated[
 ]
 ImagesAndPhrases = Annotated[
     list[str],
-    _images("IMAGE... NAMES", f'{_SOURCES}; then the names of what to find, separated by " ; ".'),
+    _images(
+        "IMAGE... NAMES",
+        f'{_SOURCES}; then the names of what to find, separated by " ; ". A fine-tuned model or '
+        "adapter needs no names: it finds what it was trained on.",
+    ),
 ]
 Language = Annotated[
     str, typer.Option("--language", help="Language code of the answer, such as de.")
@@ -300,14 +305,24 @@ def _find(
     options: PredictOptions,
 ) -> None:
     """Answer with the list of objects that `make_task` asks for, given the phrases."""
-    images, phrases = _split(words, command, options)
+    trained_on = _trained_on(words, options)
+    if trained_on is None:
+        images, phrases = _split(words, command, options)
+    else:
+        images = _images_of(words, options)
 
     def query() -> Query:
         from paligemma.tasks.objects import read_phrases
 
-        names, notes = read_phrases(phrases)
-        asked = _task_query(make_task(names), options)
-        return replace(asked, separate=objects.separate, notes=notes)
+        if trained_on is None:
+            names, notes = read_phrases(phrases)
+            asked = _task_query(make_task(names), options)
+            return replace(asked, separate=objects.separate, notes=notes)
+        task = make_task(trained_on.phrases)
+        if trained_on.labels == "any":
+            task = replace(task, labels="any")
+        # One by one, phrases are asked in another way than in training.
+        return replace(_task_query(task, options), separate=objects.separate or False)
 
     _run(
         _Job(
@@ -320,6 +335,16 @@ def _find(
             footnote=_score_note(objects),
         )
     )
+
+
+def _trained_on(words: Sequence[str], options: PredictOptions) -> TrainedOn | None:
+    """What the model or its adapter was trained on, where the words are images alone."""
+    last = words[-1]
+    if not looks_like_image(last) and not (len(words) == 1 and _exists(last)):
+        return None
+    from paligemma.checkpoints.trained_on import TrainedOn
+
+    return TrainedOn.read((options.adapter or Path(options.model)).expanduser())
 
 
 def _keeper(options: ObjectOptions) -> Callable[[Any], Any]:

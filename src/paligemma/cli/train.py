@@ -40,6 +40,7 @@ def train(
     resume a run that was stopped or killed, repeat the command. On several GPUs or machines:
     torchrun --nproc-per-node 8 -m paligemma train ...
     """
+    from paligemma.checkpoints.trained_on import TrainedOn
     from paligemma.finetune.run.run import run
     from paligemma.threads import set_threads
 
@@ -81,8 +82,11 @@ def train(
     print_text(f"saved: {result.saved}")
     print_text(f"report: {result.report}")
     if result.saved.name == "adapter":
+        trained_on = TrainedOn.read(result.saved)
+        task = None if trained_on is None else trained_on.task
+        words = f"{task} IMAGE" if task else "detect IMAGE ..."
         model, adapter = options.model, result.saved
-        print_text(f"to use it: paligemma detect IMAGE ... --model {model} --adapter {adapter}")
+        print_text(f"to use it: paligemma {words} --model {model} --adapter {adapter}")
 
 
 class _Watcher:

@@ -22,6 +22,7 @@ from paligemma.data.formats import (
     yolo,
 )
 from paligemma.data.formats.annotation_tools import TOOL_READERS
+from paligemma.data.formats.csv_table import CSV_READERS
 from paligemma.data.record import BadRecord, OnBadRecord, Record
 from paligemma.data.source import (
     Entry,
@@ -38,7 +39,7 @@ READERS: dict[str, Reader] = {
     reader.NAME: cast(Reader, reader)
     for reader in (
         jsonl, tar_shards, hugging_face, yolo, coco, voc, mask_folder, caption_folder,
-        conversations, *TOOL_READERS,
+        conversations, *TOOL_READERS, *CSV_READERS,
     )
 }  # fmt: skip
 

@@ -47,7 +47,7 @@ class ReadOptions:
 
     format: Annotated[str | None, Option(flags=("--format",), shown_default="detected")] = None
     """Format of the data: jsonl, coco, yolo, voc, masks, captions, huggingface, webdataset, cvat,
-    labelme, labelstudio, via, createml or conversations."""
+    labelme, labelstudio, labelbox, via, createml, csv, retinanet or conversations."""
     split: Annotated[str | None, Option(shown_default="train")] = None
     """Split to read, if the data has several."""
     images: Annotated[Path | None, Option(shown_default="next to the labels")] = None

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.data.open import Records, check_number_of_bad
 from paligemma.data.record import BadRecord, Record
 from paligemma.data.source import ObjectTask, ReadOptions
@@ -93,6 +94,11 @@ class EvalSet:
     dont_care: tuple[str, ...] = DONT_CARE
     notes: tuple[str, ...] = ()
     """What the user should know about the data, in sentences."""
+    prompt: str = ""
+    """The prefix of records without one, instead of one that is built from classes."""
+    any_label: bool = False
+    """Whether answers to it have labels that it does not name."""
+    ask: Ask = "dataset"
     is_chosen_on: bool = False
     """Whether the model was chosen among others by its score on these records. The score is then
     too high, and has no interval: resampling the records does not repeat the choice."""
@@ -109,6 +115,67 @@ class EvalSet:
             object_task=records.task,
             notes=(records.summary, *records.notes),
         )
+
+    def asked_as(self, trained_on: TrainedOn | None, options: EvalOptions) -> EvalSet:
+        """With the options' way of asking, or else that of the model's training.
+
+        In the latter case `notes` name the classes that the model was not trained on.
+        """
+        task: ObjectTask | None = "segment" if options.task == "segment" else None
+        if options.task == "detect":
+            task = "detect"
+        if options.ask is not None or trained_on is None or trained_on.task is None:
+            ask = options.ask or self.ask
+            return replace(self, ask=ask, object_task=task or self.object_task)._without_empty()
+        task = task or trained_on.task
+        labels = {o.label for r in self.records if not r.prefix for o in r.objects or ()}
+        notes = list(self.notes)
+        if unknown := sorted(labels - set(trained_on.class_names)):
+            notes.append(
+                f"classes that the model was not trained on, and is not asked for: "
+                f"{', '.join(unknown)}"
+            )
+        has_same_task = trained_on.prompt is not None and trained_on.prompt.startswith(task)
+        return replace(
+            self,
+            ask=trained_on.ask,
+            object_task=task,
+            class_names=trained_on.class_names,
+            prompt=trained_on.prompt or "" if has_same_task else "",
+            any_label=has_same_task and trained_on.labels == "any",
+            notes=tuple(dict.fromkeys(notes)),
+        )._without_empty()
+
+    def with_prefix(self, record: Record) -> Record:
+        """The record with a prefix: objects without one are asked for by label.
+
+        Raises DataError where there is nothing to ask for.
+        """
+        if record.prefix.strip() or record.objects is None:
+            return record
+        if self.prompt:
+            return replace(record, prefix=self.prompt)
+        names = list(self.class_names)
+        if self.ask == "present":
+            present = {true.label for true in record.objects}
+            names = [name for name in names if name in present] or sorted(present)
+        phrases = "all classes" if self.ask == "all classes" else " ; ".join(names)
+        if not phrases:
+            raise DataError(
+                f"The record {record.record_id!r} has neither a prefix nor classes to ask for. "
+                "Give class names, or use ask='all classes'."
+            )
+        return replace(record, prefix=f"{self.object_task} {phrases}")
+
+    def _without_empty(self) -> EvalSet:
+        """Without images in which there is nothing to ask for."""
+        if self.ask != "present":
+            return self
+        kept = [record for record in self.records if record.prefix or record.objects != ()]
+        if len(kept) == len(self.records):
+            return self
+        note = f"images without an object, left out: {len(self.records) - len(kept)}"
+        return replace(self, records=kept, notes=(*self.notes, note))
 
     def first(self, limit: int | None) -> EvalSet:
         """The first `limit` records, or all of them for None."""
@@ -134,7 +201,8 @@ def evaluate(
     VQA accuracy for answers with three references or more, else exact match; error rates for OCR;
     box mAP; mask IoU by RefCOCO's rules where each record has one object, else mask and box mAP; F1
     of words; exact match and edit distance for other text. Intervals hold 95 % of resampled
-    records. Records with objects and without a prefix get one, as in training.
+    records. Records with objects and without a prefix get one, as in training
+    (`predictor.trained_on`).
 
     Raises DataError for records that cannot be used or scored, and what `predict` raises.
 
@@ -145,13 +213,13 @@ def evaluate(
     options = options or EvalOptions()
     if options.calibrate:  # refuse before the model has answered everything
         check_charts("eval", "Drawing the reliability diagram")
-    data = (data if isinstance(data, EvalSet) else EvalSet.of(data)).first(options.limit)
+    data = data if isinstance(data, EvalSet) else EvalSet.of(data)
+    data = data.asked_as(predictor.trained_on, options).first(options.limit)
     records = data.records
     metrics = [metric_named(name) for name in options.metrics] or data.metrics
     if not records:
         raise DataError("There is nothing to evaluate: the data set has no records.")
-    object_task = "segment" if options.task == "segment" else data.object_task
-    records = [with_prefix(r, object_task, options.ask, data.class_names) for r in records]
+    records = [data.with_prefix(record) for record in records]
     predict_options = _predict_options(options, data)
     start = time.perf_counter()
     predictions = predict(
@@ -254,7 +322,7 @@ def _predict_options(options: EvalOptions, data: EvalSet) -> PredictOptions:
         max_new_tokens=options.max_new_tokens or data.max_new_tokens,
         num_beams=options.num_beams,
         constrained=options.constrained,
-        labels="any" if options.any_label else None,
+        labels="any" if options.any_label or data.any_label else None,
         max_objects=options.max_objects or MAX_OBJECTS,
     )
 
@@ -288,32 +356,6 @@ def score_predictions(
         records=records, predictions=aligned, predictor=None, dont_care=dont_care
     )
     return score_records(scored, metrics, grouping=grouping, seed=seed)
-
-
-def with_prefix(
-    record: Record,
-    object_task: ObjectTask = "detect",
-    ask: Ask = "dataset",
-    class_names: Sequence[str] = (),
-) -> Record:
-    """The record with a prefix: objects without one are asked for by label.
-
-    `class_names` are those of the training data ("dataset" asks for all of them). Raises DataError
-    where there is nothing to ask for.
-    """
-    if record.prefix.strip() or record.objects is None:
-        return record
-    names = list(class_names)
-    if ask == "present":
-        present = {true.label for true in record.objects}
-        names = [name for name in names if name in present] or sorted(present)
-    phrases = "all classes" if ask == "all classes" else " ; ".join(names)
-    if not phrases:
-        raise DataError(
-            f"The record {record.record_id!r} has neither a prefix nor classes to ask for. Give "
-            "class names, or use ask='all classes'."
-        )
-    return replace(record, prefix=f"{object_task} {phrases}")
 
 
 def _calibrate(

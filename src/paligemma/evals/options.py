@@ -28,9 +28,10 @@ class EvalOptions:
 
     task: Annotated[TaskName | None, Option(shown_default="by the first word of the prefix")] = None
     """Kind of answer to expect. It decides the answer length and the metrics."""
-    ask: Ask = "dataset"
+    ask: Annotated[Ask | None, Option(shown_default="as trained, else dataset")] = None
     """Classes to ask for in records without a prefix: all classes of the data set ("dataset"),
-    those in the image ("present"), or the words "all classes"."""
+    those in the image ("present"), or the words "all classes". A fine-tuned model or adapter is
+    asked as in its training, for the classes that it was trained on."""
     metrics: Annotated[tuple[str, ...], Option(flags=("--metric",), shown_default="by task")] = ()
     """Metric to compute (docs/metrics.md lists them); may be repeated. Rerunning with another
     metric rescores without generating again."""

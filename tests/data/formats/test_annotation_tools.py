@@ -56,6 +56,67 @@ def test_cvat(tmp_path: Path) -> None:
     assert any(note.startswith("1 points, lines") for note in records.notes)
 
 
+def test_a_cvat_mask_is_read_along_the_rows(tmp_path: Path) -> None:
+    # As CVAT writes it: runs of 0 and 1 in turn, the first of 0, in a part of the image.
+    xml = """<annotations><image name="a.jpg" width="40" height="20">
+<mask label="cat" rle="0, 3, 4, 1" left="38" top="16" width="4" height="2"></mask>
+<mask label="dog" rle="5, 2, 1" left="1" top="2" width="4" height="2"></mask>
+</image></annotations>"""
+    record = open_data(write(tmp_path, "a.xml", xml))[0]
+    cat, dog = record.objects or ()
+    assert cat.mask is not None
+    assert dog.mask is not None
+    # The image ends at x = 40: of the first row x = 38, 39 remain, of the second none.
+    assert np.argwhere(cat.mask).tolist() == [[16, 38], [16, 39]]
+    assert np.argwhere(dog.mask).tolist() == [[3, 2], [3, 3]]
+    assert (cat.box_xyxy, dog.box_xyxy) == ((38, 16, 40, 18), (2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("rle", ["", "3", "-1, 5", "99999999999", "1, x"])
+def test_a_damaged_cvat_mask_is_a_data_error(rle: str, tmp_path: Path) -> None:
+    xml = f"""<annotations><image name="a.jpg" width="40" height="20">
+<mask label="cat" rle="{rle}" left="0" top="0" width="2" height="2"></mask>
+</image></annotations>"""
+    with pytest.raises(DataError, match=r"Image 'a\.jpg'"):
+        open_data(write(tmp_path, "a.xml", xml))
+
+
+def brush(width: int, height: int, runs: str) -> list[int]:
+    """Label Studio's bits after the header: values of 8 bits, lengths of 3, 4, 8 and 16 bits."""
+    bits = f"{4 * width * height:032b}" + "00111" + "0010001101111111" + runs
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def test_label_studio_brush(tmp_path: Path) -> None:
+    def repeated(count: int, value: int) -> str:
+        return f"1{'11'}{count - 1:016b}{value:08b}"
+
+    # Alpha is 0 up to pixel 41; pixel 42, written out, has 255, and 43 has 1.
+    pixels = "0" + "00" + "111" + "".join(f"{v:08b}" for v in (9, 8, 7, 255, 1, 2, 3, 1))
+    runs = repeated(42 * 4, 0) + pixels + repeated((800 - 44) * 4, 0)
+    value = {"format": "rle", "rle": brush(40, 20, runs), "brushlabels": ["cat"]}
+    result = {"type": "brushlabels", "value": value, "original_width": 40, "original_height": 20}
+    tasks = [{"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": [result]}]}]
+    record = open_data(write(tmp_path, "tasks.json", tasks))[0]
+    (cat,) = record.objects or ()
+    assert (cat.label, cat.box_xyxy) == ("cat", (2, 1, 4, 2))
+    assert cat.mask is not None
+    assert np.argwhere(cat.mask).tolist() == [[1, 2], [1, 3]]
+    value["rle"] = brush(40, 20, runs)[:-8]
+    write(tmp_path, "tasks.json", tasks)
+    with pytest.raises(DataError, match="cut short"):
+        open_data(tmp_path)
+    value["rle"] = brush(40, 21, runs)
+    write(tmp_path, "tasks.json", tasks)
+    with pytest.raises(DataError, match="3360 values; its image needs 3200"):
+        open_data(tmp_path)
+    result["original_width"] = 80
+    write(tmp_path, "tasks.json", tasks)
+    with pytest.raises(DataError, match="80 x 20"):
+        open_data(tmp_path)
+
+
 def test_cvat_of_a_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="CVAT for images"):
         open_data(write(tmp_path, "a.xml", "<annotations><track id='0'/></annotations>"))
@@ -207,3 +268,49 @@ def test_openai_messages_are_questions(tmp_path: Path) -> None:
     (tmp_path / "val.jsonl").write_text((tmp_path / "train.jsonl").read_text())
     with pytest.raises(OptionError, match="there is no split 'test'"):
         open_data(tmp_path, split="test")
+
+
+def labelbox_row(*objects: dict[str, Any]) -> dict[str, Any]:
+    labels = [{"label_kind": "Default", "annotations": {"objects": list(objects)}}]
+    return {
+        "data_row": {"id": "cl1", "external_id": "a.jpg", "row_data": "https://x.org/1-a.jpg?k=1"},
+        "media_attributes": {"height": 20, "width": 40, "mime_type": "image/jpeg"},
+        "projects": {"p1": {"name": "pets", "labels": labels}},
+    }
+
+
+def test_labelbox(tmp_path: Path) -> None:
+    row = labelbox_row(
+        {"name": "cat", "bounding_box": {"top": 3.0, "left": 5.0, "height": 4.0, "width": 10.0}},
+        {"name": "dog", "polygon": [{"x": x, "y": y} for x, y in CORNERS]},
+        {"name": "tip", "point": {"x": 1, "y": 1}},
+    )
+    write(tmp_path, "export.ndjson", json.dumps(row) + "\n")
+    for data in (tmp_path, tmp_path / "export.ndjson"):
+        records = open_data(data)
+        assert (records.format, records[0].record_id) == ("labelbox", "cl1")
+        assert boxes(records[0]) == [("cat", BOX), ("dog", BOX)]
+        assert records.notes == ("1 points, lines and other annotations without an area, left out",)
+
+
+def test_labelbox_finds_the_image_by_its_address(tmp_path: Path) -> None:
+    row = labelbox_row({"name": "cat", "bounding_box": dict(top=3, left=5, height=4, width=10)})
+    row["data_row"] |= {"external_id": None, "row_data": "https://x.org/storage/a.jpg?token=1"}
+    assert boxes(open_data(write(tmp_path, "e.ndjson", json.dumps(row)))[0]) == [("cat", BOX)]
+
+
+def test_labelbox_in_the_first_form(tmp_path: Path) -> None:
+    objects = [{"title": "cat", "bbox": {"top": 3, "left": 5, "height": 4, "width": 10}}]
+    rows = [{"ID": "1", "Labeled Data": "https://x.org/a.jpg", "External ID": "a.jpg",
+             "Label": {"objects": objects}}]  # fmt: skip
+    records = open_data(write(tmp_path, "export.json", rows))
+    assert (records.format, boxes(records[0])) == ("labelbox", [("cat", BOX)])
+
+
+def test_what_labelbox_does_not_hold_is_an_error(tmp_path: Path) -> None:
+    row = labelbox_row({"name": "cat", "mask": {"url": "https://x.org/mask.png"}})
+    with pytest.raises(DataError, match="web address"):
+        open_data(write(tmp_path, "e.ndjson", json.dumps(row)))
+    row["projects"]["p2"] = row["projects"]["p1"]
+    with pytest.raises(DataError, match="2 sets of labels"):
+        open_data(write(tmp_path, "e.ndjson", json.dumps(row)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,69 @@ def test_masks_of_0_and_255_show_the_only_class(tmp_path: Path) -> None:
 def test_names_may_have_their_numbers(tmp_path: Path) -> None:
     records = open_data(masks(tmp_path, [2], "0: background\n2: dog\n"))
     assert [item.label for item in records[0].objects or ()] == ["dog"]
+
+
+def colored_masks(folder: Path, label_map: str, *, mode: str = "RGB") -> Path:
+    """As CVAT exports "Segmentation mask": two cats next to each other, a dog, an edge."""
+    make_image(folder / "JPEGImages" / "sub" / "a.jpg", (6, 4))
+    classes, objects = Image.new("RGB", (6, 4)), Image.new("RGB", (6, 4))
+    for x in range(4):
+        classes.putpixel((x, 1), (128, 0, 0))
+        objects.putpixel((x, 1), (0, 128, 0) if x < 2 else (128, 128, 0))
+    for y in (2, 3):
+        classes.putpixel((5, y), (0, 128, 0))
+        objects.putpixel((5, y), (128, 0, 0))
+    classes.putpixel((0, 3), (224, 224, 192))
+    objects.putpixel((0, 3), (224, 224, 192))
+    for name, image in (("SegmentationClass", classes), ("SegmentationObject", objects)):
+        (folder / name / "sub").mkdir(parents=True)
+        image.convert(mode, palette=Image.Palette.ADAPTIVE).save(folder / name / "sub" / "a.png")
+    (folder / "labelmap.txt").write_text(label_map)
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folder / "ImageSets" / "Segmentation" / "default.txt").write_text("sub/a\n")
+    return folder
+
+
+LABEL_MAP = (
+    "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\ndog:0,128,0:tail:runs\n"
+)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_colored_masks_hold_classes_and_objects(tmp_path: Path, mode: str) -> None:
+    records = open_data(colored_masks(tmp_path, LABEL_MAP, mode=mode), purpose="test")
+    assert (records.format, records.class_names, records.task) == (
+        "masks",
+        ("cat", "dog"),
+        "segment",
+    )
+    found = {(o.label, o.box_xyxy) for o in records[0].objects or ()}
+    assert found == {("cat", (0, 1, 2, 2)), ("cat", (2, 1, 4, 2)), ("dog", (5, 2, 6, 4))}
+    for item in records[0].objects or ():
+        assert item.mask is not None
+        x1, y1, x2, y2 = map(int, item.box_xyxy)
+        assert item.mask[y1:y2, x1:x2].all()
+        assert item.mask.sum() == 2
+
+
+def test_without_colors_of_objects_a_class_is_one_object(tmp_path: Path) -> None:
+    folder = colored_masks(tmp_path, LABEL_MAP)
+    shutil.rmtree(folder / "SegmentationObject")
+    shutil.rmtree(folder / "ImageSets")
+    found = {(o.label, o.box_xyxy) for o in open_data(folder)[0].objects or ()}
+    assert found == {("cat", (0, 1, 4, 2)), ("dog", (5, 2, 6, 4))}
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [
+        ("cat:128,0,0::", "the color 0,128,0, which labelmap.txt does not name"),
+        ("cat:128,0::", "must have the form name:red,green,blue"),
+        ("cat:128,0,0::\ndog:128,0,0::", "that of another class"),
+    ],
+)
+def test_label_maps_that_do_not_fit_are_errors(
+    tmp_path: Path, label_map: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        open_data(colored_masks(tmp_path, label_map))

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 import paligemma
+from paligemma.checkpoints import TrainedOn
 from paligemma.errors import DataError, OptionError
 from paligemma.finetune.run.options import RunOptions
 from paligemma.finetune.run.run import _loss_warning, run
@@ -108,6 +110,41 @@ def test_the_same_command_again_changes_nothing(finished: Path, labels: Path) ->
 def test_other_options_in_the_same_folder_are_refused(finished: Path, labels: Path) -> None:
     with pytest.raises(paligemma.CheckpointError, match="rank"):
         run(options(labels, rank=3), finished)
+
+
+def test_the_adapter_says_what_it_was_trained_on(finished: Path, labels: Path) -> None:
+    trained_on = TrainedOn(task="detect", prompt="detect square", class_names=("square",))
+    assert TrainedOn.read(finished / "adapter") == trained_on
+    predictor = paligemma.load("mini", adapter=finished / "adapter")
+    assert predictor.trained_on == trained_on
+    image = labels.parent / "0.png"
+    assert predictor.detect(image) == predictor.detect(image, ["square"], separate=False)
+
+
+def test_an_adapter_is_trained_further(finished: Path, labels: Path, tmp_path: Path) -> None:
+    more = options(labels, rank=16, from_adapter=finished / "adapter", steps=1, resize="pad")
+    result = run(more, tmp_path / "more")
+    assert result is not None
+    before = load_file(finished / "adapter" / "adapter_model.safetensors")
+    after = load_file(result.saved / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    first = json.loads((tmp_path / "more" / "log.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 1
+    changes = [float((after[name] - before[name]).abs().max()) for name in before]
+    assert 0 < max(changes) < 0.01  # a step from where the first run ended
+    assert TrainedOn.read(result.saved) == TrainedOn(
+        task="detect", prompt="detect square", class_names=("square",), resize="pad"
+    )
+    assert paligemma.load("mini", adapter=result.saved).processor.resize == "pad"
+    with pytest.raises(paligemma.CheckpointError, match="from"):
+        run(options(labels, rank=16, from_adapter=result.saved, steps=1), tmp_path / "more")
+
+
+def test_what_the_adapter_decides_cannot_be_chosen(labels: Path) -> None:
+    with pytest.raises(OptionError, match="rank cannot be chosen"):
+        options(labels, from_adapter=Path("adapter"))
+    with pytest.raises(OptionError, match="method is 'full'"):
+        options(labels, rank=16, method="full", from_adapter=Path("adapter"))
 
 
 def test_other_images_under_the_same_names_are_refused(

@@ -9,5 +9,6 @@ caption_folder.py   images with a text file each
 hugging_face.py     a data set of the `datasets` library, on disk or on the hub
 tar_shards.py       webdataset shards
 conversations.py    chats of LLaVA and OpenAI
-annotation_tools.py CVAT, LabelMe, Label Studio, VIA and CreateML
+annotation_tools.py CVAT, LabelMe, Label Studio, Labelbox, VIA and CreateML
+csv_table.py        CSV with a row per object
 """

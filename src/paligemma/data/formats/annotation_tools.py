@@ -1,13 +1,14 @@
-"""Files of annotation programs: CVAT, LabelMe, Label Studio, VGG VIA and CreateML.
+"""Files of annotation programs: CVAT, LabelMe, Label Studio, Labelbox, VGG VIA and CreateML.
 
     cvat          <annotations> with <image name=...> and <box>, <polygon>, <ellipse>, <mask>
     labelme       a JSON file per image, with "shapes"
     labelstudio   a JSON list of tasks with "annotations", or JSON-MIN; in percent of the image
+    labelbox      a JSON line per image with "data_row" and "projects", or a list of "Labeled Data"
     via           a JSON object of files with "regions", or a project with "_via_img_metadata"
     createml      a JSON list of {"image", "annotations": [{"label", "coordinates"}]}
 
-Boxes and polygons are read; rotated boxes, circles and ellipses become polygons. Points and lines
-are left out and counted. Images are found by name, wherever the program had them.
+Boxes, polygons and brush masks are read; rotated boxes, circles and ellipses become polygons.
+Points and lines are left out and counted. Images are found by name, wherever the program had them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from paligemma.data.annotation import AnnotatedImage, Shape, size_of
+from paligemma.data.annotation import AnnotatedImage, Shape, box_of_mask, size_of
+from paligemma.data.formats.jsonl import LABELBOX_MARKS
 from paligemma.data.formats.voc import parse_xml
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
@@ -43,7 +46,7 @@ from paligemma.data.source import (
 )
 from paligemma.errors import DataError, OptionError, counted
 from paligemma.masks import Mask
-from paligemma.processor.image import read_size_wh
+from paligemma.processor.image import LARGEST_PIXELS, read_size_wh
 from paligemma.results import BoxXyxy
 
 _HEAD = 4096
@@ -76,7 +79,7 @@ class ToolReader:
     """The reader of one program's files."""
 
     NAME: str
-    suffix: str
+    suffixes: tuple[str, ...]
     marks: tuple[tuple[bytes, ...], ...]
     """A file is the program's if its beginning holds all marks of one of the groups."""
     parse: Callable[[Path, ReadRequest], Iterator[ToolImage]]
@@ -117,11 +120,11 @@ class ToolReader:
     def _files(self, path: Path) -> dict[str, list[Path]]:
         """By split, which is the folder of a file where it is named as one."""
         if path.is_file():
-            is_file = path.suffix.lower() == self.suffix and self._looks_right(path)
+            is_file = path.suffix.lower() in self.suffixes and self._looks_right(path)
             return {"": [path]} if is_file else {}
         groups: dict[str, list[Path]] = {}
-        pattern = f"*{self.suffix}"
-        for file in sorted((*path.glob(pattern), *path.glob(f"*/{pattern}"))):
+        patterns = [f"{folder}*{suffix}" for suffix in self.suffixes for folder in ("", "*/")]
+        for file in sorted(file for pattern in patterns for file in path.glob(pattern)):
             if not file.name.startswith(".") and self._looks_right(file):
                 name = file.parent.name
                 split = name if file.parent != path and is_split_name(name) else ""
@@ -239,11 +242,21 @@ def _cvat_object(item: ElementTree.Element, size_wh: tuple[int, int]) -> ToolObj
     if item.tag == "mask":
         left, top, width, height = map(int, numbers("left", "top", "width", "height"))
         runs = [int(run) for run in item.get("rle", "").split(",")]
+        if min(runs) < 0 or sum(runs) != width * height or sum(runs) > LARGEST_PIXELS:
+            raise ValueError(f"the runs of a mask do not have {width} x {height} pixels")
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # along the rows, unlike COCO's
-        part = flat.reshape(height, width)
-        box = _box_at(left, top, width, height)
-        return ToolObject(label, box, partial(_placed, part, (left, top), size_wh))
+        return _masked(label, flat.reshape(height, width), (left, top), size_wh)
     return None
+
+
+def _masked(
+    label: Any, part: Mask, corner: tuple[int, int], size_wh: tuple[int, int]
+) -> ToolObject:
+    """The object whose mask has its upper left corner at x, y of the image."""
+    x1, y1, x2, y2 = box_of_mask(part, repr(label))
+    x, y = corner
+    box = x + x1, y + y1, x + x2, y + y2
+    return ToolObject(label, box, partial(_placed, part, corner, size_wh))
 
 
 def _placed(part: Mask, corner: tuple[int, int], size_wh: tuple[int, int]) -> Mask:
@@ -282,9 +295,7 @@ def _labelme_object(item: dict[str, Any], size_wh: tuple[int, int]) -> ToolObjec
             )
         except (OSError, binascii.Error) as error:
             raise DataError(f"The mask of {label!r} is not a PNG file: {error}.") from error
-        return ToolObject(
-            label, box, partial(_placed, part, (round(box[0]), round(box[1])), size_wh)
-        )
+        return _masked(label, part, (round(box[0]), round(box[1])), size_wh)
     if kind == "circle":
         center, edge = points
         radius = math.dist(center, edge)
@@ -359,7 +370,17 @@ def _label_studio_object(item: Any, size_wh: tuple[int, int]) -> ToolObject | No
         center = value["x"] * width, value["y"] * height
         radii = value["radiusX"] * width, value["radiusY"] * height
         return ToolObject(label, None, _ellipse(*center, *radii, angle))
-    if "width" not in value or "rle" in value:
+    if "rle" in value:
+        stored = int(item["original_width"]), int(item["original_height"])
+        if stored != size_wh:
+            raise DataError(
+                f"The brush mask of {label!r} is for an image of {stored[0]} x {stored[1]} pixels; "
+                f"the image has {size_wh[0]} x {size_wh[1]}."
+            )
+        rgba = _brush_bytes(value["rle"], 4 * size_wh[0] * size_wh[1])
+        mask = rgba.reshape(size_wh[1], size_wh[0], 4)[..., 3] > 0
+        return _masked(label, mask, (0, 0), size_wh)
+    if "width" not in value:
         return None
     x, y, w, h = (
         value["x"] * width,
@@ -370,6 +391,105 @@ def _label_studio_object(item: Any, size_wh: tuple[int, int]) -> ToolObject | No
     if not angle:
         return ToolObject(label, _box_at(x, y, w, h))
     return ToolObject(label, None, _turned([(0, 0), (w, 0), (w, h), (0, h)], (x, y), angle))
+
+
+def _brush_bytes(rle: Sequence[int], count: int) -> npt.NDArray[np.uint8]:
+    """Label Studio's brush strokes, in the code of the npm package @thi.ng/rle-pack, as uint8.
+
+    Of `count` values, in bits, high bits first: 32 bits the count, 5 the bits per value - 1,
+    4 x 4 the bits per length - 1; then runs of 1 bit (whether one value is repeated, or each value
+    follows), 2 bits (which of the four), the length - 1, and the values. Raises ValueError.
+    """
+    data, position = bytes(rle), 0
+
+    def read(size: int) -> int:
+        nonlocal position
+        end = position + size
+        if end > 8 * len(data):
+            raise ValueError("the run lengths of a brush mask are cut short")
+        window = int.from_bytes(data[position // 8 : -(-end // 8)])
+        position = end
+        return window >> (-end % 8) & ((1 << size) - 1)
+
+    if (stored := read(32)) != count:
+        raise ValueError(f"a brush mask has {stored} values; its image needs {count}")
+    value_bits = read(5) + 1
+    length_bits = [read(4) + 1 for _ in range(4)]
+    values = np.zeros(count, np.uint8)
+    start = 0
+    while start < count:
+        is_repeated = read(1)
+        end = start + 1 + read(length_bits[read(2)])
+        if is_repeated:
+            values[start:end] = read(value_bits) & 255
+        else:
+            values[start:end] = [read(value_bits) & 255 for _ in range(min(end, count) - start)]
+        start = end
+    return values
+
+
+# Labelbox
+
+
+def _labelbox(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
+    if file.suffix.lower() == ".json":
+        rows = _json(file)
+    else:
+        lines = [line for line in read_text(file).split("\n") if line.strip()]
+        try:
+            rows = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{str(file)!r} is not JSON Lines: {error}.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{str(file)!r} is not a list of Labelbox's images.")
+    for number, row in enumerate(rows):
+        try:
+            yield _labelbox_image(row, number)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"Image {number} of {str(file)!r} is not in Labelbox's form: "
+                f"{type(error).__name__} {error}."
+            ) from error
+
+
+def _labelbox_image(row: dict[str, Any], number: int) -> ToolImage:
+    if "data_row" not in row:  # the first form of exports
+        labels, size = [row.get("Label") or {}], (None, None)
+        names = [row.get("External ID"), row["Labeled Data"]]
+        record_id = row.get("ID") or f"image {number}"
+    else:
+        media = row.get("media_attributes") or {}
+        size = media.get("width"), media.get("height")
+        projects = (row.get("projects") or {}).values()
+        labels = [label["annotations"] for project in projects for label in project["labels"]]
+        data = row["data_row"]
+        names = [data.get("external_id"), data.get("global_key"), data.get("row_data")]
+        record_id = data.get("id") or f"image {number}"
+    items = [item for label in labels for item in label.get("objects") or ()]
+    paths = [name.partition("?")[0] for name in names if isinstance(name, str) and name]
+    return ToolImage(
+        str(record_id),
+        tuple(dict.fromkeys((*paths, *(path.rpartition("/")[2] for path in paths)))) or ("",),
+        size,
+        [len(labels)] if len(labels) > 1 else items,
+        _labelbox_object,
+    )
+
+
+def _labelbox_object(item: Any, size_wh: tuple[int, int]) -> ToolObject | None:
+    if isinstance(item, int):
+        raise DataError(f"An image has {item} sets of labels, of several people. Keep one.")
+    label = item.get("name") or item.get("title") or item.get("value")
+    if box := item.get("bounding_box") or item.get("bbox"):
+        return ToolObject(label, _box_at(box["left"], box["top"], box["width"], box["height"]))
+    if polygon := item.get("polygon"):
+        return ToolObject(label, None, _polygon([(point["x"], point["y"]) for point in polygon]))
+    if item.keys() & {"mask", "composite_mask", "instanceURI"}:
+        raise DataError(
+            f"The mask of {label!r} is a web address, from which nothing is read. Export polygons "
+            "or boxes, or download the masks and give them as folders of images and masks."
+        )
+    return None
 
 
 # VGG VIA
@@ -447,17 +567,17 @@ def _create_ml_object(item: dict[str, Any], size_wh: tuple[int, int]) -> ToolObj
 
 
 TOOL_READERS = (
-    ToolReader(NAME="cvat", suffix=".xml", marks=((b"<annotations",),), parse=_cvat),
+    ToolReader(NAME="cvat", suffixes=(".xml",), marks=((b"<annotations",),), parse=_cvat),
     ToolReader(
         NAME="labelme",
-        suffix=".json",
+        suffixes=(".json",),
         marks=((b'"shapes"', b'"version"'), (b'"shapes"', b'"imagePath"'), (b'"shape_type"',)),
         parse=_labelme,
         has_file_per_image=True,
     ),
     ToolReader(
         NAME="labelstudio",
-        suffix=".json",
+        suffixes=(".json",),
         marks=(
             (b'"annotations"', b'"result"'),
             (b'"completions"', b'"result"'),
@@ -467,14 +587,20 @@ TOOL_READERS = (
         parse=_label_studio,
     ),
     ToolReader(
+        NAME="labelbox",
+        suffixes=(".ndjson", ".jsonl", ".json"),
+        marks=LABELBOX_MARKS,
+        parse=_labelbox,
+    ),
+    ToolReader(
         NAME="via",
-        suffix=".json",
+        suffixes=(".json",),
         marks=((b'"_via_img_metadata"',), (b'"_via_settings"',), (b'"regions"', b'"filename"')),
         parse=_via,
     ),
     ToolReader(
         NAME="createml",
-        suffix=".json",
+        suffixes=(".json",),
         marks=((b'"coordinates"', b'"image'),),
         parse=_create_ml,
     ),

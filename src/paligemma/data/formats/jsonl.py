@@ -27,27 +27,42 @@ from paligemma.errors import DataError, OptionError, counted
 NAME = "jsonl"
 _SUFFIXES = (".jsonl", ".ndjson")
 _HEAD = 4096
+LABELBOX_MARKS = ((b'"data_row"', b'"row_data"'), (b'"Labeled Data"', b'"Label"'))
 
 
 def recognizes(path: Path) -> bool:
     """A file of this kind, or a folder with at least one."""
     if path.is_dir():
         return bool(_files(path))
-    return path.suffix.lower() in _SUFFIXES and not is_chat_file(path)
+    return _is_own(path)
+
+
+def _is_own(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not is_chat_file(path) and not is_labelbox(path)
 
 
 def is_chat_file(path: Path) -> bool:
     """Whether a JSON or JSON Lines file begins with a chat, which `conversations.py` reads."""
     if path.suffix.lower() not in (".json", *_SUFFIXES):
         return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except OSError:
-        return False
+    head = _head(path)
     return (b'"conversations"' in head and b'"from"' in head) or (
         b'"messages"' in head and b'"role"' in head
     )
+
+
+def is_labelbox(path: Path) -> bool:
+    """Whether a file begins as an export of Labelbox, which `annotation_tools.py` reads."""
+    head = _head(path)
+    return any(all(mark in head for mark in group) for group in LABELBOX_MARKS)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError:
+        return b""
 
 
 def read(path: Path, options: ReadRequest) -> Source:
@@ -89,7 +104,7 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     """By split; a file `annotations.train.jsonl` or `_annotations.train.jsonl` is "train"."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in _SUFFIXES and not is_chat_file(path):
+        if _is_own(path):
             files.setdefault(path.stem.split(".")[-1], []).append(path)
     return files
 

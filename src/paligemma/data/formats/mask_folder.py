@@ -1,4 +1,4 @@
-"""Masks as PNG files: a folder `images`, a folder `masks`, and the classes' names.
+"""Masks as PNG files: folders of images and of masks, and the classes' names.
 
     images/1.jpg   masks/1.png            each pixel is the number of its class (gray or palette);
                                           0 is background, 255 (65535 in 16 bits) is ignored,
@@ -6,9 +6,14 @@
     images/1.jpg   masks/1/dog.png        one file per object, any pixel but black is the object;
                    masks/1/dog_2.png      the number after the name tells files apart
 
+    SegmentationClass/1.png               colors of classes, which `labelmap.txt` names in lines of
+    SegmentationObject/1.png              cat:128,0,0:: ; a color per object (CVAT, Pascal VOC);
+                                          images in JPEGImages, splits in ImageSets/Segmentation
+
 Names: `labels.txt` (or `classes.txt`), one class per line: the first is class 1, unless it is named
 background, which is class 0; or `labels.json`, {"1": "dog"}. One file per object needs no names.
-All pixels of a class are one object in the first form, which cannot tell two dogs apart.
+All pixels of a class are one object in the first form, which cannot tell two dogs apart, and in the
+last without SegmentationObject.
 """
 
 from __future__ import annotations
@@ -28,13 +33,27 @@ from PIL import Image
 
 from paligemma.data.annotation import AnnotatedImage, box_of_mask, clean_label
 from paligemma.data.record import Record, TrueObject
-from paligemma.data.source import Entry, ReadRequest, Source, choose_split, images_in, read_text
+from paligemma.data.source import (
+    IMAGE_SUFFIXES,
+    Entry,
+    ImageFinder,
+    ReadRequest,
+    Source,
+    choose_split,
+    images_in,
+    read_text,
+)
 from paligemma.errors import DataError, counted
 from paligemma.masks import Mask
 from paligemma.processor.image import LARGEST_PIXELS, read_size_wh
 
 NAME = "masks"
 _IMAGES, _MASKS = "images", "masks"
+_LABEL_MAP = "labelmap.txt"
+_CLASS_COLORS, _OBJECT_COLORS = "SegmentationClass", "SegmentationObject"
+_COLOR = 0xFFFFFF
+_VOID = 224 << 16 | 224 << 8 | 192
+"""The color of what belongs to no class, such as edges, in Pascal VOC."""
 _LABEL_FILES = ("labels.json", "labels.txt", "classes.txt")
 _NUMBERED = re.compile(r"(\d+)\s*[:,;=\t]\s*(.+)")  # "1: dog", in every line
 _BACKGROUND = {"background", "_background_", "__background__", "bg"}
@@ -42,12 +61,15 @@ _IGNORED = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 
 def recognizes(path: Path) -> bool:
-    """A folder with `images` and `masks`, or with one folder per split that has them."""
-    return bool(_splits(path))
+    """A folder with `images` and `masks`, or with one folder per split that has them; or one with
+    `labelmap.txt` and `SegmentationClass`."""
+    return bool(_splits(path)) or _has_label_map(path)
 
 
 def read(path: Path, options: ReadRequest) -> Source:
     """Raises DataError where folders or names are missing. Masks are read once for their boxes."""
+    if _has_label_map(path):
+        return _read_colors(path, options)
     splits = _splits(path)
     split, folder = choose_split(splits, options, str(path))
     files = (p for parent in (folder, path) for n in _LABEL_FILES if (p := parent / n).is_file())
@@ -196,6 +218,128 @@ class _Reading:
         return objects
 
 
+# Colors
+
+
+def _has_label_map(path: Path) -> bool:
+    return (path / _LABEL_MAP).is_file() and (path / _CLASS_COLORS).is_dir()
+
+
+def _read_colors(path: Path, options: ReadRequest) -> Source:
+    names = _read_label_map(options.class_names or path / _LABEL_MAP)
+    folder = path / _CLASS_COLORS
+    lists = sorted((path / "ImageSets" / "Segmentation").glob("*.txt"))
+    splits = {file.stem: read_text(file).splitlines() for file in lists}
+    if not splits:
+        masks = sorted(folder.rglob("*.png"))
+        splits = {"": [str(mask.relative_to(folder).with_suffix("")) for mask in masks]}
+    split, lines = choose_split(splits, options, str(path))
+    stems = [line.strip() for line in lines if line.strip()]
+    tally: Counter[str] = Counter()
+    folders = [options.images] if options.images else [path / "JPEGImages", path / _IMAGES, path]
+    reading = _Colors(
+        path=path, names=names, options=options, tally=tally, finder=ImageFinder(folders, tally)
+    )
+    entries = [
+        Entry(stem, f"Image {stem!r} of {str(path)!r}", partial(reading.record, stem))
+        for stem in stems
+    ]
+    if not entries:
+        raise DataError(f"{str(path)!r} lists no images.")
+    return Source(
+        summary=f"{counted(len(entries), 'image')} with masks"
+        + (f" of the split {split!r}" if split else ""),
+        entries=entries,
+        class_names=tuple(dict.fromkeys(filter(None, names.values()))),
+        task="segment",
+        tally=tally,
+        split=split or None,
+        splits=tuple(filter(None, splits)),
+    )
+
+
+def _read_label_map(file: Path) -> dict[int, str]:
+    """Class name by color, red << 16 | green << 8 | blue; "" for the background."""
+    names: dict[int, str] = {}
+    for line in read_text(file).splitlines():
+        if not (line := line.partition("#")[0].strip()):
+            continue
+        name, _, rest = line.partition(":")
+        numbers = rest.partition(":")[0].split(",")
+        if len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers):
+            raise DataError(
+                f"{str(file)!r}: the line {line!r} must have the form name:red,green,blue::"
+            )
+        red, green, blue = map(int, numbers)
+        color = red << 16 | green << 8 | blue
+        label = "" if name.casefold() in _BACKGROUND else clean_label(name, str(file))
+        if max(red, green, blue) > 255 or names.setdefault(color, label) != label:
+            raise DataError(
+                f"{str(file)!r}: the color {rest.partition(':')[0]} of {name!r} is not a color, "
+                "or that of another class."
+            )
+    names.setdefault(0, "")
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Colors:
+    """What the records of one folder of colored masks have in common."""
+
+    path: Path
+    names: dict[int, str]
+    options: ReadRequest
+    tally: Counter[str]
+    finder: ImageFinder
+
+    def record(self, stem: str) -> Record:
+        where = f"Image {stem!r} of {str(self.path)!r}"
+        names = [f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+        image = self.finder.find(names[0], where, names[1:])
+        size_wh = read_size_wh(image)
+        annotated = AnnotatedImage(
+            image=image, size_wh=size_wh, where=where, tally=self.tally, boxes=self.options.boxes
+        )
+        numbers = self._numbers(stem, size_wh)
+        objects = []
+        for number in np.unique(numbers).tolist():
+            if number >= 0 and (name := self.names[number & _COLOR]):
+                make_mask = partial(self._mask, stem, size_wh, number)
+                box = box_of_mask(numbers == number, where)
+                objects.append(annotated.object(name, box, make_mask))
+        return annotated.record(stem, self.options.prefix, objects)
+
+    def _numbers(self, stem: str, size_wh: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """int64[H, W]: the object's color, if objects have colors, and the class's color below it.
+
+        Pixels of no class or object are -1. Raises DataError for colors without a name.
+        """
+        classes = self._colors(_CLASS_COLORS, stem, size_wh)
+        numbers = np.unique(classes).tolist()
+        if unknown := [n for n in numbers if n not in self.names and n != _VOID]:
+            red, green, blue = unknown[0].to_bytes(3)
+            raise DataError(
+                f"{_CLASS_COLORS}/{stem}.png of {str(self.path)!r} holds the color {red},{green},"
+                f"{blue}, which {_LABEL_MAP} does not name."
+            )
+        background = [n for n in numbers if not self.names.get(n)]
+        is_object = ~np.isin(classes, background)
+        if (self.path / _OBJECT_COLORS / f"{stem}.png").is_file():
+            objects = self._colors(_OBJECT_COLORS, stem, size_wh)
+            is_object &= ~np.isin(objects, (0, _VOID))
+            classes = classes | objects << 24
+        return np.where(is_object, classes, -1)
+
+    def _mask(self, stem: str, size_wh: tuple[int, int], number: int) -> Mask:
+        return np.asarray(self._numbers(stem, size_wh) == number)
+
+    def _colors(self, folder: str, stem: str, size_wh: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """int64[H, W]: red, green and blue of each pixel in one number."""
+        values = _read(self.path / folder / f"{stem}.png", size_wh, as_colors=True)
+        rgb = values.astype(np.int64)
+        return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+
+
 def _class_mask(file: Path, size_wh: tuple[int, int], value: int) -> Mask:
     return np.asarray(_read(file, size_wh) == value, dtype=np.bool_)
 
@@ -205,14 +349,14 @@ def _binary_mask(file: Path, size_wh: tuple[int, int]) -> Mask:
     return np.asarray(values[..., :3].any(axis=2) if values.ndim == 3 else values > 0)
 
 
-def _read(file: Path, size_wh: tuple[int, int]) -> npt.NDArray[Any]:
-    """uint8 or uint16 [H, W], or uint8[H, W, channels], as stored. Raises DataError."""
+def _read(file: Path, size_wh: tuple[int, int], *, as_colors: bool = False) -> npt.NDArray[Any]:
+    """uint8 or uint16 [H, W], or uint8[H, W, channels], as stored or as RGB. Raises DataError."""
     where = f"Mask {str(file)!r}"
     try:
         with Image.open(file, formats=("PNG",)) as image:
             size = image.size
             if size == size_wh and size[0] * size[1] <= LARGEST_PIXELS:
-                values = np.asarray(image)
+                values = np.asarray(image.convert("RGB") if as_colors else image)
                 if values.dtype == np.int32:  # how Pillow holds some 16-bit files
                     values = values.astype(np.uint16)
                 return values.astype(np.uint8) if values.dtype == np.bool_ else values

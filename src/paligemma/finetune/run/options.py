@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from paligemma.adapters.lora import LoraConfig, Part
@@ -35,6 +36,8 @@ class RunOptions(ReadOptions, ObjectOptions):
     """Labeled images, in any format that `paligemma data check` reads."""
     model: str = "mini"
     """Model to start from: mini, a hub id such as google/paligemma2-3b-pt-224, or a folder."""
+    from_adapter: Annotated[Path | None, Option(flags=("--from",), shown_default="none")] = None
+    """Adapter of an earlier run, to train further in a new run. Its rank, form and parts stay."""
     method: Annotated[Method | None, Option(shown_default="lora; with a recipe full")] = None
     """Weights to train: adapters (lora), adapters on a quantized base (qlora), all (full), or all
     except the vision encoder's (frozen-encoder)."""
@@ -126,10 +129,26 @@ class RunOptions(ReadOptions, ObjectOptions):
                 f"rslora and dora are forms of adapters, and the method is {self.chosen_method!r}. "
                 "Use method='lora'."
             )
+        if self.from_adapter is not None:
+            self._check_continuation()
         if self.bfloat16_weights and self.trains_adapters:
             raise OptionError(
                 "bfloat16_weights is for methods that train the weights themselves; adapters are "
                 "always float32."
+            )
+
+    def _check_continuation(self) -> None:
+        if not self.trains_adapters:
+            raise OptionError(
+                f"from_adapter trains an adapter further, and the method is {self.chosen_method!r}."
+                " Use method='lora' or 'qlora', or merge the adapter into its model first."
+            )
+        default = RunOptions(data=self.data)
+        names = ("rank", "alpha", "rslora", "dora", "parts")
+        if changed := [n for n in names if getattr(self, n) != getattr(default, n)]:
+            raise OptionError(
+                f"{' and '.join(changed)} cannot be chosen: the adapter that is trained further, "
+                f"{str(self.from_adapter)!r}, has its own."
             )
 
     @property

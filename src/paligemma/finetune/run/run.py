@@ -21,7 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from paligemma.adapters.lora import add_lora
+from paligemma.adapters.lora import add_lora, lora_parameters
+from paligemma.checkpoints.adapter import ADAPTER_WEIGHTS
+from paligemma.checkpoints.files import sha256_of
+from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.data.check import check_data
 from paligemma.data.open import Records, check_number_of_bad, open_data, write_bad
 from paligemma.data.record import (
@@ -32,11 +35,11 @@ from paligemma.data.record import (
     num_images,
     shared_ids,
 )
-from paligemma.data.source import ReadOptions, validation_split
+from paligemma.data.source import ObjectTask, ReadOptions, validation_split
 from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError, counted
 from paligemma.evals.evaluation import Evaluation
-from paligemma.fast.weights import DtypeName, Plain, Trainable
+from paligemma.fast.weights import Plain, Trainable, Weights
 from paligemma.finetune.config import TrainConfig
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
@@ -48,6 +51,7 @@ from paligemma.finetune.state import best_folder
 from paligemma.finetune.trainer import LOG_NAME
 from paligemma.loading import load
 from paligemma.predictor import Predictor
+from paligemma.tasks.objects import split_phrases
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -86,9 +90,7 @@ def run(
     if not world.is_first:
         return None
     if world.size > 1:  # the model is sharded; the trained weights are in the checkpoints
-        predictor = _load(options)
-        if options.trains_adapters:
-            add_lora(predictor.model, options.lora_config(), seed=options.seed)
+        predictor = replace(_adapted(options, _load(options)), trained_on=predictor.trained_on)
         validation = None if validation is None else replace(validation, predictor=predictor)
     restore(predictor.model, best_folder(out))
     saved = _save(options, predictor, out)
@@ -123,13 +125,13 @@ def _train(
     predictor = _load(options)
     if predictor.note:
         report(predictor.note)
+    records = _with_earlier_order(records, predictor.trained_on, report)
     targets = _targets(options, records, predictor)
     parts = _check(options, parts, targets, report, out if world.is_first else None)
     training, held_out = parts.training, parts.held_out
     config = plan_training(options, predictor.model.config, len(training.slots))
     config = replace(config, best_metric=SCORE if held_out else None)
-    if options.trains_adapters:
-        add_lora(predictor.model, options.lora_config(), seed=options.seed)
+    predictor = replace(_adapted(options, predictor), trained_on=_trained_on(training, targets))
     if world.is_first:
         _write_facts(out, options, config, predictor)
     folder = out / (_VALIDATION_FOLDER if world.is_first else f".{world.rank}.{_VALIDATION_FOLDER}")
@@ -261,13 +263,56 @@ def _validation_data(options: RunOptions, records: Records) -> Records | None:
 
 def _load(options: RunOptions) -> Predictor:
     recipe = options.loaded_recipe
-    resize = options.resize or ("squash" if recipe is None else recipe.resize)
-    if options.chosen_method == "qlora":
-        return load(options.model, weights=Trainable(options.base_format), resize=resize)
-    if options.chosen_method == "lora":
-        return load(options.model, weights=Trainable(), resize=resize)
-    dtype: DtypeName = "bfloat16" if options.bfloat16_weights else "float32"
-    return load(options.model, weights=Plain(dtype), resize=resize)
+    resize = options.resize or (None if recipe is None else recipe.resize)
+    weights: Weights = Plain("bfloat16" if options.bfloat16_weights else "float32")
+    if options.trains_adapters:
+        is_quantized = options.chosen_method == "qlora"
+        weights = Trainable(options.base_format) if is_quantized else Trainable()
+    return load(options.model, weights=weights, adapter=options.from_adapter, resize=resize)
+
+
+def _adapted(options: RunOptions, predictor: Predictor) -> Predictor:
+    """The predictor, whose model has the adapters to train."""
+    if options.from_adapter is not None:
+        for parameter in lora_parameters(predictor.model):
+            parameter.requires_grad_(True)
+    elif options.trains_adapters:
+        add_lora(predictor.model, options.lora_config(), seed=options.seed)
+    return predictor
+
+
+def _with_earlier_order(
+    records: Records, trained_on: TrainedOn | None, report: Callable[[str], None]
+) -> Records:
+    """The classes of an earlier training are asked for in the same order; reports other ones."""
+    old = () if trained_on is None else trained_on.class_names
+    if set(old) == set(records.class_names):
+        return replace(records, class_names=old)
+    if old and records.class_names:
+        report(
+            f"warning: the earlier training was on the classes {', '.join(old)}, and these data "
+            f"have {', '.join(records.class_names)}. The model is now asked for the latter."
+        )
+    return records
+
+
+def _trained_on(records: Records, targets: TargetBuilder) -> TrainedOn:
+    """What the saved model says of its training."""
+    prefixes = {targets.build(record).prefix for record in records}
+    words = {prefix.partition(" ")[0] for prefix in prefixes}
+    names = targets.class_names
+    task: ObjectTask | None = None
+    if words <= {"detect", "segment"}:
+        lists = [prefix.partition(" ")[2] for prefix in sorted(prefixes)]
+        names = names or split_phrases(lists)  # without objects, lists are written as suffixes
+        task = "segment" if words == {"segment"} else "detect"
+    return TrainedOn(
+        task=task,
+        prompt=next(iter(prefixes)) if len(prefixes) == 1 else None,
+        class_names=names,
+        ask=targets.options.ask,
+        resize=targets.processor.resize,
+    )
 
 
 def _targets(options: RunOptions, records: Records, predictor: Predictor) -> TargetBuilder:
@@ -353,6 +398,11 @@ def _adapters(options: RunOptions) -> dict[str, Any] | None:
     if not options.trains_adapters:
         return None
     base = options.base_format if options.chosen_method == "qlora" else None
+    if options.from_adapter is not None:
+        return {
+            "from": sha256_of(Path(options.from_adapter).expanduser() / ADAPTER_WEIGHTS),
+            "base": base,
+        }
     return {**asdict(options.lora_config()), "base": base}
 
 
@@ -406,4 +456,5 @@ def _write_facts(out: Path, options: RunOptions, config: TrainConfig, predictor:
             **{name: version(name) for name in ("paligemma", "torch", "numpy", "pillow")},
         },
     }
-    (out / RUN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(facts, indent=1, default=str)
+    (out / RUN_FILE).write_text(text + "\n", encoding="utf-8")
