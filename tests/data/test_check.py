@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from paligemma.data.check import CheckReport, check_data
 from paligemma.data.check_page import (
@@ -18,7 +19,7 @@ from paligemma.data.check_page import (
 )
 from paligemma.data.findings import Level
 from paligemma.data.open import open_data
-from paligemma.data.record import TrueObject
+from paligemma.data.record import TrueObject, image_keys
 from paligemma.data.source import ObjectTask
 from paligemma.data.targets import TargetBuilder, TargetOptions
 from paligemma.errors import OptionError
@@ -254,3 +255,53 @@ def test_masks_are_drawn_through_the_codec(
 
 def test_true_objects_without_masks_say_so() -> None:
     assert TrueObject(label="cat", box_xyxy=(0, 0, 1, 1)).mask is None
+
+
+def test_objects_of_answers_are_counted_by_class(mini: Any, tmp_path: Path) -> None:
+    processor, _ = mini
+    cat, dog = (
+        "<loc0001><loc0001><loc0100><loc0100> cat",
+        "<loc0001><loc0001><loc0200><loc0300> dog",
+    )
+    lines = [
+        {"prefix": "detect cat ; dog", "suffix": f"{cat} ; {dog}"},
+        {"prefix": "detect cat ; dog", "suffix": dog},
+        {"prefix": "caption en", "suffix": "a cat"},
+    ]
+    report = checked(processor, jsonl(tmp_path, lines))
+    assert report.class_counts == (("dog", 2), ("cat", 1))
+
+
+def test_areas_that_no_box_can_hold_are_named(processor: Processor, tmp_path: Path) -> None:
+    data = coco(
+        tmp_path,
+        [{**box(), "area": 40}, {**box(16, 2), "area": 4000}, {**box(28), "area": 0}, box(1)],
+    )
+    warning = texts(checked(processor, data), "warning")
+    assert (
+        "2 of 3 objects have an area of 0, or a larger one than their box: 4000 in a box of 40"
+        in (warning)
+    )
+    data = coco(tmp_path / "right", [{**box(), "area": 40.5}, {**box(16, 2), "area": 12}])
+    assert "area of 0" not in texts(checked(processor, data), "warning")
+
+
+def test_images_that_repeat_others_are_told_by_their_pixels(
+    processor: Processor, tmp_path: Path
+) -> None:
+    lines = [
+        {"image": name, "objects": [{"label": label, "box_xyxy": [1, 1, 9, 9]}]}
+        for name, label in (("a.jpg", "cat"), ("a.png", "cat"), ("b.png", "dog"), ("a.bmp", "dog"))
+    ]
+    path = jsonl(tmp_path, lines)
+    image = Image.effect_noise((40, 20), 90).convert("RGB")
+    image.save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as jpg:
+        jpg.save(tmp_path / "a.png")
+        jpg.save(tmp_path / "a.bmp")
+    image.save(tmp_path / "b.png")
+    report = checked(processor, path)
+    repeated = {f.level: f.ids for f in report.findings if "repeats another" in f.text}
+    assert repeated == {"warning": ("line 1", "line 4"), "note": ("line 1", "line 2")}
+    keys = image_keys(open_data(path))
+    assert keys["line 1"] == keys["line 2"] == keys["line 4"] != keys["line 3"]

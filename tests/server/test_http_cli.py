@@ -14,6 +14,8 @@ import torch
 import paligemma
 from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.cli.main import main
+from paligemma.cli.serve import _resize
+from paligemma.errors import OptionError
 from paligemma.predictor import Predictor
 from paligemma.server import logs, process
 from paligemma.server.app import create_app
@@ -130,6 +132,18 @@ def test_adapters_and_limits_reach_the_service(started: list[Any], tmp_path: Pat
     ((service, _),) = started
     assert list(service.models) == ["mini", "birds-1.0"]
     assert service.limits.max_queued == 7
+
+
+def test_images_are_fitted_as_the_adapters_were_trained(tmp_path: Path) -> None:
+    adapters = {}
+    for name, resize in (("a", "pad"), ("b", "squash")):
+        adapters[name] = tmp_path / name
+        adapters[name].mkdir()
+        (adapters[name] / "trained_on.json").write_text(json.dumps({"resize": resize}))
+    assert _resize({}) is None
+    assert _resize({"a": adapters["a"]}) == "pad"
+    with pytest.raises(OptionError, match="a with pad, b with squash"):
+        _resize(adapters)
 
 
 def test_i1_clients_see_a_folders_name_and_never_its_path(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -135,6 +136,12 @@ def _benchmark(name: str, folder: Path, split: str | None, resolution: int) -> E
 def _show(evaluation: Evaluation, model: str, resolution: int, out: Path) -> None:
     figures = evaluation.published_for(model, resolution)
     rows = [row for score in evaluation.scores for row in _rows(score, figures)]
+    for score in evaluation.scores:
+        if math.isnan(score.result.value):
+            print_note(
+                f"There is nothing to score with {score.result.name}: no record has an object that "
+                "counts. Crowds and difficult objects do not, unless --crowds learn."
+            )
     columns = ("task", "metric", "value", "95 % interval", "records", "published")
     print_table(None, columns, rows, right=("value", "records"))
     scored = {score.result.name for score in evaluation.scores}

@@ -22,6 +22,7 @@ from paligemma.errors import MissingExtraError, OptionError
 from paligemma.options import Option
 
 if TYPE_CHECKING:
+    from paligemma.processor.image import Resize
     from paligemma.server.service import Loaded
     from paligemma.server.settings import Limits
 
@@ -164,6 +165,7 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
         weights=weights,
         device=options.device,
         source=Source(revision=options.revision, offline=options.offline, verify=options.verify),
+        resize=_resize(adapters),
     )
     config = predictor.model.config
     read = {
@@ -175,6 +177,24 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
     return Loaded(
         predictor=predictor, adapters={name: adapter.layers for name, adapter in read.items()}
     )
+
+
+def _resize(adapters: Mapping[str, Path]) -> Resize | None:
+    """How the adapters were trained to see images; None without any that say so.
+
+    Raises OptionError where they differ: one model prepares the images for all of them.
+    """
+    from paligemma.checkpoints.trained_on import TrainedOn
+
+    read = {name: TrainedOn.read(folder) for name, folder in adapters.items()}
+    resizes = {name: trained.resize for name, trained in read.items() if trained is not None}
+    if len(set(resizes.values())) > 1:
+        raise OptionError(
+            "The adapters were trained with different --resize: "
+            f"{', '.join(f'{name} with {resize}' for name, resize in resizes.items())}. Serve "
+            "them in processes of their own."
+        )
+    return next(iter(resizes.values()), None)
 
 
 def _limits(limits: Limits, changes: Sequence[str]) -> Limits:

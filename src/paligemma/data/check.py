@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from paligemma.data import findings
 from paligemma.data.findings import LEVELS, Finding, RowLengths, TrainingRow
 from paligemma.data.open import Records
-from paligemma.data.record import BadRecord, OnBadRecord, Record
+from paligemma.data.record import BadRecord, OnBadRecord, Record, pixel_digest
 from paligemma.data.round_trip_report import RoundTripReport, round_trip
 from paligemma.data.source import MAX_SKIPPED
 from paligemma.data.targets import Target, TargetBuilder
@@ -91,19 +91,21 @@ def check_data(
     rows: list[TrainingRow] = []
     for record in records:
         try:
-            num_images = len(record.load_images())
+            images = record.load_images()
             target = builder.build(record)
-            row = _lengths(record, build_row(builder.processor, target, num_images), max_tokens)
+            row = _lengths(record, build_row(builder.processor, target, len(images)), max_tokens)
             if row.is_cut and on_bad_record == "skip":
                 raise DataError(f"The record has {row.total} tokens; the limit is {max_tokens}.")
         except (DataError, InputError) as error:
             bad.append(_bad_record(record, error))
         else:
             lengths.append(row)
-            rows.append(TrainingRow(record=record, target=target))
+            digest = "" if record.objects is None else pixel_digest(images[0])
+            rows.append(TrainingRow(record=record, target=target, pixel_digest=digest))
         on_record()
     report = round_trip([row.record for row in rows], builder)
-    counts = Counter(item.label for row in rows for item in row.record.objects or ())
+    tokenizer = builder.processor.tokenizer
+    counts = Counter(label for row in rows for label in findings.labels_of(row, tokenizer))
 
     def all_findings() -> Iterator[Finding]:
         yield from findings.bad_records(bad, len(records.slots), on_bad_record, max_skipped)
@@ -113,11 +115,13 @@ def check_data(
         if not any(finding.level == "error" for finding in causes):
             yield from findings.same_answers(rows)
         yield from findings.texts(rows)
-        yield from findings.object_lists(rows, builder.processor.tokenizer)
+        yield from findings.object_lists(rows, tokenizer)
+        yield from findings.classes(counts, builder.class_names)
         if any(row.uses_objects for row in rows):
             yield from findings.objects(rows, builder)
-            yield from findings.classes(counts, builder.class_names)
             yield from findings.boxes_and_masks(rows)
+            yield from findings.areas(rows)
+            yield from findings.duplicates(rows)
         yield from findings.token_losses(report)
         for note in records.notes:
             yield Finding(level="note", text=f"{note}.")

@@ -28,6 +28,7 @@ MAX_IDS = 20
 """Record ids that one finding lists."""
 _LOW_BOX_IOU, _LOW_MASK_IOU = 0.5, 0.7
 _MAX_FRACTION = 1.5  # pixels
+_MAX_AREA_SHARE = 1.05  # of the box
 _SPECIAL_TOKEN = re.compile(r"<(loc\d{4}|seg\d{3})>")
 _CONTROL_TOKEN = re.compile(r"<(image|bos|eos|pad)>")
 
@@ -67,6 +68,8 @@ class TrainingRow:
 
     record: Record
     target: Target
+    pixel_digest: str = ""
+    """Of the first image; equal pixels have equal digests."""
 
     @property
     def uses_objects(self) -> bool:
@@ -194,6 +197,17 @@ def same_answers(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
             text=f"All {len(rows)} records have the same answer, {suffix[:80]!r}. There is nothing "
             "in the images to learn it from.",
         )
+
+
+def labels_of(row: TrainingRow, tokenizer: Tokenizer) -> list[str]:
+    """The labels of the objects that a row teaches, also where the answer is given as text."""
+    if row.uses_objects:
+        return [item.label for item in row.record.objects or ()]
+    if kind_of_prompt(row.target.prefix) not in ("detect", "segment"):
+        return []
+    ids = tokenizer.tokenize_text(row.target.suffix)
+    parsed = parse_objects(ids, [0.0] * len(ids), tokenizer)
+    return [item.label for item in parsed.objects if item.label]
 
 
 def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[Finding]:
@@ -327,6 +341,62 @@ def boxes_and_masks(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
             f"below {_LOW_BOX_IOU}, the lowest {iou:.2f} in {record_id}. Compute boxes from the "
             "masks with boxes='from-masks' (--boxes from-masks), or correct the data.",
             [record_id for _, record_id in differing],
+        )
+
+
+def areas(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    """About objects whose area, according to the data, is not one that their box can hold."""
+    wrong: list[tuple[float, float, str]] = []
+    count = 0
+    for row in rows:
+        for item in row.record.objects or ():
+            if item.area is None:
+                continue
+            count += 1
+            x1, y1, x2, y2 = item.box_xyxy
+            of_box = (x2 - x1) * (y2 - y1)
+            if item.area == 0 or item.area > _MAX_AREA_SHARE * of_box + 1:
+                wrong.append((item.area, of_box, row.record.record_id))
+    if wrong:
+        area, of_box, record_id = max(wrong, key=lambda each: each[0] / each[1])
+        yield _finding(
+            "warning",
+            f"{len(wrong)} of {count} objects have an area of 0, or a larger one than their box: "
+            f"{area:g} in a box of {of_box:g} square pixels in {record_id}. One of the two is "
+            "wrong. Evaluation tells small from large objects by it.",
+            [record_id for *_, record_id in wrong],
+        )
+
+
+def duplicates(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    """About images that appear several times, each time with its own objects."""
+    first: dict[str, TrainingRow] = {}
+    same: list[str] = []
+    differing: list[str] = []
+    for row in rows:
+        if not row.uses_objects or row.record.prefix or not row.pixel_digest:
+            continue
+        other = first.setdefault(row.pixel_digest, row)
+        if other is not row:
+            pairs = [
+                sorted((item.label, item.box_xyxy) for item in each.record.objects or ())
+                for each in (other, row)
+            ]
+            ids = same if pairs[0] == pairs[1] else differing
+            ids += [other.record.record_id, row.record.record_id]
+    if differing:
+        yield _finding(
+            "warning",
+            f"{counted(len(differing) // 2, 'image repeats', 'images repeat')} another, pixel by "
+            "pixel, with other objects: the model learns two answers to one question. Merge them.",
+            differing,
+        )
+    if same:
+        yield _finding(
+            "note",
+            f"{counted(len(same) // 2, 'image repeats', 'images repeat')} another, with the same "
+            "objects.",
+            same,
         )
 
 

@@ -1,13 +1,15 @@
 """Record: one image with a question about it and the true answer. And which records share images.
 
-Images are compared by content, not by name: the same image under two names, in two splits or in
-several questions counts once, so that no model is scored on an image that it was trained on.
+Images are compared by their pixels, not by name or file: the same image under two names, in two
+formats, in two splits or in several questions counts once, so that no model is scored on an image
+that it was trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,23 +125,19 @@ class Record:
         return source.size if isinstance(source, Image.Image) else load_image(source).size_wh
 
     def image_keys(self) -> tuple[str, ...]:
-        """A digest of each image's content: that of its file, or of its pixels without a file.
+        """The `pixel_digest` of each image. Raises ImageError for one that cannot be read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training and evaluation read the images again
+            images = (self.image, *self.more_images)
+            loaded = (load_image(i if isinstance(i, Path) else i()) for i in images)
+            return tuple(pixel_digest(image) for image in loaded)
 
-        Raises ImageError for a file that cannot be read.
-        """
-        keys = []
-        for image in (self.image, *self.more_images):
-            source = image if isinstance(image, Path) else image()
-            if isinstance(source, str | Path):
-                try:
-                    source = Path(source).read_bytes()
-                except OSError as error:
-                    raise ImageError(
-                        f"The image {str(source)!r} cannot be read: {error}."
-                    ) from error
-            data = source if isinstance(source, bytes) else load_image(source).rgb.tobytes()
-            keys.append(hashlib.sha256(data).hexdigest())
-        return tuple(keys)
+
+def pixel_digest(image: LoadedImage) -> str:
+    """The same for the same upright pixels, in whatever file they are."""
+    digest = hashlib.blake2b(repr(image.size_wh).encode(), digest_size=32)
+    digest.update(image.rgb.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ ImageKeys = Mapping[str, tuple[str, ...]]
 
 
 def image_keys(records: Sequence[Record]) -> ImageKeys:
-    """Reads the files of all images; an image that cannot be read is one of a kind."""
+    """Decodes all images; one that cannot be read is unlike all others."""
     keys: dict[str, tuple[str, ...]] = {}
     for record in records:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,12 @@ def test_nothing_found_scores_zero_and_nothing_to_find_has_no_score() -> None:
     empty = MeanAveragePrecision().score([[], [one()]], [picture(), picture()])
     assert math.isnan(empty.value)
     assert empty.per_example == (1.0, 0.0)
+    assert math.isnan(empty.details["f1"])
+    crowd = replace(picture("cat").objects[0], is_crowd=True)
+    crowds = MeanAveragePrecision().score([[]], [replace(picture(), objects=(crowd,))])
+    assert math.isnan(crowds.value)
+    assert math.isnan(crowds.details["f1"])
+    assert math.isnan(crowds.per_example[0])
 
 
 def test_a_label_that_is_nowhere_true_lowers_an_images_f1_and_not_the_mean() -> None:

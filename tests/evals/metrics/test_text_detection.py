@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from paligemma.evals.metrics.text_regions import TextDetection, Word, polygon_of_box
+from paligemma.evals.metrics.text_regions import DetEval, TextDetection, Word, polygon_of_box
 
 pytest.importorskip("shapely", reason="the eval extra is not installed")
 
@@ -101,3 +102,9 @@ def test_a_resample_counts_words_as_often_as_their_image() -> None:
     assert statistic(np.array([1, 1])) == TextDetection().score(found, true).value
     assert statistic(np.array([2, 0])) == 1.0
     assert statistic(np.array([0, 2])) == 0.0
+
+
+def test_without_a_word_that_counts_there_is_no_score() -> None:
+    only_ignored = [[word((0, 0, 9, 9), "###", is_ignored=True)]]
+    assert math.isnan(TextDetection().score([[]], only_ignored).value)
+    assert math.isnan(DetEval().score([[]], [[]]).value)

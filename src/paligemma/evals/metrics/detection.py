@@ -55,7 +55,8 @@ class MeanAveragePrecision:
     96 x 96), ar1, ar10, ar100 (average recall with that many objects per image), ar_small, ...,
     "ap/LABEL" for each label, and f1 at IoU 0.5 over all images; NaN where there is nothing to
     find. `per_example` is each image's F1 at IoU 0.5 with all its objects, whatever their score
-    (1 where there is nothing to find and nothing was found): its mean is not the value.
+    (1 where there is nothing to find and nothing was found, NaN where all that is there are
+    crowds): its mean is not the value.
 
     >>> MeanAveragePrecision(kind="box").score(found, known).value     # doctest: +SKIP
     0.5046
@@ -87,11 +88,14 @@ class MeanAveragePrecision:
         table = match_table(predictions, references, self.kind)
         tallies = table.tallies()
         totals = tallies.sum(axis=0)
-        figures["f1"] = f1_of(*totals)
+        figures["f1"] = f1_of(*totals) if totals[2] else math.nan
         return MetricResult(
             name=self.name,
             value=figures.pop("ap"),
-            per_example=tuple(f1_of(*row) for row in tallies),
+            per_example=tuple(
+                f1_of(*row) if row[1] or row[2] or not known.objects else math.nan
+                for row, known in zip(tallies, references, strict=True)
+            ),
             details=figures,
         )
 

@@ -6,6 +6,7 @@ corners may run either way round, and a polygon may be concave or cross itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -108,12 +109,12 @@ class TextDetection:
         return "text_spotting_f1" if self.with_text else "text_detection_f1"
 
     def score(self, predictions: Words, references: Words) -> MetricResult:
-        """Raises DataError for unequal lengths."""
+        """NaN without true words that count. Raises DataError for unequal lengths."""
         tallies = self._tallies(predictions, references)
         right, found, true = tallies.sum(axis=0).tolist()
         return MetricResult(
             name=self.name,
-            value=f1_of(right, found, true),
+            value=f1_of(right, found, true) if true else math.nan,
             per_example=tuple(f1_of(*row) for row in tallies),
             details={
                 "precision": right / found if found else 0.0,
@@ -203,7 +204,7 @@ class DetEval:
     def score(
         self, predictions: Sequence[Sequence[Polygon]], references: Sequence[Sequence[Polygon]]
     ) -> MetricResult:
-        """Raises DataError for unequal lengths."""
+        """NaN without true regions. Raises DataError for unequal lengths."""
         check_lengths(len(predictions), len(references))
         rows = [
             self._tally(*area_recall_precision(found, true))
@@ -216,7 +217,7 @@ class DetEval:
         both = precision + recall
         return MetricResult(
             name=self.name,
-            value=2 * precision * recall / both if both else 0.0,
+            value=(2 * precision * recall / both if both else 0.0) if num_true else math.nan,
             details={"precision": precision, "recall": recall},
         )
 
