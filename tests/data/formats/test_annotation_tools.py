@@ -164,6 +164,16 @@ def test_label_studio(tmp_path: Path) -> None:
     task["annotations"] = [annotation, annotation]
     with pytest.raises(DataError, match="2 annotations, by several people"):
         open_data(write(tmp_path, "export.json", [task]))
+    nobody = [{"id": 8, "data": {"image": "a.jpg"}, "annotations": []},
+              {"id": 9, "data": {"image": "a.jpg"}, "predictions": [annotation]},
+              {"id": 10, "data": {"image": "a.jpg"},
+               "annotations": [{**annotation, "was_cancelled": True}]}]  # fmt: skip
+    task["annotations"] = [{**annotation, "result": []}]
+    records = open_data(write(tmp_path, "export.json", [task, *nobody]))
+    assert [(record.record_id, record.objects) for record in records] == [("task 7", ())]
+    assert "3 images that nobody has labeled, left out" in records.notes
+    with pytest.raises(DataError, match="no images that somebody has labeled"):
+        open_data(write(tmp_path, "export.json", nobody), format="labelstudio")
     short = [{"image": "a.jpg", "id": 1, "label": [{**box, "original_width": 40}]}]
     assert boxes(open_data(write(tmp_path, "export.json", short))[0]) == [("cat", BOX)]
 
@@ -305,6 +315,16 @@ def test_labelbox_in_the_first_form(tmp_path: Path) -> None:
              "Label": {"objects": objects}}]  # fmt: skip
     records = open_data(write(tmp_path, "export.json", rows))
     assert (records.format, boxes(records[0])) == ("labelbox", [("cat", BOX)])
+
+
+def test_images_that_nobody_labeled_are_not_background(tmp_path: Path) -> None:
+    empty, unlabeled = labelbox_row(), labelbox_row()
+    unlabeled["data_row"] = {**unlabeled["data_row"], "id": "cl2"}
+    unlabeled["projects"]["p1"]["labels"] = []
+    write(tmp_path, "e.ndjson", f"{json.dumps(empty)}\n{json.dumps(unlabeled)}\n")
+    records = open_data(tmp_path)
+    assert [(record.record_id, record.objects) for record in records] == [("cl1", ())]
+    assert records.notes == ("1 images that nobody has labeled, left out",)
 
 
 def test_what_labelbox_does_not_hold_is_an_error(tmp_path: Path) -> None:

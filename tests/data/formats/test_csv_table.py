@@ -98,3 +98,7 @@ def test_two_columns_of_classes_are_a_question(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"class and label.*--column class"):
         open_data(table(tmp_path, text))
     assert boxes(open_data(tmp_path, column="label")[0]) == [("cat", BOX)]
+    table(tmp_path, "image,xmin,ymin,xmax,ymax,cell_type\na.jpg,5,3,15,7,cat\n")
+    with pytest.raises(OptionError, match=r"cell_type .*--column NAME"):
+        open_data(tmp_path)
+    assert boxes(open_data(tmp_path, column="cell_type")[0]) == [("cat", BOX)]

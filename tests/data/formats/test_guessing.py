@@ -55,6 +55,27 @@ def test_numbers_and_captions_together_are_a_question(tmp_path: Path) -> None:
     assert len(open_data(tmp_path, format="captions")) == 2
 
 
+def test_an_image_without_objects_does_not_make_labels_captions(tmp_path: Path) -> None:
+    labels(tmp_path)
+    make_image(tmp_path / "2.jpg")
+    (tmp_path / "2.txt").write_text("")
+    assert first(tmp_path) == ("dog", BOX)
+    assert open_data(tmp_path)[1].objects == ()
+
+
+@pytest.mark.parametrize("path", ["/content/pets/train/images", "../pets/train/images/", "train"])
+def test_paths_of_another_machine_are_found_by_their_end(tmp_path: Path, path: str) -> None:
+    labels(tmp_path / "train" / "images", None)
+    (tmp_path / "train" / "labels").mkdir()
+    (tmp_path / "train" / "images" / "1.txt").rename(tmp_path / "train" / "labels" / "1.txt")
+    (tmp_path / "data.yaml").write_text(f"train: {path}\nval: ../valid/images\nnames: [cat, dog]")
+    assert first(tmp_path) == ("dog", BOX)
+    # An end without the split's name could be another split.
+    make_image(tmp_path / "images" / "2.jpg")
+    with pytest.raises(DataError, match="neither a folder nor a file"):
+        open_data(tmp_path, split="val")
+
+
 def test_darknet_folders_are_read(tmp_path: Path) -> None:
     labels(tmp_path / "obj_train_data", None)
     make_image(tmp_path / "obj_train_data" / "empty.jpg")

@@ -186,3 +186,31 @@ def test_label_maps_that_do_not_fit_are_errors(
 ) -> None:
     with pytest.raises(DataError, match=message):
         open_data(colored_masks(tmp_path, label_map))
+
+
+def test_masks_next_to_boxes_are_named(tmp_path: Path) -> None:
+    folder = colored_masks(tmp_path, LABEL_MAP)
+    make_image(folder / "JPEGImages" / "a.png")
+    (folder / "Annotations").mkdir()
+    (folder / "Annotations" / "a.xml").write_text(xml("a.png"))
+    records = open_data(folder)
+    assert records.format == "voc"
+    assert records.notes == ("1 folder SegmentationClass of masks, which --format masks reads",)
+    assert open_data(folder, format="masks").class_names == ("cat", "dog")
+
+
+def test_labelme_xml_has_masks(tmp_path: Path) -> None:
+    make_image(tmp_path / "a.jpg")
+    mask = np.zeros((20, 40), np.uint8)
+    mask[3:7, 5:15] = 255
+    (tmp_path / "Masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "Masks" / "a_mask_0.png")
+    (tmp_path / "a.xml").write_text(
+        "<annotation><filename>a.jpg</filename><object><name>cat</name><segm>"
+        "<mask>a_mask_0.png</mask><box><xmin>5</xmin><ymin>3</ymin><xmax>14</xmax><ymax>6</ymax>"
+        "</box></segm></object></annotation>"
+    )
+    (cat,) = open_data(tmp_path)[0].objects or ()
+    assert (cat.label, cat.box_xyxy) == ("cat", (5, 3, 15, 7))
+    assert cat.mask is not None
+    assert (cat.mask == (mask > 0)).all()

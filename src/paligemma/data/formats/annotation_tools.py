@@ -69,7 +69,8 @@ class ToolImage(NamedTuple):
     names: tuple[str, ...]
     """The image's name, and other names that it may have."""
     size_wh: tuple[Any, Any]
-    items: Sequence[Any]
+    items: Sequence[Any] | None
+    """None for an image that nobody has labeled, which is not the same as one without objects."""
     convert: Callable[[Any, tuple[int, int]], ToolObject | None]
     """One item of an image of this size; None for what is neither a box nor a region."""
 
@@ -104,11 +105,17 @@ class ToolReader:
         entries = []
         for file in files:
             for image in self.parse(file, options):
+                if image.items is None:
+                    tally["images that nobody has labeled, left out"] += 1
+                    continue
                 where = f"Image {image.names[0]!r} of {str(file)!r}"
                 build = partial(reading.record, image, where)
                 entries.append(Entry(image.record_id, where, build))
         if not entries:
-            raise DataError(f"{str(path)!r} lists no images.")
+            raise DataError(
+                f"{str(path)!r} lists no images"
+                + (" that somebody has labeled." if tally.total() else ".")
+            )
         return Source(
             summary=f"{counted(len(entries), 'image')} in {counted(len(files), 'file')} of {path}",
             entries=entries,
@@ -157,7 +164,7 @@ class _Reading:
         annotated = AnnotatedImage(
             image=path, size_wh=size_wh, where=where, tally=self.tally, boxes=self.options.boxes
         )
-        objects = [self._object(item, image, annotated) for item in image.items]
+        objects = [self._object(item, image, annotated) for item in image.items or ()]
         return annotated.record(image.record_id, self.options.prefix, objects)
 
     def _object(self, item: Any, image: ToolImage, annotated: AnnotatedImage) -> TrueObject | None:
@@ -339,13 +346,17 @@ def _label_studio_names(name: str, upload: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names, last)))
 
 
-def _label_studio_results(task: dict[str, Any]) -> list[Any]:
+def _label_studio_results(task: dict[str, Any]) -> list[Any] | None:
     if "annotations" not in task and "completions" not in task:  # JSON-MIN
+        if "data" in task:  # a task to import: it has predictions at most
+            return None
         lists = [value for value in task.values() if isinstance(value, list)]
         items = [item for value in lists for item in value if isinstance(item, dict)]
         return [{"value": item, **item} for item in items if "original_width" in item]
     annotations = task.get("annotations", task.get("completions")) or []
     annotations = [item for item in annotations if not item.get("was_cancelled")]
+    if not annotations:
+        return None
     if len(annotations) > 1:
         return [len(annotations)]  # said where the record is built
     results = [item for annotation in annotations for item in annotation.get("result", [])]
@@ -454,7 +465,8 @@ def _labelbox(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
 
 def _labelbox_image(row: dict[str, Any], number: int) -> ToolImage:
     if "data_row" not in row:  # the first form of exports
-        labels, size = [row.get("Label") or {}], (None, None)
+        label = row.get("Label")  # {} or "Skip" for an image that was not labeled
+        labels, size = [label] if isinstance(label, dict) and label else [], (None, None)
         names = [row.get("External ID"), row["Labeled Data"]]
         record_id = row.get("ID") or f"image {number}"
     else:
@@ -466,12 +478,13 @@ def _labelbox_image(row: dict[str, Any], number: int) -> ToolImage:
         names = [data.get("external_id"), data.get("global_key"), data.get("row_data")]
         record_id = data.get("id") or f"image {number}"
     items = [item for label in labels for item in label.get("objects") or ()]
+    is_labeled = bool(labels) and not row.get("Skipped")
     paths = [name.partition("?")[0] for name in names if isinstance(name, str) and name]
     return ToolImage(
         str(record_id),
         tuple(dict.fromkeys((*paths, *(path.rpartition("/")[2] for path in paths)))) or ("",),
         size,
-        [len(labels)] if len(labels) > 1 else items,
+        ([len(labels)] if len(labels) > 1 else items) if is_labeled else None,
         _labelbox_object,
     )
 

@@ -31,7 +31,7 @@ def recognizes(path: Path) -> bool:
     if not path.is_dir():
         return False
     files = (image.with_suffix(".txt") for image in _images(path))
-    return any(not has_numeric_lines(read_text(file)) for file in files if file.is_file())
+    return any(has_numeric_lines(read_text(file)) is False for file in files if file.is_file())
 
 
 def read(path: Path, options: ReadRequest) -> Source:

@@ -55,7 +55,7 @@ class CsvReader:
     columns: tuple[str, ...] = ()
 
     def recognizes(self, path: Path) -> bool:
-        """A file whose header names an image, a box and a class, or a folder with such files."""
+        """A file whose header names an image and a box, or a folder with such files."""
         return not self.columns and bool(_files(path))
 
     def read(self, path: Path, options: ReadRequest) -> Source:
@@ -123,6 +123,11 @@ class _Columns:
                 f"{str(file)!r} has the columns {' and '.join(labels)}. Choose the one with the "
                 f"classes: --column {labels[0]}."
             )
+        if not labels and images and corners:
+            raise OptionError(
+                f"None of the columns {', '.join(columns[:12])} of {str(file)!r} is called "
+                f"{_LABEL[0]} or {_LABEL[1]}. Choose the one with the classes: --column NAME."
+            )
         if not images or not labels or len(corners) != 1:
             via = (
                 " Export VIA's annotations as JSON." if "region_shape_attributes" in columns else ""
@@ -186,7 +191,7 @@ def _has_header(file: Path) -> bool:
         return False
     columns = {name.strip(' "').casefold() for line in first for name in re.split("[,;\t]", line)}
     has_box = any(columns.issuperset(names) for names in _CORNERS)
-    return has_box and not columns.isdisjoint(_IMAGE) and not columns.isdisjoint(_LABEL)
+    return has_box and not columns.isdisjoint(_IMAGE)
 
 
 def _class_names(file: Path | None) -> dict[str, str]:

@@ -50,7 +50,7 @@ from paligemma.processor.image import LARGEST_PIXELS, read_size_wh
 NAME = "masks"
 _IMAGES, _MASKS = "images", "masks"
 _LABEL_MAP = "labelmap.txt"
-_CLASS_COLORS, _OBJECT_COLORS = "SegmentationClass", "SegmentationObject"
+CLASS_COLORS, _OBJECT_COLORS = "SegmentationClass", "SegmentationObject"
 _COLOR = 0xFFFFFF
 _VOID = 224 << 16 | 224 << 8 | 192
 """The color of what belongs to no class, such as edges, in Pascal VOC."""
@@ -62,8 +62,8 @@ _IGNORED = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 def recognizes(path: Path) -> bool:
     """A folder with `images` and `masks`, or with one folder per split that has them; or one with
-    `labelmap.txt` and `SegmentationClass`."""
-    return bool(_splits(path)) or _has_label_map(path)
+    `labelmap.txt` and `SegmentationClass`, unless it has boxes in `Annotations` too."""
+    return bool(_splits(path)) or (_has_label_map(path) and not (path / "Annotations").is_dir())
 
 
 def read(path: Path, options: ReadRequest) -> Source:
@@ -189,7 +189,7 @@ class _Reading:
         label = clean_label(re.sub(r"_\d+$", "", file.stem), where)
         if self.names and label not in self.names.values():
             raise DataError(f"{where} is of class {label!r}, which the label file does not list.")
-        make_mask = partial(_binary_mask, file, image.size_wh)
+        make_mask = partial(read_binary_mask, file, image.size_wh)
         return image.object(label, box_of_mask(make_mask(), where), make_mask, where=where)
 
     def _objects_of_classes(self, file: Path, image: AnnotatedImage) -> list[TrueObject | None]:
@@ -222,12 +222,12 @@ class _Reading:
 
 
 def _has_label_map(path: Path) -> bool:
-    return (path / _LABEL_MAP).is_file() and (path / _CLASS_COLORS).is_dir()
+    return (path / _LABEL_MAP).is_file() and (path / CLASS_COLORS).is_dir()
 
 
 def _read_colors(path: Path, options: ReadRequest) -> Source:
     names = _read_label_map(options.class_names or path / _LABEL_MAP)
-    folder = path / _CLASS_COLORS
+    folder = path / CLASS_COLORS
     lists = sorted((path / "ImageSets" / "Segmentation").glob("*.txt"))
     splits = {file.stem: read_text(file).splitlines() for file in lists}
     if not splits:
@@ -314,12 +314,12 @@ class _Colors:
 
         Pixels of no class or object are -1. Raises DataError for colors without a name.
         """
-        classes = self._colors(_CLASS_COLORS, stem, size_wh)
+        classes = self._colors(CLASS_COLORS, stem, size_wh)
         numbers = np.unique(classes).tolist()
         if unknown := [n for n in numbers if n not in self.names and n != _VOID]:
             red, green, blue = unknown[0].to_bytes(3)
             raise DataError(
-                f"{_CLASS_COLORS}/{stem}.png of {str(self.path)!r} holds the color {red},{green},"
+                f"{CLASS_COLORS}/{stem}.png of {str(self.path)!r} holds the color {red},{green},"
                 f"{blue}, which {_LABEL_MAP} does not name."
             )
         background = [n for n in numbers if not self.names.get(n)]
@@ -344,7 +344,8 @@ def _class_mask(file: Path, size_wh: tuple[int, int], value: int) -> Mask:
     return np.asarray(_read(file, size_wh) == value, dtype=np.bool_)
 
 
-def _binary_mask(file: Path, size_wh: tuple[int, int]) -> Mask:
+def read_binary_mask(file: Path, size_wh: tuple[int, int]) -> Mask:
+    """bool[H, W]: any pixel but black. Raises DataError."""
     values = _read(file, size_wh)
     return np.asarray(values[..., :3].any(axis=2) if values.ndim == 3 else values > 0)
 

@@ -4,7 +4,7 @@ Boxes are xmin, ymin, xmax, ymax in pixels, counted from 1, both ends inside: 1 
 first ten pixels each way, here (0, 0, 10, 10). Some tools count from 0 (`first_pixel`). Objects
 marked as difficult are neither learned nor counted, as in the benchmark. The official folders
 (Annotations, JPEGImages, ImageSets/Main) are read, XML files next to images, and LabelMe's XML
-files with polygons.
+files with polygons and masks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from paligemma.data.annotation import AnnotatedImage, Shape, size_of
+from paligemma.data.annotation import AnnotatedImage, Shape, box_of_mask, size_of
+from paligemma.data.formats.mask_folder import CLASS_COLORS, read_binary_mask
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     IMAGE_SUFFIXES,
@@ -62,6 +63,8 @@ def read(path: Path, options: ReadRequest) -> Source:
         files = _xml_in(folder)
         what = str(folder)
     tally: Counter[str] = Counter()
+    if (path / CLASS_COLORS).is_dir() and (path / "Annotations").is_dir():
+        tally[f"folder {CLASS_COLORS} of masks, which --format masks reads"] = 1
     own_folders = [options.images] if options.images else [path / "JPEGImages", path / "images"]
     finder = ImageFinder(
         [*own_folders, *({file.parent for file in files} if options.images is None else ())], tally
@@ -192,7 +195,9 @@ class _Reading:
             is_ignored = is_difficult and self.options.crowds == "ignore"
             if is_ignored:
                 self.tally[DIFFICULT] += 1
-            (difficult if is_ignored else objects).append(self._object(item, annotated))
+            (difficult if is_ignored else objects).append(
+                self._object(item, annotated, file.parent)
+            )
         return annotated.record(record_id, self.options.prefix, objects, difficult)
 
     def _image(self, file: Path, tree: ElementTree.Element, where: str) -> Path:
@@ -202,9 +207,16 @@ class _Reading:
         own = [file.stem + suffix for suffix in IMAGE_SUFFIXES]
         return self.finder.find(name or own[0], where, own)
 
-    def _object(self, item: ElementTree.Element, image: AnnotatedImage) -> TrueObject | None:
+    def _object(
+        self, item: ElementTree.Element, image: AnnotatedImage, folder: Path
+    ) -> TrueObject | None:
+        """`folder` is that of the annotations."""
         name, box, polygon = _text(item, "name"), item.find("bndbox"), item.find("polygon")
         first = self.options.first_pixel
+        if box is None and polygon is None and (mask := _text(item, "segm/mask")):
+            # LabelMe's masks are as large as the image, in a folder next to the annotations.
+            make_mask = partial(read_binary_mask, folder / "Masks" / Path(mask).name, image.size_wh)
+            return image.object(name, box_of_mask(make_mask(), image.where), make_mask)
         try:
             if box is None and polygon is not None:
                 points = [(_text(p, "x"), _text(p, "y")) for p in polygon.findall("pt")]

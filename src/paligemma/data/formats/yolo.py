@@ -290,8 +290,8 @@ def _images(paths: Any, root: Any, file: Path) -> list[Path]:
     images: list[Path] = []
     for relative in paths if isinstance(paths, list) else [paths]:
         path = folder / str(relative)
-        if not path.exists() and str(relative).startswith("../"):
-            path = folder / str(relative)[3:]  # some exports count from a folder below
+        if not path.exists():
+            path = _moved(folder, str(relative))
         if path.is_dir():
             images += sorted(p for p in path.rglob("*") if is_image(p))
         elif path.is_file():
@@ -302,6 +302,21 @@ def _images(paths: Any, root: Any, file: Path) -> list[Path]:
                 f"{str(folder)!r}. Correct path, train or val in it."
             )
     return images
+
+
+def _moved(folder: Path, name: str) -> Path:
+    """A path of another machine or folder: the longest end of it that exists in the folder.
+
+    Without the name of a split, it would be another split's.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        path = folder.joinpath(*parts[start:])
+        if path.exists():
+            return path
+        if is_split_name(parts[start]):
+            break
+    return folder / name
 
 
 def _ids(images: list[Path]) -> list[str]:
