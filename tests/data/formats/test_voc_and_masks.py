@@ -122,6 +122,14 @@ def test_names_may_have_their_numbers(tmp_path: Path) -> None:
     assert [item.label for item in records[0].objects or ()] == ["dog"]
 
 
+def test_a_header_is_no_class_and_lines_have_numbers_or_not(tmp_path: Path) -> None:
+    masks(tmp_path, [0, 7], "id,name\n0,background\n7,tumor\n")
+    assert open_data(tmp_path).class_names == ("tumor",)
+    (tmp_path / "labels.txt").write_text("1: cat\ndog\n3: owl\n")
+    with pytest.raises(DataError, match="2 of 3 lines begin with a number"):
+        open_data(tmp_path)
+
+
 def colored_masks(folder: Path, label_map: str, *, mode: str = "RGB") -> Path:
     """As CVAT exports "Segmentation mask": two cats next to each other, a dog, an edge."""
     make_image(folder / "JPEGImages" / "sub" / "a.jpg", (6, 4))

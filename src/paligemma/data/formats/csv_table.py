@@ -66,17 +66,17 @@ class CsvReader:
             names = ", ".join(map(str, chosen))
             raise OptionError(f"Several files could be meant: {names}. Give one as the data.")
         (file,) = chosen
-        columns, rows = _parse(file, self.columns)
-        names = _Columns.of(columns, options.column, file)
+        header, rows = _parse(file, self.columns)
+        columns = _Columns.of(header, options.column, file)
         by_image: dict[str, list[tuple[int, Row]]] = {}
         for number, row in rows:
-            by_image.setdefault(row[names.image].strip(), []).append((number, row))
+            by_image.setdefault(row[columns.image].strip(), []).append((number, row))
         tally: Counter[str] = Counter()
         root = path if path.is_dir() else path.parent
         folders = [options.images] if options.images else [file.parent, root / "images", root]
         reading = _Reading(
             file=file,
-            columns=names,
+            columns=columns,
             class_names=_class_names(options.class_names),
             finder=ImageFinder(folders, tally),
             options=options,
@@ -88,7 +88,7 @@ class CsvReader:
         ]
         if not entries:
             raise DataError(f"{str(file)!r} lists no images.")
-        labels = {row[names.label].strip() for _, row in rows} - {""}
+        labels = {row[columns.label].strip() for _, row in rows} - {""}
         if options.class_names is None and labels and all(label.isdecimal() for label in labels):
             tally["classes are numbers, which --class-names FILE can name"] = len(labels)
         return Source(
@@ -222,7 +222,7 @@ class _Reading:
         (size,) = sizes
         annotated = AnnotatedImage(
             image=path,
-            size_wh=(size_of(*size, where) if size else None) or read_size_wh(path),
+            size_wh=(size_of(size[0], size[1], where) if size else None) or read_size_wh(path),
             where=where,
             tally=self.tally,
             boxes=self.options.boxes,

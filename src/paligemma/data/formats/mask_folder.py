@@ -143,8 +143,15 @@ def _read_names(file: Path) -> dict[int, str]:
             raise DataError(f'{str(file)!r} must hold {{"1": "name", ...}}: {error}.') from error
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     pairs = [_NUMBERED.fullmatch(line) for line in lines]
+    if len(pairs) > 1 and pairs[0] is None and all(pairs[1:]):
+        lines, pairs = lines[1:], pairs[1:]  # "id,name"
     numbered = [(int(pair[1]), pair[2]) for pair in pairs if pair]
-    if len(numbered) < len(lines) or len(dict(numbered)) < len(lines):
+    if numbered and len(numbered) < len(lines):
+        raise DataError(
+            f"{str(file)!r}: {len(numbered)} of {len(lines)} lines begin with a number. Give all "
+            "lines a number, or none."
+        )
+    if len(dict(numbered)) < len(lines):
         first = 0 if lines and lines[0].casefold() in _BACKGROUND else 1
         numbered = list(enumerate(lines, start=first))
     names = {number: clean_label(name, str(file)) for number, name in numbered}
