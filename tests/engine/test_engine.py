@@ -266,6 +266,35 @@ def test_a_deadline_ends_a_waiting_and_a_running_request(model: WatchedModel) ->
     assert not engine.has_work
 
 
+@pytest.mark.parametrize(("share", "num_decodes"), [(1.0, 1), (0.5, 2), (0.2, 8)])
+def test_prefill_takes_at_most_its_share_of_the_time_while_answers_run(
+    model: WatchedModel, share: float, num_decodes: int
+) -> None:
+    """A prefill takes 2 s and a decode step 1 s."""
+    now = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    model.before_prefill = lambda inputs: wait(2.0)
+    model.before_decode = lambda token_ids: wait(1.0)
+    engine = engine_of(
+        model, max_rows=9, max_prefill_positions=1, max_prefill_share=share, clock=lambda: now
+    )
+    for request in texts(model, 4, max_new_tokens=40):
+        engine.add(request)
+    finish(engine)
+    kinds = "".join(call[0][0] for call in model.calls)
+    assert kinds.startswith("p" + ("d" * num_decodes + "p") * 3 if share < 1 else "ppdpdp")
+
+
+def test_the_share_of_prefill_is_a_share(model: WatchedModel) -> None:
+    for share in (0, -1.0, 1.1):
+        with pytest.raises(OptionError, match="max_prefill_share"):
+            engine_of(model, max_prefill_share=share)
+
+
 def test_streams_may_be_read_in_turns(model: WatchedModel) -> None:
     requests = texts(model, 4, max_new_tokens=5)
     expected = [row.token_ids for row in engine_of(model).run(requests)]

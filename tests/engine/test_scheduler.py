@@ -45,6 +45,14 @@ def test_one_clients_requests_keep_their_order() -> None:
     assert plan.num_queued == 0
 
 
+def test_a_request_that_goes_first_is_before_its_clients_others_only() -> None:
+    plan = scheduler(max_rows=9)
+    a, late_a, b = waiting("a"), waiting("a"), waiting("b")
+    for state, goes_first in ((b, False), (a, False), (late_a, True)):
+        plan.add(state, goes_first=goes_first)
+    assert plan.next_group() == [b, late_a, a]
+
+
 def test_clients_take_turns_however_many_requests_one_brings() -> None:
     plan = scheduler(max_rows=7)
     for client in "aaaaaaabbc":

@@ -14,6 +14,14 @@ def test_clients_take_turns_and_keep_their_own_order() -> None:
     assert [line.take() for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
+def test_what_goes_first_is_taken_before_all_others() -> None:
+    line: FairQueue[str] = FairQueue()
+    for item in ("a1", "b1", "b2"):
+        line.put(item[0], item)
+    line.put("b", "b0", goes_first=True)
+    assert [line.take() for _ in range(4)] == ["b0", "a1", "b1", "b2"]
+
+
 def test_who_waits_is_served_by_the_next_to_come_and_sent_away_at_the_end() -> None:
     line: FairQueue[int] = FairQueue()
     found: list[int | None] = []

@@ -71,7 +71,9 @@ class Engine:
     Each running request has `num_positions` for its prefix and all its new tokens. With
     `kv_cache_bytes`, fewer rows run if not all fit into that. Up to `max_queued` requests may
     wait. A prefill group has at most `max_prefill_positions`, including pads, which bounds the
-    memory for attention and the time that running requests wait for it. Image tokens are cached up
+    memory for attention and the time that running requests wait for it. While requests run, prefill
+    takes at most `max_prefill_share` of the time, so that answers which have begun go on at a
+    steady pace however many others arrive. Image tokens are cached up
     to `image_cache_bytes`, or in an `image_cache` shared with other engines of the model. The
     states after whole prefixes are cached up to `prefix_cache_bytes`, so a request that repeats
     prompt and images is not computed again. With `adapters`, each request may use one of them.
@@ -92,6 +94,7 @@ class Engine:
         adapters: AdapterBank | None = None,
         max_queued: int = 1024,
         max_prefill_positions: int = 8192,
+        max_prefill_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value, least in (
@@ -103,6 +106,10 @@ class Engine:
             ("prefix_cache_bytes", prefix_cache_bytes, 0),
         ):
             check_whole(name, value, least)
+        if not 0 < max_prefill_share <= 1:
+            raise OptionError(
+                f"max_prefill_share is {max_prefill_share}; it must be above 0 and at most 1."
+            )
         decoder = model.config.decoder
         if kv_cache_bytes is not None:
             row_bytes = num_positions * SlotCache.bytes_per_position(decoder, model.dtype)
@@ -114,6 +121,8 @@ class Engine:
         self.model = model
         self.num_positions = num_positions
         self._clock = clock
+        self._decode_per_prefill = (1 - max_prefill_share) / max_prefill_share
+        self._owed_decode_seconds = 0.0  # before the next prefill
         self._scheduler = Scheduler(
             max_rows=max_rows, max_queued=max_queued, max_prefill_positions=max_prefill_positions
         )
@@ -144,15 +153,17 @@ class Engine:
     def num_queued(self) -> int:
         return self._scheduler.num_queued
 
-    def add(self, request: Request) -> int:
-        """Queue a request; return its id, which its events carry.
+    def add(self, request: Request, *, goes_first: bool = False) -> int:
+        """Queue a request, before its client's others if it goes first; return its id.
+
+        The id is that of its events.
 
         Raises PromptError or OptionError for a request that does not fit the model or the cache,
         and BusyError when the queue is full.
         """
         self._runner.check(request)
         state = self._new_state(request)
-        self._scheduler.add(state)
+        self._scheduler.add(state, goes_first=goes_first)
         self._states[state.request_id] = state
         self._next_id += 1
         return state.request_id
@@ -251,14 +262,14 @@ class Engine:
         Never raises because of one request, which instead ends as "failed" with its error.
         """
         self._end_cancelled_and_expired()
-        if (row := self._scheduler.row_to_preempt()) is not None:
-            self._scheduler.requeue([self._remove(row)])
         has_running = bool(self._scheduler.running)
-        if group := self._scheduler.next_group():
-            self._prefill(group)
+        if not has_running or self._owed_decode_seconds <= 0:
+            self._start_waiting()
         # When all rows are new, their first tokens are returned without waiting for a decode step.
         if has_running:
+            started = self._clock()
             self._decode()
+            self._owed_decode_seconds -= self._clock() - started
         events, self._events = self._events, []
         for event in events:
             if (inbox := self._inboxes.get(event.request_id)) is not None:
@@ -280,6 +291,14 @@ class Engine:
                 self._scheduler.drop(state)
             self._emit(state)
         self._remove_ended()
+
+    def _start_waiting(self) -> None:
+        if (row := self._scheduler.row_to_preempt()) is not None:
+            self._scheduler.requeue([self._remove(row)])
+        if group := self._scheduler.next_group():
+            started = self._clock()
+            self._prefill(group)
+            self._owed_decode_seconds = self._decode_per_prefill * (self._clock() - started)
 
     def _prefill(self, group: list[RequestState]) -> None:
         try:

@@ -36,14 +36,21 @@ class Scheduler:
     def is_full(self) -> bool:
         return self.num_queued >= self._max_queued
 
-    def add(self, state: RequestState) -> None:
-        """Append a request to its client's queue. Raises BusyError when the queue is full."""
+    def add(self, state: RequestState, *, goes_first: bool = False) -> None:
+        """Put a request into its client's queue, at the end or at the front.
+
+        Raises BusyError when the queue is full.
+        """
         if self.is_full:
             raise BusyError(
                 f"The queue is full: {self.num_queued} requests are waiting, the limit is "
                 f"{self._max_queued}. Try again later."
             )
-        self._queues.setdefault(state.request.client, deque()).append(state)
+        queue = self._queues.setdefault(state.request.client, deque())
+        if goes_first:
+            queue.appendleft(state)
+        else:
+            queue.append(state)
 
     def requeue(self, states: Iterable[RequestState]) -> None:
         """Return requests to the front of their queues, in their original order."""

@@ -47,7 +47,7 @@ class EngineLoop:
         self._emit = emit
         self._clock = clock
         self._changed = threading.Condition()
-        self._new: deque[tuple[Hashable, Answer | PreparedScore]] = deque()
+        self._new: deque[tuple[Hashable, Answer | PreparedScore, bool]] = deque()
         self._cancelled: list[Hashable] = []
         self._is_closing = False
         self._keys: dict[int, Hashable] = {}  # of the engine's requests
@@ -56,12 +56,17 @@ class EngineLoop:
 
     # From any thread
 
-    def add(self, key: Hashable, prepared: Answer | PreparedScore) -> None:
-        """Queue work. Its outcomes are emitted with this key, the end last."""
+    def add(
+        self, key: Hashable, prepared: Answer | PreparedScore, *, goes_first: bool = False
+    ) -> None:
+        """Queue work, before its client's other answers if it goes first.
+
+        Its outcomes are emitted with this key, the end last.
+        """
         with self._changed:
             if not self.is_busy:  # idle until now: the time without work does not count
                 self.last_beat = self._clock()
-            self._new.append((key, prepared))
+            self._new.append((key, prepared, goes_first))
             self._changed.notify()
 
     def cancel(self, key: Hashable) -> None:
@@ -118,12 +123,12 @@ class EngineLoop:
         with self._changed:
             new, self._new = self._new, deque()
             cancelled, self._cancelled = self._cancelled, []
-        for key, prepared in new:
+        for key, prepared, goes_first in new:
             if isinstance(prepared, PreparedScore):
                 self._scorings.append(_Scoring(key=key, prepared=prepared))
                 continue
             try:
-                number = self.engine.add(prepared.request)
+                number = self.engine.add(prepared.request, goes_first=goes_first)
             except Exception as error:  # of this request alone, such as of its grammar
                 outcomes.append((key, error))
             else:

@@ -31,6 +31,9 @@ ItemT = TypeVar("ItemT")
 ImagePayload = bytes | LoadedImage
 """The bytes of an image file, or an image that is decoded already."""
 
+_NUM_SAMPLES = 32  # enough for an average, and few enough to follow a load that changes
+_SAMPLE_SECONDS = 60.0  # after which a sample is dropped: the machine may be quieter now
+
 TaskBuilder = Callable[[ImageTransform], Task[Any]]
 """Builds a task that depends on the image's size, such as a caption of a box given in pixels."""
 
@@ -326,10 +329,15 @@ class FairQueue(Generic[ItemT]):
         self._changed = threading.Condition()
         self._is_closed = False
 
-    def put(self, client: str, item: ItemT) -> None:
-        """Enqueue an item after the client's earlier ones."""
+    def put(self, client: str, item: ItemT, *, goes_first: bool = False) -> None:
+        """Enqueue an item after the client's earlier ones; or before them and all others."""
         with self._changed:
-            self._items.setdefault(client, deque()).append(item)
+            items = self._items.setdefault(client, deque())
+            if goes_first:
+                items.appendleft(item)
+                self._items.move_to_end(client, last=False)
+            else:
+                items.append(item)
             self._changed.notify()
 
     def take(self) -> ItemT | None:
@@ -361,8 +369,9 @@ class ServedRate:
     Only time in which jobs wait counts, so a server with little to do does not look slow.
     """
 
-    def __init__(self, num_samples: int = 64) -> None:
-        self._seconds: deque[float] = deque(maxlen=num_samples)  # per job
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_NUM_SAMPLES)
+        """When a job was served, and how many seconds after the one before it."""
         self._waiting: Counter[str] = Counter()  # by client
         self._since: float | None = None  # the last first token; None while nobody waits
 
@@ -378,7 +387,9 @@ class ServedRate:
         if not self._waiting[client]:
             del self._waiting[client]
         if is_served and self._since is not None:
-            self._seconds.append(now - self._since)
+            while self._samples and self._samples[0][0] < now - _SAMPLE_SECONDS:
+                self._samples.popleft()
+            self._samples.append((now, now - self._since))
             self._since = now
         if not self._waiting:
             self._since = None
@@ -392,12 +403,12 @@ class ServedRate:
 
     def seconds(self, num_jobs: int, now: float) -> float | None:
         """The expected time to serve so many jobs; None before the first was served."""
-        if not self._seconds:
+        if not self._samples:
             return None
-        total = sum(self._seconds)
+        total = sum(seconds for _, seconds in self._samples)
         if self._since is not None:  # a job that takes long is noticed before it is served
             total = max(total, now - self._since)
-        return num_jobs * total / len(self._seconds)
+        return num_jobs * total / len(self._samples)
 
 
 State = Literal["loading", "ready", "draining", "dead"]

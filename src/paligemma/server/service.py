@@ -68,7 +68,8 @@ _TICK_SECONDS = 0.05  # resolution of time limits
 _ARRIVAL_SECONDS = 0.5  # that the body of an admitted request usually takes at most
 _UNMEASURED_JOBS = 32  # that may wait before it is known how fast they are served
 _ENGINE_QUEUE = 2**16  # never full: the service limits what it accepts
-_PREFILL_POSITIONS = 1024  # per prefill step, while all running answers wait
+_PREFILL_POSITIONS = 512  # per prefill step, while all running answers wait
+_PREFILL_SHARE = 0.7  # of the time in which answers are running
 
 _log = logging.getLogger("paligemma.server")
 
@@ -95,7 +96,8 @@ class _Work:
     image_bytes: int
     prepared: Answer | PreparedScore | None = None
     first_token_at: float | None = None
-    is_waiting: bool = True  # for its first token
+    is_continuation: bool  # of a request that was accepted, and has waited
+    is_waiting: bool  # for its first token; a continuation is not counted
     state: JobState = JobState.QUEUED
 
     @property
@@ -235,8 +237,8 @@ class Service:
     ) -> list[Ticket]:
         """Accept all of these jobs or none. An image that they share is decoded once.
 
-        `is_continuation` is for further jobs of a request that was accepted, which must not fail
-        because others came in between.
+        `is_continuation` is for further jobs of a request that was accepted. They must not fail
+        because others came in between, and go first: their request has waited.
         """
         if not jobs:
             return []
@@ -250,7 +252,7 @@ class Service:
             raise UnavailableError(f"The model is unavailable: it is {state}.")
         loop = asyncio.get_running_loop()
         now = self._clock()
-        works = [self._work(job, loop, now) for job in jobs]
+        works = [self._work(job, loop, now, is_continuation) for job in jobs]
         with self._lock:
             if not is_continuation:
                 try:
@@ -258,13 +260,13 @@ class Service:
                 except BusyError:
                     self._totals["rejected"] += len(works)
                     raise
-            self._rate.add(jobs[0].client, len(works), now)
+                self._rate.add(jobs[0].client, len(works), now)
             for work in works:
                 self._open[work.ticket.number] = work
                 self._by_client[work.job.client] += 1
                 self._image_bytes += work.image_bytes
             self._totals["accepted"] += len(works)
-        self._queue.put(jobs[0].client, works)
+        self._queue.put(jobs[0].client, works, goes_first=is_continuation)
         return [work.ticket for work in works]
 
     def admit(self, client: str) -> int:
@@ -340,7 +342,13 @@ class Service:
 
     # Admission
 
-    def _work(self, job: Job | ScoreJob, loop: asyncio.AbstractEventLoop, now: float) -> _Work:
+    def _work(
+        self,
+        job: Job | ScoreJob,
+        loop: asyncio.AbstractEventLoop,
+        now: float,
+        is_continuation: bool,
+    ) -> _Work:
         number = next(self._numbers)
         deadline = now + self.limits.request_seconds
         if job.deadline is not None:
@@ -355,6 +363,8 @@ class Service:
             queue_deadline=min(deadline, now + self.limits.queue_seconds),
             deadline=deadline,
             image_bytes=sum(len(image) for image in job.images if isinstance(image, bytes)),
+            is_continuation=is_continuation,
+            is_waiting=not is_continuation,
         )
         return work
 
@@ -517,7 +527,7 @@ class Service:
             self._release(work)
             return
         self._release_image_bytes(work)
-        loop.add(work, work.prepared)
+        loop.add(work, work.prepared, goes_first=work.is_continuation)
         if work.has_ended:  # since then, before the engine had it
             loop.cancel(work)
 
@@ -560,6 +570,7 @@ class Service:
             max_rows=max_rows,
             max_queued=_ENGINE_QUEUE,
             max_prefill_positions=_PREFILL_POSITIONS,
+            max_prefill_share=_PREFILL_SHARE,
             image_cache=image_cache,
             prefix_cache_bytes=limits.prefix_cache_bytes,
             adapters=bank,

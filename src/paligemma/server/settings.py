@@ -78,7 +78,7 @@ class Limits:
     """Fewer jobs run at a time if `kv_cache_bytes` has no room for this many."""
     max_queued: int = 64
     """Accepted jobs that are not running yet; further ones are refused at once."""
-    max_wait_seconds: float = 2.0
+    max_wait_seconds: float = 1.5
     """Requests are refused at once when the time to their first token is expected to be longer."""
     kv_cache_bytes: int = 2048 * _MIB
     image_cache_bytes: int = 256 * _MIB
