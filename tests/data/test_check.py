@@ -305,3 +305,11 @@ def test_images_that_repeat_others_are_told_by_their_pixels(
     assert repeated == {"warning": ("line 1", "line 4"), "note": ("line 1", "line 2")}
     keys = image_keys(open_data(path))
     assert keys["line 1"] == keys["line 2"] == keys["line 4"] != keys["line 3"]
+
+
+def test_some_boxes_in_fractions_are_named(processor: Processor, tmp_path: Path) -> None:
+    fraction = {"image_id": 1, "category_id": 1, "bbox": [0.1, 0.2, 0.3, 0.4]}
+    report = checked(processor, coco(tmp_path, [fraction, box(), box(16)]))
+    assert "1 of 3 boxes lie within the first 1.5 pixels" in texts(report, "warning")
+    report = checked(processor, coco(tmp_path / "most", [fraction, fraction, box()]))
+    assert "2 of 3 boxes lie within the first 1.5 pixels" in texts(report, "error")

@@ -306,15 +306,16 @@ def ignored_classes(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
 
 
 def units(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
-    """About boxes in fractions of the image where pixels are expected."""
+    """About boxes that could be in fractions of the image where pixels are expected."""
     with_objects = [row for row in rows if row.uses_objects and row.record.objects]
-    boxes = [item.box_xyxy for row in with_objects for item in row.record.objects or ()]
-    if boxes and max(map(max, boxes)) <= _MAX_FRACTION:
+    boxes = [(item.box_xyxy, row) for row in with_objects for item in row.record.objects or ()]
+    tiny = [row.record.record_id for box, row in boxes if max(box) <= _MAX_FRACTION]
+    if tiny:
         yield _finding(
-            "error",
-            f"All {len(boxes)} boxes lie within the first {_MAX_FRACTION:g} pixels of their image. "
-            "They look like fractions of the image; this format has pixels.",
-            [row.record.record_id for row in with_objects],
+            "error" if len(tiny) > len(boxes) / 2 else "warning",
+            f"{len(tiny)} of {len(boxes)} boxes lie within the first {_MAX_FRACTION:g} pixels of "
+            "their image. They look like fractions of the image; this format has pixels.",
+            tiny,
         )
 
 

@@ -154,13 +154,15 @@ ImageKeys = Mapping[str, tuple[str, ...]]
 
 
 def image_keys(records: Sequence[Record]) -> ImageKeys:
-    """Decodes all images; one that cannot be read is unlike all others."""
+    """Decodes all images; one that cannot be read is unlike all others, and sorts after them, so
+    that it does not become the only validation image."""
     keys: dict[str, tuple[str, ...]] = {}
     for record in records:
         try:
             keys[record.record_id] = record.image_keys()
         except ImageError:
-            keys[record.record_id] = (hashlib.sha256(record.record_id.encode()).hexdigest(),)
+            digest = hashlib.sha256(record.record_id.encode()).hexdigest()
+            keys[record.record_id] = (f"~{digest}",)
     return keys
 
 

@@ -317,6 +317,13 @@ def test_labelbox_in_the_first_form(tmp_path: Path) -> None:
     assert (records.format, boxes(records[0])) == ("labelbox", [("cat", BOX)])
 
 
+def test_labelboxs_oldest_form_is_refused(tmp_path: Path) -> None:
+    polygon = [{"x": 1, "y": 2}, {"x": 3, "y": 4}, {"x": 1, "y": 4}]
+    rows = [{"ID": "1", "Labeled Data": "https://x.org/a.jpg", "Label": {"cat": [polygon]}}]
+    with pytest.raises(DataError, match="y may be counted from the bottom"):
+        open_data(write(tmp_path, "export.json", rows))
+
+
 def test_images_that_nobody_labeled_are_not_background(tmp_path: Path) -> None:
     empty, unlabeled = labelbox_row(), labelbox_row()
     unlabeled["data_row"] = {**unlabeled["data_row"], "id": "cl2"}

@@ -273,6 +273,14 @@ def test_objects_and_captions_in_a_table_are_a_question(tmp_path: Path) -> None:
         open_data(path, column="text")
 
 
+def test_a_single_parquet_file_is_a_table(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table(tmp_path / "set", {"caption": ["a dog"]})
+    datasets.load_from_disk(str(tmp_path / "set")).to_parquet(str(tmp_path / "t.parquet"))
+    records = open_data(tmp_path / "t.parquet")
+    assert (records.format, records[0].references) == ("huggingface", ("a dog",))
+
+
 def test_an_empty_suffix_of_detect_in_a_table_is_an_answer(tmp_path: Path) -> None:
     path = table(tmp_path / "set", {"prefix": ["detect cat"], "suffix": [""]})
     assert (open_data(path)[0].suffix, open_data(path)[0].prefix) == ("", "detect cat")

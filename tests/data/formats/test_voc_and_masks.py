@@ -164,6 +164,7 @@ def test_colored_masks_hold_classes_and_objects(tmp_path: Path, mode: str) -> No
         ("cat", "dog"),
         "segment",
     )
+    assert records.notes == ()
     found = {(o.label, o.box_xyxy) for o in records[0].objects or ()}
     assert found == {("cat", (0, 1, 2, 2)), ("cat", (2, 1, 4, 2)), ("dog", (5, 2, 6, 4))}
     for item in records[0].objects or ():

@@ -477,6 +477,8 @@ def _labelbox_image(row: dict[str, Any], number: int) -> ToolImage:
         data = row["data_row"]
         names = [data.get("external_id"), data.get("global_key"), data.get("row_data")]
         record_id = data.get("id") or f"image {number}"
+    if any(label and "objects" not in label and "classifications" not in label for label in labels):
+        raise TypeError("classes as keys, an old form in which y may be counted from the bottom;")
     items = [item for label in labels for item in label.get("objects") or ()]
     is_labeled = bool(labels) and not row.get("Skipped")
     paths = [name.partition("?")[0] for name in names if isinstance(name, str) and name]

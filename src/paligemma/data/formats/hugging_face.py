@@ -29,6 +29,7 @@ from paligemma.tasks.parse_prompt import kind_of_prompt
 NAME = "huggingface"
 _SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
 _ANSWERS = ("suffix", "caption", "captions", "answer", "answers", "text", "label")
+_PARQUET = ".parquet"
 _OBJECTS = "objects"
 _CATEGORIES = ("category", "categories", "label", "labels", "category_id")
 
@@ -45,7 +46,9 @@ class _Columns(NamedTuple):
 
 
 def recognizes(path: Path) -> bool:
-    """A folder that the library saved, or one of Parquet files."""
+    """A Parquet file, a folder of such files, or one that the library saved."""
+    if path.is_file():
+        return path.suffix.lower() == _PARQUET
     return path.is_dir() and (
         any((path / name).is_file() for name in _SAVED)
         or any(path.glob("*.parquet"))
@@ -135,6 +138,8 @@ def _load(path: Path, options: ReadRequest) -> tuple[str | None, tuple[str, ...]
     try:
         if any((path / name).is_file() for name in _SAVED):
             tables = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            tables = datasets.load_dataset("parquet", data_files=str(path), split="train")
         elif path.is_dir():
             tables = datasets.load_dataset(path.resolve().as_posix())
         else:

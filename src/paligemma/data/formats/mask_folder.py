@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from paligemma.data.source import (
     Source,
     choose_split,
     images_in,
+    is_file,
     read_text,
 )
 from paligemma.errors import DataError, counted
@@ -245,7 +246,12 @@ def _read_colors(path: Path, options: ReadRequest) -> Source:
     tally: Counter[str] = Counter()
     folders = [options.images] if options.images else [path / "JPEGImages", path / _IMAGES, path]
     reading = _Colors(
-        path=path, names=names, options=options, tally=tally, finder=ImageFinder(folders, tally)
+        path=path,
+        names=names,
+        options=options,
+        tally=tally,
+        folders=folders,
+        finder=ImageFinder(folders, tally),
     )
     entries = [
         Entry(stem, f"Image {stem!r} of {str(path)!r}", partial(reading.record, stem))
@@ -297,12 +303,15 @@ class _Colors:
     names: dict[int, str]
     options: ReadRequest
     tally: Counter[str]
+    folders: Sequence[Path]
+    """Where images are looked for first."""
     finder: ImageFinder
 
     def record(self, stem: str) -> Record:
         where = f"Image {stem!r} of {str(self.path)!r}"
         names = [f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES]
-        image = self.finder.find(names[0], where, names[1:])
+        paths = (folder / name for folder in self.folders for name in names)
+        image = next(filter(is_file, paths), None) or self.finder.find(names[0], where, names[1:])
         size_wh = read_size_wh(image)
         annotated = AnnotatedImage(
             image=image, size_wh=size_wh, where=where, tally=self.tally, boxes=self.options.boxes
