@@ -433,7 +433,8 @@ def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], root: Path) ->
     if differing:
         raise CheckpointError(
             f"The checkpoint in {root} was created with different settings: "
-            f"{'; '.join(differing)}. Use the same ones to resume, or choose another folder."
+            f"{'; '.join(differing)}. Use the same ones to resume, or choose another folder. A run "
+            "that has ended is continued by a new one from its adapter: paligemma train --from."
         )
 
 
