@@ -12,6 +12,7 @@ an engine that runs on.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,15 @@ ImageInput = ImageSource | LoadedImage
 CONTEXT_LENGTH = 8192  # of Gemma 1 and 2: arXiv 2403.08295, arXiv 2408.00118
 
 CONTROL_WORDS = ("<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>")
+
+_LINE_BREAK_NOTE = (
+    "The prompt has a line break, which the model reads as the end of the prompt. Leave it out: "
+    "the one at the end is added by itself."
+)
+_NO_IMAGE_NOTE = (
+    "The prompt has no image. The model was trained with one in front of every prompt, and makes "
+    "things up without."
+)
 
 # What an answer usually needs, and some more: a trained model ends earlier by itself. An object
 # takes about 9 tokens in a list of boxes and 25 in a list of masks, and a list may have 100.
@@ -205,13 +215,15 @@ class AnswerPipeline:
         limit below 1 or a language that the model does not know, and CheckpointError for masks
         from a model without a mask codec.
         """
-        query = self._with_prompt_notes(query)
         task = query.task
         if isinstance(task, SegmentTask) and self.mask_codec is None:
             raise _no_mask_codec()
         num_image_tokens = self.processor.num_image_tokens
         prefix = build_prefix(self.processor.tokenizer, query.text, num_images, num_image_tokens)
-        self._check_prompt_length(len(prefix) - num_images * num_image_tokens)
+        num_text_tokens = len(prefix) - num_images * num_image_tokens
+        self._check_prompt_length(num_text_tokens)
+        notes = self._prompt_notes(query, num_images, num_text_tokens)
+        query = replace(query, notes=(*query.notes, *notes)) if notes else query
         grammar = None
         if query.constrained and isinstance(task, GuidedTask):
             grammar = task.grammar(self.processor.tokenizer)
@@ -266,22 +278,34 @@ class AnswerPipeline:
                 "pixels in all. Send a smaller image, or ask for fewer objects."
             )
 
-    def _with_prompt_notes(self, query: Query) -> Query:
-        """The query with notes on its prompt and language.
+    def _prompt_notes(self, query: Query, num_images: int, num_text_tokens: int) -> list[str]:
+        """How the prompt differs from what models are trained with.
 
         Raises OptionError for a task in a language that the model does not know.
         """
         languages = None if query.adapter else self.languages
-        if query.prompt is not None:
-            return replace(query, notes=(*query.notes, *prompt_notes(query.prompt, languages)))
+        notes: list[str] = []
         task = query.task
-        if not isinstance(task, CaptionTask | AnswerTask | QuestionTask) or task.language is None:
-            return query
-        if (doubt := language_doubt(task.language, languages)) is None:
-            return query
-        if languages is not None:
-            raise OptionError(f"{doubt} Choose one of them.")
-        return replace(query, notes=(*query.notes, doubt))
+        if query.prompt is not None:
+            notes += prompt_notes(query.prompt, languages)
+        elif (
+            isinstance(task, CaptionTask | AnswerTask | QuestionTask)
+            and task.language is not None
+            and (doubt := language_doubt(task.language, languages))
+        ):
+            if languages is not None:
+                raise OptionError(f"{doubt} Choose one of them.")
+            notes.append(doubt)
+        if not notes and re.search(r"\S.*[\r\n]", query.text, re.DOTALL):
+            notes.append(_LINE_BREAK_NOTE)
+        if not num_images:
+            notes.append(_NO_IMAGE_NOTE)
+        if self.text_length is not None and num_text_tokens > self.text_length:
+            notes.append(
+                f"The prompt has {num_text_tokens} tokens, and the model was trained with at most "
+                f"{self.text_length} in prompt and answer together. A shorter one works better."
+            )
+        return notes
 
     def _max_new_tokens(self, query: Query, num_prefix: int, grammar: ObjectList | None) -> int:
         if query.max_new_tokens is not None:

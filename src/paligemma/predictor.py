@@ -36,7 +36,14 @@ from paligemma.config import count_parameters
 from paligemma.engine.generate import score as score_batch
 from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
 from paligemma.engine.sampling import Sampling, drawn_seed
-from paligemma.errors import NumericalError, OptionError, PaliGemmaError, PromptError
+from paligemma.errors import (
+    ImageError,
+    NumericalError,
+    OptionError,
+    PaliGemmaError,
+    PromptError,
+    counted,
+)
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
@@ -169,6 +176,7 @@ class Predictor:
         if isinstance(question, str):
             task = AnswerTask(question=question, language=language)
             return self._one(image, task, max_new_tokens)
+        _check_single(image)
         questions = _texts(question, "question")
         tasks = [(image, AnswerTask(question=q, language=language)) for q in questions]
         return self.run(tasks, max_new_tokens=max_new_tokens)
@@ -674,6 +682,7 @@ class Predictor:
         return self._cache.encode(images, self.model)
 
     def _one(self, image: ImageInput, task: Task[ResultT], max_new_tokens: int | None) -> ResultT:
+        _check_single(image)
         return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
 
     def _phrases(
@@ -697,6 +706,7 @@ class Predictor:
         )
 
     def _ask(self, image: ImageInput, query: Query) -> Any:
+        _check_single(image)
         [(_, result)] = self._answers([ImageQuery(images=(image,), query=query)], None, 1)
         if isinstance(result, PaliGemmaError):
             raise result
@@ -731,6 +741,16 @@ def _queries(tasks: Iterable[tuple[ImageInputs, Task[Any]]], query: Query) -> It
         for images, task in tasks
     )
     return list(queries) if isinstance(tasks, Sequence) else queries
+
+
+def _check_single(image: object) -> None:
+    """Raises ImageError for a list, which would become one prompt about all of its images."""
+    if isinstance(image, list | tuple):
+        raise ImageError(
+            f"A list of {counted(len(image), 'image')} was passed, and this method asks about one "
+            "image. For a result of each: run([(image, task), ...]). For one prompt about all of "
+            "them: generate(images, prompt)."
+        )
 
 
 def _texts(texts: str | Texts, name: str) -> list[str]:

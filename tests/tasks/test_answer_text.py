@@ -68,9 +68,24 @@ def test_what_is_no_object_is_a_problem(text: str, stop_reason: Any, kind: str) 
     assert kind in [p.kind for p in parse_text(text, (64, 48), stop_reason=stop_reason).problems]
 
 
-@pytest.mark.parametrize("text", ["", "a cat on a sofa", "no"])
-def test_text_without_boxes_has_no_objects(text: str) -> None:
-    assert len(parse_text(text, (64, 48), phrases="cat")) == 0
+@pytest.mark.parametrize("text", ["", "<eos>", "a cat on a sofa", "cat ; dog", SEG])
+def test_text_without_boxes_has_no_objects_and_says_why(text: str) -> None:
+    result = parse_text(text, (64, 48), phrases="cat")
+    assert len(result) == 0
+    notes = [note for note in result.notes if "skip_special_tokens=False" in note]
+    assert bool(notes) == (text not in ("", "<eos>"))
+
+
+def test_masks_that_were_not_asked_for_are_said_to_be_left_out() -> None:
+    [note] = parse_text(f"{CAT}{SEG} cat", (64, 48)).notes
+    assert "task='segment'" in note
+    assert parse_text(f"{CAT} cat", (64, 48)).notes == ()
+
+
+@pytest.mark.parametrize("size", [(48, 64, 3), (64,), 64, (0, 48), (64.5, 48), None])
+def test_what_is_no_size_is_refused(size: Any) -> None:
+    with pytest.raises(OptionError, match="must be the image's width and height"):
+        parse_text(f"{CAT} cat", size)
 
 
 def test_masks_are_decoded() -> None:
@@ -96,5 +111,5 @@ def test_what_cannot_be_parsed_is_named() -> None:
         parse_text(["<loc0000>"], (64, 48))  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="caption"):
         parse_text(CAT, (64, 48), task="caption")  # type: ignore[call-overload]
-    with pytest.raises(OptionError, match="at least 1"):
+    with pytest.raises(OptionError, match="each at least 1"):
         parse_text(CAT, (0, 48))

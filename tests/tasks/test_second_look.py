@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import paligemma
-from paligemma.errors import OptionError, PromptError
+from paligemma.errors import ImageError, OptionError, PromptError
 from paligemma.fast.weights import Trainable
 from paligemma.results import Detection, Detections, Problem
 from paligemma.tasks.detect import DetectTask
@@ -165,7 +165,55 @@ def test_a_prompt_that_is_almost_one_of_a_task_gets_a_note(prompt: str, plain: s
     assert repr(plain) in note
 
 
-@pytest.mark.parametrize("prompt", ["Describe this image.", "Is it a cat?", "", "detect ;"])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("caption en\n", "own prompt is 'caption en'"),
+        ("How many frogs?\n", "line break"),
+        ("caption en\ncaption de", "line break"),
+    ],
+)
+def test_a_prompt_unlike_those_of_training_gets_a_note(
+    mini: paligemma.Predictor, prompt: str, words: str
+) -> None:
+    [note] = mini.generate(SCENE, prompt, max_new_tokens=2).notes
+    assert words in note
+    [*notes, no_image] = mini.generate((), prompt, max_new_tokens=2).notes
+    assert notes == [note]
+    assert "no image" in no_image
+
+
+def test_a_question_with_a_line_break_gets_a_note(mini: paligemma.Predictor) -> None:
+    assert "line break" in mini.ask(SCENE, "How many\nfrogs?", "en").notes[0]
+    assert mini.ask(SCENE, "How many frogs?", "en").notes == ()
+
+
+def test_a_prompt_longer_than_in_training_gets_a_note(mini: paligemma.Predictor) -> None:
+    short = replace(mini, text_length=32)
+    [note] = short.generate(SCENE, "frog " * 40, max_new_tokens=2).notes
+    assert "trained with at most 32" in note
+    assert short.generate(SCENE, "caption en", max_new_tokens=2).notes == ()
+
+
+def test_a_list_of_images_is_no_image(mini: paligemma.Predictor) -> None:
+    several: Any = [SCENE, SCENE]
+    asks = (
+        lambda: mini.caption(several),
+        lambda: mini.describe(several),
+        lambda: mini.ask(several, "how many?"),
+        lambda: mini.ask(several, ["how many?"]),
+        lambda: mini.ocr(several),
+        lambda: mini.detect(several, "frog"),
+        lambda: mini.segment(several, "frog"),
+    )
+    for ask in asks:
+        with pytest.raises(ImageError, match=r"A list of 2 images .* run"):
+            ask()
+
+
+@pytest.mark.parametrize("prompt", ["Describe this image.", "Is it a cat?", "detect ;"])
 def test_other_prompts_get_none(prompt: str) -> None:
     assert prompt_notes(prompt) == ()
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -110,7 +111,8 @@ def parse_text(
     path of big_vision's vae-oid.npz. `resize` says how the image was fitted to the model's square,
     whose side matters for "pad" alone. `stop_reason="length"` tells of an answer that was cut.
 
-    The scores are NaN: the text does not tell them.
+    The scores are NaN: the text does not tell them. A note says where location tokens are missing,
+    which servers leave out as special tokens, and where masks were left out.
 
     >>> parse_text("<loc0256><loc0000><loc0767><loc1023> cat", (640, 480))[0].box_xyxy[2]
     640.0
@@ -119,6 +121,11 @@ def parse_text(
         raise InputError(f"The answer is of type {type(text).__name__}; expected its text.")
     if task not in ("detect", "segment"):
         raise OptionError(f"task is {task!r}; it must be 'detect' or 'segment'.")
+    is_size = isinstance(size_wh, Sequence) and len(size_wh) == 2
+    if not is_size or not all(isinstance(side, Integral) and side > 0 for side in size_wh):
+        raise OptionError(
+            f"size_wh is {size_wh!r}; it must be the image's width and height, each at least 1."
+        )
     text = _SPACE_BETWEEN.sub(r"\1", text)
     text = _CONTROL.sub("", _SEPARATOR.sub(" ; ", text)).strip()
     tokenizer = _TextTokens()
@@ -145,4 +152,18 @@ def parse_text(
     }
     parser = DetectTask(**options) if task == "detect" else SegmentTask(**options)
     result = parser.parse(generated, tokenizer, context)
-    return replace(result, phrases=asked, prompt=f"{task} {' ; '.join(asked)}".strip())
+    prompt = f"{task} {' ; '.join(asked)}".strip()
+    return replace(result, phrases=asked, prompt=prompt, notes=_notes(ids, tokenizer, task))
+
+
+def _notes(ids: Sequence[int], tokenizer: _TextTokens, task: str) -> tuple[str, ...]:
+    if ids and not any(map(tokenizer.is_loc, ids)):
+        return (
+            "The text has no location tokens. If it came from a server, ask for it with special "
+            "tokens: skip_special_tokens=False.",
+        )
+    if task == "detect" and any(map(tokenizer.is_seg, ids)):
+        return (
+            "The masks in the text were left out. To read them: task='segment', mask_codec=...",
+        )
+    return ()

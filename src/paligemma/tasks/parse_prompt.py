@@ -85,13 +85,15 @@ def kind_of_prompt(prompt: str) -> AnswerKind:
 
 
 def prompt_notes(prompt: str, languages: Sequence[str] | None = None) -> tuple[str, ...]:
-    """A note where the prompt is that of a task but for capitals or white space, or its language.
+    """A note where the prompt is empty or, but for capitals, white space or language, a task's.
 
     `languages` as for `language_doubt`.
 
     >>> prompt_notes("Caption EN")
     ("The prompt 'Caption EN' was sent unchanged. The task's own prompt is 'caption en'.",)
     """
+    if not prompt.strip():
+        return ("The prompt is empty. The model was trained with prompts such as 'caption en'.",)
     first, _, rest = " ".join(prompt.split()).partition(" ")
     word = first.lower()
     if word not in _KINDS:

@@ -81,7 +81,7 @@ class SecondLook:
         doubtful = ", ".join(repr(p) for p in self.task.phrases if _is_doubtful(self.first, p))
         return (
             f"No sure object was found for {doubtful}, so the phrases were also asked one by one "
-            "(separate=False asks once)."
+            "(to ask once: separate=False, --no-separate)."
         )
 
 
