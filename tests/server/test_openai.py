@@ -425,6 +425,8 @@ def test_c10_options_are_refused_by_name(
     [
         (message("caption en"), "missing_image"),
         ([{"role": "user", "content": "caption en"}], "missing_image"),
+        (message("What is in this image?"), "missing_image"),
+        (message("Please find the frog."), "missing_image"),
         (message("caption en", PICTURE, PICTURE), "too_many_images"),
         ([{**message("ocr", PICTURE)[0], "role": "system"}], "unsupported_message"),
         ([{**message("ocr", PICTURE)[0], "role": "developer"}], "unsupported_message"),
@@ -434,7 +436,8 @@ def test_c10_options_are_refused_by_name(
         ([{"role": CANARY, "content": "ocr"}], "unsupported_message"),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "unsupported_message"),
         ([{"role": "user", "content": [{"type": CANARY}]}], "invalid_field"),
-        (message("  ", PICTURE), "invalid_field"),
+        (message("  "), "invalid_field"),
+        (message("  ", PICTURE), "invalid_image"),
         (message("x" * 16_385, PICTURE), "invalid_field"),
         (message(f"caption en\0{CANARY}", PICTURE), "invalid_field"),
         (message("detect ;", PICTURE), "invalid_prompt"),
@@ -647,7 +650,7 @@ def test_the_client_of_other_peoples_programs_talks_to_a_whole_server(
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         assert text == mini.run([(scene, SegmentTask.of("mushroom"))])[0].text
         with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(model="mini", messages=message(CANARY))
+            client.chat.completions.create(model="mini", messages=message(f"detect {CANARY}"))
     with (
         openai.OpenAI(api_key=CANARY, base_url=base_url) as stranger,
         pytest.raises(openai.AuthenticationError),

@@ -12,6 +12,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from paligemma.predictor import Predictor
+from paligemma.tasks.parse_prompt import parse_prompt
 from tests.server.asgi import call
 from tests.server.test_http_api import encoded, post
 from tests.server.test_openai import chat, chunks, message, talk
@@ -144,13 +145,21 @@ def test_a_length_above_the_limit_is_cut_to_it(
         ("Caption EN", "caption en"),
         ("OCR", "ocr"),
         ("caption", "caption en"),
+        ("What\u2019s in the picture?", "caption en"),
+        ("Write a short description of this photo.", "caption en"),
+        ("Extract all text from this image.", "ocr"),
+        ("Please detect the frog and the mushroom in this image.", "detect frog ; mushroom"),
+        ("Where is the frog?", "answer en Where is the frog?"),
+        ("", "caption en"),
     ],
 )
 def test_plain_questions_are_sent_as_the_model_was_trained(
     mini_app: ASGIApp, mini: Predictor, scene: bytes, prompt: str, sent: str
 ) -> None:
     answer = ask(mini_app, message(prompt, scene))
-    assert text_of(answer) == mini.generate(scene, sent).text
+    task = parse_prompt(sent)
+    assert task is not None
+    assert text_of(answer) == mini.run([(scene, task)])[0].text
     assert sent in answer.paligemma["notes"][0]
 
 
@@ -220,6 +229,53 @@ def test_a_free_answer_fills_a_schema(mini_app: ASGIApp, mini: Predictor, scene:
     assert json.loads(text_of(plain)) == {"answer": mini.caption(scene).text}
 
 
+INSTRUCTIONS = f"""
+            As a genius expert, your task is to understand the content and provide
+            the parsed objects in json that match the following json_schema:
+
+            {json.dumps(OBJECTS, indent=2)}
+
+            Make sure to return an instance of the JSON, not the schema itself
+"""
+BLOCK = "Return the correct JSON response within a ```json codeblock. not the JSON_SCHEMA"
+FORMAT = (
+    "The output should be formatted as a JSON instance that conforms to the JSON schema below.\n\n"
+    'As an example, for the schema {"properties": {"foo": {"type": "array"}}, "required": ["foo"]}\n'
+    'the object {"foo": ["bar"]} is a well-formatted instance of the schema. The object '
+    '{"properties": {"foo": ["bar"]}} is not well-formatted.\n\n'
+    "Here is the output schema:\n```\n" + json.dumps(OBJECTS) + "\n```"
+)
+
+
+@pytest.mark.parametrize(
+    ("system", "texts", "options"),
+    [
+        (INSTRUCTIONS, ["detect frog"], {"response_format": {"type": "json_object"}}),
+        (INSTRUCTIONS, ["detect frog", BLOCK], {}),
+        (None, [f"detect frog\n{FORMAT}\n"], {}),
+        (None, [f"Answer the query.\n{FORMAT}\ndetect frog"], {}),
+        (None, ["Find all the frog. Answer in JSON."], {"response_format": schema_format(OBJECTS)}),
+    ],
+    ids=["instructor json", "instructor md_json", "langchain parser", "parser first", "words"],
+)
+def test_a_schema_in_the_messages_is_filled(
+    mini_app: ASGIApp, scene: bytes, system: str | None, texts: list[str], options: dict[str, Any]
+) -> None:
+    content = [{"type": "text", "text": texts[0]}, part(scene)]
+    content += [{"type": "text", "text": text} for text in texts[1:]]
+    before = [] if system is None else [{"role": "system", "content": system}]
+    answer = ask(mini_app, [*before, {"role": "user", "content": content}], **options)
+    things = json.loads(text_of(answer))["things"]
+    assert [thing["label"] for thing in things] == ["frog"] * len(things)
+    assert answer.choices[0].paligemma["prompt"] == "detect frog"
+
+
+def test_text_alone_is_answered_with_a_note(mini_app: ASGIApp, mini: Predictor) -> None:
+    answer = ask(mini_app, [{"role": "user", "content": "Hello!"}])
+    assert text_of(answer) == mini.generate((), "Hello!").text
+    assert "no image" in answer.paligemma["notes"][0]
+
+
 def test_json_is_streamed_as_one_piece(mini_app: ASGIApp, scene: bytes) -> None:
     async def speak(client: Any) -> str:
         pieces = await chunks(
@@ -258,6 +314,20 @@ def test_a_tool_that_must_be_called_gets_its_arguments(mini_app: ASGIApp, scene:
     [made] = answer.choices[0].message.tool_calls
     assert made.function.name == "Found"
     assert json.loads(made.function.arguments)["count"] >= 1
+    assert answer.choices[0].finish_reason == "tool_calls"
+    free = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [tool]}}
+    text = ask(mini_app, message("detect frog", scene), tools=[tool], tool_choice=free)
+    assert text.choices[0].message.tool_calls is None
+
+    async def speak(client: Any) -> Any:
+        pieces = await chunks(
+            client, message("detect frog", scene), tools=[tool], tool_choice="required"
+        )
+        return [call for piece in pieces for call in piece.choices[0].delta.tool_calls or []]
+
+    [streamed] = talk(mini_app, speak)
+    assert (streamed.index, streamed.function.name) == (0, "Found")
+    assert json.loads(streamed.function.arguments) == json.loads(made.function.arguments)
 
 
 def response_input(text: str, data: bytes) -> list[dict[str, Any]]:
@@ -305,6 +375,27 @@ def test_a_response_may_be_json(mini_app: ASGIApp, scene: bytes) -> None:
         )
 
     assert json.loads(talk(mini_app, speak).output_text)["count"] >= 1
+
+
+def test_a_response_may_be_a_tool_call(mini_app: ASGIApp, scene: bytes) -> None:
+    tool = {"type": "function", "name": "Found", "parameters": OBJECTS}
+    call = {"type": "function_call", "call_id": "c", "name": "Found", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "3"}
+    [asked] = response_input("detect frog", scene)
+    request: dict[str, Any] = {"model": "mini", "tools": [tool], "tool_choice": "required"}
+
+    async def speak(client: Any) -> Any:
+        whole = await client.responses.create(input=[asked, call, result], **request)
+        stream = await client.responses.create(input=asked["content"], stream=True, **request)
+        return whole, [event async for event in stream]
+
+    whole, events = talk(mini_app, speak)
+    [item] = whole.output
+    assert (item.type, item.name) == ("function_call", "Found")
+    assert json.loads(item.arguments)["count"] >= 1
+    kinds = [event.type.removeprefix("response.function_call_") for event in events]
+    assert kinds[2:4] == ["arguments.delta", "arguments.done"]
+    assert events[-1].response.output[0].arguments == item.arguments
 
 
 @pytest.mark.parametrize("document", [{}, [], {"input": 5}, {"input": [5]}, {"input": []}])

@@ -7,6 +7,7 @@ by their names and types: the text of an answer, or labels, boxes and scores of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from paligemma.results import Detection, Objects, Result
 from paligemma.server.errors import ApiError
 
 _MAX_DEPTH = 24
+_OBJECT = re.compile(r'\{\s*"')
+_MAX_STARTS = 200  # of JSON objects in a text
+_MAX_CHARACTERS = 200_000
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SCORES = {"score", "confidence", "probability", "certainty"}
@@ -80,9 +84,54 @@ def read_format(document: dict[str, Any]) -> JsonFormat | None:
     return JsonFormat(schema=form)
 
 
+def schema_in(text: str) -> dict[str, Any] | None:
+    """The last JSON schema of an object in a text.
+
+    >>> schema_in('Write JSON: {"properties": {"count": {"type": "integer"}}}')
+    {'properties': {'count': {'type': 'integer'}}}
+    """
+    schemas = [value for value in _json_in(text)[0] if _is_schema(value)]
+    return schemas[-1] if schemas else None
+
+
+def without_json(text: str) -> str:
+    """The text with "JSON" in place of each object.
+
+    >>> without_json('Fill {"a": 1}, please.')
+    'Fill JSON, please.'
+    """
+    return _json_in(text)[1]
+
+
+def _is_schema(value: dict[str, Any]) -> bool:
+    properties = value.get("properties")
+    return isinstance(properties, dict) and all(isinstance(p, dict) for p in properties.values())
+
+
+def _json_in(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The JSON objects in a text, and the text around them with "JSON" in their place."""
+    values: list[dict[str, Any]] = []
+    around, end = "", 0
+    if len(text) > _MAX_CHARACTERS:
+        return values, text
+    for start in itertools.islice(_OBJECT.finditer(text), _MAX_STARTS):
+        if start.start() < end:
+            continue
+        try:
+            value, next_end = json.JSONDecoder().raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            continue
+        values.append(value)
+        around += text[end : start.start()] + "JSON"
+        end = next_end
+    return values, around + text[end:]
+
+
 def _forced_tool(document: dict[str, Any]) -> dict[str, Any] | None:
     """The function that must be called; None if the model may answer with text."""
     choice, tools = document.get("tool_choice"), document.get("tools")
+    if isinstance(choice, dict) and isinstance(allowed := choice.get("allowed_tools"), dict):
+        choice = allowed.get("mode")
     if choice in (None, "none", "auto"):
         return None
     listed = [t.get("function") for t in tools or [] if isinstance(t, dict)]
@@ -197,6 +246,8 @@ class _Filler:
 def _text(source: object) -> str:
     if isinstance(source, Detection):
         return source.label
+    if isinstance(source, Objects):
+        return ", ".join(dict.fromkeys(obj.label for obj in source))
     return source if isinstance(source, str) else str(getattr(source, "text", ""))
 
 

@@ -186,7 +186,7 @@ class CompletionRequest(OpenAiRequest):
 
 # Answers
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(ResponseModel):
@@ -240,6 +240,12 @@ class ToolCall(ResponseModel):
     function: ToolFunction
 
 
+class ToolCallDelta(ToolCall):
+    """A tool call in a stream, in one piece."""
+
+    index: int
+
+
 class ChatMessage(ResponseModel):
     """The generated message."""
 
@@ -255,6 +261,7 @@ class ChatDelta(ResponseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChoice(ResponseModel):

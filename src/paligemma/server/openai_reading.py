@@ -14,7 +14,7 @@ from typing import Any
 from paligemma.answering import CONTROL_WORDS
 from paligemma.errors import InputError, PromptError
 from paligemma.server.errors import ApiError
-from paligemma.server.openai_json import JsonFormat, read_format
+from paligemma.server.openai_json import JsonFormat, read_format, schema_in, without_json
 from paligemma.server.openai_models import ChatRequest, CompletionRequest, OpenAiRequest
 from paligemma.server.settings import Limits
 from paligemma.tasks.detect import DetectTask
@@ -22,7 +22,7 @@ from paligemma.tasks.objects import read_phrases
 from paligemma.tasks.parse_prompt import parse_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
-from paligemma.tasks.text import CaptionTask
+from paligemma.tasks.text import CaptionTask, OcrTask
 
 _NO_AUDIO = "These models read images and generate text."
 _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
@@ -36,11 +36,29 @@ _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 _UNSAID = (("response_format", {"type": "text"}), ("tool_choice", "none"))
 _MAX_NAME = 64
 _LOCATION = re.compile(r"<(?:loc|seg)[0-9]+>")
+_ASKED = r"(?:(?:please|can you|could you)\s+)*"
+_IMAGE = r"(?:this|the) (?:image|picture|photo)"
 _DESCRIBE = re.compile(
-    r"(?:(?:please|can you|could you)\s+)*(?:describe|caption)\b"
-    r"|(?:what(?:'s| is| do you see)|what can you see) in (?:this|the) (?:image|picture|photo)\W*$",
+    _ASKED + r"(?:describe|caption|tell me (?:about|what (?:is|you see) in) " + _IMAGE + r")\b"
+    r"|"
+    + _ASKED
+    + r"(?:write|give|generate|provide)(?: me)? an? (?:\w+ )?(?:caption|description)\b"
+    r"|what(?:['\u2019]s| is| do you see| can you see)(?: in " + _IMAGE + r")\W*$"
+    r"|what (?:do|can) you see\W*$",
     re.IGNORECASE,
 )
+_READ = re.compile(
+    _ASKED + r"(?:read|extract|transcribe|ocr)(?: out)?(?: all)?(?: of)?(?: the)? (?:text|words)\b",
+    re.IGNORECASE,
+)
+_FIND = re.compile(
+    _ASKED + r"(detect|segment|locate|localize|find) (?!out\b)(?:all )?(?:the )?(?P<names>.+?)"
+    r"(?: in " + _IMAGE + r")?$",
+    re.IGNORECASE,
+)
+_AND = re.compile(r",?\s+and\s+(?:all\s+)?(?:the\s+)?", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
+_JSON_WORDS = re.compile(r"json|schema", re.IGNORECASE)
 
 
 @dataclass(kw_only=True)
@@ -62,6 +80,7 @@ def read_chat(document: object, limits: Limits) -> Reading:
     if not isinstance(document, dict) or not isinstance(reading.document, dict):
         return reading
     reading.json_format = read_format(document)
+    _find_schema(reading, document.get("messages"))
     if reading.json_format is not None:
         used = ("response_format", "tools", "tool_choice")
         reading.ignored = [name for name in reading.ignored if name not in used]
@@ -162,13 +181,28 @@ def _read_messages(reading: Reading, messages: object) -> None:
         reading.document["messages"] = [{"role": "user", "content": by_user[-1].get("content")}]
         return
     texts, urls = last
-    for message in reversed(by_user[:-1]):
+    for message in reversed(messages):
         if urls:
             break
-        urls = (_content(message.get("content")) or ([], []))[1]
+        if message is not by_user[-1]:
+            urls = (_content(message.get("content")) or ([], []))[1]
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": u}} for u in urls]
-    parts.append({"type": "text", "text": _prompt(texts, reading)})
+    parts.append({"type": "text", "text": _prompt(texts, reading, has_image=bool(urls))})
     reading.document["messages"] = [{"role": "user", "content": parts}]
+
+
+def _find_schema(reading: Reading, messages: object) -> None:
+    """Look for a JSON schema in the messages: some clients write it there, with instructions."""
+    asked = reading.json_format
+    if not isinstance(messages, list) or (asked is not None and asked.schema is not None):
+        return
+    for message in messages:
+        content = _content(message.get("content")) if isinstance(message, dict) else None
+        for text in content[0] if content else ():
+            if (schema := schema_in(text)) is not None:
+                reading.json_format = JsonFormat(schema=schema)
+    if reading.json_format is not asked:
+        reading.notes.append("The answer is JSON that follows the schema in the messages.")
 
 
 def _content(content: object) -> tuple[list[str], list[str]] | None:
@@ -182,7 +216,8 @@ def _content(content: object) -> tuple[list[str], list[str]] | None:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "input_text", "output_text"):
-            texts.append(part.get("text", ""))
+            if part.get("text") != "":
+                texts.append(part.get("text"))
         elif kind in ("image_url", "input_image"):
             image = part.get("image_url")
             urls.append(image.get("url", "") if isinstance(image, dict) else image)
@@ -194,13 +229,30 @@ def _content(content: object) -> tuple[list[str], list[str]] | None:
     return (texts, urls) if is_read else None
 
 
-def _prompt(texts: Sequence[str], reading: Reading) -> str:
-    prompt = " ".join(text.strip() for text in texts if text.strip())
+def _prompt(texts: Sequence[str], reading: Reading, *, has_image: bool) -> str:
+    texts = [text.strip() for text in texts if text.strip()]
+    if reading.json_format is not None:
+        texts = _without_instructions(texts) or texts
+    if len(texts) > 1 and len(tasks := [text for text in texts if _parse(text) is not None]) == 1:
+        texts = tasks
+        reading.notes.append(f"Only the prompt {tasks[0]!r} was answered, not the other texts.")
+    if not texts and has_image:
+        texts = ["caption en"]
+        reading.notes.append("There is no text with the image. It was read as 'caption en'.")
+    prompt = " ".join(texts)
     for word in CONTROL_WORDS:
         if word in prompt:
             prompt = " ".join(part for text in prompt.split(word) if (part := text.strip()))
             reading.notes.append(f"{word} in the prompt was left out: it is added by itself.")
     return prompt
+
+
+def _without_instructions(texts: Sequence[str]) -> list[str]:
+    """The texts without JSON, and without the sentences about it."""
+    sentences = [part for text in texts for part in _SENTENCE.split(without_json(text))]
+    return [
+        part for text in sentences if (part := text.strip("` ")) and not _JSON_WORDS.search(part)
+    ]
 
 
 # Prompts
@@ -232,12 +284,23 @@ def read_prompt(prompt: str, prefix: str) -> tuple[Task[Any] | str, tuple[str, .
                 return task, (f"The prompt was read as {plain.strip()!r}.",)
     if not prefix or _LOCATION.search(prompt):
         return prompt, ()
-    if _DESCRIBE.match(prompt):
-        task = CaptionTask()
+    if (task := _plain_task(prompt)) is not None:
         return task, (f"The prompt was sent as {task.prompt()!r}, as the model was trained.",)
     asked = f"{prefix} {prompt}"
     note = f"The question was sent as {asked!r}, as the model was trained."
     return _parse(asked) or asked, (note,)
+
+
+def _plain_task(prompt: str) -> Task[Any] | None:
+    """The task that a plain request means; None for a question."""
+    if _DESCRIBE.match(prompt):
+        return CaptionTask()
+    if _READ.match(prompt):
+        return OcrTask()
+    if (request := _FIND.match(" ".join(prompt.split()).rstrip(" .!?"))) is None:
+        return None
+    kind = SegmentTask if request[1].lower() == "segment" else DetectTask
+    return kind(phrases=read_phrases(_AND.sub(" ; ", request["names"]))[0])
 
 
 def _parse(prompt: str) -> Task[Any] | None:

@@ -25,7 +25,7 @@ from paligemma.engine.request import TopLogprob
 from paligemma.errors import UnavailableError
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.results import Result
+from paligemma.results import Generation, Objects, Result
 from paligemma.server import openai_models as models
 from paligemma.server.errors import ApiError
 from paligemma.server.handler import (
@@ -47,6 +47,7 @@ from paligemma.server.requests import ImageUrl, RequestModel, validate
 from paligemma.server.responses import ResponseModel, error_responses, json_response, result_model
 from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
 from paligemma.tasks.task import Task
+from paligemma.tasks.text import AnswerTask
 
 OPENAI_REQUESTS: tuple[type[RequestModel], ...] = (ChatRequest, CompletionRequest)
 
@@ -166,6 +167,13 @@ class Submission:
         json_format = self.reading.json_format
         return answer.text if json_format is None else json_format.write(result)
 
+    def finish_reason(self, result: Generation | Objects[Any]) -> str:
+        """Why the answer ended."""
+        json_format = self.reading.json_format
+        has_call = json_format is not None and json_format.tool is not None
+        reason = _FINISH_REASONS[result.stop_reason]
+        return "tool_calls" if has_call and reason == "stop" else reason
+
 
 class _Token(NamedTuple):
     token: TopLogprob
@@ -213,11 +221,7 @@ class _Chat:
     ) -> ResponseModel:
         message = models.ChatMessage(role="assistant", content=text, refusal=None)
         if tool is not None:
-            call = models.ToolCall(
-                id=f"call_{secrets.token_hex(12)}",
-                type="function",
-                function=models.ToolFunction(name=tool, arguments=text),
-            )
+            call = models.ToolCall(**_call(tool, text))
             message = models.ChatMessage(
                 role="assistant", content=None, refusal=None, tool_calls=[call]
             )
@@ -236,6 +240,12 @@ class _Chat:
         delta = models.ChatDelta(content=text) if text or logprobs else models.ChatDelta()
         return models.ChatChunkChoice(delta=delta, logprobs=logprobs, **end)
 
+    def tool_piece(self, index: int, tool: str, arguments: str) -> ResponseModel:
+        """A whole tool call."""
+        call = models.ToolCallDelta(index=0, **_call(tool, arguments))
+        delta = models.ChatDelta(tool_calls=[call])
+        return models.ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
+
     def chunk(self, **fields: Any) -> ResponseModel:
         return models.ChatCompletionChunk(object="chat.completion.chunk", **fields)
 
@@ -248,6 +258,11 @@ class _Chat:
             for token in tokens
         ]
         return models.ChatLogprobs(content=content, refusal=None)
+
+
+def _call(tool: str, arguments: str) -> dict[str, Any]:
+    function = models.ToolFunction(name=tool, arguments=arguments)
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 class _Completions:
@@ -310,16 +325,6 @@ async def ask_chat(handler: RequestHandler, reading: Reading, client: str) -> Su
     """Start to answer a chat. Raises ApiError, InputError and BusyError."""
     body = validate(ChatRequest, reading.document, handler.limits)
     json_format = reading.json_format
-    if body.stream and json_format is not None and json_format.tool is not None:
-        raise ApiError(400, "unsupported_parameter", "A tool call is not streamed.", param="stream")
-    if not body.urls:
-        raise ApiError(
-            400,
-            "missing_image",
-            "An image is required: add an image_url part to the message, or send a text without "
-            "an image to /v1/completions.",
-            param="messages",
-        )
     if len(body.urls) > handler.limits.max_images:
         raise ApiError(
             400,
@@ -333,7 +338,9 @@ async def ask_chat(handler: RequestHandler, reading: Reading, client: str) -> Su
     images = tuple([await _image_at(handler, url) for url in body.urls])
     # Tasks are about one image; with several, only the checkpoint knows what the prompt means.
     meant: Task[Any] | str = body.prompt
-    if len(images) == 1:
+    if not images:
+        _check_text_alone(reading, body.prompt)
+    elif len(images) == 1:
         prefix = "" if adapter is not None else _question_prefix(handler)
         meant, notes = read_prompt(body.prompt, prefix)
         reading.notes += notes
@@ -352,6 +359,20 @@ async def ask_chat(handler: RequestHandler, reading: Reading, client: str) -> Su
     return _submitted(handler, _CHAT, (body, reading), model, jobs, has_logprobs=has_logprobs)
 
 
+def _check_text_alone(reading: Reading, prompt: str) -> None:
+    """Raises ApiError for a prompt that is about an image. Others are sent unchanged."""
+    if not isinstance(read_prompt(prompt, "answer en")[0], str | AnswerTask):
+        raise ApiError(
+            400,
+            "missing_image",
+            "An image is required for this prompt: add an image_url part to the message.",
+            param="messages",
+        )
+    reading.notes.append(
+        "There is no image. These models answer about images: an answer without one means little."
+    )
+
+
 def _question_prefix(handler: RequestHandler) -> str:
     if handler.settings.question_prefix is not None:
         return handler.settings.question_prefix
@@ -365,10 +386,9 @@ async def _ask_completions(handler: RequestHandler, reading: Reading, client: st
     model, adapter = handler.find_model(body.model)
     spread = _spread(_options(body, adapter, body.logprobs or 0), body, handler, len(body.prompts))
     images: tuple[bytes, ...] = ()
-    if isinstance(body.image, ImageUrl):
-        images = (await _image_at(handler, body.image.url),)
-    elif body.image is not None:
-        images = (await handler.decode(body.image),)
+    if body.image is not None:
+        url = body.image.url if isinstance(body.image, ImageUrl) else body.image
+        images = (await _image_at(handler, url),)
     jobs = [
         Job(prompt=prompt, images=images, options=options, client=client, stream=True)
         for prompt in body.prompts
@@ -493,7 +513,7 @@ def _whole(submission: Submission, answers: Sequence[Update]) -> ResponseModel:
                 logprobs,
                 None if json_format is None else json_format.tool,
                 index=index,
-                finish_reason=_FINISH_REASONS[result.stop_reason],
+                finish_reason=submission.finish_reason(result),
                 paligemma=result_model(result),
             )
         )
@@ -525,14 +545,18 @@ async def _frames(submission: Submission) -> AsyncGenerator[bytes, None]:
                     yield frames(index, piece)
         for index, ticket in enumerate(submission.tickets):
             result = ticket.result()
-            if submission.reading.json_format is not None:
+            if (json_format := submission.reading.json_format) is not None:
                 text = submission.text(Update(), result)
-                yield frames(index, dialect.piece(text, None, index=index, finish_reason=None))
+                if json_format.tool is not None:
+                    piece = _CHAT.tool_piece(index, json_format.tool, text)
+                else:
+                    piece = dialect.piece(text, None, index=index, finish_reason=None)
+                yield frames(index, piece)
             last = dialect.piece(
                 "",
                 None,
                 index=index,
-                finish_reason=_FINISH_REASONS[result.stop_reason],
+                finish_reason=submission.finish_reason(result),
                 paligemma=await anyio.to_thread.run_sync(result_model, result),
             )
             yield frames(index, last, paligemma=submission.notes)

@@ -21,6 +21,8 @@ from paligemma.server.sse import EventStream, start_stream
 from paligemma.server.strict_json import write_json
 
 _CHAT_NAMES: dict[str, str] = {"max_output_tokens": "max_tokens"}
+_UNUSED = ("logprobs", "n", "top_logprobs")
+"""Parameters of chats that responses do not have, or not here."""
 _OBJECT = {"type": "object", "additionalProperties": True}
 
 
@@ -48,8 +50,11 @@ def openai_responses_routes(handler: RequestHandler) -> APIRouter:
     )
     async def responses(request: Request) -> Any:
         """Answer a prompt about an image, both in one input."""
-        chat = _as_chat(await read_fields(handler, request))
-        submitting = ask_chat(handler, read_chat(chat, handler.limits), request.state.client)
+        document = await read_fields(handler, request)
+        reading = read_chat(_as_chat(document), handler.limits)
+        if isinstance(document, dict):
+            reading.ignored += [name for name in _UNUSED if document.get(name) is not None]
+        submitting = ask_chat(handler, reading, request.state.client)
         submission = await cancel_on_disconnect(request.receive, submitting)
         if submission.body.stream:
             frames = start_stream(_frames(submission))
@@ -81,24 +86,54 @@ def _as_chat(document: object) -> dict[str, Any]:
     if isinstance(form, dict):
         inner = {"json_schema": {"schema": form.get("schema")}} if "schema" in form else {}
         chat["response_format"] = {"type": form.get("type"), **inner}
-    return {**chat, "messages": _items(given), "n": None, "logprobs": None}
+    if isinstance(tools := chat.get("tools"), list):
+        chat["tools"] = [_as_chat_tool(tool) for tool in tools]
+    chat["tool_choice"] = _as_chat_tool(chat.get("tool_choice"))
+    return {**chat, "messages": _items(given), **dict.fromkeys(_UNUSED)}
+
+
+def _as_chat_tool(tool: object) -> object:
+    """A function, or the choice of one, as chats have it."""
+    if isinstance(tool, dict) and tool.get("type") == "function" and "function" not in tool:
+        return {"type": "function", "function": tool}
+    return tool
 
 
 def _items(given: object) -> list[Any]:
-    """The messages; parts without one belong to the user."""
+    """The messages. Parts without one are a message of the user; calls of tools are not."""
     items = given if isinstance(given, list) else [given]
     messages: list[Any] = []
+    parts: list[Any] | None = None  # of the message that the last item belongs to
     for item in items:
+        is_part = isinstance(item, dict) and str(item.get("type")).startswith(("input_", "image"))
+        if is_part and parts is not None:
+            parts.append(item)
+            continue
+        parts = [item] if is_part else None
         if isinstance(item, str):
             messages.append({"role": "user", "content": item})
+        elif parts is not None:
+            messages.append({"role": "user", "content": parts})
         elif isinstance(item, dict) and "role" not in item:
-            messages.append({"role": "user", "content": [item]})
+            messages.append({"role": "tool"})
         else:
             messages.append(item)
     return messages
 
 
-def _message(submission: Submission, text: str, status: str) -> dict[str, Any]:
+def _item(submission: Submission, text: str, status: str) -> dict[str, Any]:
+    """The output: a message, or the call of a tool."""
+    json_format = submission.reading.json_format
+    if json_format is not None and json_format.tool is not None:
+        number = submission.answer_id.rpartition("-")[2]
+        return {
+            "id": f"fc_{number}",
+            "type": "function_call",
+            "call_id": f"call_{number}",
+            "name": json_format.tool,
+            "arguments": text,
+            "status": status,
+        }
     part = {"type": "output_text", "text": text, "annotations": []}
     return {
         "id": f"msg_{submission.answer_id.rpartition('-')[2]}",
@@ -124,7 +159,7 @@ def _response(submission: Submission, text: str | None) -> dict[str, Any]:
         "instructions": None,
         "metadata": {},
         "model": submission.model,
-        "output": [] if text is None else [_message(submission, text, "completed")],
+        "output": [] if text is None else [_item(submission, text, "completed")],
         "parallel_tool_calls": False,
         "temperature": body.temperature,
         "tool_choice": "none",
@@ -149,8 +184,9 @@ def _response(submission: Submission, text: str | None) -> dict[str, Any]:
 
 async def _frames(submission: Submission) -> AsyncGenerator[bytes, None]:
     """The events of a stream, numbered."""
-    message = _message(submission, "", "in_progress")
-    place = {"item_id": message["id"], "output_index": 0, "content_index": 0}
+    item = _item(submission, "", "in_progress")
+    is_call = item["type"] == "function_call"
+    place = {"item_id": item["id"], "output_index": 0} | ({} if is_call else {"content_index": 0})
     number = 0
 
     def event(kind: str, **fields: Any) -> bytes:
@@ -164,19 +200,24 @@ async def _frames(submission: Submission) -> AsyncGenerator[bytes, None]:
     answer = Update()
     try:
         yield event("created", response=_response(submission, None))
-        yield event("output_item.added", output_index=0, item=message)
-        yield event("content_part.added", **place, part=part)
+        yield event("output_item.added", output_index=0, item=item)
+        if not is_call:
+            yield event("content_part.added", **place, part=part)
         async with aclosing(merge_updates(submission.tickets)) as updates:
             async for _, update in updates:
                 answer = answer.then(update)
                 if update.text and not is_json:
                     yield event("output_text.delta", **place, delta=update.text, logprobs=[])
         text = submission.text(answer, submission.tickets[0].result())
-        if is_json:
-            yield event("output_text.delta", **place, delta=text, logprobs=[])
-        done = _message(submission, text, "completed")
-        yield event("output_text.done", **place, text=text, logprobs=[])
-        yield event("content_part.done", **place, part={**part, "text": text})
+        if is_call:
+            yield event("function_call_arguments.delta", **place, delta=text)
+            yield event("function_call_arguments.done", **place, arguments=text, name=item["name"])
+        else:
+            if is_json:
+                yield event("output_text.delta", **place, delta=text, logprobs=[])
+            yield event("output_text.done", **place, text=text, logprobs=[])
+            yield event("content_part.done", **place, part={**part, "text": text})
+        done = _item(submission, text, "completed")
         yield event("output_item.done", output_index=0, item=done)
         response = await anyio.to_thread.run_sync(_response, submission, text)
         yield event(
