@@ -22,6 +22,15 @@ def test_what_goes_first_is_taken_before_all_others() -> None:
     assert [line.take() for _ in range(4)] == ["b0", "a1", "b1", "b2"]
 
 
+def test_slow_items_let_others_pass() -> None:
+    line: FairQueue[str] = FairQueue()
+    for item in ("a slow 1", "a slow 2", "a1", "b1", "a2"):
+        line.put(item[0], item, is_slow="slow" in item)
+    assert [line.take(with_slow=False) for _ in range(3)] == ["a1", "b1", "a2"]
+    line.put("b", "b2")
+    assert [line.take() for _ in range(3)] == ["a slow 1", "b2", "a slow 2"]
+
+
 def test_who_waits_is_served_by_the_next_to_come_and_sent_away_at_the_end() -> None:
     line: FairQueue[int] = FairQueue()
     found: list[int | None] = []

@@ -20,6 +20,9 @@ from paligemma.errors import (
 )
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.results import Generation
+from paligemma.server import preparing
+from paligemma.server import service as service_module
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits
@@ -108,6 +111,26 @@ def test_waiting_images_take_so_many_bytes_at_most(tiny: Predictor) -> None:
             for ticket in tickets:
                 await ticket.wait()
             await service.submit(jobs[-1]).wait()
+
+    asyncio.run(main())
+
+
+def test_small_images_do_not_wait_for_large_ones(
+    tiny: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "_SLOW_PIXELS", 3000)
+    monkeypatch.setattr(service_module, "_SLOW_PER_CLIENT", 4)
+    faults = Faults()
+    faults.plant(Fault(point="decode", action="sleep", seconds=0.3, times=None))
+
+    async def main() -> None:
+        async with serving(tiny, Limits(image_cache_bytes=0), faults=faults) as service:
+            large = [service.submit(prompt(images=(png(n, (60, 60)),))) for n in range(6)]
+            await service.submit(prompt(images=(png(9, (20, 20)),))).wait()
+            assert sum(not ticket.has_ended for ticket in large) >= 2
+            ends = [await outcome(ticket) for ticket in large]
+            assert 1 <= sum(isinstance(end, BusyError) for end in ends) <= 2
+            assert sum(isinstance(end, Generation) for end in ends) >= 4
 
     asyncio.run(main())
 

@@ -279,6 +279,15 @@ def read_size_wh(source: ImageSource) -> tuple[int, int]:
     return (height, width) if may_rotate and _orientation(image) >= 5 else (width, height)
 
 
+def num_pixels(data: bytes) -> int:
+    """The pixels of a stranger's file by its header; 0 where it has no header that can be read."""
+    try:
+        width, height = _open(data, "The image", _rules(None, True)).size
+    except ImageError:
+        return 0
+    return width * height
+
+
 def _scaled(size_wh: tuple[int, int]) -> tuple[int, int]:
     """The size divided by the smallest power of two that leaves at most 50 megapixels."""
     factor = 2

@@ -321,39 +321,50 @@ async def merge_updates(tickets: Sequence[Ticket]) -> AsyncGenerator[tuple[int, 
 class FairQueue(Generic[ItemT]):
     """A queue between threads in which clients take turns.
 
-    Items of one client keep their order; the client served last waits for all others.
+    Items of one client keep their order, except that its slow ones wait on their own: they let
+    the others pass. The client served last waits for all others.
     """
 
     def __init__(self) -> None:
-        self._items: OrderedDict[str, deque[ItemT]] = OrderedDict()
+        self._items: OrderedDict[tuple[str, bool], deque[ItemT]] = OrderedDict()
         self._changed = threading.Condition()
         self._is_closed = False
 
-    def put(self, client: str, item: ItemT, *, goes_first: bool = False) -> None:
-        """Enqueue an item after the client's earlier ones; or before them and all others."""
+    def put(
+        self, client: str, item: ItemT, *, is_slow: bool = False, goes_first: bool = False
+    ) -> int:
+        """Enqueue an item after the client's earlier ones; or before them and all others.
+
+        Returns how many of the client wait with it.
+        """
+        turn = (client, is_slow)
         with self._changed:
-            items = self._items.setdefault(client, deque())
+            items = self._items.setdefault(turn, deque())
             if goes_first:
                 items.appendleft(item)
-                self._items.move_to_end(client, last=False)
+                self._items.move_to_end(turn, last=False)
             else:
                 items.append(item)
-            self._changed.notify()
+            self._changed.notify_all()
+            return len(items)
 
-    def take(self) -> ItemT | None:
+    def take(self, *, with_slow: bool = True) -> ItemT | None:
         """Wait for the next item; None when the queue is closed."""
         with self._changed:
-            while not self._items and not self._is_closed:
+            while (turn := self._turn(with_slow)) is None and not self._is_closed:
                 self._changed.wait()
-            if self._is_closed:
+            if self._is_closed or turn is None:
                 return None
-            client, items = next(iter(self._items.items()))
+            items = self._items[turn]
             item = items.popleft()
             if items:
-                self._items.move_to_end(client)
+                self._items.move_to_end(turn)
             else:
-                del self._items[client]
+                del self._items[turn]
             return item
+
+    def _turn(self, with_slow: bool) -> tuple[str, bool] | None:
+        return next((turn for turn in self._items if with_slow or not turn[1]), None)
 
     def close(self) -> None:
         """Drop all items and wake the threads that wait in `take`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paligemma.answering import Answer, AnswerPipeline, PreparedImage, Query, Usage
@@ -14,10 +15,12 @@ from paligemma.engine.image_cache import RecentCache
 from paligemma.errors import ImageError
 from paligemma.fast.kernels.library import return_freed_memory
 from paligemma.inputs import ModelInputs
-from paligemma.processor.image import LoadedImage
+from paligemma.processor.image import LoadedImage, num_pixels
 from paligemma.server.jobs import ImagePayload, Job, ScoreJob
 from paligemma.server.settings import Limits
 
+_SLOW_PIXELS = 16_000_000
+"""From this many pixels on, decoding takes so long that others should not wait for it."""
 _LARGE_PIXELS = 8_000_000
 """From this many pixels on, memory freed after decoding is returned to the system at once."""
 
@@ -81,6 +84,10 @@ class Preprocessor:
         if key is not None:
             self._cache.keep(key, prepared, prepared.image.pixel_values.nbytes)
         return prepared
+
+    def is_slow(self, images: Sequence[ImagePayload]) -> bool:
+        """Whether the images take long to decode, by their headers."""
+        return sum(num_pixels(image) for image in images if isinstance(image, bytes)) > _SLOW_PIXELS
 
     def answer(self, job: Job, images: tuple[PreparedImage, ...]) -> Answer:
         """Raises PromptError, OptionError, ImageError or CheckpointError for an invalid job."""

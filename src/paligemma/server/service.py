@@ -66,6 +66,7 @@ Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 
 _TICK_SECONDS = 0.05  # resolution of time limits
 _ARRIVAL_SECONDS = 0.5  # that the body of an admitted request usually takes at most
+_SLOW_PER_CLIENT = 16  # requests with large images that may wait
 _UNMEASURED_JOBS = 32  # that may wait before it is known how fast they are served
 _ENGINE_QUEUE = 2**16  # never full: the service limits what it accepts
 _PREFILL_POSITIONS = 512  # per prefill step, while all running answers wait
@@ -98,6 +99,7 @@ class _Work:
     first_token_at: float | None = None
     is_continuation: bool  # of a request that was accepted, and has waited
     is_waiting: bool  # for its first token; a continuation is not counted
+    is_slow: bool = False
     state: JobState = JobState.QUEUED
 
     @property
@@ -161,7 +163,11 @@ class Service:
     def start(self) -> None:
         """Start the threads, one of which loads the model; see `state()`."""
         bodies = [("engine", self._run_engine), ("writer", self._run_writer)]
-        bodies += [(f"decoder-{n}", self._run_decoder) for n in range(self.limits.num_decoders)]
+        num_decoders = self.limits.num_decoders
+        for number in range(num_decoders):
+            # The first leaves large images to the others, so that small ones never wait for them.
+            run = functools.partial(self._run_decoder, with_slow=number > 0 or num_decoders == 1)
+            bodies.append((f"decoder-{number}", run))
         self._threads = [
             threading.Thread(target=body, name=f"paligemma-{name}", daemon=True)
             for name, body in bodies
@@ -493,9 +499,11 @@ class Service:
 
     # The decoders' threads
 
-    def _run_decoder(self) -> None:
+    def _run_decoder(self, *, with_slow: bool) -> None:
         _compute_with(1)
-        while (works := self._queue.take()) is not None:
+        while (works := self._queue.take(with_slow=with_slow)) is not None:
+            if self._put_back(works):
+                continue
             images: dict[int, PreparedImage] = {}  # by id(): the jobs keep their images alive
             for work in works:
                 try:
@@ -507,6 +515,22 @@ class Service:
                     self._log_error(error)
                     self._end(work, "failed", error=_public_error(error))
                     self._release(work)
+
+    def _put_back(self, works: list[_Work]) -> bool:
+        """Let a request with large images wait on its own, out of the way of others."""
+        first = works[0]
+        if first.is_slow or first.is_continuation or self._preprocessor is None:
+            return False
+        if not self._preprocessor.is_slow(first.job.images):
+            return False
+        for work in works:
+            work.is_slow = True
+            self._stop_waiting(work, is_served=False)  # what others wait for is not this
+        if self._queue.put(first.job.client, works, is_slow=True) > _SLOW_PER_CLIENT:
+            error = BusyError("Too many large images of this client are waiting. Try again later.")
+            for work in works:
+                self._abort(work, "failed", error)
+        return True
 
     def _prepare(self, work: _Work, images: dict[int, PreparedImage]) -> None:
         preprocessor, loop, job = self._preprocessor, self._loop, work.job

@@ -213,11 +213,11 @@ async def _answer(
         model, jobs = handler.build_jobs(task, images, client, stream=False)
         while True:
             try:
-                tickets = handler.service.submit_all(jobs)
+                submitted = handler.service.submit_all(jobs)
+                tickets, results = await handler.gather(task, jobs, submitted)
                 break
             except BusyError:  # a batch can wait
                 await asyncio.sleep(_BUSY_SECONDS)
-        tickets, results = await handler.gather(task, jobs, tickets)
         response = await anyio.to_thread.run_sync(
             lambda: build_response(name, model, task, tickets, results)
         )
