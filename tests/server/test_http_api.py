@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 from starlette.types import ASGIApp
 
 from paligemma.predictor import Predictor
+from paligemma.server import images
 from paligemma.server.app import create_app
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
@@ -56,6 +57,40 @@ def png(size: tuple[int, int], color: Any = (200, 30, 30), mode: str = "RGB") ->
 def plain(result: Any) -> Any:
     """What a result looks like after a way through JSON."""
     return json.loads(json.dumps(result.to_dict()))
+
+
+# Routes
+
+
+def test_a_slash_at_the_end_changes_nothing(mini_app: ASGIApp, scene: bytes) -> None:
+    async def speak() -> list[int]:
+        body, headers = form(scene)
+        return [
+            (await call(mini_app, "GET", "/v1/models/")).status,
+            (await call(mini_app, "GET", "/health/live/")).status,
+            (await call(mini_app, "POST", "/v1/caption/", body, headers)).status,
+            (await call(mini_app, "GET", "/nothing/")).status,
+        ]
+
+    assert asyncio.run(speak()) == [200, 200, 200, 404]
+
+
+def test_images_are_fetched_for_the_page_only_where_allowed(
+    mini_service: Service, monkeypatch: pytest.MonkeyPatch, scene: bytes
+) -> None:
+    files = {"https://example.com/a": scene, "https://example.com/b": b"<html>"}
+    monkeypatch.setattr(images, "fetch_image_bytes", lambda url, **_: files[url])
+    app = create_app(mini_service, Settings(image_domains=("example.com",)))
+    taken = post(app, "/v1/image", {"url": "https://example.com/a"})
+    assert (taken.status, taken.headers["content-type"], taken.body) == (200, "image/png", scene)
+    other = post(app, "/v1/image", {"url": "https://example.com/b"})
+    assert (other.status, other.error["code"]) == (400, "invalid_image")
+    assert b"html" not in other.body.split(b"SVG or HTML")[0]
+    for url in ("https://example.org/a", "http://example.com/a"):
+        assert post(app, "/v1/image", {"url": url}).status == 400
+    assert (
+        post(create_app(mini_service), "/v1/image", {"url": "https://example.com/a"}).status == 400
+    )
 
 
 # Answers

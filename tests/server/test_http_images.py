@@ -6,6 +6,7 @@ import asyncio
 import base64
 import resource
 import socket
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma.errors import ImageError
+from paligemma.processor.fetch import fetch_image_bytes
 from paligemma.server import images
 from paligemma.server.errors import ApiError
 from paligemma.server.images import Fetcher, decode_base64, is_allowed, read_form
-from paligemma.server.settings import Limits
+from paligemma.server.settings import Limits, Settings
 
 LIMITS = Limits()
 SMALL = Limits(max_image_bytes=64)
@@ -94,8 +96,11 @@ def test_a9_the_size_counts_before_anything_is_decoded() -> None:
 # Addresses
 
 
+GOOD = Fetcher(Settings(limits=LIMITS, image_domains=("good.example.com",)))
+
+
 def test_b1_nothing_is_fetched_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    fetcher = Fetcher((), LIMITS)
+    fetcher = Fetcher(Settings(limits=LIMITS))
     # The loop has sockets of its own; it is those of the fetcher that may not be.
     monkeypatch.setattr(images, "fetch_image_bytes", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(ApiError, match="does not fetch images"):
@@ -131,7 +136,7 @@ def test_b5_b7_addresses_that_are_not_on_the_list_open_no_connection(
 ) -> None:
     monkeypatch.setattr(images, "fetch_image_bytes", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(ApiError) as caught:
-        asyncio.run(Fetcher(("good.example.com",), LIMITS).fetch(url))
+        asyncio.run(GOOD.fetch(url))
     assert caught.value.status == 400
     assert "example" not in caught.value.message
     assert "passwd" not in caught.value.message
@@ -164,7 +169,7 @@ def test_b2_b3_an_allowed_name_that_leads_inside_is_not_connected_to(
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(ApiError) as caught:
-        asyncio.run(Fetcher(("good.example.com",), LIMITS).fetch("https://good.example.com/a"))
+        asyncio.run(GOOD.fetch("https://good.example.com/a"))
     assert (caught.value.status, caught.value.code) == (400, "image_fetch_failed")
 
 
@@ -179,7 +184,7 @@ def test_b4_b6_whatever_fails_out_there_gets_the_same_words(
 
         monkeypatch.setattr(images, "fetch_image_bytes", fail)
         with pytest.raises(ApiError) as caught:
-            asyncio.run(Fetcher(("good.example.com",), LIMITS).fetch("https://good.example.com/a"))
+            asyncio.run(GOOD.fetch("https://good.example.com/a"))
         words.add((caught.value.status, caught.value.code, caught.value.message))
     assert len(words) == 1
 
@@ -195,9 +200,9 @@ def test_b6_the_fetcher_is_given_the_limits_on_size_and_time(
 
     monkeypatch.setattr(images, "fetch_image_bytes", fetch)
     limits = Limits(max_image_bytes=5, fetch_seconds=3.0)
-    fetcher = Fetcher(("*.example.com",), limits)
+    fetcher = Fetcher(Settings(limits=limits, image_domains=("*.example.com",)))
     assert asyncio.run(fetcher.fetch("https://a.example.com/cat?sig=x")) == b"12345"
-    assert asked == {"max_bytes": 5, "seconds": 3.0}
+    assert asked == {"max_bytes": 5, "seconds": 3.0, "allow_private": False}
 
 
 # Forms
@@ -214,6 +219,51 @@ def form(*parts: tuple[str, bytes], boundary: str = "xyz", end: str = "--") -> t
 
 IMAGE = 'Content-Disposition: form-data; name="image"; filename="../../etc/cat.png"'
 REQUEST = 'Content-Disposition: form-data; name="request"'
+
+
+def test_trusted_hosts_of_the_own_network_are_named_with_their_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def fetch(url: str, *, allow_private: bool, **_: Any) -> bytes:
+        seen.append((url, allow_private))
+        return b"12345"
+
+    monkeypatch.setattr(images, "fetch_image_bytes", fetch)
+    hosts = ("minio:9000", "10.0.0.7")
+    fetcher = Fetcher(Settings(image_domains=("good.com",), private_image_hosts=hosts))
+    taken = ["http://minio:9000/a", "https://MINIO:9000/a", "http://10.0.0.7?a"]
+    for url in (*taken, "https://good.com/a"):
+        assert asyncio.run(fetcher.fetch(url)) == b"12345"
+    assert seen == [*((url, True) for url in taken), ("https://good.com/a", False)]
+    for url in (
+        "http://minio/a",
+        "http://minio:9001/a",
+        "http://minio:9000@evil/a",
+        "http://good.com/a",
+    ):
+        with pytest.raises(ApiError):
+            asyncio.run(fetcher.fetch(url))
+
+
+def test_a_private_address_is_connected_to_only_where_that_is_allowed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nGO")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{port}/a"
+        with pytest.raises(ImageError):
+            fetch_image_bytes(url)
+        assert fetch_image_bytes(url, allow_private=True) == b"GO"
+        thread.join(5)
 
 
 def test_a_form_gives_its_image_and_its_request() -> None:

@@ -240,7 +240,8 @@ INSTRUCTIONS = f"""
 BLOCK = "Return the correct JSON response within a ```json codeblock. not the JSON_SCHEMA"
 FORMAT = (
     "The output should be formatted as a JSON instance that conforms to the JSON schema below.\n\n"
-    'As an example, for the schema {"properties": {"foo": {"type": "array"}}, "required": ["foo"]}\n'
+    'As an example, for the schema {"properties": {"foo": {"type": "array"}}, '
+    '"required": ["foo"]}\n'
     'the object {"foo": ["bar"]} is a well-formatted instance of the schema. The object '
     '{"properties": {"foo": ["bar"]}} is not well-formatted.\n\n'
     "Here is the output schema:\n```\n" + json.dumps(OBJECTS) + "\n```"

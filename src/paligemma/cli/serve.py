@@ -30,6 +30,7 @@ _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,63}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/\-]{0,127}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,253}|\[[0-9A-Fa-f:.]+\]")
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
+_PRIVATE_HOST = re.compile(r"[A-Za-z0-9_.\-]{1,253}(:[0-9]{1,5})?")
 _DOMAIN = re.compile(r"(\*\.)?[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)+")
 
 
@@ -74,6 +75,14 @@ class ServeOptions(ModelOptions):
     ] = ()
     """Domain from which images may be fetched over https: example.com, or *.example.com for its
     subdomains; may be repeated."""
+    private_image_hosts: Annotated[
+        tuple[str, ...],
+        Option(flags=("--allow-private-urls-from",), metavar="HOST[:PORT]", shown_default="none"),
+    ] = ()
+    """Host of your own network from which images may be fetched over http or https, such as
+    minio:9000; may be repeated. Its addresses are not checked, so name only hosts you trust."""
+    cache_mb: Annotated[int | None, Option(least=0, metavar="MB", shown_default="512")] = None
+    """Memory for all caches together: half for images, half for images with prompts."""
     open_readiness: bool = False
     """Answer /health/ready without an API key and for any Host header, for probes."""
     limits: Annotated[
@@ -104,7 +113,7 @@ def serve(*, options: ServeOptions) -> None:
     from paligemma.threads import set_threads
 
     set_threads(options.threads)
-    limits = _limits(Limits(), options.limits)
+    limits = _limits(_with_caches(Limits(), options.cache_mb), options.limits)
     name = served_name(options.model) if options.name is None else _check_name(options.name)
     adapters = _adapters(options.adapters, name)
     settings = Settings(
@@ -115,6 +124,7 @@ def serve(*, options: ServeOptions) -> None:
         question_prefix=options.question_prefix,
         open_readiness=options.open_readiness,
         image_domains=_domains(options.image_domains),
+        private_image_hosts=_private_hosts(options.private_image_hosts),
     )
     changed = {change.partition("=")[0] for change in options.limits}
     if settings.keys is None and "streams_per_client" not in changed:
@@ -197,6 +207,13 @@ def _resize(adapters: Mapping[str, Path]) -> Resize | None:
     return next(iter(resizes.values()), None)
 
 
+def _with_caches(limits: Limits, cache_mb: int | None) -> Limits:
+    if cache_mb is None:
+        return limits
+    size = cache_mb * 2**20 // 2
+    return replace(limits, image_cache_bytes=size, prefix_cache_bytes=size)
+
+
 def _limits(limits: Limits, changes: Sequence[str]) -> Limits:
     kinds = {field.name: field.type for field in fields(limits)}
     for change in changes:
@@ -262,6 +279,15 @@ def _domains(values: Sequence[str]) -> tuple[str, ...]:
                 "*.example.com."
             )
     return tuple(domain.lower() for domain in values)
+
+
+def _private_hosts(values: Sequence[str]) -> tuple[str, ...]:
+    for host in values:
+        if not _PRIVATE_HOST.fullmatch(host):
+            raise OptionError(
+                f"--allow-private-urls-from is {host!r}; it must have the form minio or minio:9000."
+            )
+    return tuple(host.lower() for host in values)
 
 
 def _origins(values: Sequence[str]) -> tuple[str, ...]:

@@ -279,6 +279,17 @@ def read_size_wh(source: ImageSource) -> tuple[int, int]:
     return (height, width) if may_rotate and _orientation(image) >= 5 else (width, height)
 
 
+def media_type(data: bytes) -> str:
+    """The media type of a stranger's file, by its first bytes.
+
+    Raises ImageError unless it is JPEG, PNG, WebP, GIF or BMP.
+    """
+    for signature, parser in _PARSERS:
+        if signature.match(data):
+            return f"image/{(parser.format or '').lower()}"
+    raise _refused(data, "The image", _rules(None, True))
+
+
 def num_pixels(data: bytes) -> int:
     """The pixels of a stranger's file by its header; 0 where it has no header that can be read."""
     try:

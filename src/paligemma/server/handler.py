@@ -243,19 +243,31 @@ async def _disconnected(receive: Receive) -> None:
 
 def request_schema(model: type[RequestModel], *, with_form: bool) -> dict[str, Any]:
     """The OpenAPI description of a request's body."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{model.__name__}"}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
+    needs_image = issubclass(model, TaskRequest) and model.needs_image
+    has_required = any(field.is_required() for field in model.model_fields.values())
     if with_form:
         content["multipart/form-data"] = {
             "schema": {
                 "type": "object",
                 "properties": {
                     "image": {"type": "string", "format": "binary"},
-                    "request": {"type": "string", "contentMediaType": "application/json"},
+                    "request": schema | {"properties": {"image": {"type": "null"}}},
                 },
-            }
+                "required": ["image"] * needs_image + ["request"] * has_required,
+                "additionalProperties": False,
+            },
+            "encoding": {"request": {"contentType": "application/json"}},
         }
-    return {"required": True, "content": content}
+        # Also with the media type of the image, which generators of clients do not understand.
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    if needs_image:
+        schema |= {"required": ["image"], "properties": {"image": {"not": {"type": "null"}}}}
+    body: dict[str, Any] = {"required": True, "content": content}
+    if with_form:
+        body["description"] = "With an image file as the body, the other fields are in the query."
+    return body
 
 
 def _parse_json(body: bytes) -> object:

@@ -19,12 +19,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from paligemma.errors import ImageError
 from paligemma.processor.fetch import fetch_image_bytes
 from paligemma.server.errors import ApiError
-from paligemma.server.settings import Limits
+from paligemma.server.settings import Limits, Settings
 
 _ANY_DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp|gif|bmp);base64,")
 # Stricter than the standard, so that all parsers agree about the host.
 _ADDRESS = re.compile(r"https://([A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)+)(?::443)?(?=[/?]|\Z)")
+_PRIVATE_ADDRESS = re.compile(r"https?://([A-Za-z0-9_.\-]+(?::[0-9]{1,5})?)(?=[/?]|\Z)")
 _MAX_URL_CHARACTERS = 2048
 _MAX_FETCHES = 4
 _MAX_PARTS = 2
@@ -101,28 +102,36 @@ def is_allowed(host: str, domains: Sequence[str]) -> bool:
 class Fetcher:
     """Fetches images from the domains that the operator allows; by default from none."""
 
-    def __init__(self, domains: Sequence[str], limits: Limits) -> None:
-        self._domains = tuple(domains)
-        self._limits = limits
+    def __init__(self, settings: Settings) -> None:
+        self._domains = settings.image_domains
+        self._private_hosts = settings.private_image_hosts
+        self._limits = settings.limits
         self._slots = anyio.CapacityLimiter(_MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
-        """The file at an https address.
+        """The file at an address.
 
         Raises ApiError, which does not say why fetching failed: that would reveal this machine's
         network to the client.
         """
-        if not self._domains:
+        if not self._domains and not self._private_hosts:
             raise _invalid_image("This server does not fetch images. Send the image itself.")
-        address = _ADDRESS.match(url) if len(url) <= _MAX_URL_CHARACTERS else None
-        if address is None:
-            raise _invalid_image("An image's address must have the form https://NAME/PATH.")
-        if not is_allowed(address[1], self._domains):
-            raise _invalid_image("This server does not fetch images from this domain.")
+        is_short = len(url) <= _MAX_URL_CHARACTERS
+        private = _PRIVATE_ADDRESS.match(url) if is_short else None
+        is_private = private is not None and private[1].lower() in self._private_hosts
+        if not is_private:
+            address = _ADDRESS.match(url) if is_short else None
+            if address is None:
+                raise _invalid_image("An image's address must have the form https://NAME/PATH.")
+            if not is_allowed(address[1], self._domains):
+                raise _invalid_image("This server does not fetch images from this domain.")
 
         def fetch() -> bytes:
             return fetch_image_bytes(
-                url, max_bytes=self._limits.max_image_bytes, seconds=self._limits.fetch_seconds
+                url,
+                max_bytes=self._limits.max_image_bytes,
+                seconds=self._limits.fetch_seconds,
+                allow_private=is_private,
             )
 
         try:

@@ -103,27 +103,29 @@ class OpenAiRequest(RequestModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+def _describe_chat(schema: dict[str, Any]) -> None:
+    """OpenAPI describes what clients may send, of which `openai_reading.py` leaves this model."""
+    user = {"$ref": "#/components/schemas/UserMessage"}
+    other = {"type": "object", "properties": {"role": {"type": "string"}}, "required": ["role"]}
+    schema["additionalProperties"] = True
+    schema["properties"]["messages"] = {
+        "type": "array",
+        "items": {"anyOf": [user, other]},
+        "contains": user,
+        "minItems": 1,
+        "description": "The last message of the user is answered.",
+    }
+    content = [
+        {"type": "image_url", "image_url": {"url": EXAMPLE_IMAGE}},
+        {"type": "text", "text": "caption en"},
+    ]
+    schema["examples"] = [{"model": "mini", "messages": [{"role": "user", "content": content}]}]
+
+
 class ChatRequest(OpenAiRequest):
     """One prompt about one image, as a message."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "mini",
-                    "messages": [
-                        {
-                            "role": "user",
-                            "content": [
-                                {"type": "image_url", "image_url": {"url": EXAMPLE_IMAGE}},
-                                {"type": "text", "text": "caption en"},
-                            ],
-                        }
-                    ],
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=_describe_chat)
 
     messages: Annotated[list[UserMessage], Field(min_length=1, max_length=1)]
     max_completion_tokens: MaxNewTokens | None = None

@@ -112,7 +112,8 @@ def _read_parameters(document: object, model: type[OpenAiRequest], limits: Limit
         if value is None:
             continue
         if name in model.model_fields:
-            kept[name] = value
+            is_whole = isinstance(value, float) and value.is_integer()
+            kept[name] = int(value) if is_whole else value  # as some languages write integers
             continue
         if name in _REFUSED:
             neutral, reason = _REFUSED[name]
@@ -121,7 +122,7 @@ def _read_parameters(document: object, model: type[OpenAiRequest], limits: Limit
         if (name, value) not in _UNSAID:
             reading.ignored.append(name[:_MAX_NAME])
     _read_numbers(reading, kept, limits)
-    if "stream_options" in kept and not kept.get("stream"):
+    if isinstance(kept.get("stream_options"), dict) and not kept.get("stream"):
         del kept["stream_options"]
         reading.ignored.append("stream_options")
     reading.document = kept

@@ -64,6 +64,15 @@ def _limits(info: ValidationInfo) -> Limits:
     return info.context if isinstance(info.context, Limits) else Limits()
 
 
+def _either(one: str, several: str) -> dict[str, Any]:
+    """What OpenAPI says about two fields of which one must be given."""
+    return {
+        "if": {"required": [several], "properties": {several: {"type": "array"}}},
+        "then": {"properties": {one: {"type": "null"}}},
+        "else": {"required": [one], "properties": {one: {"type": "string"}}},
+    }
+
+
 def limit_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("limit", "{message}", {"message": message})
 
@@ -137,7 +146,12 @@ def _model(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[
+    str,
+    AfterValidator(_text),
+    Field(json_schema_extra={"minLength": 1, "pattern": r"\S"}),
+]
+Phrase = Annotated[str, Field(json_schema_extra={"pattern": r"[^;,\s]"})]
 Language = Annotated[
     str,
     Field(
@@ -147,7 +161,10 @@ Language = Annotated[
 ModelName = Annotated[
     str,
     AfterValidator(_model),
-    Field(description="The model served or one of its adapters, see /v1/models."),
+    Field(
+        description="The model served or one of its adapters, see /v1/models.",
+        json_schema_extra={"minLength": 1, "maxLength": 200},
+    ),
 ]
 MaxNewTokens = Annotated[int, Field(ge=1), AfterValidator(_max_new_tokens)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
@@ -253,7 +270,8 @@ class AskRequest(GenerativeRequest):
             "examples": [
                 {"image": EXAMPLE_IMAGE, "question": "what color is it?", "language": "en"},
                 {"image": EXAMPLE_IMAGE, "questions": ["what color is it?", "is it a cat?"]},
-            ]
+            ],
+            **_either("question", "questions"),
         }
     )
 
@@ -302,7 +320,7 @@ class ObjectsRequest(GenerativeRequest):
     )
 
     phrases: Annotated[
-        str | list[str],
+        Phrase | Annotated[list[Phrase], Field(json_schema_extra={"minItems": 1})],
         AfterValidator(_phrases),
         Field(description='A list, or a text such as "cat ; dog" or "cat, dog".'),
     ]
@@ -404,7 +422,8 @@ class ScoreRequest(TaskRequest):
                     "prompt": "answer en is it a cat?",
                     "suffixes": ["yes", "no"],
                 }
-            ]
+            ],
+            **_either("suffix", "suffixes"),
         }
     )
 

@@ -137,6 +137,9 @@ class Settings:
     image_domains: tuple[str, ...] = ()
     """Domains that images may be fetched from: "example.com", or "*.example.com" for its
     subdomains. Empty: images are not fetched."""
+    private_image_hosts: tuple[str, ...] = ()
+    """Hosts, with their ports, that images may be fetched from over http and https although their
+    addresses are private: "minio:9000". In lower case."""
 
 
 class KeyRing:

@@ -395,7 +395,7 @@ def test_what_is_unsure_not_reached_or_changed_is_said(page: Any, double: Double
     said = words(page)
     assert "3 found, 1 unsure" in said
     assert "panda?" in said
-    assert "the model would call this something else" in said
+    assert "did not name this, or would call it something else" in said
     assert "Not found" not in said
     assert "Not reached: dog" in said
     assert "The list is cut: the list ended." in said
@@ -514,6 +514,48 @@ def test_an_answer_is_saved_as_a_file(page: Any, name: str, tmp_path: Path) -> N
         assert (saved[..., 3] == 255 * covered).all()
     if (folder := os.environ.get(SHOTS_VARIABLE)) is not None:
         Image.open(tmp_path / "saved.png").save(Path(folder) / f"saved-{FILES[name]}.png")
+
+
+def test_an_image_may_come_from_an_address_where_the_server_fetches(
+    page: Any, double: Double
+) -> None:
+    assert not page.locator("#address").is_visible()
+    double.limits["fetches_images"] = True
+    page.reload()
+    sent: list[Any] = []
+
+    def fetch(route: Any) -> None:
+        sent.append(route.request.post_data_json)
+        if len(sent) == 1:
+            route.fulfill(status=400, json={"error": {"message": "Not from this domain."}})
+        else:
+            route.fulfill(body=png(64, 48), content_type="image/png")
+
+    page.route("**/v1/image", fetch)
+    for _ in range(2):
+        page.fill("#address", "https://example.com/of/cat.png?size=1")
+        page.press("#address", "Enter")
+        if len(sent) == 1:
+            page.get_by_text("Not from this domain.").wait_for()
+    page.get_by_text("cat.png, 64 × 48").wait_for()
+    assert sent == [{"url": "https://example.com/of/cat.png?size=1"}] * 2
+    assert not page.locator("#image-problem").is_visible()
+    choose(page, "Caption")
+    run(page)
+    assert double.last().image == png(64, 48)
+
+
+def test_a_box_that_the_model_did_not_name_is_unsure(page: Any, double: Double) -> None:
+    whole = detections()
+    first, *others = whole.objects
+    nameless = replace(first, label_score=1.0, score=first.coordinate_score)
+    result = replace(whole, objects=(nameless, *others))
+    double.replies["detect"] = lambda to: to.objects(result)
+    pick_sample(page)
+    choose(page, "Detect", phrases="panda")
+    run(page)
+    assert words(page, "#answer-0 .object-label").endswith("?")
+    assert "1 unsure" in words(page, "#answer-0 .state")
 
 
 FILES = {"Drawing": "drawn", "Masks": "masks", "Cut-outs": "cut-outs"}

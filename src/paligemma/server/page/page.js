@@ -89,6 +89,7 @@ function setImage(chosen, sample = null) {
   image = chosen;
   for (const view of views) view.showImage(chosen);
   byId("image-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
+  byId("image-name").classList.remove("empty");
   byId("choose").textContent = "Another file";
   byId("samples-heading").textContent = "Samples";
   sayProblem(null);
@@ -307,6 +308,7 @@ async function connect() {
   try {
     const found = await api.models();
     if (!limits) limits = await api.limits().catch(() => null);
+    byId("address-form").hidden = !limits?.fetches_images;
     showModels(found);
     setStatus("ready", "ready");
     return true;

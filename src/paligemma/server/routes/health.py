@@ -68,7 +68,9 @@ def limits_routes(handler: RequestHandler) -> APIRouter:
             {
                 **handler.limits.to_dict(),
                 "image_formats": IMAGE_FORMATS,
-                "fetches_images": bool(handler.settings.image_domains),
+                "fetches_images": bool(
+                    handler.settings.image_domains or handler.settings.private_image_hosts
+                ),
             }
         )
         return json_response(body)

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from paligemma.answering import Usage
+from paligemma.processor.image import media_type
 from paligemma.results import Objects, Result
 from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
 from paligemma.server.jobs import Job, ScoreJob, Ticket, merge_updates
@@ -25,6 +26,7 @@ from paligemma.server.requests import (
     DetectRequest,
     GenerateRequest,
     GenerativeRequest,
+    ImageUrl,
     ObjectsRequest,
     OcrRequest,
     ScoreRequest,
@@ -57,16 +59,26 @@ _REQUEST_ID: dict[str, Any] = {
     "name": "X-Request-Id",
     "in": "header",
     "required": False,
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
-    "description": "The id of the answer and of the request in the server's log.",
+    "schema": {"type": "string"},
+    "description": "The id of the answer and of the request in the server's log: 1 to 64 letters, "
+    "digits, dots, dashes or underscores. Others are replaced.",
 }
 """Some generators write a client that works only for routes with an optional parameter."""
 
 
 def native_routes(handler: RequestHandler) -> APIRouter:
-    """`/v1/caption`, `/v1/ask`, `/v1/ocr`, `/v1/detect`, `/v1/segment`, `/v1/generate` and
-    `/v1/score`."""
+    """`/v1/caption`, `/v1/ask`, `/v1/ocr`, `/v1/detect`, `/v1/segment`, `/v1/generate`,
+    `/v1/score` and `/v1/image`."""
     router = APIRouter(tags=["tasks"])
+
+    @router.post("/v1/image", name="image", response_class=Response, include_in_schema=False)
+    async def image(request: Request) -> Response:
+        """Fetch the image at an address, for the page, from an allowed domain."""
+        document = await handler.read_document(request)
+        url = validate(ImageUrl, document.fields, handler.limits).url
+        data = await cancel_on_disconnect(request.receive, handler.fetcher.fetch(url))
+        return Response(data, media_type=media_type(data))
+
     for name, model in REQUESTS.items():
         router.add_api_route(
             f"/v1/{name}",

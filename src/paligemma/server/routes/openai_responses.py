@@ -23,6 +23,21 @@ from paligemma.server.strict_json import write_json
 _CHAT_NAMES: dict[str, str] = {"max_output_tokens": "max_tokens"}
 _UNUSED = ("logprobs", "n", "top_logprobs")
 """Parameters of chats that responses do not have, or not here."""
+_BODY = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "input": {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            ],
+            "description": "A prompt, or messages and their parts as in OpenAI's API.",
+        },
+    },
+    "required": ["model", "input"],
+    "additionalProperties": True,
+}
 _OBJECT = {"type": "object", "additionalProperties": True}
 
 
@@ -45,7 +60,7 @@ def openai_responses_routes(handler: RequestHandler) -> APIRouter:
             **error_responses(),
         },
         openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _OBJECT}}}
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _BODY}}}
         },
     )
     async def responses(request: Request) -> Any:

@@ -3,7 +3,7 @@
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
 import { byId, element, toast } from "./dom.js";
 import { objectsIn } from "./locations.js";
-import { colorOf, css, Overlay, scoreText } from "./overlay.js";
+import { colorOf, css, isUnsure, Overlay, scoreText } from "./overlay.js";
 import { save, SAVES } from "./saves.js";
 
 const SCORE_HINT =
@@ -169,8 +169,8 @@ export class AnswerView {
     this.none = element("p", { class: "hint", hidden: true });
     this.body.replaceChildren(this.filters(), this.list, this.none);
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
-    if (this.objects.some((object) => object.unsure)) {
-      add("Unsure, with a question mark: the model would call this something else.");
+    if (this.objects.some(isUnsure)) {
+      add("Unsure, with a question mark: the model did not name this, or would call it something else.");
     }
     for (const [title, phrases] of [
       ["Not found", this.objects.length ? result.missing : []],
@@ -199,7 +199,7 @@ export class AnswerView {
       "button",
       { type: "button", class: "object", title: SCORE_HINT },
       swatch,
-      element("span", { class: "object-label", dir: "auto" }, `${object.label || "(no name)"}${object.unsure ? "?" : ""}`),
+      element("span", { class: "object-label", dir: "auto" }, `${object.label || "(no name)"}${isUnsure(object) ? "?" : ""}`),
       element("span", { class: "object-place" }, place),
       element("span", { class: "object-score" }, scoreText(object.score)),
     );
@@ -239,6 +239,7 @@ export class AnswerView {
     });
     place.append(
       element("div", { class: "threshold" }, element("label", { for: id }, "Minimum score"), slider, value),
+      element("p", { class: "hint" }, "Scores rank the objects of an answer. They are not probabilities."),
     );
     const group = element("div", { class: "toggles", role: "group", "aria-label": "Labels shown" });
     const labels = this.labels().filter((label) => this.objects.some((o) => o.label === label));
@@ -286,7 +287,7 @@ export class AnswerView {
     if (!this.givesObjects()) return "Done.";
     const found = this.objects.length;
     const seen = this.seen().length;
-    const unsure = this.objects.filter((object) => object.unsure).length;
+    const unsure = this.objects.filter(isUnsure).length;
     const count = found === 1 ? "1 found" : `${found} found`;
     const words = unsure ? `${count}, ${unsure === found ? "all" : unsure} unsure` : count;
     return seen === found ? `${words}.` : `${words}, ${seen} shown.`;

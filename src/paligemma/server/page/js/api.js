@@ -25,7 +25,7 @@ export function hasKey() {
 }
 
 async function request(path, options = {}) {
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
     response = await fetch(path, { ...options, headers, cache: "no-store" });
@@ -62,6 +62,13 @@ export async function models() {
 
 export async function limits() {
   return (await request("v1/limits")).json();
+}
+
+/** The file at an address, as a blob. The server fetches it, from the domains that it allows. */
+export async function imageAt(address) {
+  const headers = { "Content-Type": "application/json" };
+  const response = await request("v1/image", { method: "POST", headers, body: JSON.stringify({ url: address }) });
+  return response.blob();
 }
 
 /**

@@ -1,5 +1,6 @@
-// Gets images by drop, paste, file, camera or sample.
+// Gets images by drop, paste, file, camera, address or sample.
 
+import { imageAt } from "./api.js";
 import { byId, element } from "./dom.js";
 import { fileProblem } from "./words.js";
 
@@ -65,6 +66,12 @@ export async function openImage(blob, name, about = name) {
   return { blob, name, url, about, width: image.naturalWidth, height: image.naturalHeight };
 }
 
+/** The file's name in an address. */
+function nameIn(address) {
+  const last = new URL(address).pathname.split("/").pop();
+  return last || "image";
+}
+
 /** A smaller copy: JPEG, no side longer than 1600 pixels. */
 export async function smaller(image) {
   const original = new Image();
@@ -97,7 +104,7 @@ export function listen(onImage, onProblem) {
       const image = await load();
       if (turn === latest) onImage(image, sample);
     } catch (error) {
-      if (turn === latest) onProblem(error.message);
+      if (turn === latest) onProblem(error.message || "The server cannot be reached.");
     }
   };
   const takeFile = (file) => {
@@ -115,6 +122,12 @@ export function listen(onImage, onProblem) {
       byId(input).value = ""; // the same file again is a choice again
     });
   }
+
+  byId("address-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const address = byId("address").value.trim();
+    if (address) take(async () => openImage(await imageAt(address), nameIn(address)));
+  });
 
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData?.files[0];

@@ -30,10 +30,16 @@ export function scoreText(score) {
   return score > 0 && score < 0.005 ? "<0.01" : score.toFixed(2);
 }
 
+/** Whether the model would give the object another name, or has drawn a box without a name. */
+export function isUnsure({ label, score, coordinate_score, label_score, unsure }) {
+  return unsure || (label !== "" && label_score === 1 && score === coordinate_score);
+}
+
 /** The words on an object's tag. */
-export function tagText({ label, score, unsure }) {
+export function tagText(object) {
+  const { label, score } = object;
   const name = label.length > 28 ? `${label.slice(0, 27)}…` : label;
-  return `${name}${unsure ? "?" : ""} ${scoreText(score)}`.trim();
+  return `${name}${isUnsure(object) ? "?" : ""} ${scoreText(score)}`.trim();
 }
 
 /** Black or white, whichever reads better on the color (relative luminance of WCAG 2). */
@@ -169,7 +175,7 @@ export class Overlay {
       const group = svg("g", { class: faint ? "box faint" : "box" });
       const shape = { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1), rx: 3 };
       group.append(svg("rect", { ...shape, class: "halo" }));
-      const outline = object.unsure ? "outline unsure" : "outline";
+      const outline = isUnsure(object) ? "outline unsure" : "outline";
       group.append(svg("rect", { ...shape, class: outline, stroke: css(color) }));
       group.addEventListener("pointerenter", () => this.onPoint(object));
       group.addEventListener("pointerleave", () => this.onPoint(null));
