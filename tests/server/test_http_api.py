@@ -62,19 +62,6 @@ def plain(result: Any) -> Any:
 # Routes
 
 
-def test_a_slash_at_the_end_changes_nothing(mini_app: ASGIApp, scene: bytes) -> None:
-    async def speak() -> list[int]:
-        body, headers = form(scene)
-        return [
-            (await call(mini_app, "GET", "/v1/models/")).status,
-            (await call(mini_app, "GET", "/health/live/")).status,
-            (await call(mini_app, "POST", "/v1/caption/", body, headers)).status,
-            (await call(mini_app, "GET", "/nothing/")).status,
-        ]
-
-    assert asyncio.run(speak()) == [200, 200, 200, 404]
-
-
 def test_images_are_fetched_for_the_page_only_where_allowed(
     mini_service: Service, monkeypatch: pytest.MonkeyPatch, scene: bytes
 ) -> None:

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from paligemma import __version__
 from paligemma.errors import PaliGemmaError
@@ -93,22 +93,9 @@ def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
     guarded = Admission(guarded, service)
     guarded = TrustedHosts(guarded, settings, open_routes=health)
     guarded = Authentication(guarded, settings.keys, open_routes=[*health, *page])
-    guarded = _WithoutSlash(guarded)
     guarded = HeaderLimits(guarded, settings.limits)
     guarded = AccessLogMiddleware(guarded, metrics.count_request)
     return CrossOrigin(guarded, settings.origins)
-
-
-class _WithoutSlash:
-    """Takes `/v1/models/` for `/v1/models`."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith("/page"):
-            scope["path"] = scope["path"].rstrip("/") or "/"
-        await self.app(scope, receive, send)
 
 
 class _Page(StaticFiles):
