@@ -221,3 +221,10 @@ def test_where_nothing_can_be_skipped_it_is_said(
     for words in ((*("detect", picture, "x"), *options), ("generate", picture, "caption en")):
         ran = run(*words, "--skip-existing")
         assert (ran.code, "--skip-existing" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("generate", "caption en"), ("detect", "wall")])
+def test_only_commands_with_a_text_for_each_image_write_text_files(words, run, picture, no_model):
+    command, prompt = words
+    ran = run(command, picture, prompt, "--output-format", "txt")
+    assert (ran.code, "Choose one with --output." in ran.err) == (2, True)

@@ -67,10 +67,13 @@ def choose_format(
             others = ", a .json file (COCO) or a folder (YOLO)"
         elif command in _TEXT_COMMANDS:
             others = ", or to a folder with a .txt file for each image"
+        given = f"--output {path}" if path else f"--output-format {name}"
+        advice = (
+            "Choose such a name, or add --output-format" if path else "Choose one with --output"
+        )
         raise OptionError(
-            f"{f'--output {path}' if path else f'--output-format {name}'}: the results of "
-            f"{command} can be written to a .jsonl or .csv file{others}. Choose such a name, or "
-            "add --output-format."
+            f"{given}: the results of {command} can be written to a .jsonl or .csv file{others}. "
+            f"{advice if path else 'Choose one with --output'}."
         )
     if chosen == "txt":
         _check_text_files(path, images)
