@@ -219,7 +219,7 @@ class Predictor:
         `min_objects` keeps a model that learned with noise boxes going; see `DetectTask`.
         With `constrained=False` it writes freely, and what is no object goes into `problems`.
         """
-        asked = self._phrases(phrases, labels, separate)
+        asked = self._phrases("detect", phrases, labels, separate)
         task = DetectTask(
             phrases=asked.phrases,
             labels=asked.labels,
@@ -250,7 +250,7 @@ class Predictor:
 
         Raises CheckpointError without a mask codec.
         """
-        asked = self._phrases(phrases, labels, separate)
+        asked = self._phrases("segment", phrases, labels, separate)
         query = Query(
             task=SegmentTask(phrases=asked.phrases, labels=asked.labels, max_objects=max_objects),
             max_new_tokens=max_new_tokens,
@@ -686,7 +686,11 @@ class Predictor:
         return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
 
     def _phrases(
-        self, phrases: str | Sequence[str] | None, labels: LabelRule, separate: bool | None
+        self,
+        task: str,
+        phrases: str | Sequence[str] | None,
+        labels: LabelRule,
+        separate: bool | None,
     ) -> _Asked:
         """What to search for. Raises PromptError, OptionError without phrases and training."""
         if phrases is not None:
@@ -699,7 +703,7 @@ class Predictor:
             )
         trained = self.trained_on
         return _Asked(
-            phrases=trained.phrases,
+            phrases=trained.phrases(task),
             labels="any" if trained.labels == "any" else labels,
             # One by one, they are asked in another way than in training.
             separate=separate or False,

@@ -358,6 +358,9 @@ def test_a_trained_adapter_needs_no_names(run, picture, stand_in, tmp_path):
     ran = run("detect", picture, "--adapter", tmp_path)
     assert ran.code == 0, ran.err
     assert stand_in.asked == [("detect", "valve ; gauge, round", "blue.jpg", {})]
+    ran = run("segment", picture, "--adapter", tmp_path)
+    assert ran.code == 2
+    assert "not trained to segment anything, but to detect" in ran.err
 
 
 def test_a_damaged_account_of_the_training_is_an_error(run, picture, no_model, tmp_path):

@@ -32,12 +32,16 @@ class TrainedOn:
     resize: Resize = "squash"
     """How images became square."""
 
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """What to search for where a user names nothing. Raises OptionError without classes."""
-        if self.task is None or not self.class_names:
+    def phrases(self, task: str) -> tuple[str, ...]:
+        """What to search for where a user names nothing.
+
+        Raises OptionError where the model was not trained for the task.
+        """
+        if self.task != task or not self.class_names:
             raise OptionError(
-                "The model was not trained on lists of objects. Name what to search for."
+                f"The model was not trained to {task} anything"
+                + (f", but to {self.task}" if self.task else "")
+                + f". Name what to {task}."
             )
         if self.prompt is None:
             return self.class_names
@@ -45,8 +49,9 @@ class TrainedOn:
 
     @property
     def labels(self) -> Literal["asked", "any"]:
-        """Which labels an answer to `phrases` has: "any" after such prompts as "all classes"."""
-        return "asked" if set(self.class_names) <= set(self.phrases) else "any"
+        """Which labels answers have: "any" after such prompts as "all classes"."""
+        asked = split_phrases(self.prompt.partition(" ")[2]) if self.prompt else self.class_names
+        return "asked" if set(self.class_names) <= set(asked) else "any"
 
     @classmethod
     def read(cls, folder: Path) -> TrainedOn | None:

@@ -318,7 +318,7 @@ def _find(
             names, notes = read_phrases(phrases)
             asked = _task_query(make_task(names), options)
             return replace(asked, separate=objects.separate, notes=notes)
-        task = make_task(trained_on.phrases)
+        task = make_task(trained_on.phrases(command))
         if trained_on.labels == "any":
             task = replace(task, labels="any")
         # One by one, phrases are asked in another way than in training.

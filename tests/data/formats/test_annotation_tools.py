@@ -117,6 +117,28 @@ def test_label_studio_brush(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+def test_images_with_points_alone_are_counted(tmp_path: Path) -> None:
+    xml = """<annotations><image name="a.jpg" width="40" height="20">
+<points label="cat" points="5,3"></points></image></annotations>"""
+    records = open_data(write(tmp_path, "a.xml", xml))
+    assert records[0].objects == ()
+    assert "1 images with points or lines alone, taken to show no object" in records.notes
+
+
+def test_subsets_of_cvat_are_splits(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "b.jpg")
+    xml = """<annotations>
+<image name="a.jpg" subset="Train" width="40" height="20"></image>
+<image name="b.jpg" subset="Validation" width="40" height="20"></image></annotations>"""
+    records = open_data(write(tmp_path, "a.xml", xml))
+    assert ([record.record_id for record in records], records.split) == (["a.jpg"], "Train")
+    assert records.splits == ("Train", "Validation")
+    assert open_data(tmp_path, purpose="test")[0].record_id == "b.jpg"
+    assert open_data(tmp_path, split="val")[0].record_id == "b.jpg"
+    write(tmp_path, "a.xml", xml.replace("Validation", "Train"))
+    assert (len(open_data(tmp_path)), open_data(tmp_path).splits) == (2, ())
+
+
 def test_cvat_of_a_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="CVAT for images"):
         open_data(write(tmp_path, "a.xml", "<annotations><track id='0'/></annotations>"))

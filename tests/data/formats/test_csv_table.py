@@ -46,6 +46,13 @@ def test_a_row_is_an_object(tmp_path: Path, text: str) -> None:
         assert records.class_names == ("cat", "dog")
 
 
+def test_a_second_column_of_images_is_named(tmp_path: Path) -> None:
+    text = "path,filename,xmin,ymin,xmax,ymax,label\n/data/a.jpg,a.jpg,5,3,15,7,cat\n"
+    records = open_data(table(tmp_path, text))
+    assert boxes(records[0]) == [("cat", BOX)]
+    assert "1 column filename was not used, as the images are in path" in records.notes
+
+
 def test_files_are_splits(tmp_path: Path) -> None:
     header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
     table(tmp_path, f"{header}a.jpg,40,20,cat,5,3,15,7\n", "train_labels.csv")

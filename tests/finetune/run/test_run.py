@@ -119,6 +119,9 @@ def test_the_adapter_says_what_it_was_trained_on(finished: Path, labels: Path) -
     assert predictor.trained_on == trained_on
     image = labels.parent / "0.png"
     assert predictor.detect(image) == predictor.detect(image, ["square"], separate=False)
+    with pytest.raises(OptionError, match="not trained to segment anything, but to detect"):
+        predictor.segment(image)
+    assert TrainedOn.read(predictor.save(finished / "merged")) == trained_on
 
 
 def test_an_adapter_is_trained_further(finished: Path, labels: Path, tmp_path: Path) -> None:

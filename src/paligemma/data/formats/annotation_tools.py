@@ -50,6 +50,7 @@ from paligemma.processor.image import LARGEST_PIXELS, read_size_wh
 from paligemma.results import BoxXyxy
 
 _HEAD = 4096
+_NO_AREA = "points, lines and other annotations without an area, left out"
 _CORNERS = 36  # of the polygon that stands for an ellipse
 Points = list[tuple[float, float]]
 
@@ -72,6 +73,7 @@ class ToolImage(NamedTuple):
     items: Sequence[Any] | None
     """None for an image that nobody has labeled, which is not the same as one without objects."""
     convert: Callable[[Any, tuple[int, int]], ToolObject | None]
+    split: str = ""
     """One item of an image of this size; None for what is neither a box nor a region."""
 
 
@@ -94,7 +96,9 @@ class ToolReader:
     def read(self, path: Path, options: ReadRequest) -> Source:
         """Raises DataError, and OptionError where several files could be meant."""
         groups = {"": [path]} if path.is_file() else self._files(path)
-        split, files = choose_split(groups, options, str(path))
+        splits, split, files = tuple(groups), "", groups.get("", [])
+        if set(groups) != {""}:
+            split, files = choose_split(groups, options, str(path))
         if len(files) > 1 and not self.has_file_per_image:
             names = ", ".join(map(str, files))
             raise OptionError(f"Several files could be meant: {names}. Give one as the data.")
@@ -102,7 +106,7 @@ class ToolReader:
         root = path if path.is_dir() else path.parent
         folders = [options.images] if options.images else [files[0].parent, root / "images", root]
         reading = _Reading(finder=ImageFinder(folders, tally), options=options, tally=tally)
-        entries = []
+        by_split: dict[str, list[Entry]] = {}
         for file in files:
             for image in self.parse(file, options):
                 if image.items is None:
@@ -110,7 +114,10 @@ class ToolReader:
                     continue
                 where = f"Image {image.names[0]!r} of {str(file)!r}"
                 build = partial(reading.record, image, where)
-                entries.append(Entry(image.record_id, where, build))
+                by_split.setdefault(image.split, []).append(Entry(image.record_id, where, build))
+        entries = [entry for group in by_split.values() for entry in group]
+        if not split and (len(by_split) > 1 or options.split is not None):
+            splits, (split, entries) = tuple(by_split), choose_split(by_split, options, str(path))
         if not entries:
             raise DataError(
                 f"{str(path)!r} lists no images"
@@ -121,7 +128,7 @@ class ToolReader:
             entries=entries,
             tally=tally,
             split=split or None,
-            splits=tuple(filter(None, groups)),
+            splits=tuple(filter(None, splits)),
         )
 
     def _files(self, path: Path) -> dict[str, list[Path]]:
@@ -164,7 +171,10 @@ class _Reading:
         annotated = AnnotatedImage(
             image=path, size_wh=size_wh, where=where, tally=self.tally, boxes=self.options.boxes
         )
+        num_left_out = self.tally[_NO_AREA]
         objects = [self._object(item, image, annotated) for item in image.items or ()]
+        if objects and self.tally[_NO_AREA] == num_left_out + len(objects):
+            self.tally["images with points or lines alone, taken to show no object"] += 1
         return annotated.record(image.record_id, self.options.prefix, objects)
 
     def _object(self, item: Any, image: ToolImage, annotated: AnnotatedImage) -> TrueObject | None:
@@ -177,7 +187,7 @@ class _Reading:
                 f"{annotated.where}: an annotation cannot be read: {type(error).__name__} {error}."
             ) from error
         if found is None:
-            self.tally["points, lines and other annotations without an area, left out"] += 1
+            self.tally[_NO_AREA] += 1
             return None
         return annotated.object(found.label, found.box_xyxy, found.shape)
 
@@ -223,7 +233,7 @@ def _cvat(file: Path, options: ReadRequest) -> Iterator[ToolImage]:
         name = image.get("name", "")
         size = image.get("width"), image.get("height")
         items = [item for item in image if item.get("label") and item.tag != "tag"]
-        yield ToolImage(name, (name,), size, items, _cvat_object)
+        yield ToolImage(name, (name,), size, items, _cvat_object, image.get("subset", ""))
 
 
 def _cvat_object(item: ElementTree.Element, size_wh: tuple[int, int]) -> ToolObject | None:

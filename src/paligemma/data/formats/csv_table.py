@@ -72,6 +72,9 @@ class CsvReader:
         for number, row in rows:
             by_image.setdefault(row[columns.image].strip(), []).append((number, row))
         tally: Counter[str] = Counter()
+        for other in header:
+            if other in _IMAGE and other != columns.image:
+                tally[f"column {other} was not used, as the images are in {columns.image}"] = 1
         root = path if path.is_dir() else path.parent
         folders = [options.images] if options.images else [file.parent, root / "images", root]
         reading = _Reading(
