@@ -57,8 +57,8 @@ def evaluate(
     predictor = loading.load()
     bad: Sequence[BadRecord] = ()
     if options.folder is None:
-        eval_set, bad = skip_unusable(predictor, eval_set, options, options)
         eval_set = eval_set.asked_as(predictor.trained_on, options)
+        eval_set, bad = skip_unusable(predictor, eval_set, options, options)
     else:
         eval_set = _benchmark(
             options.data, options.folder, options.split, predictor.processor.resolution

@@ -171,9 +171,12 @@ class EvalSet:
         """Without images in which there is nothing to ask for."""
         if self.ask != "present":
             return self
-        kept = [record for record in self.records if record.prefix or record.objects != ()]
+        kept: Sequence[Record] = [r for r in self.records if r.prefix or r.objects != ()]
         if len(kept) == len(self.records):
             return self
+        if isinstance(self.records, Records):  # which knows bad records too
+            ids = {record.record_id for record in kept}
+            kept = self.records.part(ids | {bad.record_id for bad in self.records.skipped})
         note = f"images without an object, left out: {len(self.records) - len(kept)}"
         return replace(self, records=kept, notes=(*self.notes, note))
 
