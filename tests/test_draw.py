@@ -22,6 +22,7 @@ def detection(label: str, box: tuple[float, float, float, float]) -> Detection:
         box_xyxy=box,
         box_normalized_xyxy=(0, 0, 1, 1),
         score=0.87,
+        existence_score=1.0,
         coordinate_score=0.9,
         label_score=0.9,
     )

@@ -34,6 +34,7 @@ CAT = Detection(
     box_xyxy=(64.0, 48.0, 320.0, 240.0),
     box_normalized_xyxy=(0.1, 0.1, 0.5, 0.5),
     score=0.9,
+    existence_score=1.0,
     coordinate_score=0.81,
     label_score=1.0,
 )

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 
+from paligemma.config import NUM_LOC_TOKENS
 from paligemma.engine.beam import beam_search
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.image_cache import ImageCache, KeyedImage
@@ -46,6 +47,7 @@ from paligemma.results import (
     Detections,
     Generation,
     ImageReference,
+    RangeSummary,
     Segments,
     StopReason,
 )
@@ -354,6 +356,7 @@ class Answer:
         self._stream = stream
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
+        self._summaries: list[RangeSummary | None] = []
         self._top_logprobs: list[tuple[TopLogprob, ...]] = []
         self._text: TextStream | None = None
         if query.task is None or stream:
@@ -374,6 +377,7 @@ class Answer:
             eos_id=tokenizer.eos_id,
             sampler=query.sampler,
             row_number=query.sample_index,
+            summarized_ids=range(tokenizer.loc_offset, tokenizer.loc_offset + NUM_LOC_TOKENS),
             num_top_logprobs=query.num_top_logprobs,
             should_stop=_stop_check(query, tokenizer),
             constraint=tokenized.grammar,
@@ -406,6 +410,7 @@ class Answer:
             return None
         self._token_ids.append(event.token_id)
         self._logprobs.append(event.logprob)
+        self._summaries.append(event.summary)
         self._top_logprobs.append(event.top_logprobs)
         if self._text is not None and event.token_id != self._tokenizer.eos_id:
             self._text.push(event.token_id)
@@ -414,7 +419,7 @@ class Answer:
         assert self._text is not None
         complete = None
         if self._objects is not None:
-            complete = self._objects.push(event.token_id, event.logprob)
+            complete = self._objects.push(event.token_id, event.logprob, event.summary)
         return Update(
             text=self._text.take(),
             token_ids=(event.token_id,),
@@ -452,6 +457,7 @@ class Answer:
             logprobs=tuple(self._logprobs),
             stop_reason=stop_reason,
             notes=self._notes,
+            locations=tuple(self._summaries),
         )
         if self._task is None:
             return generation
@@ -762,10 +768,11 @@ def _search(answer: Answer, model: PaliGemma, cache: ImageCache, num_beams: int)
         max_new_tokens=request.max_new_tokens,
         eos_id=request.eos_id,
         image_tokens=cache.encode(request.images, model) if request.images else None,
+        summarized_ids=request.summarized_ids or range(0),
     )
     event = Event(request_id=0, token_id=None, logprob=None, stop_reason=None, error=None)
-    for token_id, logprob in zip(row.token_ids, row.logprobs, strict=True):
-        answer.push(replace(event, token_id=token_id, logprob=logprob))
+    for token_id, logprob, summary in zip(row.token_ids, row.logprobs, row.summaries, strict=True):
+        answer.push(replace(event, token_id=token_id, logprob=logprob, summary=summary))
     return replace(event, stop_reason=row.stop_reason)
 
 

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,15 @@ def _to_json_value(value: Any) -> Any:
     return value
 
 
+class RangeSummary(NamedTuple):
+    """The model's distribution over a range of token ids, where it chose one of them."""
+
+    probability: float
+    """Of the whole range; 1.0 where the grammar allowed nothing else."""
+    quantiles: tuple[int, ...]
+    """Ids that divide the distribution over the range into parts that are as likely."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Generation(Result):
     """The raw output of the model. `token_ids` includes the final EOS, if there is one."""
@@ -100,6 +109,13 @@ class Generation(Result):
     stop_reason: StopReason
     notes: tuple[str, ...] = ()
     """What to know about the prompt, such as that it is not quite the one of a task."""
+    locations: tuple[RangeSummary | None, ...] = ()
+    """For each location token, the distribution that it was chosen from; None for other tokens."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        del values["locations"]
+        return values
 
     def __str__(self) -> str:
         return self.text
@@ -177,9 +193,14 @@ class Detection(Result):
     box_normalized_xyxy: BoxXyxy
     """The same box as fractions of the image's width and height, 0 to 1."""
     score: float
-    coordinate_score: float
+    """The probability that the object is right: the product of the following three."""
+    existence_score: float
+    """The probability that there is such an object: that the list goes on."""
     label_score: float
-    """1.0 when the model wrote no label; `score` then equals `coordinate_score`."""
+    """The probability of the label; 1.0 when the model wrote none."""
+    coordinate_score: float
+    """The probability that the box overlaps the object's box by an IoU of at least 0.5. NaN, as
+    `score`, where only the text of an answer is known."""
 
     @property
     def unsure(self) -> bool:

@@ -117,6 +117,7 @@ class StandIn:
                 box_xyxy=box,
                 box_normalized_xyxy=(0.0, 0.0, 1.0, 1.0),
                 score=score,
+                existence_score=1.0,
                 coordinate_score=score,
                 label_score=score,
             )
@@ -133,6 +134,7 @@ class StandIn:
             box_xyxy=(5.0, 5.0, 15.0, 10.0),
             box_normalized_xyxy=(0.125, 0.25, 0.375, 0.5),
             score=0.5,
+            existence_score=1.0,
             coordinate_score=0.5,
             label_score=0.5,
             mask=mask,

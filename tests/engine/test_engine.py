@@ -811,3 +811,31 @@ def test_rows_of_different_seeds_are_chosen_in_one_go(
     assert len(samplers) == 4, "one choice a step"
     assert all(close(one, other) for one, other in zip(together, alone, strict=True))
     assert len({row.token_ids for row in together}) > 1
+
+
+def test_a_token_of_the_range_comes_with_its_distribution(model: WatchedModel) -> None:
+    """Quantiles and the range's probability, against the whole distribution of the same step."""
+    (request,) = build(model, [Row(images=(0,))], max_new_tokens=12)
+    token_id = engine_of(model).run([request])[0].token_ids[3]
+    ids = range(max(0, token_id - 10), token_id + 10)
+    seen: list[Tensor] = []
+    model.after_decode = lambda token_ids, logits: seen.append(logits[0])
+    engine = engine_of(model)
+    engine.add(replace(request, summarized_ids=ids))
+    events = [event for step in finish(engine) for event in step][1:]
+    summaries = [event.summary for event in events]
+    assert any(summaries)
+    for event, logits in zip(events, seen, strict=True):
+        if event.token_id not in ids:
+            assert event.summary is None
+            continue
+        probabilities = torch.softmax(logits.double(), dim=0)[ids.start : ids.stop]
+        total = float(probabilities.sum())
+        assert event.summary is not None
+        assert event.summary.probability == pytest.approx(total, abs=1e-5)
+        before = (probabilities.cumsum(0) / total - probabilities / total).tolist()
+        up_to = (probabilities.cumsum(0) / total).tolist()
+        for index, quantile in enumerate(event.summary.quantiles):
+            level = (index + 0.5) / len(event.summary.quantiles)
+            place = quantile - ids.start
+            assert before[place] - 1e-5 <= level <= up_to[place] + 1e-5

@@ -32,7 +32,6 @@ from paligemma.evals.reliability import (
     reliability,
 )
 from paligemma.results import Detection, Detections
-from paligemma.tasks.objects import mean_probability, object_score
 
 TEMPERATURE, BIAS = 0.25, 3.0
 BOX = (0.0, 0.0, 10.0, 10.0)
@@ -169,6 +168,7 @@ def detection(score: float) -> Detection:
         box_xyxy=(0, 0, 5, 5),
         box_normalized_xyxy=(0, 0, 0.5, 0.5),
         score=score,
+        existence_score=1.0,
         coordinate_score=score,
         label_score=score,
     )
@@ -208,14 +208,15 @@ def box_pictures(count: int = 60) -> tuple[list[list[FoundObject]], list[Referen
         guesses = []
         for box, label in (((10, 10, 30, 30), 0.6), ((60, 60, 90, 90), 0.5)):
             place = np.log(rng.uniform(0.1, 0.9, 4)).tolist()
-            score = object_score(mean_probability(place), label, has_label=True)
+            factors = (1.0, label, float(rng.uniform(0.1, 0.9)))
             guesses.append(
                 FoundObject(
                     label="cat",
                     box_xyxy=box,
-                    score=score,
+                    score=math.prod(factors),
                     coordinate_logprobs=tuple(place),
                     label_logprobs=(math.log(label),),
+                    factors=factors,
                 )
             )
         found.append(guesses)
@@ -227,11 +228,11 @@ def test_the_formula_that_knows_wins_and_the_one_in_use_differs_by_nothing() -> 
     found, known = box_pictures()
     rows = {row.name: row for row in compare_formulas(found, known, num_resamples=50)}
     assert rows.keys() == FORMULAS.keys()
-    assert rows["label only"].box_map == pytest.approx(1.0)
-    assert rows["label only"].interval is not None
-    assert rows["label only"].interval.low > 0
-    assert rows["box only"].difference < 0
-    same = rows["geometric mean"]
+    assert rows["label"].box_map == pytest.approx(1.0)
+    assert rows["label"].interval is not None
+    assert rows["label"].interval.low > 0
+    assert rows["coordinates"].difference < 0
+    same = rows["existence * label * coordinates"]
     assert same.difference == pytest.approx(0.0, abs=1e-12)
     assert same.interval is not None
     assert max(abs(same.interval.low), abs(same.interval.high)) < 1e-12
@@ -239,7 +240,7 @@ def test_the_formula_that_knows_wins_and_the_one_in_use_differs_by_nothing() -> 
 
 def test_formulas_need_the_tokens_probabilities() -> None:
     bare = FoundObject(label="cat", box_xyxy=(0, 0, 1, 1), score=0.5)
-    with pytest.raises(DataError, match="no log-probabilities"):
+    with pytest.raises(DataError, match="no factors"):
         compare_formulas([[bare]], [ReferenceImage(size_wh=(9, 9), objects=())])
 
 

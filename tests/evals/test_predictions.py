@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,11 @@ def test_log_probabilities_of_tokens_give_the_parts_of_the_score(
     assert len(found) > 0
     for mine, own in zip(answer.objects, found, strict=True):
         assert len(mine.coordinate_logprobs) == 4
-        mean = torch.tensor(mine.coordinate_logprobs).mean().exp().item()
-        assert mean == pytest.approx(own.coordinate_score, rel=1e-4)
-        mean = torch.tensor(mine.label_logprobs).mean().exp().item()
-        assert mean == pytest.approx(own.label_score, rel=1e-4)
+        probability = torch.tensor(mine.label_logprobs).sum().exp().item()
+        assert probability == pytest.approx(own.label_score, rel=1e-4)
+        factors = (own.existence_score, own.label_score, own.coordinate_score)
+        assert mine.factors == pytest.approx(factors, rel=1e-4)
+        assert mine.score == pytest.approx(math.prod(factors), rel=1e-4)
 
 
 def test_a_line_says_everything() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from paligemma.processor.image import ImageTransform
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.results import Detection, Generation, StopReason
+from paligemma.results import Detection, Generation, RangeSummary, StopReason
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.segment import SegmentTask
@@ -24,16 +24,30 @@ def grow(
 ) -> list[Detection]:
     growing = ObjectStream(task, tokenizer, context)
     found = [
-        growing.push(token_id, logprob)
-        for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=True)
+        growing.push(token_id, logprob, location)
+        for token_id, logprob, location in zip(
+            answer.token_ids, answer.logprobs, answer.locations, strict=True
+        )
     ]
     return [one for one in [*found, growing.finish(answer.stop_reason)] if one is not None]
 
 
-def answer_of(ids: list[int], stop_reason: StopReason, seed: int = 0) -> Generation:
+def answer_of(
+    ids: list[int], tokenizer: Tokenizer, stop_reason: StopReason, seed: int = 0
+) -> Generation:
     rng = random.Random(seed)
-    logprobs = tuple(-rng.random() for _ in ids)
-    return Generation(text="", token_ids=tuple(ids), logprobs=logprobs, stop_reason=stop_reason)
+    return Generation(
+        text="",
+        token_ids=tuple(ids),
+        logprobs=tuple(-rng.random() for _ in ids),
+        stop_reason=stop_reason,
+        locations=tuple(
+            RangeSummary(rng.random(), tuple(token_id + rng.randrange(-90, 90) for _ in range(8)))
+            if tokenizer.is_loc(token_id)
+            else None
+            for token_id in ids
+        ),
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -59,7 +73,7 @@ def test_what_is_told_is_what_the_parser_finds_in_the_whole(
     reason: StopReason = rng.choice(["eos", "length", "stop"])
     if reason == "eos":
         ids.append(tiny_tokenizer.eos_id)
-    answer = answer_of(ids, reason, seed)
+    answer = answer_of(ids, tiny_tokenizer, reason, seed)
     context = TaskContext(transform=TRANSFORM)
     for phrases in ("cat", "cat ; dog"):
         task = DetectTask.of(phrases)
@@ -80,7 +94,7 @@ def test_masks_come_with_their_boxes(tiny_tokenizer: Tokenizer) -> None:
         *tiny_tokenizer.tokenize_text(" ; "),
     ]
     two = [*box, *codes[::-1], *tiny_tokenizer.tokenize_text(" dog"), tiny_tokenizer.eos_id]
-    answer = answer_of([*one, *two], "eos")
+    answer = answer_of([*one, *two], tiny_tokenizer, "eos")
     whole = task.parse(answer, tiny_tokenizer, context)
     assert len(whole) == 2
     assert grow(task, tiny_tokenizer, context, answer) == list(whole.objects)
@@ -90,7 +104,9 @@ def test_a_box_is_told_before_the_next_is_whole(tiny_tokenizer: Tokenizer) -> No
     growing = ObjectStream(DetectTask.of("cat"), tiny_tokenizer, TaskContext(transform=TRANSFORM))
     box = [tiny_tokenizer.loc_offset + bin_ for bin_ in (400, 100, 600, 900)]
     tail = tiny_tokenizer.tokenize_text(" cat") + tiny_tokenizer.tokenize_text(" ; ")
-    assert [growing.push(token_id, -0.1) for token_id in (*box, *tail)] == [None] * (4 + len(tail))
-    found = growing.push(box[0], -0.1)
+    assert [growing.push(token_id, -0.1, None) for token_id in (*box, *tail)] == [None] * (
+        4 + len(tail)
+    )
+    found = growing.push(box[0], -0.1, None)
     assert found is not None
     assert found.label == "cat"

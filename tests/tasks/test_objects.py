@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paligemma.errors import PromptError
 from paligemma.processor.tokenizer import Tokenizer
-from paligemma.results import StopReason
+from paligemma.results import RangeSummary, StopReason
 from paligemma.tasks.objects import ParsedObjects, parse_objects, split_phrases
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
@@ -118,20 +118,46 @@ def test_bins_codes_and_spans_are_those_of_the_tokens(tokenizer: CharacterTokeni
     assert parsed.problems[0].token_span == (31, 32)
 
 
+def summaries(ids: list[int], tokenizer: CharacterTokenizer) -> list[RangeSummary | None]:
+    """The first coordinate is one of a range with probability 0.9; each is near in 3 of 4 cases."""
+    return [
+        RangeSummary(0.9, (token_id, token_id, token_id, token_id - 120))
+        if tokenizer.is_loc(token_id)
+        else None
+        for token_id in ids
+    ]
+
+
 def test_scores_come_from_the_tokens_they_speak_of(tokenizer: CharacterTokenizer) -> None:
-    ids = tokenizer.tokenize_text(f"{BOX}{SEGS} ab ; ")
-    logprobs = [math.log(0.5)] * 4 + [math.log(0.25)] * 16 + [math.log(0.125)] * 3 + [-9.0] * 3
-    (found,) = parse_objects(ids, logprobs, tokenizer).objects
-    assert found.coordinate_score == pytest.approx(0.5)
-    assert found.mask_score == pytest.approx(0.25)
+    ids = tokenizer.tokenize_text(f"{BOX} x ; {BOX}{SEGS} ab ; ")
+    logprobs = [-0.1] * 4 + [-5.0, -6.0] + [math.log(0.5), math.log(0.8), 0.0]
+    logprobs += [-3.0] * 4 + [math.log(0.25)] * 16 + [math.log(0.5)] * 3 + [-9.0] * 3
+    first, found = parse_objects(
+        ids, logprobs, tokenizer, locations=summaries(ids, tokenizer)
+    ).objects
+    assert first.existence_score == pytest.approx(0.9)
+    assert found.existence_score == pytest.approx(0.5 * 0.8 * 0.9)
     assert found.label_score == pytest.approx(0.125)
-    assert found.score == pytest.approx(math.sqrt(0.5 * 0.125))
+    assert found.mask_score == pytest.approx(0.25)
+    # One edge off by 120 of 256 leaves an IoU above 0.5; two do not.
+    assert 0 < found.coordinate_score == first.coordinate_score < 1
+    assert found.score == pytest.approx(0.36 * 0.125 * found.coordinate_score)
 
 
-def test_without_label_the_coordinates_alone_count(tokenizer: CharacterTokenizer) -> None:
-    (found,) = parse(f"{BOX} ; ", tokenizer).objects
+def test_without_label_the_box_alone_counts(tokenizer: CharacterTokenizer) -> None:
+    ids = tokenizer.tokenize_text(f"{BOX} ; ")
+    (found,) = parse_objects(
+        ids, [-0.5] * len(ids), tokenizer, locations=summaries(ids, tokenizer)
+    ).objects
     assert found.label_score == 1.0
-    assert found.score == found.coordinate_score == pytest.approx(math.exp(-0.5))
+    assert found.score == pytest.approx(0.9 * found.coordinate_score)
+
+
+def test_without_distributions_the_score_is_unknown(tokenizer: CharacterTokenizer) -> None:
+    (found,) = parse(f"{BOX} cat", tokenizer).objects
+    assert math.isnan(found.coordinate_score)
+    assert math.isnan(found.score)
+    assert found.label_score == pytest.approx(math.exp(-0.5 * 4))
 
 
 @given(st.data())
@@ -154,7 +180,13 @@ def test_e10_no_token_soup_breaks_the_parser(data: st.DataObject) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from([*pieces, "é", "\n"]), max_size=40)))
     stop: StopReason = data.draw(st.sampled_from(["eos", "stop", "length"]))
     generation = tokenizer.generation(text, stop)
-    parsed = parse_objects(generation.token_ids, generation.logprobs, tokenizer, stop_reason=stop)
+    parsed = parse_objects(
+        generation.token_ids,
+        generation.logprobs,
+        tokenizer,
+        locations=summaries(list(generation.token_ids), tokenizer),
+        stop_reason=stop,
+    )
     spans = [o.token_span for o in parsed.objects] + [p.token_span for p in parsed.problems]
     num_tokens = len(generation.token_ids)
     for start, end in spans:

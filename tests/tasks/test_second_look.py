@@ -279,6 +279,7 @@ def detections(
                 box_xyxy=(0, 0, 10, 10),
                 box_normalized_xyxy=(0, 0, 0.1, 0.1),
                 score=score,
+                existence_score=1.0,
                 coordinate_score=score,
                 label_score=label_score,
             )

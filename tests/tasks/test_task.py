@@ -7,7 +7,7 @@ import pytest
 from paligemma.errors import OptionError
 from paligemma.processor.image import ImageTransform
 from paligemma.tasks.detect import place_box
-from paligemma.tasks.objects import BoxYxyxBins, mean_probability, object_score
+from paligemma.tasks.objects import BoxYxyxBins, joint_probability, mean_probability
 from paligemma.tasks.task import LANGUAGES, check_language, read_scored_text
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
@@ -65,5 +65,8 @@ def test_probabilities_are_bounded() -> None:
     assert mean_probability([]) == 1.0
     assert mean_probability([1e-6]) == 1.0
     assert mean_probability([-math.inf, -0.1]) == 0.0
-    assert object_score(0.9, 0.4, has_label=True) == pytest.approx(0.6)
-    assert object_score(0.9, 1.0, has_label=False) == 0.9
+    assert joint_probability([math.log(0.5), math.log(0.5)]) == pytest.approx(0.25)
+    assert joint_probability([]) == 1.0
+    assert joint_probability([1e-6]) == 1.0
+    assert joint_probability([-math.inf, -0.1]) == 0.0
+    assert math.isnan(joint_probability([math.nan]))

@@ -61,8 +61,9 @@ if TYPE_CHECKING:
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 _SCORE_NOTE = (
-    "Scores rank objects; they are no probabilities. `paligemma eval DATA --calibrate` finds the "
-    "best --min-score for this model and images like yours, and --calibration applies it."
+    "A score is the model's own probability that box and label are right. How far to trust it "
+    "depends on the model: `paligemma eval DATA --calibrate` measures and corrects it for images "
+    "like yours, and --calibration applies that."
 )
 
 

@@ -5,34 +5,41 @@ as in big_vision's `beam_decode`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from paligemma.engine.generate import GeneratedRow, RowEnd
-from paligemma.engine.sampling import row_limits
+from paligemma.engine.sampling import row_limits, summarize_range
 from paligemma.errors import check_whole
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
+from paligemma.results import RangeSummary
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Beam:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    summaries: tuple[RangeSummary | None, ...] = ()  # without that of a final EOS
 
     @property
     def total(self) -> float:
         return sum(self.logprobs)
 
     def then(self, token_id: int, logprob: float) -> _Beam:
-        return _Beam(token_ids=(*self.token_ids, token_id), logprobs=(*self.logprobs, logprob))
+        return replace(
+            self, token_ids=(*self.token_ids, token_id), logprobs=(*self.logprobs, logprob)
+        )
 
     def ended(self, stop_reason: RowEnd) -> GeneratedRow:
         return GeneratedRow(
-            token_ids=self.token_ids, logprobs=self.logprobs, stop_reason=stop_reason
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            stop_reason=stop_reason,
+            summaries=(*self.summaries, None)[: len(self.token_ids)],
         )
 
 
@@ -45,11 +52,13 @@ def beam_search(
     max_new_tokens: int | Sequence[int],
     eos_id: int,
     image_tokens: Tensor | None = None,
+    summarized_ids: range = range(0),
 ) -> list[GeneratedRow]:
     """Return the best sequence of each row; rows are searched one after the other.
 
     A sequence that ended with EOS is preferred to one cut at `max_new_tokens` (one for all rows,
-    or one per row). One beam is greedy decoding. Raises OptionError for numbers below 1.
+    or one per row). One beam is greedy decoding. Where one of `summarized_ids` was chosen, the
+    distribution over them is summarized. Raises OptionError for numbers below 1.
     """
     check_whole("num_beams", beam_size)
     inputs = inputs.to(model.device)
@@ -57,7 +66,7 @@ def beam_search(
     if image_tokens is None and any(inputs.image_index):
         image_tokens = model.embed_images(inputs.required_pixel_values)
     return [
-        _search_row(model, inputs.row(row), beam_size, limit, eos_id, image_tokens)
+        _search_row(model, inputs.row(row), beam_size, limit, eos_id, image_tokens, summarized_ids)
         for row, limit in enumerate(limits)
     ]
 
@@ -69,6 +78,7 @@ def _search_row(
     max_new_tokens: int,
     eos_id: int,
     image_tokens: Tensor | None,
+    summarized_ids: range,
 ) -> GeneratedRow:
     kv_cache = KVCache(
         model.config.decoder,
@@ -104,10 +114,24 @@ def _search_row(
         # Totals only fall as sequences grow, so no survivor can overtake a better ended one.
         if best is not None and (not survivors or best.total >= survivors[0][1].total):
             return best.ended("eos")
-        beams = [beam for _, beam in survivors]
+        beams = _with_summaries(survivors, logits, summarized_ids)
         if num_done == max_new_tokens:
             break
         kv_cache.select_rows(torch.tensor([slot for slot, _ in survivors], device=model.device))
         last = torch.tensor([beam.token_ids[-1] for beam in beams], device=model.device)
         logits = model.decode_step(last, kv_cache)
     return best.ended("eos") if best is not None else beams[0].ended("length")
+
+
+def _with_summaries(
+    survivors: list[tuple[int, _Beam]], logits: Tensor, summarized_ids: range
+) -> list[_Beam]:
+    """Add to each beam what it was chosen from; its row of the logits comes first."""
+    beams = [beam for _, beam in survivors]
+    rows = logits[torch.tensor([row for row, _ in survivors], device=logits.device)]
+    last = [beam.token_ids[-1] for beam in beams]
+    summaries = summarize_range(rows, last, [None] * len(beams), summarized_ids)
+    return [
+        replace(beam, summaries=(*beam.summaries, summary))
+        for beam, summary in zip(beams, summaries, strict=True)
+    ]

@@ -36,6 +36,7 @@ from paligemma.engine.scheduler import Scheduler
 from paligemma.errors import OptionError, check_whole
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
+from paligemma.results import RangeSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Event:
     stop_reason: RequestEnd | None
     error: Exception | None
     top_logprobs: tuple[TopLogprob, ...] = ()
+    summary: RangeSummary | None = None
+    """Of the distribution over the request's `summarized_ids`, if the token is one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +362,7 @@ class Engine:
                 stop_reason=state.stop_reason,
                 error=state.error,
                 top_logprobs=() if token is None else token.top_logprobs,
+                summary=None if token is None else token.summary,
             )
         )
         if state.stop_reason is not None:

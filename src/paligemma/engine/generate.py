@@ -29,7 +29,7 @@ from paligemma.errors import NumericalError, OptionError
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
-from paligemma.results import Score
+from paligemma.results import RangeSummary, Score
 
 # B rows of the batch, V vocabulary, I images, P image tokens, D decoder width
 
@@ -68,6 +68,8 @@ class GeneratedRow:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stop_reason: RowEnd
+    summaries: tuple[RangeSummary | None, ...] = ()
+    """One per token, if they were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

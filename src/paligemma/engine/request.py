@@ -55,6 +55,8 @@ class Request:
     sampler: Sampling = GREEDY
     row_number: int = 0
     """Determines the row's randomness, together with the sampler's seed."""
+    summarized_ids: range | None = None
+    """Ids whose distribution is summarized wherever one of them is chosen."""
     num_top_logprobs: int = 0
     """Number of likeliest tokens to report for each token."""
     should_stop: Callable[[list[int]], bool] | None = None
@@ -94,6 +96,8 @@ class Request:
                 raise OptionError(f"{name} is {value!r}; it must be of type {kind.__name__}.")
         if not isinstance(self.sampler, Sampling):
             raise OptionError(f"sampler is {self.sampler!r}; it must be a Sampling.")
+        if not isinstance(self.summarized_ids, range | None):
+            raise OptionError(f"summarized_ids is {self.summarized_ids!r}; it must be a range.")
         if self.should_stop is not None and not callable(self.should_stop):
             raise OptionError(f"should_stop is {self.should_stop!r}; it must be callable.")
         if self.deadline is not None and (

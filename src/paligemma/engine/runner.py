@@ -16,11 +16,12 @@ from torch import Tensor
 from paligemma.adapters.bank import AdapterBank
 from paligemma.engine.image_cache import ImageCache, KeyedImage, RecentCache
 from paligemma.engine.request import PrefixKey, Request, RequestState, TopLogprob
-from paligemma.engine.sampling import choose_allowed, common_range, finite_rows
+from paligemma.engine.sampling import choose_allowed, common_range, finite_rows, summarize_range
 from paligemma.errors import OptionError, PromptError, counted
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
+from paligemma.results import RangeSummary
 
 # B rows of this pass, T positions of the longest, I images, P image tokens, D decoder width,
 # V vocabulary, or the part of it that logits were computed for
@@ -33,6 +34,7 @@ class ChosenToken(NamedTuple):
     logprob: float
     is_finite: bool
     top_logprobs: tuple[TopLogprob, ...]
+    summary: RangeSummary | None
 
 
 class Prefilled(NamedTuple):
@@ -261,8 +263,28 @@ def _choose_tokens(
         _top_logprobs(logits[row], state.request.num_top_logprobs, first_id)
         for row, state in enumerate(states)
     ]
-    columns = zip(token_ids, logprobs, is_finite, top_logprobs, strict=True)
+    summaries = _summaries(logits, states, token_ids, vocab_range)
+    columns = zip(token_ids, logprobs, is_finite, top_logprobs, summaries, strict=True)
     return [ChosenToken(*column) for column in columns]
+
+
+def _summaries(
+    logits: Tensor,
+    states: Sequence[RequestState],
+    token_ids: Sequence[int],
+    vocab_range: range | None,
+) -> list[RangeSummary | None]:
+    """Summarize for each row the distribution over its request's `summarized_ids`."""
+    summaries: list[RangeSummary | None] = [None] * len(states)
+    constraints = [state.constraint for state in states]
+    for ids in {state.request.summarized_ids for state in states}:
+        if ids is None:
+            continue
+        of_all = summarize_range(logits, token_ids, constraints, ids, vocab_range)
+        for row, state in enumerate(states):
+            if state.request.summarized_ids == ids:
+                summaries[row] = of_all[row]
+    return summaries
 
 
 def _top_logprobs(logits: Tensor, number: int, first_id: int) -> tuple[TopLogprob, ...]:

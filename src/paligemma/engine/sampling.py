@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import OptionError, check_whole
+from paligemma.results import RangeSummary
 
 # B batch, V vocabulary
 
@@ -202,6 +203,46 @@ def finite_rows(
             values = logits[row, ids.start - first_id : ids.stop - first_id]
             is_finite[row] = bool(values.isfinite().all())
     return is_finite
+
+
+_NUM_QUANTILES = 32
+
+
+def summarize_range(
+    logits: Tensor,
+    token_ids: Sequence[int],
+    constraints: Sequence[Constraint | None],
+    ids: range,
+    vocab_range: range | None = None,
+) -> list[RangeSummary | None]:
+    """Summarize the distributions over `ids` that chosen tokens come from; None for other tokens.
+
+    float32[B, V] logits as in `choose_allowed`. In a row that is constrained to one range, only
+    that range counts.
+    """
+    summaries: list[RangeSummary | None] = [None] * len(token_ids)
+    rows = [row for row, token_id in enumerate(token_ids) if token_id in ids]
+    if not rows:
+        return summaries
+    first_id = 0 if vocab_range is None else vocab_range.start
+    start, stop = max(ids.start, first_id), min(ids.stop, first_id + logits.shape[1])
+    chosen = logits[torch.tensor(rows, device=logits.device)]
+    part = chosen[:, start - first_id : stop - first_id].clone()
+    totals = torch.logsumexp(part, dim=1) - torch.logsumexp(chosen, dim=1)
+    shares = totals.exp().clamp(max=1.0).tolist()
+    for index, row in enumerate(rows):
+        constraint = constraints[row]
+        if constraint is not None and isinstance(allowed := constraint.allowed, range):
+            shares[index] = 1.0
+            part[index, : max(0, allowed.start - start)] = -math.inf
+            part[index, max(0, allowed.stop - start) :] = -math.inf
+    cumulative = torch.softmax(part, dim=1).cumsum(dim=1)
+    levels = (torch.arange(_NUM_QUANTILES, device=part.device) + 0.5) / _NUM_QUANTILES
+    columns = torch.searchsorted(cumulative, levels * cumulative[:, -1:])
+    columns = columns.clamp(max=part.shape[1] - 1) + start
+    for row, share, quantiles in zip(rows, shares, columns.tolist(), strict=True):
+        summaries[row] = RangeSummary(share, tuple(quantiles))
+    return summaries
 
 
 def mask_logits(logits: Tensor, allowed: Sequence[Allowed], first_id: int = 0) -> Tensor:

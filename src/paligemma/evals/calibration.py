@@ -36,7 +36,8 @@ from paligemma.results import Detection, Objects
 
 Subject = Literal["boxes", "answers"]
 
-_FORMAT = 1
+_FORMAT = 2
+"""1 was for scores that were no probabilities."""
 _MIN_EXAMPLES = 20
 
 ObjectsT = TypeVar("ObjectsT", bound=Objects[Any])
@@ -101,7 +102,7 @@ def load_calibration(path: str | Path) -> Calibration:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if values.pop("paligemma_calibration") != _FORMAT:
-            raise ValueError("another version")
+            raise ValueError("made for the scores of another version")
         for name in ("bins_before", "bins_after"):
             values[name] = tuple(Bin(**bin) for bin in values[name])
         values["held"] = None if values["held"] is None else Threshold(**values["held"])
@@ -177,25 +178,31 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
-Formula = Callable[[Sequence[float], Sequence[float]], float]
-"""Log-probabilities of the coordinates and of the label -> score."""
+Formula = Callable[[FoundObject], float]
+"""The score of an object from its factors, or from the log-probabilities of its tokens."""
 
 
 def _mean(logprobs: Sequence[float]) -> float:
     return math.fsum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
+def _tokens(found: FoundObject) -> tuple[float, ...]:
+    return (*found.coordinate_logprobs, *found.label_logprobs)
+
+
 FORMULAS: Mapping[str, Formula] = {
-    "geometric mean": lambda box, label: math.exp((_mean(box) + _mean(label)) / 2),
-    "all tokens": lambda box, label: math.exp(_mean([*box, *label])),
-    "product of tokens": lambda box, label: math.exp(math.fsum(box) + math.fsum(label)),
-    "label product, box mean": lambda box, label: math.exp(_mean(box) + math.fsum(label)),
-    "least token": lambda box, label: math.exp(min((*box, *label), default=0.0)),
-    "label only": lambda box, label: math.exp(_mean(label)),
-    "label product": lambda box, label: math.exp(math.fsum(label)),
-    "label, box to the 1/4": lambda box, label: math.exp(math.fsum(label) + _mean(box) / 4),
-    "box only": lambda box, label: math.exp(_mean(box)),
-    "box without its first": lambda box, label: math.exp((_mean(box[1:]) + _mean(label)) / 2),
+    "existence * label * coordinates": lambda found: math.prod(found.factors),
+    "label * coordinates": lambda found: math.prod(found.factors[1:]),
+    "existence * coordinates": lambda found: found.factors[0] * found.factors[2],
+    "existence * label": lambda found: math.prod(found.factors[:2]),
+    "existence": lambda found: found.factors[0],
+    "label": lambda found: found.factors[1],
+    "coordinates": lambda found: found.factors[2],
+    "geometric mean of tokens": lambda found: math.exp(_mean(_tokens(found))),
+    "product of tokens": lambda found: math.exp(math.fsum(_tokens(found))),
+    "likelihood of box, then label": lambda found: math.exp(
+        (_mean(found.coordinate_logprobs) + _mean(found.label_logprobs)) / 2
+    ),
 }
 """Alternative scores of a box, to compare with the one that `tasks/objects.py` computes."""
 
@@ -222,14 +229,14 @@ def compare_formulas(
 ) -> tuple[FormulaScore, ...]:
     """mAP over IoU 0.50:0.95 with each formula's scores, best first.
 
-    Raises DataError for an object without the log-probabilities of its tokens.
+    Raises DataError for an object without factors and log-probabilities.
     """
     objects = (found for image in predictions for found in image)
-    bare = next((found for found in objects if not found.coordinate_logprobs), None)
+    bare = next((found for found in objects if not found.factors), None)
     if bare is not None:
         raise DataError(
-            f"The object {bare.label!r} has no log-probabilities of its tokens, which formulas "
-            "need. Generate the predictions with this version."
+            f"The object {bare.label!r} has no factors, which formulas need."
+            " Generate the predictions with this version."
         )
     in_use = match_table(predictions, references).mean_average_precision
     base = in_use()
@@ -249,5 +256,4 @@ def compare_formulas(
 
 
 def _rescored(found: FoundObject, formula: Formula) -> FoundObject:
-    score = formula(found.coordinate_logprobs, found.label_logprobs)
-    return replace(found, score=min(1.0, score))
+    return replace(found, score=min(1.0, formula(found)))

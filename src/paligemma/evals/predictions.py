@@ -107,7 +107,7 @@ class Prediction:
         values["size_wh"] = tuple(values["size_wh"])
         values["problems"] = tuple(values["problems"])
         for item in values["objects"]:
-            for name in ("box_xyxy", "coordinate_logprobs", "label_logprobs"):
+            for name in ("box_xyxy", "coordinate_logprobs", "label_logprobs", "factors"):
                 item[name] = tuple(item.get(name, ()))
         values["objects"] = tuple(FoundObject(**item) for item in values["objects"])
         return cls(**values)
@@ -281,6 +281,7 @@ class _ListTask(_TextTask):
                     rle=rle,
                     coordinate_logprobs=coordinates,
                     label_logprobs=label,
+                    factors=(item.existence_score, item.label_score, item.coordinate_score),
                 )
             )
         return replace(

@@ -124,8 +124,10 @@ class DetectionResult(ResponseModel):
     box_xyxy: Box  # in pixels of the image
     box_normalized_xyxy: Box  # as fractions of the image's width and height
     score: float
-    coordinate_score: float
+    """The probability that the object is right: the product of the next three."""
+    existence_score: float
     label_score: float
+    coordinate_score: float
     unsure: bool
     """Whether the model would call the object something else."""
 

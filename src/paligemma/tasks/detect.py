@@ -120,7 +120,11 @@ def read_detections(
     referring expressions write no label; a single phrase is then used as the label.
     """
     parsed = parse_objects(
-        generated.token_ids, generated.logprobs, tokenizer, stop_reason=generated.stop_reason
+        generated.token_ids,
+        generated.logprobs,
+        tokenizer,
+        locations=generated.locations,
+        stop_reason=generated.stop_reason,
     )
     pairs: list[tuple[Detection, ParsedObject]] = []
     problems = list(parsed.problems)
@@ -139,8 +143,9 @@ def read_detections(
             box_xyxy=box,
             box_normalized_xyxy=box_normalized,
             score=item.score,
-            coordinate_score=item.coordinate_score,
+            existence_score=item.existence_score,
             label_score=item.label_score,
+            coordinate_score=item.coordinate_score,
         )
         pairs.append((detection, item))
     return pairs, problems

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from paligemma.results import Detection, Generation, Objects, StopReason
-from paligemma.tasks.objects import BoxYxyxBins, TokenReader, parse_objects
+from paligemma.results import Detection, Generation, Objects, RangeSummary, StopReason
+from paligemma.tasks.objects import BoxYxyxBins, TokenReader, parse_objects, separator_start
 from paligemma.tasks.task import Task, TaskContext
 
 
@@ -20,24 +20,27 @@ class ObjectStream:
         self._task = task
         self._tokenizer = tokenizer
         self._context = context
-        self._token_ids: list[int] = []  # of the current object, from its first location on
+        # Of the current object, from the separator before it on
+        self._token_ids: list[int] = []
         self._logprobs: list[float] = []
-        self._has_begun = False
+        self._locations: list[RangeSummary | None] = []
         self._in_locations = False
         self._seen: set[tuple[str, BoxYxyxBins]] = set()
 
-    def push(self, token_id: int, logprob: float) -> Detection | None:
+    def push(
+        self, token_id: int, logprob: float, location: RangeSummary | None
+    ) -> Detection | None:
         """Add a token; return the object that is complete now, if there is one."""
         completed = None
         is_location = self._tokenizer.is_loc(token_id)
         if is_location and not self._in_locations:
             completed = self._read("eos")
-            self._token_ids, self._logprobs = [], []
-            self._has_begun = True
+            start = separator_start(self._token_ids, len(self._token_ids), self._tokenizer)
+            del self._token_ids[:start], self._logprobs[:start], self._locations[:start]
         self._in_locations = is_location
-        if self._has_begun:
-            self._token_ids.append(token_id)
-            self._logprobs.append(logprob)
+        self._token_ids.append(token_id)
+        self._logprobs.append(logprob)
+        self._locations.append(location)
         return completed
 
     def finish(self, stop_reason: StopReason) -> Detection | None:
@@ -57,6 +60,7 @@ class ObjectStream:
                 token_ids=tuple(self._token_ids),
                 logprobs=tuple(self._logprobs),
                 stop_reason=stop_reason,
+                locations=tuple(self._locations),
             )
             objects: Objects[Any] = self._task.parse(piece, self._tokenizer, self._context)
             if objects:

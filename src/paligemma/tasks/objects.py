@@ -10,14 +10,17 @@ A box is (x1, y1, x2, y2) in fractions of the image's width and height; its toke
 the order y1, x1, y2, x2. Bins follow big_vision (`pp/proj/paligemma`): round(v * 1023), read back
 as bin / 1023. Other parsers divide by 1024, which differs by at most 0.1 % of a side.
 
-How scores are computed from log-probabilities:
+The score of an object is the probability that it is right: that there is such an object, that the
+label is its name, and that the box overlaps its box by an IoU of at least 0.5.
 
-    p(tokens)        = exp(mean of their log-probabilities), a geometric mean
-    text             p(all tokens, including the final EOS)
-    coordinate_score p(the 4 location tokens)
-    label_score      p(the label's tokens), 1 without a label
-    score            sqrt(coordinate_score * label_score), coordinate_score without a label
-    mask_score       p(the 16 mask tokens), not part of `score`
+    existence_score  P(the list goes on): of the separator before the object, and of any location
+                     token where its first one was chosen
+    label_score      P(the label's tokens), 1 without a label
+    coordinate_score P(IoU >= 0.5), from the distributions over the bins of the four coordinates;
+                     see `box_confidence.py`
+    score            the product of these three
+    mask_score       exp(mean log-probability of the 16 mask tokens), not part of `score`
+    score of a text  exp(mean log-probability of all its tokens, including the final EOS)
 
 With grammar-constrained decoding, the probability of a location or mask token is relative to the
 allowed ones, and that of every other token relative to the whole vocabulary, so a label that was
@@ -33,11 +36,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from paligemma.config import NUM_CODES_PER_MASK, NUM_LOC_TOKENS
 from paligemma.errors import InputError, PromptError
-from paligemma.results import BoxXyxy, Problem, StopReason, one_line
+from paligemma.results import BoxXyxy, Problem, RangeSummary, StopReason, one_line
+from paligemma.tasks.box_confidence import box_confidence
 
 BoxYxyxBins = tuple[int, int, int, int]
 _LAST_BIN = NUM_LOC_TOKENS - 1
@@ -93,13 +97,13 @@ def mean_probability(logprobs: Sequence[float]) -> float:
     return math.exp(min(math.fsum(logprobs) / len(logprobs), 0.0))
 
 
-def object_score(coordinate_score: float, label_score: float, *, has_label: bool) -> float:
-    """Combine both scores of a box into one, as the module docstring defines it.
+def joint_probability(logprobs: Sequence[float]) -> float:
+    """Return exp(sum(logprobs)), at most 1; 1 for no tokens, NaN for unknown ones.
 
-    >>> round(object_score(0.9, 0.4, has_label=True), 6)
-    0.6
+    >>> round(joint_probability([math.log(0.5), math.log(0.125)]), 6)
+    0.0625
     """
-    return math.sqrt(coordinate_score * label_score) if has_label else coordinate_score
+    return math.exp(min(math.fsum(logprobs), 0.0))
 
 
 SEPARATOR = " ; "
@@ -128,8 +132,9 @@ class ParsedObject:
     box_yxyx_bins: BoxYxyxBins
     seg_codes: tuple[int, ...]  # 16 mask codes, or none
     score: float
-    coordinate_score: float
+    existence_score: float
     label_score: float
+    coordinate_score: float
     mask_score: float
     token_span: tuple[int, int]
 
@@ -213,9 +218,12 @@ def parse_objects(
     logprobs: Sequence[float],
     tokenizer: TokenReader,
     *,
+    locations: Sequence[RangeSummary | None] = (),
     stop_reason: StopReason = "eos",
 ) -> ParsedObjects:
-    """Parse the objects of an output; `logprobs` has one value per id.
+    """Parse the objects of an output; `logprobs` and `locations` have one value per id.
+
+    Without `locations`, how certain the boxes are is not known, and neither is the score.
 
     `<loc0256><loc0000><loc0512><loc1023> cat ; <loc0001>` with stop_reason "length" gives one
     object, cat, and one problem of kind "cut".
@@ -241,7 +249,8 @@ def parse_objects(
     for start, end in itertools.pairwise(bounds):
         piece = _read_piece(ids, start, end, tokenizer)
         is_cut = stop_reason == "length" and end == len(ids)
-        parsed = _to_object(piece, logprobs, is_cut=is_cut)
+        scores = _scores(piece, ids, logprobs, locations, tokenizer)
+        parsed = _to_object(piece, scores, is_cut=is_cut)
         if isinstance(parsed, Problem):
             problems.append(parsed)
         elif (parsed.label, parsed.box_yxyx_bins) in seen:
@@ -335,7 +344,46 @@ def _count_tokens(ids: list[int], num_characters: int, tokenizer: TokenReader) -
     )
 
 
-def _to_object(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> ParsedObject | Problem:
+def separator_start(ids: Sequence[int], end: int, tokenizer: TokenReader) -> int:
+    """Return where the separator begins that ends at this index; the index itself without one."""
+    start = end
+    while start and tokenizer.detokenize([ids[start - 1]]).strip() in ("", SEPARATOR.strip()):
+        start -= 1
+    return start
+
+
+class _Scores(NamedTuple):
+    existence: float
+    label: float
+    coordinate: float
+    mask: float
+
+
+def _scores(
+    piece: _Piece,
+    ids: list[int],
+    logprobs: Sequence[float],
+    locations: Sequence[RangeSummary | None],
+    tokenizer: TokenReader,
+) -> _Scores:
+    """Return the scores of a piece, as the module docstring defines them."""
+    first = separator_start(ids, piece.start, tokenizer)
+    existence = joint_probability(logprobs[first : piece.start])
+    coordinate = math.nan
+    summaries = [item for item in locations[piece.start : piece.locs_end] if item is not None]
+    if len(summaries) == len(piece.bins) == NUM_LOCS:
+        existence *= summaries[0].probability
+        edges = [[id_ - tokenizer.loc_offset for id_ in item.quantiles] for item in summaries]
+        coordinate = box_confidence(piece.bins, edges)
+    return _Scores(
+        existence=existence,
+        label=joint_probability(logprobs[piece.segs_end : piece.label_end]),
+        coordinate=coordinate,
+        mask=mean_probability(logprobs[piece.segs_end - len(piece.codes) : piece.segs_end]),
+    )
+
+
+def _to_object(piece: _Piece, scores: _Scores, *, is_cut: bool) -> ParsedObject | Problem:
     """Return the object or its problem; `is_cut` if generation stopped at the piece's end."""
     num_locs, num_codes = len(piece.bins), len(piece.codes)
     problem = None
@@ -355,16 +403,15 @@ def _to_object(piece: _Piece, logprobs: Sequence[float], *, is_cut: bool) -> Par
         return Problem(kind="malformed", detail=problem, token_span=piece.span)
 
     y1, x1, y2, x2 = piece.bins
-    coordinate_score = mean_probability(logprobs[piece.start : piece.locs_end])
-    label_score = mean_probability(logprobs[piece.segs_end : piece.label_end])
     return ParsedObject(
         label=piece.label,
         box_yxyx_bins=(y1, x1, y2, x2),
         seg_codes=piece.codes,
-        score=object_score(coordinate_score, label_score, has_label=bool(piece.label)),
-        coordinate_score=coordinate_score,
-        label_score=label_score,
-        mask_score=mean_probability(logprobs[piece.segs_end - num_codes : piece.segs_end]),
+        score=scores.existence * scores.label * scores.coordinate,
+        existence_score=scores.existence,
+        label_score=scores.label,
+        coordinate_score=scores.coordinate,
+        mask_score=scores.mask,
         token_span=piece.span,
     )
 

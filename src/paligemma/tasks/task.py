@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from paligemma.errors import OptionError
-from paligemma.results import BoxXyxy, StopReason, Text
+from paligemma.results import BoxXyxy, RangeSummary, StopReason, Text
 from paligemma.tasks.object_grammar import ObjectList, TokenWriter
 from paligemma.tasks.objects import TokenReader, before_eos, mean_probability
 
@@ -40,6 +40,8 @@ class Generated(Protocol):
     def token_ids(self) -> Sequence[int]: ...
     @property
     def logprobs(self) -> Sequence[float]: ...
+    @property
+    def locations(self) -> Sequence[RangeSummary | None]: ...
     @property
     def stop_reason(self) -> StopReason: ...
 

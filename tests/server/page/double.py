@@ -271,8 +271,9 @@ def detection(label: str, box: tuple[float, float, float, float], score: float) 
         box_xyxy=tuple(384 * edge for edge in box),  # type: ignore[arg-type]
         box_normalized_xyxy=box,
         score=score,
-        coordinate_score=score**2 / 0.98,
+        existence_score=1.0,
         label_score=0.98,
+        coordinate_score=score / 0.98,
     )
 
 

@@ -130,6 +130,8 @@ class FoundObject:
     coordinate_logprobs: tuple[float, ...] = field(default=(), repr=False)
     """Log-probabilities of the four location tokens, for comparing formulas of scores."""
     label_logprobs: tuple[float, ...] = field(default=(), repr=False)
+    factors: tuple[float, ...] = field(default=(), repr=False)
+    """The scores of existence, label and coordinates, whose product is the score."""
 
 
 @dataclass(frozen=True, kw_only=True)

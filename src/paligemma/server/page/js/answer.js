@@ -7,8 +7,7 @@ import { colorOf, css, isUnsure, Overlay, scoreText } from "./overlay.js";
 import { save, SAVES } from "./saves.js";
 
 const SCORE_HINT =
-  "How sure the model was. Compare scores with each other, not with 1: a sure model still " +
-  "spreads its belief over neighboring places.";
+  "How likely it is, by the model's own account, that the label and the box are right.";
 
 export class AnswerView {
   /** `remedy(view, name)` is called when the person picks what is offered after an error. */
@@ -222,18 +221,12 @@ export class AnswerView {
   filters() {
     const place = element("div", { class: "filters" });
     if (!this.objects.length) return place;
-    // Uncalibrated scores are small numbers: the slider ends just above the best of them, so that
-    // it can hide every object. Scores like probabilities get the whole range.
-    const best = Math.max(...this.objects.map((object) => object.score));
-    const step = best < 0.05 ? 0.001 : 0.01;
-    const digits = best < 0.05 ? 3 : 2;
-    const most = best > 0.5 ? 1 : ((Math.floor(best / step + 1e-9) + 1) * step).toFixed(digits);
     const id = `threshold-${this.section.id}`;
-    const value = element("output", { for: id }, (0).toFixed(digits));
-    const slider = element("input", { id, type: "range", min: 0, max: most, step, value: 0 });
+    const value = element("output", { for: id }, "0.00");
+    const slider = element("input", { id, type: "range", min: 0, max: 1, step: 0.01, value: 0 });
     slider.addEventListener("input", () => {
       this.least = Number(slider.value);
-      value.textContent = this.least.toFixed(digits);
+      value.textContent = this.least.toFixed(2);
       this.filter();
       this.state.textContent = this.summary();
     });
