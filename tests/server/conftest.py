@@ -24,6 +24,7 @@ from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
 from tests.server.faults import Faults, FaultyService
 from tests.server.server_process import ServerProcess
+from tests.server.serving import patient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -57,7 +58,8 @@ def ready_service(
 
     Its cache takes 400 MB with the usual limits, so no service should live longer than its tests.
     """
-    service = FaultyService(lambda: mini, name="mini", limits=limits, faults=Faults(plan))
+    faults = Faults(plan)
+    service = FaultyService(lambda: mini, name="mini", limits=patient(limits), faults=faults)
     service.start()
     try:
         asyncio.run(service.wait_until_ready())

@@ -62,7 +62,18 @@ class ServerProcess:
         self._level: Level | None = None
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *program, "serve", "--port", "0", *options],
+                # A slow machine refuses nothing for its slowness.
+                [
+                    sys.executable,
+                    "-m",
+                    *program,
+                    "serve",
+                    "--port",
+                    "0",
+                    "--limit",
+                    "max_wait_seconds=60",
+                    *options,
+                ],
                 cwd=Path(__file__).parents[2],
                 stdout=log,
                 stderr=log,

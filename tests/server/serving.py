@@ -12,6 +12,7 @@ import io
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,14 @@ def slow(seconds: float = 0.02) -> Faults:
     return faults
 
 
+def patient(limits: Limits | None) -> Limits:
+    """The limits, unless a test sets another wait, without refusing work on a slow machine."""
+    limits = limits or Limits()
+    if limits.max_wait_seconds != Limits().max_wait_seconds:
+        return limits
+    return replace(limits, max_wait_seconds=60.0)
+
+
 @contextlib.asynccontextmanager
 async def serving(
     served: Predictor | Loaded,
@@ -70,7 +79,7 @@ async def serving(
     threads_before = threading.active_count()
     faults = faults or Faults()
     service = FaultyService(
-        lambda: served, name="tiny", limits=limits, faults=faults, clock=clock, **options
+        lambda: served, name="tiny", limits=patient(limits), faults=faults, clock=clock, **options
     )
     service.start()
     try:
