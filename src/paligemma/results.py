@@ -197,7 +197,7 @@ class Detection(Result):
     existence_score: float
     """The probability that there is such an object: that the list goes on."""
     label_score: float
-    """The probability of the label; 1.0 when the model wrote none."""
+    """The probability of the label; exactly 1.0 only when the model wrote none."""
     coordinate_score: float
     """The probability that the box overlaps the object's box by an IoU of at least 0.5. NaN, as
     `score`, where only the text of an answer is known."""

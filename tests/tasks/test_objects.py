@@ -153,6 +153,12 @@ def test_without_label_the_box_alone_counts(tokenizer: CharacterTokenizer) -> No
     assert found.score == pytest.approx(0.9 * found.coordinate_score)
 
 
+def test_a_certain_label_can_be_told_from_none(tokenizer: CharacterTokenizer) -> None:
+    ids = tokenizer.tokenize_text(f"{BOX} cat")
+    (found,) = parse_objects(ids, [0.0] * len(ids), tokenizer).objects
+    assert 1 - 1e-12 < found.label_score < 1.0
+
+
 def test_without_distributions_the_score_is_unknown(tokenizer: CharacterTokenizer) -> None:
     (found,) = parse(f"{BOX} cat", tokenizer).objects
     assert math.isnan(found.coordinate_score)

@@ -45,6 +45,7 @@ from paligemma.tasks.box_confidence import box_confidence
 
 BoxYxyxBins = tuple[int, int, int, int]
 _LAST_BIN = NUM_LOC_TOKENS - 1
+_ALMOST_ONE = math.nextafter(1.0, 0.0)
 
 
 def encode_box(box_normalized_xyxy: BoxXyxy) -> BoxYxyxBins:
@@ -377,10 +378,15 @@ def _scores(
         coordinate = box_confidence(piece.bins, edges)
     return _Scores(
         existence=existence,
-        label=joint_probability(logprobs[piece.segs_end : piece.label_end]),
+        label=_label_probability(logprobs[piece.segs_end : piece.label_end]),
         coordinate=coordinate,
         mask=mean_probability(logprobs[piece.segs_end - len(piece.codes) : piece.segs_end]),
     )
+
+
+def _label_probability(logprobs: Sequence[float]) -> float:
+    """Return 1 for no label alone, so that a label which is certain can be told from none."""
+    return min(joint_probability(logprobs), _ALMOST_ONE) if logprobs else 1.0
 
 
 def _to_object(piece: _Piece, scores: _Scores, *, is_cut: bool) -> ParsedObject | Problem:

@@ -232,7 +232,7 @@ export class AnswerView {
     });
     place.append(
       element("div", { class: "threshold" }, element("label", { for: id }, "Minimum score"), slider, value),
-      element("p", { class: "hint" }, "Scores rank the objects of an answer. They are not probabilities."),
+      element("p", { class: "hint" }, "A score is how likely the label and the box are right, by the model's own account."),
     );
     const group = element("div", { class: "toggles", role: "group", "aria-label": "Labels shown" });
     const labels = this.labels().filter((label) => this.objects.some((o) => o.label === label));

@@ -31,8 +31,8 @@ export function scoreText(score) {
 }
 
 /** Whether the model would give the object another name, or has drawn a box without a name. */
-export function isUnsure({ label, score, coordinate_score, label_score, unsure }) {
-  return unsure || (label !== "" && label_score === 1 && score === coordinate_score);
+export function isUnsure({ label, label_score, unsure }) {
+  return unsure || (label !== "" && label_score === 1);
 }
 
 /** The words on an object's tag. */
