@@ -91,6 +91,7 @@ def found(label: str, box: tuple[int, int, int, int], score: float = 0.5) -> Fou
         rle=mask_to_rle(mask(box)),
         coordinate_logprobs=(-1.0,) * 4,
         label_logprobs=(-0.5,),
+        factors=(1.0, 1.0, score),
     )
 
 

@@ -29,6 +29,7 @@ from mini.vocabulary import train_vocabulary
 from paligemma.errors import OptionError
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.results import RangeSummary
 from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
 from paligemma.tasks.task import Task, TaskContext
 
@@ -61,11 +62,17 @@ class Oracle:
         suffix = "" if self.mute else self._truth(image.name, task.prompt())
         token_ids = [*self.tokenizer.tokenize_text(suffix), self.tokenizer.eos_id]
         generated = SimpleNamespace(
-            token_ids=token_ids, logprobs=[-0.1] * len(token_ids), stop_reason="eos"
+            token_ids=token_ids,
+            logprobs=[-0.1] * len(token_ids),
+            locations=[self._certain(token_id) for token_id in token_ids],
+            stop_reason="eos",
         )
         transform = ImageTransform(source_wh=image.size_wh, resolution=160)
         context = TaskContext(transform=transform, mask_codec=self.codec)
         return task.parse(generated, self.tokenizer, context)
+
+    def _certain(self, token_id: int) -> RangeSummary | None:
+        return RangeSummary(1.0, (token_id,)) if self.tokenizer.is_loc(token_id) else None
 
     def _truth(self, name: str, prompt: str) -> str:
         source, number = name.split()

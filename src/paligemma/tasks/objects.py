@@ -16,8 +16,8 @@ label is its name, and that the box overlaps its box by an IoU of at least 0.5.
     existence_score  P(the list goes on): of the separator before the object, and of any location
                      token where its first one was chosen
     label_score      P(the label's tokens), 1 without a label
-    coordinate_score P(IoU >= 0.5), from the distributions over the bins of the four coordinates;
-                     see `box_confidence.py`
+    coordinate_score P(IoU >= 0.5), from the distributions over the bins of the four coordinates:
+                     `box_confidence`
     score            the product of these three
     mask_score       exp(mean log-probability of the 16 mask tokens), not part of `score`
     score of a text  exp(mean log-probability of all its tokens, including the final EOS)
@@ -36,16 +36,22 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from paligemma.config import NUM_CODES_PER_MASK, NUM_LOC_TOKENS
 from paligemma.errors import InputError, PromptError
 from paligemma.results import BoxXyxy, Problem, RangeSummary, StopReason, one_line
-from paligemma.tasks.box_confidence import box_confidence
 
 BoxYxyxBins = tuple[int, int, int, int]
 _LAST_BIN = NUM_LOC_TOKENS - 1
 _ALMOST_ONE = math.nextafter(1.0, 0.0)
+_MIN_IOU = 0.5
+_NEAR = 0.5  # of the box's height or width
+_NUM_SAMPLES = 256
 
 
 def encode_box(box_normalized_xyxy: BoxXyxy) -> BoxYxyxBins:
@@ -343,6 +349,56 @@ def _count_tokens(ids: list[int], num_characters: int, tokenizer: TokenReader) -
     return bisect.bisect_left(
         range(len(ids)), num_characters, key=lambda n: len(tokenizer.detokenize(ids[:n]))
     )
+
+
+def box_confidence(box_yxyx: Sequence[float], quantiles: Sequence[Sequence[float]]) -> float:
+    """Return P(IoU >= 0.5) of a box and one drawn from the distributions of its edges.
+
+    A model that draws boxes by sampling would draw others than this one. How often they overlap it
+    is the probability, by the model's own account, that it is where the object is. `quantiles` has
+    values of equal probability for each of y1, x1, y2, x2, in the unit of the box; edges are taken
+    as independent. Samples combine them at random but evenly (a Latin hypercube: McKay, Beckman and
+    Conover, Technometrics 21, 1979), and always in the same way.
+
+    The distribution of an edge also has mass at the edges of other objects that could have been
+    listed here. What is farther from the edge than half of the box's side belongs to those and does
+    not count.
+
+    >>> box_confidence((0, 0, 10, 10), [[0, 0], [0, 0], [10, 10], [4.9, 5.1]])
+    0.5
+    """
+    top, left, bottom, right = box_yxyx
+    near = _NEAR * max(bottom - top, 1.0), _NEAR * max(right - left, 1.0)
+    y1, x1, y2, x2 = (
+        _draw(edge, quantiles[side], near[side % 2], _positions()[side])
+        for side, edge in enumerate(box_yxyx)
+    )
+    heights = np.minimum(y2, bottom) - np.maximum(y1, top)
+    widths = np.minimum(x2, right) - np.maximum(x1, left)
+    overlap = heights.clip(min=0) * widths.clip(min=0)
+    areas = (y2 - y1).clip(min=0) * (x2 - x1).clip(min=0)
+    union = areas + (bottom - top) * (right - left) - overlap
+    return float((overlap >= _MIN_IOU * union).mean())
+
+
+def _draw(
+    edge: float, quantiles: Sequence[float], near: float, positions: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return float64[N]: the values near the edge at N positions, 0 to 1, in their distribution."""
+    values = np.asarray(quantiles, dtype=np.float64)
+    values = values[np.abs(values - edge) <= near]
+    if not len(values):
+        values = np.array([edge], dtype=np.float64)
+    chosen: npt.NDArray[np.float64] = values[(positions * len(values)).astype(np.int64)]
+    return chosen
+
+
+@cache
+def _positions() -> npt.NDArray[np.float64]:
+    """float64[4, N]: for each edge, N evenly spaced positions in an order of its own."""
+    rng = np.random.default_rng(0)
+    evenly = (np.arange(_NUM_SAMPLES) + 0.5) / _NUM_SAMPLES
+    return np.stack([rng.permutation(evenly) for _ in range(4)])
 
 
 def separator_start(ids: Sequence[int], end: int, tokenizer: TokenReader) -> int:
