@@ -4,6 +4,15 @@
 
     map50          COCO's average precision at IoU 0.5 of `detect`, asked for all kinds present
                    (None if no scene contains an object)
+    map            the same, averaged over IoU 0.50 to 0.95
+    box_iou        mean IoU of these boxes with those of the objects that they match: same label, in
+                   order of score, any overlap
+    boxes_50, boxes_75, boxes_90
+                   share of all objects matched with an IoU of at least 0.5, 0.75, 0.9
+    box_ece        expected calibration error of these boxes' scores: right is the label with an IoU
+                   of at least 0.5
+    box_auc        probability that a right box scores higher than a wrong one (None if all are
+                   right, or all wrong)
     caption_exact  share of captions that equal the truth exactly, per language
     count          share of correct answers to "how many ...?": each kind present, and one absent
     ocr_exact      share of scenes with words whose whole text is read correctly
@@ -44,10 +53,11 @@ from mini.scene import RESOLUTION, Scene, make_scene
 from mini.sheet import Sheet, SheetKind, make_sheet
 from mini.texts import SceneTexts
 from paligemma.cli.console import print_table, progress_bar
-from paligemma.data.overlap import mask_iou, match_boxes
+from paligemma.data.overlap import box_iou, mask_iou, match_boxes
 from paligemma.errors import OptionError, PaliGemmaError
 from paligemma.evals.metrics.detection import match_table
 from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject
+from paligemma.evals.reliability import box_outcomes, expected_calibration_error, reliability
 from paligemma.fast.weights import WeightsName
 from paligemma.loading import load
 from paligemma.predictor import Predictor
@@ -142,14 +152,13 @@ def evaluate(
                 texts.append(_text_matches(scene, answers["words"]))
         if on_progress is not None:
             on_progress(len(records), scenes)
-    map50 = match_table(predicted, true).mean_average_precision(thresholds=(0,))
     counts = [right for record in records for right in record["count_right"]]
     reads = [record["ocr"] == record["ocr_truth"] for record in records if record["ocr_truth"]]
     return {
         "model": predictor.name,
         "scenes": scenes,
         "seed": seed,
-        "map50": None if math.isnan(map50) else _rounded(map50),
+        **_scores_of_boxes(predicted, true),
         "caption_exact": {
             code: _share([r["captions"][code] == r["captions_truth"][code] for r in records])
             for code in language.LANGUAGES
@@ -165,6 +174,50 @@ def evaluate(
         **_scores_of_sheets(predictor, math.ceil(scenes / 4), seed, constrained),
         "records": records,
     }
+
+
+def _scores_of_boxes(
+    predicted: Sequence[Sequence[FoundObject]], true: Sequence[ReferenceImage]
+) -> dict[str, float | None]:
+    """Where the boxes are, and how far their scores can be trusted."""
+    table = match_table(predicted, true)
+    ious = [
+        iou for found, truth in zip(predicted, true, strict=True) for iou in _ious(found, truth)
+    ]
+    num_true = max(1, sum(len(truth.objects) for truth in true))
+    outcomes = box_outcomes(predicted, true)
+    scores, is_right = outcomes.scores, outcomes.correct == 1
+    right, wrong = scores[is_right][:, None], scores[~is_right][None]
+    wins = (right > wrong) + 0.5 * (right == wrong)
+    values = {
+        "map50": table.mean_average_precision(thresholds=(0,)),
+        "map": table.mean_average_precision(),
+        "box_iou": float(np.mean(ious)) if ious else math.nan,
+        **{
+            f"boxes_{share}": sum(iou >= share / 100 for iou in ious) / num_true
+            for share in (50, 75, 90)
+        },
+        "box_ece": expected_calibration_error(reliability(scores, outcomes.correct)),
+        "box_auc": float(wins.mean()) if wins.size else math.nan,
+    }
+    return {name: None if math.isnan(value) else _rounded(value) for name, value in values.items()}
+
+
+def _ious(found: Sequence[FoundObject], truth: ReferenceImage) -> list[float]:
+    """The IoU of every true box that is matched by one of the same label."""
+    ious = []
+    for label in sorted({thing.label for thing in truth.objects}):
+        boxes, true_boxes = (
+            np.asarray([o.box_xyxy for o in objects if o.label == label], dtype=np.float64)
+            for objects in (found, truth.objects)
+        )
+        scores = [one.score for one in found if one.label == label]
+        overlaps = box_iou(boxes.reshape(-1, 4), true_boxes)
+        matches = match_boxes(boxes.reshape(-1, 4), scores, true_boxes, 1e-9)
+        ious += [
+            float(overlaps[row, match]) for row, match in enumerate(matches) if match is not None
+        ]
+    return ious
 
 
 def _predict(

@@ -271,7 +271,7 @@ def test_calibration_is_of_boxes_where_there_are_some_and_is_written(
     assert found_calibration.ece_after < found_calibration.ece_before
     assert (tmp_path / "calibration.json").exists()
     assert (tmp_path / "reliability.svg").read_text().startswith("<svg")
-    assert {row.name for row in evaluation.formulas} > {"geometric mean", "label only"}
+    assert {row.name for row in evaluation.formulas} > {"coordinates", "label"}
 
 
 def test_metrics_that_do_not_fit_are_told(

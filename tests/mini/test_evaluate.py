@@ -114,7 +114,9 @@ def test_the_truth_gets_full_marks(oracle: Oracle, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(evaluate_module, "_CHUNK", 12)
     seen: list[tuple[int, int]] = []
     scores = evaluate(oracle, scenes=16, seed=SEED, on_progress=lambda *done: seen.append(done))  # type: ignore[arg-type]
-    assert scores["map50"] == 1.0
+    assert [scores[name] for name in ("map50", "map", "boxes_90")] == [1.0] * 3
+    assert scores["box_iou"] > 0.97  # the coordinates' rounding
+    assert scores["box_auc"] is None
     assert scores["caption_exact"] == dict.fromkeys(LANGUAGES, 1.0)
     assert (scores["count"], scores["ocr_exact"]) == (1.0, 1.0)
     assert (scores["matched_masks"], scores["unparsable"]) == (1.0, 0)
@@ -135,6 +137,7 @@ def test_silence_gets_none(oracle: Oracle) -> None:
     scores = evaluate(silent, scenes=8, seed=SEED, constrained=False)  # type: ignore[arg-type]
     assert silent.constrained == [False] * 4
     assert (scores["map50"], scores["count"], scores["ocr_exact"]) == (0.0, 0.0, 0.0)
+    assert (scores["boxes_50"], scores["box_iou"], scores["box_ece"]) == (0.0, None, None)
     assert (scores["mask_iou"], scores["matched_masks"]) == (None, 0.0)
     assert (scores["sizes_mask_iou"], scores["sizes_matched"]) == (None, 0.0)
     assert (scores["text_f1"], scores["table_cells"], scores["chart_values"]) == (0.0, 0.0, 0.0)
