@@ -134,6 +134,16 @@ def test_adapters_and_limits_reach_the_service(started: list[Any], tmp_path: Pat
     assert service.limits.max_queued == 7
 
 
+def test_one_number_limits_all_caches_and_a_limit_of_one_cache_goes_before(
+    started: list[Any],
+) -> None:
+    assert run("--cache-mb", "64") == 0
+    assert run("--cache-mb", "64", "--limit", "image_cache_bytes=0") == 0
+    sizes = [(s.limits.image_cache_bytes, s.limits.prefix_cache_bytes) for s, _ in started]
+    assert sizes == [(32 * 2**20, 32 * 2**20), (0, 32 * 2**20)]
+    assert run("--cache-mb", "-1") == 2
+
+
 def test_images_are_fitted_as_the_adapters_were_trained(tmp_path: Path) -> None:
     adapters = {}
     for name, resize in (("a", "pad"), ("b", "squash")):
