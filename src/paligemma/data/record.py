@@ -125,12 +125,10 @@ class Record:
         return source.size if isinstance(source, Image.Image) else load_image(source).size_wh
 
     def image_keys(self) -> tuple[str, ...]:
-        """The `pixel_digest` of each image. Raises ImageError for one that cannot be read."""
+        """The `pixel_digest` of each image. Raises as `load_images`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training and evaluation read the images again
-            images = (self.image, *self.more_images)
-            loaded = (load_image(i if isinstance(i, Path) else i()) for i in images)
-            return tuple(pixel_digest(image) for image in loaded)
+            return tuple(pixel_digest(image) for image in self.load_images())
 
 
 def pixel_digest(image: LoadedImage) -> str:
@@ -154,13 +152,13 @@ ImageKeys = Mapping[str, tuple[str, ...]]
 
 
 def image_keys(records: Sequence[Record]) -> ImageKeys:
-    """Decodes all images; one that cannot be read is unlike all others, and sorts after them, so
+    """Decodes all images; one that cannot be used is unlike all others, and sorts after them, so
     that it does not become the only validation image."""
     keys: dict[str, tuple[str, ...]] = {}
     for record in records:
         try:
             keys[record.record_id] = record.image_keys()
-        except ImageError:
+        except (ImageError, DataError):
             digest = hashlib.sha256(record.record_id.encode()).hexdigest()
             keys[record.record_id] = (f"~{digest}",)
     return keys

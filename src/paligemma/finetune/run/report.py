@@ -217,8 +217,9 @@ def _drawn(
             "box_xyxy": thing.box_xyxy,
             "box_normalized_xyxy": (x1 / width, y1 / height, x2 / width, y2 / height),
             "score": getattr(thing, "score", 1.0),
-            "coordinate_score": 1.0,
+            "existence_score": 1.0,
             "label_score": 1.0,
+            "coordinate_score": 1.0,
         }
         if has_masks:
             assert thing.rle is not None
