@@ -42,8 +42,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
@@ -53,7 +53,7 @@ from mini.scene import RESOLUTION, Scene, make_scene
 from mini.sheet import Sheet, SheetKind, make_sheet
 from mini.texts import SceneTexts
 from paligemma.cli.console import print_table, progress_bar
-from paligemma.data.overlap import box_iou, mask_iou, match_boxes
+from paligemma.data.overlap import iou_of_boxes, mask_iou, match_boxes
 from paligemma.errors import OptionError, PaliGemmaError
 from paligemma.evals.metrics.detection import match_table
 from paligemma.evals.metrics.result import FoundObject, ReferenceImage, ReferenceObject
@@ -62,12 +62,15 @@ from paligemma.fast.weights import WeightsName
 from paligemma.loading import load
 from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
-from paligemma.results import Detections, Segments
+from paligemma.results import BoxXyxy, Detection, Detections, Segment, Segments
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 
+FoundT = TypeVar("FoundT", FoundObject, Detection, Segment)
+
+_ANY_OVERLAP = 1e-9
 _CHUNK = 32
 _MAX_WORDS = 20
 _MAX_SHEET_TOKENS = 96
@@ -182,7 +185,9 @@ def _scores_of_boxes(
     """Where the boxes are, and how far their scores can be trusted."""
     table = match_table(predicted, true)
     ious = [
-        iou for found, truth in zip(predicted, true, strict=True) for iou in _ious(found, truth)
+        iou_of_boxes(found.box_xyxy, image.objects[index].box_xyxy)
+        for objects, image in zip(predicted, true, strict=True)
+        for found, index in _matches(objects, image.objects, _ANY_OVERLAP)
     ]
     num_true = max(1, sum(len(truth.objects) for truth in true))
     outcomes = box_outcomes(predicted, true)
@@ -203,21 +208,24 @@ def _scores_of_boxes(
     return {name: None if math.isnan(value) else _rounded(value) for name, value in values.items()}
 
 
-def _ious(found: Sequence[FoundObject], truth: ReferenceImage) -> list[float]:
-    """The IoU of every true box that is matched by one of the same label."""
-    ious = []
-    for label in sorted({thing.label for thing in truth.objects}):
-        boxes, true_boxes = (
-            np.asarray([o.box_xyxy for o in objects if o.label == label], dtype=np.float64)
-            for objects in (found, truth.objects)
-        )
-        scores = [one.score for one in found if one.label == label]
-        overlaps = box_iou(boxes.reshape(-1, 4), true_boxes)
-        matches = match_boxes(boxes.reshape(-1, 4), scores, true_boxes, 1e-9)
-        ious += [
-            float(overlaps[row, match]) for row, match in enumerate(matches) if match is not None
+def _matches(
+    found: Iterable[FoundT], truth: Sequence[ReferenceObject], min_iou: float
+) -> list[tuple[FoundT, int]]:
+    """Objects with the index of the true one that each matches: same label, in order of score."""
+    pairs: list[tuple[FoundT, int]] = []
+    found = list(found)
+    for label in sorted({thing.label for thing in truth}):
+        indices = [index for index, thing in enumerate(truth) if thing.label == label]
+        same = [thing for thing in found if thing.label == label]
+        boxes = np.asarray([thing.box_xyxy for thing in same], dtype=np.float64).reshape(-1, 4)
+        true_boxes = np.asarray([truth[index].box_xyxy for index in indices], dtype=np.float64)
+        matches = match_boxes(boxes, [thing.score for thing in same], true_boxes, min_iou)
+        pairs += [
+            (thing, indices[match])
+            for thing, match in zip(same, matches, strict=True)
+            if match is not None
         ]
-    return ious
+    return pairs
 
 
 def _predict(
@@ -333,18 +341,10 @@ def _phrases(scene: Scene) -> list[str]:
 
 def _text_matches(scene: Scene, predicted: Detections) -> tuple[int, int, int]:
     """Number of matched, predicted and true words; a match has the same text and IoU >= 0.5."""
-    num_matched = 0
-    for text in {word.text for word in scene.words}:
-        boxes = [word.box_xyxy for word in scene.words if word.text == text]
-        same_text = [detection for detection in predicted if detection.label == text]
-        matches = match_boxes(
-            np.asarray([d.box_normalized_xyxy for d in same_text], dtype=np.float64).reshape(-1, 4),
-            [detection.score for detection in same_text],
-            np.asarray(boxes, dtype=np.float64),
-            0.5,
-        )
-        num_matched += sum(match is not None for match in matches)
-    return num_matched, len(predicted), len(scene.words)
+    words = [
+        ReferenceObject(label=word.text, box_xyxy=_pixels(word.box_xyxy)) for word in scene.words
+    ]
+    return len(_matches(predicted, words, 0.5)), len(predicted), len(words)
 
 
 def _f1(counts: Sequence[tuple[int, int, int]]) -> float | None:
@@ -422,33 +422,27 @@ def _found_objects(detections: Detections | None) -> list[FoundObject]:
 
 
 def _true_boxes(scene: Scene) -> ReferenceImage:
-    def pixels(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        x1, y1, x2, y2 = (edge * RESOLUTION for edge in box)
-        return x1, y1, x2, y2
-
     objects = [
-        ReferenceObject(label=language.KINDS[thing.kind].name, box_xyxy=pixels(thing.box_xyxy))
+        ReferenceObject(label=language.KINDS[thing.kind].name, box_xyxy=_pixels(thing.box_xyxy))
         for thing in scene.objects
     ]
     return ReferenceImage(size_wh=(RESOLUTION, RESOLUTION), objects=tuple(objects))
+
+
+def _pixels(box: BoxXyxy) -> BoxXyxy:
+    """A box in fractions of the image, in pixels."""
+    x1, y1, x2, y2 = (edge * RESOLUTION for edge in box)
+    return x1, y1, x2, y2
 
 
 def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
     """Mask IoU of every matched object: same label, box IoU of at least 0.5."""
     if segments is None:
         return []
-    truth, ious = _true_boxes(scene).objects, []
-    for label in sorted({thing.label for thing in truth}):
-        indices = [i for i, thing in enumerate(truth) if thing.label == label]
-        same = [segment for segment in segments if segment.label == label]
-        boxes = np.asarray([segment.box_xyxy for segment in same], dtype=np.float64).reshape(-1, 4)
-        true_boxes = np.asarray([truth[i].box_xyxy for i in indices], dtype=np.float64)
-        matches = match_boxes(boxes, [segment.score for segment in same], true_boxes, 0.5)
-        for segment, match in zip(same, matches, strict=True):
-            if match is not None:
-                true_mask = scene.object_mask(indices[match], RESOLUTION)
-                ious.append(mask_iou(segment.mask, true_mask))
-    return ious
+    return [
+        mask_iou(segment.mask, scene.object_mask(index, RESOLUTION))
+        for segment, index in _matches(segments, _true_boxes(scene).objects, 0.5)
+    ]
 
 
 def _share(values: Sequence[float | bool]) -> float | None:
