@@ -768,7 +768,7 @@ def _search(answer: Answer, model: PaliGemma, cache: ImageCache, num_beams: int)
         max_new_tokens=request.max_new_tokens,
         eos_id=request.eos_id,
         image_tokens=cache.encode(request.images, model) if request.images else None,
-        summarized_ids=request.summarized_ids or range(0),
+        summarized_ids=request.summarized_ids,
     )
     event = Event(request_id=0, token_id=None, logprob=None, stop_reason=None, error=None)
     for token_id, logprob, summary in zip(row.token_ids, row.logprobs, row.summaries, strict=True):

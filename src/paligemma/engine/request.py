@@ -55,7 +55,7 @@ class Request:
     sampler: Sampling = GREEDY
     row_number: int = 0
     """Determines the row's randomness, together with the sampler's seed."""
-    summarized_ids: range | None = None
+    summarized_ids: range = range(0)
     """Ids whose distribution is summarized wherever one of them is chosen."""
     num_top_logprobs: int = 0
     """Number of likeliest tokens to report for each token."""
@@ -96,7 +96,7 @@ class Request:
                 raise OptionError(f"{name} is {value!r}; it must be of type {kind.__name__}.")
         if not isinstance(self.sampler, Sampling):
             raise OptionError(f"sampler is {self.sampler!r}; it must be a Sampling.")
-        if not isinstance(self.summarized_ids, range | None):
+        if not isinstance(self.summarized_ids, range):
             raise OptionError(f"summarized_ids is {self.summarized_ids!r}; it must be a range.")
         if self.should_stop is not None and not callable(self.should_stop):
             raise OptionError(f"should_stop is {self.should_stop!r}; it must be callable.")

@@ -278,8 +278,6 @@ def _summaries(
     summaries: list[RangeSummary | None] = [None] * len(states)
     constraints = [state.constraint for state in states]
     for ids in {state.request.summarized_ids for state in states}:
-        if ids is None:
-            continue
         of_all = summarize_range(logits, token_ids, constraints, ids, vocab_range)
         for row, state in enumerate(states):
             if state.request.summarized_ids == ids:
