@@ -86,6 +86,7 @@ def check_data(
     """
     if max_tokens is not None and max_tokens < 1:
         raise OptionError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    tokenizer = builder.processor.tokenizer
     bad = list(records.skipped)
     lengths: list[RowLengths] = []
     rows: list[TrainingRow] = []
@@ -100,12 +101,17 @@ def check_data(
             bad.append(_bad_record(record, error))
         else:
             lengths.append(row)
-            digest = "" if record.objects is None else pixel_digest(images[0])
-            rows.append(TrainingRow(record=record, target=target, pixel_digest=digest))
+            rows.append(
+                TrainingRow(
+                    record=record,
+                    target=target,
+                    answer=findings.parse_answer(target, tokenizer),
+                    pixel_digest="" if record.objects is None else pixel_digest(images[0]),
+                )
+            )
         on_record()
     report = round_trip([row.record for row in rows], builder)
-    tokenizer = builder.processor.tokenizer
-    counts = Counter(label for row in rows for label in findings.labels_of(row, tokenizer))
+    counts = Counter(label for row in rows for label in findings.labels_of(row))
 
     def all_findings() -> Iterator[Finding]:
         yield from findings.bad_records(bad, len(records.slots), on_bad_record, max_skipped)
@@ -115,7 +121,7 @@ def check_data(
         if not any(finding.level == "error" for finding in causes):
             yield from findings.same_answers(rows)
         yield from findings.texts(rows)
-        yield from findings.object_lists(rows, tokenizer)
+        yield from findings.object_lists(rows)
         yield from findings.classes(counts, builder.class_names)
         if any(row.uses_objects for row in rows):
             yield from findings.objects(rows, builder)

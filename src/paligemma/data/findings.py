@@ -19,7 +19,7 @@ from paligemma.data.targets import Target, TargetBuilder
 from paligemma.errors import DataError, counted
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Result
-from paligemma.tasks.objects import SEPARATOR, parse_objects, split_phrases
+from paligemma.tasks.objects import SEPARATOR, ParsedObjects, parse_objects, split_phrases
 from paligemma.tasks.parse_prompt import kind_of_prompt
 
 Level = Literal["error", "warning", "note"]
@@ -68,6 +68,9 @@ class TrainingRow:
 
     record: Record
     target: Target
+    answer: ParsedObjects | None = None
+    """The answer to detect or segment, parsed as the model's; None for other answers, and where
+    some of it is noise."""
     pixel_digest: str = ""
     """Of the first image; equal pixels have equal digests."""
 
@@ -199,34 +202,35 @@ def same_answers(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
         )
 
 
-def labels_of(row: TrainingRow, tokenizer: Tokenizer) -> list[str]:
+def parse_answer(target: Target, tokenizer: Tokenizer) -> ParsedObjects | None:
+    """The `TrainingRow.answer` of a target."""
+    if kind_of_prompt(target.prefix) not in ("detect", "segment") or target.num_noise:
+        return None
+    ids = tokenizer.tokenize_text(target.suffix)
+    return parse_objects(ids, [0.0] * len(ids), tokenizer)
+
+
+def labels_of(row: TrainingRow) -> list[str]:
     """The labels of the objects that a row teaches, also where the answer is given as text."""
     if row.uses_objects:
         return [item.label for item in row.record.objects or ()]
-    if kind_of_prompt(row.target.prefix) not in ("detect", "segment"):
-        return []
-    ids = tokenizer.tokenize_text(row.target.suffix)
-    parsed = parse_objects(ids, [0.0] * len(ids), tokenizer)
-    return [item.label for item in parsed.objects if item.label]
+    return [item.label for item in row.answer.objects if item.label] if row.answer else []
 
 
-def object_lists(rows: Sequence[TrainingRow], tokenizer: Tokenizer) -> Iterator[Finding]:
-    """About answers to detect and segment, parsed like the model's answers."""
+def object_lists(rows: Sequence[TrainingRow]) -> Iterator[Finding]:
+    """About answers to detect and segment that are not lists of objects, or repeat some."""
     broken: dict[str, str] = {}
     repeated: list[str] = []
     for row in rows:
-        if kind_of_prompt(row.target.prefix) not in ("detect", "segment"):
+        if row.answer is None:
             continue
-        text = "" if row.target.num_noise else row.target.suffix
-        ids = tokenizer.tokenize_text(text)
-        parsed = parse_objects(ids, [0.0] * len(ids), tokenizer)
-        for problem in parsed.problems:
+        for problem in row.answer.problems:
             if problem.kind == "repeated":
                 repeated.append(row.record.record_id)
             else:
                 broken[row.record.record_id] = str(problem)
-        if parsed.texts:
-            broken.setdefault(row.record.record_id, f"{parsed.texts[0]!r} belongs to no box.")
+        if row.answer.texts:
+            broken.setdefault(row.record.record_id, f"{row.answer.texts[0]!r} belongs to no box.")
     if broken:
         yield _finding(
             "warning",

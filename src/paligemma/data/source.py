@@ -28,6 +28,9 @@ IMAGE_SUFFIXES = (
 )
 DEFAULT_CAPTION_PREFIX = "caption en"
 MAX_SKIPPED = 0.01
+Marks = tuple[tuple[bytes, ...], ...]
+"""Groups of words, all of which the beginning of a format's files holds for one of the groups."""
+_HEAD = 4096
 _SPLIT_NAMES: dict[Purpose, tuple[str, ...]] = {
     "train": ("train", "training", "trainval"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -287,6 +290,21 @@ def images_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"The folder {str(folder)!r} cannot be listed: {error}.") from error
     return [path for path in paths if is_image(path) and not path.name.startswith(".")]
+
+
+def read_head(path: Path) -> bytes:
+    """The first 4096 bytes, by which a format is recognized; b"" for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError:
+        return b""
+
+
+def begins_with(path: Path, marks: Marks) -> bool:
+    """Whether the beginning of the file holds all marks of one of the groups."""
+    head = read_head(path)
+    return any(all(mark in head for mark in group) for group in marks)
 
 
 def read_text(path: Path) -> str:

@@ -38,8 +38,10 @@ from paligemma.data.source import (
     IMAGE_SUFFIXES,
     Entry,
     ImageFinder,
+    Marks,
     ReadRequest,
     Source,
+    begins_with,
     choose_split,
     is_split_name,
     read_text,
@@ -49,7 +51,6 @@ from paligemma.masks import Mask
 from paligemma.processor.image import LARGEST_PIXELS, read_size_wh
 from paligemma.results import BoxXyxy
 
-_HEAD = 4096
 _NO_AREA = "points, lines and other annotations without an area, left out"
 _CORNERS = 36  # of the polygon that stands for an ellipse
 Points = list[tuple[float, float]]
@@ -73,8 +74,8 @@ class ToolImage(NamedTuple):
     items: Sequence[Any] | None
     """None for an image that nobody has labeled, which is not the same as one without objects."""
     convert: Callable[[Any, tuple[int, int]], ToolObject | None]
-    split: str = ""
     """One item of an image of this size; None for what is neither a box nor a region."""
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class ToolReader:
 
     NAME: str
     suffixes: tuple[str, ...]
-    marks: tuple[tuple[bytes, ...], ...]
+    marks: Marks
     """A file is the program's if its beginning holds all marks of one of the groups."""
     parse: Callable[[Path, ReadRequest], Iterator[ToolImage]]
     """Raises DataError for a file that is not the program's."""
@@ -134,24 +135,16 @@ class ToolReader:
     def _files(self, path: Path) -> dict[str, list[Path]]:
         """By split, which is the folder of a file where it is named as one."""
         if path.is_file():
-            is_file = path.suffix.lower() in self.suffixes and self._looks_right(path)
+            is_file = path.suffix.lower() in self.suffixes and begins_with(path, self.marks)
             return {"": [path]} if is_file else {}
         groups: dict[str, list[Path]] = {}
         patterns = [f"{folder}*{suffix}" for suffix in self.suffixes for folder in ("", "*/")]
         for file in sorted(file for pattern in patterns for file in path.glob(pattern)):
-            if not file.name.startswith(".") and self._looks_right(file):
+            if not file.name.startswith(".") and begins_with(file, self.marks):
                 name = file.parent.name
                 split = name if file.parent != path and is_split_name(name) else ""
                 groups.setdefault(split, []).append(file)
         return groups
-
-    def _looks_right(self, file: Path) -> bool:
-        try:
-            with file.open("rb") as stream:
-                head = stream.read(_HEAD)
-        except OSError:
-            return False
-        return any(all(mark in head for mark in group) for group in self.marks)
 
 
 @dataclass(frozen=True, kw_only=True)

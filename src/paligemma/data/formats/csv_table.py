@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from paligemma.data.annotation import AnnotatedImage, size_of
+from paligemma.data.formats.yolo import names_in
 from paligemma.data.record import Record, TrueObject
 from paligemma.data.source import (
     Entry,
@@ -28,6 +29,7 @@ from paligemma.data.source import (
     Source,
     choose_split,
     is_split_name,
+    read_head,
     read_text,
 )
 from paligemma.errors import DataError, OptionError, counted
@@ -42,7 +44,6 @@ _CORNERS = (
     ("left", "top", "right", "bottom"),
 )
 _RETINANET = ("path", "x1", "y1", "x2", "y2", "class")
-_HEAD = 4096
 
 Row = Mapping[str, str]
 
@@ -77,10 +78,11 @@ class CsvReader:
                 tally[f"column {other} was not used, as the images are in {columns.image}"] = 1
         root = path if path.is_dir() else path.parent
         folders = [options.images] if options.images else [file.parent, root / "images", root]
+        class_names = {} if options.class_names is None else names_in(options.class_names)
         reading = _Reading(
             file=file,
             columns=columns,
-            class_names=_class_names(options.class_names),
+            class_names={str(number): name for number, name in class_names.items()},
             finder=ImageFinder(folders, tally),
             options=options,
             tally=tally,
@@ -187,22 +189,10 @@ def _files(path: Path) -> dict[str, list[Path]]:
 
 
 def _has_header(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            first = stream.read(_HEAD).decode("utf-8-sig", "replace").splitlines()[:1]
-    except OSError:
-        return False
+    first = read_head(file).decode("utf-8-sig", "replace").splitlines()[:1]
     columns = {name.strip(' "').casefold() for line in first for name in re.split("[,;\t]", line)}
     has_box = any(columns.issuperset(names) for names in _CORNERS)
     return has_box and not columns.isdisjoint(_IMAGE)
-
-
-def _class_names(file: Path | None) -> dict[str, str]:
-    """By number, from a file with one class per line, the first of which is 0."""
-    if file is None:
-        return {}
-    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    return {str(number): name for number, name in enumerate(lines)}
 
 
 @dataclass(frozen=True, kw_only=True)

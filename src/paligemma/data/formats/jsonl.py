@@ -17,8 +17,10 @@ from paligemma.data.record import Record
 from paligemma.data.source import (
     Entry,
     ImageFinder,
+    Marks,
     ReadRequest,
     Source,
+    begins_with,
     choose_split,
     read_text,
 )
@@ -26,8 +28,8 @@ from paligemma.errors import DataError, OptionError, counted
 
 NAME = "jsonl"
 _SUFFIXES = (".jsonl", ".ndjson")
-_HEAD = 4096
-LABELBOX_MARKS = ((b'"data_row"', b'"row_data"'), (b'"Labeled Data"', b'"Label"'))
+_CHAT_MARKS: Marks = ((b'"conversations"', b'"from"'), (b'"messages"', b'"role"'))
+LABELBOX_MARKS: Marks = ((b'"data_row"', b'"row_data"'), (b'"Labeled Data"', b'"Label"'))
 
 
 def recognizes(path: Path) -> bool:
@@ -38,31 +40,19 @@ def recognizes(path: Path) -> bool:
 
 
 def _is_own(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not is_chat_file(path) and not is_labelbox(path)
+    """Whether this reader takes the file; `annotation_tools.py` reads Labelbox's."""
+    return (
+        path.suffix.lower() in _SUFFIXES
+        and not is_chat_file(path)
+        and not begins_with(path, LABELBOX_MARKS)
+    )
 
 
 def is_chat_file(path: Path) -> bool:
     """Whether a JSON or JSON Lines file begins with a chat, which `conversations.py` reads."""
     if path.suffix.lower() not in (".json", *_SUFFIXES):
         return False
-    head = _head(path)
-    return (b'"conversations"' in head and b'"from"' in head) or (
-        b'"messages"' in head and b'"role"' in head
-    )
-
-
-def is_labelbox(path: Path) -> bool:
-    """Whether a file begins as an export of Labelbox, which `annotation_tools.py` reads."""
-    head = _head(path)
-    return any(all(mark in head for mark in group) for group in LABELBOX_MARKS)
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_HEAD)
-    except OSError:
-        return b""
+    return begins_with(path, _CHAT_MARKS)
 
 
 def read(path: Path, options: ReadRequest) -> Source:

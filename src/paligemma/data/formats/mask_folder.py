@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,11 +93,22 @@ def read(path: Path, options: ReadRequest) -> Source:
         tally[f"class for all pixels of {white}, the only value in the masks besides 0"] = 1
     reading = _Reading(masks=masks, names=names, options=options, tally=tally)
     entries = [Entry(p.name, f"Image {str(p)!r}", partial(reading.record, p)) for p in images]
+    return _source(entries, names, tally, split, splits)
+
+
+def _source(
+    entries: Sequence[Entry],
+    names: Mapping[int, str],
+    tally: Counter[str],
+    split: str,
+    splits: Iterable[str],
+) -> Source:
+    """The data set of these records; the name "" is that of the background."""
     return Source(
         summary=f"{counted(len(entries), 'image')} with masks"
         + (f" of the split {split!r}" if split else ""),
         entries=entries,
-        class_names=tuple(dict.fromkeys(names.values())),
+        class_names=tuple(dict.fromkeys(filter(None, names.values()))),
         task="segment",
         tally=tally,
         split=split or None,
@@ -259,16 +270,7 @@ def _read_colors(path: Path, options: ReadRequest) -> Source:
     ]
     if not entries:
         raise DataError(f"{str(path)!r} lists no images.")
-    return Source(
-        summary=f"{counted(len(entries), 'image')} with masks"
-        + (f" of the split {split!r}" if split else ""),
-        entries=entries,
-        class_names=tuple(dict.fromkeys(filter(None, names.values()))),
-        task="segment",
-        tally=tally,
-        split=split or None,
-        splits=tuple(filter(None, splits)),
-    )
+    return _source(entries, names, tally, split, splits)
 
 
 def _read_label_map(file: Path) -> dict[int, str]:

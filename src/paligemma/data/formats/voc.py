@@ -27,6 +27,7 @@ from paligemma.data.source import (
     Source,
     choose_split,
     is_file,
+    read_head,
     read_text,
 )
 from paligemma.errors import DataError
@@ -34,7 +35,6 @@ from paligemma.processor.image import read_size_wh
 
 NAME = "voc"
 DIFFICULT = "objects marked as difficult, kept out of training"
-_HEAD = 4096
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ENCODING = re.compile(rb"\s*<\?xml[^>]*encoding=[\"']([A-Za-z0-9_-]+)[\"']")
 
@@ -85,11 +85,7 @@ def read(path: Path, options: ReadRequest) -> Source:
 
 
 def _looks_like_voc(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(_HEAD)
-    except OSError:
-        return False
+    head = read_head(file)
     # CVAT's own XML begins with <annotations>; files in 16 bits cannot be told by their bytes.
     return (b"<annotation" in head and b"<annotations" not in head) or head[:2] in _UTF16
 

@@ -177,7 +177,7 @@ def _layout_of_folder(folder: Path, options: ReadRequest) -> Layout:
     if "" in groups:  # not all of them are in a folder named as a split
         groups = {"": images}
     splits = {split: group.copy for split, group in groups.items()}
-    return Layout(file, _names_in(file), splits)
+    return Layout(file, names_in(file), splits)
 
 
 def _name_file(folder: Path) -> Path | None:
@@ -185,7 +185,7 @@ def _name_file(folder: Path) -> Path | None:
     parents = (folder, folder / "labels", *folder.glob("*/"), *folder.glob("*/labels/"))
     files = [path for p in parents for name in _NAME_FILES if (path := p / name).is_file()]
     for file in files[1:]:
-        if file.name == files[0].name and _names_in(file) != _names_in(files[0]):
+        if file.name == files[0].name and names_in(file) != names_in(files[0]):
             raise OptionError(
                 f"{str(files[0])!r} and {str(file)!r} list different classes. Choose one with "
                 "--class-names."
@@ -193,7 +193,7 @@ def _name_file(folder: Path) -> Path | None:
     return next(iter(files), None)
 
 
-def _names_in(file: Path) -> dict[int, str]:
+def names_in(file: Path) -> dict[int, str]:
     """Of one name per line, or of Label Studio's notes.json."""
     text = read_text(file)
     if file.suffix.lower() == ".json":
@@ -223,7 +223,7 @@ def _layout_of_data(file: Path) -> Layout:
     }
     if not splits:
         raise DataError(f"None of the files {str(file)!r} names for train, valid or test exists.")
-    return Layout(file, _names_in(_near(file, content["names"])), splits)
+    return Layout(file, names_in(_near(file, content["names"])), splits)
 
 
 def _near(file: Path, name: str) -> Path:
