@@ -67,13 +67,12 @@ def choose_format(
             others = ", a .json file (COCO) or a folder (YOLO)"
         elif command in _TEXT_COMMANDS:
             others = ", or to a folder with a .txt file for each image"
-        given = f"--output {path}" if path else f"--output-format {name}"
-        advice = (
-            "Choose such a name, or add --output-format" if path else "Choose one with --output"
-        )
+        given, advice = f"--output-format {name}", "Choose one with --output"
+        if path is not None:
+            given, advice = f"--output {path}", "Choose such a name, or add --output-format"
         raise OptionError(
             f"{given}: the results of {command} can be written to a .jsonl or .csv file{others}. "
-            f"{advice if path else 'Choose one with --output'}."
+            f"{advice}."
         )
     if chosen == "txt":
         _check_text_files(path, images)

@@ -120,11 +120,23 @@ def serve(*, options: ServeOptions) -> None:
         limits=limits,
         keys=read_keys(options.api_key_file),
         hosts=(*LOOPBACK_HOSTS, *_names(options.host, options.allowed_hosts)),
-        origins=_origins(options.allowed_origins),
+        origins=_hosts(
+            "--allow-origin",
+            options.allowed_origins,
+            _ORIGIN,
+            "http://localhost:3000, without a path",
+        ),
         question_prefix=options.question_prefix,
         open_readiness=options.open_readiness,
-        image_domains=_domains(options.image_domains),
-        private_image_hosts=_private_hosts(options.private_image_hosts),
+        image_domains=_hosts(
+            "--allow-urls-from", options.image_domains, _DOMAIN, "example.com or *.example.com"
+        ),
+        private_image_hosts=_hosts(
+            "--allow-private-urls-from",
+            options.private_image_hosts,
+            _PRIVATE_HOST,
+            "minio or minio:9000",
+        ),
     )
     changed = {change.partition("=")[0] for change in options.limits}
     if settings.keys is None and "streams_per_client" not in changed:
@@ -271,33 +283,14 @@ def _names(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.lower().removesuffix(".") for name in listed)
 
 
-def _domains(values: Sequence[str]) -> tuple[str, ...]:
-    for domain in values:
-        if not _DOMAIN.fullmatch(domain):
-            raise OptionError(
-                f"--allow-urls-from is {domain!r}; it must have the form example.com or "
-                "*.example.com."
-            )
-    return tuple(domain.lower() for domain in values)
-
-
-def _private_hosts(values: Sequence[str]) -> tuple[str, ...]:
-    for host in values:
-        if not _PRIVATE_HOST.fullmatch(host):
-            raise OptionError(
-                f"--allow-private-urls-from is {host!r}; it must have the form minio or minio:9000."
-            )
-    return tuple(host.lower() for host in values)
-
-
-def _origins(values: Sequence[str]) -> tuple[str, ...]:
-    for origin in values:
-        if not _ORIGIN.fullmatch(origin):
-            raise OptionError(
-                f"--allow-origin is {origin!r}; it must have the form http://localhost:3000, "
-                "without a path."
-            )
-    return tuple(origin.lower() for origin in values)
+def _hosts(
+    option: str, values: Sequence[str], pattern: re.Pattern[str], form: str
+) -> tuple[str, ...]:
+    """The values of an option in lower case. Raises OptionError for one without this form."""
+    for value in values:
+        if not pattern.fullmatch(value):
+            raise OptionError(f"{option} is {value!r}; it must have the form {form}.")
+    return tuple(value.lower() for value in values)
 
 
 def _is_loopback(host: str) -> bool:
