@@ -136,9 +136,7 @@ def load(
         adapter_weights = read_adapter(adapter, stored.config, verify=source.verify)
         _check_base_name(adapter_weights, checkpoint.name)
     # What a base was trained on says nothing of its adapter.
-    trained_on = TrainedOn.read(
-        checkpoint.folder if adapter is None else Path(adapter).expanduser()
-    )
+    trained_on = TrainedOn.read(checkpoint.folder if adapter is None else Path(adapter))
     resize = resize or ("squash" if trained_on is None else trained_on.resize)
     processor = _build_processor(checkpoint.folder, stored.config, resize)
 

@@ -219,7 +219,7 @@ class Predictor:
         `min_objects` keeps a model that learned with noise boxes going; see `DetectTask`.
         With `constrained=False` it writes freely, and what is no object goes into `problems`.
         """
-        asked = self._phrases("detect", phrases, labels, separate)
+        asked = asked_for("detect", phrases, self.trained_on, labels=labels, separate=separate)
         task = DetectTask(
             phrases=asked.phrases,
             labels=asked.labels,
@@ -250,7 +250,7 @@ class Predictor:
 
         Raises CheckpointError without a mask codec.
         """
-        asked = self._phrases("segment", phrases, labels, separate)
+        asked = asked_for("segment", phrases, self.trained_on, labels=labels, separate=separate)
         query = Query(
             task=SegmentTask(phrases=asked.phrases, labels=asked.labels, max_objects=max_objects),
             max_new_tokens=max_new_tokens,
@@ -685,30 +685,6 @@ class Predictor:
         _check_single(image)
         return self.run([(image, task)], max_new_tokens=max_new_tokens)[0]
 
-    def _phrases(
-        self,
-        task: str,
-        phrases: str | Sequence[str] | None,
-        labels: LabelRule,
-        separate: bool | None,
-    ) -> _Asked:
-        """What to search for. Raises PromptError, OptionError without phrases and training."""
-        if phrases is not None:
-            names, notes = read_phrases(phrases)
-            return _Asked(phrases=names, labels=labels, separate=separate, notes=notes)
-        if self.trained_on is None:
-            raise OptionError(
-                "There are no phrases to look for, and the model does not say what it was trained "
-                "on. Give phrases, such as 'cat ; dog'."
-            )
-        trained = self.trained_on
-        return _Asked(
-            phrases=trained.phrases(task),
-            labels="any" if trained.labels == "any" else labels,
-            # One by one, they are asked in another way than in training.
-            separate=separate or False,
-        )
-
     def _ask(self, image: ImageInput, query: Query) -> Any:
         _check_single(image)
         [(_, result)] = self._answers([ImageQuery(images=(image,), query=query)], None, 1)
@@ -729,13 +705,41 @@ class Predictor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class Asked:
     """What a question about objects asks for."""
 
     phrases: tuple[str, ...]
     labels: LabelRule
     separate: bool | None
     notes: tuple[str, ...] = ()
+
+
+def asked_for(
+    task: str,
+    phrases: str | Sequence[str] | None,
+    trained_on: TrainedOn | None,
+    *,
+    labels: LabelRule,
+    separate: bool | None,
+) -> Asked:
+    """What to search for: the phrases, or without any what the model was trained on.
+
+    Raises PromptError for phrases that are no text, OptionError without phrases and training.
+    """
+    if phrases is not None:
+        names, notes = read_phrases(phrases)
+        return Asked(phrases=names, labels=labels, separate=separate, notes=notes)
+    if trained_on is None:
+        raise OptionError(
+            "There are no phrases to look for, and the model does not say what it was trained on. "
+            "Give phrases, such as 'cat ; dog'."
+        )
+    return Asked(
+        phrases=trained_on.phrases(task),
+        labels="any" if trained_on.labels == "any" else labels,
+        # One by one, they are asked in another way than in training.
+        separate=separate or False,
+    )
 
 
 def _queries(tasks: Iterable[tuple[ImageInputs, Task[Any]]], query: Query) -> Iterable[ImageQuery]:

@@ -368,3 +368,10 @@ def test_a_damaged_account_of_the_training_is_an_error(run, picture, no_model, t
     ran = run("detect", picture, "--adapter", tmp_path)
     assert ran.code
     assert "ask is 'nicely'" in ran.err
+
+
+def test_an_adapter_of_an_unknown_user_is_no_traceback(run, picture, no_model):
+    ran = run("detect", picture, "--adapter", "~no-such-user/adapter")
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+    assert ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,7 +57,7 @@ class TrainedOn:
     @classmethod
     def read(cls, folder: Path) -> TrainedOn | None:
         """None for a folder without the file. Raises CheckpointError for one that is not valid."""
-        path = folder / TRAINED_ON_FILE
+        path = Path(os.path.expanduser(folder)) / TRAINED_ON_FILE
         if not path.is_file():
             return None
         content = read_json(path)

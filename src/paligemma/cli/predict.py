@@ -119,10 +119,7 @@ class ObjectOptions:
 
     def settings(self) -> dict[str, Any]:
         """What to tell the task; nothing about what is not given."""
-        settings: dict[str, Any] = {"labels": "any"} if self.any_label else {}
-        if self.max_objects is not None:
-            settings["max_objects"] = self.max_objects
-        return settings
+        return {} if self.max_objects is None else {"max_objects": self.max_objects}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +268,10 @@ def detect(
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes."""
 
-    def task(names: tuple[str, ...]) -> Any:
+    def task(**asked: Any) -> Any:
         from paligemma.tasks.detect import DetectTask
 
-        return DetectTask(phrases=names, min_objects=min_objects, **objects.settings())
+        return DetectTask(min_objects=min_objects, **objects.settings(), **asked)
 
     _find("detect", words, task, drawing, objects, options)
 
@@ -289,10 +286,10 @@ def segment(
 ) -> None:
     """Find objects, such as "dog ; key", and print their boxes and masks."""
 
-    def task(names: tuple[str, ...]) -> Any:
+    def task(**asked: Any) -> Any:
         from paligemma.tasks.segment import SegmentTask
 
-        return SegmentTask(phrases=names, **objects.settings())
+        return SegmentTask(**objects.settings(), **asked)
 
     _find("segment", words, task, drawing, objects, options)
 
@@ -300,30 +297,31 @@ def segment(
 def _find(
     command: str,
     words: Sequence[str],
-    make_task: Callable[[tuple[str, ...]], Any],
+    make_task: Callable[..., Any],
     drawing: DrawOptions,
     objects: ObjectOptions,
     options: PredictOptions,
 ) -> None:
-    """Answer with the list of objects that `make_task` asks for, given the phrases."""
+    """Answer with the list of objects that `make_task` asks for, given phrases and labels."""
     trained_on = _trained_on(words, options)
+    phrases = None
     if trained_on is None:
         images, phrases = _split(words, command, options)
     else:
         images = _images_of(words, options)
 
     def query() -> Query:
-        from paligemma.tasks.objects import read_phrases
+        from paligemma.predictor import asked_for
 
-        if trained_on is None:
-            names, notes = read_phrases(phrases)
-            asked = _task_query(make_task(names), options)
-            return replace(asked, separate=objects.separate, notes=notes)
-        task = make_task(trained_on.phrases(command))
-        if trained_on.labels == "any":
-            task = replace(task, labels="any")
-        # One by one, phrases are asked in another way than in training.
-        return replace(_task_query(task, options), separate=objects.separate or False)
+        asked = asked_for(
+            command,
+            phrases,
+            trained_on,
+            labels="any" if objects.any_label else "asked",
+            separate=objects.separate,
+        )
+        task = make_task(phrases=asked.phrases, labels=asked.labels)
+        return replace(_task_query(task, options), separate=asked.separate, notes=asked.notes)
 
     _run(
         _Job(
@@ -345,7 +343,7 @@ def _trained_on(words: Sequence[str], options: PredictOptions) -> TrainedOn | No
         return None
     from paligemma.checkpoints.trained_on import TrainedOn
 
-    return TrainedOn.read((options.adapter or Path(options.model)).expanduser())
+    return TrainedOn.read(options.adapter or Path(options.model))
 
 
 def _keeper(options: ObjectOptions) -> Callable[[Any], Any]:

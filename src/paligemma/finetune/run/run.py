@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -400,7 +401,7 @@ def _adapters(options: RunOptions) -> dict[str, Any] | None:
     base = options.base_format if options.chosen_method == "qlora" else None
     if options.from_adapter is not None:
         return {
-            "from": sha256_of(Path(options.from_adapter).expanduser() / ADAPTER_WEIGHTS),
+            "from": sha256_of(Path(os.path.expanduser(options.from_adapter)) / ADAPTER_WEIGHTS),
             "base": base,
         }
     return {**asdict(options.lora_config()), "base": base}
