@@ -21,6 +21,7 @@ from paligemma.errors import BusyError
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.server.app import create_app
+from paligemma.server.errors import AbortedResponseError
 from paligemma.server.jobs import ServedRate, Ticket
 from paligemma.server.logs import RepeatFilter
 from paligemma.server.settings import Limits, Settings
@@ -249,9 +250,9 @@ def test_lines_that_strangers_cause_are_limited() -> None:
     now = [0.0]
     repeat = RepeatFilter(most=3, clock=lambda: now[0])
 
-    def record(status: int) -> logging.LogRecord:
-        made = logging.LogRecord("paligemma.server", 20, "", 1, "request", None, None)
-        made.fields = {"status": status}
+    def record(status: int, method: str = "POST", level: int = 20) -> logging.LogRecord:
+        made = logging.LogRecord("paligemma.server", level, "", 1, "request", None, None)
+        made.fields = {"status": status, "method": method}
         return made
 
     assert [repeat.filter(record(401)) for _ in range(5)] == [True] * 3 + [False] * 2
@@ -260,6 +261,18 @@ def test_lines_that_strangers_cause_are_limited() -> None:
     after = record(401)
     assert repeat.filter(after)
     assert after.suppressed == 2  # type: ignore[attr-defined]
+    # Anyone may read the page or ask for the health, and ask a server that is loading.
+    assert [repeat.filter(record(200, "GET")) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert [repeat.filter(record(503)) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert all(repeat.filter(record(500, level=logging.ERROR)) for _ in range(9))
+
+
+def test_a_request_that_was_cut_short_is_logged_once() -> None:
+    error = AbortedResponseError()
+    line = logging.LogRecord(
+        "uvicorn.error", 40, "", 1, "Exception in ASGI", None, (type(error), error, None)
+    )
+    assert not RepeatFilter().filter(line)
 
 
 # Processes
@@ -277,10 +290,13 @@ def test_two_lengths_of_a_body_are_refused_and_the_connection_closed(server: Ser
     assert b"max_queued" not in reply.body
 
 
-def test_a_client_that_closes_its_half_is_answered(server: ServerProcess, scene: bytes) -> None:
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_closes_its_half_is_answered(
+    version: str, server: ServerProcess, scene: bytes
+) -> None:
     body = json.dumps({"image": base64.b64encode(scene).decode()}).encode()
     head = (
-        "POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"POST /v1/caption HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     with server.connected(head.encode() + body) as connection:
@@ -288,6 +304,7 @@ def test_a_client_that_closes_its_half_is_answered(server: ServerProcess, scene:
         data = b""
         while piece := connection.recv(2**16):
             data += piece
+    assert version == "1.1" or b"100 Continue" not in data
     answer = data.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
     assert answer.startswith(b"HTTP/1.1 200")
     assert b'"text"' in answer
@@ -333,6 +350,30 @@ def test_a_second_signal_answers_503_as_json(start_server: StartServer, scene: b
         assert reply.status == 200 or reply.json()["error"]["code"] == "unavailable"
     assert any(reply.status == 503 for reply in replies)
     assert not any(line["level"] == "error" for line in server.log_lines())
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+@pytest.mark.parametrize("path", ["/v1/caption", "/v1/batch"])
+def test_an_upload_when_the_server_ends_is_answered_503(
+    path: str, num_signals: int, start_server: StartServer
+) -> None:
+    server = start_server()
+    media_type = "application/jsonl" if path == "/v1/batch" else "application/json"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
+        "Content-Length: 999\r\nConnection: close\r\n\r\n{"
+    )
+    with server.connected(head.encode()) as connection:
+        time.sleep(0.3)
+        for _ in range(num_signals):
+            server.signal(signal.SIGTERM)
+            time.sleep(0.1)
+        reply = read_reply(connection)
+    assert server.wait(10) == num_signals - 1
+    assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
+    lines = server.log_lines()
+    assert [x["status"] for x in lines if x.get("method") == "POST"] == [503]
+    assert not any(line["level"] == "error" for line in lines)
 
 
 def test_few_file_descriptors_leave_room_for_honest_clients(tmp_path: Any) -> None:

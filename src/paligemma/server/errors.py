@@ -69,6 +69,10 @@ class ApiError(PaliGemmaError):
         )
 
 
+class AbortedResponseError(Exception):
+    """Makes uvicorn close the connection of a response that cannot be completed."""
+
+
 class ClientGoneError(PaliGemmaError):
     """The client disconnected before it got its answer."""
 

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+from paligemma.server.errors import AbortedResponseError
+
 _LOGGER_NAME = "paligemma.server"
 _TRUSTED_LOGGERS = {_LOGGER_NAME, "uvicorn.error"}
 _MAX_CHARACTERS = 200
@@ -80,10 +82,16 @@ class RepeatFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to write the line."""
-        status = getattr(record, "fields", {}).get("status", 0)
+        if record.exc_info and isinstance(record.exc_info[1], AbortedResponseError):
+            return False  # uvicorn's line about a request that has its own
+        fields = getattr(record, "fields", {})
+        status = fields.get("status", 0)
         is_own = record.name == _LOGGER_NAME
-        if is_own and not 400 <= status < 500 and record.msg not in _RARE_EVENTS:
-            return True
+        # Work that was done, and our own faults. Anyone may read the page or ask for the health.
+        is_work = status < 400 and fields.get("method", "POST") == "POST"
+        if is_own and (is_work or record.levelno >= logging.ERROR):
+            if record.msg not in _RARE_EVENTS:
+                return True
         kind = (record.name, record.msg, status) if is_own else (record.pathname, record.lineno)
         most = 1 if record.msg in _RARE_EVENTS else self._most
         now = self._clock()

@@ -18,7 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paligemma.errors import BusyError, UnavailableError
 from paligemma.fast.kernels.library import return_freed_memory
-from paligemma.server.errors import RETRY_SECONDS, ApiError, error_response, to_api_error
+from paligemma.server.errors import (
+    RETRY_SECONDS,
+    AbortedResponseError,
+    ApiError,
+    error_response,
+    to_api_error,
+)
 from paligemma.server.logs import describe, log
 from paligemma.server.service import Service
 from paligemma.server.settings import KeyRing, Limits, Settings
@@ -127,7 +133,7 @@ class AccessLogMiddleware:
         except asyncio.CancelledError:  # the process ends now
             scope["state"]["error_code"] = "unavailable"
             if status:
-                raise _AbortedResponseError from None
+                raise AbortedResponseError from None
             await error_response(_shutting_down())(scope, receive, send_with_headers)
         except Exception as error:
             api_error = to_api_error(error)
@@ -137,7 +143,7 @@ class AccessLogMiddleware:
             if not status:
                 await error_response(api_error)(scope, receive, send_with_headers)
             elif not is_complete:  # part of the answer was sent: only the connection can be closed
-                raise _AbortedResponseError from None
+                raise AbortedResponseError from None
         finally:
             seconds = time.monotonic() - started
             route = route_of(scope)
@@ -161,10 +167,6 @@ def _shutting_down() -> ApiError:
     return ApiError(
         503, "unavailable", "The server is shutting down.", retry_after=RETRY_SECONDS, closes=True
     )
-
-
-class _AbortedResponseError(Exception):
-    """Makes uvicorn close the connection of a response that cannot be completed."""
 
 
 def route_of(scope: Scope) -> str:

@@ -181,6 +181,7 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         """Finish accepted requests. New ones are answered with 503."""
         await self._service.drain(self._drain_seconds)
+        await self._end_requests()
         self.should_exit = True
 
     def _announce(self) -> None:
@@ -196,10 +197,17 @@ class _Server(uvicorn.Server):
     async def _end_now(self) -> None:
         """End all requests with 503, and then the process."""
         await self._service.drain(0)
-        until = time.monotonic() + _CLOSE_SECONDS
-        while self.server_state.tasks and time.monotonic() < until:
-            await asyncio.sleep(_WATCH_SECONDS / 10)
+        await self._end_requests()
         self.force_exit = self.should_exit = True
+
+    async def _end_requests(self) -> None:
+        """Let answers be sent; then end what is still being received or fetched, with 503."""
+        for _ in range(2):
+            until = time.monotonic() + _CLOSE_SECONDS
+            while self.server_state.tasks and time.monotonic() < until:
+                await asyncio.sleep(_WATCH_SECONDS / 10)
+            for task in self.server_state.tasks:
+                task.cancel()
 
     async def _watch(self) -> None:
         """End the process when the engine has failed, so that a supervisor can restart it."""
@@ -307,7 +315,8 @@ class _GuardedProtocol(H11Protocol):
         if not self._is_answering or self._num_discarded is not None or self.cycle.more_body:
             return False
         self.cycle.keep_alive = False
-        self._probe(_PROBE_SECONDS)
+        if self.cycle.scope["http_version"] != "1.0":  # which has no `100 Continue`
+            self._probe(_PROBE_SECONDS)
         return True
 
     def _probe(self, seconds: float) -> None:
