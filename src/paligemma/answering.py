@@ -363,7 +363,7 @@ class Answer:
             self._text = TextStream(tokenizer, tuple(query.stop))
         self._context: TaskContext | None = None
         self._objects: ObjectStream | None = None
-        if query.task is not None:
+        if query.task is not None or len(images) == 1:
             self._context = TaskContext(
                 transform=images[0].transform, mask_codec=pipeline.mask_codec
             )
@@ -460,7 +460,7 @@ class Answer:
             locations=tuple(self._summaries),
         )
         if self._task is None:
-            return generation
+            return replace(generation, objects=self._boxes_in(generation))
         assert self._context is not None
         if self.makes_masks and self._pipeline.max_mask_pixels is not None:
             parsed = parse_objects(
@@ -471,8 +471,18 @@ class Answer:
         result = self._task.parse(generation, self._tokenizer, self._context)
         if stop_reason == "stop" and self._text is not None:
             result = replace(result, text=self._text.text)
+        if isinstance(result, Generation):
+            result = replace(result, objects=self._boxes_in(generation))
         has_notes = self._notes and isinstance(result, Detections | Segments | Generation)
         return replace(result, notes=self._notes) if has_notes else result
+
+    def _boxes_in(self, generation: Generation) -> tuple[Detection, ...]:
+        """What a model that was asked for text has marked in the image."""
+        ids = generation.token_ids
+        if self._context is None or not any(map(self._tokenizer.is_loc, ids)):
+            return ()
+        task = DetectTask(phrases=("",), labels="any", max_objects=len(ids) + 1)
+        return task.parse(generation, self._tokenizer, self._context).objects
 
 
 @dataclass(frozen=True, kw_only=True)

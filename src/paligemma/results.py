@@ -111,10 +111,14 @@ class Generation(Result):
     """What to know about the prompt, such as that it is not quite the one of a task."""
     locations: tuple[RangeSummary | None, ...] = ()
     """For each location token, the distribution that it was chosen from; None for other tokens."""
+    objects: tuple[Detection, ...] = ()
+    """The boxes in the text, where a model answers with location tokens."""
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         del values["locations"]
+        if not self.objects:
+            del values["objects"]
         return values
 
     def __str__(self) -> str:

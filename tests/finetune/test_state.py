@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -134,6 +135,22 @@ def test_g3_a_damaged_newest_state_is_found_and_the_one_before_it_used(
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-1\n"
     run.save(2)
     assert Run(tmp_path).resume() == 2
+
+
+def test_too_many_open_files_are_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.save(1)
+    run.save(2)
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr("paligemma.finetune.state.sha256_of", fail)
+    with pytest.raises(CheckpointError, match=r"step-2 cannot be read: Too many open files"):
+        run.resume()
+    assert names(tmp_path) == ["latest", "step-1", "step-2"]
 
 
 # What a state is made of, left out with the manifest made to fit: no checksum can tell.

@@ -158,6 +158,24 @@ def test_a_prompt_without_an_image_is_continued(mini_app: ASGIApp, mini: Predict
     assert answer.json()["usage"]["image_tokens"] == 0
 
 
+def test_a_text_with_location_tokens_has_its_boxes(
+    mini_app: ASGIApp, mini: Predictor, scene: bytes
+) -> None:
+    document = {"image": encoded(scene), "prompt": "detect frog", "stream": False}
+    result = post(mini_app, "/v1/generate", document).json()["result"]
+    generated = mini.generate(scene, "detect frog")
+    assert generated.objects
+    assert [o["label"] for o in result["objects"]] == ["frog"] * len(generated.objects)
+    for there, here in zip(result["objects"], generated.objects, strict=True):
+        assert there["box_xyxy"] == pytest.approx(here.box_xyxy)
+        assert there["score"] == pytest.approx(here.score, abs=1e-4)
+        assert 0 < there["score"] <= 1
+    streamed = post(mini_app, "/v1/generate", {**document, "stream": True}).events
+    assert close(streamed[-2][1]["result"]["objects"], result["objects"])
+    plain_text = post(mini_app, "/v1/generate", {**document, "prompt": "caption en"}).json()
+    assert "objects" not in plain_text["result"]
+
+
 def test_objects_below_the_least_score_are_left_out(
     mini_app: ASGIApp, mini: Predictor, scene: bytes
 ) -> None:

@@ -15,6 +15,7 @@ by any number of them. No random state is saved: data and dropout are functions 
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import re
@@ -50,6 +51,8 @@ BEST = "best"
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 _FILE_BYTES = 2**30
+_DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+"""Errors of reading that tell of the files, not of the process that reads them."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -319,6 +322,7 @@ def _finish(folder: Path, progress: Progress, counts: Mapping[str, int]) -> None
 
 
 def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint. Raises CheckpointError if that cannot be told."""
     try:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, written in files.items():
@@ -328,7 +332,13 @@ def _damage(folder: Path) -> str | None:
             if sha256_of(path) != written["sha256"]:
                 return f"{name} was changed after it was written (its SHA-256 differs)"
         _read_progress(folder)  # raises KeyError where a field is missing
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno not in _DAMAGED:  # such as too many open files
+            raise CheckpointError(
+                f"The checkpoint {folder} cannot be read: {error.strerror}. It may be intact."
+            ) from error
+        return f"{_first_line(error)} ({type(error).__name__})"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_first_line(error)} ({type(error).__name__})"
     return None
 

@@ -89,9 +89,9 @@ class RepeatFilter(logging.Filter):
         is_own = record.name == _LOGGER_NAME
         # Work that was done, and our own faults. Anyone may read the page or ask for the health.
         is_work = status < 400 and fields.get("method", "POST") == "POST"
-        if is_own and (is_work or record.levelno >= logging.ERROR):
-            if record.msg not in _RARE_EVENTS:
-                return True
+        is_ours = is_own and (is_work or record.levelno >= logging.ERROR)
+        if is_ours and record.msg not in _RARE_EVENTS:
+            return True
         kind = (record.name, record.msg, status) if is_own else (record.pathname, record.lineno)
         most = 1 if record.msg in _RARE_EVENTS else self._most
         now = self._clock()

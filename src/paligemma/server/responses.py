@@ -65,6 +65,21 @@ Box = Annotated[list[float], Field(min_length=4, max_length=4, description="[x1,
 Size = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
+class DetectionResult(ResponseModel):
+    """A labeled box."""
+
+    label: str
+    box_xyxy: Box  # in pixels of the image
+    box_normalized_xyxy: Box  # as fractions of the image's width and height
+    score: float
+    """The probability that the object is right: the product of the next three."""
+    existence_score: float
+    label_score: float
+    coordinate_score: float
+    unsure: bool
+    """Whether the model would call the object something else."""
+
+
 class GenerationResult(ResponseModel):
     """The text that the model generated for a prompt."""
 
@@ -74,6 +89,8 @@ class GenerationResult(ResponseModel):
     stop_reason: StopReason
     notes: list[str]
     """What to know about the prompt, such as that it is not quite the one of a task."""
+    objects: list[DetectionResult] = []
+    """The boxes in the text; left out where it has none."""
 
 
 class TextResult(GenerationResult):
@@ -115,21 +132,6 @@ class Mask(ResponseModel):
 
     size: Annotated[list[int], Field(min_length=2, max_length=2, description="[height, width]")]
     counts: str
-
-
-class DetectionResult(ResponseModel):
-    """A labeled box."""
-
-    label: str
-    box_xyxy: Box  # in pixels of the image
-    box_normalized_xyxy: Box  # as fractions of the image's width and height
-    score: float
-    """The probability that the object is right: the product of the next three."""
-    existence_score: float
-    label_score: float
-    coordinate_score: float
-    unsure: bool
-    """Whether the model would call the object something else."""
 
 
 class SegmentResult(DetectionResult):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import random
@@ -521,6 +522,19 @@ def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         open_data(tmp_path / "c.tar.gz")
     path = shard(tmp_path / "d.tar", {"1.png": b"no picture", "1.json": b'{"objects": []}'})
     with pytest.raises(DataError, match=r"Sample '1' of .*unknown format"):
+        open_data(path)
+
+
+def test_a_shard_that_cannot_be_opened_is_not_called_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shard(tmp_path / "a.tar", {"1.png": png(), "1.txt": b"a dog"})
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(tarfile, "open", fail)
+    with pytest.raises(DataError, match=r"a\.tar' cannot be read: Too many open files\."):
         open_data(path)
 
 

@@ -112,7 +112,9 @@ def _index(shard: Path) -> dict[str, dict[str, _Member]]:
                     key = f"{folder}/{stem}".removeprefix("./").lstrip("/")
                     member = _Member(shard, info.offset_data, info.size)
                     samples.setdefault(key, {})[suffix.lower()] = member
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:  # such as too many open files
+        raise DataError(f"The shard {str(shard)!r} cannot be read: {error.strerror}.") from error
+    except tarfile.TarError as error:
         raise DataError(f"The shard {str(shard)!r} is not a complete tar file: {error}.") from error
     return samples
 

@@ -2,7 +2,6 @@
 
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
 import { byId, element, toast } from "./dom.js";
-import { objectsIn } from "./locations.js";
 import { colorOf, css, isUnsure, Overlay, scoreText } from "./overlay.js";
 import { save, SAVES } from "./saves.js";
 
@@ -148,8 +147,7 @@ export class AnswerView {
     const attributes = { class: kind, dir: "auto" };
     if (this.asked.fields.language) attributes.lang = this.asked.fields.language;
     const written = element("p", attributes, shown);
-    const { width, height } = this.asked.image;
-    this.objects = objectsIn(this.text, [width, height]);
+    this.objects = (result.objects ?? []).filter(isObject);
     if (!this.objects.length) {
       this.body.replaceChildren(written, ...notes(result));
       return;
