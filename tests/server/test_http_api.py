@@ -499,7 +499,12 @@ def test_c7_bodies_that_are_no_json_object_are_refused(body: bytes, mini_app: AS
     [
         ("caption", None, "The body must be a JSON object."),
         ("ask", {}, "Give either question or questions."),
-        ("detect", {}, "The field phrases is missing."),
+        (
+            "detect",
+            {},
+            "There are no phrases to look for, and the model does not say what it was "
+            "trained on. Give phrases, such as 'cat ; dog'.",
+        ),
         ("caption", {"image": {}}, "Invalid field image: The field url is missing."),
         ("caption", {"image": {"url": ""}}, "at least 1 character."),
         ("caption", {"image": {"url": "a", "b": 1}}, "field image: Unknown field 'b'."),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,15 @@ import torch
 
 from paligemma.adapters.lora import LoraConfig, add_lora, attach_lora, lora_layers
 from paligemma.checkpoints.adapter import read_adapter, write_adapter
+from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.errors import OptionError, UnavailableError
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.server.app import create_app
 from paligemma.server.jobs import JobOptions
 from paligemma.server.service import Loaded, Service
 from tests.agreement.tiny_predictor import build_predictor
+from tests.server.asgi import Answer, call
 from tests.server.serving import outcome, png, prompt, serving
 
 NAMES = ("birds", "ships")
@@ -111,5 +117,48 @@ def test_a_service_without_adapters_refuses_them_all(tiny_tokenizer: Tokenizer) 
             with pytest.raises(OptionError):
                 service.submit(prompt(options=JobOptions(adapter="birds")))
             assert await outcome(service.submit(prompt())) is not None
+
+    asyncio.run(main())
+
+
+def test_an_adapter_that_says_what_it_was_trained_on_needs_no_phrases(
+    tiny_tokenizer: Tokenizer, folders: dict[str, Path]
+) -> None:
+    taught = TrainedOn(task="detect", prompt="detect a ; b", class_names=("a", "b"))
+    loaded = replace(load(tiny_tokenizer, folders), trained_on={"birds": taught})
+    image = base64.b64encode(png(7)).decode()
+
+    async def main() -> None:
+        service = Service(lambda: loaded, name="tiny", adapter_names=NAMES)
+        service.start()
+        try:
+            await service.wait_until_ready()
+            app = create_app(service)
+
+            async def ask(task: str, **fields: Any) -> Answer:
+                body = json.dumps({"image": image, "max_new_tokens": 9, **fields}).encode()
+                kind = {"content-type": "application/json"}
+                return await call(app, "POST", f"/v1/{task}", body, kind)
+
+            asked = (await ask("detect", model="birds", phrases=["a", "b"], separate=False)).json()
+            for fields in ({}, {"phrases": None}, {"separate": None}):
+                answer = await ask("detect", model="birds", **fields)
+                assert answer.json()["result"] == asked["result"]
+            each = await ask("detect", model="birds", separate=True)
+            assert each.json()["result"]["phrases"] == ["a", "b"]
+            streamed = await ask("detect", model="birds", stream=True)
+            assert streamed.events[-2][1]["result"]["phrases"] == ["a", "b"]
+            line = json.dumps({"id": "1", "task": "detect", "model": "birds", "image": image})
+            kind = {"content-type": "application/jsonl"}
+            batch = await call(app, "POST", "/v1/batch", line.encode(), kind)
+            assert json.loads(batch.body)["result"]["phrases"] == ["a", "b"]
+            for task, model in (("segment", "birds"), ("detect", "ships"), ("detect", "tiny")):
+                refused = await ask(task, model=model)
+                assert (refused.status, refused.error["param"]) == (400, "phrases")
+            assert (
+                "not trained to segment" in (await ask("segment", model="birds")).error["message"]
+            )
+        finally:
+            service.close()
 
     asyncio.run(main())

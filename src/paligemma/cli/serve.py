@@ -171,6 +171,7 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
     import paligemma
     from paligemma.checkpoints.adapter import fingerprint_of, read_adapter
     from paligemma.checkpoints.hub import Source
+    from paligemma.checkpoints.trained_on import TrainedOn
     from paligemma.fast.weights import Plain, Weights, usual_name, weights_name
     from paligemma.server.service import Loaded
 
@@ -196,8 +197,11 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
     }
     for adapter in read.values():
         adapter.check_base(fingerprint_of(predictor.model))
+    trained_on = {name: TrainedOn.read(folder) for name, folder in adapters.items()}
     return Loaded(
-        predictor=predictor, adapters={name: adapter.layers for name, adapter in read.items()}
+        predictor=predictor,
+        adapters={name: adapter.layers for name, adapter in read.items()},
+        trained_on={name: each for name, each in trained_on.items() if each is not None},
     )
 
 

@@ -14,7 +14,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from paligemma.errors import PaliGemmaError
+from paligemma.errors import OptionError, PaliGemmaError
+from paligemma.predictor import asked_for
 from paligemma.server.errors import ApiError, ClientGoneError
 from paligemma.server.images import Fetcher, checked_size, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket, gather_results
@@ -26,6 +27,7 @@ from paligemma.server.requests import (
     RequestModel,
     ScoreRequest,
     TaskRequest,
+    validate,
 )
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
@@ -116,6 +118,25 @@ class RequestHandler:
         if name not in models:
             raise ApiError(404, "model_not_found", "Unknown model. See /v1/models.", param="model")
         return name, models[name]
+
+    def with_phrases(self, task: TaskRequest) -> TaskRequest:
+        """The task, without phrases with what its model was trained on. Raises ApiError."""
+        if not isinstance(task, ObjectsRequest) or task.phrases is not None:
+            return task
+        _, adapter = self.find_model(task.model)
+        trained_on = self.service.trained_on(adapter)
+        try:
+            asked = asked_for(
+                task.task_name, None, trained_on, labels=task.labels, separate=task.separate
+            )
+        except OptionError as error:
+            raise ApiError(400, "invalid_field", str(error), param="phrases") from None
+        fields = task.model_dump(exclude_unset=True) | {
+            "phrases": list(asked.phrases),
+            "labels": asked.labels,
+            "separate": asked.separate,
+        }
+        return validate(type(task), fields, self.limits)
 
     def build_jobs(
         self, task: TaskRequest, images: tuple[bytes, ...], client: str, *, stream: bool

@@ -126,7 +126,9 @@ def _suffixes(value: list[str], info: ValidationInfo) -> list[str]:
     return value
 
 
-def _phrases(value: str | list[str], info: ValidationInfo) -> str | list[str]:
+def _phrases(value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+    if value is None:
+        return value
     for text in [value] if isinstance(value, str) else value:
         _text(text, info)
         if _LOCATION_TOKEN.search(text):
@@ -319,11 +321,16 @@ class ObjectsRequest(GenerativeRequest):
         json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE, "phrases": ["cat", "dog"]}]}
     )
 
+    task_name: ClassVar[Literal["detect", "segment"]]
+
     phrases: Annotated[
-        Phrase | Annotated[list[Phrase], Field(json_schema_extra={"minItems": 1})],
+        Phrase | Annotated[list[Phrase], Field(json_schema_extra={"minItems": 1})] | None,
         AfterValidator(_phrases),
-        Field(description='A list, or a text such as "cat ; dog" or "cat, dog".'),
-    ]
+        Field(
+            description='A list, or a text such as "cat ; dog" or "cat, dog". A fine-tuned model '
+            "that says what it was trained on needs none."
+        ),
+    ] = None
     labels: Annotated[
         Literal["asked", "any"],
         Field(description="asked: only the phrases. any: allow labels that were not requested."),
@@ -343,11 +350,13 @@ class ObjectsRequest(GenerativeRequest):
         if self.separate and self.stream:
             raise limit_error("separate: true cannot be streamed.")
         most = _limits(info).max_suffixes
-        if self.separate and len(self._read_phrases()[0]) > most:
+        has_phrases = self.phrases is not None
+        if self.separate and has_phrases and len(self._read_phrases()[0]) > most:
             raise limit_error(f"separate: true takes at most {most} phrases.")
         return self
 
     def _read_phrases(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        assert self.phrases is not None  # `RequestHandler.with_phrases`
         return read_phrases(self.phrases)
 
     @property
@@ -369,6 +378,7 @@ class DetectRequest(ObjectsRequest):
     """Find objects and return their boxes."""
 
     response: ClassVar[type[TaskResponse]] = DetectResponse
+    task_name = "detect"
 
     @property
     def list_task(self) -> ListTask:
@@ -380,6 +390,7 @@ class SegmentRequest(ObjectsRequest):
     """Find objects and return their boxes and masks."""
 
     response: ClassVar[type[TaskResponse]] = SegmentResponse
+    task_name = "segment"
 
     @property
     def list_task(self) -> ListTask:

@@ -29,6 +29,7 @@ import torch
 from paligemma.adapters.bank import AdapterBank
 from paligemma.adapters.lora import LowRank
 from paligemma.answering import CONTEXT_LENGTH, Answer, AnswerPipeline, PreparedImage, Update, Usage
+from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.engine.engine import Engine, Event
 from paligemma.engine.image_cache import ImageCache, RecentCache
 from paligemma.errors import (
@@ -82,6 +83,8 @@ class Loaded:
     predictor: Predictor
     adapters: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
     """Name of the adapter -> name of the layer -> weights, as `read_adapter` returns them."""
+    trained_on: Mapping[str, TrainedOn] = field(default_factory=dict)
+    """Name of the adapter -> what it was trained on, where that is known."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -134,6 +137,7 @@ class Service:
         self.on_end = on_end
         self.predictor: Predictor | None = None
         self._load = load
+        self._trained_on: Mapping[str, TrainedOn] = {}
         self._clock = clock
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -227,6 +231,12 @@ class Service:
     def models(self) -> dict[str, str | None]:
         """Names for clients -> `JobOptions.adapter`; the model itself is first."""
         return {self.name: None} | {name: name for name in self.adapter_names}
+
+    def trained_on(self, adapter: str | None) -> TrainedOn | None:
+        """What the model or an adapter was trained on, if it says so."""
+        if adapter is not None:
+            return self._trained_on.get(adapter)
+        return None if self.predictor is None else self.predictor.trained_on
 
     # Jobs
 
@@ -601,6 +611,7 @@ class Service:
             clock=self._clock,
         )
         self.predictor = predictor
+        self._trained_on = loaded.trained_on
         self._max_running = max_rows
         self._image_cache = image_cache
         pipeline = AnswerPipeline(

@@ -206,7 +206,7 @@ async def _answer(
             raise ApiError(
                 400, "invalid_field", f"task must be one of {', '.join(REQUESTS)}.", param="task"
             )
-        task = validate(REQUESTS[task_name], fields, handler.limits)
+        task = handler.with_phrases(validate(REQUESTS[task_name], fields, handler.limits))
         if isinstance(task, GenerativeRequest) and task.stream:
             raise ApiError(400, "invalid_field", "A batch cannot be streamed.", param="stream")
         images = await handler.read_images(task, None)

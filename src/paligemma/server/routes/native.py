@@ -116,7 +116,9 @@ def _route(
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         document = await handler.read_document(request)
-        task = validate(model, document.fields, handler.limits, is_text=document.is_text)
+        task = handler.with_phrases(
+            validate(model, document.fields, handler.limits, is_text=document.is_text)
+        )
         streams = isinstance(task, GenerativeRequest) and task.stream
 
         async def submit() -> tuple[str, Sequence[Job | ScoreJob], list[Ticket]]:
