@@ -13,8 +13,9 @@ import torch
 
 import paligemma
 from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
+from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.cli.main import main
-from paligemma.cli.serve import _resize
+from paligemma.cli.serve import _resize, _warn_of_resize
 from paligemma.errors import OptionError
 from paligemma.predictor import Predictor
 from paligemma.server import logs, process
@@ -154,6 +155,21 @@ def test_images_are_fitted_as_the_adapters_were_trained(tmp_path: Path) -> None:
     assert _resize({"a": adapters["a"]}) == "pad"
     with pytest.raises(OptionError, match="a with pad, b with squash"):
         _resize(adapters)
+
+
+def test_a_model_that_sees_images_as_its_adapters_do_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _warn_of_resize(None, None)
+    _warn_of_resize("squash", None)
+    _warn_of_resize("pad", TrainedOn(resize="pad"))
+    assert not caplog.records
+    _warn_of_resize("pad", None)
+    [line] = caplog.records
+    assert (line.levelname, vars(line)["fields"]) == (
+        "WARNING",
+        {"resize": "pad", "usual": "squash"},
+    )
 
 
 def test_i1_clients_see_a_folders_name_and_never_its_path(

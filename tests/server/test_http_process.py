@@ -467,6 +467,19 @@ def test_d7_d4_a_server_that_loads_says_so_and_idle_ends_at_once(
     assert server.log_lines()[-1]["event"] == "ended"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_d4_a_server_that_loads_ends_at_once(
+    number: signal.Signals, start_server: StartServer
+) -> None:
+    server = start_server(faults="load=sleep:20", wait=False)
+    assert server.get("/health/ready").status == 503
+    started = time.monotonic()
+    server.signal(number)
+    assert server.wait(10) == 0
+    assert time.monotonic() - started < 4
+    assert server.log_lines()[-1]["event"] == "ended"
+
+
 def test_d7_what_goes_wrong_at_the_start_is_one_line_and_an_exit_code(
     start_server: StartServer, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ error while the model loads ends the process with one line.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from paligemma.errors import MissingExtraError, OptionError
 from paligemma.options import Option
 
 if TYPE_CHECKING:
+    from paligemma.checkpoints.trained_on import TrainedOn
     from paligemma.processor.image import Resize
     from paligemma.server.service import Loaded
     from paligemma.server.settings import Limits
@@ -183,13 +185,15 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
         )
     if adapters:
         weights = Plain(usual_name(options.dtype))
+    resize = _resize(adapters)
     predictor = paligemma.load(
         options.model,
         weights=weights,
         device=options.device,
         source=Source(revision=options.revision, offline=options.offline, verify=options.verify),
-        resize=_resize(adapters),
+        resize=resize,
     )
+    _warn_of_resize(resize, predictor.trained_on)
     config = predictor.model.config
     read = {
         name: read_adapter(folder, config, verify=options.verify)
@@ -221,6 +225,15 @@ def _resize(adapters: Mapping[str, Path]) -> Resize | None:
             "them in processes of their own."
         )
     return next(iter(resizes.values()), None)
+
+
+def _warn_of_resize(resize: Resize | None, trained_on: TrainedOn | None) -> None:
+    """Log that the model itself sees images in another way than alone, if that is so."""
+    from paligemma.server.logs import log
+
+    usual = "squash" if trained_on is None else trained_on.resize
+    if resize not in (None, usual):
+        log("images_fitted_for_adapters", level=logging.WARNING, resize=resize, usual=usual)
 
 
 def _with_caches(limits: Limits, cache_mb: int | None) -> Limits:

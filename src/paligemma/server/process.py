@@ -109,13 +109,13 @@ class _Server(uvicorn.Server):
         self._load_failure: BaseException | None = None
 
     async def run_to_end(self) -> int:
-        self.servers = [await self._listen()]
-        port = self.servers[0].sockets[0].getsockname()[1]
-        log("listening", host=self.config.host, port=port, pid=os.getpid())
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        self.servers = [await self._listen()]
+        port = self.servers[0].sockets[0].getsockname()[1]
+        log("listening", host=self.config.host, port=port, pid=os.getpid())
         self._service.start()
         watching = asyncio.create_task(self._watch())
         try:
@@ -182,6 +182,7 @@ class _Server(uvicorn.Server):
         """Finish accepted requests. New ones are answered with 503."""
         await self._service.drain(self._drain_seconds)
         await self._end_requests()
+        self.force_exit = self._service.predictor is None  # do not wait for a model that loads
         self.should_exit = True
 
     def _announce(self) -> None:
