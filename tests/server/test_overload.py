@@ -310,6 +310,23 @@ def test_a_client_that_closes_its_half_is_answered(
     assert b'"text"' in answer
 
 
+def test_clients_that_are_gone_are_forgotten(server: ServerProcess, scene: bytes) -> None:
+    document = {"image": base64.b64encode(scene).decode(), "phrases": ["frog", "boat"]}
+    body = json.dumps(document).encode()
+    head = (
+        "POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    before = len(server.log_lines())
+    for _ in range(3):
+        with server.connected(head.encode() + body):
+            time.sleep(0.03)
+    time.sleep(5)  # asyncio warns of the fifth write to a connection that is lost
+    lines = server.log_lines()[before:]
+    assert 499 in {line.get("status") for line in lines}
+    assert {line["event"] for line in lines} == {"request"}
+
+
 @pytest.mark.parametrize(
     "rest", [b"Content-Length: 50\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"]
 )

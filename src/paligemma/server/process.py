@@ -321,7 +321,8 @@ class _GuardedProtocol(H11Protocol):
         return True
 
     def _probe(self, seconds: float) -> None:
-        if self._is_answering and not self.cycle.response_started:
+        is_gone = self.transport.is_closing()
+        if self._is_answering and not self.cycle.response_started and not is_gone:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.loop.call_later(seconds, self._probe, min(2 * seconds, 1.0))
 
