@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import torch
 from starlette.types import ASGIApp
 
 from paligemma.errors import BusyError
@@ -24,7 +25,7 @@ from paligemma.server.app import create_app
 from paligemma.server.errors import AbortedResponseError
 from paligemma.server.jobs import ServedRate, Ticket
 from paligemma.server.logs import RepeatFilter
-from paligemma.server.settings import Limits, Settings
+from paligemma.server.settings import KeyRing, Limits, Settings
 from tests.agreement.tiny_predictor import build_predictor
 from tests.server.asgi import call
 from tests.server.conftest import StartServer
@@ -32,6 +33,7 @@ from tests.server.server_process import ServerProcess, read_reply
 from tests.server.serving import prompt, serving, slow, until
 
 JSON = {"content-type": "application/json"}
+SLOW_STEPS = "step@1=sleep:3"
 
 
 def test_the_expected_wait_follows_the_served_rate() -> None:
@@ -145,6 +147,109 @@ def test_a_request_is_refused_before_its_body_is_read(mini: Predictor, make_serv
         await until(lambda: service.stats().waiting + service.stats().running == 0)
         answer = await call(app, "POST", "/v1/generate", body(), JSON)
         assert (answer.status, num_read) == (400, 1)
+
+    asyncio.run(main())
+
+
+def early(
+    path: str = "/v1/generate", *lines: str, method: str = "POST", end: str = "\r\n"
+) -> bytes:
+    """The first bytes of a request as they arrive at a connection."""
+    head = [f"{method} {path} HTTP/1.1", "Host: localhost:8000", *lines]
+    return "\r\n".join(
+        [*head, "Content-Type: application/json", "Content-Length: 9000", end]
+    ).encode()
+
+
+def test_an_early_refusal_says_what_the_application_would(make_service: Any) -> None:
+    service = make_service(Limits(max_running=1, max_queued=1))
+    app = create_app(service, Settings(limits=service.limits))
+
+    async def main() -> None:
+        assert app.early_refusal(early(), "10.0.0.1") is None
+        tickets = service.submit_all([prompt(max_tokens=500)] * 2)
+        refused = service.stats().rejected
+        given = app.early_refusal(early("/v1/generate", "X-Request-ID: mine"), "10.0.0.1")
+        expected = await call(
+            app, "POST", "/v1/generate", b"{}", {**JSON, "x-request-id": "mine"}, client="10.0.0.1"
+        )
+        assert given is not None
+        head, _, body = given.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        del headers["date"]
+        assert status_line == "HTTP/1.1 429 Too Many Requests"
+        assert headers == expected.headers
+        assert body == expected.body
+        assert service.stats().rejected == refused + 2
+        metrics = (await call(app, "GET", "/metrics")).body.decode()
+        line = 'paligemma_http_requests_total{method="POST",route="/v1/generate",status="429"} 1.0'
+        assert line in metrics
+        for data in (
+            early(method="GET"),
+            early("/v1/unknown"),
+            early("/health/live"),
+            early("/v1/generate", "Origin: http://localhost:8000"),
+            early(end=""),  # its headers are not complete
+            early().replace(b"1.1", b"1.0"),
+            b"\x16\x03\x01",
+        ):
+            assert app.early_refusal(data, "10.0.0.1") is None
+        for path in ("/v1/generate/", "/v1/detect?phrases=frog", "/v1/chat/completions"):
+            assert app.early_refusal(early(path), "10.0.0.1") is not None
+        for ticket in tickets:
+            ticket.cancel()
+        await until(lambda: service.stats().waiting + service.stats().running == 0)
+        assert app.early_refusal(early(), "10.0.0.1") is None
+
+    asyncio.run(main())
+
+
+def test_an_early_refusal_counts_the_requests_of_a_key(make_service: Any) -> None:
+    keys = KeyRing(["first-key-1234567", "second-key-1234567"])
+    service = make_service(Limits(streams_per_client=1))
+    app = create_app(service, Settings(limits=service.limits, keys=keys))
+
+    def ask(key: str) -> bytes | None:
+        data = early("/v1/generate", f"Authorization: Bearer {key}")
+        return app.early_refusal(data, "10.0.0.1")
+
+    async def main() -> None:
+        client = keys.name_of(b"first-key-1234567")
+        assert client is not None
+        ticket = service.submit(prompt(max_tokens=500, client=client))
+        assert ask("first-key-1234567") is not None
+        assert ask("second-key-1234567") is None
+        assert ask("unknown-key-1234567") is None
+        assert app.early_refusal(early(), client) is None  # 401 is for the application to say
+        ticket.cancel()
+
+    asyncio.run(main())
+
+
+def test_under_overload_the_engine_leaves_a_cpu_to_the_refusals(make_service: Any) -> None:
+    service = make_service(Limits(max_running=1, max_queued=1))
+    service._num_threads, service._num_threads_under_overload = 2, 1
+    numbers: list[int] = []
+    take = service._loop.engine.step
+
+    def step() -> Any:
+        numbers.append(torch.get_num_threads())
+        return take()
+
+    service._loop.engine.step = step
+
+    async def main() -> None:
+        tickets = service.submit_all([prompt(max_tokens=500)] * 2)
+        for _ in range(40):
+            with pytest.raises(BusyError):
+                service.check_admission("10.0.0.1")
+        await until(lambda: 1 in numbers)
+        for ticket in tickets:
+            ticket.cancel()
+        await asyncio.sleep(1.1)
+        await service.submit(prompt()).wait()
+        assert numbers[-1] == 2
 
     asyncio.run(main())
 
@@ -391,6 +496,31 @@ def test_an_upload_when_the_server_ends_is_answered_503(
     lines = server.log_lines()
     assert [x["status"] for x in lines if x.get("method") == "POST"] == [503]
     assert not any(line["level"] == "error" for line in lines)
+
+
+def test_a_refused_connection_is_closed_after_its_body(start_server: StartServer) -> None:
+    server = start_server("--limit", "max_running=1", "--limit", "max_queued=1", faults=SLOW_STEPS)
+    asked = json.dumps({"prompt": "caption en", "max_tokens": 100, "temperature": 2.0}).encode()
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(asked)}\r\n"
+    request = head.encode() + b"Content-Type: application/json\r\n\r\n" + asked
+    with server.connected(request), server.connected(request):
+        while server.get("/metrics").body.count(b"paligemma_accepted_total 2.0") == 0:
+            time.sleep(0.02)
+        large = b"x" * 5_000_000
+        head = (
+            f"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(large)}\r\n\r\n"
+        )
+        with server.connected(b"") as connection:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b'{"status":"live"}'):
+                answer += connection.recv(2**16)
+            connection.sendall(head.encode() + large)  # on the connection that was kept
+            reply = read_reply(connection)
+            assert (reply.status, reply.json()["error"]["code"]) == (429, "overloaded")
+            assert connection.recv(1) == b""
+    lines = [line for line in server.log_lines() if line.get("status") == 429]
+    assert [(line["route"], line["code"]) for line in lines] == [("/v1/caption", "overloaded")]
 
 
 def test_few_file_descriptors_leave_room_for_honest_clients(tmp_path: Any) -> None:

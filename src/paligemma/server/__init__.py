@@ -11,6 +11,7 @@ engine_loop.py      the thread that runs the model
 With HTTP:
 
 app.py              the application: routes, inside middleware.py
+refusing.py         what is refused under overload before it gets there
 routes/             native.py, batch.py, openai.py, health.py
 handler.py          what all routes share; images.py, strict_json.py, sse.py, errors.py
 requests.py, responses.py   the JSON of the task routes, as models

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -17,9 +17,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paligemma import __version__
 from paligemma.errors import PaliGemmaError
@@ -37,6 +37,7 @@ from paligemma.server.middleware import (
     TrustedHosts,
 )
 from paligemma.server.openai_models import ChatCompletionChunk, CompletionChunk
+from paligemma.server.refusing import EarlyRefusal
 from paligemma.server.responses import BatchLine, ObjectEvent, SegmentEvent, TokenEvent
 from paligemma.server.routes.batch import batch_routes
 from paligemma.server.routes.health import add_health, limits_routes
@@ -55,7 +56,18 @@ _DESCRIPTION = (
 )
 
 
-def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
+class Application:
+    """The ASGI application, and what an HTTP server may ask before it parses a request."""
+
+    def __init__(self, app: ASGIApp, early_refusal: EarlyRefusal) -> None:
+        self._app = app
+        self.early_refusal = early_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def create_app(service: Service, settings: Settings | None = None) -> Application:
     """The application for a service, which the caller starts and closes."""
     settings = settings or Settings()
     handler = RequestHandler(service=service, settings=settings, fetcher=Fetcher(settings))
@@ -72,14 +84,13 @@ def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
         separate_input_output_schemas=False,
     )
     health = add_health(app, service, open_readiness=settings.open_readiness)
-    for router in (
+    work = [
         native_routes(handler),
         batch_routes(handler),
         openai_routes(handler),
         openai_responses_routes(handler),
-        limits_routes(handler),
-        metrics_routes(metrics),
-    ):
+    ]
+    for router in (*work, limits_routes(handler), metrics_routes(metrics)):
         app.include_router(router)
     page = _page_routes(app)
     app.add_exception_handler(PaliGemmaError, _answer_error)
@@ -95,7 +106,13 @@ def create_app(service: Service, settings: Settings | None = None) -> ASGIApp:
     guarded = Authentication(guarded, settings.keys, open_routes=[*health, *page])
     guarded = HeaderLimits(guarded, settings.limits)
     guarded = AccessLogMiddleware(guarded, metrics.count_request)
-    return CrossOrigin(guarded, settings.origins)
+    guarded = CrossOrigin(guarded, settings.origins)
+    paths = [route.path for router in work for route in router.routes if _is_post(route)]
+    return Application(guarded, EarlyRefusal(service, settings.keys, paths, metrics.count_request))
+
+
+def _is_post(route: BaseRoute) -> TypeGuard[Route]:
+    return isinstance(route, Route) and "POST" in (route.methods or ())
 
 
 class _Page(StaticFiles):

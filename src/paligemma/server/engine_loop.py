@@ -31,13 +31,18 @@ class _Scoring:
 
 
 class EngineLoop:
-    """Runs one engine. `emit` gets the outcomes of each turn, and must return at once."""
+    """Runs one engine.
+
+    `emit` gets the outcomes of each turn, and must return at once. `before_turn` is called in the
+    engine's thread.
+    """
 
     def __init__(
         self,
         engine: Engine,
         *,
         emit: Callable[[list[tuple[Hashable, Outcome]]], None],
+        before_turn: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self.engine = engine
@@ -45,6 +50,7 @@ class EngineLoop:
         """When the last turn began or ended."""
         self.num_steps = 0
         self._emit = emit
+        self._before_turn = before_turn
         self._clock = clock
         self._changed = threading.Condition()
         self._new: deque[tuple[Hashable, Answer | PreparedScore, bool]] = deque()
@@ -99,6 +105,7 @@ class EngineLoop:
                 self.last_beat = self._clock()
                 if self._is_closing:
                     return
+            self._before_turn()
             self.turn()
 
     def turn(self) -> None:

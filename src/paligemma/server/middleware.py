@@ -11,7 +11,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +35,7 @@ CONTENT_SECURITY_POLICY = (
     "form-action 'none'; object-src 'none'"
 )
 
-_SECURITY_HEADERS = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -59,12 +60,12 @@ class CrossOrigin:
         self._origins = {origin.encode() for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = _header(scope, b"origin") if scope["type"] == "http" else None
+        origin = find_header(scope, b"origin") if scope["type"] == "http" else None
         if origin is None or origin.lower() not in self._origins:
             await self.app(scope, receive, send)
             return
         allowed = [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
-        if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
+        if scope["method"] == "OPTIONS" and find_header(scope, b"access-control-request-method"):
             headers = [
                 *allowed,
                 (b"access-control-allow-methods", b"GET, POST"),
@@ -97,17 +98,12 @@ class AccessLogMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
-        requested_id = _header(scope, b"x-request-id")
         method = scope["method"]
         if method == "HEAD":  # handled as GET; the HTTP server omits the body
             scope = {**scope, "method": "GET"}
         if scope["path"].startswith("/v1/"):  # as some clients write their base address
             scope = {**scope, "path": scope["path"].removesuffix("/")}
-        request_id = (
-            requested_id.decode()
-            if requested_id and _REQUEST_ID.fullmatch(requested_id)
-            else f"req-{uuid.uuid4().hex}"
-        )
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
         is_complete = False
@@ -117,7 +113,7 @@ class AccessLogMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
-                added = [pair for pair in _SECURITY_HEADERS if pair[0] not in names]
+                added = [pair for pair in SECURITY_HEADERS if pair[0] not in names]
                 message["headers"] = [
                     *message["headers"],
                     *added,
@@ -148,19 +144,41 @@ class AccessLogMiddleware:
             seconds = time.monotonic() - started
             route = route_of(scope)
             self._on_request(method, route, status, seconds)
-            log(
-                "request",
-                level=level,
-                request_id=request_id,
-                method=method,
-                route=route,
-                status=status,
-                ms=seconds * 1000,
-                client=scope["state"].get("client"),
-                received_bytes=scope["state"].get("received_bytes"),
-                code=scope["state"].get("error_code"),
-                **problem,
-            )
+            log_request(method, route, status, seconds, scope["state"], level=level, **problem)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that the client gave in `X-Request-Id`; a new one if it gave none or a bad one."""
+    requested_id = find_header(scope, b"x-request-id")
+    if requested_id and _REQUEST_ID.fullmatch(requested_id):
+        return requested_id.decode()
+    return f"req-{uuid.uuid4().hex}"
+
+
+def log_request(
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    state: Mapping[str, Any],
+    *,
+    level: int = logging.INFO,
+    **problem: object,
+) -> None:
+    """Log one line about an answered request with this ASGI state."""
+    log(
+        "request",
+        level=level,
+        request_id=state["request_id"],
+        method=method,
+        route=route,
+        status=status,
+        ms=seconds * 1000,
+        client=state.get("client"),
+        received_bytes=state.get("received_bytes"),
+        code=state.get("error_code"),
+        **problem,
+    )
 
 
 def _shutting_down() -> ApiError:
@@ -225,7 +243,7 @@ class Authentication:
         state = scope.setdefault("state", {})
         state["client"] = (scope.get("client") or ("local", 0))[0]
         if self._keys is not None and not self._is_open(scope):
-            key = _bearer_key(scope)
+            key = bearer_key(scope)
             owner = self._keys.name_of(key) if key is not None else None
             if owner is None:
                 raise ApiError(
@@ -241,7 +259,7 @@ class Authentication:
         return any(route.matches(scope)[0] is Match.FULL for route in self._open_routes)
 
 
-def _bearer_key(scope: Scope) -> bytes | None:
+def bearer_key(scope: Scope) -> bytes | None:
     """The key in the Authorization header; None without exactly one such header."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) != 1:
@@ -281,7 +299,7 @@ class TrustedHosts:
                 "unknown_host",
                 "Unknown Host header. The operator can allow a name with --allow-host NAME.",
             )
-        origin = _header(scope, b"origin")
+        origin = find_header(scope, b"origin")
         if origin is None or origin.lower() in self._origins:
             return
         if origin.lower().partition(b"://")[2] != values[0].lower():
@@ -338,9 +356,9 @@ class BodyLimits:
         body = _Body(receive, self._limits, self)
         scope.setdefault("state", {})["release_body"] = body.release
         send_last = _send_after_rejection(body, receive, send)
-        announced = _header(scope, b"content-length")
+        announced = find_header(scope, b"content-length")
         try:
-            if (_header(scope, b"content-encoding") or b"identity").lower() != b"identity":
+            if (find_header(scope, b"content-encoding") or b"identity").lower() != b"identity":
                 raise ApiError(415, "wrong_content_encoding", "Send the body without compression.")
             if announced is not None and int(announced) > self._limits.max_body_bytes:
                 error = body.too_large()
@@ -461,5 +479,6 @@ def _send_after_rejection(body: _Body, receive: Receive, send: Send) -> Send:
     return send_last
 
 
-def _header(scope: Scope, header: bytes) -> bytes | None:
+def find_header(scope: Scope, header: bytes) -> bytes | None:
+    """The first value of a header, whose name is in lower case."""
     return next((value for name, value in scope["headers"] if name == header), None)

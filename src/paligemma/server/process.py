@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -22,13 +23,14 @@ from typing import Any, ClassVar
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paligemma.errors import OptionError
 from paligemma.fast.kernels.library import share_one_arena
+from paligemma.server.app import Application
 from paligemma.server.errors import ApiError, error_response
 from paligemma.server.logs import log
+from paligemma.server.refusing import EarlyRefusal
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits
 
@@ -49,7 +51,7 @@ _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 * 2**20
 
 
-def serve(app: ASGIApp, service: Service, limits: Limits, *, host: str, port: int) -> int:
+def serve(app: Application, service: Service, limits: Limits, *, host: str, port: int) -> int:
     """Serve until a signal arrives. Returns the exit code.
 
     Raises OptionError for an address that cannot be bound, and any error of loading the model.
@@ -77,7 +79,7 @@ def allowed_connections() -> int:
 class _Server(uvicorn.Server):
     def __init__(
         self,
-        app: ASGIApp,
+        app: Application,
         service: Service,
         limits: Limits,
         host: str,
@@ -89,7 +91,7 @@ class _Server(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
-                http=limited_protocol(limits, max_connections),
+                http=limited_protocol(limits, max_connections, app.early_refusal),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -188,6 +190,8 @@ class _Server(uvicorn.Server):
     def _announce(self) -> None:
         address = _web_address(self.config.host, self.servers[0].sockets[0].getsockname()[1])
         log("ready", address=address)
+        gc.collect()
+        gc.freeze()  # or each full collection would look at all modules again, and all would wait
         if sys.stderr.isatty():
             print(
                 f"\n{self._service.name} is ready. Try it in a browser: {address}   "
@@ -246,14 +250,19 @@ def _web_address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def limited_protocol(limits: Limits, max_connections: int = MAX_CONNECTIONS) -> type[H11Protocol]:
+def limited_protocol(
+    limits: Limits,
+    max_connections: int = MAX_CONNECTIONS,
+    early_refusal: EarlyRefusal | None = None,
+) -> type[H11Protocol]:
     """The connection protocol with these limits."""
-    timeouts = {
+    attributes = {
         "idle_seconds": limits.idle_seconds,
         "write_seconds": limits.body_seconds,
         "max_connections": max_connections,
+        "early_refusal": early_refusal,
     }
-    return type("_LimitedProtocol", (_GuardedProtocol,), timeouts)
+    return type("_LimitedProtocol", (_GuardedProtocol,), attributes)
 
 
 class _GuardedProtocol(H11Protocol):
@@ -265,6 +274,7 @@ class _GuardedProtocol(H11Protocol):
     idle_seconds: ClassVar[float]
     """Time to receive the headers of a request, and between two requests."""
     max_connections: ClassVar[int]
+    early_refusal: ClassVar[EarlyRefusal | None]
     write_seconds: ClassVar[float]  # time for a client to receive what is ready to be sent
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -303,6 +313,11 @@ class _GuardedProtocol(H11Protocol):
             if self._num_discarded > _LINGER_BYTES:
                 self.transport.abort()
             return
+        if self.early_refusal is not None and self._is_between_requests:
+            answer = self.early_refusal(data, self.client[0] if self.client else "local")
+            if answer is not None:
+                self._send_last(answer)
+                return
         super().data_received(data)
         if self._is_answering:
             self._stop_idle_timer()
@@ -366,13 +381,18 @@ class _GuardedProtocol(H11Protocol):
             )
             response = error_response(api_error)
             event = h11.Response(status_code=api_error.status, headers=response.raw_headers)
-            for part in (event, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(part) or b"")
-            self._num_discarded = 0
-            self.transport.write_eof()
-            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            parts = (event, h11.Data(data=bytes(response.body)), h11.EndOfMessage())
+            self._send_last(b"".join(self.conn.send(part) or b"" for part in parts))
         else:
             self.transport.close()
+
+    def _send_last(self, answer: bytes) -> None:
+        """Send an answer and close, but first discard for a while what the client still sends."""
+        self._stop_idle_timer()
+        self._num_discarded = 0
+        self.transport.write(answer)
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def pause_writing(self) -> None:
         """Called when more is ready to be sent than the client receives."""
@@ -392,6 +412,11 @@ class _GuardedProtocol(H11Protocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_between_requests(self) -> bool:
+        is_idle = self.conn.their_state is h11.IDLE and not self._is_answering
+        return is_idle and not self.conn.trailing_data[0]
 
     def _start_idle_timer(self) -> None:
         self._stop_idle_timer()

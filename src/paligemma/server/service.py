@@ -14,11 +14,12 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ from paligemma.server.jobs import (
 )
 from paligemma.server.preparing import PreparedScore, Preprocessor
 from paligemma.server.settings import Limits
-from paligemma.threads import share_cpus
+from paligemma.threads import available_cpus, share_cpus
 
 Post = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 """Runs a call in an event loop."""
@@ -69,6 +70,7 @@ _TICK_SECONDS = 0.05  # resolution of time limits
 _ARRIVAL_SECONDS = 0.5  # that the body of an admitted request usually takes at most
 _SLOW_PER_CLIENT = 16  # requests with large images that may wait
 _UNMEASURED_JOBS = 32  # that may wait before it is known how fast they are served
+_MANY_REFUSALS = 32  # in a second: they take a good part of a CPU
 _ENGINE_QUEUE = 2**16  # never full: the service limits what it accepts
 _PREFILL_POSITIONS = 512  # per prefill step, while all running answers wait
 _PREFILL_SHARE = 0.7  # of the time in which answers are running
@@ -145,6 +147,7 @@ class Service:
         self._by_client: Counter[str] = Counter()
         self._rate = ServedRate()
         self._arrivals: dict[int, float] = {}  # requests whose bodies are received -> since when
+        self._refused_at: deque[float] = deque(maxlen=_MANY_REFUSALS)
         self._image_bytes = 0
         self._totals: Counter[str] = Counter()
         self._is_draining = False
@@ -161,6 +164,7 @@ class Service:
         self._threads: list[threading.Thread] = []
         share_cpus()
         self._num_threads = torch.get_num_threads()
+        self._num_threads_under_overload = max(1, min(self._num_threads, available_cpus() - 1))
 
     # Life
 
@@ -290,9 +294,17 @@ class Service:
 
         Returns a number for `end_arrival`. Raises BusyError or UnavailableError.
         """
+        self.check_admission(client)
+        number = next(self._numbers)
+        with self._lock:
+            self._arrivals[number] = self._clock()
+        return number
+
+    def check_admission(self, client: str) -> None:
+        """Raises what `admit` would raise now."""
         if (state := self.state()) != "ready":
             raise UnavailableError(f"The model is unavailable: it is {state}.")
-        number, now = next(self._numbers), self._clock()
+        now = self._clock()
         with self._lock:
             while self._arrivals:  # slow bodies take no room
                 oldest = next(iter(self._arrivals))
@@ -303,9 +315,8 @@ class Service:
                 self._check_queue(client, 1, len(self._arrivals), now)
             except BusyError:
                 self._totals["rejected"] += 1
+                self._refused_at.append(now)
                 raise
-            self._arrivals[number] = now
-        return number
 
     def end_arrival(self, number: int) -> None:
         """The body of an admitted request has been read, or never will be."""
@@ -633,8 +644,21 @@ class Service:
         self._loop = EngineLoop(
             engine,
             emit=self._outbox.put,  # type: ignore[arg-type]
+            before_turn=self._leave_a_cpu,
             clock=self._clock,
         )
+
+    def _leave_a_cpu(self) -> None:
+        """Under overload, compute with one thread fewer than there are CPUs.
+
+        Refusing requests takes a CPU. Each operation of the model waits for its slowest thread, so
+        with as many threads as CPUs it would run as slowly as the one that shares its CPU.
+        """
+        first = self._refused_at[0] if len(self._refused_at) == _MANY_REFUSALS else -math.inf
+        is_overloaded = self._clock() - first < 1.0
+        number = self._num_threads_under_overload if is_overloaded else self._num_threads
+        if number != torch.get_num_threads():
+            torch.set_num_threads(number)
 
     def _is_stalled(self) -> bool:
         return self._heartbeat_age() > self.limits.stall_seconds
