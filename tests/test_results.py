@@ -106,13 +106,14 @@ def test_one_kept_object_keeps_its_phrase() -> None:
     assert both.filter(0.9).filtered == ()
 
 
-def test_an_object_that_the_model_would_call_something_else_is_marked() -> None:
-    unsure = replace(WHOLE, objects=(CAT, replace(DOG, label_score=0.01)))
+@pytest.mark.parametrize("scores", [{"score": 0.49}, {"label_score": 0.01}])
+def test_an_object_that_is_more_likely_wrong_is_marked(scores: dict[str, float]) -> None:
+    unsure = replace(WHOLE, objects=(CAT, replace(DOG, **scores)))
     assert [obj.unsure for obj in unsure] == [False, True]
     assert [obj["unsure"] for obj in unsure.to_dict()["objects"]] == [False, True]
     lines = str(unsure).splitlines()
     assert lines[3].endswith("Dog  (unsure)")
-    assert lines[4] == "unsure: the model would call this something else"
+    assert lines[4] == "unsure: more likely wrong than right"
     assert str(unsure[1]).endswith("(unsure)")
 
 
@@ -121,7 +122,8 @@ def test_printing_shows_a_table_and_what_went_wrong() -> None:
         "2 objects in an image of 640 x 480 pixels",
         "score      x1      y1      x2      y2  label",
         " 0.90    64.0    48.0   320.0   240.0  cat",
-        " 0.30     0.0     0.0   640.0   480.0  Dog",
+        " 0.30     0.0     0.0   640.0   480.0  Dog  (unsure)",
+        "unsure: more likely wrong than right",
         "not reached: cow",
         "cut: the tokens ran out.",
     ]

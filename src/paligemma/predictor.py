@@ -212,7 +212,7 @@ class Predictor:
 
         Without phrases, a fine-tuned model is asked for what it was trained on (`trained_on`).
         With `separate=True`, each phrase is asked by itself. None does so where the answer for all
-        of them together leaves a phrase out or is unsure of it, and takes the surer answer.
+        of them together leaves a phrase out or gives it another name, and takes the surer answer.
 
         The model is held to the form of a list: whole boxes, no box twice, at most `max_objects`,
         and no labels but those asked for; with labels="any" whatever it calls what it finds.

@@ -41,7 +41,9 @@ was reached."""
 BoxXyxy = tuple[float, float, float, float]
 
 
-UNSURE_LABEL_SCORE = 0.1
+UNSURE_SCORE = 0.5
+"""Below this `score`, an object is more likely wrong than right."""
+RELABELED_SCORE = 0.1
 """Below this `label_score`, the model would call the object something else."""
 
 
@@ -208,9 +210,14 @@ class Detection(Result):
 
     @property
     def unsure(self) -> bool:
+        """Whether the object is more likely wrong than right: a `score` below 0.5."""
+        return self.score < UNSURE_SCORE or self.is_relabeled
+
+    @property
+    def is_relabeled(self) -> bool:
         """Whether the label is not the model's own: it was held to the phrases asked for, and
         would have called the object something else (`label_score` below 0.1)."""
-        return self.label_score < UNSURE_LABEL_SCORE
+        return self.label_score < RELABELED_SCORE
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"unsure": self.unsure}
@@ -351,13 +358,6 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     def is_cut(self) -> bool:
         """Whether the list ended at a limit, so that more objects may be in the image."""
         return any(problem.kind == "cut" for problem in self.problems)
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether each phrase has an object, and each object a label that the model itself wrote
-        and is sure of."""
-        labels_sure = all(not obj.unsure and obj.label_score < 1.0 for obj in self.objects)
-        return labels_sure and not self._without_objects
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -612,7 +612,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
             score = "   -" if math.isnan(obj.score) else f"{obj.score:.2f}"
             lines.append(f" {score} {edges}  {one_line(obj.label)}{mark}")
         if any(obj.unsure for obj in self.objects):
-            lines.append("unsure: the model would call this something else")
+            lines.append("unsure: more likely wrong than right")
         for title, phrases in (
             ("not found", self.missing),
             ("not reached", self.not_reached),

@@ -113,7 +113,7 @@ class ObjectOptions:
     max_objects: Annotated[int | None, Option(least=1, shown_default="100")] = None
     """Maximum number of objects."""
     separate: Annotated[
-        bool | None, Option(shown_default="only where an object is missing or unsure")
+        bool | None, Option(shown_default="only where one is missing or has another name")
     ] = None
     """Ask for each phrase by itself, or (--no-separate) once for all of them together."""
 

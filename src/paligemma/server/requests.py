@@ -341,7 +341,7 @@ class ObjectsRequest(GenerativeRequest):
         bool | None,
         Field(
             description="true: ask for each phrase by itself. null: only where the answer for all "
-            "of them together leaves some out or is unsure; a stream asks once."
+            "of them together leaves some out or gives them other names; a stream asks once."
         ),
     ] = None
 

@@ -55,7 +55,7 @@ class SecondLook:
                 is_cut = answer.is_cut
                 candidate = [replace(obj, label=phrase) for obj in answer]
                 if self.first is not None:
-                    candidate = [obj for obj in candidate if not obj.unsure]
+                    candidate = [obj for obj in candidate if not obj.is_relabeled]
                 if _certainty(candidate) > _certainty(best):
                     best = candidate
                     problems |= {p: None for p in answer.problems}
@@ -86,7 +86,8 @@ class SecondLook:
 
 
 def second_look(task: ListTask, first: Objects[Any]) -> SecondLook | None:
-    """What to ask after an answer that leaves out phrases or is unsure of them; None for nothing.
+    """What to ask after an answer that leaves out phrases or would call them something else; None
+    for nothing.
 
     An answer with labels of the model's own choice, and one with a minimum of objects, is final.
     """
@@ -124,9 +125,9 @@ def plain_form(phrase: str) -> str:
 
 
 def _is_doubtful(answer: Objects[Any], phrase: str) -> bool:
-    """Whether the phrase has no object, an unsure one, or no label and a plainer form."""
+    """Whether the phrase has no object, one of another name, or no label and a plainer form."""
     objects = [obj for obj in answer if _same(obj.label, phrase)]
-    if not objects or any(obj.unsure for obj in objects):
+    if not objects or any(obj.is_relabeled for obj in objects):
         return True
     return plain_form(phrase) != phrase and not _labels_written(objects)
 
@@ -136,7 +137,7 @@ def _certainty(objects: Sequence[Detection]) -> tuple[bool, bool, bool, float]:
     if not objects:
         return False, False, False, 0.0
     mean = sum(obj.score for obj in objects) / len(objects)
-    return True, not any(obj.unsure for obj in objects), _labels_written(objects), mean
+    return True, not any(obj.is_relabeled for obj in objects), _labels_written(objects), mean
 
 
 def _labels_written(objects: Iterable[Detection]) -> bool:

@@ -396,7 +396,7 @@ def test_what_is_unsure_not_reached_or_changed_is_said(page: Any, double: Double
     said = words(page)
     assert "3 found, 1 unsure" in said
     assert "panda?" in said
-    assert "did not name this, or would call it something else" in said
+    assert "more likely wrong than right, or not named by the model" in said
     assert "Not found" not in said
     assert "Not reached: dog" in said
     assert "The list is cut: the list ended." in said

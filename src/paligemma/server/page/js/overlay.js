@@ -30,7 +30,7 @@ export function scoreText(score) {
   return score > 0 && score < 0.005 ? "<0.01" : score.toFixed(2);
 }
 
-/** Whether the model would give the object another name, or has drawn a box without a name. */
+/** Whether the object is more likely wrong than right, or the model has drawn it without a name. */
 export function isUnsure({ label, label_score, unsure }) {
   return unsure || (label !== "" && label_score === 1);
 }
