@@ -106,9 +106,9 @@ def test_one_kept_object_keeps_its_phrase() -> None:
     assert both.filter(0.9).filtered == ()
 
 
-@pytest.mark.parametrize("scores", [{"score": 0.49}, {"label_score": 0.01}])
-def test_an_object_that_is_more_likely_wrong_is_marked(scores: dict[str, float]) -> None:
-    unsure = replace(WHOLE, objects=(CAT, replace(DOG, **scores)))
+@pytest.mark.parametrize("dog", [replace(DOG, score=0.49), replace(DOG, label_score=0.01)])
+def test_an_object_that_is_more_likely_wrong_is_marked(dog: Detection) -> None:
+    unsure = replace(WHOLE, objects=(CAT, dog))
     assert [obj.unsure for obj in unsure] == [False, True]
     assert [obj["unsure"] for obj in unsure.to_dict()["objects"]] == [False, True]
     lines = str(unsure).splitlines()

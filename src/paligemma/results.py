@@ -137,6 +137,8 @@ class Text(Generation):
     """A text result, such as the text read from an image, with its score."""
 
     score: float
+    """The mean probability of a token (the geometric mean); for an `Answer`, the probability of
+    the whole answer."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from paligemma.errors import OptionError, PromptError
@@ -26,9 +28,11 @@ def test_answers_are_read(tokenizer: CharacterTokenizer, context: TaskContext) -
     generated = tokenizer.generation("on the beach")
     answer = AnswerTask(question="Where?").parse(generated, tokenizer, context)
     assert (answer.text, answer.question) == ("on the beach", "Where?")
-    assert 0 < answer.score < 1
+    total = math.fsum(generated.logprobs)
+    assert answer.score == pytest.approx(math.exp(total))
     question = QuestionTask(answer="yes").parse(generated, tokenizer, context)
     assert question.text == "on the beach"
+    assert question.score == pytest.approx(math.exp(total / len(generated.logprobs)))
 
 
 @pytest.mark.parametrize("blank", ["", "  \n", None])

@@ -41,6 +41,7 @@ from paligemma.tasks.objects import (
     ParsedObject,
     TokenReader,
     before_eos,
+    joint_probability,
     mean_probability,
 )
 from paligemma.tasks.parse_prompt import kind_of_prompt, phrases_of_prompt
@@ -228,12 +229,14 @@ class _TextTask:
     def parse(
         self, generated: Generated, tokenizer: TokenReader, context: TaskContext
     ) -> Prediction:
+        # As `AnswerTask` scores: an answer is right or wrong as a whole.
+        score = joint_probability if self.answer_kind == "answer" else mean_probability
         return Prediction(
             record_id=self.record_id,
             task=self.name,
             prefix=self.prefix,
             text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
-            score=mean_probability(generated.logprobs),
+            score=score(generated.logprobs),
             stop_reason=generated.stop_reason,
             size_wh=context.transform.source_wh,
         )

@@ -20,7 +20,8 @@ label is its name, and that the box overlaps its box by an IoU of at least 0.5.
                      `box_confidence`
     score            the product of these three
     mask_score       exp(mean log-probability of the 16 mask tokens), not part of `score`
-    score of a text  exp(mean log-probability of all its tokens, including the final EOS)
+    score of a text  exp(mean log-probability of all its tokens, including the final EOS); of an
+                     answer to a question, the probability of all of them together
 
 With grammar-constrained decoding, the probability of a location or mask token is relative to the
 allowed ones, and that of every other token relative to the whole vocabulary, so a label that was

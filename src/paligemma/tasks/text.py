@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 
 from paligemma.errors import OptionError, PromptError
 from paligemma.results import Answer, BoxXyxy, Caption, Text
-from paligemma.tasks.objects import TokenReader, encode_box, format_box
+from paligemma.tasks.objects import TokenReader, encode_box, format_box, joint_probability
 from paligemma.tasks.task import (
     AnswerKind,
     Generated,
@@ -46,7 +46,10 @@ class AnswerTask:
         return self.question if self.language is None else f"answer {self.language} {self.question}"
 
     def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Answer:
-        return Answer(**vars(read_scored_text(generated, tokenizer)), question=self.question)
+        text = read_scored_text(generated, tokenizer)
+        # Of these very words, since an answer is right or wrong as a whole.
+        score = joint_probability(generated.logprobs)
+        return Answer(**vars(text) | {"score": score}, question=self.question)
 
 
 @dataclass(frozen=True, kw_only=True)
