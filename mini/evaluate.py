@@ -13,8 +13,10 @@
                    of at least 0.5
     box_auc        probability that a right box scores higher than a wrong one (None if all are
                    right, or all wrong)
+    absent         share of scenes in which `detect` finds nothing when asked for an absent kind
     caption_exact  share of captions that equal the truth exactly, per language
     count          share of correct answers to "how many ...?": each kind present, and one absent
+    count_ece      expected calibration error of these answers' scores
     ocr_exact      share of scenes with words whose whole text is read correctly
     mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
     matched_masks  share of all objects that `segment` matched in this way
@@ -143,6 +145,7 @@ def evaluate(
     true: list[ReferenceImage] = []
     mask_ious: list[float] = []
     texts: list[tuple[int, int, int]] = []
+    absent: list[bool] = []
     for start in range(0, scenes, _CHUNK):
         batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
         for scene, answers in zip(batch, _predict(predictor, batch, constrained), strict=True):
@@ -151,6 +154,7 @@ def evaluate(
             predicted.append(guess)
             true.append(truth)
             mask_ious += _mask_ious(scene, answers["segment"])
+            absent.append(not answers["absent"])
             if answers["words"] is not None:
                 texts.append(_text_matches(scene, answers["words"]))
         if on_progress is not None:
@@ -162,11 +166,15 @@ def evaluate(
         "scenes": scenes,
         "seed": seed,
         **_scores_of_boxes(predicted, true),
+        "absent": _share(absent),
         "caption_exact": {
             code: _share([r["captions"][code] == r["captions_truth"][code] for r in records])
             for code in language.LANGUAGES
         },
         "count": _share(counts),
+        "count_ece": _calibration_error(
+            [score for record in records for score in record["count_scores"]], counts
+        ),
         "ocr_exact": _share(reads),
         "mask_iou": _share(mask_ious),
         "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.objects) for t in true))),
@@ -206,6 +214,11 @@ def _scores_of_boxes(
         "box_auc": float(wins.mean()) if wins.size else math.nan,
     }
     return {name: None if math.isnan(value) else _rounded(value) for name, value in values.items()}
+
+
+def _calibration_error(scores: Sequence[float], right: Sequence[bool]) -> float:
+    bins = reliability(np.asarray(scores), np.asarray(right, dtype=np.float64))
+    return _rounded(expected_calibration_error(bins))
 
 
 def _matches(
@@ -249,9 +262,11 @@ def _predict(
             case OcrTask():
                 answer["ocr"] = result.text
             case AnswerTask():
-                answer["counts"].append(result.text)
+                answer["counts"].append(result)
             case DetectTask(labels="any"):
                 answer["words"] = result
+            case DetectTask() if task.phrases == _absent_phrases(scenes[number]):
+                answer["absent"] = result
             case DetectTask():
                 answer["detect"] = result
             case SegmentTask():
@@ -365,7 +380,14 @@ def _tasks(scene: Scene) -> list[Task[Any]]:
     if scene.objects:
         phrases = _phrases(scene)
         tasks += [DetectTask.of(phrases), SegmentTask.of(phrases)]
+    tasks.append(DetectTask.of(_absent_phrases(scene)))
     return tasks
+
+
+def _absent_phrases(scene: Scene) -> tuple[str, ...]:
+    """The name of a kind that is not in the scene."""
+    kind, _ = _counted_kinds(scene)[-1]
+    return (language.KINDS[kind].name,)
 
 
 def _counted_kinds(scene: Scene) -> list[tuple[int, int]]:
@@ -389,15 +411,17 @@ def _record(scene: Scene, answers: dict[str, Any]) -> dict[str, Any]:
         "index": scene.index,
         "captions": answers["captions"],
         "captions_truth": {code: texts.caption(code) for code in language.LANGUAGES},
-        "counts": answers["counts"],
+        "counts": [answer.text for answer in answers["counts"]],
+        "count_scores": [answer.score for answer in answers["counts"]],
         "counts_truth": truths,
         "count_right": [
-            reply == truth for reply, truth in zip(answers["counts"], truths, strict=True)
+            answer.text == truth for answer, truth in zip(answers["counts"], truths, strict=True)
         ],
         "ocr": answers["ocr"],
         "ocr_truth": texts.reading(),
         "detections": [] if answers["detect"] is None else answers["detect"].to_dict()["objects"],
         "words": [] if answers["words"] is None else answers["words"].to_dict()["objects"],
+        "absent": answers["absent"].to_dict()["objects"],
         "segments": [] if answers["segment"] is None else answers["segment"].to_dict()["objects"],
         "objects_truth": scene.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])[
             "objects"

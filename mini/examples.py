@@ -50,6 +50,8 @@ class Asking:
     """Chance that `detect` and `segment` ask for a part of the kinds present."""
     absent: float = 0.15
     """Chance that they also ask for a kind that is absent."""
+    only_absent: float = 0.05
+    """Chance that they ask for nothing but one."""
     count_absent: float = 0.2
     """Chance that a kind drawn from all is counted, so mostly one that is absent."""
     languages: Mapping[str, float] = field(
@@ -145,13 +147,15 @@ def _describe(world: _World, rng: random.Random) -> Pair:
 def _asked_kinds(world: _World, rng: random.Random) -> list[int]:
     """Mostly what is there, in any order; sometimes a part of it, or something that is not."""
     present = [kind for kind, _ in world.texts.counts]
+    absent = rng.randrange(len(language.KINDS))
+    if absent not in present and rng.random() < world.asking.only_absent:
+        return [absent]
     rng.shuffle(present)
     if present and rng.random() < world.asking.part:
         present = present[: rng.randint(1, len(present))]
-    if not present or rng.random() < world.asking.absent:
-        absent = rng.randrange(len(language.KINDS))
-        if absent not in {kind for kind, _ in world.texts.counts}:
-            present.insert(rng.randint(0, len(present)), absent)
+    asks_absent = not present or rng.random() < world.asking.absent
+    if asks_absent and absent not in {kind for kind, _ in world.texts.counts}:
+        present.insert(rng.randint(0, len(present)), absent)
     return present
 
 

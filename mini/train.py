@@ -159,7 +159,7 @@ _STAGE4 = replace(
         "question": 0.05,
         "caption_box": 0.01,
     },
-    asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
+    asking=Asking(part=0.5, absent=0.4, only_absent=0.08, count_absent=0.35),
     train=replace(_STAGE3.train, num_steps=400, learning_rate=6e-4, final_learning_rate=4.5e-4),
 )
 _STAGE5 = replace(

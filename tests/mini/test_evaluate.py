@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -118,7 +119,9 @@ def test_the_truth_gets_full_marks(oracle: Oracle, monkeypatch: pytest.MonkeyPat
     assert scores["box_iou"] > 0.97  # the coordinates' rounding
     assert scores["box_auc"] is None
     assert scores["caption_exact"] == dict.fromkeys(LANGUAGES, 1.0)
-    assert (scores["count"], scores["ocr_exact"]) == (1.0, 1.0)
+    assert (scores["count"], scores["ocr_exact"], scores["absent"]) == (1.0, 1.0, 1.0)
+    # All answers are right, and of two tokens with a probability of exp(-0.1) each.
+    assert scores["count_ece"] == pytest.approx(1 - math.exp(-0.2), abs=1e-3)
     assert (scores["matched_masks"], scores["unparsable"]) == (1.0, 0)
     # The masks themselves are as good as the codec.
     assert 0.8 < scores["mask_iou"] < 1.0
@@ -141,6 +144,21 @@ def test_silence_gets_none(oracle: Oracle) -> None:
     assert (scores["mask_iou"], scores["matched_masks"]) == (None, 0.0)
     assert (scores["sizes_mask_iou"], scores["sizes_matched"]) == (None, 0.0)
     assert (scores["text_f1"], scores["table_cells"], scores["chart_values"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_box_for_what_is_absent_is_counted(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sees_everything(self: Oracle, texts: SceneTexts, prompt: str) -> str:
+        task, _, rest = prompt.partition(" ")
+        if task != "detect" or prompt == TEXT_PROMPT:
+            return suffix(self, texts, prompt)
+        return suffix(self, texts, prompt) or f"<loc0000><loc0000><loc0500><loc0500> {rest}"
+
+    suffix = Oracle._suffix
+    monkeypatch.setattr(Oracle, "_suffix", sees_everything)
+    scores = evaluate(oracle, scenes=8, seed=SEED)  # type: ignore[arg-type]
+    assert (scores["absent"], scores["boxes_50"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,14 @@ def test_captions_are_asked_for_in_the_languages_given() -> None:
     assert Asking().languages.keys() == set(language.FIRST_LANGUAGES)
 
 
+def test_some_prompts_ask_for_nothing_that_is_there() -> None:
+    scene = next(scene for i in range(99) if (scene := make_scene("train", 5, i)).objects)
+    rng, asking = random.Random(0), Asking(only_absent=1.0)
+    pairs = [draw_example(scene, rng, {"detect": 1.0}, SEG_CODES, asking) for _ in range(60)]
+    alone = [suffix for prefix, suffix in pairs if ";" not in prefix]
+    assert alone.count("") >= 40  # the others are of the few kinds in the scene
+
+
 def small_source(tokenizer: Tokenizer) -> JointSource:
     return JointSource(
         processor=Processor(tokenizer=tokenizer, resolution=32, num_image_tokens=4),
