@@ -703,6 +703,8 @@ def _doubts(turn: _Turn, result: Any, pipeline: AnswerPipeline) -> _Group | None
     task = turn.plan.query.task
     if turn.plan.query.separate is not None or not isinstance(result, Detections | Segments):
         return None
+    if result.is_as_asked:
+        return None
     assert isinstance(task, DetectTask | SegmentTask)
     look = second_look(task, result)
     return None if look is None else _Group(turn, look, pipeline)

@@ -362,6 +362,12 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         return any(problem.kind == "cut" for problem in self.problems)
 
     @property
+    def is_as_asked(self) -> bool:
+        """Whether each phrase has an object, and each object a label that is the model's own."""
+        own_labels = all(not obj.is_relabeled and obj.label_score < 1.0 for obj in self.objects)
+        return own_labels and not self._without_objects
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """The phrases for which the model found no object, ignoring case."""
         return () if self.is_cut else self._without_objects

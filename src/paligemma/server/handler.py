@@ -187,7 +187,7 @@ class RequestHandler:
         if task.separate:
             return all_tickets, [separately(task.list_task).merge(results)]
         [first], [job] = results, jobs
-        look = second_look(task.list_task, first)
+        look = None if first.is_as_asked else second_look(task.list_task, first)
         if task.separate is not None or look is None:
             return all_tickets, results
         assert isinstance(job, Job)
