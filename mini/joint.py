@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mini.dense import (
     FREQUENCIES,
+    NONE,
     DenseHeads,
     DenseTargets,
     dense_targets,
@@ -31,7 +32,7 @@ from mini.sheet import make_sheet
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.finetune.config import Reduction
 from paligemma.finetune.examples import Example, collate, split_by_length
-from paligemma.finetune.loss import suffix_loss
+from paligemma.finetune.loss import TokenScale, suffix_loss
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import LoadedImage
@@ -245,6 +246,58 @@ class AskedGrounding(nn.Module):
         return loss, wanted.numel()
 
 
+class PlaceAlignment(nn.Module):
+    """Image tokens and, two thirds through the decoder, what writes a coordinate should point to
+    its `<loc>` embedding.
+
+    The encoder knows where an object is; the decoder has to find it there and to write it. Both
+    halves of that way are learned sooner if each is told where it leads. Soft cross-entropy over
+    the `<loc>` rows, as in the loss of the suffix.
+    """
+
+    def __init__(self, width: int, scale: TokenScale) -> None:
+        super().__init__()
+        self.box = nn.Linear(width, 4 * width)
+        self.scale = scale
+
+    def of_patches(self, image_tokens: Tensor, table: Tensor, targets: DenseTargets) -> Tensor:
+        """[I, P, D] image tokens -> mean loss of the boxes of patches with an object or a word."""
+        shown = targets.kinds != NONE
+        width = image_tokens.shape[-1]
+        pointers = self.box(image_tokens[shown]).view(-1, width)
+        bins = (targets.boxes[shown] * (NUM_LOC_TOKENS - 1)).round().long().flatten()
+        return self._losses(pointers, table, bins).sum() / max(1, len(bins))
+
+    def of_coordinates(
+        self, normed: Tensor, table: Tensor, inputs: ModelInputs
+    ) -> tuple[Tensor, int]:
+        """[B, T, D] of a late layer -> summed loss and number of the suffix's coordinates."""
+        assert inputs.loss_mask is not None
+        bins = inputs.token_ids[:, 1:] - self.scale.first
+        is_loc = inputs.loss_mask[:, 1:] & (bins >= 0) & (bins < NUM_LOC_TOKENS)
+        losses = self._losses(normed[:, :-1][is_loc], table, bins[is_loc])
+        return losses.sum(), losses.numel()
+
+    def _losses(self, pointers: Tensor, table: Tensor, bins: Tensor) -> Tensor:
+        rows = table[self.scale.first : self.scale.first + NUM_LOC_TOKENS]
+        logprobs = F.log_softmax((pointers @ rows.T).float(), dim=-1)
+        return -(self.scale.targets(bins + self.scale.first) * logprobs).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """How much each loss counts next to that of the suffix."""
+
+    dense: float
+    edges: float
+    """Of the edge head, within the dense losses."""
+    names: float = 0.0
+    asked: float = 0.0
+    place: float = 0.0
+    loc_sigma: float
+    """Width of the targets of coordinates, in bins of 1/1024 of the image."""
+
+
 class Joint(nn.Module):
     """The model and its dense heads."""
 
@@ -252,12 +305,7 @@ class Joint(nn.Module):
         self,
         model: PaliGemma,
         tokenizer: Tokenizer,
-        *,
-        dense_weight: float,
-        edges_weight: float,
-        names_weight: float,
-        asked_weight: float,
-        loc_sigma: float,
+        weights: LossWeights,
         reduction: Reduction,
     ) -> None:
         super().__init__()
@@ -265,26 +313,31 @@ class Joint(nn.Module):
         self.heads = DenseHeads(model.config.vision.width)
         self.loc_offset = tokenizer.loc_offset
         self.names = NameAlignment(tokenizer)
-        self.dense_weight = dense_weight
-        self.edges_weight = edges_weight
-        self.names_weight = names_weight
         self.asked = AskedGrounding(tokenizer, model.config.decoder.width)
-        self.asked_weight = asked_weight
+        scale = TokenScale(first=self.loc_offset, count=NUM_LOC_TOKENS, sigma=weights.loc_sigma)
+        self.places = PlaceAlignment(model.config.decoder.width, scale)
         self._middle: list[Tensor] = []
-        middle = model.decoder.blocks[model.config.decoder.depth // 2 - 1]
-        middle.register_forward_hook(lambda _, __, hidden: self._middle.append(hidden))
-        self.loc_sigma = loc_sigma
+        self._late: list[Tensor] = []
+        depth = model.config.decoder.depth
+        for blocks, kept in ((depth // 2, self._middle), (2 * depth // 3, self._late)):
+            block = model.decoder.blocks[blocks - 1]
+            block.register_forward_hook(lambda _, __, hidden, kept=kept: kept.append(hidden))
+        self.weights = weights
         self.reduction: Reduction = reduction
 
     def losses(self, batch: JointBatch) -> dict[str, Tensor]:
         features = self.model.vision_encoder(batch.parts[0].pixel_values)
         dense = self.heads(features, batch.targets)
         image_tokens = self.model.projector(features)
-        names = self.names(image_tokens, self.model.decoder.embedding.weight, batch.targets)
+        table = self.model.decoder.embedding.weight
+        names = self.names(image_tokens, table, batch.targets)
+        place = torch.zeros(())
         total, count = torch.zeros(()), 0
         grounding, num_patches = torch.zeros(()), 0
+        coordinates, num_coordinates = torch.zeros(()), 0
         for part in batch.parts:
             self._middle.clear()
+            self._late.clear()
             hidden = self.model.hidden_states(part, image_tokens=image_tokens)
             summed, num = suffix_loss(
                 self.model.decoder,
@@ -292,21 +345,30 @@ class Joint(nn.Module):
                 part,
                 reduction=self.reduction,
                 loc_offset=self.loc_offset,
-                loc_sigma=self.loc_sigma,
+                loc_sigma=self.weights.loc_sigma,
             )
             total, count = total + summed, count + num
             asked, num = self.asked(self._middle[0], part, batch.targets)
             grounding, num_patches = grounding + asked, num_patches + num
+            if self.weights.place:
+                late = self.model.decoder.final_norm(self._late[0])
+                summed, num = self.places.of_coordinates(late, table, part)
+                coordinates, num_coordinates = coordinates + summed, num_coordinates + num
+        if self.weights.place:
+            place = self.places.of_patches(image_tokens, table, batch.targets)
+            place = place + coordinates / max(1, num_coordinates)
         suffix = total / count
         logged = ("kind_right", "word_right", "half_right", "box", "edges")
         grounding = grounding / max(1, num_patches)
-        extra = self.dense_weight * dense_total(dense, self.edges_weight)
-        extra = extra + self.names_weight * names + self.asked_weight * grounding
+        extra = self.weights.dense * dense_total(dense, self.weights.edges)
+        extra = extra + self.weights.names * names + self.weights.asked * grounding
+        extra = extra + self.weights.place * place
         return {
             "loss": suffix + extra,
             "suffix": suffix,
             "names": names,
             "asked": grounding,
+            "place": place,
             **{name: dense[name] for name in logged},
         }
 

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mini.dense import DenseHeads, DenseTargets, dense_targets, total
 from mini.language import FIRST_LANGUAGES
-from mini.scene import make_scene
+from mini.scene import Scene, make_scene
+from mini.sheet import Sheet, make_sheet
 from mini.texts import SceneTexts
 from paligemma.config import VisionConfig
 from paligemma.model.siglip import VisionEncoder
@@ -29,7 +30,8 @@ STAGE0_WORD_WEIGHTS = (0.1, 0.3, 0.3, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage0Batch:
-    """images uint8[I, 3, R, R]; token_ids int64[I, T] of descriptions, 0 where none."""
+    """images uint8[I, 3, R, R]; token_ids int64[S, T] of the descriptions of the first S images,
+    0 where none."""
 
     images: Tensor
     token_ids: Tensor
@@ -45,20 +47,37 @@ class Stage0Source:
     grid: int
     batch_size: int
     seed: int
+    num_wide: int = 0
+    """How many of a batch's scenes hold objects of all sizes."""
+    num_sheets: int = 0
+    """How many tables and charts follow the scenes; they have no description."""
+    languages: tuple[str, ...] = FIRST_LANGUAGES
 
     def batch(self, step: int) -> Stage0Batch:
+        num_scenes = self.batch_size - self.num_sheets
         scenes = [
-            make_scene("train", self.seed, index, word_weights=STAGE0_WORD_WEIGHTS)
-            for index in range(step * self.batch_size, (step + 1) * self.batch_size)
+            make_scene(
+                "train",
+                self.seed,
+                step * num_scenes + place,
+                word_weights=STAGE0_WORD_WEIGHTS,
+                sizes="wide" if place < self.num_wide else "usual",
+            )
+            for place in range(num_scenes)
+        ]
+        first = step * self.num_sheets
+        sheets = [
+            make_sheet("train", self.seed, index) for index in range(first, first + self.num_sheets)
         ]
         rng = random.Random(f"stage0 {self.seed} {step}")
-        texts = [SceneTexts(scene).describe(rng.choice(FIRST_LANGUAGES)) for scene in scenes]
+        texts = [SceneTexts(scene).describe(rng.choice(self.languages)) for scene in scenes]
         rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]
-        images = np.stack([scene.draw(self.resolution) for scene in scenes])
+        drawings: list[Scene | Sheet] = [*scenes, *sheets]
+        images = np.stack([drawing.draw(self.resolution) for drawing in drawings])
         return Stage0Batch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
             token_ids=pad_sequence(rows, batch_first=True),
-            targets=dense_targets(scenes, self.grid),
+            targets=dense_targets(drawings, self.grid),
         )
 
 
@@ -86,7 +105,8 @@ class Stage0(nn.Module):
     def losses(self, batch: Stage0Batch) -> dict[str, Tensor]:
         features = self.vision_encoder(to_pixel_values(batch.images))
         losses: dict[str, Tensor] = self.heads(features, batch.targets)
-        losses["contrastive"] = self.sigmoid_loss(features, batch.token_ids)
+        described = features[: len(batch.token_ids)]
+        losses["contrastive"] = self.sigmoid_loss(described, batch.token_ids)
         losses["loss"] = total(losses, self.edges_weight) + 0.1 * losses["contrastive"]
         return losses
 

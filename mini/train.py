@@ -18,11 +18,14 @@
     stages 9, 10 continue stage 8
     stage 11     continues for longer with more tables and charts, while the learning rate falls
                  to zero
+    stage 12     the vision encoder alone once more, for long, on scenes and sheets
+    stage 13     the whole model with this encoder, mostly on detection, with losses that tell image
+                 tokens and the decoder's later layers which coordinates to point to
     export       writes a checkpoint folder in the released format, float16
     evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, which includes the vocabulary and the mask codec, and
-needs nothing else: `--stages 8,9,10,11,export,evaluate` continues from any such folder.
+needs nothing else: `--stages 8,9,10,11,12,13,export,evaluate` continues from any such folder.
 
 Each stage saves its state every few minutes; repeat the command to resume. `--stages` selects
 stages. Training takes about two hours on two CPU cores with tcmalloc preloaded
@@ -48,6 +51,7 @@ from mini.examples import TASK_WEIGHTS, Asking
 from mini.joint import (
     Joint,
     JointSource,
+    LossWeights,
     build_mini,
     extend_rows,
     fit_heads,
@@ -79,6 +83,9 @@ class EncoderStage:
     edges_weight: float
     seed: int
     train: TrainConfig
+    num_wide: int = 0
+    num_sheets: int = 0
+    languages: tuple[str, ...] = FIRST_LANGUAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +96,7 @@ class JointStage:
     resolution: int
     drawn_at: tuple[int, ...]
     word_weights: tuple[float, ...]
-    dense_weight: float
-    edges_weight: float
-    names_weight: float = 0.0
-    asked_weight: float = 0.0
-    loc_sigma: float
+    weights: LossWeights
     seed: int
     train: TrainConfig
     task_weights: Mapping[str, float] = field(default_factory=lambda: TASK_WEIGHTS)
@@ -121,9 +124,7 @@ _STAGE3 = JointStage(
     resolution=160,
     drawn_at=(160, 256, 384),
     word_weights=WORD_WEIGHTS,
-    dense_weight=0.3,
-    edges_weight=1.0,
-    loc_sigma=4.0,
+    weights=LossWeights(dense=0.3, edges=1.0, loc_sigma=4.0),
     seed=3,
     task_weights={
         "caption": 0.28,
@@ -147,7 +148,7 @@ _STAGE3 = JointStage(
 _STAGE4 = replace(
     _STAGE3,
     start=("3",),
-    names_weight=0.5,
+    weights=replace(_STAGE3.weights, names=0.5),
     seed=5,
     task_weights={
         "caption": 0.35,
@@ -165,7 +166,7 @@ _STAGE4 = replace(
 _STAGE5 = replace(
     _STAGE4,
     start=("4",),
-    asked_weight=1.0,
+    weights=replace(_STAGE4.weights, asked=1.0),
     seed=6,
     task_weights={
         "caption": 0.32,
@@ -302,6 +303,33 @@ _STAGE11 = replace(
         save_every=50,
     ),
 )
+_STAGE13 = replace(
+    _STAGE11,
+    start=("11", "12"),
+    weights=LossWeights(dense=0.3, edges=2.0, names=0.5, asked=1.0, place=0.3, loc_sigma=3.0),
+    seed=33,
+    task_weights={
+        "caption": 0.14,
+        "describe": 0.01,
+        "detect": 0.42,
+        "segment": 0.18,
+        "ocr": 0.07,
+        "detect_text": 0.08,
+        "count": 0.07,
+        "question": 0.02,
+        "caption_box": 0.01,
+    },
+    num_scenes=24,
+    num_wide=4,
+    num_sheets=6,
+    head_steps=60,
+    train=replace(
+        _STAGE11.train,
+        num_steps=2000,
+        vision_learning_rate_scale=0.5,
+        warmup_steps=100,
+    ),
+)
 STAGES: dict[str, EncoderStage | JointStage] = {
     "0": EncoderStage(
         resolution=128,
@@ -321,9 +349,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         resolution=128,
         drawn_at=(128,),
         word_weights=(0.25, 0.5, 0.25),
-        dense_weight=0.3,
-        edges_weight=0.0,
-        loc_sigma=6.0,
+        weights=LossWeights(dense=0.3, edges=0.0, loc_sigma=6.0),
         seed=1,
         train=replace(
             _TRAIN,
@@ -338,9 +364,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         resolution=160,
         drawn_at=(160, 160, 224),
         word_weights=(0.25, 0.5, 0.25),
-        dense_weight=0.3,
-        edges_weight=0.0,
-        loc_sigma=4.0,
+        weights=LossWeights(dense=0.3, edges=0.0, loc_sigma=4.0),
         seed=2,
         train=replace(
             _TRAIN,
@@ -374,9 +398,26 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "9": _STAGE9,
     "10": _STAGE10,
     "11": _STAGE11,
+    "12": EncoderStage(
+        start=("11",),
+        resolution=160,
+        edges_weight=4.0,
+        seed=31,
+        num_wide=14,
+        num_sheets=12,
+        languages=LANGUAGES,
+        train=replace(
+            _TRAIN,
+            num_steps=4300,
+            learning_rate=6e-4,
+            final_learning_rate=0.0,
+            batch_size=64,
+        ),
+    ),
+    "13": _STAGE13,
 }
-LAST_OF_FIRST, LAST = "7", "11"
-_LATER = ("8", "9", "10", "11")  # with the larger vocabulary
+LAST_OF_FIRST, LAST = "7", "13"
+_LATER = ("8", "9", "10", "11", "12", "13")  # with the larger vocabulary
 
 
 def main() -> None:
@@ -388,7 +429,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder. Reuse it to resume")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,12,13,export,evaluate",
         help="stages to run, comma-separated (all); the vocabulary and the mask codec are made "
         "when a stage needs them",
     )
@@ -413,7 +454,7 @@ def main() -> None:
         if arguments.steps is not None:
             stage = _shortened(stage, arguments.steps)
         if isinstance(stage, EncoderStage):
-            _run_encoder(out, _tokenizer(out), name, stage)
+            _run_encoder(out, _tokenizer(out, name), name, stage)
         else:
             _run_joint(out, name, stage, arguments.compile)
     if "export" in stages:
@@ -464,6 +505,9 @@ def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage
         grid=vision.grid,
         batch_size=stage.train.batch_size,
         seed=stage.seed,
+        num_wide=stage.num_wide,
+        num_sheets=stage.num_sheets,
+        languages=stage.languages,
     )
     objective = Objective(losses=module.losses)
     train(module, source, objective, stage.train, out / f"stage{name}", on_log=_report)
@@ -477,12 +521,8 @@ def _run_joint(out: Path, name: str, stage: JointStage, compiled: bool) -> None:
     joint = Joint(
         model,
         tokenizer,
-        dense_weight=stage.dense_weight,
-        edges_weight=stage.edges_weight,
-        names_weight=stage.names_weight,
-        asked_weight=stage.asked_weight,
-        loc_sigma=stage.loc_sigma,
-        reduction=stage.train.loss_reduction,
+        stage.weights,
+        stage.train.loss_reduction,
     )
     if stage.start == (_FIRST,):
         weights = _first_version(out, tokenizer)

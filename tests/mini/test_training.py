@@ -18,6 +18,8 @@ from mini.examples import (
 from mini.joint import (
     Joint,
     JointSource,
+    LossWeights,
+    PlaceAlignment,
     build_mini,
     extend_rows,
     fit_heads,
@@ -28,6 +30,7 @@ from mini.sheet import make_sheet
 from mini.stage0 import Stage0, Stage0Source
 from mini.texts import SceneTexts
 from mini.vocabulary import train_first_vocabulary, train_vocabulary
+from paligemma.finetune.loss import TokenScale
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
 
@@ -254,12 +257,8 @@ def test_fresh_heads_learn_and_the_model_stays(tokenizer: Tokenizer) -> None:
     joint = Joint(
         model,
         tokenizer,
-        dense_weight=0.3,
-        edges_weight=1.0,
-        names_weight=0.5,
-        asked_weight=1.0,
-        loc_sigma=4.0,
-        reduction="example",
+        LossWeights(dense=0.3, edges=1.0, names=0.5, asked=1.0, place=0.3, loc_sigma=4.0),
+        "example",
     )
     before = {name: weight.clone() for name, weight in joint.named_parameters()}
     source = small_source(tokenizer)
@@ -282,6 +281,45 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
     assert not torch.equal(
         first.parts[0].required_pixel_values, other.parts[0].required_pixel_values
     )
+
+
+def test_places_are_learned_where_they_are_shown_and_written(tokenizer: Tokenizer) -> None:
+    model = build_mini(mini_config(tokenizer.vocab_size, 32), tokenizer.loc_offset, seed=0)
+    scale = TokenScale(first=tokenizer.loc_offset, count=1024, sigma=3.0)
+    places, batch = PlaceAlignment(256, scale), small_source(tokenizer).batch(0)
+    table = model.decoder.embedding.weight.detach()
+    tokens = torch.randn(*batch.targets.kinds.shape, 256, requires_grad=True)
+    places.of_patches(tokens, table, batch.targets).backward()
+    assert tokens.grad is not None
+    assert torch.equal(tokens.grad.any(-1), batch.targets.kinds != NONE)
+    for part in batch.parts:
+        assert part.loss_mask is not None
+        written = part.token_ids[part.loss_mask]
+        is_loc = (written >= scale.first) & (written < scale.first + scale.count)
+        sure = torch.zeros(*part.token_ids.shape, 256)
+        sure[:, :-1] = 30 * table[part.token_ids[:, 1:]]  # points to what comes next
+        right, num = places.of_coordinates(sure, table, part)
+        wrong, _ = places.of_coordinates(-sure, table, part)
+        assert num == int(is_loc.sum())
+        assert right < wrong or num == 0
+
+
+def test_stage_0_may_have_sheets_which_have_no_description(tokenizer: Tokenizer) -> None:
+    source = Stage0Source(
+        tokenizer=tokenizer,
+        resolution=32,
+        grid=2,
+        batch_size=6,
+        seed=0,
+        num_wide=1,
+        num_sheets=2,
+        languages=("it",),
+    )
+    batch = source.batch(3)
+    assert (len(batch.images), len(batch.token_ids), len(batch.targets.kinds)) == (6, 4, 6)
+    vision = mini_config(tokenizer.vocab_size, 32).vision
+    losses = Stage0(vision, tokenizer.vocab_size, edges_weight=1.0).losses(batch)
+    assert all(torch.isfinite(loss) for loss in losses.values())
 
 
 def test_stage_0_has_a_loss_for_every_target(tokenizer: Tokenizer) -> None:
