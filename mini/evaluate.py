@@ -31,8 +31,10 @@
     table_exact    share of tables with every cell correct
     chart_values   `chart`: share of bars with the right label and value in the right position
     chart_exact    share of charts with every bar correct
+    form_fields    `form`: share of fields with the right label and value in the right position
+    form_exact     share of forms with the heading and every field correct
 
-For every four scenes there is one scene with objects of all sizes, one table and one chart. The
+For every four scenes there is one scene with objects of all sizes, one table, chart and form. The
 records of --json contain the truth and the predictions of every scene; all scores can be recomputed
 from them.
 """
@@ -303,9 +305,13 @@ def _scores_of_sizes(
 def _scores_of_sheets(
     predictor: Predictor, sheets: int, seed: int, constrained: bool
 ) -> dict[str, float | None]:
-    """Cells of tables and bars of charts, read from free text."""
+    """Cells of tables, bars of charts and fields of forms, read from free text."""
     scores: dict[str, float | None] = {}
-    kinds: tuple[tuple[SheetKind, str], ...] = (("table", "cells"), ("chart", "values"))
+    kinds: tuple[tuple[SheetKind, str], ...] = (
+        ("table", "cells"),
+        ("chart", "values"),
+        ("form", "fields"),
+    )
     for kind, part in kinds:
         right: list[bool] = []
         exact: list[bool] = []
@@ -332,15 +338,18 @@ def _scores_of_sheets(
                         for j, cell in enumerate(row)
                     ]
                 else:
-                    right += [row_of.get(i) == row for i, row in enumerate(sheet.rows)]
+                    first = int(kind == "form")  # after the heading
+                    right += [
+                        row_of.get(i) == row for i, row in enumerate(sheet.rows) if i >= first
+                    ]
                 exact.append(guess == sheet.rows)
         scores |= {f"{kind}_{part}": _share(right), f"{kind}_exact": _share(exact)}
     return scores
 
 
 def _read_sheet(kind: SheetKind, text: str) -> tuple[tuple[str, ...], ...]:
-    """Rows of a table's HTML or a chart's list; of malformed text, the part that can be read."""
-    if kind == "chart":
+    """Rows of a table's HTML or of a list; of malformed text, the part that can be read."""
+    if kind != "table":
         return tuple(tuple(bar.split()) for bar in text.split(";"))
     rows = re.findall("<tr>(.*?)</tr>", text)
     return tuple(tuple(re.findall("<td>(.*?)</td>", row)) for row in rows)

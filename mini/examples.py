@@ -87,6 +87,12 @@ def draw_sheet_example(sheet: Sheet, rng: random.Random) -> Pair:
     if sheet.kind == "table":
         return "table", language.table_text(sheet.rows)
     chance = rng.random()
+    if sheet.kind == "form":
+        if chance < 0.4:
+            label, value = rng.choice(sheet.rows[1:])
+            question, answer = language.ask_field(label, value)
+            return AnswerTask(question=question, language="en").prompt(), answer
+        return "form", language.form_text(sheet.rows)
     bars = sheet.bars
     if chance < 0.25:
         question, answer = language.ask_value(*rng.choice(bars))

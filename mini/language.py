@@ -295,6 +295,20 @@ def chart_text(bars: Sequence[tuple[str, int]]) -> str:
     return " ; ".join(f"{label} {value}" for label, value in bars)
 
 
+def form_text(rows: Sequence[Sequence[str]]) -> str:
+    """A form's heading and its fields, from top to bottom.
+
+    >>> form_text([["SHOP"], ["TOTAL", "42"]])
+    'SHOP ; TOTAL 42'
+    """
+    return " ; ".join(" ".join(row) for row in rows)
+
+
+def ask_field(label: str, value: str) -> tuple[str, str]:
+    """Question and answer about a form: ("what is the TOTAL?", "42")."""
+    return f"what is the {label}?", value
+
+
 def ask_value(label: str, value: int) -> tuple[str, str]:
     """Question and answer about a chart: ("what is the value of CAT?", "3")."""
     return f"what is the value of {label}?", str(value)

@@ -1,4 +1,4 @@
-"""Sheets of mini's world: a small table or a bar chart on plain paper, and what it says.
+"""Sheets of mini's world: a small table, a bar chart or a form on plain paper, and what it says.
 
 Like a scene a sheet is a value, drawn from a generator seeded by (split, seed, index), and can be
 drawn at any resolution. This file knows how sheets are laid out and drawn, not how one talks about
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from mini import assets
 from mini.scene import COLORS, RGB, Box, SceneObject, SceneWord, Split, draw_words
 from paligemma.errors import OptionError
 
-SheetKind = Literal["table", "chart"]
+SheetKind = Literal["table", "chart", "form"]
+SHEET_KINDS: tuple[SheetKind, ...] = get_args(SheetKind)
 MAX_VALUE = 9
 """The highest value of a bar; values start at 1."""
 
@@ -31,6 +32,13 @@ _PAPERS: tuple[RGB, ...] = ((255, 255, 255), (248, 246, 236), (236, 242, 250), (
 _DARK_INKS: tuple[RGB, ...] = ((0, 0, 0), (20, 40, 130), (92, 50, 16), (16, 84, 40))
 _LIGHT_INKS: tuple[RGB, ...] = ((255, 255, 255), (255, 226, 60), (150, 226, 255))
 _LIGHT_BARS = ("orange", "yellow", "pink", "white", "gray", "green", "red", "blue")
+_FORMS: dict[str, dict[str, bool]] = {
+    "CLINIC": dict(NAME=True, AGE=False, DRUG=True, DOSE=False, TIMES=False, DAYS=False),
+    "SHOP": dict(DATE=False, ITEM=True, PRICE=False, TAX=False, TOTAL=False, CASH=False),
+    "BILL": dict(NO=False, DATE=False, NAME=True, ITEM=True, TAX=False, TOTAL=False),
+}
+"""The heading of a prescription, a receipt and an invoice -> each field, and whether it holds a
+word rather than a number."""
 _DARK_BARS = ("red", "orange", "green", "blue", "purple", "pink", "brown", "gray", "black")
 
 
@@ -44,7 +52,8 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table (`rows` are its cells) or a chart (`rows` are label and value of each bar)."""
+    """A table (`rows` are its cells), a chart (`rows` are label and value of each bar) or a form
+    (`rows` are its heading, and label and value of each field)."""
 
     kind: SheetKind
     paper: RGB
@@ -85,13 +94,13 @@ def make_sheet(split: Split, seed: int, index: int, kind: SheetKind | None = Non
         )
     rng = np.random.default_rng([_SPLIT_IDS[split], seed, index, _STREAM])
     if kind is None:
-        kind = "table" if rng.random() < 0.5 else "chart"
+        kind = SHEET_KINDS[int(rng.integers(len(SHEET_KINDS)))]
     paper = _PAPERS[int(rng.integers(len(_PAPERS)))]
     is_dark = sum(paper) < 384
     inks = _LIGHT_INKS if is_dark else _DARK_INKS
     ink = inks[int(rng.integers(len(inks)))]
     face = int(rng.integers(assets.num_digit_faces()))
-    make = _make_table if kind == "table" else _make_chart
+    make = {"table": _make_table, "chart": _make_chart, "form": _make_form}[kind]
     return make(rng, paper, ink, face, is_dark)
 
 
@@ -221,4 +230,53 @@ def _make_chart(rng: np.random.Generator, paper: RGB, ink: RGB, face: int, is_da
         patches=tuple(patches),
         words=tuple(words),
         rows=tuple((label, str(value)) for label, value in zip(labels, values, strict=True)),
+    )
+
+
+def _fields(rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
+    """A heading, and three to six fields in their usual order."""
+    headings = list(_FORMS)
+    heading = headings[int(rng.integers(len(headings)))]
+    labels = list(_FORMS[heading])
+    kept = sorted(rng.choice(len(labels), size=3 + int(rng.integers(4)), replace=False).tolist())
+    short = [word for word in assets.words() if len(word) <= 5]
+    rows: list[tuple[str, ...]] = [(heading,)]
+    for label in (labels[index] for index in kept):
+        if _FORMS[heading][label]:
+            rows.append((label, short[int(rng.integers(len(short)))]))
+        else:
+            rows.append((label, str(int(rng.integers(10 ** rng.integers(1, 4))))))
+    return tuple(rows)
+
+
+def _make_form(rng: np.random.Generator, paper: RGB, ink: RGB, face: int, is_dark: bool) -> Sheet:
+    """A heading over fields, their values in a column to the right of the labels."""
+    rows = _fields(rng)
+    sizes = [[assets.word_size_wh(text, face)[0] for text in row] for row in rows[1:]]
+    label_width, value_width = (max(column) for column in zip(*sizes, strict=True))
+    gap = _between(rng, 0.8, 2.0)  # between labels and values, in cap heights
+    pitch = _between(rng, 1.35, 1.8)  # from row to row, in cap heights
+    room = 1 - 2 * _MARGIN
+    width = label_width + gap + value_width
+    cap = min(_between(rng, _MIN_CAP, _MAX_CAP), room / width, room / (pitch * len(rows)))
+    left = _between(rng, _MARGIN, 1 - _MARGIN - width * cap)
+    top = _between(rng, _MARGIN, 1 - _MARGIN - pitch * cap * len(rows))
+    right = left + width * cap
+    to_the_right, with_line = rng.random() < 0.5, rng.random() < 0.5
+    words = [_print(rows[0][0], face, ink, cap, ((left + right) / 2, top + pitch * cap / 2))]
+    for number, ((label, value), (wide, broad)) in enumerate(zip(rows[1:], sizes, strict=True), 1):
+        y = top + pitch * cap * (number + 0.5)
+        words.append(_print(label, face, ink, cap, (left + wide * cap / 2, y)))
+        start = width - broad if to_the_right else label_width + gap
+        words.append(_print(value, face, ink, cap, (left + (start + broad / 2) * cap, y)))
+    line = Patch(
+        color=_mixed(paper, ink, _between(rng, 0.3, 1.0)),
+        box_xyxy=(left, top + pitch * cap, right, top + pitch * cap + _LINE),
+    )
+    return Sheet(
+        kind="form",
+        paper=paper,
+        patches=(line,) if with_line else (),
+        words=tuple(words),
+        rows=rows,
     )

@@ -22,7 +22,7 @@ from mini.codec_training import (
 )
 from mini.evaluate import evaluate
 from mini.examples import TEXT_PROMPT, SegCodes, detection_suffix, text_suffix
-from mini.language import KINDS, LANGUAGES, chart_text, table_text
+from mini.language import KINDS, LANGUAGES, chart_text, form_text, table_text
 from mini.scene import Sizes, make_scene
 from mini.sheet import make_sheet
 from mini.texts import SceneTexts
@@ -81,6 +81,8 @@ class Oracle:
             return table_text(make_sheet("test", SEED, int(number), "table").rows)
         if source == "chart":
             return chart_text(make_sheet("test", SEED, int(number), "chart").bars)
+        if source == "form":
+            return form_text(make_sheet("test", SEED, int(number), "form").rows)
         sizes: Sizes = "wide" if source == "sizes" else "usual"
         return self._suffix(SceneTexts(make_scene("test", SEED, int(number), sizes=sizes)), prompt)
 
@@ -129,16 +131,17 @@ def test_the_truth_gets_full_marks(oracle: Oracle, monkeypatch: pytest.MonkeyPat
     assert (scores["sizes_matched"], scores["text_f1"]) == (1.0, 1.0)
     assert (scores["table_cells"], scores["table_exact"]) == (1.0, 1.0)
     assert (scores["chart_values"], scores["chart_exact"]) == (1.0, 1.0)
+    assert (scores["form_fields"], scores["form_exact"]) == (1.0, 1.0)
     assert seen == [(12, 16), (16, 16)]
-    # One call for all tasks of a batch of scenes, then the sizes, the tables and the charts.
-    assert oracle.constrained == [True] * 5
+    # One call for all tasks of a batch of scenes, then the sizes, tables, charts and forms.
+    assert oracle.constrained == [True] * 6
     assert [record["index"] for record in scores["records"]] == list(range(16))
 
 
 def test_silence_gets_none(oracle: Oracle) -> None:
     silent = Oracle(oracle.tokenizer, oracle.codec, oracle.codes, mute=True)
     scores = evaluate(silent, scenes=8, seed=SEED, constrained=False)  # type: ignore[arg-type]
-    assert silent.constrained == [False] * 4
+    assert silent.constrained == [False] * 5
     assert (scores["map50"], scores["count"], scores["ocr_exact"]) == (0.0, 0.0, 0.0)
     assert (scores["boxes_50"], scores["box_iou"], scores["box_ece"]) == (0.0, None, None)
     assert (scores["mask_iou"], scores["matched_masks"]) == (None, 0.0)

@@ -1,11 +1,11 @@
-"""Tables and charts: the truth they tell must be the truth of the picture."""
+"""Tables, charts and forms: the truth they tell must be the truth of the picture."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from mini.sheet import MAX_VALUE, Sheet, make_sheet
+from mini.sheet import MAX_VALUE, SHEET_KINDS, Sheet, make_sheet
 from paligemma.errors import OptionError
 
 
@@ -17,6 +17,11 @@ def tables() -> list[Sheet]:
 @pytest.fixture(scope="module")
 def charts() -> list[Sheet]:
     return [make_sheet("train", seed=3, index=index, kind="chart") for index in range(150)]
+
+
+@pytest.fixture(scope="module")
+def forms() -> list[Sheet]:
+    return [make_sheet("train", seed=3, index=index, kind="form") for index in range(150)]
 
 
 def test_same_arguments_give_the_same_sheet_and_image() -> None:
@@ -32,9 +37,9 @@ def test_splits_seeds_and_indices_give_different_sheets() -> None:
         assert make_sheet(split, seed, index, kind="table") != sheet  # type: ignore[arg-type]
 
 
-def test_both_kinds_come_where_none_is_asked_for() -> None:
+def test_all_kinds_come_where_none_is_asked_for() -> None:
     kinds = [make_sheet("train", seed=1, index=index).kind for index in range(100)]
-    assert 30 < kinds.count("table") < 70
+    assert all(20 < kinds.count(kind) < 50 for kind in SHEET_KINDS)
 
 
 @pytest.mark.parametrize(("split", "seed", "index"), [("val", 0, 0), ("test", -1, 0)])
@@ -43,8 +48,10 @@ def test_a_sheet_that_does_not_exist_is_refused(split: str, seed: int, index: in
         make_sheet(split, seed, index)  # type: ignore[arg-type]
 
 
-def test_everything_lies_inside_the_image(tables: list[Sheet], charts: list[Sheet]) -> None:
-    for sheet in tables + charts:
+def test_everything_lies_inside_the_image(
+    tables: list[Sheet], charts: list[Sheet], forms: list[Sheet]
+) -> None:
+    for sheet in tables + charts + forms:
         boxes = [word.box_xyxy for word in sheet.words]
         boxes += [patch.box_xyxy for patch in sheet.patches]
         for x0, y0, x1, y1 in boxes:
@@ -94,8 +101,26 @@ def test_a_bar_is_drawn_in_its_color(charts: list[Sheet]) -> None:
             assert tuple(pixel.tolist()) == patch.color
 
 
-def test_print_stands_out_from_the_paper(tables: list[Sheet], charts: list[Sheet]) -> None:
+def test_fields_stand_under_a_heading_in_two_columns(forms: list[Sheet]) -> None:
+    for form in forms:
+        (heading,), *fields = form.rows
+        assert heading in ("BILL", "CLINIC", "SHOP")
+        assert 3 <= len(fields) <= 6
+        assert len({label for label, _ in fields}) == len(fields)
+        texts = [text for row in form.rows for text in row]
+        assert [word.text for word in form.words] == texts
+        edge = form.words[0].box_xyxy[3]
+        for label, value in zip(form.words[1::2], form.words[2::2], strict=True):
+            assert edge < label.box_xyxy[1]
+            assert label.box_xyxy[2] < value.box_xyxy[0]
+            assert label.box_xyxy[1] < sum(value.box_xyxy[1::2]) / 2 < label.box_xyxy[3]
+            edge = max(label.box_xyxy[3], value.box_xyxy[3])
+
+
+def test_print_stands_out_from_the_paper(
+    tables: list[Sheet], charts: list[Sheet], forms: list[Sheet]
+) -> None:
     weights = np.array([0.299, 0.587, 0.114]) / 255
-    for sheet in tables + charts:
+    for sheet in tables + charts + forms:
         for word in sheet.words:
             assert abs(np.dot(word.color, weights) - np.dot(sheet.paper, weights)) > 0.5

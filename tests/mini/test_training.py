@@ -204,17 +204,17 @@ def test_sheet_examples_are_true_of_the_sheet() -> None:
         if prefix == "table":
             assert suffix.count("<td>") == sum(len(row) for row in sheet.rows)
             assert all(f"<tr><td>{row[0]}</td><td>{row[1]}<" in suffix for row in sheet.rows)
-        elif prefix == "chart":
+        elif prefix == "chart" or prefix == "form":
             assert suffix == " ; ".join(" ".join(row) for row in sheet.rows)
         elif prefix == "detect text":
             assert suffix.count("<loc") == 4 * len(sheet.words)
-        elif "value" in prefix:
+        elif sheet.kind == "form" or "value" in prefix:
             assert (prefix.removesuffix("?").split()[-1], suffix) in sheet.rows
         else:
             highest = max(sheet.bars, key=lambda bar: bar[1])
             assert suffix == highest[0]
     questions = {"answer en what is", "answer en which bar"}
-    assert prefixes == {"table", "chart", "detect text", *questions}
+    assert prefixes == {"table", "chart", "form", "detect text", *questions}
 
 
 def test_captions_are_asked_for_in_the_languages_given() -> None:
