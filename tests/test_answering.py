@@ -335,6 +335,7 @@ def test_masks_need_a_codec(pipeline: AnswerPipeline) -> None:
         {"prompt": "a", "stop": "."},
         {"prompt": "a", "stop": ("", "a")},
         {"prompt": "a", "stop": (None,)},
+        {"prompt": "a", "stop": 5},
         {},
         {"prompt": "a", "task": DetectTask.of("cat")},
     ],

@@ -54,7 +54,7 @@ from paligemma.results import (
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
-from paligemma.tasks.objects import parse_objects
+from paligemma.tasks.objects import joined_phrases_note, parse_objects
 from paligemma.tasks.parse_prompt import prompt_notes
 from paligemma.tasks.second_look import SecondLook, second_look, separately
 from paligemma.tasks.seg_codec import MaskCodec
@@ -119,7 +119,8 @@ class Query:
     def __post_init__(self) -> None:
         if (self.task is None) == (self.prompt is None):
             raise OptionError("A query has either a task or a prompt; give exactly one of them.")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        is_list = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        if not is_list or not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop is {self.stop!r}; it must be a list of non-empty strings.")
 
     @property
@@ -473,8 +474,12 @@ class Answer:
             result = replace(result, text=self._text.text)
         if isinstance(result, Generation):
             result = replace(result, objects=self._boxes_in(generation))
-        has_notes = self._notes and isinstance(result, Detections | Segments | Generation)
-        return replace(result, notes=self._notes) if has_notes else result
+        if isinstance(result, Detections | Segments):
+            sure = {obj.label.casefold() for obj in result if not obj.unsure}
+            doubtful = (phrase for phrase in result.phrases if phrase.casefold() not in sure)
+            note = joined_phrases_note(doubtful)
+            return replace(result, notes=(*self._notes, *([note] if note else [])))
+        return replace(result, notes=self._notes) if isinstance(result, Generation) else result
 
     def _boxes_in(self, generation: Generation) -> tuple[Detection, ...]:
         """What a model that was asked for text has marked in the image."""
@@ -482,7 +487,20 @@ class Answer:
         if self._context is None or not any(map(self._tokenizer.is_loc, ids)):
             return ()
         task = DetectTask(phrases=("",), labels="any", max_objects=len(ids) + 1)
-        return task.parse(generation, self._tokenizer, self._context).objects
+        if generation.stop_reason != "stop":
+            return task.parse(generation, self._tokenizer, self._context).objects
+        # The tokens reach beyond the text, which ends before the stop string.
+        length = len(generation.text)
+        while ids and len(self._tokenizer.detokenize(ids[:-1])) >= length:
+            ids = ids[:-1]
+        kept = replace(generation, token_ids=ids, logprobs=generation.logprobs[: len(ids)])
+        objects = task.parse(kept, self._tokenizer, self._context).objects
+        if not objects:
+            return ()
+        label = objects[-1].label
+        start = self._tokenizer.detokenize(ids).rfind(label)
+        label = label[: max(0, length - start)].rstrip()
+        return (*objects[:-1], replace(objects[-1], label=label))
 
 
 @dataclass(frozen=True, kw_only=True)

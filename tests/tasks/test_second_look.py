@@ -139,6 +139,9 @@ def test_a_list_that_runs_out_of_tokens_says_what_it_did_not_reach(
         ("detective", ("detective",)),
         ("segment   cat", ("cat",)),
         ("cat,", ("cat",)),
+        ("cat | dog", ("cat", "dog")),
+        ("Detect: cat", ("cat",)),
+        ("cat and dog", ("cat and dog",)),
     ],
 )
 def test_phrases_are_read_as_people_type_them(text: str, phrases: tuple[str, ...]) -> None:
@@ -263,7 +266,11 @@ def test_a_model_that_may_learn_takes_every_language() -> None:
 
 @pytest.mark.parametrize(
     ("phrase", "plain"),
-    [("Dogs", "dog"), ("an Ox", "ox"), ("boxes", "box"), ("bus", "bus"), ("gas", "gas")],
+    [
+        *(("Dogs", "dog"), ("an Ox", "ox"), ("boxes", "box"), ("bus", "bus"), ("gas", "gas")),
+        *(("pizza slice", "pizza slice"), ("man in the car", "man in the car")),
+        *(("all the dogs", "dog"), ("every cat", "cat"), ("all", "all")),
+    ],
 )
 def test_the_plain_form(phrase: str, plain: str) -> None:
     assert plain_form(phrase) == plain
@@ -306,6 +313,41 @@ def test_there_is_no_second_look_without_doubts() -> None:
     assert second_look(many, detections(phrases=many.phrases)) is None
     one = DetectTask.of("cat")
     assert second_look(one, detections(phrases=one.phrases)) is None
+
+
+def test_a_second_look_keeps_to_max_objects() -> None:
+    task = DetectTask(phrases=("cat", "dog"), max_objects=1)
+    assert second_look(task, detections(("cat", 0.9, 0.9), phrases=task.phrases)) is None
+    cats = detections(("cat", 0.9, 0.9), ("cat", 0.8, 0.9), phrases=("cat",))
+    dog = detections(("dog", 0.9, 0.9), phrases=("dog",))
+    merged = separately(replace(task, max_objects=2)).merge([cats, dog])
+    assert merged.labels == ("cat", "cat")
+    assert (merged.is_cut, merged.not_reached) == (True, ("dog",))
+
+
+@pytest.mark.parametrize("phrase", ["frog and mushroom", "frog / mushroom", "frog & mushroom"])
+def test_phrases_that_may_be_several_get_a_note(mini: paligemma.Predictor, phrase: str) -> None:
+    for result in (mini.detect(SCENE, phrase), mini.segment(SCENE, phrase, separate=False)):
+        assert any("write ';' between them" in note for note in result.notes), result.notes
+    assert mini.detect(SCENE, "frog ; mushroom").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("stop", "labels"),
+    [
+        ("room", ["frog", "frog", "mush"]),
+        ("mush", ["frog", "frog", ""]),
+        ("og", ["fr"]),
+        (";", ["frog"]),
+        ("<loc0856>", ["frog", "frog"]),  # of the third box
+        ("nowhere", ["frog", "frog", "mushroom"]),
+    ],
+)
+def test_objects_end_where_the_text_ends(
+    mini: paligemma.Predictor, stop: str, labels: list[str]
+) -> None:
+    result = mini.generate(SCENE, "detect frog ; mushroom", stop=[stop])
+    assert [obj.label for obj in result.objects] == labels
 
 
 def test_the_surer_answer_counts_for_each_phrase() -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from paligemma.data import findings
 from paligemma.data.findings import LEVELS, Finding, RowLengths, TrainingRow
 from paligemma.data.open import Records
-from paligemma.data.record import BadRecord, OnBadRecord, Record, pixel_digest
+from paligemma.data.record import BadRecord, ImageKeys, OnBadRecord, Record, pixel_digest
 from paligemma.data.round_trip_report import RoundTripReport, round_trip
 from paligemma.data.source import MAX_SKIPPED
 from paligemma.data.targets import Target, TargetBuilder
 from paligemma.errors import DataError, InputError, OptionError
+from paligemma.processor.image import LoadedImage
 from paligemma.processor.processor import Processor
 from paligemma.processor.sequence import TokenSequence, build_example
 from paligemma.results import Result
@@ -73,20 +74,27 @@ def check_data(
     max_tokens: int | None = None,
     on_bad_record: OnBadRecord = "error",
     max_skipped: float = MAX_SKIPPED,
+    image_keys: ImageKeys | None = None,
     on_record: Callable[[], None] = lambda: None,
 ) -> CheckReport:
     """Check every record, including its images, as the first epoch would show it.
 
     `max_tokens` is the longest row that training takes, image tokens included; the rest is cut
     off. With on_bad_record="skip", a record that cannot be used or is too long is left out, and is
-    an error only where there are more than the share `max_skipped` of them. `on_record` is called
-    after each record.
+    an error only where there are more than the share `max_skipped` of them. `image_keys` are those
+    of all records, where they are known already. `on_record` is called after each record.
 
     Raises OptionError for a `max_tokens` below 1.
     """
     if max_tokens is not None and max_tokens < 1:
         raise OptionError(f"max_tokens is {max_tokens}; it must be at least 1.")
     tokenizer = builder.processor.tokenizer
+
+    def digest(record: Record, image: LoadedImage) -> str:
+        if record.objects is None:
+            return ""
+        return pixel_digest(image) if image_keys is None else image_keys[record.record_id][0]
+
     bad = list(records.skipped)
     lengths: list[RowLengths] = []
     rows: list[TrainingRow] = []
@@ -106,7 +114,7 @@ def check_data(
                     record=record,
                     target=target,
                     answer=findings.parse_answer(target, tokenizer),
-                    pixel_digest="" if record.objects is None else pixel_digest(images[0]),
+                    pixel_digest=digest(record, images[0]),
                 )
             )
         on_record()

@@ -21,6 +21,7 @@ from paligemma.options import Option
 ObjectTask = Literal["detect", "segment"]
 Boxes = Literal["error", "clip", "drop", "from-masks"]
 Crowds = Literal["ignore", "learn"]
+YoloLines = Literal["polygons", "keypoints"]
 Purpose = Literal["train", "validation", "test"]
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
@@ -70,6 +71,10 @@ class ReadOptions:
     or treat them like other objects."""
     first_pixel: Annotated[int, Option(least=0, most=1)] = 1
     """Number of the first pixel in Pascal VOC boxes: 1 in the original, 0 in files of CVAT."""
+    yolo_lines: Annotated[
+        YoloLines | None, Option(shown_default="by kpt_shape in data.yaml, else polygons")
+    ] = None
+    """What YOLO lines of more than six numbers hold: polygons, or a box and keypoints."""
     on_bad_record: OnBadRecord = "error"
     """What to do with an invalid record: stop with an error, or skip it."""
     max_skipped: Annotated[float, Option(least=0, most=1)] = MAX_SKIPPED
@@ -80,6 +85,8 @@ class ReadOptions:
             ("boxes", Boxes), ("crowds", Crowds), ("on_bad_record", OnBadRecord)
         ):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
+        if self.yolo_lines is not None:
+            check_choice("yolo_lines", self.yolo_lines, YoloLines)
 
 
 @dataclass(frozen=True, kw_only=True)

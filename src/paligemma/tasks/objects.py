@@ -184,15 +184,18 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(unique.values())
 
 
-_SEPARATORS = re.compile(r"[,،、，；؛\n\r]")
+_SEPARATORS = re.compile(r"[,،、，；؛|\n\r]")
 """What people write between phrases, other than ";": commas and semicolons of several scripts."""
-_TASK_WORD = re.compile(r"(detect|segment)\s+(?=\S)", re.IGNORECASE)
+_JOINED = re.compile(r"[/&+]|\s(and|or|und|oder|et|ou|y|o|e)\s", re.IGNORECASE)
+"""What may join two phrases, or belong to one: "salt and pepper shaker"."""
+_TASK_WORD = re.compile(r"(detect|segment)(\s*:\s*|\s+)(?=\S)", re.IGNORECASE)
 
 
 def read_phrases(phrases: str | Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Phrases as people type them, and notes on what was changed to understand them.
 
-    A text without ";" is split at commas and line breaks. The task's own word in front of the
+    A text without ";" is split at commas, "|" and line breaks, but not at "and", "/" and the like,
+    which may be part of a phrase: `joined_phrases_note`. The task's own word in front of the
     first phrase is dropped, since it is added again. A list is split at ";" alone.
 
     Raises PromptError when no phrase is left.
@@ -213,6 +216,21 @@ def read_phrases(phrases: str | Iterable[str]) -> tuple[tuple[str, ...], tuple[s
             "comma, end it with a semicolon."
         )
     return split_phrases(phrases), tuple(notes)
+
+
+def joined_phrases_note(phrases: Iterable[str]) -> str | None:
+    """A note on phrases that may be several; for those of which nothing sure was found.
+
+    >>> joined_phrases_note(["frog and toad", "candy"])
+    "Each was asked for as one thing: 'frog and toad'. To ask for several, write ';' between them."
+    """
+    joined = [repr(phrase) for phrase in phrases if _JOINED.search(phrase)]
+    if not joined:
+        return None
+    return (
+        f"Each was asked for as one thing: {', '.join(joined)}. To ask for several, write ';' "
+        "between them."
+    )
 
 
 def before_eos(token_ids: Sequence[int], tokenizer: TokenReader) -> list[int]:

@@ -13,13 +13,14 @@ from typing import Any
 
 from paligemma.results import Detection, Objects
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.objects import cut_problem
 from paligemma.tasks.segment import SegmentTask
 
 MAX_PHRASES = 16
 """Longer lists are not asked again by themselves: most of their phrases are usually absent."""
 
 ListTask = DetectTask | SegmentTask
-_ARTICLE = re.compile(r"(a|an|the) (?=\S)")
+_ARTICLE = re.compile(r"^((all|each|some)( of)? )?(a|an|the|all|any|every|each|some) (?=\S)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,11 @@ class SecondLook:
                         notes.append(f"{phrase!r} was asked as {wording!r}.")
             objects += best
             was_cut |= is_cut
+        if len(objects) > self.task.max_objects:
+            reason = f"there are more objects than max_objects = {self.task.max_objects}"
+            if not was_cut:
+                problems |= {cut_problem(reason, "max_objects", (0, 0)): None}
+            objects, was_cut = objects[: self.task.max_objects], True
         if not was_cut:
             problems = {p: None for p in problems if p.kind != "cut"}
         return replace(
@@ -89,10 +95,11 @@ def second_look(task: ListTask, first: Objects[Any]) -> SecondLook | None:
     """What to ask after an answer that leaves out phrases or would call them something else; None
     for nothing.
 
-    An answer with labels of the model's own choice, and one with a minimum of objects, is final.
+    An answer with labels of the model's own choice, one with a minimum of objects, and one with as
+    many objects as the task allows is final.
     """
     is_final = task.labels == "any" or (isinstance(task, DetectTask) and task.min_objects > 0)
-    if is_final or len(task.phrases) > MAX_PHRASES:
+    if is_final or len(first) >= task.max_objects or len(task.phrases) > MAX_PHRASES:
         return None
     doubtful = [phrase for phrase in task.phrases if _is_doubtful(first, phrase)]
     if not doubtful:
@@ -111,8 +118,8 @@ def separately(task: ListTask) -> SecondLook:
 def plain_form(phrase: str) -> str:
     """The phrase as data sets write class names: lower case, singular, without an article.
 
-    >>> plain_form("The Traffic Lights."), plain_form("glass"), plain_form("berries")
-    ('traffic light', 'glass', 'berry')
+    >>> plain_form("The Traffic Lights."), plain_form("all berries"), plain_form("pizza slice")
+    ('traffic light', 'berry', 'pizza slice')
     """
     text = _ARTICLE.sub("", phrase.lower().rstrip(".!?"), count=1)
     if not text.isascii() or len(text) < 4 or text.endswith(("ss", "us", "is")):

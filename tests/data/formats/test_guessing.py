@@ -123,7 +123,56 @@ def test_pose_lines_are_boxes_with_keypoints(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must have 55"):
         open_data(file)
     file.write_text("train: images\nnames: [cat]\n")  # nothing says that these are keypoints
-    assert open_data(file)[0].objects[0].mask is not None  # type: ignore[index]
+    with pytest.raises(OptionError, match=r"polygons, or a box and keypoints.*--yolo-lines"):
+        open_data(file)
+    found = open_data(file, yolo_lines="keypoints")[0].objects
+    assert found is not None
+    assert (found[0].box_xyxy, found[0].mask) == (BOX, None)
+    assert open_data(file, yolo_lines="polygons")[0].objects[0].mask is not None  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "0 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7\n",  # read as a box, it leaves the image
+        "0 0.5 0.5 0.6 0.5 0.6 0.6 0.5 0.6\n0 0.8 0.8 0.9 0.8 0.9 0.9 0.8 0.9\n",
+        "0 0.5 0.5 0.6 0.5 0.6 0.6\n0 0.5 0.5 0.6 0.5 0.6 0.6 0.5 0.6\n",  # two numbers of points
+    ],
+)
+def test_what_can_only_be_polygons_is_no_question(tmp_path: Path, lines: str) -> None:
+    objects = open_data(labels(tmp_path, lines=lines))[0].objects
+    assert objects is not None
+    assert all(item.mask is not None for item in objects)
+
+
+@pytest.mark.parametrize("num_values", [2, 3])
+def test_keypoints_that_are_not_labeled_are_keypoints(tmp_path: Path, num_values: int) -> None:
+    points = "0.4 0.4 2 0 0 0" if num_values == 3 else "0.4 0.4 0 0"
+    labels(tmp_path, lines=f"0 0.5 0.5 0.25 0.5 {points}\n")
+    with pytest.raises(OptionError, match="--yolo-lines"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0,0.5,0.5,0.25,0.5",
+        "dog 0.5 0.5 0.25 0.5",
+        "Car 0.00 0 -1.58 10.0 5.0 20.0 15.0 1.5 1.6 3.7 -2.7 1.7 3.5 -1.59",
+        "10.0 5.0 20.0 5.0 20.0 15.0 10.0 15.0 small-vehicle 0",
+        "3",
+    ],
+)
+def test_labels_of_other_formats_are_not_captions(tmp_path: Path, line: str) -> None:
+    labels(tmp_path, None, f"{line}\n{line}\n")
+    with pytest.raises(OptionError, match=r"look like labels.*--format captions"):
+        open_data(tmp_path)
+    assert open_data(tmp_path, format="captions")[0].references == (line, line)
+
+
+def test_captions_may_contain_numbers(tmp_path: Path) -> None:
+    labels(tmp_path, None, "buses 12 and 14 at 9:30, of 3 or 4 colors")
+    assert open_data(tmp_path).format == "captions"
 
 
 def test_a_confidence_after_a_box_is_left_aside(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 import paligemma
 from paligemma.checkpoints import TrainedOn
+from paligemma.data import check, record
 from paligemma.errors import DataError, OptionError
 from paligemma.finetune.run.options import RunOptions
 from paligemma.finetune.run.run import _loss_warning, run
+from paligemma.processor.image import LoadedImage
 
 SIZE = 96
 
@@ -207,6 +209,28 @@ def test_too_few_records_to_hold_some_back_are_an_error(tmp_path: Path) -> None:
     labels = make_squares(tmp_path / "one", 1)
     with pytest.raises(DataError, match="too few for a validation split"):
         run(options(labels), tmp_path / "out")
+
+
+@pytest.mark.parametrize("has_other_data", [False, True])
+def test_digests_of_images_are_computed_once(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_other_data: bool
+) -> None:
+    digest, images = record.pixel_digest, []
+
+    def counted(image: LoadedImage) -> str:
+        images.append(image)
+        return digest(image)
+
+    monkeypatch.setattr(record, "pixel_digest", counted)
+    monkeypatch.setattr(check, "pixel_digest", counted)
+    other = {}
+    if has_other_data:  # with the same ids
+        path = make_squares(tmp_path / "other", 4)
+        for number in range(4):
+            Image.new("RGB", (SIZE, SIZE), (0, 0, number)).save(path.parent / f"{number}.png")
+        other = {"validation": str(path), "validation_split": None}
+    run(options(labels, steps=1, **other), tmp_path / "out")
+    assert len(images) == (12 if has_other_data else 8)
 
 
 def test_validation_on_the_training_data_is_refused(labels: Path, tmp_path: Path) -> None:

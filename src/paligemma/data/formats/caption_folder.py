@@ -6,7 +6,9 @@ read, too.
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from paligemma.data.formats.yolo import has_numeric_lines
@@ -21,17 +23,42 @@ from paligemma.data.source import (
     is_split_name,
     read_text,
 )
-from paligemma.errors import DataError, counted
+from paligemma.errors import DataError, OptionError, counted
 
 NAME = "captions"
+_NUM_LOOKS = 50  # text files that are looked at to tell captions from labels
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def recognizes(path: Path) -> bool:
-    """A folder where an image has a text file of the same name, other than YOLO's numbers."""
+    """A folder where an image has a text file of the same name, other than YOLO's numbers.
+
+    Raises OptionError where all texts look like labels of a format that is not read.
+    """
     if not path.is_dir():
         return False
     files = (image.with_suffix(".txt") for image in _images(path))
-    return any(has_numeric_lines(read_text(file)) is False for file in files if file.is_file())
+    texts = (read_text(file) for file in files if file.is_file())
+    others = list(islice((text for text in texts if has_numeric_lines(text) is False), _NUM_LOOKS))
+    if others and all(map(_looks_like_labels, others)):
+        line = others[0].strip().splitlines()[0]
+        raise OptionError(
+            f"The text files next to the images of {str(path)!r} hold mostly numbers, such as "
+            f"{line!r}. They look like labels of a format that is not read, such as KITTI's or "
+            "DOTA's, or YOLO's with names or commas. Convert them to one that is; or, if they are "
+            "captions, choose format='captions' (--format captions)."
+        )
+    return bool(others)
+
+
+def _looks_like_labels(text: str) -> bool:
+    """Whether each line is made of numbers, or has four or more of them and few other words."""
+    for line in filter(str.strip, text.splitlines()):
+        words = re.split(r"[\s,;]+", line.strip(" \t,;"))
+        num_numbers = sum(bool(_NUMBER.fullmatch(word)) for word in words)
+        if num_numbers < len(words) and (num_numbers < 4 or 2 * num_numbers < len(words)):
+            return False
+    return True
 
 
 def read(path: Path, options: ReadRequest) -> Source:

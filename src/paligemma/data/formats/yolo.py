@@ -4,7 +4,8 @@
     class x1 y1 x2 y2 x3 y3 ...                   a polygon (also the four corners of a rotated box)
     class x_center y_center width height x y v .. a box and keypoints, where data.yaml has kpt_shape
 
-in fractions of the upright image. The text file of `.../images/a/1.jpg` is `.../labels/a/1.txt`,
+Without kpt_shape, lines that could be either are a question to the user. All numbers are in
+fractions of the upright image. The text file of `.../images/a/1.jpg` is `.../labels/a/1.txt`,
 or `1.txt` next to it. An image without one shows none of the classes.
 
 Classes and splits are in data.yaml, in darknet's obj.data, or the classes alone in a file such as
@@ -48,7 +49,7 @@ _YAML = (".yaml", ".yml")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names", "notes.json",
                "predefined_classes.txt", "labels.txt")  # fmt: skip
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_NUM_LOOKS = 50  # label files that are looked at to tell labels from captions
+_NUM_LOOKS = 50  # label files that are looked at to tell what they hold
 
 
 class Layout(NamedTuple):
@@ -83,6 +84,8 @@ def read(path: Path, options: ReadRequest) -> Source:
     images = list_images()
     if not images:
         raise DataError(f"The split {split!r} of {str(layout.file)!r} holds no images.")
+    if options.yolo_lines is None and not layout.num_keypoints:
+        _check_lines(images, layout)
     tally: Counter[str] = Counter()
     ids = _ids(images)
     reading = _Reading(layout=layout, options=options, tally=tally)
@@ -128,6 +131,46 @@ def has_numeric_lines(text: str) -> bool | None:
 def _is_label(words: list[str]) -> bool:
     is_numeric = len(words) >= 5 and all(map(_NUMBER.fullmatch, words))
     return is_numeric and float(words[0]).is_integer()
+
+
+def _check_lines(images: list[Path], layout: Layout) -> None:
+    """Raises OptionError where the lines of the first label files can be polygons or keypoints.
+
+    Keypoints are the same number in all lines and lie in or near their box, which polygons read in
+    this way seldom do.
+    """
+    files = (file for image in images if (file := label_file(image)).is_file())
+    lines: list[list[str]] = []
+    for file in islice(files, _NUM_LOOKS):
+        lines += (line.split() for line in read_text(file).splitlines())
+    longer = [words[1:] for words in lines if len(words) > 6 and _is_label(words)]
+    if len({len(words) for words in longer}) != 1 or len(longer[0]) % 2:
+        return
+    fitting = sum(_may_be_keypoints(list(map(float, words))) for words in longer)
+    if fitting >= 0.9 * len(longer):
+        raise OptionError(
+            f"The YOLO labels of {str(layout.file)!r} have {len(longer[0])} numbers after the "
+            f"class, such as {' '.join(longer[0])!r}. They can be polygons, or a box and "
+            "keypoints. Choose with yolo_lines='polygons' or yolo_lines='keypoints' "
+            "(--yolo-lines), or set kpt_shape in data.yaml."
+        )
+
+
+def _may_be_keypoints(values: list[float]) -> bool:
+    """Whether the first four numbers are a box in the image with the others' points in it."""
+    x, y, width, height = values[:4]
+    center, size = np.array([x, y]), np.array([width, height])
+    if not size.all() or (abs(center - 0.5) + size / 2 > 0.51).any():
+        return False
+    for num_values in (2, 3):
+        if (len(values) - 4) % num_values:
+            continue
+        points = np.array(values[4:]).reshape(-1, num_values)
+        points, visible = points[points[:, :2].any(axis=1)], points[:, 2:]  # (0, 0): not labeled
+        is_near = abs(points[:, :2] - center) <= 0.6 * size
+        if is_near.all() and (visible >= 0).all() and (visible <= 2).all():
+            return True
+    return False
 
 
 def _has_own_names(folder: Path) -> bool:
@@ -394,7 +437,10 @@ class _Reading:
         if extra == 1:
             self.tally["boxes with a further number, a confidence or a track, ignored"] += 1
             return True
-        if self.layout.num_keypoints:
+        if self.options.yolo_lines == "keypoints":
+            self.tally["boxes with keypoints, of which the box is used"] += 1
+            return True
+        if self.layout.num_keypoints and self.options.yolo_lines is None:
             if extra in (self.layout.num_keypoints, self.layout.num_keypoints + 1):
                 self.tally["boxes with keypoints, of which the box is used"] += 1
                 return True
@@ -405,6 +451,7 @@ class _Reading:
         if len(values) < 6 or len(values) % 2:
             raise DataError(
                 f"{where} has {len(values)} numbers after the class; 4 make a box, an even number "
-                "from 6 on makes a polygon. For keypoints, data.yaml must have kpt_shape."
+                "from 6 on makes a polygon. For a box and keypoints, set kpt_shape in data.yaml, "
+                "or yolo_lines='keypoints' (--yolo-lines)."
             )
         return False

@@ -194,7 +194,9 @@ class _Parts:
     training: Records
     held_out: Records | None
     keys: ImageKeys
-    """The images of all training records."""
+    """The images of all training records, and of those held out from them."""
+    other_keys: ImageKeys | None = None
+    """The images of validation records of other data, whose ids may be the same."""
     source: str = ""
     """In words, where the validation records come from."""
     num_images: int = 0
@@ -218,6 +220,7 @@ def _split(options: RunOptions, records: Records) -> _Parts:
             training=records,
             held_out=given,
             keys=keys,
+            other_keys=other_keys,
             source=source,
             num_images=num_images(other_keys),
         )
@@ -345,14 +348,15 @@ def _check(
         if part is None:
             kept.append(None)
             continue
+        is_training = part is parts.training
         report = check_data(
             part,
             targets,
             max_tokens=options.max_tokens,
             on_bad_record=options.on_bad_record,
             max_skipped=1.0,
+            image_keys=parts.keys if is_training else parts.other_keys or parts.keys,
         )
-        is_training = part is parts.training
         # Whether there is something to learn does not matter in validation.
         errors = report.errors if is_training else report.errors[: report.num_bad]
         if (report.bad and options.on_bad_record == "error") or (is_training and errors):
