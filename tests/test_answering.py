@@ -336,6 +336,7 @@ def test_masks_need_a_codec(pipeline: AnswerPipeline) -> None:
         {"prompt": "a", "stop": ("", "a")},
         {"prompt": "a", "stop": (None,)},
         {"prompt": "a", "stop": 5},
+        {"prompt": "a", "stop": (text for text in ["."])},  # can be read once only
         {},
         {"prompt": "a", "task": DetectTask.of("cat")},
     ],

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -119,7 +119,7 @@ class Query:
     def __post_init__(self) -> None:
         if (self.task is None) == (self.prompt is None):
             raise OptionError("A query has either a task or a prompt; give exactly one of them.")
-        is_list = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        is_list = isinstance(self.stop, Collection) and not isinstance(self.stop, str)
         if not is_list or not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop is {self.stop!r}; it must be a list of non-empty strings.")
 

@@ -93,9 +93,11 @@ def clean_box(
         tally["objects dropped for a box without area, or beyond the image"] += 1
         return None
     if not has_area:
+        is_swapped = x1 > x2 or y1 > y2
+        cause = ", as its edges are in the wrong order" if is_swapped else ""
         raise DataError(
-            f"{where}: the box {shown} (x1, y1, x2, y2) has no area. Remove or redraw it, or drop "
-            "the object with boxes='drop'."
+            f"{where}: the box {shown} (x1, y1, x2, y2) has no area{cause}. Remove or redraw it, "
+            "or drop the object with boxes='drop'."
         )
     raise DataError(
         f"{where}: the box {shown} (x1, y1, x2, y2) extends beyond its image of {width} x "

@@ -184,10 +184,12 @@ def split_phrases(phrases: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(unique.values())
 
 
-_SEPARATORS = re.compile(r"[,،、，；؛|\n\r]")
+_SEPARATORS = re.compile(r"[,،、，；؛|\t\n\r]")
 """What people write between phrases, other than ";": commas and semicolons of several scripts."""
 _JOINED = re.compile(r"[/&+]|\s(and|or|und|oder|et|ou|y|o|e)\s", re.IGNORECASE)
 """What may join two phrases, or belong to one: "salt and pepper shaker"."""
+_LIST_MARK = re.compile(r"([*•-]|\d+[.)])\s+(?=\S)")
+_QUOTED = re.compile(r"""["'“„«]([^"'“”„«»]+)["'“”»]""")
 _TASK_WORD = re.compile(r"(detect|segment)(\s*:\s*|\s+)(?=\S)", re.IGNORECASE)
 
 
@@ -196,7 +198,8 @@ def read_phrases(phrases: str | Iterable[str]) -> tuple[tuple[str, ...], tuple[s
 
     A text without ";" is split at commas, "|" and line breaks, but not at "and", "/" and the like,
     which may be part of a phrase: `joined_phrases_note`. The task's own word in front of the
-    first phrase is dropped, since it is added again. A list is split at ";" alone.
+    phrases is dropped, since it is added again, and so are bullets, numbers, quotes and brackets of
+    lists. A list is split at ";" alone.
 
     Raises PromptError when no phrase is left.
 
@@ -215,7 +218,26 @@ def read_phrases(phrases: str | Iterable[str]) -> tuple[tuple[str, ...], tuple[s
             f"{one_line(text)!r} was split at its commas and line breaks. For one phrase with a "
             "comma, end it with a semicolon."
         )
-    return split_phrases(phrases), tuple(notes)
+    texts = split_phrases(phrases)
+    plain = split_phrases(map(_without_marks, _without_brackets(texts)))
+    if plain != texts:
+        notes.append(f"The phrases were read without the marks around them: {' ; '.join(plain)}.")
+    return plain, tuple(notes)
+
+
+def _without_brackets(phrases: tuple[str, ...]) -> tuple[str, ...]:
+    if not (phrases[0].startswith("[") and phrases[-1].endswith("]")):
+        return phrases
+    return split_phrases(";".join(phrases)[1:-1])
+
+
+def _without_marks(phrase: str) -> str:
+    """Without a bullet or number, the task's word, or quotes around the whole phrase."""
+    for mark in (_LIST_MARK, _TASK_WORD):
+        if match := mark.match(phrase):
+            phrase = phrase[match.end() :]
+    quoted = _QUOTED.fullmatch(phrase)
+    return quoted[1] if quoted else phrase
 
 
 def joined_phrases_note(phrases: Iterable[str]) -> str | None:

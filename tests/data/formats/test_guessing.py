@@ -46,6 +46,21 @@ def test_labels_without_names_ask_for_them(tmp_path: Path) -> None:
     assert first(tmp_path / "set", class_names=tmp_path / "names") == ("fish", BOX)
 
 
+@pytest.mark.parametrize("name", ["notes.json", "obj.names"])
+def test_two_lists_of_names_that_differ_are_a_question(tmp_path: Path, name: str) -> None:
+    labels(tmp_path, "cat\ndog\n")
+    for pairs in ((("0", "cat"), ("1", "dog")), (("1", "cat"), ("0", "dog"))):
+        text = "\n".join(label for _, label in sorted(pairs))
+        if name == "notes.json":
+            text = json.dumps({"categories": [{"id": id_, "name": label} for id_, label in pairs]})
+        (tmp_path / name).write_text(text)
+        if pairs[0] == ("0", "cat"):
+            assert first(tmp_path) == ("dog", BOX)
+    with pytest.raises(OptionError, match=r"list different classes.*--class-names"):
+        open_data(tmp_path)
+    assert first(tmp_path, class_names=tmp_path / name) == ("cat", BOX)
+
+
 def test_numbers_and_captions_together_are_a_question(tmp_path: Path) -> None:
     labels(tmp_path)
     make_image(tmp_path / "2.jpg")

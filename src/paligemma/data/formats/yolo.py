@@ -48,6 +48,7 @@ _SPLITS = ("train", "val", "valid", "test")
 _YAML = (".yaml", ".yml")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names", "notes.json",
                "predefined_classes.txt", "labels.txt")  # fmt: skip
+_OTHER_NAME_FILES = ("predefined_classes.txt", "labels.txt")  # may list something else
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _NUM_LOOKS = 50  # label files that are looked at to tell what they hold
 
@@ -224,11 +225,12 @@ def _layout_of_folder(folder: Path, options: ReadRequest) -> Layout:
 
 
 def _name_file(folder: Path) -> Path | None:
-    """Raises OptionError where the splits have files of their own with other names."""
+    """Raises OptionError where two files list different names, in the same folder or in splits."""
     parents = (folder, folder / "labels", *folder.glob("*/"), *folder.glob("*/labels/"))
     files = [path for p in parents for name in _NAME_FILES if (path := p / name).is_file()]
     for file in files[1:]:
-        if file.name == files[0].name and names_in(file) != names_in(files[0]):
+        is_for_these = file.name == files[0].name or file.name not in _OTHER_NAME_FILES
+        if is_for_these and names_in(file) != names_in(files[0]):
             raise OptionError(
                 f"{str(files[0])!r} and {str(file)!r} list different classes. Choose one with "
                 "--class-names."
