@@ -365,13 +365,13 @@ def test_the_threshold_leaves_what_scores_higher(page: Any) -> None:
     ask_for_boxes(page)
     slider = page.get_by_label("Minimum score")
     assert slider.get_attribute("max") == "1"
-    slider.fill("0.1")
+    slider.fill("0.7")
     assert len(outlines(page)) == 2
     assert page.locator(".object:visible").count() == 2
     assert "3 found, 2 shown." in words(page)
-    slider.fill("0.14")
+    slider.fill("0.94")
     assert page.locator(".object:visible").count() == 1
-    slider.fill("0.15")
+    slider.fill("0.95")
     assert page.locator(".object:visible").count() == 0
 
 
@@ -415,7 +415,88 @@ def test_places_in_a_text_are_drawn_whatever_was_asked(page: Any, double: Double
     [box] = outlines(page)
     assert list(box.values()) == pytest.approx(edges, abs=0.004)
     assert page.locator(".object-label").inner_text() == "cat"
-    assert "<loc0256>" in page.locator("details .stream").text_content()
+    assert "<loc0256>" in page.locator("#answer-0 pre").text_content()
+    assert "1 found." in words(page)
+    assert page.inner_text(".past-answer") == "1 found."
+    coco = json.loads(copied(page, "COCO"))
+    assert [category["name"] for category in coco["categories"]] == ["cat"]
+    page.get_by_label("Minimum score").fill("0.9")
+    assert outlines(page) == []
+
+
+def test_a_single_object_can_be_hidden(page: Any) -> None:
+    ask_for_boxes(page)
+    eye = page.get_by_role("button", name="Show panda, 17, 194 to 131, 302")
+    eye.click()
+    assert eye.get_attribute("aria-pressed") == "false"
+    assert "3 found, 2 shown." in words(page)
+    assert len(outlines(page)) == 2
+    assert page.locator(".object:visible").count() == 3  # to bring it back
+    assert [found["label"] for found in json.loads(copied(page, "JSON"))["objects"]] == [
+        "panda",
+        "sign",
+    ]
+    eye.click()
+    assert len(outlines(page)) == 3
+
+
+def test_a_label_keeps_its_color_on_the_image(page: Any, double: Double) -> None:
+    ask_for_boxes(page)
+    color = "() => document.querySelector('.row:last-child .swatch').style.backgroundColor"
+    sign = page.evaluate(color)
+    only_sign = replace(detections(), objects=detections().objects[2:], phrases=("sign",))
+    double.replies["detect"] = lambda to: to.objects(only_sign)
+    choose(page, "Detect", phrases="sign")
+    run(page)
+    assert page.locator(".row").count() == 1
+    assert page.evaluate(color) == sign
+
+
+def test_what_is_missing_is_asked_one_by_one(page: Any, double: Double) -> None:
+    whole = detections()
+    dog = detection("dog", (0.1, 0.1, 0.3, 0.3), 0.9)
+    better = replace(whole, objects=(*whole, dog), notes=("Asked (to ask once: x=False) again.",))
+    double.replies["detect"] = lambda to: to.objects(
+        whole if to.asked.fields.get("stream") else better
+    )
+    ask_for_boxes(page)
+    assert "4 found." in words(page)
+    assert "Asked again." in words(page)
+    assert [asked.fields["phrases"] for asked in double.asked_whole] == [["panda", "sign", "dog"]]
+    double.replies["detect"] = lambda to: to.objects(better)
+    run(page)
+    assert len(double.asked_whole) == 1  # nothing was missing
+
+
+def test_the_first_answer_stands_where_asking_again_fails(page: Any, double: Double) -> None:
+    def busy(to: Answering) -> None:
+        if to.asked.fields.get("stream"):
+            to.objects(detections())
+        else:
+            to.refuse(429, "64 are waiting.")
+
+    double.replies["detect"] = busy
+    ask_for_boxes(page)
+    assert "3 found." in words(page)
+    assert "It was not asked again phrase by phrase. The server is busy." in words(page)
+
+
+def test_no_name_covers_another(page: Any, double: Double) -> None:
+    boxes = [(0.1 + i / 200, 0.1 + i / 200, 0.4 + i / 200, 0.3 + i / 200) for i in range(30)]
+    many = tuple(detection("a very long name", box, 0.9 - i / 100) for i, box in enumerate(boxes))
+    double.replies["detect"] = lambda to: to.objects(
+        replace(detections(), objects=many, phrases=("a very long name",))
+    )
+    ask_for_boxes(page)
+    tags = [tag.bounding_box() for tag in page.locator("#stage-0 .label rect").all()]
+    assert 1 < len(tags) < 30
+    for index, one in enumerate(tags):
+        for other in tags[:index]:
+            wide = min(t["x"] + t["width"] for t in (one, other)) - max(one["x"], other["x"])
+            high = min(t["y"] + t["height"] for t in (one, other)) - max(one["y"], other["y"])
+            assert min(wide, high) < 0.01
+    page.hover(".object >> nth=29")
+    assert page.locator("#stage-0 .label:not(.faint)").count() == 1
 
 
 # What stands where
@@ -454,6 +535,7 @@ def test_options_go_with_the_question(page: Any, double: Double) -> None:
     for name, value in (("length", "7"), ("temperature", "0.5"), ("seed", "3")):
         page.fill(f"#{name}", value)
     run(page)
+    assert "max_new_tokens=7, temperature=0.5, seed=3)" in copied(page, "Python")
     sent = double.last().fields
     assert (sent["max_new_tokens"], sent["temperature"], sent["seed"]) == (7, 0.5, 3)
     choose(page, "Caption")
@@ -468,6 +550,12 @@ def test_options_go_with_the_question(page: Any, double: Double) -> None:
 
 def test_history_survives_a_reload_of_the_tab(page: Any) -> None:
     ask_for_boxes(page)
+    with page.expect_download() as download:
+        page.click("#save-history")
+    [saved] = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert saved["image"] == {"name": "pandas.jpg", "width": 384, "height": 384}
+    assert (saved["task"], saved["phrases"]) == ("detect", ["panda", "sign", "dog"])
+    assert saved["result"] == detections().to_dict()
     page.reload()
     page.wait_for_selector(".past")
     page.click(".past")
@@ -641,8 +729,8 @@ def test_run_lengths_are_read_as_they_were_written(page: Any) -> None:
 def test_json_and_coco_hold_what_is_seen(page: Any) -> None:
     ask_for_boxes(page)
     assert json.loads(copied(page, "JSON")) == detections().to_dict()
-    page.get_by_label("Minimum score").fill("0.1")
-    kept = detections().filter(0.1)
+    page.get_by_label("Minimum score").fill("0.7")
+    kept = detections().filter(0.7)
     assert json.loads(copied(page, "JSON"))["objects"] == kept.to_dict()["objects"]
     coco = json.loads(copied(page, "COCO"))
     assert coco["images"][0].pop("file_name") == "pandas.jpg"
@@ -725,9 +813,9 @@ def test_the_curl_command_works(page: Any, double: Double, tmp_path: Path) -> No
         ["sh", "-c", f"{command} --silent --max-time 5"], cwd=tmp_path, capture_output=True,
         timeout=20, check=True,
     )  # fmt: skip
-    assert b"[DONE]" in done.stdout
-    assert double.last().image == data
-    assert double.last().fields["prompt"] == "@file; type=x '\""
+    assert json.loads(done.stdout)["result"]["text"] == "a raw answer"
+    assert double.asked_whole[-1].image == data
+    assert double.asked_whole[-1].fields["prompt"] == "@file; type=x '\""
     assert sorted(path.name for path in tmp_path.iterdir()) == [NASTY.replace("\u202e", "_")]
 
 
@@ -741,7 +829,7 @@ def test_the_session_is_kept_and_comes_back(page: Any, double: Double) -> None:
     run(page)
     assert page.locator(".past").count() == 2
     assert page.locator(".past-title").all_inner_texts() == [
-        "Caption, de",
+        "Caption in German",
         "Detect panda, sign, dog",
     ]
     keep_shot(page, "history")

@@ -181,6 +181,22 @@ def test_a_model_that_is_being_loaded_is_waited_for(
     watch.check()
 
 
+def test_a_silent_server_is_told_and_given_up(page: Any, double: Double) -> None:
+    go_on = threading.Event()
+    double.replies["caption"] = lambda to: (go_on.wait(20), None)[1]
+    page.clock.install()
+    pick_sample(page)
+    run(page, state="waiting")
+    page.clock.fast_forward(16_000)
+    page.wait_for_selector(".status[data-state=quiet]")
+    assert words(page, "#status") == "no sign of the server"
+    page.clock.fast_forward(170_000)
+    page.wait_for_selector("#answer-0[data-state=failed]")
+    assert "The server sent nothing for 180 seconds." in words(page)
+    page.wait_for_selector(".status[data-state=ready]")  # it answers again
+    go_on.set()
+
+
 # Large pictures
 
 

@@ -4,11 +4,12 @@ import { AnswerView } from "./js/answer.js";
 import * as api from "./js/api.js";
 import { byId, element, toast } from "./js/dom.js";
 import { History } from "./js/history.js";
-import { listen, smaller } from "./js/image.js";
-import { LANGUAGES, phrasesOf, questionOf, TASKS, taskOf } from "./js/tasks.js";
+import { listen, SAMPLES, smaller } from "./js/image.js";
+import { isDoubtful, LANGUAGES, languageName, phrasesOf, questionOf, TASKS, taskOf } from "./js/tasks.js";
 import { explain, sizeProblem } from "./js/words.js";
 
 const POLL_MILLISECONDS = 3000;
+const QUIET_SECONDS = 15; // after which the page says that nothing comes
 const SILENT_SECONDS = 180; // after which a server that sends nothing is given up
 const THEMES = ["auto", "light", "dark"];
 
@@ -71,11 +72,10 @@ function buildControls() {
     radio.addEventListener("change", () => chooseTask(task.route));
     byId("tasks").append(element("div", { class: "task" }, radio, element("label", { for: id }, task.name)));
   }
-  const names = new Intl.DisplayNames(["en"], { type: "language" });
-  const languages = LANGUAGES.map((code) => [code, names.of(code)]);
+  const languages = LANGUAGES.map((code) => [code, languageName(code)]);
   languages.sort((one, other) => one[1].localeCompare(other[1]));
   byId("language").append(
-    element("option", { value: "" }, "not named"),
+    element("option", { value: "" }, "not set"),
     ...languages.map(([code, name]) => element("option", { value: code }, name)),
   );
   byId("language").value = "en";
@@ -91,7 +91,6 @@ function setImage(chosen, sample = null) {
   byId("image-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
   byId("image-name").classList.remove("empty");
   byId("choose").textContent = "Another file";
-  byId("samples-heading").textContent = "Samples";
   sayProblem(null);
   if (sample) {
     byId("phrases").value = sample.phrases;
@@ -200,39 +199,70 @@ async function askOne(view, asked) {
   view.form = route();
   view.begin(asked);
   const started = performance.now();
-  let isLate = false;
-  let limit = 0;
-  const wait = () => {
-    clearTimeout(limit);
-    limit = setTimeout(() => {
-      isLate = true;
-      abort.abort();
-    }, 1000 * SILENT_SECONDS);
-  };
-  wait();
-  const alive = (act) => (value) => {
-    wait();
+  const silence = new Silence(abort);
+  const current = (act) => (value) => {
     if (view.abort === abort) act(value);
   };
   const on = {
-    token: alive((text) => view.addToken(text)),
-    object: alive((object) => view.addObject(object)),
+    sign: () => silence.begin(),
+    token: current((text) => view.addToken(text)),
+    object: current((object) => view.addObject(object)),
   };
   const fields = { ...asked.fields, model: asked.model };
   try {
-    const outcome = await api.answer(asked.route, asked.image, fields, on, abort.signal);
+    let outcome = await api.answer(asked.route, asked.image, fields, on, abort.signal);
     if (view.abort !== abort) return;
+    if (fields.phrases && isDoubtful(fields.phrases, outcome.result.objects ?? [])) {
+      view.setBusy("streaming", "Asking again, one by one …");
+      outcome = await secondLook(outcome, asked, fields, abort.signal);
+      if (view.abort !== abort) return;
+    }
     view.finish({ ...outcome, seconds: (performance.now() - started) / 1000 });
   } catch (error) {
     if (!(error instanceof api.AnswerError)) console.error(error);
     if (view.abort !== abort) return;
-    const failure = isLate ? new api.AnswerError("late", String(SILENT_SECONDS)) : error;
+    const failure = silence.isOver ? new api.AnswerError("late", String(SILENT_SECONDS)) : error;
     view.fail(explain(failure, asked.image, limits), error.id);
     if (error.status === 401) askForKey(() => remedy(view, "retry"));
-    if (error.kind === "unreachable" || error.status === 503) connect();
+    if (silence.isOver || error.kind === "unreachable" || error.status === 503) connect();
   } finally {
-    clearTimeout(limit);
+    silence.end();
     if (view.abort === abort) view.abort = null;
+  }
+}
+
+/** What the server answers where it may ask phrase by phrase. Without an answer the first stands. */
+async function secondLook(first, asked, fields, signal) {
+  try {
+    return await api.wholeAnswer(asked.route, asked.image, fields, signal);
+  } catch (error) {
+    const note = `It was not asked again phrase by phrase. ${explain(error, asked.image, limits).title}`;
+    return { ...first, result: { ...first.result, notes: [...(first.result.notes ?? []), note] } };
+  }
+}
+
+/** The time without a sign of the server: after a while the page says so, and gives up in the end. */
+class Silence {
+  constructor(abort) {
+    this.abort = abort;
+    this.isOver = false;
+    this.begin();
+  }
+
+  begin() {
+    this.end();
+    this.timers = [
+      setTimeout(() => setStatus("quiet", "no sign of the server"), 1000 * QUIET_SECONDS),
+      setTimeout(() => {
+        this.isOver = true;
+        this.abort.abort();
+      }, 1000 * SILENT_SECONDS),
+    ];
+  }
+
+  end() {
+    this.timers?.forEach(clearTimeout);
+    if (!this.isOver && byId("status").dataset.state === "quiet") setStatus("ready", "ready");
   }
 }
 
@@ -275,13 +305,13 @@ function remember(done) {
   const [view, { title, image: shown }] = done[0];
   const answers = done.map(([view, asked]) => ({ asked, outcome: view.outcome }));
   const summary = done
-    .map(([each]) => (each.givesObjects() ? each.summary() : each.text || "(nothing)"))
+    .map(([each]) => (each.hasObjects() ? each.summary() : each.text || "(nothing)"))
     .join(" | ");
   history.add({ image: shown, title, summary, answers, form: { ...formValues(), route: view.form } });
 }
 
 function restore(entry) {
-  setImage(entry.image);
+  setImage(entry.image, SAMPLES.find(({ about }) => about === entry.image.about) ?? null);
   const { route: name, ...values } = entry.form;
   for (const [id, value] of Object.entries(values)) byId(id).value = value;
   chooseTask(name);

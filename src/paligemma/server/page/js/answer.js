@@ -2,7 +2,7 @@
 
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
 import { byId, element, toast } from "./dom.js";
-import { colorOf, css, isUnsure, Overlay, scoreText } from "./overlay.js";
+import { css, isUnsure, Overlay, scoreText } from "./overlay.js";
 import { save, SAVES } from "./saves.js";
 
 const SCORE_HINT =
@@ -90,28 +90,37 @@ export class AnswerView {
     this.setBusy("waiting", "Reading the image …");
     this.text = "";
     this.objects = [];
-    this.hidden = new Set();
+    this.hiddenLabels = new Set();
+    this.hiddenObjects = new Set();
     this.least = 0;
     this.rows = new Map();
+    this.none = element("p", { class: "hint", hidden: true });
     // Not a live region: a screen reader reads the whole answer at the end, not every part of it.
     this.stream = element("p", { class: "stream", dir: "auto" });
     this.list = element("ul", { class: "objects" });
-    this.body.replaceChildren(this.givesObjects() ? this.list : this.stream);
-    this.stage.classList.toggle("sticks", this.givesObjects());
+    this.body.replaceChildren(this.hasObjects() ? this.list : this.stream);
+    this.stage.classList.toggle("sticks", this.hasObjects());
   }
 
   /** On a narrow page the answer is below the image; boxes are shown next to their image. */
   comeIntoView() {
-    if (matchMedia("(max-width: 899px)").matches) this.section.scrollIntoView({ block: "start" });
+    if (!matchMedia("(max-width: 899px)").matches) return;
+    const room = this.hasObjects() ? this.stage.offsetHeight + 24 : 16;
+    this.section.style.scrollMarginTop = `${room}px`;
+    this.section.scrollIntoView({ block: "start" });
   }
 
-  givesObjects() {
-    return this.asked.route === "detect" || this.asked.route === "segment";
+  /** Whether the answer is a list of objects: that was asked for, or the model answered with places. */
+  hasObjects() {
+    return ["detect", "segment"].includes(this.asked.route) || this.objects.length > 0;
   }
 
   addToken(text) {
     this.text += text;
-    if (!this.givesObjects()) this.stream.textContent = this.text;
+    if (!this.hasObjects()) {
+      this.stream.textContent = this.text;
+      this.stream.classList.toggle("raw", this.text.includes("<loc"));
+    }
     this.setBusy("streaming", "Answering …");
   }
 
@@ -119,7 +128,7 @@ export class AnswerView {
     if (!isObject(object)) return;
     this.objects.push(object);
     this.list.append(this.row(object));
-    this.overlay.set(this.objects, this.labels());
+    this.overlay.set(this.seen(), this.colors());
     const count = this.objects.length;
     this.setBusy("streaming", count === 1 ? "1 found so far …" : `${count} found so far …`);
   }
@@ -129,11 +138,20 @@ export class AnswerView {
     return [...new Set([...(this.asked.fields.phrases ?? []), ...this.objects.map((o) => o.label)])];
   }
 
+  /** Those of the image, with a color for each label. */
+  colors() {
+    const { colors } = this.asked.image;
+    colors.add(this.labels());
+    return colors;
+  }
+
   /** `outcome`: {result, usage, model, seconds} as `api.answer` returns it. */
   finish(outcome) {
     this.outcome = outcome;
     const { result } = outcome;
-    if (this.givesObjects()) this.finishObjects(result);
+    this.text = String(result.text ?? "");
+    this.objects = (result.objects ?? []).filter(isObject);
+    if (this.hasObjects()) this.finishObjects(result);
     else this.finishText(result);
     this.body.append(this.measures(outcome), this.copyButtons());
     if (this.objects.length) this.body.append(this.saveButtons());
@@ -141,29 +159,17 @@ export class AnswerView {
   }
 
   finishText(result) {
-    this.text = String(result.text ?? "");
-    const shown = this.text || "(nothing: the model ended at once)";
+    const nothing = this.asked.route === "ocr" ? "(no text)" : "(no answer: the model wrote nothing)";
+    const shown = this.text || nothing;
     const kind = this.text ? "stream" : "stream nothing";
     const attributes = { class: kind, dir: "auto" };
     if (this.asked.fields.language) attributes.lang = this.asked.fields.language;
-    const written = element("p", attributes, shown);
-    this.objects = (result.objects ?? []).filter(isObject);
-    if (!this.objects.length) {
-      this.body.replaceChildren(written, ...notes(result));
-      return;
-    }
-    // The model answered with places, so they are drawn, whatever was asked.
-    this.list.replaceChildren(...this.objects.map((object) => this.row(object)));
-    const raw = element("details", {}, element("summary", {}, "Generated text"), written);
-    this.body.replaceChildren(this.list, raw, ...notes(result));
-    this.overlay.set(this.objects, this.labels());
+    this.body.replaceChildren(element("p", attributes, shown), ...notes(result));
   }
 
   finishObjects(result) {
-    this.objects = (result.objects ?? []).filter(isObject);
     this.rows.clear();
     this.list.replaceChildren(...this.objects.map((object) => this.row(object)));
-    this.none = element("p", { class: "hint", hidden: true });
     this.body.replaceChildren(this.filters(), this.list, this.none);
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
     if (this.objects.some(isUnsure)) {
@@ -180,7 +186,7 @@ export class AnswerView {
       add(kind === "cut" ? `The list is cut: ${detail}` : `Ignored, ${kind}: ${detail}`);
     }
     this.body.append(...notes(result));
-    const raw = element("pre", { tabindex: 0, "aria-label": "Generated text" }, result.text ?? "");
+    const raw = element("pre", { tabindex: 0, "aria-label": "Generated text" }, this.text);
     this.body.append(
       element("details", {}, element("summary", {}, "Generated text"), raw),
     );
@@ -189,7 +195,7 @@ export class AnswerView {
 
   row(object) {
     const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
-    swatch.style.backgroundColor = css(colorOf(object.label, this.labels()));
+    swatch.style.backgroundColor = css(this.colors().of(object.label));
     const box = object.box_xyxy.map(Math.round);
     const place = `${box[0]}, ${box[1]} to ${box[2]}, ${box[3]}`;
     const button = element(
@@ -206,9 +212,30 @@ export class AnswerView {
     button.addEventListener("pointerleave", dim);
     button.addEventListener("focus", light);
     button.addEventListener("blur", dim);
-    const row = element("li", {}, button);
+    const row = element("li", { class: "row" }, button, this.eye(object, place));
+    row.classList.toggle("off", this.hiddenObjects.has(object));
     this.rows.set(object, row);
     return row;
+  }
+
+  /** Shows or hides a single object. */
+  eye(object, place) {
+    const eye = element(
+      "button",
+      {
+        type: "button", class: "eye", "aria-pressed": "true", title: "Show or hide",
+        "aria-label": `Show ${object.label || "no name"}, ${place}`,
+      },
+      element("span", { class: "pupil", "aria-hidden": "true" }),
+    );
+    eye.addEventListener("click", () => {
+      const isHidden = this.hiddenObjects.delete(object);
+      if (!isHidden) this.hiddenObjects.add(object);
+      eye.setAttribute("aria-pressed", String(isHidden));
+      this.rows.get(object).classList.toggle("off", !isHidden);
+      this.filter();
+    });
+    return eye;
   }
 
   light(object) {
@@ -226,7 +253,6 @@ export class AnswerView {
       this.least = Number(slider.value);
       value.textContent = this.least.toFixed(2);
       this.filter();
-      this.state.textContent = this.summary();
     });
     place.append(
       element("div", { class: "threshold" }, element("label", { for: id }, "Minimum score"), slider, value),
@@ -236,7 +262,7 @@ export class AnswerView {
     const labels = this.labels().filter((label) => this.objects.some((o) => o.label === label));
     for (const label of labels) {
       const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
-      swatch.style.backgroundColor = css(colorOf(label, this.labels()));
+      swatch.style.backgroundColor = css(this.colors().of(label));
       const count = this.objects.filter((object) => object.label === label).length;
       const toggle = element(
         "button",
@@ -246,12 +272,10 @@ export class AnswerView {
         element("span", { class: "count" }, String(count)),
       );
       toggle.addEventListener("click", () => {
-        const shown = this.hidden.has(label);
-        if (shown) this.hidden.delete(label);
-        else this.hidden.add(label);
-        toggle.setAttribute("aria-pressed", String(shown));
+        const isHidden = this.hiddenLabels.delete(label);
+        if (!isHidden) this.hiddenLabels.add(label);
+        toggle.setAttribute("aria-pressed", String(isHidden));
         this.filter();
-        this.state.textContent = this.summary();
       });
       group.append(toggle);
     }
@@ -259,24 +283,30 @@ export class AnswerView {
     return place;
   }
 
-  /** The objects that threshold and toggles leave. */
+  /** Whether threshold and labels leave the object in the list. */
+  isListed({ score, label }) {
+    return (score ?? 1) >= this.least && !this.hiddenLabels.has(label);
+  }
+
+  /** The objects that are neither filtered nor hidden by themselves. */
   seen() {
-    return this.objects.filter((o) => (o.score ?? 1) >= this.least && !this.hidden.has(o.label));
+    return this.objects.filter((object) => this.isListed(object) && !this.hiddenObjects.has(object));
   }
 
   filter() {
-    const seen = new Set(this.seen());
-    for (const [object, row] of this.rows) row.hidden = !seen.has(object);
-    this.none.hidden = seen.size > 0;
+    for (const [object, row] of this.rows) row.hidden = !this.isListed(object);
+    this.none.hidden = this.objects.some((object) => this.isListed(object));
     this.none.textContent = this.objects.length
       ? "No object has this score, or its label is hidden."
       : "The model found no such object.";
-    this.overlay.set([...seen], this.labels());
+    this.overlay.set(this.seen(), this.colors());
+    if (this.outcome) this.state.textContent = this.summary();
   }
 
   summary() {
-    if (!this.givesObjects()) return "Done.";
+    if (!this.hasObjects()) return "Done.";
     const found = this.objects.length;
+    if (!found) return "Nothing found.";
     const seen = this.seen().length;
     const unsure = this.objects.filter(isUnsure).length;
     const count = found === 1 ? "1 found" : `${found} found`;
@@ -296,10 +326,8 @@ export class AnswerView {
   copyButtons() {
     const { route, fields, model, base, image, address, withKey } = this.asked;
     const { result } = this.outcome;
-    const forms = [["JSON", () => toJson(result, this.givesObjects() ? this.seen() : null)]];
-    if (this.givesObjects()) {
-      forms.push(["COCO", () => toCoco(result, this.seen(), image.name)]);
-    }
+    const forms = [["JSON", () => toJson(result, this.hasObjects() ? this.seen() : null)]];
+    if (this.hasObjects()) forms.push(["COCO", () => toCoco(result, this.seen(), image)]);
     forms.push(["Python", () => toPython(route, fields, image.name, model, base)]);
     forms.push(["curl", () => toCurl(address, route, { ...fields, model }, image.name, withKey)]);
     const buttons = forms.map(([name, text]) =>
@@ -318,7 +346,7 @@ export class AnswerView {
     const buttons = SAVES.filter(({ needsMasks }) => hasMasks || !needsMasks).map(({ name, file, draw }) => {
       const act = async () => {
         try {
-          const canvas = await draw(image, this.seen(), this.labels());
+          const canvas = await draw(image, this.seen());
           await save(canvas, `${image.name.replace(/\.[^.]*$/, "")}-${file}.png`);
         } catch (error) {
           toast(error.message);
@@ -347,7 +375,8 @@ export class AnswerView {
 
 /** What the server says about how it understood the question. */
 function notes(result) {
-  return (result.notes ?? []).map((note) => element("p", { class: "hint" }, note));
+  const options = / \(to ask once: .*?\)/; // of the command line and Python; the page has no such option
+  return (result.notes ?? []).map((note) => element("p", { class: "hint" }, note.replace(options, "")));
 }
 
 function tokens(count) {

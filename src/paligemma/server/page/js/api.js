@@ -75,18 +75,16 @@ export async function imageAt(address) {
  * One answer, streamed.
  *
  * `route` is "caption", "ask", ...; `image` a {blob, name}; `fields` the rest of the request.
- * `on.token(text)` and `on.object(object)` are called as they arrive. Returns {result, usage, model};
- * throws AnswerError.
+ * `on.token(text)` and `on.object(object)` are called as they arrive, `on.sign()` at any sign of life.
+ * Returns {result, usage, model}; throws AnswerError.
  */
 export async function answer(route, image, fields, on, signal) {
-  const form = new FormData();
-  form.append("request", JSON.stringify({ ...fields, stream: true }));
-  form.append("image", image.blob, image.name);
-  const response = await request(`v1/${route}`, { method: "POST", body: form, signal });
+  const response = await post(route, image, { ...fields, stream: true }, signal);
+  on.sign();
   const id = response.headers.get("x-request-id") ?? "";
   let whole = null;
   try {
-    for await (const { event, data } of events(response.body)) {
+    for await (const { event, data } of events(response.body, on.sign)) {
       if (data === "[DONE]") {
         if (whole) return whole;
         break;
@@ -106,6 +104,23 @@ export async function answer(route, image, fields, on, signal) {
     throw new AnswerError("cut", "", { id });
   }
   throw new AnswerError(signal.aborted ? "stopped" : "cut", "", { id });
+}
+
+/** The same answer at once, for which the server may ask the model several times. */
+export async function wholeAnswer(route, image, fields, signal) {
+  const response = await post(route, image, fields, signal);
+  try {
+    return readWhole(await response.json());
+  } catch {
+    throw new AnswerError(signal.aborted ? "stopped" : "cut");
+  }
+}
+
+function post(route, image, fields, signal) {
+  const form = new FormData();
+  form.append("request", JSON.stringify(fields));
+  form.append("image", image.blob, image.name);
+  return request(`v1/${route}`, { method: "POST", body: form, signal });
 }
 
 function readWhole(body) {

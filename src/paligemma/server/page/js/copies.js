@@ -7,10 +7,9 @@ export function toJson(result, objects) {
   return JSON.stringify(objects ? { ...result, objects } : result, null, 2);
 }
 
-/** A COCO data set of this image, as paligemma's `to_coco()` writes it. */
-export function toCoco(result, objects, name) {
-  const names = [...new Set([...result.phrases, ...objects.map((object) => object.label)])];
-  const [width, height] = result.size_wh;
+/** A COCO data set of the image, as paligemma's `to_coco()` writes it. */
+export function toCoco(result, objects, { name, width, height }) {
+  const names = [...new Set([...(result.phrases ?? []), ...objects.map((object) => object.label)])];
   const annotations = objects.map((object, index) => {
     const [x1, y1, x2, y2] = object.box_xyxy;
     const annotation = {
@@ -38,19 +37,22 @@ export function toPython(route, fields, name, model, base) {
   const adapter = model === base ? "" : `, adapter=${text(`FOLDER OF ${model}`)}`;
   const image = text(fileName(name));
   const calls = {
-    caption: () => `caption(${image}, ${text(fields.language)})`,
-    ask: () => `ask(${image}, ${text(fields.question)}${fields.language ? `, ${text(fields.language)}` : ""})`,
-    ocr: () => `ocr(${image})`,
-    detect: () => `detect(${image}, ${phrases(fields)})`,
-    segment: () => `segment(${image}, ${phrases(fields)})`,
-    generate: () => `generate(${image}, ${text(fields.prompt)})`,
+    caption: () => [text(fields.language)],
+    ask: () => [text(fields.question), ...(fields.language ? [text(fields.language)] : [])],
+    ocr: () => [],
+    detect: () => [phrases(fields)],
+    segment: () => [phrases(fields)],
+    generate: () => [text(fields.prompt)],
   };
   const phrases = ({ phrases: list }) => `[${list.map((phrase) => text(phrase)).join(", ")}]`;
+  const options = ["max_new_tokens", "temperature", "seed"].filter((option) => option in fields);
+  const keywords = options.map((option) => `${option}=${fields[option]}`);
+  if (fields.temperature && !("seed" in fields)) keywords.push("seed=None"); // as the server samples
   return [
     "import paligemma",
     "",
     `model = paligemma.load(${text(source)}${adapter})`,
-    `result = model.${calls[route]()}`,
+    `result = model.${route}(${[image, ...calls[route](), ...keywords].join(", ")})`,
     "print(result)",
     "",
   ].join("\n");

@@ -2,6 +2,7 @@
 
 import { byId, element } from "./dom.js";
 import { openImage } from "./image.js";
+import { download } from "./saves.js";
 
 const MOST = 30;
 const STORE = "entries";
@@ -16,6 +17,9 @@ export class History {
       this.draw();
       keep([]);
       byId("choose").focus();
+    });
+    byId("save-history").addEventListener("click", () => {
+      download(new Blob([toJson(this.entries)], { type: "application/json" }), "paligemma-history.json");
     });
   }
 
@@ -44,7 +48,7 @@ export class History {
 
   draw() {
     byId("history-empty").hidden = this.entries.length > 0;
-    byId("clear-history").hidden = this.entries.length === 0;
+    byId("clear-history").hidden = byId("save-history").hidden = this.entries.length === 0;
     byId("history").replaceChildren(
       ...this.entries.map((entry) =>
         element(
@@ -61,6 +65,16 @@ export class History {
       ),
     );
   }
+}
+
+/** The questions with their answers, newest first, as text. */
+function toJson(entries) {
+  const plain = entries.flatMap(({ image: { name, width, height }, answers }) =>
+    answers.map(({ asked: { route, fields, model }, outcome: { result, usage, seconds } }) => ({
+      image: { name, width, height }, model, task: route, ...fields, result, usage, seconds,
+    })),
+  );
+  return JSON.stringify(plain, null, 2);
 }
 
 // The store holds one record per tab. The tab's name is in sessionStorage, which the browser

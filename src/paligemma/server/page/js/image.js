@@ -2,6 +2,7 @@
 
 import { imageAt } from "./api.js";
 import { byId, element } from "./dom.js";
+import { Colors } from "./overlay.js";
 import { fileProblem } from "./words.js";
 
 const SMALLER_SIDE = 1600;
@@ -52,7 +53,7 @@ export const SAMPLES = [
   },
 ];
 
-/** {blob, name, url, width, height, about} of a file; throws an Error with a message for people. */
+/** {blob, name, url, width, height, about, colors} of a file; throws an Error with a message for people. */
 export async function openImage(blob, name, about = name) {
   const url = URL.createObjectURL(blob);
   const image = new Image();
@@ -63,7 +64,8 @@ export async function openImage(blob, name, about = name) {
     URL.revokeObjectURL(url);
     throw new Error(`“${name}” is broken, or is not an image of the type that its name says.`);
   }
-  return { blob, name, url, about, width: image.naturalWidth, height: image.naturalHeight };
+  const { naturalWidth: width, naturalHeight: height } = image;
+  return { blob, name, url, about, width, height, colors: new Colors() };
 }
 
 /** The file's name in an address. */

@@ -15,9 +15,28 @@ const PALETTE = [
 ];
 const TAG_HEIGHT = 20;
 
-/** The label's color, [r, g, b], by its place among the labels. */
-export function colorOf(label, labels) {
-  return PALETTE[Math.max(0, labels.indexOf(label)) % PALETTE.length];
+/** The colors of the labels on one image. A label keeps its color in every answer. */
+export class Colors {
+  constructor() {
+    this.indices = new Map();
+  }
+
+  /** Gives each new label a color that is free; if none is, one that no other of `labels` has. */
+  add(labels) {
+    const indexOf = (label) => this.indices.get(label.toLowerCase());
+    for (const label of labels) {
+      if (indexOf(label) !== undefined) continue;
+      const isFree = (used) => PALETTE.findIndex((_, index) => !used.includes(index));
+      const free = [isFree([...this.indices.values()]), isFree(labels.map(indexOf))];
+      const index = free.find((candidate) => candidate >= 0) ?? this.indices.size % PALETTE.length;
+      this.indices.set(label.toLowerCase(), index);
+    }
+  }
+
+  /** [r, g, b] */
+  of(label) {
+    return PALETTE[this.indices.get(label.toLowerCase()) ?? 0];
+  }
 }
 
 export function css([r, g, b]) {
@@ -35,11 +54,39 @@ export function isUnsure({ label, label_score, unsure }) {
   return unsure || (label !== "" && label_score === 1);
 }
 
-/** The words on an object's tag. */
-export function tagText(object) {
+/** The words on an object's tag; the name apart, so that the score follows it in any script. */
+export function tagText(object, longest = 28) {
   const { label, score } = object;
-  const name = label.length > 28 ? `${label.slice(0, 27)}…` : label;
-  return `${name}${isUnsure(object) ? "?" : ""} ${scoreText(score)}`.trim();
+  const name = label.length > longest ? `${label.slice(0, longest - 1)}…` : label;
+  return `\u2068${name}${isUnsure(object) ? "?" : ""}\u2069 ${scoreText(score)}`.trim();
+}
+
+function overlap(one, other) {
+  const wide = Math.min(one.x + one.wide, other.x + other.wide) - Math.max(one.x, other.x);
+  const high = Math.min(one.y + one.high, other.y + other.high) - Math.max(one.y, other.y);
+  return Math.max(0, wide) * Math.max(0, high);
+}
+
+/**
+ * Where an object's tag goes, {x, y, wide, high, isFree}: where it covers no other tag, and as
+ * little of the boxes as possible. `isFree` is false if there is no such place.
+ */
+export function placeTag(box, [wide, high], [width, height], taken, boxes) {
+  const inside = ({ x, y }) => ({
+    x: Math.max(0, Math.min(x, width - wide)),
+    y: Math.max(0, Math.min(y, height - high)),
+    wide,
+    high,
+  });
+  const ys = [box.y - high, box.y, box.y + box.high, box.y + box.high - high];
+  const xs = [box.x, box.x + box.wide - wide];
+  const places = xs.flatMap((x) => ys.map((y) => inside({ x, y })));
+  const free = places.filter((place) => taken.every((tag) => overlap(place, tag) === 0));
+  if (!free.length) return { ...places[0], isFree: false };
+  const covered = (place) =>
+    boxes.reduce((sum, other) => sum + overlap(place, other) * (other === box ? 0.5 : 1), 0);
+  const costs = free.map(covered);
+  return { ...free[costs.indexOf(Math.min(...costs))], isFree: true };
 }
 
 /** Black or white, whichever reads better on the color (relative luminance of WCAG 2). */
@@ -64,7 +111,7 @@ export class Overlay {
     this.canvas = element("canvas", { class: "masks", "aria-hidden": "true" });
     this.boxes = svg("svg", { class: "boxes", "aria-hidden": "true" });
     this.pane = element("div", { class: "pane" }, this.image, this.canvas, this.boxes);
-    this.zoom = new Zoom(place, this.pane);
+    this.zoom = new Zoom(place, this.pane, () => this.drawBoxes());
     place.append(this.pane);
     this.onPoint = onPoint;
     this.clear();
@@ -83,17 +130,16 @@ export class Overlay {
 
   clear() {
     this.objects = [];
-    this.labels = [];
+    this.colors = new Colors();
     this.lit = null;
     this.tinted = new Map();
     if (this.image.src) this.draw();
   }
 
-  /** `objects` are those to be seen, `labels` all there are, in the order of their colors. */
-  set(objects, labels) {
-    if (labels.join("\0") !== this.labels.join("\0")) this.tinted.clear();
+  /** `objects` are those to be seen. */
+  set(objects, colors) {
     this.objects = objects;
-    this.labels = labels;
+    this.colors = colors;
     this.draw();
   }
 
@@ -135,7 +181,7 @@ export class Overlay {
     made.height = height;
     const context = made.getContext("2d");
     const data = context.createImageData(width, height);
-    const color = colorOf(object.label, this.labels);
+    const color = this.colors.of(object.label);
     const edge = Math.max(1, Math.round(Math.max(width, height) / 400));
     const covered = (x, y) =>
       x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x] === 1;
@@ -162,54 +208,56 @@ export class Overlay {
     const left = (width - w * scale) / 2;
     const top = (height - h * scale) / 2;
     this.boxes.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const inOrder = this.objects.filter((object) => object !== this.lit);
-    if (this.objects.includes(this.lit)) inOrder.push(this.lit); // on top of the others
-    const taken = [];
-    const tags = []; // above all boxes, so that no line crosses a name
-    for (const object of inOrder) {
+    const scaled = (object) => {
       const [x1, y1, x2, y2] = object.box_normalized_xyxy.map((edge, index) =>
         index % 2 ? top + edge * h * scale : left + edge * w * scale,
       );
-      const faint = this.lit !== null && this.lit !== object;
-      const color = colorOf(object.label, this.labels);
-      const group = svg("g", { class: faint ? "box faint" : "box" });
-      const shape = { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1), rx: 3 };
-      group.append(svg("rect", { ...shape, class: "halo" }));
-      const outline = isUnsure(object) ? "outline unsure" : "outline";
-      group.append(svg("rect", { ...shape, class: outline, stroke: css(color) }));
-      group.addEventListener("pointerenter", () => this.onPoint(object));
-      group.addEventListener("pointerleave", () => this.onPoint(null));
-      this.boxes.append(group);
-      tags.push(() => {
-        const tag = svg("g", { class: faint ? "label faint" : "label" });
-        this.boxes.append(tag);
-        this.drawTag(tag, object, color, [x1, y1, x2, y2], [width, height], taken);
-      });
-    }
-    for (const draw of tags) draw();
+      return { x: x1, y: y1, wide: Math.max(1, x2 - x1), high: Math.max(1, y2 - y1) };
+    };
+    const boxes = new Map(this.objects.map((object) => [object, scaled(object)]));
+    const score = (object) => (object === this.lit ? Infinity : (object.score ?? 0));
+    const bySureness = [...this.objects].sort((one, other) => score(other) - score(one));
+    for (const object of this.objects) this.drawBox(object, boxes.get(object));
+    if (boxes.has(this.lit)) this.boxes.append(this.boxes.children[this.objects.indexOf(this.lit)]); // on top
+    // Above all boxes, so that no line crosses a name. The lit object's tag always has its place.
+    const taken = [];
+    for (const object of bySureness) this.drawTag(object, boxes, [width, height], taken);
   }
 
-  drawTag(group, object, color, [x1, y1, , y2], [width, height], taken) {
+  isFaint(object) {
+    return this.lit !== null && this.lit !== object;
+  }
+
+  drawBox(object, { x, y, wide, high }) {
+    const group = svg("g", { class: this.isFaint(object) ? "box faint" : "box" });
+    const shape = { x, y, width: wide, height: high, rx: 3 / this.zoom.scale };
+    group.append(svg("rect", { ...shape, class: "halo" }));
+    const outline = isUnsure(object) ? "outline unsure" : "outline";
+    group.append(svg("rect", { ...shape, class: outline, stroke: css(this.colors.of(object.label)) }));
+    group.addEventListener("pointerenter", () => this.onPoint(object));
+    group.addEventListener("pointerleave", () => this.onPoint(null));
+    this.boxes.append(group);
+  }
+
+  /** A tag that would cover others is left out until its box is pointed at. */
+  drawTag(object, boxes, [width, height], taken) {
+    const { scale } = this.zoom;
+    const color = this.colors.of(object.label);
+    const group = svg("g", { class: this.isFaint(object) ? "label faint" : "label" });
     const text = svg("text", { class: "tag", fill: inkOn(color) });
-    text.textContent = tagText(object);
+    text.textContent = tagText(object, width < 500 ? 16 : 28);
     group.append(text);
-    const wide = text.getComputedTextLength() + 12;
-    const x = Math.max(0, Math.min(x1 - 1, width - wide));
-    // Above the box, inside its top, below it: the first that covers no other name.
-    const places = [y1 - TAG_HEIGHT, y1, y2, y1 + TAG_HEIGHT].map((y) =>
-      Math.max(0, Math.min(y, height - TAG_HEIGHT)),
-    );
-    const free = (y) =>
-      taken.every(
-        (other) =>
-          x + wide <= other.x || other.x + other.wide <= x ||
-          y + TAG_HEIGHT <= other.y || other.y + TAG_HEIGHT <= y,
-      );
-    const y = places.find(free) ?? places[0];
-    taken.push({ x, y, wide });
-    text.setAttribute("x", x + 6);
-    text.setAttribute("y", y + 14.5);
-    const back = { x, y, width: wide, height: TAG_HEIGHT, rx: 4, fill: css(color) };
-    group.insertBefore(svg("rect", back), text);
+    this.boxes.append(group);
+    const size = [text.getComputedTextLength() + 12 / scale, TAG_HEIGHT / scale];
+    const place = placeTag(boxes.get(object), size, [width, height], taken, [...boxes.values()]);
+    if (!place.isFree) {
+      group.remove();
+      return;
+    }
+    taken.push(place);
+    text.setAttribute("x", place.x + 6 / scale);
+    text.setAttribute("y", place.y + 14.5 / scale);
+    const back = { x: place.x, y: place.y, width: place.wide, height: place.high, rx: 4 / scale };
+    group.insertBefore(svg("rect", { ...back, fill: css(color) }), text);
   }
 }

@@ -2,9 +2,9 @@
 
 import { element } from "./dom.js";
 import { decode } from "./masks.js";
-import { colorOf, css, inkOn, tagText } from "./overlay.js";
+import { css, inkOn, isUnsure, placeTag, tagText } from "./overlay.js";
 
-/** Each as {name, file, draw}: `draw(image, objects, labels)` gives a canvas of the image's size. */
+/** Each as {name, file, draw}: `draw(image, objects)` gives a canvas of the image's size. */
 export const SAVES = [
   { name: "Drawing", file: "drawn", draw: drawing, needsMasks: false },
   { name: "Masks", file: "masks", draw: masks, needsMasks: true },
@@ -15,6 +15,10 @@ export const SAVES = [
 export async function save(canvas, name) {
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
   if (!blob) throw new Error("The browser could not make the file.");
+  download(blob, name);
+}
+
+export function download(blob, name) {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -49,30 +53,35 @@ function stencil({ mask }, image, [r, g, b], opacity) {
   return canvas;
 }
 
-async function drawing(image, objects, labels) {
+async function drawing(image, objects) {
   const canvas = await copyOf(image);
   const context = canvas.getContext("2d");
   const line = Math.max(2, Math.round(Math.min(image.width, image.height) / 180));
   const size = Math.max(12, Math.round(Math.min(image.width, image.height) / 32));
+  const color = ({ label }) => image.colors.of(label);
   for (const object of objects.filter(({ mask }) => mask)) {
-    context.drawImage(stencil(object, image, colorOf(object.label, labels), 120), 0, 0);
+    context.drawImage(stencil(object, image, color(object), 120), 0, 0);
   }
-  for (const object of objects) {
-    const [x1, y1, x2, y2] = object.box_xyxy;
-    const color = colorOf(object.label, labels);
+  const boxes = objects.map(({ box_xyxy: [x1, y1, x2, y2] }) => ({ x: x1, y: y1, wide: x2 - x1, high: y2 - y1 }));
+  objects.forEach((object, index) => {
+    const { x, y, wide, high } = boxes[index];
     context.lineWidth = line;
-    context.strokeStyle = css(color);
-    context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    context.font = `600 ${size}px system-ui, sans-serif`;
+    context.setLineDash(isUnsure(object) ? [3 * line, 2 * line] : []);
+    context.strokeStyle = css(color(object));
+    context.strokeRect(x, y, wide, high);
+  });
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  const taken = [];
+  objects.forEach((object, index) => {
     const words = tagText(object);
-    const wide = context.measureText(words).width + size;
-    const x = Math.max(0, Math.min(x1, image.width - wide));
-    const y = y1 >= 1.5 * size ? y1 - 1.5 * size : y1;
-    context.fillStyle = css(color);
-    context.fillRect(x, y, wide, 1.5 * size);
-    context.fillStyle = inkOn(color);
-    context.fillText(words, x + size / 2, y + 1.1 * size);
-  }
+    const room = [context.measureText(words).width + size, 1.5 * size];
+    const place = placeTag(boxes[index], room, [image.width, image.height], taken, boxes);
+    taken.push(place);
+    context.fillStyle = css(color(object));
+    context.fillRect(place.x, place.y, place.wide, place.high);
+    context.fillStyle = inkOn(color(object));
+    context.fillText(words, place.x + size / 2, place.y + 1.1 * size);
+  });
   return canvas;
 }
 

@@ -1,7 +1,7 @@
 // Reads server-sent events from a response's body (HTML standard, section "Server-sent events").
 
-/** Each event as {event, data}, as soon as its blank line has come. */
-export async function* events(body) {
+/** Each event as {event, data}, as soon as its blank line has come; `onSign` hears of any bytes. */
+export async function* events(body, onSign) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let event = "message";
@@ -10,6 +10,7 @@ export async function* events(body) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return; // an event without its blank line is not complete, and dropped
+      onSign();
       rest += value;
       // A carriage return at the end may be half of a line's end: it waits for the next piece.
       const lines = rest.split(/\r\n|\n|\r(?!$)/);

@@ -7,6 +7,26 @@ export function phrasesOf(text) {
   return named.split(separators).map((phrase) => phrase.trim()).filter(Boolean);
 }
 
+/** The phrases as a person would type them. */
+function listOf(phrases) {
+  return phrases.join(phrases.some((phrase) => phrase.includes(",")) ? " ; " : ", ");
+}
+
+/**
+ * Whether an answer leaves out phrases or gives objects other names, so that the server should ask
+ * again one by one: as the package does (`tasks/second_look.py`), but which a stream does not.
+ */
+export function isDoubtful(phrases, objects) {
+  const plain = (text) => text.trim().toLowerCase();
+  const [only] = phrases;
+  if (phrases.length === 1 && !/^(a|an|the)\s|[s.!?]$/.test(only) && only === plain(only)) {
+    return false; // there is no plainer word to try
+  }
+  const isNamed = ({ label_score: score }) => typeof score !== "number" || (score >= 0.1 && score < 1);
+  const labels = new Set(objects.map(({ label }) => plain(label)));
+  return !objects.every(isNamed) || phrases.some((phrase) => !labels.has(plain(phrase)));
+}
+
 /**
  * {route, fields} of what the form asks.
  *
@@ -35,7 +55,7 @@ export const TASKS = [
     hint: "A short description in the language you choose.",
     run: "Caption it",
     fields: (form) => ({ language: form.language || "en" }),
-    title: (fields) => `Caption, ${fields.language}`,
+    title: (fields) => `Caption in ${languageName(fields.language)}`,
   },
   {
     route: "ask",
@@ -64,7 +84,7 @@ export const TASKS = [
     run: "Find them",
     needs: ["phrases", "Name at least one object first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),
-    title: (fields) => `Detect ${fields.phrases.join(", ")}`,
+    title: (fields) => `Detect ${listOf(fields.phrases)}`,
   },
   {
     route: "segment",
@@ -73,7 +93,7 @@ export const TASKS = [
     run: "Segment them",
     needs: ["phrases", "Name at least one object first."],
     fields: (form) => ({ phrases: phrasesOf(form.phrases) }),
-    title: (fields) => `Segment ${fields.phrases.join(", ")}`,
+    title: (fields) => `Segment ${listOf(fields.phrases)}`,
   },
   {
     route: "generate",
@@ -95,3 +115,9 @@ export const LANGUAGES = (
   "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te " +
   "th tr uk vi zh"
 ).split(" ");
+
+const NAMES = new Intl.DisplayNames(["en"], { type: "language" });
+
+export function languageName(code) {
+  return NAMES.of(code);
+}

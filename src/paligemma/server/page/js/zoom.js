@@ -6,8 +6,9 @@ const MOST = 16;
 const STEP = 1.5;
 
 export class Zoom {
-  /** Moves `pane` inside `stage`, which cuts off what lies outside. */
-  constructor(stage, pane) {
+  /** Moves `pane` inside `stage`, which cuts off what lies outside; tells `onScale` when it grows. */
+  constructor(stage, pane, onScale) {
+    this.onScale = onScale;
     this.stage = stage;
     this.pane = pane;
     this.pointers = new Map();
@@ -36,12 +37,15 @@ export class Zoom {
     pane.addEventListener("dragstart", (event) => {
       if (this.scale > 1) event.preventDefault(); // moves the image instead of taking it out
     });
-    this.reset(false);
+    this.buttons.hidden = true;
+    this.scale = this.shownScale = 1;
+    this.left = this.top = 0;
+    this.whole.hidden = true;
   }
 
-  /** Shows the whole image, and the buttons once there is one. */
-  reset(hasImage = true) {
-    this.buttons.hidden = !hasImage;
+  /** Shows the whole image, and the buttons. */
+  reset() {
+    this.buttons.hidden = false;
     this.scale = 1;
     this.left = this.top = 0;
     this.show();
@@ -87,7 +91,11 @@ export class Zoom {
     this.pane.style.transform =
       this.scale === 1 ? "" : `translate(${this.left}px, ${this.top}px) scale(${this.scale})`;
     this.pane.classList.toggle("zoomed", this.scale > 1);
+    if (this.scale === this.shownScale) return;
+    this.shownScale = this.scale;
+    this.pane.style.setProperty("--zoom", this.scale); // lines and names keep their size
     this.whole.hidden = this.scale === 1;
+    this.onScale();
   }
 }
 
