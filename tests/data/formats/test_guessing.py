@@ -115,7 +115,9 @@ def test_label_studio_folders_are_read(tmp_path: Path) -> None:
     )
     assert first(tmp_path) == ("dog", BOX)
     (tmp_path / "classes.txt").write_text("one\ntwo\n")
-    assert first(tmp_path) == ("two", BOX)
+    with pytest.raises(OptionError, match="different classes"):
+        open_data(tmp_path)
+    assert first(tmp_path, class_names=tmp_path / "classes.txt") == ("two", BOX)
 
 
 def test_splits_of_a_folder_of_labels_are_kept_apart(tmp_path: Path) -> None:
