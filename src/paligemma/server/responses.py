@@ -77,7 +77,7 @@ class DetectionResult(ResponseModel):
     label_score: float
     coordinate_score: float
     unsure: bool
-    """Whether the model would call the object something else."""
+    """Whether the object is more likely wrong than right: a score below 0.5."""
 
 
 class GenerationResult(ResponseModel):

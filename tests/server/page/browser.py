@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+from mini.samples import read_samples
+
+SAMPLES = read_samples()
 DESKTOP = {"width": 1360, "height": 860}
 PHONE = {"width": 390, "height": 844}
 

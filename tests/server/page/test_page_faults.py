@@ -12,6 +12,7 @@ from PIL import Image
 
 from paligemma.results import Generation
 from tests.server.page.browser import (
+    SAMPLES,
     Watch,
     choose,
     copied,
@@ -274,7 +275,7 @@ def test_i5_another_image_cancels_the_request_for_the_first(page: Any, double: D
     pick_sample(page)
     run(page, state="streaming")
     page.locator("#samples button").nth(1).click()
-    page.get_by_text("boat-and-frog.jpg").wait_for()
+    page.get_by_text(SAMPLES[1]["file"]).wait_for()
     assert double.asked[0].hung_up.wait(5)
     page.wait_for_selector("#stop", state="hidden")
     assert "of the first" not in words(page)

@@ -17,6 +17,7 @@ from paligemma.results import Detections, Segments
 from tests.adapters.test_lora import disturb
 from tests.server.conftest import StartServer
 from tests.server.page.browser import (
+    SAMPLES,
     Watch,
     choose,
     copied,
@@ -109,10 +110,10 @@ def expect_objects(shown: dict[str, Any], found: Detections | Segments) -> None:
 
 
 def test_what_is_no_image_is_refused_by_the_server_in_words(
-    opened: Any, shared_server: ServerProcess, tmp_path: Path
+    opened: Any, shared_server: ServerProcess, mini: Predictor, tmp_path: Path
 ) -> None:
     page = opened(shared_server)
-    whole = (PAGE / "samples" / "pandas.jpg").read_bytes()
+    whole = (PAGE / "samples" / SAMPLES[0]["file"]).read_bytes()
     path = tmp_path / "cut.jpg"
     path.write_bytes(whole[: len(whole) // 2])  # browsers show half a picture, the server does not
     page.set_input_files("#file", path)
@@ -121,7 +122,7 @@ def test_what_is_no_image_is_refused_by_the_server_in_words(
     assert "The request is invalid." in words(page)
     pick_sample(page)
     run(page)
-    assert words(page, ".stream") == "two pandas"
+    assert words(page, ".stream") == mini.caption(whole).text
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +150,10 @@ def test_base_and_adapter_answer_side_by_side(
     run(page)
     page.wait_for_selector("#answer-1[data-state=done]")
     changed = paligemma.load("mini", device="cpu", adapter=adapter)
-    picture = PAGE / "samples" / "pandas.jpg"
+    picture = PAGE / "samples" / SAMPLES[0]["file"]
     said = []
     for number, predictor in enumerate((mini, changed)):
-        found = predictor.detect(picture, "panda")
+        found = predictor.detect(picture, SAMPLES[0]["phrases"].split(", "))
         page.click(f"#answer-{number} >> text=JSON")
         page.wait_for_selector(".toast.shown")
         expect_objects(json.loads(page.evaluate("navigator.clipboard.readText()")), found)
@@ -194,6 +195,8 @@ def test_i5_a_server_killed_in_mid_stream_and_started_again(
     page.wait_for_selector(".status[data-state=ready]")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector("#answer-0[data-state=done]")
-    picture = PAGE / "samples" / "pandas.jpg"
-    expect_objects(json.loads(copied(page, "JSON")), mini.detect(picture, "panda"))
+    picture = PAGE / "samples" / SAMPLES[0]["file"]
+    expect_objects(
+        json.loads(copied(page, "JSON")), mini.detect(picture, SAMPLES[0]["phrases"].split(", "))
+    )
     again.kill()

@@ -4,7 +4,8 @@ import { AnswerView } from "./js/answer.js";
 import * as api from "./js/api.js";
 import { byId, element, toast } from "./js/dom.js";
 import { History } from "./js/history.js";
-import { listen, SAMPLES, smaller } from "./js/image.js";
+import { listen, smaller } from "./js/image.js";
+import { SAMPLES } from "./js/samples.js";
 import { isDoubtful, LANGUAGES, languageName, phrasesOf, questionOf, TASKS, taskOf } from "./js/tasks.js";
 import { explain, sizeProblem } from "./js/words.js";
 

@@ -3,55 +3,10 @@
 import { imageAt } from "./api.js";
 import { byId, element } from "./dom.js";
 import { Colors } from "./overlay.js";
+import { SAMPLES } from "./samples.js";
 import { fileProblem } from "./words.js";
 
 const SMALLER_SIDE = 1600;
-
-// Images of the kind that mini, the model in the package, was trained on.
-export const SAMPLES = [
-  {
-    file: "pandas.jpg",
-    about: "two pandas and the word COFFEE before branches",
-    phrases: "panda",
-    question: "how many pandas are there?",
-  },
-  {
-    file: "boat-and-frog.jpg",
-    about: "a boat, a frog and the word ALARM in a meadow",
-    phrases: "boat, frog",
-    question: "where is the frog?",
-  },
-  {
-    file: "strawberries.jpg",
-    about: "three strawberries and the word GLASS on yellow",
-    phrases: "strawberry",
-    question: "how many strawberries are there?",
-  },
-  {
-    file: "crowns-and-drum.jpg",
-    about: "two crowns, a drum and the word ART at the sea",
-    phrases: "crown, drum",
-    question: "what is written?",
-  },
-  {
-    file: "bees-and-hamburger.jpg",
-    about: "two bees and a hamburger among leaves",
-    phrases: "bee, hamburger",
-    question: "how many bees are there?",
-  },
-  {
-    file: "owls.jpg",
-    about: "two owls at the sea",
-    phrases: "owl",
-    question: "is there an owl?",
-  },
-  {
-    file: "pigs.jpg",
-    about: "three pigs, an elephant and a hamburger on violet",
-    phrases: "pig",
-    question: "what is in the picture?",
-  },
-];
 
 /** {blob, name, url, width, height, about, colors} of a file; throws an Error with a message for people. */
 export async function openImage(blob, name, about = name) {
