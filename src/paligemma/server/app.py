@@ -60,11 +60,11 @@ class Application:
     """The ASGI application, and what an HTTP server may ask before it parses a request."""
 
     def __init__(self, app: ASGIApp, early_refusal: EarlyRefusal) -> None:
-        self._app = app
+        self.app = app
         self.early_refusal = early_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 def create_app(service: Service, settings: Settings | None = None) -> Application:
