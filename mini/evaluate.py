@@ -152,7 +152,7 @@ def evaluate(
         batch = [make_scene("test", seed, i) for i in range(start, min(start + _CHUNK, scenes))]
         for scene, answers in zip(batch, _predict(predictor, batch, constrained), strict=True):
             records.append(_record(scene, answers))
-            guess, truth = _found_objects(answers["detect"]), _true_boxes(scene)
+            guess, truth = _found_objects(answers["detect"]), true_boxes(scene)
             predicted.append(guess)
             true.append(truth)
             mask_ious += _mask_ious(scene, answers["segment"])
@@ -197,7 +197,7 @@ def _scores_of_boxes(
     ious = [
         iou_of_boxes(found.box_xyxy, image.objects[index].box_xyxy)
         for objects, image in zip(predicted, true, strict=True)
-        for found, index in _matches(objects, image.objects, _ANY_OVERLAP)
+        for found, index in match_objects(objects, image.objects, _ANY_OVERLAP)
     ]
     num_true = max(1, sum(len(truth.objects) for truth in true))
     outcomes = box_outcomes(predicted, true)
@@ -223,7 +223,7 @@ def _calibration_error(scores: Sequence[float], right: Sequence[bool]) -> float:
     return _rounded(expected_calibration_error(bins))
 
 
-def _matches(
+def match_objects(
     found: Iterable[FoundT], truth: Sequence[ReferenceObject], min_iou: float
 ) -> list[tuple[FoundT, int]]:
     """Objects with the index of the true one that each matches: same label, in order of score."""
@@ -233,8 +233,8 @@ def _matches(
         indices = [index for index, thing in enumerate(truth) if thing.label == label]
         same = [thing for thing in found if thing.label == label]
         boxes = np.asarray([thing.box_xyxy for thing in same], dtype=np.float64).reshape(-1, 4)
-        true_boxes = np.asarray([truth[index].box_xyxy for index in indices], dtype=np.float64)
-        matches = match_boxes(boxes, [thing.score for thing in same], true_boxes, min_iou)
+        edges = np.asarray([truth[index].box_xyxy for index in indices], dtype=np.float64)
+        matches = match_boxes(boxes, [thing.score for thing in same], edges, min_iou)
         pairs += [
             (thing, indices[match])
             for thing, match in zip(same, matches, strict=True)
@@ -368,7 +368,7 @@ def _text_matches(scene: Scene, predicted: Detections) -> tuple[int, int, int]:
     words = [
         ReferenceObject(label=word.text, box_xyxy=_pixels(word.box_xyxy)) for word in scene.words
     ]
-    return len(_matches(predicted, words, 0.5)), len(predicted), len(words)
+    return len(match_objects(predicted, words, 0.5)), len(predicted), len(words)
 
 
 def _f1(counts: Sequence[tuple[int, int, int]]) -> float | None:
@@ -454,7 +454,7 @@ def _found_objects(detections: Detections | None) -> list[FoundObject]:
     ]
 
 
-def _true_boxes(scene: Scene) -> ReferenceImage:
+def true_boxes(scene: Scene) -> ReferenceImage:
     objects = [
         ReferenceObject(label=language.KINDS[thing.kind].name, box_xyxy=_pixels(thing.box_xyxy))
         for thing in scene.objects
@@ -474,7 +474,7 @@ def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
         return []
     return [
         mask_iou(segment.mask, scene.object_mask(index, RESOLUTION))
-        for segment, index in _matches(segments, _true_boxes(scene).objects, 0.5)
+        for segment, index in match_objects(segments, true_boxes(scene).objects, 0.5)
     ]
 
 

@@ -50,7 +50,7 @@ class Asking:
     """Chance that `detect` and `segment` ask for a part of the kinds present."""
     absent: float = 0.15
     """Chance that they also ask for a kind that is absent."""
-    only_absent: float = 0.05
+    only_absent: float = 0.0
     """Chance that they ask for nothing but one."""
     count_absent: float = 0.2
     """Chance that a kind drawn from all is counted, so mostly one that is absent."""
@@ -221,7 +221,7 @@ def _question(world: _World, rng: random.Random) -> Pair | None:
             pair = language.ask_presence(kind, kind in counts)
         case 2:
             single = [thing for thing in scene.objects if counts[thing.kind] == 1]
-            pair = _where(rng.choice(single)) if single else None
+            pair = ask_where(rng.choice(single)) if single else None
         case 3:
             pair = language.ask_listing(world.texts.counts)
         case 4 if world.texts.words:
@@ -231,7 +231,8 @@ def _question(world: _World, rng: random.Random) -> Pair | None:
     return AnswerTask(question=pair[0], language="en").prompt(), pair[1]
 
 
-def _where(thing: SceneObject) -> Pair | None:
+def ask_where(thing: SceneObject) -> Pair | None:
+    """Question and answer about the only object of its kind; None where its place is doubtful."""
     where = language.position(thing.box_xyxy)
     return None if where is None else language.ask_position(thing.kind, where)
 

@@ -27,8 +27,8 @@ from mini.dense import (
 from mini.dense import total as dense_total
 from mini.examples import Asking, SegCodes, draw_example, draw_sheet_example
 from mini.language import FIRST_LANGUAGES, KINDS, LATER_LANGUAGES
-from mini.scene import make_scene
-from mini.sheet import make_sheet
+from mini.scene import training_scenes
+from mini.sheet import training_sheets
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.finetune.config import Reduction
 from paligemma.finetune.examples import Example, collate, split_by_length
@@ -106,21 +106,14 @@ class JointSource:
 
     def batch(self, step: int) -> JointBatch:
         rng = random.Random(f"joint {self.seed} {step}")
-        first = step * self.num_scenes
-        scenes = [
-            make_scene(
-                "train",
-                self.seed,
-                first + place,
-                word_weights=self.word_weights,
-                sizes="wide" if place < self.num_wide else "usual",
-            )
-            for place in range(self.num_scenes)
-        ]
-        first = step * self.num_sheets
-        sheets = [
-            make_sheet("train", self.seed, index) for index in range(first, first + self.num_sheets)
-        ]
+        scenes = training_scenes(
+            self.seed,
+            step,
+            self.num_scenes,
+            num_wide=self.num_wide,
+            word_weights=self.word_weights,
+        )
+        sheets = training_sheets(self.seed, step, self.num_sheets)
         examples = []
         for scene in scenes:
             rgb = Image.fromarray(scene.draw(rng.choice(self.drawn_at)))

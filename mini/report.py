@@ -21,8 +21,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = tuple(f"stage{name}" for name in ("0", "1", "2", "2b", *range(3, 12)))
-_JOINT_STAGES = tuple(name for name in STAGES if name not in ("stage0", "stage2b"))
+from mini import train
+
+STAGES = tuple(f"stage{name}" for name in train.STAGES)
+_JOINT_STAGES = tuple(
+    f"stage{name}" for name, stage in train.STAGES.items() if isinstance(stage, train.JointStage)
+)
 _PATCH_PANEL = {
     "kind_right": "patches that name the object on them",
     "half_right": "half patches that name the letter on them",

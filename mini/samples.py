@@ -21,16 +21,17 @@ from PIL import Image
 
 import paligemma
 from mini import language
-from mini.scene import Scene, make_scene
+from mini.evaluate import match_objects, true_boxes
+from mini.examples import ask_where
+from mini.scene import RESOLUTION, Scene, make_scene
 from mini.texts import SceneTexts
 from paligemma.cli.console import progress_bar
-from paligemma.data.overlap import iou_of_boxes, mask_iou
+from paligemma.data.overlap import mask_iou
 from paligemma.predictor import Predictor
 from paligemma.results import Detections, Segment, Segments
 
 PAGE = Path(paligemma.__file__).parent / "server" / "page"
 NUM_SAMPLES = 7
-SIDE = 384
 MIN_BOX_IOU, MIN_MASK_IOU, MIN_SCORE = 0.7, 0.5, 0.5
 _SLACK = 0.03
 """How much better than these minimums a sample must be: another processor rounds differently."""
@@ -54,23 +55,14 @@ class Sample:
     def jpeg(self) -> bytes:
         """The image's file."""
         file = io.BytesIO()
-        Image.fromarray(self.scene.draw(SIDE)).save(file, "JPEG", quality=92)
+        Image.fromarray(self.scene.draw(RESOLUTION)).save(file, "JPEG", quality=92)
         return file.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
         """What the page needs to know, and where the scene comes from."""
-        background = self.scene.background
-        texts = SceneTexts(self.scene)
-        about = language.describe(
-            texts.counts,
-            background.color_name,
-            texts.words,
-            "en",
-            photo=background.style == "photo",
-        )
         return {
             "file": self.file,
-            "about": about,
+            "about": SceneTexts(self.scene).describe("en"),
             "phrases": ", ".join(self.phrases),
             "question": self.question,
             "seed": self.scene.seed,
@@ -104,9 +96,9 @@ def _questions(scene: Scene) -> list[tuple[str, str]]:
     kind, count = max(texts.counts, key=lambda pair: pair[1])
     questions = [language.ask_count(kind, count, "en")]
     for thing in scene.objects:
-        where = language.position(thing.box_xyxy)
-        if where is not None and len(texts.objects_of(thing.kind)) == 1:
-            questions.append(language.ask_position(thing.kind, where))
+        question = ask_where(thing)
+        if question is not None and len(texts.objects_of(thing.kind)) == 1:
+            questions.append(question)
     if texts.words:
         questions.append(language.ask_reading(texts.words))
     return questions
@@ -130,19 +122,18 @@ def wrong_answers(model: Predictor, sample: Sample, image: bytes, slack: float =
 
 
 def _wrong_objects(scene: Scene, found: Detections | Segments, slack: float) -> Iterator[str]:
-    if len(found) != len(scene.objects):
-        yield f"{len(found)} objects for {len(scene.objects)}"
-    for index, thing in enumerate(scene.objects):
-        left, top, right, bottom = (edge * SIDE for edge in thing.box_xyxy)
-        box = (left, top, right, bottom)
-        same = [obj for obj in found if obj.label == language.KINDS[thing.kind].name]
-        best = max(same, key=lambda obj: iou_of_boxes(obj.box_xyxy, box), default=None)
-        if best is None or iou_of_boxes(best.box_xyxy, box) < MIN_BOX_IOU + slack:
-            yield f"object {index}: {best}"
-        elif best.score < MIN_SCORE + slack:
-            yield f"object {index} is unsure: {best}"
-        elif isinstance(best, Segment):
-            overlap = mask_iou(best.mask, scene.object_mask(index, SIDE))
+    truth = true_boxes(scene).objects
+    if len(found) != len(truth):
+        yield f"{len(found)} objects for {len(truth)}"
+    matches = match_objects(found, truth, MIN_BOX_IOU + slack)
+    right = {index: obj for obj, index in matches}
+    for index in range(len(truth)):
+        if (obj := right.get(index)) is None:
+            yield f"object {index} has no box"
+        elif obj.score < MIN_SCORE + slack:
+            yield f"object {index} is unsure: {obj}"
+        elif isinstance(obj, Segment):
+            overlap = mask_iou(obj.mask, scene.object_mask(index, RESOLUTION))
             if overlap < MIN_MASK_IOU + slack:
                 yield f"mask {index}: IoU {overlap:.2f}"
 

@@ -255,6 +255,22 @@ class Scene:
         }
 
 
+def training_scenes(
+    seed: int, step: int, number: int, *, num_wide: int, word_weights: tuple[float, ...]
+) -> list[Scene]:
+    """The scenes of one step of training, the first `num_wide` with objects of all sizes."""
+    return [
+        make_scene(
+            "train",
+            seed,
+            step * number + place,
+            word_weights=word_weights,
+            sizes="wide" if place < num_wide else "usual",
+        )
+        for place in range(number)
+    ]
+
+
 def draw_words(image: NDArray[np.uint8], words: Sequence[SceneWord]) -> None:
     """Print words on a square image, uint8[R, R, 3], in place."""
     for word in words:

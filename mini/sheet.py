@@ -104,6 +104,11 @@ def make_sheet(split: Split, seed: int, index: int, kind: SheetKind | None = Non
     return make(rng, paper, ink, face, is_dark)
 
 
+def training_sheets(seed: int, step: int, number: int) -> list[Sheet]:
+    """The sheets of one step of training."""
+    return [make_sheet("train", seed, step * number + place) for place in range(number)]
+
+
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(rng.random())
 

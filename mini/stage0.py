@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mini.dense import DenseHeads, DenseTargets, dense_targets, total
 from mini.language import FIRST_LANGUAGES
-from mini.scene import Scene, make_scene
-from mini.sheet import Sheet, make_sheet
+from mini.scene import Scene, training_scenes
+from mini.sheet import Sheet, training_sheets
 from mini.texts import SceneTexts
 from paligemma.config import VisionConfig
 from paligemma.model.siglip import VisionEncoder
@@ -55,20 +55,10 @@ class Stage0Source:
 
     def batch(self, step: int) -> Stage0Batch:
         num_scenes = self.batch_size - self.num_sheets
-        scenes = [
-            make_scene(
-                "train",
-                self.seed,
-                step * num_scenes + place,
-                word_weights=STAGE0_WORD_WEIGHTS,
-                sizes="wide" if place < self.num_wide else "usual",
-            )
-            for place in range(num_scenes)
-        ]
-        first = step * self.num_sheets
-        sheets = [
-            make_sheet("train", self.seed, index) for index in range(first, first + self.num_sheets)
-        ]
+        scenes = training_scenes(
+            self.seed, step, num_scenes, num_wide=self.num_wide, word_weights=STAGE0_WORD_WEIGHTS
+        )
+        sheets = training_sheets(self.seed, step, self.num_sheets)
         rng = random.Random(f"stage0 {self.seed} {step}")
         texts = [SceneTexts(scene).describe(rng.choice(self.languages)) for scene in scenes]
         rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]

@@ -160,7 +160,7 @@ _STAGE4 = replace(
         "question": 0.05,
         "caption_box": 0.01,
     },
-    asking=Asking(part=0.5, absent=0.4, only_absent=0.08, count_absent=0.35),
+    asking=Asking(part=0.5, absent=0.4, count_absent=0.35),
     train=replace(_STAGE3.train, num_steps=400, learning_rate=6e-4, final_learning_rate=4.5e-4),
 )
 _STAGE5 = replace(
@@ -319,6 +319,7 @@ _STAGE13 = replace(
         "question": 0.02,
         "caption_box": 0.01,
     },
+    asking=replace(_STAGE11.asking, only_absent=0.08),
     num_scenes=24,
     num_wide=4,
     num_sheets=6,
@@ -416,7 +417,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     ),
     "13": _STAGE13,
 }
-LAST_OF_FIRST, LAST = "7", "13"
+LAST_OF_FIRST = "7"
 _LATER = ("8", "9", "10", "11", "12", "13")  # with the larger vocabulary
 
 
@@ -458,7 +459,9 @@ def main() -> None:
         else:
             _run_joint(out, name, stage, arguments.compile)
     if "export" in stages:
-        _export(out, out / "model", LAST, _tokenizer(out, LAST))
+        trained = [name for name in STAGES if (out / f"stage{name}").exists()]
+        last = trained[-1] if trained else LAST_OF_FIRST
+        _export(out, out / "model", last, _tokenizer(out, last))
     if "evaluate" in stages:
         _evaluate(out, arguments.scenes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -125,12 +125,17 @@ def language_doubt(language: str, languages: Sequence[str] | None) -> str | None
     )
 
 
-def read_scored_text(generated: Generated, tokenizer: TokenReader) -> Text:
-    """Return the text up to EOS, stripped, with its score and all tokens."""
+def read_scored_text(
+    generated: Generated,
+    tokenizer: TokenReader,
+    score: Callable[[Sequence[float]], float] = mean_probability,
+) -> Text:
+    """Return the text up to EOS, stripped, with the score of its log-probabilities, and all
+    tokens."""
     return Text(
         text=tokenizer.detokenize(before_eos(generated.token_ids, tokenizer)).strip(),
         token_ids=tuple(generated.token_ids),
         logprobs=tuple(generated.logprobs),
         stop_reason=generated.stop_reason,
-        score=mean_probability(generated.logprobs),
+        score=score(generated.logprobs),
     )

@@ -46,10 +46,9 @@ class AnswerTask:
         return self.question if self.language is None else f"answer {self.language} {self.question}"
 
     def parse(self, generated: Generated, tokenizer: TokenReader, context: TaskContext) -> Answer:
-        text = read_scored_text(generated, tokenizer)
-        # Of these very words, since an answer is right or wrong as a whole.
-        score = joint_probability(generated.logprobs)
-        return Answer(**vars(text) | {"score": score}, question=self.question)
+        # The score is that of these very words, since an answer is right or wrong as a whole.
+        text = read_scored_text(generated, tokenizer, joint_probability)
+        return Answer(**vars(text), question=self.question)
 
 
 @dataclass(frozen=True, kw_only=True)
