@@ -7,21 +7,20 @@ time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
 from paligemma.checkpoints.hf_config import StoredConfig, read_config
 from paligemma.checkpoints.match import StoredParameter, match_tensors
 from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, row_blocks, shorten
+from paligemma.checkpoints.rows import Uninitialized
 from paligemma.checkpoints.weight_form import StoredWeights, WeightForm, choose_form
 from paligemma.errors import CheckpointError, counted
 from paligemma.fast.accelerate import accelerate, weight_rows
@@ -77,24 +76,6 @@ def load_model(
     return model
 
 
-class _Uninitialized(TorchFunctionMode):
-    """Skips initial values of parameters. To draw them on the meta device, torch would import
-    900 modules, which takes a second or more.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def read_model(
     folder: Path,
     stored: StoredConfig,
@@ -109,7 +90,7 @@ def read_model(
     with WeightFiles(folder) as files:
         if verify:
             files.verify()
-        with torch.device("meta"), _Uninitialized():  # shapes without memory
+        with torch.device("meta"), Uninitialized():  # shapes without memory
             model = PaliGemma(stored.config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         sources = match_tensors(files, shapes, stored)
