@@ -12,10 +12,10 @@ from typing import TypedDict, Unpack
 import torch
 
 from paligemma.checkpoints.adapter import Adapter, read_adapter
-from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hub import Source, fetch_checkpoint, resolve
 from paligemma.checkpoints.load import read_model
-from paligemma.checkpoints.save import TOKENIZER_FILE
+from paligemma.checkpoints.open import open_checkpoint, read_config_and_tokenizer
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
 from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.checkpoints.weight_form import WeightForm
 from paligemma.config import RELEASES, PaliGemmaConfig
@@ -88,8 +88,10 @@ def load(
 ) -> Predictor:
     """Load a model with its tokenizer and mask codec.
 
-    - `model`: a folder, a release ("paligemma2-3b-mix-448"), a model of the Hugging Face hub, or
-      "mini", the small model inside the package. None means $PALIGEMMA_MODEL, or "mini".
+    - `model`: a folder or file in any format that docs/formats.md lists, a release
+      ("paligemma2-3b-mix-448"), a model of the Hugging Face hub ("google/..." or "hf://google/...")
+      or of Kaggle ("kaggle://keras/paligemma2/keras/..."), or "mini", the small model inside the
+      package. None means $PALIGEMMA_MODEL, or "mini".
     - `weights`: a name, or a `Plain`, `Packed` or `Trainable`. "auto" is bfloat16 for large models
       where the device computes it well, else float32; "float32", "bfloat16" and "float16" choose
       the dtype ("bf16", "fp16" and torch's dtypes too); "int8" and "int4" quantize the decoder's
@@ -109,8 +111,8 @@ def load(
     - `mask_codec`: the file of the VQ-VAE for segmentation. Defaults to `mask_codec.npz` or
       `vae-oid.npz` in the model's folder.
 
-    The folder must contain `config.json`, safetensors and `tokenizer.model`. To use weights
-    without a tokenizer, on token ids, see `checkpoints.load_model` and `engine.generate`.
+    A tokenizer must be in the checkpoint or next to it. To use weights without one, on token ids,
+    see `checkpoints.load_model` and `engine.generate`.
 
     Raises CheckpointError, HubError or OptionError.
 
@@ -129,36 +131,32 @@ def load(
         keep_freed_memory()
     share_cpus()
     checkpoint = _find(model, source, with_weights=True)
-    stored = read_config(checkpoint.folder, sliding_window)
-    codec = _find_mask_codec(checkpoint.folder, mask_codec)
-    adapter_weights = None
-    if adapter is not None:
-        adapter_weights = read_adapter(adapter, stored.config, verify=source.verify)
-        _check_base_name(adapter_weights, checkpoint.name)
-    # What a base was trained on says nothing of its adapter.
-    trained_on = TrainedOn.read(checkpoint.folder if adapter is None else Path(adapter))
-    resize = resize or ("squash" if trained_on is None else trained_on.resize)
-    processor = _build_processor(checkpoint.folder, stored.config, resize)
+    with open_checkpoint(checkpoint.path, sliding_window) as opened:
+        config = opened.contents.config
+        codec = _find_mask_codec(opened.folder, mask_codec)
+        adapter_weights = None
+        if adapter is not None:
+            adapter_weights = read_adapter(adapter, config, verify=source.verify)
+            _check_base_name(adapter_weights, checkpoint.name)
+        # What a base was trained on says nothing of its adapter.
+        trained_on = TrainedOn.read(opened.folder if adapter is None else Path(adapter))
+        resize = resize or ("squash" if trained_on is None else trained_on.resize)
+        processor = _build_processor(checkpoint.path, config, opened.contents.tokenizer, resize)
+        if source.verify:
+            opened.verify()
 
-    def read(form: Weights) -> tuple[PaliGemma, WeightForm]:
-        return read_model(
-            checkpoint.folder,
-            stored,
-            weights=form,
-            device=torch_device,
-            adapter=adapter_weights,
-            verify=source.verify,
-        )
+        def read(form: Weights) -> tuple[PaliGemma, WeightForm]:
+            return read_model(opened, weights=form, device=torch_device, adapter=adapter_weights)
 
-    loaded, form = read(weights)
-    note = form.note
-    if form.compiles_for_cuda:
-        loaded, note = _accelerate_on_cuda(loaded, read)
+        loaded, form = read(weights)
+        note = form.note
+        if form.compiles_for_cuda:
+            loaded, note = _accelerate_on_cuda(loaded, read)
     if checkpoint.is_mini:
         model_note = _mini_note(has_adapter=adapter is not None)
     else:
-        model_note = _vocabulary_note(processor, stored.config)
-    notes = (model_note, note)
+        model_note = _vocabulary_note(processor, config)
+    notes = (model_note, *opened.notes, note)
     may_learn = adapter is not None or isinstance(weights, Trainable)
     return Predictor(
         model=loaded,
@@ -261,26 +259,35 @@ def load_processor(
     """
     check_choice("resize", resize, Resize)
     checkpoint = _find(model, source or Source(), with_weights=False)
-    config = read_config(checkpoint.folder).config
-    processor = _build_processor(checkpoint.folder, config, resize)
-    return processor, _find_mask_codec(checkpoint.folder, mask_codec)
+    config, tokenizer = read_config_and_tokenizer(checkpoint.path)
+    processor = _build_processor(checkpoint.path, config, tokenizer, resize)
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return processor, _find_mask_codec(folder, mask_codec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Checkpoint:
     name: str
-    folder: Path
+    path: Path
     commit: str | None = None
     is_mini: bool = False
+
+
+def find_checkpoint(model: str | Path, source: Source) -> Path:
+    """Return the folder or file of a model, downloaded if needed.
+
+    Raises CheckpointError or HubError.
+    """
+    return _find(model, source, with_weights=True).path
 
 
 def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _Checkpoint:
     name = str(model or os.environ.get(MODEL_VARIABLE) or MINI)
     if name == MINI and not isinstance(model, Path):
-        return _Checkpoint(name=name, folder=_MINI_FOLDER, is_mini=True)
+        return _Checkpoint(name=name, path=_MINI_FOLDER, is_mini=True)
     location = resolve(model or name)
     if isinstance(location, Path):
-        return _Checkpoint(name=name, folder=location)
+        return _Checkpoint(name=name, path=location)
     fetched = fetch_checkpoint(
         location,
         revision=source.revision,
@@ -288,26 +295,33 @@ def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _C
         offline=source.offline,
         weights=with_weights,
     )
-    return _Checkpoint(name=fetched.hub_id, folder=fetched.path, commit=fetched.revision)
+    return _Checkpoint(name=fetched.hub_id, path=fetched.path, commit=fetched.revision)
 
 
-def _build_processor(folder: Path, config: PaliGemmaConfig, resize: Resize) -> Processor:
+def _build_processor(
+    path: Path, config: PaliGemmaConfig, tokenizer: bytes | None, resize: Resize
+) -> Processor:
     return Processor(
-        tokenizer=_read_tokenizer(folder, config.decoder.vocab_size),
+        tokenizer=_read_tokenizer(path, config.decoder.vocab_size, tokenizer),
         resolution=config.vision.resolution,
         num_image_tokens=config.vision.num_image_tokens,
         resize=resize,
     )
 
 
-def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    if not (folder / TOKENIZER_FILE).exists():
+def _read_tokenizer(path: Path, vocab_size: int, model_proto: bytes | None) -> Tokenizer:
+    if model_proto is None:
+        where = f"contains no {TOKENIZER_FILE}"
+        if path.is_file():
+            where = (
+                f"has no tokenizer ({tokenizer_beside(path).name} or {TOKENIZER_FILE}) beside it"
+            )
         raise TokenizerError(
-            f"{folder} contains no {TOKENIZER_FILE} (a SentencePiece model). Copy it from the "
+            f"{path} {where} (a SentencePiece model). Copy it from the "
             "release that the weights come from. To use the model without a tokenizer, on token "
             "ids, call paligemma.checkpoints.load_model."
         )
-    tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+    tokenizer = Tokenizer(model_proto)
     tokenizer.check_fits(vocab_size)
     return tokenizer
 

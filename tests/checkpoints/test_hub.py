@@ -62,9 +62,8 @@ def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(
 def test_a_path_object_is_never_a_hub_id(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         resolve(Path("google/paligemma-3b-pt-224"))
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="is a file"):
-        resolve(tmp_path / "model.safetensors")
+    (tmp_path / "model.npz").touch()
+    assert resolve(tmp_path / "model.npz") == tmp_path / "model.npz"
 
 
 def test_a_misspelled_name_gets_a_hint() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paligemma.checkpoints.config_checks import MAX_DEPTH, MAX_SIZE, check_window
 from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf import num_table_rows
 from paligemma.checkpoints.quantized import describe, read_description
@@ -22,9 +23,6 @@ from paligemma.errors import CheckpointError, OptionError
 from paligemma.fast.weights import Quantization
 
 CONFIG_FILE = "config.json"
-
-_MAX_DEPTH = 512
-_MAX_SIZE = 2**22  # limit of other dimensions; the largest released one is the vocabulary, 2^18
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {
@@ -102,7 +100,7 @@ class _Section:
             "This package cannot run such a model."
         )
 
-    def whole(self, key: str, limit: int = _MAX_SIZE) -> int:
+    def whole(self, key: str, limit: int = MAX_SIZE) -> int:
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
             raise self.refuse(key, f"expected a whole number from 1 to {limit}")
@@ -155,7 +153,7 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     if defaults is None:
         raise text.refuse("model_type", "expected 'gemma' or 'gemma2'")
     if sliding_window is not None:
-        _check_window(sliding_window, model_type)
+        check_window(sliding_window, is_gemma2=model_type == "gemma2")
     vision = _Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
     table_rows = text.whole("vocab_size")
     image_token = _read_image_token(top)
@@ -199,19 +197,6 @@ def _is_padded(top: _Section, image_token: int, table_rows: int) -> bool:
     return not by_transformers and num_table_rows(image_token) == table_rows
 
 
-def _check_window(sliding_window: int, model_type: object) -> None:
-    if isinstance(sliding_window, bool) or not 1 <= sliding_window <= _MAX_SIZE:
-        raise OptionError(
-            f"sliding_window is {sliding_window!r}; it must be a whole number from 1 to "
-            f"{_MAX_SIZE}."
-        )
-    if model_type != "gemma2":
-        raise OptionError(
-            "sliding_window is for PaliGemma 2, and this is PaliGemma 1, which has no sliding "
-            "layers. Leave it out."
-        )
-
-
 def _read_vision(section: _Section) -> VisionConfig:
     section.require("model_type", "siglip_vision_model")
     section.require("hidden_act", "gelu_pytorch_tanh")
@@ -220,7 +205,7 @@ def _read_vision(section: _Section) -> VisionConfig:
         resolution=section.whole("image_size", _MAX_RESOLUTION),
         patch_size=section.whole("patch_size"),
         width=section.whole("hidden_size"),
-        depth=section.whole("num_hidden_layers", _MAX_DEPTH),
+        depth=section.whole("num_hidden_layers", MAX_DEPTH),
         mlp_dim=section.whole("intermediate_size"),
         num_heads=section.whole("num_attention_heads"),
         layer_norm_eps=section.positive("layer_norm_eps"),
@@ -235,7 +220,7 @@ def _read_decoder(section: _Section, vocab_size: int, sliding_window: int | None
     section.require("attention_bias", False)
     section.require("tie_word_embeddings", True)
     section.require("use_bidirectional_attention", True)
-    depth = section.whole("num_hidden_layers", _MAX_DEPTH)
+    depth = section.whole("num_hidden_layers", MAX_DEPTH)
     head_dim = section.whole("head_dim")
     query_scalar = section.positive("query_pre_attn_scalar") if is_gemma2 else head_dim
     return DecoderConfig(

@@ -45,18 +45,16 @@ class FetchedCheckpoint:
 
 
 def resolve(name_or_path: str | Path) -> Path | str:
-    """Resolve a name to an existing folder (a Path) or a model on the hub (its id).
+    """Resolve a name to an existing folder or file (a Path) or a model on the hub (its id).
 
     >>> resolve("paligemma2-3b-mix-448")
     'google/paligemma2-3b-mix-448'
 
-    Raises CheckpointError for a path that is not a folder, HubError for an unknown name.
+    Raises CheckpointError for a path that does not exist, HubError for an unknown name.
     """
     path = Path(os.path.expanduser(name_or_path))
-    if path.is_dir():
-        return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file. Give the folder that contains the checkpoint.")
+        return path
     name = str(name_or_path)
     releases = {release.variant: release.hub_id for release in RELEASES}
     if name in releases:

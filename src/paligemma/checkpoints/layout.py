@@ -138,6 +138,7 @@ class PartRows:
         self, parameter: str, shape: tuple[int, ...], layout: Layout, store: TensorStore
     ) -> None:
         part = layout.parts[parameter]
+        self.name = part.tensor + "".join(f"[{i}]" for i in part.index)
         self.shape = shape
         self.dtype = store.dtype(part.tensor)
         self._parameter, self._part, self._layout, self._store = parameter, part, layout, store

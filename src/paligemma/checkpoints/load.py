@@ -1,4 +1,4 @@
-"""Load a model from a checkpoint folder.
+"""Load a model from a checkpoint of any format.
 
 Weights are copied from the files into the modules, plain, packed or quantized, a few megabytes at a
 time.
@@ -7,7 +7,7 @@ time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -17,16 +17,15 @@ from torch import Tensor
 
 from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
-from paligemma.checkpoints.hf_config import StoredConfig, read_config
-from paligemma.checkpoints.match import StoredParameter, match_tensors
-from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, is_finite, row_blocks, shorten
-from paligemma.checkpoints.rows import Uninitialized
-from paligemma.checkpoints.weight_form import StoredWeights, WeightForm, choose_form
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.opened import OpenCheckpoint
+from paligemma.checkpoints.reader import is_finite, row_blocks, shorten
+from paligemma.checkpoints.rows import QuantizedRows, StoredRows, Uninitialized, read_all
+from paligemma.checkpoints.weight_form import WeightForm, choose_form
 from paligemma.errors import CheckpointError, counted
 from paligemma.fast.accelerate import accelerate, weight_rows
 from paligemma.fast.kernels.library import use_huge_pages
 from paligemma.fast.linear import Rows, WeightRows
-from paligemma.fast.quantization import dequantize, from_stored
 from paligemma.fast.weights import Weights
 from paligemma.model.paligemma import PaliGemma
 
@@ -41,7 +40,7 @@ def load_model(
     check_finite: bool = True,
     verify: bool = False,
 ) -> PaliGemma:
-    """Build the model that a folder describes, and load its weights.
+    """Build the model that a folder or file describes, and load its weights.
 
     Peak memory is that of the weights in the requested form plus a few megabytes, whatever dtype
     is stored (float32, bfloat16 or float16). `weights` is that form: a `Plain`, `Packed` or
@@ -61,68 +60,46 @@ def load_model(
     >>> sum(p.numel() for p in model.parameters())  # doctest: +SKIP
     3032094960
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. Give the folder of a checkpoint.")
-    model, _ = read_model(
-        folder,
-        read_config(folder, sliding_window),
-        weights=weights,
-        device=torch.device(device),
-        adapter=adapter,
-        check_finite=check_finite,
-        verify=verify,
-    )
+    with open_checkpoint(Path(folder), sliding_window) as checkpoint:
+        if verify:
+            checkpoint.verify()
+        model, _ = read_model(
+            checkpoint,
+            weights=weights,
+            device=torch.device(device),
+            adapter=adapter,
+            check_finite=check_finite,
+        )
     return model
 
 
 def read_model(
-    folder: Path,
-    stored: StoredConfig,
+    checkpoint: OpenCheckpoint,
     *,
     weights: Weights,
     device: torch.device,
     adapter: Adapter | None = None,
     check_finite: bool = True,
-    verify: bool = False,
 ) -> tuple[PaliGemma, WeightForm]:
-    """As `load_model`, with a config that was read before; also return the form that was chosen."""
-    with WeightFiles(folder) as files:
-        if verify:
-            files.verify()
-        with torch.device("meta"), Uninitialized():  # shapes without memory
-            model = PaliGemma(stored.config)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        sources = match_tensors(files, shapes, stored)
-        if adapter is not None:
-            adapter.check_base(base_fingerprint(stored.config, _reader(files, sources)))
-        form = choose_form(weights, _facts(files, sources, stored), device)
-        model = _empty_model(model, form, device)
-        merged = adapter if form.merges_adapter else None
-        broken = _fill(weight_rows(model), files, sources, form.dtype, merged, check_finite)
+    """As `load_model`, from an open checkpoint; also return the form that was chosen."""
+    config, parameters = checkpoint.contents.config, checkpoint.contents.parameters
+    with torch.device("meta"), Uninitialized():  # shapes without memory
+        model = PaliGemma(config)
+    if adapter is not None:
+        adapter.check_base(base_fingerprint(config, lambda name: read_all(parameters[name])))
+    form = choose_form(weights, checkpoint, device)
+    model = _empty_model(model, form, device)
+    merged = adapter if form.merges_adapter else None
+    broken = _fill(weight_rows(model), parameters, form.dtype, merged, check_finite)
     if broken:
         raise CheckpointError(
-            f"{folder} contains NaN, infinity, or values too large for {form.dtype} in "
+            f"{checkpoint.path} contains NaN, infinity, or values too large for {form.dtype} in "
             f"{counted(len(broken), 'tensor')}: {shorten(broken)}. Download the weights again, or "
-            "load "
-            "them as float32 if they are stored so."
+            "load them as float32 if they are stored so."
         )
     if adapter is not None and not form.merges_adapter:
         attach_lora(model, adapter.layers, dropout=adapter.dropout)
     return model.eval(), form
-
-
-def _facts(
-    files: WeightFiles, sources: Mapping[str, StoredParameter], stored: StoredConfig
-) -> StoredWeights:
-    table = sources["decoder.embedding.weight"]
-    codes = {tensor.dtype_code for tensor in files.tensors.values()}
-    return StoredWeights(
-        folder=files.folder,
-        config=stored,
-        dtype=DTYPE_CODES[files.tensors[table.scales or table.weight].dtype_code],
-        is_all_bfloat16=codes == {"BF16"},
-    )
 
 
 def _empty_model(model: PaliGemma, form: WeightForm, device: torch.device) -> PaliGemma:
@@ -139,59 +116,48 @@ def _empty_model(model: PaliGemma, form: WeightForm, device: torch.device) -> Pa
     return model
 
 
-def _reader(files: WeightFiles, sources: Mapping[str, StoredParameter]) -> Callable[[str], Tensor]:
-    """Return a function that reads a whole parameter that is never quantized."""
-
-    def read(name: str) -> Tensor:
-        source = sources[name].weight
-        return files.read_rows(source, 0, files.tensors[source].shape[0])
-
-    return read
-
-
 def _fill(
     rows: Mapping[str, Rows],
-    files: WeightFiles,
-    sources: Mapping[str, StoredParameter],
+    parameters: Mapping[str, StoredRows],
     dtype: torch.dtype,
     adapter: Adapter | None,
     check_finite: bool,
 ) -> list[str]:
     """Write every parameter; return the names (in the files) of tensors that are not finite."""
     broken: dict[str, None] = {}
-    for name, start, block, scales in _read_ahead(rows, files, sources):
-        source, target = sources[name], rows[name]
-        low_rank = adapter.layers.get(name.removesuffix(".weight")) if adapter else None
-        if scales is None:
-            values = (low_rank.merged(block, start) if low_rank else block).to(dtype)
-            if check_finite and not is_finite(values):
-                broken[source.weight] = None
-            target.write(start, values)
-            continue
-        if check_finite and not is_finite(scales):
-            broken[str(source.scales)] = None
-        assert source.weight_format is not None
-        if isinstance(target, WeightRows) and low_rank is None:
+    for name, start, block, scales in _read_ahead(rows, parameters, adapter):
+        target = rows[name]
+        if scales is not None:
+            if check_finite and not is_finite(scales):
+                broken[parameters[name].name] = None
+            assert isinstance(target, WeightRows)
             target.write_stored(start, block, scales)
-        else:
-            q = from_stored(block, source.weight_format)[:, : target.shape[1]]
-            values = dequantize(q, scales, source.weight_format.group_size)
-            target.write(start, low_rank.merged(values, start) if low_rank else values)
+            continue
+        low_rank = adapter.layers.get(name.removesuffix(".weight")) if adapter else None
+        values = (low_rank.merged(block, start) if low_rank else block).to(dtype)
+        if check_finite and not is_finite(values):
+            broken[parameters[name].name] = None
+        target.write(start, values)
     return list(broken)
 
 
 def _read_ahead(
-    rows: Mapping[str, Rows], files: WeightFiles, sources: Mapping[str, StoredParameter]
+    rows: Mapping[str, Rows], parameters: Mapping[str, StoredRows], adapter: Adapter | None
 ) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
-    """Yield (parameter, first row, rows, their scales), reading the next block in a thread."""
-    blocks = ((name, *block) for name in sources for block in row_blocks(rows[name].shape))
+    """Yield (parameter, first row, rows, None), reading the next block in a thread.
+
+    Quantized weights that stay as they are have scales in place of None.
+    """
+    blocks = ((name, *block) for name in parameters for block in row_blocks(rows[name].shape))
+    layers = adapter.layers if adapter else {}
 
     def read(name: str, start: int, end: int) -> tuple[str, int, Tensor, Tensor | None]:
-        source = sources[name]
-        values = files.read_rows(source.weight, start, end)
-        if source.scales is None:
-            return name, start, values, None
-        return name, start, values, files.read_rows(source.scales, start, end)
+        source = parameters[name]
+        is_merged = name.removesuffix(".weight") in layers
+        can_stay = isinstance(rows[name], WeightRows) and not is_merged
+        if isinstance(source, QuantizedRows) and can_stay:
+            return name, start, *source.read_stored(start, end)
+        return name, start, source.read(start, end), None
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         pending = reader.submit(read, *next(blocks))

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
+import torch
+from torch import Tensor
+
 from paligemma.checkpoints.hf import (
     EMBEDDING,
     OUTPUT_LAYER,
@@ -26,19 +29,45 @@ from paligemma.checkpoints.quantized import (
     scales_shape,
 )
 from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, shorten
+from paligemma.checkpoints.rows import StoredRows
 from paligemma.errors import CheckpointError
-from paligemma.fast.quantization import WeightFormat
+from paligemma.fast.quantization import WeightFormat, dequantize, from_stored
 
 _MAX_LISTED = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredParameter:
-    """The names of the tensors in the files that a parameter is read from."""
+class FileRows:
+    """A parameter in a safetensors file."""
 
-    weight: str
-    scales: str | None = None
-    weight_format: WeightFormat | None = None
+    def __init__(self, files: WeightFiles, name: str, shape: tuple[int, ...]) -> None:
+        self.name, self.shape = name, shape
+        self.dtype = DTYPE_CODES[files.tensors[name].dtype_code]
+        self._files = files
+
+    def read(self, start: int, end: int) -> Tensor:
+        return self._files.read_rows(self.name, start, end)
+
+
+class QuantizedFileRows:
+    """A weight in one of our own quantized formats: its values and scales are two tensors."""
+
+    dtype = torch.float32
+
+    def __init__(
+        self, files: WeightFiles, names: tuple[str, str], shape: tuple[int, ...], form: WeightFormat
+    ) -> None:
+        self.name, self.scales = names
+        self.shape, self.weight_format = shape, form
+        self._files = files
+
+    def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        values = self._files.read_rows(self.name, start, end)
+        return values, self._files.read_rows(self.scales, start, end)
+
+    def read(self, start: int, end: int) -> Tensor:
+        values, scales = self.read_stored(start, end)
+        q = from_stored(values, self.weight_format)[:, : self.shape[1]]
+        return dequantize(q, scales, self.weight_format.group_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +78,8 @@ class _Expected:
 
 def match_tensors(
     files: WeightFiles, shapes: Mapping[str, tuple[int, ...]], stored: StoredConfig
-) -> dict[str, StoredParameter]:
-    """Map our parameter names to tensors in the files; checks everything except values.
+) -> dict[str, StoredRows]:
+    """Map our parameter names to their rows in the files; checks everything except values.
 
     `shapes` are those of the plain model's parameters. Raises CheckpointError.
     """
@@ -70,17 +99,14 @@ def match_tensors(
         )
     if output_layer is not None:
         _check_output_layer(files, output_layer, spellings.get(EMBEDDING))
-    parameters = {}
+    parameters: dict[str, StoredRows] = {}
     for ours, released in to_released_names(stored.config, shapes).items():
         weight_format = format_of(ours, stored.quantization)
         if weight_format is None:
-            parameters[ours] = StoredParameter(weight=spellings[released])
+            parameters[ours] = FileRows(files, spellings[released], shapes[ours])
         else:
-            parameters[ours] = StoredParameter(
-                weight=spellings[released + Q_SUFFIX],
-                scales=spellings[released + SCALES_SUFFIX],
-                weight_format=weight_format,
-            )
+            names = spellings[released + Q_SUFFIX], spellings[released + SCALES_SUFFIX]
+            parameters[ours] = QuantizedFileRows(files, names, shapes[ours], weight_format)
     return parameters
 
 

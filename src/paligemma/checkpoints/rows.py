@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,11 +17,17 @@ from torch.overrides import TorchFunctionMode
 
 from paligemma.checkpoints.reader import row_blocks
 from paligemma.config import PaliGemmaConfig
+from paligemma.fast.quantization import WeightFormat
+from paligemma.fast.weights import Quantization
 from paligemma.model.paligemma import PaliGemma
 
 
 class StoredRows(Protocol):
     """A parameter of the plain model, wherever it is stored, read in blocks of rows."""
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor where it is stored, for errors."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,6 +41,17 @@ class StoredRows(Protocol):
         """Read the rows along the first axis from `start`, a multiple of 16, up to `end`."""
 
 
+@runtime_checkable
+class QuantizedRows(StoredRows, Protocol):
+    """A weight in one of our own quantized formats; `read` dequantizes it to float32."""
+
+    @property
+    def weight_format(self) -> WeightFormat: ...
+
+    def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Read bytes uint8[n, ...] and scales bfloat16[n, groups] of rows, as they are stored."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """The config, weights and small files of a checkpoint."""
@@ -42,6 +59,8 @@ class Contents:
     config: PaliGemmaConfig
     parameters: Mapping[str, StoredRows]
     """Our parameter names, those of `PaliGemma.named_parameters()`, to their rows."""
+    quantization: Quantization | None = None
+    """The format of parameters that are `QuantizedRows`."""
     tokenizer: bytes | None = None
     """The SentencePiece model."""
     files: Mapping[str, bytes] = field(default_factory=dict)

@@ -23,13 +23,7 @@ from torch import Tensor
 from paligemma.checkpoints.files import CHECKSUM_FILE, sha256_of, write_json
 from paligemma.checkpoints.hf import EMBEDDING, num_table_rows, pad_table, to_released_names
 from paligemma.checkpoints.hf_config import write_config
-from paligemma.checkpoints.quantized import (
-    Q_SUFFIX,
-    SCALES_SUFFIX,
-    format_of,
-    q_shape,
-    scales_shape,
-)
+from paligemma.checkpoints.quantized import Q_SUFFIX, SCALES_SUFFIX, q_shape, scales_shape
 from paligemma.checkpoints.reader import (
     DTYPE_CODES,
     PLAIN,
@@ -42,14 +36,12 @@ from paligemma.checkpoints.reader import (
     shorten,
     single_file,
 )
+from paligemma.checkpoints.rows import Contents, QuantizedRows, StoredRows
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.errors import CheckpointError, NumericalError, counted
 from paligemma.fast.accelerate import quantization_of, weight_rows
 from paligemma.fast.linear import Rows, WeightRows
-from paligemma.fast.quantization import WeightFormat
-from paligemma.fast.weights import Quantization
 from paligemma.model.paligemma import PaliGemma
-
-TOKENIZER_FILE = "tokenizer.model"
 
 
 def save_model(
@@ -79,17 +71,56 @@ def save_model(
         raise CheckpointError(
             f"Weights cannot be stored as {stored_dtype}; choose float32, bfloat16 or float16."
         )
-    quantization = quantization_of(model)
+    rows = weight_rows(model)
+    contents = Contents(
+        config=model.config,
+        parameters={name: _of_model(name, row, model.dtype) for name, row in rows.items()},
+        quantization=quantization_of(model),
+        tokenizer=tokenizer_proto,
+        files=extra_files or {},
+    )
     with new_folder(folder) as partial:
-        _write_weights(model, partial, stored_dtype, quantization, max_shard_bytes)
-        dtype_name = str(stored_dtype).removeprefix("torch.")
-        write_config(partial, model.config, dtype_name, quantization)
-        files = dict(extra_files or {})
-        if tokenizer_proto is not None:
-            files[TOKENIZER_FILE] = tokenizer_proto
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
+        write_hf(contents, partial, stored_dtype, max_shard_bytes)
     return Path(folder).absolute()
+
+
+def write_hf(
+    contents: Contents, folder: Path, dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write a checkpoint into an empty folder; see `save_model`. Quantized weights stay quantized.
+
+    Raises CheckpointError and NumericalError.
+    """
+    _write_weights(contents, folder, dtype, max_shard_bytes)
+    dtype_name = str(dtype).removeprefix("torch.")
+    write_config(folder, contents.config, dtype_name, contents.quantization)
+    if contents.tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_bytes(contents.tokenizer)
+    for name, content in contents.files.items():
+        (folder / name).write_bytes(content)
+
+
+class _ModelRows:
+    """A parameter of a model in memory."""
+
+    def __init__(self, name: str, rows: Rows, dtype: torch.dtype) -> None:
+        self.name, self.shape, self.dtype = name, rows.shape, dtype
+        self.read = rows.read
+
+
+class _QuantizedModelRows(_ModelRows):
+    """A quantized weight of a model in memory."""
+
+    def __init__(self, name: str, rows: WeightRows) -> None:
+        super().__init__(name, rows, torch.float32)
+        self.weight_format = rows.layer.weight_format
+        self.read_stored = rows.read_stored
+
+
+def _of_model(name: str, rows: Rows, dtype: torch.dtype) -> StoredRows:
+    if isinstance(rows, WeightRows) and rows.layer.scales is not None:
+        return _QuantizedModelRows(name, rows)
+    return _ModelRows(name, rows, dtype)
 
 
 @contextmanager
@@ -117,21 +148,38 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file to create; at the end, rename it to `path`.
+
+    Raises CheckpointError when `path` exists or cannot be written.
+    """
+    if path.exists():
+        raise CheckpointError(f"{path} already exists. Choose another name or remove it first.")
+    partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        flush(partial)
+        partial.rename(path)
+        flush(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written: {error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _write_weights(
-    model: PaliGemma,
-    folder: Path,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    max_shard_bytes: int,
+    contents: Contents, folder: Path, dtype: torch.dtype, max_shard_bytes: int
 ) -> None:
-    rows = weight_rows(model)
+    parameters, quantization = contents.parameters, contents.quantization
     tensors: list[TensorToWrite] = []
-    for ours, released in to_released_names(model.config, rows).items():
-        weight_format = format_of(ours, quantization)
-        if weight_format is None:
-            tensors.append(_plain(released, rows[ours], dtype))
+    for ours, released in to_released_names(contents.config, parameters).items():
+        rows = parameters[ours]
+        if isinstance(rows, QuantizedRows):
+            tensors += _quantized(released, rows)
         else:
-            tensors += _quantized(released, rows[ours], weight_format)
+            tensors.append(_plain(released, rows, dtype))
     shards: list[list[TensorToWrite]] = [[]]
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         size = sum(other.num_bytes for other in shards[-1])
@@ -158,7 +206,7 @@ def _write_weights(
         write_json(folder / index_file(stem), content)
 
 
-def _plain(name: str, rows: Rows, dtype: torch.dtype) -> TensorToWrite:
+def _plain(name: str, rows: StoredRows, dtype: torch.dtype) -> TensorToWrite:
     shape = rows.shape
     blocks: Iterator[Tensor] = (rows.read(*block) for block in row_blocks(shape))
     if name == EMBEDDING:
@@ -166,9 +214,8 @@ def _plain(name: str, rows: Rows, dtype: torch.dtype) -> TensorToWrite:
     return TensorToWrite(name=name, dtype=dtype, shape=shape, blocks=blocks)
 
 
-def _quantized(name: str, rows: Rows, weight_format: WeightFormat) -> Iterator[TensorToWrite]:
-    assert isinstance(rows, WeightRows)
-    read, shape = rows.read_stored, rows.shape
+def _quantized(name: str, rows: QuantizedRows) -> Iterator[TensorToWrite]:
+    read, shape, weight_format = rows.read_stored, rows.shape, rows.weight_format
     yield TensorToWrite(
         name=name + Q_SUFFIX,
         dtype=torch.uint8,

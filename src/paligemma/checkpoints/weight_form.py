@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from paligemma.checkpoints.hf_config import StoredConfig
+from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.config import count_parameters
 from paligemma.errors import OptionError
 from paligemma.fast.device import computes_correctly
@@ -45,17 +44,7 @@ class WeightForm:
     note: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredWeights:
-    """The properties of the files that determine the form."""
-
-    folder: Path
-    config: StoredConfig
-    dtype: torch.dtype  # the dtype of the embedding table, or of its scales
-    is_all_bfloat16: bool
-
-
-def choose_form(weights: Weights, stored: StoredWeights, device: torch.device) -> WeightForm:
+def choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device) -> WeightForm:
     """Return the form for the option `weights=`.
 
     Raises OptionError for unknown names and for a quantization that the files do not support.
@@ -74,17 +63,17 @@ def choose_form(weights: Weights, stored: StoredWeights, device: torch.device) -
     return _packed_form(weights, stored, device)
 
 
-def choose_dtype(name: DtypeName, stored: StoredWeights, device: torch.device) -> torch.dtype:
+def choose_dtype(name: DtypeName, stored: OpenCheckpoint, device: torch.device) -> torch.dtype:
     """Return the dtype of plain weights."""
     if name == "stored":
         return stored.dtype
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)
         return chosen
-    if stored.config.quantization is not None:  # the weights that are not quantized are bfloat16
+    if stored.contents.quantization is not None:  # the weights that are not quantized are bfloat16
         return torch.bfloat16
     # A small model is fast anyway, and in float32 the tokens do not depend on the batch.
-    if count_parameters(stored.config.config) <= _LARGE:
+    if count_parameters(stored.contents.config) <= _LARGE:
         return torch.float32
     if device.type == "cuda":
         is_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -96,11 +85,11 @@ def choose_dtype(name: DtypeName, stored: StoredWeights, device: torch.device) -
     return torch.bfloat16 if is_bfloat16 else torch.float32
 
 
-def _named_form(name: WeightsName, stored: StoredWeights, device: torch.device) -> Plain | Packed:
+def _named_form(name: WeightsName, stored: OpenCheckpoint, device: torch.device) -> Plain | Packed:
     """Return the fastest form for a name. On CUDA only an explicit `Packed()` compiles."""
     if name == "int8" or name == "int4":
         return Packed(name)
-    if stored.config.quantization is not None and name in ("auto", "stored", "bfloat16"):
+    if stored.contents.quantization is not None and name in ("auto", "stored", "bfloat16"):
         return Packed()
     if name == "float32" or name == "float16" or name == "stored":
         return Plain(name)
@@ -110,11 +99,11 @@ def _named_form(name: WeightsName, stored: StoredWeights, device: torch.device) 
     return Plain("bfloat16" if dtype == torch.bfloat16 else "float32")
 
 
-def _packed_form(weights: Packed, stored: StoredWeights, device: torch.device) -> WeightForm:
-    stored_format = stored.config.quantization
+def _packed_form(weights: Packed, stored: OpenCheckpoint, device: torch.device) -> WeightForm:
+    stored_format = stored.contents.quantization
     if stored_format is not None and weights.quantization not in (None, stored_format):
         raise OptionError(
-            f"{stored.folder} is quantized to {stored_format} and cannot be converted to "
+            f"{stored.path} is quantized to {stored_format} and cannot be converted to "
             f"{weights.quantization}. Load the original checkpoint with "
             f"weights={weights.quantization!r}, or leave weights out."
         )

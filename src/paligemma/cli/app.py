@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from paligemma import __version__
-from paligemma.cli import bench, data, doctor, eval, models, predict, recipes, serve, train
+from paligemma.cli import bench, convert, data, doctor, eval, models, predict, recipes, serve, train
 from paligemma.cli.options import Command
 from paligemma.errors import OptionError
 
@@ -38,6 +38,7 @@ for command in (
     models.info,
     models.quantize,
     models.merge,
+    convert.convert,
     recipes.recipes,
     train.train,
     train.estimate_memory,

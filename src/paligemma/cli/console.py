@@ -187,6 +187,34 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
+@contextmanager
+def byte_progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar with a rate if stderr is a terminal; call it with the bytes of each step."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=stderr(),
+        transient=True,
+        disable=not stderr().is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
+        bar = progress.add_task(description, total=total)
+        yield lambda num_bytes: progress.advance(bar, num_bytes)
+
+
 def show_image(image: Image.Image) -> None:
     """Print the image in the terminal, two pixels per character."""
     stdout().print(half_blocks(image, min(stdout().width, 100)))

@@ -90,7 +90,7 @@ def info(model: ModelArgument, as_json: Json = False) -> None:
     """
     release = _find_release(model)
     if release is None:
-        properties = _describe_folder(model)
+        properties = _describe_checkpoint(model)
     else:
         memory = _memory(release.config, release.text_length)
         properties = {**asdict(release), "license": _TERMS, "memory": memory}
@@ -193,46 +193,47 @@ def _find_release(name: str) -> Release | None:
 
 def config_of(name: str) -> PaliGemmaConfig:
     """The config of a release or of a folder, without reading weights."""
-    from paligemma.checkpoints.hf_config import read_config
+    from paligemma.checkpoints.open import read_config_and_tokenizer
 
     release = _find_release(name)
-    return release.config if release else read_config(_folder_of(name)).config
+    return release.config if release else read_config_and_tokenizer(_path_of(name))[0]
 
 
-def _folder_of(name: str) -> Path:
-    folder = _MINI if name == "mini" else Path(name)
-    if not folder.is_dir():
+def _path_of(name: str) -> Path:
+    path = _MINI if name == "mini" else Path(name).expanduser()
+    if not path.exists():
         raise OptionError(
-            f"{name!r} is neither a release nor a folder. `paligemma models` lists the "
+            f"{name!r} is neither a release nor a folder or file. `paligemma models` lists the "
             "releases. To look at another hub model, run `paligemma download` first."
         )
-    return folder
+    return path
 
 
-def _describe_folder(name: str) -> dict[str, Any]:
+def _describe_checkpoint(name: str) -> dict[str, Any]:
     """What the config and the headers of the weight files say, without reading weights."""
-    from paligemma.checkpoints.hf_config import read_config
-    from paligemma.checkpoints.reader import WeightFiles
+    from paligemma.checkpoints.open import open_checkpoint
 
-    folder = _folder_of(name)
-    stored = read_config(folder)
-    config = stored.config
-    with WeightFiles(folder) as files:
-        tensors = files.tensors.values()
-        dtypes = sorted({tensor.dtype_code for tensor in tensors})
-        num_bytes = sum(tensor.num_bytes for tensor in tensors)
-    return {
-        "folder": str(folder),
-        "family": config.family,
-        "resolution": config.vision.resolution,
-        "num_image_tokens": config.vision.num_image_tokens,
-        "num_parameters": count_parameters(config),
-        "quantization": stored.quantization,
-        "stored_dtypes": dtypes,
-        "stored_bytes": num_bytes,
-        "config": asdict(config),
-        "memory": _memory(config, _DEFAULT_TEXT_LENGTH, stored.quantization),
-    }
+    with open_checkpoint(_path_of(name)) as checkpoint:
+        contents = checkpoint.contents
+        config = contents.config
+        dtypes = {str(rows.dtype).removeprefix("torch.") for rows in contents.parameters.values()}
+        num_bytes = sum(path.stat().st_size for path in checkpoint.weight_files)
+        return {
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "family": config.family,
+            "resolution": config.vision.resolution,
+            "num_image_tokens": config.vision.num_image_tokens,
+            "num_parameters": count_parameters(config),
+            "quantization": contents.quantization,
+            "stored_dtypes": sorted(dtypes),
+            "stored_bytes": num_bytes,
+            "tokenizer": contents.tokenizer is not None,
+            **checkpoint.description,
+            "notes": list(checkpoint.notes),
+            "config": asdict(config),
+            "memory": _memory(config, _DEFAULT_TEXT_LENGTH, contents.quantization),
+        }
 
 
 def _memory(

@@ -1,0 +1,66 @@
+"""What readers and writers of several formats check about a config."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from paligemma.config import DECODERS, DecoderConfig, PaliGemmaConfig
+from paligemma.errors import CheckpointError, OptionError
+
+MAX_DEPTH = 512
+MAX_SIZE = 2**22
+"""Limit of all other dimensions; the largest released one is the vocabulary, 2^18."""
+
+
+def check_window(sliding_window: int, *, is_gemma2: bool) -> None:
+    """Raise OptionError for an invalid value of the option `sliding_window`."""
+    if isinstance(sliding_window, bool) or not 1 <= sliding_window <= MAX_SIZE:
+        raise OptionError(
+            f"sliding_window is {sliding_window!r}; it must be a whole number from 1 to {MAX_SIZE}."
+        )
+    if not is_gemma2:
+        raise OptionError(
+            "sliding_window is for PaliGemma 2, and this is PaliGemma 1, which has no sliding "
+            "layers. Leave it out."
+        )
+
+
+def released_decoder(sizes: DecoderConfig, sliding_window: int | None = None) -> DecoderConfig:
+    """Complete the sizes of a decoder with the values that its generation has in all releases.
+
+    These are the soft caps of Gemma 2 and the query scale, which is head_dim^-0.5 except in the
+    28B model, where it is (width / heads)^-0.5.
+    """
+    for released in DECODERS.values():
+        if replace(sizes, query_scale=released.query_scale, vocab_size=released.vocab_size) == (
+            replace(released, attn_logit_softcap=None, final_logit_softcap=None)
+        ):
+            sizes = replace(sizes, query_scale=released.query_scale)
+    if sizes.post_norms:
+        sizes = replace(sizes, attn_logit_softcap=50.0, final_logit_softcap=30.0)
+    if sliding_window is None:
+        return sizes
+    check_window(sliding_window, is_gemma2=sizes.post_norms)
+    even = tuple(i % 2 == 0 for i in range(sizes.depth))
+    return replace(sizes, sliding_window=sliding_window, sliding_layers=even)
+
+
+def check_represented(config: PaliGemmaConfig, read_back: PaliGemmaConfig, where: str) -> None:
+    """Raise CheckpointError unless a written config would be read back as it is.
+
+    `where` names the format. A sliding window is an option of loading and never written.
+    """
+    differences = []
+    for part in ("vision", "decoder"):
+        ours, theirs = getattr(config, part), getattr(read_back, part)
+        for field in fields(ours):
+            if field.name in ("sliding_window", "sliding_layers"):
+                continue
+            value, other = getattr(ours, field.name), getattr(theirs, field.name)
+            if value != other:
+                differences.append(f"{part}.{field.name} is {value}, which would become {other}")
+    if differences:
+        raise CheckpointError(
+            f"The config cannot be represented in {where}: {'; '.join(differences)}. Convert to "
+            "'hf' instead, whose config.json has these values."
+        )

@@ -1,0 +1,359 @@
+"""Convert a checkpoint of any format to another, a few megabytes at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paligemma.adapters.lora import LowRank
+from paligemma.checkpoints.adapter import Adapter, base_fingerprint
+from paligemma.checkpoints.open import open_checkpoint
+from paligemma.checkpoints.opened import OpenCheckpoint
+from paligemma.checkpoints.reader import is_finite, row_blocks
+from paligemma.checkpoints.rows import Contents, QuantizedRows, StoredRows, read_all
+from paligemma.checkpoints.save import new_file, new_folder
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
+from paligemma.config import count_parameters
+from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
+
+TargetFormat = Literal["hf", "npz"]
+"""The formats that can be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Writer:
+    function: str
+    """"module:function" that writes contents in a dtype to a new file, or into an empty folder."""
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    suffix: str | None = None
+    """Of formats that are a single file."""
+
+
+_WRITERS: Mapping[TargetFormat, _Writer] = {
+    "hf": _Writer(function="save:write_hf"),
+    "npz": _Writer(function="big_vision:write_big_vision", suffix=".npz"),
+}
+_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+_KEPT_FILES = ("mask_codec.npz", "vae-oid.npz", "trained_on.json")
+_LEAST_FREE_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a conversion will do."""
+
+    source: OpenCheckpoint
+    target: Path
+    to: TargetFormat
+    dtype: str
+    """The dtype of the target's weights; of quantized weights, that of the others."""
+    contents: Contents
+    """What is written: the source's, with an adapter merged into the weights if there is one."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the target is a single file and not a folder."""
+        suffix = _WRITERS[self.to].suffix
+        return suffix is not None and self.target.suffix == suffix
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the weights to write, about."""
+        return count_parameters(self.contents.config) * _BITS.get(self.dtype, 8) // 8
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan for display."""
+        return {
+            "source": str(self.source.path),
+            "source_format": self.source.format,
+            "source_dtype": str(self.source.dtype).removeprefix("torch."),
+            "target": str(self.target),
+            "target_format": self.to,
+            "target_dtype": self.dtype,
+            "parameters": count_parameters(self.contents.config),
+            "bytes_to_write": self.num_bytes,
+            "notes": list(self.notes),
+        }
+
+
+def plan(
+    source: OpenCheckpoint,
+    target: Path,
+    *,
+    to: TargetFormat | None = None,
+    dtype: str = "stored",
+    tokenizer: bytes | None = None,
+    adapter: Adapter | None = None,
+) -> Plan:
+    """Decide how to convert an open checkpoint, and check everything except its values.
+
+    `to` is the format; by default that of the target's suffix. `dtype` is "stored" or a dtype of
+    the format. `tokenizer` replaces the source's. An `adapter` is merged into the weights.
+
+    Raises OptionError for options that do not fit each other, and CheckpointError when the target
+    exists, the disk has too little room, or the adapter belongs to another model.
+    """
+    target = Path(os.path.expanduser(target)).absolute()
+    to = _format_of(target) if to is None else to
+    check_choice("to", to, TargetFormat)
+    writer = _WRITERS[to]
+    _check_dtype(to, dtype)
+    contents, notes = source.contents, list(source.notes)
+    if tokenizer is not None:
+        contents = replace(contents, tokenizer=tokenizer)
+    if adapter is not None:
+        contents = _merged(contents, adapter)
+        notes.append(f"The adapter {adapter.folder} becomes part of the weights.")
+    if contents.quantization is not None and not (to == "hf" and dtype == "stored"):
+        notes.append(
+            f"The {contents.quantization} weights are dequantized. Their rounding errors remain."
+        )
+        contents = _dequantized(contents)
+    if dtype == "stored":
+        dtype = "bfloat16" if contents.quantization else _widest(contents, writer.dtypes)
+    contents = replace(contents, files=_kept_files(source.folder))
+    result = Plan(
+        source=source, target=target, to=to, dtype=dtype, contents=contents, notes=tuple(notes)
+    )
+    _check_target(result)
+    return result
+
+
+def run(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -> Path:
+    """Carry out a conversion; return the path of the target.
+
+    Everything is written under another name and renamed at the end, so the target is complete or
+    does not exist. `on_read` is told the number of bytes after each block that was read.
+
+    Raises CheckpointError when something cannot be read, written or represented, and
+    NumericalError for values that are not finite in the dtype of the target.
+    """
+    module, function = _WRITERS[plan.to].function.split(":")
+    write = getattr(import_module(f"paligemma.checkpoints.{module}"), function)
+    dtype = getattr(torch, plan.dtype) if plan.dtype in _BITS else plan.dtype
+    contents = replace(
+        plan.contents,
+        parameters={
+            name: _watched(rows, plan.dtype, on_read)
+            for name, rows in plan.contents.parameters.items()
+        },
+    )
+    if plan.is_file:
+        with new_file(plan.target) as partial:
+            write(contents, partial, dtype)
+        if contents.tokenizer is not None:
+            tokenizer_beside(plan.target).write_bytes(contents.tokenizer)
+        return plan.target
+    with new_folder(plan.target) as partial:
+        suffix = _WRITERS[plan.to].suffix
+        write(contents, partial if suffix is None else partial / f"model{suffix}", dtype)
+        if suffix is not None:
+            _write_small_files(partial, contents)
+    return plan.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How the parameters of a written checkpoint compare with what should have been written."""
+
+    num_equal: int
+    differences: Mapping[str, float] = field(default_factory=dict)
+    """For each parameter that is not bit-equal, the largest difference relative to its largest
+    value."""
+
+
+def verify(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -> Comparison:
+    """Open what was written and compare every parameter with the source.
+
+    Source values are first rounded to the dtype of the target. Raises CheckpointError if the target
+    cannot be read, or differs although its dtype can hold the values.
+    """
+    dtype = getattr(torch, plan.dtype) if plan.dtype in _BITS else None
+    num_equal, differences = 0, {}
+    with open_checkpoint(plan.target) as written:
+        for name, rows in plan.contents.parameters.items():
+            difference = _largest_difference(
+                rows, written.contents.parameters[name], dtype, on_read
+            )
+            if difference:
+                differences[name] = difference
+            else:
+                num_equal += 1
+    if differences and dtype is not None:
+        worst = max(differences, key=lambda name: differences[name])
+        raise CheckpointError(
+            f"{plan.target} differs from {plan.source.path} in {len(differences)} parameters, most "
+            f"in {worst}. The disk or memory may be faulty: convert again."
+        )
+    return Comparison(num_equal=num_equal, differences=differences)
+
+
+def _format_of(target: Path) -> TargetFormat:
+    for name, writer in _WRITERS.items():
+        if writer.suffix is not None and target.suffix == writer.suffix:
+            return name
+    raise OptionError(
+        f"Which format {target.name} should have is not said. Choose one with --to: "
+        f"{', '.join(_WRITERS)}."
+    )
+
+
+def _check_dtype(to: TargetFormat, dtype: str) -> None:
+    choices = ("stored", *_WRITERS[to].dtypes)
+    if dtype not in choices:
+        raise OptionError(
+            f"dtype is {dtype!r}; for the format {to!r} it must be one of "
+            f"{', '.join(map(repr, choices))}."
+        )
+
+
+def _widest(contents: Contents, allowed: tuple[str, ...]) -> str:
+    """Return the narrowest dtype that holds all values as they are."""
+    dtypes = (rows.dtype for rows in contents.parameters.values())
+    name = str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+    return name if name in allowed else "float32"
+
+
+def _kept_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in _KEPT_FILES if (folder / name).is_file()}
+
+
+def _check_target(plan: Plan) -> None:
+    target = plan.target
+    if target.exists() and (plan.is_file or not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} already exists. Choose another name or remove it first.")
+    folder = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < plan.num_bytes + _LEAST_FREE_BYTES:
+        raise CheckpointError(
+            f"{target} needs {plan.num_bytes / 1e9:.1f} GB, but the disk of {folder} has "
+            f"{free / 1e9:.1f} GB free. Free some space or choose another disk."
+        )
+    if plan.is_file and plan.contents.tokenizer is not None:
+        beside = tokenizer_beside(target)
+        if beside.exists() and beside.read_bytes() != plan.contents.tokenizer:
+            raise CheckpointError(
+                f"{beside} already exists and is another tokenizer. Choose another name for "
+                f"{target.name}, or give the name of a new folder."
+            )
+
+
+def _write_small_files(folder: Path, contents: Contents) -> None:
+    if contents.tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_bytes(contents.tokenizer)
+    for name, content in contents.files.items():
+        (folder / name).write_bytes(content)
+
+
+class _Watched:
+    """Rows that raise NumericalError for values that are not finite, and tell what was read."""
+
+    def __init__(
+        self, rows: StoredRows, dtype: torch.dtype, on_read: Callable[[int], object]
+    ) -> None:
+        self.name, self.shape, self.dtype = rows.name, rows.shape, rows.dtype
+        self._rows, self._target_dtype, self._on_read = rows, dtype, on_read
+
+    def read(self, start: int, end: int) -> Tensor:
+        values = self._rows.read(start, end)
+        if not is_finite(values.to(self._target_dtype)):
+            raise NumericalError(
+                f"{self.name} contains NaN, infinity, or values too large for "
+                f"{self._target_dtype}. Nothing was written. Convert to float32, or download the "
+                "weights again."
+            )
+        self._on_read(values.nbytes)
+        return values
+
+
+class _WatchedQuantized(_Watched):
+    """The same for weights that stay quantized."""
+
+    def __init__(self, rows: QuantizedRows, on_read: Callable[[int], object]) -> None:
+        super().__init__(rows, torch.float32, on_read)
+        self.weight_format = rows.weight_format
+        self._quantized = rows
+
+    def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        values, scales = self._quantized.read_stored(start, end)
+        if not is_finite(scales):
+            raise NumericalError(f"The scales of {self.name} contain NaN or infinity.")
+        self._on_read(values.nbytes + scales.nbytes)
+        return values, scales
+
+
+def _watched(rows: StoredRows, dtype: str, on_read: Callable[[int], object]) -> StoredRows:
+    if isinstance(rows, QuantizedRows):
+        return _WatchedQuantized(rows, on_read)
+    return _Watched(rows, getattr(torch, dtype) if dtype in _BITS else rows.dtype, on_read)
+
+
+class _Dequantized:
+    """A quantized weight as floating point."""
+
+    def __init__(self, rows: QuantizedRows) -> None:
+        self.name, self.shape, self.dtype = rows.name, rows.shape, rows.dtype
+        self.read = rows.read
+
+
+def _dequantized(contents: Contents) -> Contents:
+    parameters = {
+        name: _Dequantized(rows) if isinstance(rows, QuantizedRows) else rows
+        for name, rows in contents.parameters.items()
+    }
+    return replace(contents, parameters=parameters, quantization=None)
+
+
+class _MergedRows:
+    """A weight with an adapter merged into it."""
+
+    def __init__(self, rows: StoredRows, low_rank: LowRank) -> None:
+        self.name, self.shape, self.dtype = rows.name, rows.shape, rows.dtype
+        self._rows, self._low_rank = rows, low_rank
+
+    def read(self, start: int, end: int) -> Tensor:
+        merged = self._low_rank.merged(self._rows.read(start, end), start)
+        return merged.to(self.dtype)
+
+
+def _merged(contents: Contents, adapter: Adapter) -> Contents:
+    parameters = contents.parameters
+    adapter.check_base(base_fingerprint(contents.config, lambda name: read_all(parameters[name])))
+    merged = {
+        name: _MergedRows(rows, adapter.layers[layer])
+        if (layer := name.removesuffix(".weight")) in adapter.layers
+        else rows
+        for name, rows in _dequantized(contents).parameters.items()
+    }
+    return replace(contents, parameters=merged, quantization=None)
+
+
+def _largest_difference(
+    rows: StoredRows,
+    written: StoredRows,
+    dtype: torch.dtype | None,
+    on_read: Callable[[int], object],
+) -> float:
+    """Return 0 for bit-equal parameters, else the largest difference by the largest value."""
+    is_equal, difference, largest = True, 0.0, 0.0
+    for start, end in row_blocks(rows.shape):
+        values, others = rows.read(start, end), written.read(start, end)
+        on_read(values.nbytes + others.nbytes)
+        if dtype is not None:
+            values, others = values.to(dtype), others.to(dtype)
+            if torch.equal(values.view(torch.uint8), others.view(torch.uint8)):
+                continue
+        is_equal = is_equal and torch.equal(values, others.to(values.dtype))
+        difference = max(difference, float((values.float() - others.float()).abs().max()))
+        largest = max(largest, float(values.float().abs().max()))
+    return 0.0 if is_equal else difference / max(largest, 1e-30) or 1e-30

@@ -1,0 +1,46 @@
+"""Open a folder in Hugging Face's format: config.json and safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from paligemma.checkpoints.hf_config import StoredConfig, read_config
+from paligemma.checkpoints.match import match_tensors
+from paligemma.checkpoints.opened import OpenCheckpoint
+from paligemma.checkpoints.reader import WeightFiles
+from paligemma.checkpoints.rows import Contents, parameter_shapes
+from paligemma.checkpoints.tokenizer_file import read_tokenizer
+
+
+def open_hf(
+    folder: Path, sliding_window: int | None = None, stored: StoredConfig | None = None
+) -> OpenCheckpoint:
+    """Open a folder that transformers or this package wrote.
+
+    `stored` is its config, if it was read before. Raises CheckpointError, which names the invalid
+    files, config keys or tensors.
+    """
+    stored = stored or read_config(folder, sliding_window)
+    files = WeightFiles(folder)
+    try:
+        parameters = match_tensors(files, parameter_shapes(stored.config), stored)
+    except BaseException:
+        files.close()
+        raise
+    is_quantized = stored.quantization is not None
+    dtype = torch.bfloat16 if is_quantized else parameters["decoder.embedding.weight"].dtype
+    return OpenCheckpoint(
+        format="hf",
+        path=folder,
+        contents=Contents(
+            config=stored.config,
+            parameters=parameters,
+            quantization=stored.quantization,
+            tokenizer=read_tokenizer(folder),
+        ),
+        weight_files=files.paths,
+        close=files.close,
+        dtype=dtype,
+    )
