@@ -25,7 +25,7 @@ from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_besid
 from paligemma.config import count_parameters
 from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
 
-TargetFormat = Literal["hf", "npz"]
+TargetFormat = Literal["hf", "npz", "sbs"]
 """The formats that can be written."""
 
 
@@ -36,11 +36,22 @@ class _Writer:
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     suffix: str | None = None
     """Of formats that are a single file."""
+    has_tokenizer: bool = False
+    """Whether that file contains the tokenizer."""
+    losses: str | None = None
+    """"module:function" that says what is rounded, given contents and dtype."""
 
 
 _WRITERS: Mapping[TargetFormat, _Writer] = {
     "hf": _Writer(function="save:write_hf"),
     "npz": _Writer(function="big_vision:write_big_vision", suffix=".npz"),
+    "sbs": _Writer(
+        function="gemma_cpp:write_sbs",
+        dtypes=("float32", "bfloat16", "sfp"),
+        suffix=".sbs",
+        has_tokenizer=True,
+        losses="gemma_cpp:losses",
+    ),
 }
 _BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _KEPT_FILES = ("mask_codec.npz", "vae-oid.npz", "trained_on.json")
@@ -121,6 +132,8 @@ def plan(
         contents = _dequantized(contents)
     if dtype == "stored":
         dtype = "bfloat16" if contents.quantization else _widest(contents, writer.dtypes)
+    if writer.losses is not None:
+        notes += _function(writer.losses)(contents, _dtype(dtype))
     contents = replace(contents, files=_kept_files(source.folder))
     result = Plan(
         source=source, target=target, to=to, dtype=dtype, contents=contents, notes=tuple(notes)
@@ -138,9 +151,8 @@ def run(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -
     Raises CheckpointError when something cannot be read, written or represented, and
     NumericalError for values that are not finite in the dtype of the target.
     """
-    module, function = _WRITERS[plan.to].function.split(":")
-    write = getattr(import_module(f"paligemma.checkpoints.{module}"), function)
-    dtype = getattr(torch, plan.dtype) if plan.dtype in _BITS else plan.dtype
+    writer = _WRITERS[plan.to]
+    write, dtype = _function(writer.function), _dtype(plan.dtype)
     contents = replace(
         plan.contents,
         parameters={
@@ -151,11 +163,11 @@ def run(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -
     if plan.is_file:
         with new_file(plan.target) as partial:
             write(contents, partial, dtype)
-        if contents.tokenizer is not None:
+        if contents.tokenizer is not None and not writer.has_tokenizer:
             tokenizer_beside(plan.target).write_bytes(contents.tokenizer)
         return plan.target
     with new_folder(plan.target) as partial:
-        suffix = _WRITERS[plan.to].suffix
+        suffix = writer.suffix
         write(contents, partial if suffix is None else partial / f"model{suffix}", dtype)
         if suffix is not None:
             _write_small_files(partial, contents)
@@ -196,6 +208,17 @@ def verify(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None
             f"in {worst}. The disk or memory may be faulty: convert again."
         )
     return Comparison(num_equal=num_equal, differences=differences)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, function = name.split(":")
+    loaded: Callable[..., Any] = getattr(import_module(f"paligemma.checkpoints.{module}"), function)
+    return loaded
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    """Return torch's dtype, or the name of one that only a format has."""
+    return getattr(torch, name) if name in _BITS else name
 
 
 def _format_of(target: Path) -> TargetFormat:
@@ -239,7 +262,8 @@ def _check_target(plan: Plan) -> None:
             f"{target} needs {plan.num_bytes / 1e9:.1f} GB, but the disk of {folder} has "
             f"{free / 1e9:.1f} GB free. Free some space or choose another disk."
         )
-    if plan.is_file and plan.contents.tokenizer is not None:
+    has_tokenizer = _WRITERS[plan.to].has_tokenizer
+    if plan.is_file and plan.contents.tokenizer is not None and not has_tokenizer:
         beside = tokenizer_beside(target)
         if beside.exists() and beside.read_bytes() != plan.contents.tokenizer:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from paligemma.checkpoints.config_checks import (
     MAX_DEPTH,
@@ -25,7 +26,7 @@ from paligemma.checkpoints.config_checks import (
 from paligemma.checkpoints.layout import Layout, Part, open_parameters
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import shorten
-from paligemma.checkpoints.rows import Contents, parameter_shapes
+from paligemma.checkpoints.rows import Contents, StoredRows, parameter_shapes, read_all
 from paligemma.checkpoints.sbs import (
     CONFIG,
     TABLE,
@@ -228,6 +229,7 @@ def open_sbs(path: Path, sliding_window: int | None = None) -> OpenCheckpoint:
             raise CheckpointError(_why_no_config(file))
         config, fields = read_blob(file.blob(CONFIG), path, sliding_window)
         parameters = open_parameters(layout(config, file.tensors), config, file)
+        parameters = _narrowed(parameters)
         tokenizer = file.blob(TOKENIZER) if TOKENIZER in file.blobs else _NO_TOKENIZER
     except BaseException:
         file.close()
@@ -251,6 +253,32 @@ def open_sbs(path: Path, sliding_window: int | None = None) -> OpenCheckpoint:
         },
         notes=tuple(_NOTES[kind] for kind in sorted(types) if kind in _NOTES),
     )
+
+
+class _Bfloat16Rows:
+    """Float32 rows that bfloat16 holds exactly."""
+
+    def __init__(self, rows: StoredRows) -> None:
+        self.name, self.shape, self.dtype = rows.name, rows.shape, torch.bfloat16
+        self._rows = rows
+
+    def read(self, start: int, end: int) -> Tensor:
+        return self._rows.read(start, end).bfloat16()
+
+
+def _narrowed(parameters: dict[str, StoredRows]) -> dict[str, StoredRows]:
+    """Return biases and positions as bfloat16 if all are exact in it, as all else is.
+
+    gemma.cpp has them in float32, whatever they were converted from. So a bfloat16 model stays one.
+    """
+    names = [name for name, rows in parameters.items() if rows.dtype == torch.float32]
+    if any(not name.startswith(("vision_encoder.", "projector.")) for name in names):
+        return parameters
+    for name in names:
+        values = read_all(parameters[name])
+        if not torch.equal(values, values.bfloat16().float()):
+            return parameters
+    return parameters | {name: _Bfloat16Rows(parameters[name]) for name in names}
 
 
 def _why_no_config(file: SbsFile) -> str:

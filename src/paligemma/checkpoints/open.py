@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from paligemma.checkpoints.big_vision import PREFIXES, open_npz
+from paligemma.checkpoints.gemma_cpp import open_sbs
 from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hf_folder import open_hf
 from paligemma.checkpoints.opened import OpenCheckpoint
@@ -62,6 +63,8 @@ def _open_file(path: Path, sliding_window: int | None) -> OpenCheckpoint:
     start = _first_bytes(path)
     if start.startswith(_ZIP):
         return open_npz(path, sliding_window)
+    if start.startswith(_SBS):
+        return open_sbs(path, sliding_window)
     raise CheckpointError(_why_not(path, start))
 
 

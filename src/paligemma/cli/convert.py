@@ -18,7 +18,7 @@ from paligemma.options import Option
 if TYPE_CHECKING:
     from paligemma.checkpoints.convert import Comparison, Plan
 
-_FORMATS = Literal["hf", "npz"]
+_FORMATS = Literal["hf", "npz", "sbs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,11 @@ class ConvertOptions:
     """What to convert a checkpoint to."""
 
     to: Annotated[_FORMATS | None, Option(shown_default="by the suffix of TARGET")] = None
-    """Format to write. hf: folder of Hugging Face. npz: file of big_vision (JAX)."""
+    """Format to write. hf: folder of Hugging Face. npz: file of big_vision (JAX). sbs: file of
+    gemma.cpp."""
     dtype: str = "stored"
-    """Data type to write: stored, float32, bfloat16 or float16. stored keeps that of the source."""
+    """Data type to write: stored, float32, bfloat16 or float16; for sbs also sfp (8 bits). stored
+    keeps that of the source."""
     adapter: Path | None = None
     """LoRA adapter to merge into the weights: its folder."""
     tokenizer: Path | None = None
