@@ -60,6 +60,26 @@ def tiny_config(family: Family = "paligemma2", **decoder_fields: Any) -> PaliGem
     return PaliGemmaConfig(vision=_VISION, decoder=replace(_DECODERS[family], **decoder_fields))
 
 
+def portable_config(family: Family = "paligemma2") -> PaliGemmaConfig:
+    """A tiny config that all formats can represent: with the constants of the releases."""
+    decoder = replace(
+        _DECODERS[family],
+        query_scale=_DECODERS[family].head_dim ** -0.5,
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-6,
+    )
+    if family == "paligemma2":
+        decoder = replace(decoder, attn_logit_softcap=50.0, final_logit_softcap=30.0)
+    return PaliGemmaConfig(vision=replace(_VISION, layer_norm_eps=1e-6), decoder=decoder)
+
+
+def portable_model(family: Family = "paligemma2", seed: int = 0) -> PaliGemma:
+    """A random float32 model that all formats can represent."""
+    model = PaliGemma(portable_config(family))
+    randomize(model, seed)
+    return model.eval()
+
+
 def tiny_model(family: Family = "paligemma2", seed: int = 0, **decoder_fields: Any) -> PaliGemma:
     """A random float32 model in eval mode, the same for the same arguments."""
     model = PaliGemma(tiny_config(family, **decoder_fields))

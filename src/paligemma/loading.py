@@ -12,7 +12,13 @@ from typing import TypedDict, Unpack
 import torch
 
 from paligemma.checkpoints.adapter import Adapter, read_adapter
-from paligemma.checkpoints.hub import Source, fetch_checkpoint, resolve
+from paligemma.checkpoints.hub import (
+    KAGGLE_PREFIX,
+    Source,
+    fetch_checkpoint,
+    fetch_from_kaggle,
+    resolve,
+)
 from paligemma.checkpoints.load import read_model
 from paligemma.checkpoints.open import open_checkpoint, read_config_and_tokenizer
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
@@ -288,6 +294,8 @@ def _find(model: str | Path | None, source: Source, *, with_weights: bool) -> _C
     location = resolve(model or name)
     if isinstance(location, Path):
         return _Checkpoint(name=name, path=location)
+    if location.startswith(KAGGLE_PREFIX):
+        return _Checkpoint(name=name, path=fetch_from_kaggle(location, offline=source.offline))
     fetched = fetch_checkpoint(
         location,
         revision=source.revision,

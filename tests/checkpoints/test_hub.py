@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from paligemma.checkpoints.hub import resolve
+import paligemma
+from paligemma.checkpoints.hub import fetch_from_kaggle, resolve
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, HubError
 
@@ -260,3 +262,34 @@ def test_no_network_and_an_unusable_disk_are_explained(tmp_path: Path) -> None:
     [unreachable] = call("http://127.0.0.1:9", tmp_path, {"hub_id": "owner/model"})
     assert "cannot be reached" in unreachable
     assert "ConnectError" in unreachable
+
+
+def test_models_of_kaggle_are_recognized_and_need_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "kaggle://keras/paligemma2/keras/pali_gemma2_pt_3b_224/1"
+    assert resolve(name) == name
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(HubError, match="pip install kagglehub"):
+        fetch_from_kaggle(name)
+    with pytest.raises(HubError, match="expected kaggle://owner/model/framework/variation"):
+        fetch_from_kaggle("kaggle://../../etc/passwd")
+    with pytest.raises(HubError, match="expected hf://owner/name"):
+        resolve("hf://google")
+
+
+def test_a_model_of_kaggle_is_loaded_from_the_folder_of_its_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mini = Path(paligemma.__file__).parent / "mini/model"
+    asked = []
+
+    def model_download(handle: str) -> str:
+        asked.append(handle)
+        return str(mini)
+
+    kagglehub = SimpleNamespace(model_download=model_download)
+    monkeypatch.setitem(sys.modules, "kagglehub", kagglehub)
+    predictor = paligemma.load("kaggle://keras/paligemma2/keras/mini/1")
+    assert asked == ["keras/paligemma2/keras/mini/1"]
+    assert predictor.model.config.decoder.width == 256

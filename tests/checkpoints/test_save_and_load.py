@@ -283,7 +283,7 @@ def test_what_cannot_fit_into_memory_is_refused_before_allocating(
 
 
 def test_missing_parts_are_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a folder"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         load_model(tmp_path / "absent")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load_model(tmp_path)

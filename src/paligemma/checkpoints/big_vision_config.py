@@ -21,15 +21,14 @@ def config_of_shapes(
 ) -> PaliGemmaConfig:
     """Derive a config from the shapes of arrays under the names of released files.
 
-    Raises CheckpointError for arrays that are missing or do not fit each other.
+    Raises CheckpointError for arrays that are missing or do not fit each other, and OptionError for
+    an invalid window.
     """
     try:
-        return PaliGemmaConfig(
-            vision=_vision_config(path, shapes),
-            decoder=_decoder_config(path, shapes, sliding_window),
-        )
+        vision, decoder = _vision_config(path, shapes), _decoder_sizes(path, shapes)
     except OptionError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return PaliGemmaConfig(vision=vision, decoder=released_decoder(decoder, sliding_window))
 
 
 def _shape(
@@ -74,9 +73,7 @@ def _vision_config(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> VisionC
     )
 
 
-def _decoder_config(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], sliding_window: int | None
-) -> DecoderConfig:
+def _decoder_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
     vocab_size, width = _shape(path, shapes, DECODER + "embedder/input_embedding", "V D")
     merged = LAYERS + "attn/qkv_einsum/w"
     if merged in shapes:
@@ -86,17 +83,14 @@ def _decoder_config(
         depth, num_heads, _, head_dim = _shape(path, shapes, LAYERS + "attn/q_einsum/w", "L N D H")
         _, _, num_kv_heads, *_ = _shape(path, shapes, LAYERS + "attn/kv_einsum/w", "L 2 K D H")
     *_, mlp_dim = _shape(path, shapes, LAYERS + "mlp/gating_einsum", "L 2 D F")
-    return released_decoder(
-        DecoderConfig(
-            vocab_size=vocab_size,
-            width=width,
-            depth=depth,
-            mlp_dim=mlp_dim,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            query_scale=head_dim**-0.5,
-            post_norms=LAYERS + "post_ffw_norm/scale" in shapes,
-        ),
-        sliding_window,
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=width,
+        depth=depth,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        query_scale=head_dim**-0.5,
+        post_norms=LAYERS + "post_ffw_norm/scale" in shapes,
     )

@@ -305,13 +305,13 @@ class _WatchedQuantized(_Watched):
 
     def __init__(self, rows: QuantizedRows, on_read: Callable[[int], object]) -> None:
         super().__init__(rows, torch.float32, on_read)
-        self.weight_format = rows.weight_format
+        self.weight_format, self.scales_name = rows.weight_format, rows.scales_name
         self._quantized = rows
 
     def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         values, scales = self._quantized.read_stored(start, end)
         if not is_finite(scales):
-            raise NumericalError(f"The scales of {self.name} contain NaN or infinity.")
+            raise NumericalError(f"{self.scales_name} contains NaN or infinity.")
         self._on_read(values.nbytes + scales.nbytes)
         return values, scales
 

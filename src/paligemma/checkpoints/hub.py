@@ -1,6 +1,6 @@
-"""Download models from the Hugging Face hub into its cache: the only module that uses the hub.
+"""Download models from the Hugging Face hub or Kaggle into their caches: the only module that does.
 
-`huggingface_hub` is imported on first use.
+`huggingface_hub` and `kagglehub` are imported on first use.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from pathlib import Path
 from paligemma.config import RELEASES
 from paligemma.errors import CheckpointError, HubError
 
-# Weights first. "*.json" covers configs, the shard index and checksums; the last two are mask
-# codecs.
-_FILE_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "mask_codec.npz", "vae-oid.npz")
+# "*.json" covers configs, the shard index and checksums; the last two are mask codecs.
+_WEIGHT_PATTERNS = ("*.safetensors", "*.weights.h5", "*.sbs", "*.npz")
+_OTHER_PATTERNS = (
+    "*.json", "tokenizer.model", "assets/tokenizer/*", "mask_codec.npz", "vae-oid.npz",
+)  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HF_PREFIX, KAGGLE_PREFIX = "hf://", "kaggle://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,10 @@ def resolve(name_or_path: str | Path) -> Path | str:
 
     >>> resolve("paligemma2-3b-mix-448")
     'google/paligemma2-3b-mix-448'
+    >>> resolve("hf://google/paligemma-3b-pt-224-jax")
+    'google/paligemma-3b-pt-224-jax'
+    >>> resolve("kaggle://keras/paligemma2/keras/pali_gemma2_pt_3b_224")
+    'kaggle://keras/paligemma2/keras/pali_gemma2_pt_3b_224'
 
     Raises CheckpointError for a path that does not exist, HubError for an unknown name.
     """
@@ -56,6 +63,13 @@ def resolve(name_or_path: str | Path) -> Path | str:
     if path.exists():
         return path
     name = str(name_or_path)
+    if name.startswith(KAGGLE_PREFIX):
+        return name
+    if name.startswith(_HF_PREFIX):
+        hub_id = name.removeprefix(_HF_PREFIX)
+        if not _HUB_ID.fullmatch(hub_id):
+            raise HubError(f"{name!r} is not a model of the hub; expected hf://owner/name.")
+        return hub_id
     releases = {release.variant: release.hub_id for release in RELEASES}
     if name in releases:
         return releases[name]
@@ -104,8 +118,9 @@ def fetch_checkpoint(
             revision=revision,
             token=token,
             local_files_only=offline,
-            allow_patterns=list(_FILE_PATTERNS if weights else _FILE_PATTERNS[1:]),
-            ignore_patterns=["*/*"],  # files in subfolders are not part of the checkpoint
+            allow_patterns=[*_WEIGHT_PATTERNS, *_OTHER_PATTERNS] if weights else [*_OTHER_PATTERNS],
+            # Files in subfolders are not part of the checkpoint, except a Keras tokenizer.
+            ignore_patterns=["[!a]*/*", "a[!s]*/*", "*/*/*/*"],
             tqdm_class=None if progress else HiddenBar,
         )
     except (MemoryError, RecursionError):
@@ -115,6 +130,38 @@ def fetch_checkpoint(
         raise HubError(_explain(error, hub_id, revision, offline)) from error
     path = Path(folder)
     return FetchedCheckpoint(path=path, hub_id=hub_id, revision=path.name)
+
+
+def fetch_from_kaggle(name: str, *, offline: bool = False) -> Path:
+    """Download a model such as "kaggle://keras/paligemma/keras/pali_gemma_3b_224/4".
+
+    The last part, the version, may be left out. Returns its folder in the cache of `kagglehub`.
+    Raises HubError.
+    """
+    handle = name.removeprefix(KAGGLE_PREFIX)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+){3}(/\d+)?", handle):
+        raise HubError(
+            f"{name!r} is not a model of Kaggle; expected "
+            "kaggle://owner/model/framework/variation, perhaps with /version at the end."
+        )
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise HubError(
+            f"{name} needs the package kagglehub: pip install kagglehub. Or download the model "
+            "yourself and give its folder."
+        ) from error
+    if offline:
+        raise HubError(f"{name} cannot be found offline. Give the folder of a finished download.")
+    try:
+        return Path(kagglehub.model_download(handle))
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        raise HubError(
+            f"{name} could not be downloaded: {_first_line(error)}. Kaggle asks to accept the "
+            "license on the model's page and to log in: https://www.kaggle.com/settings."
+        ) from error
 
 
 def is_reachable(hub_id: str, timeout_seconds: float = 5.0) -> bool:

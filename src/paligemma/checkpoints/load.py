@@ -126,17 +126,18 @@ def _fill(
     """Write every parameter; return the names (in the files) of tensors that are not finite."""
     broken: dict[str, None] = {}
     for name, start, block, scales in _read_ahead(rows, parameters, adapter):
-        target = rows[name]
+        source, target = parameters[name], rows[name]
         if scales is not None:
+            assert isinstance(source, QuantizedRows)
             if check_finite and not is_finite(scales):
-                broken[parameters[name].name] = None
+                broken[source.scales_name] = None
             assert isinstance(target, WeightRows)
             target.write_stored(start, block, scales)
             continue
         low_rank = adapter.layers.get(name.removesuffix(".weight")) if adapter else None
         values = (low_rank.merged(block, start) if low_rank else block).to(dtype)
         if check_finite and not is_finite(values):
-            broken[parameters[name].name] = None
+            broken[source.name] = None
         target.write(start, values)
     return list(broken)
 

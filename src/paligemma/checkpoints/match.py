@@ -56,13 +56,13 @@ class QuantizedFileRows:
     def __init__(
         self, files: WeightFiles, names: tuple[str, str], shape: tuple[int, ...], form: WeightFormat
     ) -> None:
-        self.name, self.scales = names
+        self.name, self.scales_name = names
         self.shape, self.weight_format = shape, form
         self._files = files
 
     def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         values = self._files.read_rows(self.name, start, end)
-        return values, self._files.read_rows(self.scales, start, end)
+        return values, self._files.read_rows(self.scales_name, start, end)
 
     def read(self, start: int, end: int) -> Tensor:
         values, scales = self.read_stored(start, end)

@@ -112,6 +112,12 @@ class NpzStore:
         members: dict[str, _Member] = {}
         for info in infos:
             name = info.filename.removesuffix(".npy")
+            if name.endswith("data.pkl"):
+                raise CheckpointError(
+                    f"{self.path} is a pickle (torch.save), which can run code when opened, so it "
+                    "is never read. If you trust it, convert it to safetensors, for example with "
+                    "transformers' save_pretrained."
+                )
             if name == info.filename:
                 raise CheckpointError(
                     f"{self.path} contains {info.filename!r}, which is not an array (.npy). It is "

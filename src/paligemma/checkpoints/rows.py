@@ -48,6 +48,10 @@ class QuantizedRows(StoredRows, Protocol):
     @property
     def weight_format(self) -> WeightFormat: ...
 
+    @property
+    def scales_name(self) -> str:
+        """The name of the tensor of scales, for errors."""
+
     def read_stored(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Read bytes uint8[n, ...] and scales bfloat16[n, groups] of rows, as they are stored."""
 

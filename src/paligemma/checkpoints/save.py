@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -71,17 +71,20 @@ def save_model(
         raise CheckpointError(
             f"Weights cannot be stored as {stored_dtype}; choose float32, bfloat16 or float16."
         )
-    rows = weight_rows(model)
-    contents = Contents(
-        config=model.config,
-        parameters={name: _of_model(name, row, model.dtype) for name, row in rows.items()},
-        quantization=quantization_of(model),
-        tokenizer=tokenizer_proto,
-        files=extra_files or {},
-    )
+    contents = replace(contents_of(model), tokenizer=tokenizer_proto, files=extra_files or {})
     with new_folder(folder) as partial:
         write_hf(contents, partial, stored_dtype, max_shard_bytes)
     return Path(folder).absolute()
+
+
+def contents_of(model: PaliGemma) -> Contents:
+    """Return the config and weights of a model in memory."""
+    rows = weight_rows(model)
+    return Contents(
+        config=model.config,
+        parameters={name: _of_model(name, row, model.dtype) for name, row in rows.items()},
+        quantization=quantization_of(model),
+    )
 
 
 def write_hf(
@@ -113,6 +116,7 @@ class _QuantizedModelRows(_ModelRows):
 
     def __init__(self, name: str, rows: WeightRows) -> None:
         super().__init__(name, rows, torch.float32)
+        self.scales_name = name + SCALES_SUFFIX
         self.weight_format = rows.layer.weight_format
         self.read_stored = rows.read_stored
 
