@@ -139,7 +139,7 @@ def fetch_from_kaggle(name: str, *, offline: bool = False) -> Path:
     Raises HubError.
     """
     handle = name.removeprefix(KAGGLE_PREFIX)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+){3}(/\d+)?", handle):
+    if not re.fullmatch(rf"{_HUB_ID.pattern}/{_HUB_ID.pattern}(/\d+)?", handle):
         raise HubError(
             f"{name!r} is not a model of Kaggle; expected "
             "kaggle://owner/model/framework/variation, perhaps with /version at the end."
