@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paligemma.adapters.lora import LowRank
-from paligemma.checkpoints.adapter import Adapter, base_fingerprint
+from paligemma.checkpoints.adapter import Adapter, base_fingerprint, read_adapter
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import is_finite, row_blocks
@@ -95,6 +95,41 @@ class Plan:
             "bytes_to_write": self.num_bytes,
             "notes": list(self.notes),
         }
+
+
+def convert_checkpoint(
+    source: Path | str,
+    target: Path | str,
+    *,
+    to: TargetFormat | None = None,
+    dtype: str = "stored",
+    adapter: Path | str | None = None,
+    verify_target: bool = False,
+) -> Path:
+    """Convert a folder or file to another format; return the path of the target.
+
+    docs/formats.md lists formats and data types. `to` may be left out for targets that end in
+    ".npz" or ".sbs". An `adapter` is merged into the weights. `verify_target=True` reads the target
+    again and compares every weight.
+
+    Raises CheckpointError, NumericalError or OptionError; then nothing was written.
+
+    >>> convert_checkpoint("pt_224.npz", "my-folder", to="hf")  # doctest: +SKIP
+    PosixPath('/home/me/my-folder')
+    """
+    with open_checkpoint(Path(source)) as opened:
+        config = opened.contents.config
+        chosen = plan(
+            opened,
+            Path(target),
+            to=to,
+            dtype=dtype,
+            adapter=None if adapter is None else read_adapter(adapter, config),
+        )
+        written = run(chosen)
+        if verify_target:
+            verify(chosen)
+    return written
 
 
 def plan(
