@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from paligemma.config import DecoderConfig, Family, PaliGemmaConfig, VisionConfig
 from paligemma.inputs import ModelInputs
@@ -53,6 +54,17 @@ _DECODERS: dict[Family, DecoderConfig] = {
         rms_norm_eps=2e-5,
     ),
 }
+
+
+class TensorRows:
+    """A tensor as the `StoredRows` of a checkpoint."""
+
+    def __init__(self, name: str, values: Tensor) -> None:
+        self.name, self.values = name, values
+        self.shape, self.dtype = tuple(values.shape), values.dtype
+
+    def read(self, start: int, end: int) -> Tensor:
+        return self.values[start:end]
 
 
 def tiny_config(family: Family = "paligemma2", **decoder_fields: Any) -> PaliGemmaConfig:

@@ -34,7 +34,7 @@ from paligemma.checkpoints.sbs import (
 from paligemma.config import GEMMA2_27B, PaliGemmaConfig, VisionConfig, release_config
 from paligemma.errors import CheckpointError, OptionError
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import FAMILIES, tiny_config
+from tests.tiny import FAMILIES, TensorRows, tiny_config
 
 FILES = Path(__file__).parents[1] / "vectors" / "interop" / "gemma_cpp"
 OFFICIAL = {"t_bf16": "params_bf16", "t_sfp": "params_bf16", "t_pg1": "params_pg1"}
@@ -60,17 +60,6 @@ def sfp_steps(values: Tensor, expected: Tensor) -> Tensor:
     return (values.double() - expected.double()).abs() / steps.clamp(min=2**-25)
 
 
-class InMemory:
-    """Rows of a tensor."""
-
-    def __init__(self, name: str, values: Tensor) -> None:
-        self.name, self.values = name, values
-        self.shape, self.dtype = tuple(values.shape), values.dtype
-
-    def read(self, start: int, end: int) -> Tensor:
-        return self.values[start:end]
-
-
 def computable(config: PaliGemmaConfig, **vision_fields: Any) -> PaliGemmaConfig:
     """With the constants that gemma.cpp has in its code."""
     vision = replace(config.vision, layer_norm_eps=1e-6, **vision_fields)
@@ -84,7 +73,7 @@ def random_contents(
 ) -> Contents:
     generator = torch.Generator().manual_seed(5)
     rows: dict[str, StoredRows] = {
-        name: InMemory(name, (0.1 * torch.randn(shape, generator=generator)).to(dtype))
+        name: TensorRows(name, (0.1 * torch.randn(shape, generator=generator)).to(dtype))
         for name, shape in parameter_shapes(config).items()
     }
     return Contents(config=config, parameters=rows, **fields)
@@ -246,7 +235,7 @@ def test_a_large_weight_gets_a_scale_and_encodes_to_itself(tmp_path: Path) -> No
     name = "decoder.blocks.0.mlp.down_proj.weight"
     large = read_all(rows[name]).float()
     large[3, 5] = 7.7
-    rows[name] = InMemory(name, large)
+    rows[name] = TensorRows(name, large)
     write_sbs(replace(contents, parameters=rows), tmp_path / "m.sbs", "sfp")
     with closing(SbsFile(tmp_path / "m.sbs")) as file:
         scale = file.tensors["linear_w_0"].scale
@@ -543,7 +532,7 @@ def test_infinite_weights_have_no_sfp(tmp_path: Path) -> None:
     contents = random_contents(computable(tiny_config()))
     rows = dict(contents.parameters)
     name = "decoder.blocks.0.mlp.down_proj.weight"
-    rows[name] = InMemory(name, torch.full(rows[name].shape, float("inf")))
+    rows[name] = TensorRows(name, torch.full(rows[name].shape, float("inf")))
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         write_sbs(replace(contents, parameters=rows), tmp_path / "m.sbs", "sfp")
 

@@ -18,6 +18,7 @@ reader.py         read safetensors files, a few rows at a time
 files.py          strict JSON, and SHA-256 checksums
 tokenizer_file.py find the tokenizer next to weights
 hub.py            download models: the only file that uses the network
+siglip.py         load the vision encoder of a SigLIP model into ours
 adapter.py        read and write adapters in peft's format
 trained_on.py     what a model or adapter was trained on, and how it was asked
 """
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from paligemma.checkpoints.rows import Contents as Contents
     from paligemma.checkpoints.rows import StoredRows as StoredRows
     from paligemma.checkpoints.save import save_model as save_model
+    from paligemma.checkpoints.siglip import load_vision_tower as load_vision_tower
     from paligemma.checkpoints.trained_on import TrainedOn as TrainedOn
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from paligemma.config import release_config
@@ -65,6 +67,7 @@ def test_large_models_compute_blocks_twice_and_small_ones_do_not() -> None:
         ({"epochs": 2.0, "steps": 3}, "give one of the two"),
         ({"method": "full", "dora": True}, "forms of adapters"),
         ({"method": "lora", "bfloat16_weights": True}, "always float32"),
+        ({"vision_tower": Path("tower.safetensors")}, "method='frozen-encoder'"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

@@ -244,3 +244,28 @@ def test_data_that_teach_nothing_are_an_error_before_training(tmp_path: Path) ->
     (tmp_path / "data.jsonl").write_text(line + "\n")
     with pytest.raises(DataError):
         run(options(tmp_path / "data.jsonl", validation_split=0.0), tmp_path / "out")
+
+
+def test_training_can_start_from_the_vision_encoder_of_a_siglip_model(
+    labels: Path, tmp_path: Path
+) -> None:
+    tower = paligemma.load("mini", weights="float32")
+    with torch.no_grad():
+        tower.model.vision_encoder.post_layernorm.weight.mul_(1.5)
+    expected = {name: p.clone() for name, p in tower.model.vision_encoder.named_parameters()}
+    tower.save(tmp_path / "tower")
+    said: list[str] = []
+    chosen = options(
+        labels,
+        method="frozen-encoder",
+        vision_tower=tmp_path / "tower",
+        steps=1,
+        validation_split=0,
+    )
+    result = run(chosen, tmp_path / "run", on_event=said.append)
+    assert result is not None
+    assert any("train at least the projector" in line for line in said)
+    trained = paligemma.load(result.saved, weights="float32").model
+    for name, ours in trained.vision_encoder.named_parameters():
+        assert torch.equal(ours, expected[name]), name
+    assert not torch.equal(trained.projector.linear.weight, tower.model.projector.linear.weight)

@@ -38,6 +38,10 @@ class RunOptions(ReadOptions, ObjectOptions):
     """Model to start from: mini, a hub id such as google/paligemma2-3b-pt-224, or a folder."""
     from_adapter: Annotated[Path | None, Option(flags=("--from",), shown_default="none")] = None
     """Adapter of an earlier run, to train further in a new run. Its rank, form and parts stay."""
+    vision_tower: Annotated[Path | None, Option(shown_default="none")] = None
+    """Vision encoder to start from instead of the model's: a .safetensors file of a SigLIP model by
+    timm, open_clip or transformers, or an .npz file of big_vision. For the methods full and
+    frozen-encoder."""
     method: Annotated[Method | None, Option(shown_default="lora; with a recipe full")] = None
     """Weights to train: adapters (lora), adapters on a quantized base (qlora), all (full), or all
     except the vision encoder's (frozen-encoder)."""
@@ -131,6 +135,12 @@ class RunOptions(ReadOptions, ObjectOptions):
             )
         if self.from_adapter is not None:
             self._check_continuation()
+        if self.vision_tower is not None and self.trains_adapters:
+            raise OptionError(
+                "vision_tower needs a method that saves a whole model: adapters belong to the "
+                "encoder of the model that they were trained on. Use method='frozen-encoder' or "
+                "'full'."
+            )
         if self.bfloat16_weights and self.trains_adapters:
             raise OptionError(
                 "bfloat16_weights is for methods that train the weights themselves; adapters are "

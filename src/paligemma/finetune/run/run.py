@@ -25,6 +25,7 @@ from typing import Any
 from paligemma.adapters.lora import add_lora, lora_parameters
 from paligemma.checkpoints.adapter import ADAPTER_WEIGHTS
 from paligemma.checkpoints.files import sha256_of
+from paligemma.checkpoints.siglip import load_vision_tower
 from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.data.check import check_data
 from paligemma.data.open import Records, check_number_of_bad, open_data, write_bad
@@ -123,7 +124,7 @@ def _train(
     records = open_data(options.data, read_options(options))
     report(f"{records.format}: {records.summary} ({counted(len(records), 'record')})")
     parts = _split(options, records)
-    predictor = _load(options)
+    predictor = _load(options, report)
     if predictor.note:
         report(predictor.note)
     records = _with_earlier_order(records, predictor.trained_on, report)
@@ -171,7 +172,8 @@ def _train(
             "model": options.model,
             "adapters": _adapters(options),
             "images": _images_digest(parts),
-        },
+        }
+        | ({"vision_tower": str(options.vision_tower)} if options.vision_tower else {}),
     )
     if not world.is_first:
         shutil.rmtree(folder, ignore_errors=True)
@@ -265,14 +267,18 @@ def _validation_data(options: RunOptions, records: Records) -> Records | None:
         ) from error
 
 
-def _load(options: RunOptions) -> Predictor:
+def _load(options: RunOptions, report: Callable[[str], None] = lambda text: None) -> Predictor:
     recipe = options.loaded_recipe
     resize = options.resize or (None if recipe is None else recipe.resize)
     weights: Weights = Plain("bfloat16" if options.bfloat16_weights else "float32")
     if options.trains_adapters:
         is_quantized = options.chosen_method == "qlora"
         weights = Trainable(options.base_format) if is_quantized else Trainable()
-    return load(options.model, weights=weights, adapter=options.from_adapter, resize=resize)
+    predictor = load(options.model, weights=weights, adapter=options.from_adapter, resize=resize)
+    if options.vision_tower is not None:
+        for note in load_vision_tower(predictor.model, options.vision_tower):
+            report(note)
+    return predictor
 
 
 def _adapted(options: RunOptions, predictor: Predictor) -> Predictor:
