@@ -19,6 +19,8 @@
     count_ece      expected calibration error of these answers' scores
     ocr_exact      share of scenes with words whose whole text is read correctly
     mask_iou       mean IoU of masks of `segment`, over objects whose box and label match
+    codec_iou      mean IoU of the masks that the codec makes of the true masks and boxes, over all
+                   objects: the limit of mask_iou (None if the model has no codec)
     matched_masks  share of all objects that `segment` matched in this way
     unparsable     outputs of `detect` and `segment` with a malformed or truncated object, or with
                    text but no object
@@ -50,6 +52,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mini import language
@@ -68,6 +71,7 @@ from paligemma.predictor import Predictor
 from paligemma.processor.image import LoadedImage
 from paligemma.results import BoxXyxy, Detection, Detections, Segment, Segments
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.seg_codec import MaskCodec, crop_mask, paste_mask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
@@ -146,6 +150,7 @@ def evaluate(
     predicted: list[list[FoundObject]] = []
     true: list[ReferenceImage] = []
     mask_ious: list[float] = []
+    codec_ious: list[float] = []
     texts: list[tuple[int, int, int]] = []
     absent: list[bool] = []
     for start in range(0, scenes, _CHUNK):
@@ -156,6 +161,7 @@ def evaluate(
             predicted.append(guess)
             true.append(truth)
             mask_ious += _mask_ious(scene, answers["segment"])
+            codec_ious += _codec_ious(scene, predictor.mask_codec)
             absent.append(not answers["absent"])
             if answers["words"] is not None:
                 texts.append(_text_matches(scene, answers["words"]))
@@ -179,6 +185,7 @@ def evaluate(
         ),
         "ocr_exact": _share(reads),
         "mask_iou": _share(mask_ious),
+        "codec_iou": _share(codec_ious),
         "matched_masks": _rounded(len(mask_ious) / max(1, sum(len(t.objects) for t in true))),
         "unparsable": sum(record["num_unparsable"] for record in records),
         "repeating": sum(record["num_repeating"] for record in records),
@@ -475,6 +482,21 @@ def _mask_ious(scene: Scene, segments: Segments | None) -> list[float]:
     return [
         mask_iou(segment.mask, scene.object_mask(index, RESOLUTION))
         for segment, index in match_objects(segments, true_boxes(scene).objects, 0.5)
+    ]
+
+
+def _codec_ious(scene: Scene, codec: MaskCodec | None) -> list[float]:
+    """IoU of each object's mask with itself, encoded and decoded in its true box."""
+    if codec is None or not scene.objects:
+        return []
+    masks = [scene.object_mask(index, RESOLUTION) for index in range(len(scene.objects))]
+    crops = [
+        crop_mask(mask, thing.box_xyxy) for mask, thing in zip(masks, scene.objects, strict=True)
+    ]
+    decoded = codec.decode_masks(codec.encode_masks(torch.from_numpy(np.stack(crops))))
+    return [
+        mask_iou(paste_mask(part.numpy(), _pixels(thing.box_xyxy), mask.shape[::-1]), mask)
+        for part, thing, mask in zip(decoded, scene.objects, masks, strict=True)
     ]
 
 
