@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 from paligemma.config import DECODERS, DecoderConfig, PaliGemmaConfig
 from paligemma.errors import CheckpointError, OptionError
@@ -10,6 +13,50 @@ from paligemma.errors import CheckpointError, OptionError
 MAX_DEPTH = 512
 MAX_SIZE = 2**22
 """Limit of all other dimensions; the largest released one is the vocabulary, 2^18."""
+
+
+class Section:
+    """A JSON object of the file, with defaults, validation, and errors that name the key."""
+
+    def __init__(
+        self, path: Path, name: str, content: Any, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: {name} is missing or not an object {{...}}.")
+        self.path, self.name = path, name
+        self.content = {**(defaults or {}), **content}
+
+    def get(self, key: str) -> Any:
+        return self.content.get(key)
+
+    def refuse(self, key: str, expected: str) -> CheckpointError:
+        value = repr(self.get(key))
+        value = value if len(value) <= 80 else value[:77] + "..."
+        return CheckpointError(
+            f"{self.path}: {self.name}.{key} is {value}; {expected}. "
+            "This package cannot run such a model."
+        )
+
+    def whole(self, key: str, limit: int = MAX_SIZE) -> int:
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            raise self.refuse(key, f"expected a whole number from 1 to {limit}")
+        return value
+
+    def positive(self, key: str) -> float:
+        value = self.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < 1e12:
+            raise self.refuse(key, "expected a number above 0")
+        return float(value)
+
+    def positive_or_none(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.positive(key)
+
+    def require(self, key: str, *allowed: object) -> None:
+        """Raise unless the key is missing or has one of these values."""
+        if self.get(key) is not None and self.get(key) not in allowed:
+            raise self.refuse(key, "expected " + " or ".join(map(repr, allowed)))
 
 
 def check_window(sliding_window: int, *, is_gemma2: bool) -> None:

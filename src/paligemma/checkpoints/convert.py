@@ -25,7 +25,7 @@ from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_besid
 from paligemma.config import count_parameters
 from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
 
-TargetFormat = Literal["hf", "npz", "sbs"]
+TargetFormat = Literal["hf", "npz", "keras", "sbs"]
 """The formats that can be written."""
 
 
@@ -39,12 +39,13 @@ class _Writer:
     has_tokenizer: bool = False
     """Whether that file contains the tokenizer."""
     losses: str | None = None
-    """"module:function" that says what is rounded, given contents and dtype."""
+    """"module:function" that says what is rounded or lost, given contents and dtype."""
 
 
 _WRITERS: Mapping[TargetFormat, _Writer] = {
     "hf": _Writer(function="save:write_hf"),
     "npz": _Writer(function="big_vision:write_big_vision", suffix=".npz"),
+    "keras": _Writer(function="keras:write_keras", losses="keras:losses"),
     "sbs": _Writer(
         function="gemma_cpp:write_sbs",
         dtypes=("float32", "bfloat16", "sfp"),
@@ -171,7 +172,7 @@ def plan(
         notes += _function(writer.losses)(contents, _dtype(dtype))
     contents = replace(contents, files=_kept_files(source.folder))
     result = Plan(
-        source=source, target=target, to=to, dtype=dtype, contents=contents, notes=tuple(notes)
+        source=source, target=target, to=to, dtype=dtype, contents=contents, notes=tuple(dict.fromkeys(notes))
     )
     _check_target(result)
     return result

@@ -9,12 +9,11 @@ refused, never ignored. Keys that request running code (`auto_map`) have no effe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paligemma.checkpoints.config_checks import MAX_DEPTH, MAX_SIZE, check_window
+from paligemma.checkpoints.config_checks import MAX_DEPTH, Section, check_window
 from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf import num_table_rows
 from paligemma.checkpoints.quantized import describe, read_description
@@ -78,50 +77,6 @@ class StoredConfig:
     quantization: Quantization | None = None
 
 
-class _Section:
-    """A JSON object of the file, with defaults, validation, and errors that name the key."""
-
-    def __init__(
-        self, path: Path, name: str, content: Any, defaults: Mapping[str, Any] | None = None
-    ) -> None:
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: {name} is missing or not an object {{...}}.")
-        self.path, self.name = path, name
-        self.content = {**(defaults or {}), **content}
-
-    def get(self, key: str) -> Any:
-        return self.content.get(key)
-
-    def refuse(self, key: str, expected: str) -> CheckpointError:
-        value = repr(self.get(key))
-        value = value if len(value) <= 80 else value[:77] + "..."
-        return CheckpointError(
-            f"{self.path}: {self.name}.{key} is {value}; {expected}. "
-            "This package cannot run such a model."
-        )
-
-    def whole(self, key: str, limit: int = MAX_SIZE) -> int:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-            raise self.refuse(key, f"expected a whole number from 1 to {limit}")
-        return value
-
-    def positive(self, key: str) -> float:
-        value = self.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value < 1e12:
-            raise self.refuse(key, "expected a number above 0")
-        return float(value)
-
-    def positive_or_none(self, key: str) -> float | None:
-        return None if self.get(key) is None else self.positive(key)
-
-    def require(self, key: str, *allowed: object) -> None:
-        """Raise unless the key is missing or has one of these values."""
-        if self.get(key) is not None and self.get(key) not in allowed:
-            raise self.refuse(key, "expected " + " or ".join(map(repr, allowed)))
-
-
 def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
     """Read `config.json` of a checkpoint folder.
 
@@ -140,7 +95,7 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
             "config, weights and tokenizer."
         )
     content = read_json(path)
-    top = _Section(path, "config", content)
+    top = Section(path, "config", content)
     if top.get("model_type") != "paligemma":
         raise top.refuse("model_type", "expected 'paligemma' (PaliGemma 1 and 2)")
     if top.get("quantization_config") is not None:
@@ -149,12 +104,12 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     text = content.get("text_config")
     model_type = text.get("model_type") if isinstance(text, dict) else None
     defaults = _TEXT_DEFAULTS.get(model_type) if isinstance(model_type, str) else None
-    text = _Section(path, "text_config", text, defaults)
+    text = Section(path, "text_config", text, defaults)
     if defaults is None:
         raise text.refuse("model_type", "expected 'gemma' or 'gemma2'")
     if sliding_window is not None:
         check_window(sliding_window, is_gemma2=model_type == "gemma2")
-    vision = _Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
+    vision = Section(path, "vision_config", content.get("vision_config"), _VISION_DEFAULTS)
     table_rows = text.whole("vocab_size")
     image_token = _read_image_token(top)
     vocab_size = image_token if _is_padded(top, image_token, table_rows) else table_rows
@@ -170,7 +125,7 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     return StoredConfig(config=config, table_rows=table_rows, quantization=quantization)
 
 
-def _refuse_foreign_quantization(top: _Section) -> CheckpointError:
+def _refuse_foreign_quantization(top: Section) -> CheckpointError:
     section = top.get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None
     by = "" if method is None else f" by {method!r}"
@@ -181,7 +136,7 @@ def _refuse_foreign_quantization(top: _Section) -> CheckpointError:
     )
 
 
-def _read_image_token(top: _Section) -> int:
+def _read_image_token(top: Section) -> int:
     """Return the id of the image placeholder, which may exceed the rows of the table."""
     for key in ("image_token_index", "image_token_id"):
         if top.get(key) is not None:
@@ -189,7 +144,7 @@ def _read_image_token(top: _Section) -> int:
     return _IMAGE_TOKEN_INDEX
 
 
-def _is_padded(top: _Section, image_token: int, table_rows: int) -> bool:
+def _is_padded(top: Section, image_token: int, table_rows: int) -> bool:
     """Return whether the rows from `image_token` on are padding."""
     if (image_token, table_rows) == (_RELEASED_VOCABULARY, _RELEASED_TABLE_ROWS):
         return True
@@ -197,7 +152,7 @@ def _is_padded(top: _Section, image_token: int, table_rows: int) -> bool:
     return not by_transformers and num_table_rows(image_token) == table_rows
 
 
-def _read_vision(section: _Section) -> VisionConfig:
+def _read_vision(section: Section) -> VisionConfig:
     section.require("model_type", "siglip_vision_model")
     section.require("hidden_act", "gelu_pytorch_tanh")
     section.require("num_channels", 3)
@@ -212,7 +167,7 @@ def _read_vision(section: _Section) -> VisionConfig:
     )
 
 
-def _read_decoder(section: _Section, vocab_size: int, sliding_window: int | None) -> DecoderConfig:
+def _read_decoder(section: Section, vocab_size: int, sliding_window: int | None) -> DecoderConfig:
     is_gemma2 = section.get("model_type") == "gemma2"
     # Files of Gemma 1 say "gelu" but mean the tanh approximation, as transformers does.
     section.require("hidden_act", "gelu_pytorch_tanh", "gelu")
@@ -242,7 +197,7 @@ def _read_decoder(section: _Section, vocab_size: int, sliding_window: int | None
     )
 
 
-def _read_sliding_layers(section: _Section, depth: int) -> tuple[bool, ...]:
+def _read_sliding_layers(section: Section, depth: int) -> tuple[bool, ...]:
     """Return which layers use the window, from `layer_types`; by default the even ones."""
     types = section.get("layer_types")
     if types is None or types == ["full_attention"] * depth:
@@ -253,12 +208,12 @@ def _read_sliding_layers(section: _Section, depth: int) -> tuple[bool, ...]:
     return tuple(t == "sliding_attention" for t in types)
 
 
-def _read_rope_theta(section: _Section) -> float:
+def _read_rope_theta(section: Section) -> float:
     if section.get("rope_scaling") is not None:
         raise section.refuse("rope_scaling", "scaled rotary positions are not supported")
     if section.get("rope_parameters") is None:
         return _ROPE_THETA if section.get("rope_theta") is None else section.positive("rope_theta")
-    rope = _Section(
+    rope = Section(
         section.path,
         f"{section.name}.rope_parameters",
         section.get("rope_parameters"),

@@ -10,6 +10,8 @@ from paligemma.checkpoints.big_vision import PREFIXES, open_npz
 from paligemma.checkpoints.gemma_cpp import open_sbs
 from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hf_folder import open_hf
+from paligemma.checkpoints.keras import open_keras
+from paligemma.checkpoints.keras_config import is_preset
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.tokenizer_file import read_tokenizer
 from paligemma.config import PaliGemmaConfig
@@ -41,7 +43,7 @@ def read_config_and_tokenizer(path: Path) -> tuple[PaliGemmaConfig, bytes | None
     Raises CheckpointError.
     """
     path = Path(os.path.expanduser(path))
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and not is_preset(path):
         return read_config(path).config, read_tokenizer(path)
     with open_checkpoint(path) as checkpoint:
         return checkpoint.contents.config, checkpoint.contents.tokenizer
@@ -49,6 +51,8 @@ def read_config_and_tokenizer(path: Path) -> tuple[PaliGemmaConfig, bytes | None
 
 def _open_folder(folder: Path, sliding_window: int | None) -> OpenCheckpoint:
     config = folder / "config.json"
+    if is_preset(folder):
+        return open_keras(folder, sliding_window)
     if config.is_file():
         return open_hf(folder, sliding_window)
     if files := [path for path in sorted(folder.iterdir()) if is_single_file(path)]:

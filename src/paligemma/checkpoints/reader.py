@@ -171,7 +171,7 @@ class WeightFiles:
             )
 
     def _open_file(self, path: Path) -> dict[str, StoredTensor]:
-        self._check_location(path)
+        check_location(path, self.folder)
         try:
             # The library's parser refuses files that are truncated, empty, have overlaps or gaps,
             # or would exhaust memory. It does not detect duplicate names and does not expose
@@ -200,27 +200,30 @@ class WeightFiles:
             )
         return tensors
 
-    def _check_location(self, path: Path) -> None:
-        """Raise unless this is a regular file in the folder, or in the hub cache around it."""
-        try:
-            # Unlike Path.resolve, which raises RuntimeError for circular links before Python 3.13.
-            target = Path(os.path.realpath(path, strict=True))
-            regular = stat.S_ISREG(target.stat().st_mode)
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} is missing or unreadable ({error.strerror}). The checkpoint is "
-                "incomplete; download or copy it again."
-            ) from error
-        if not regular:
-            raise CheckpointError(f"{path} is not a regular file. Copy the file into the folder.")
-        allowed = self.folder
-        if self.folder.parent.name == "snapshots":  # hub cache: <model>/snapshots/<revision>
-            allowed = self.folder.parent.parent
-        if not target.is_relative_to(allowed):
-            raise CheckpointError(
-                f"{path} is a link to {target}, outside the checkpoint. Copy the file into the "
-                "folder, or give the folder that contains it."
-            )
+
+def check_location(path: Path, folder: Path) -> None:
+    """Raise unless this is a regular file in the resolved folder, or in the hub cache
+    around it.
+    """
+    try:
+        # Unlike Path.resolve, which raises RuntimeError for circular links before Python 3.13.
+        target = Path(os.path.realpath(path, strict=True))
+        regular = stat.S_ISREG(target.stat().st_mode)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is missing or unreadable ({error.strerror}). The checkpoint is "
+            "incomplete; download or copy it again."
+        ) from error
+    if not regular:
+        raise CheckpointError(f"{path} is not a regular file. Copy the file into the folder.")
+    allowed = folder
+    if folder.parent.name == "snapshots":  # hub cache: <model>/snapshots/<revision>
+        allowed = folder.parent.parent
+    if not target.is_relative_to(allowed):
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside the checkpoint. Copy the file into the "
+            "folder, or give the folder that contains it."
+        )
 
 
 def single_file(stem: str) -> str:

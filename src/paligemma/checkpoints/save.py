@@ -140,9 +140,11 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
-        write_json(partial / CHECKSUM_FILE, {"sha256": sums})
-        for path in (*partial.iterdir(), partial):
+        files = [path for path in sorted(partial.iterdir()) if path.is_file()]
+        write_json(
+            partial / CHECKSUM_FILE, {"sha256": {path.name: sha256_of(path) for path in files}}
+        )
+        for path in (*partial.rglob("*"), partial):
             flush(path)
         partial.rename(folder)
         flush(folder.parent)

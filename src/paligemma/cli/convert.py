@@ -18,7 +18,7 @@ from paligemma.options import Option
 if TYPE_CHECKING:
     from paligemma.checkpoints.convert import Comparison, Plan
 
-_FORMATS = Literal["hf", "npz", "sbs"]
+_FORMATS = Literal["hf", "npz", "keras", "sbs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class ConvertOptions:
     """What to convert a checkpoint to."""
 
     to: Annotated[_FORMATS | None, Option(shown_default="by the suffix of TARGET")] = None
-    """Format to write. hf: folder of Hugging Face. npz: file of big_vision (JAX). sbs: file of
-    gemma.cpp."""
+    """Format to write. hf: folder of Hugging Face. npz: file of big_vision (JAX). keras: preset of
+    keras-hub. sbs: file of gemma.cpp."""
     dtype: str = "stored"
     """Data type to write: stored, float32, bfloat16 or float16; for sbs also sfp (8 bits). stored
     keeps that of the source."""
