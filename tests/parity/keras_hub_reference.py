@@ -39,7 +39,7 @@ def write(
             fan_in = variable.shape[0] if len(variable.shape) > 1 else 4
             variable.assign(rng.normal(size=variable.shape) / np.sqrt(fan_in))
     inputs = _random_inputs(rng, settings["image_size"], settings["vocabulary_size"])
-    np.savez(arrays, **inputs, **_outputs(backbone, inputs))
+    _save(arrays, inputs | _outputs(backbone, inputs))
     if quantize:
         backbone.quantize(quantize)
     if shard_gigabytes is None:
@@ -53,7 +53,7 @@ def read(folder: str, arrays: str, seed: int) -> None:
     backbone = keras_hub.models.Backbone.from_preset(folder)
     rng = np.random.default_rng(seed)
     inputs = _random_inputs(rng, backbone.image_size, backbone.vocabulary_size)
-    np.savez(arrays, **inputs, **_outputs(backbone, inputs))
+    _save(arrays, inputs | _outputs(backbone, inputs))
 
 
 def generate(folder: str, arrays: str, image: str, prompt: str, length: int) -> None:
@@ -65,14 +65,18 @@ def generate(folder: str, arrays: str, image: str, prompt: str, length: int) -> 
     prepared = model.preprocessor.generate_preprocess(batch, sequence_length=length)
     model.preprocessor = None
     answered = model.generate(prepared, stop_token_ids=None)
-    np.savez(
-        arrays,
-        tokens=np.asarray(tokens),
-        prepared_ids=np.asarray(prepared["token_ids"]),
-        num_prepared=np.asarray(prepared["padding_mask"]).sum(),
-        pixels=np.asarray(prepared["images"]),
-        answered_ids=np.asarray(answered["token_ids"]),
-    )
+    outputs = {
+        "tokens": tokens,
+        "prepared_ids": prepared["token_ids"],
+        "num_prepared": np.asarray(prepared["padding_mask"]).sum(),
+        "pixels": prepared["images"],
+        "answered_ids": answered["token_ids"],
+    }
+    _save(arrays, outputs)
+
+
+def _save(path: str, arrays: dict[str, Any]) -> None:
+    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
 def _random_inputs(
@@ -94,5 +98,6 @@ def _outputs(backbone: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        {"write": write, "read": read, "generate": generate}[job.pop("function")](**job)
+        function: Any = {"write": write, "read": read, "generate": generate}[job.pop("function")]
+        function(**job)
         print("done", flush=True)

@@ -30,7 +30,7 @@ from paligemma.engine.generate import generate
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.image import ImageTransform, pixel_array
-from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, randomize, tiny_config
+from tests.tiny import FLOAT32_TOLERANCE, randomize, tiny_config
 
 PYTHON = os.environ.get("KERAS_HUB_PYTHON") or (
     sys.executable if importlib.util.find_spec("keras_hub") else None

@@ -172,7 +172,12 @@ def plan(
         notes += _function(writer.losses)(contents, _dtype(dtype))
     contents = replace(contents, files=_kept_files(source.folder))
     result = Plan(
-        source=source, target=target, to=to, dtype=dtype, contents=contents, notes=tuple(dict.fromkeys(notes))
+        source=source,
+        target=target,
+        to=to,
+        dtype=dtype,
+        contents=contents,
+        notes=tuple(dict.fromkeys(notes)),
     )
     _check_target(result)
     return result

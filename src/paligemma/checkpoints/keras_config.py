@@ -74,6 +74,8 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
             f"{_BACKBONE!r}. Give the folder of a PaliGemma preset."
         )
     section = Section(path, "config", content.get("config"), _DEFAULTS)
+    if sliding_window is not None:
+        check_window(sliding_window, is_gemma2=_flag(section, "use_post_ffw_norm"))
     config = _read_backbone(section, sliding_window)
     modes = _quantization_modes(section.get("dtype"))
     if modes - {"int8"}:
@@ -129,8 +131,6 @@ def _read_decoder(section: Section, sliding_window: int | None) -> DecoderConfig
     by_head_dim = _flag(section, "query_head_dim_normalize")
     if not by_head_dim and width < num_heads:
         raise section.refuse("hidden_dim", f"expected at least num_query_heads, {num_heads}")
-    if sliding_window is not None:
-        check_window(sliding_window, is_gemma2=post_norms)
     return DecoderConfig(
         vocab_size=section.whole("vocabulary_size"),
         width=width,
