@@ -76,7 +76,8 @@ def generate(folder: str, arrays: str, image: str, prompt: str, length: int) -> 
 
 
 def _save(path: str, arrays: dict[str, Any]) -> None:
-    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
+    values: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(path, **values)
 
 
 def _random_inputs(
