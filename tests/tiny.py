@@ -99,13 +99,13 @@ def tiny_model(family: Family = "paligemma2", seed: int = 0, **decoder_fields: A
     return model.eval()
 
 
-def varied_model(family: Family = "paligemma2") -> PaliGemma:
+def varied_model(family: Family = "paligemma2", **decoder_fields: Any) -> PaliGemma:
     """A tiny model that says something else at every step, and is sure of it.
 
     A tied model with a strong embedding repeats its last token, and narrow caps make ties.
     """
     wide: dict[str, Any] = {"attn_logit_softcap": 20.0, "final_logit_softcap": 30.0}
-    model = tiny_model(family, **(wide if family == "paligemma2" else {}))
+    model = tiny_model(family, **(wide if family == "paligemma2" else {}), **decoder_fields)
     with torch.no_grad():
         model.decoder.embedding.weight.mul_(0.05)
         model.decoder.final_norm.weight.add_(20.0)

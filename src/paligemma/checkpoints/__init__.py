@@ -17,6 +17,7 @@ save.py           save a model to a folder, atomically
 reader.py         read safetensors files, a few rows at a time
 files.py          strict JSON, and SHA-256 checksums
 tokenizer_file.py find the tokenizer next to weights
+tokenizer_json.py SentencePiece model -> tokenizer.json
 hub.py            download models: the only file that uses the network
 siglip.py         load the vision encoder of a SigLIP model into ours
 adapter.py        read and write adapters in peft's format
