@@ -18,10 +18,12 @@ from onnx import numpy_helper
 from torch import Tensor
 
 import paligemma
+from paligemma.checkpoints import convert
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.onnx import graph as graph_module
 from paligemma.checkpoints.onnx.folder import write_onnx
 from paligemma.checkpoints.onnx.weights import VARIANTS, Variant
+from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.rows import Contents
 from paligemma.config import Family
 from paligemma.engine.generate import generate
@@ -44,6 +46,7 @@ TABLE = "decoder.embedding.weight"
 @dataclass(frozen=True)
 class MemoryRows:
     values: Tensor
+    name: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +61,7 @@ class MemoryRows:
 
 
 def contents_of(model: PaliGemma, tokenizer: bytes | None) -> Contents:
-    rows = {name: MemoryRows(p.detach()) for name, p in model.named_parameters()}
+    rows = {name: MemoryRows(p.detach(), name) for name, p in model.named_parameters()}
     return Contents(config=model.config, parameters=rows, tokenizer=tokenizer)
 
 
@@ -294,6 +297,21 @@ def test_mini(tmp_path: Path) -> None:
     assert config["transformers.js_config"] == {"dtype": "fp32"}
 
 
+def test_convert(tmp_path: Path) -> None:
+    with open_checkpoint(MINI) as source:
+        plan = convert.plan(source, tmp_path / "mini", to="onnx", dtype="fp16,q4")
+        folder = convert.run(plan)
+        with pytest.raises(OptionError, match="cannot be verified"):
+            convert.check_verifiable(plan)
+        assert convert.plan(source, tmp_path / "other", to="onnx").dtype == "fp16"
+        with pytest.raises(OptionError, match="one of 'stored', 'fp32', 'fp16'"):
+            convert.plan(source, tmp_path / "other", to="onnx", dtype="fp16,float32")
+    assert len(list((folder / "onnx").iterdir())) == 6
+    assert (folder / "mask_codec.npz").read_bytes() == (MINI / "mask_codec.npz").read_bytes()
+    with pytest.raises(CheckpointError, match="is an ONNX export"):
+        open_checkpoint(folder)
+
+
 def test_weights_in_data_files(
     tmp_path: Path,
     tiny_models: Any,
@@ -329,7 +347,7 @@ def test_reads_a_few_rows_at_a_time(tmp_path: Path, tiny_tokenizer: Tokenizer) -
             largest_read = max(largest_read, self.values[start:end].numel())
             return super().read(start, end)
 
-    rows = {name: Watched(p.detach()) for name, p in model.named_parameters()}
+    rows = {name: Watched(p.detach(), name) for name, p in model.named_parameters()}
     contents = Contents(config=model.config, parameters=rows, tokenizer=tiny_tokenizer.model_proto)
     write_onnx(contents, tmp_path, ["fp16", "q4"])
     assert largest_read <= 2**20 < model.decoder.embedding.weight.numel()

@@ -25,7 +25,7 @@ from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_besid
 from paligemma.config import count_parameters
 from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
 
-TargetFormat = Literal["hf", "npz", "keras", "sbs"]
+TargetFormat = Literal["hf", "npz", "keras", "sbs", "onnx"]
 """The formats that can be written."""
 
 
@@ -40,6 +40,10 @@ class _Writer:
     """Whether that file contains the tokenizer."""
     losses: str | None = None
     """"module:function" that says what is rounded or lost, given contents and dtype."""
+    takes_several: bool = False
+    """Whether several dtypes, separated by commas, can be written into one folder."""
+    is_read: bool = True
+    """Whether the format can be read again."""
 
 
 _WRITERS: Mapping[TargetFormat, _Writer] = {
@@ -53,8 +57,17 @@ _WRITERS: Mapping[TargetFormat, _Writer] = {
         has_tokenizer=True,
         losses="gemma_cpp:losses",
     ),
+    "onnx": _Writer(
+        function="onnx.folder:write_onnx",
+        dtypes=("fp32", "fp16", "uint8", "q8", "q4", "q4f16"),
+        takes_several=True,
+        is_read=False,
+    ),
 }
-_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+_STORED_IN_ONNX = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
+_TORCH_DTYPES = ("float32", "bfloat16", "float16")
+_BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp32": 32, "fp16": 16, "q4": 5, "q4f16": 5}
+"""Bits per weight; 8 in dtypes that are not listed."""
 _KEPT_FILES = ("mask_codec.npz", "vae-oid.npz", "trained_on.json")
 _LEAST_FREE_BYTES = 50_000_000
 
@@ -81,7 +94,8 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """The size of the weights to write, about."""
-        return count_parameters(self.contents.config) * _BITS.get(self.dtype, 8) // 8
+        num_bits = sum(_BITS.get(dtype, 8) for dtype in self.dtype.split(","))
+        return count_parameters(self.contents.config) * num_bits // 8
 
     def describe(self) -> dict[str, Any]:
         """Return the plan for display."""
@@ -167,7 +181,9 @@ def plan(
         )
         contents = _dequantized(contents)
     if dtype == "stored":
-        dtype = "bfloat16" if contents.quantization else _widest(contents, writer.dtypes)
+        dtype = "bfloat16" if contents.quantization else _widest(contents)
+        dtype = _STORED_IN_ONNX[dtype] if to == "onnx" else dtype
+        dtype = dtype if dtype in writer.dtypes else "float32"
     if writer.losses is not None:
         notes += _function(writer.losses)(contents, _dtype(dtype))
     contents = replace(contents, files=_kept_files(source.folder))
@@ -193,7 +209,8 @@ def run(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -
     NumericalError for values that are not finite in the dtype of the target.
     """
     writer = _WRITERS[plan.to]
-    write, dtype = _function(writer.function), _dtype(plan.dtype)
+    write = _function(writer.function)
+    dtype = plan.dtype.split(",") if writer.takes_several else _dtype(plan.dtype)
     contents = replace(
         plan.contents,
         parameters={
@@ -215,6 +232,15 @@ def run(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -
     return plan.target
 
 
+def check_verifiable(plan: Plan) -> None:
+    """Raise OptionError if the target cannot be read again and compared with the source."""
+    if not _WRITERS[plan.to].is_read:
+        raise OptionError(
+            f"The format {plan.to!r} cannot be read again, so it cannot be verified. Convert "
+            "without verification, and compare what the programs answer (docs/formats.md)."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """How the parameters of a written checkpoint compare with what should have been written."""
@@ -231,7 +257,7 @@ def verify(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None
     Source values are first rounded to the dtype of the target. Raises CheckpointError if the target
     cannot be read, or differs although its dtype can hold the values.
     """
-    dtype = getattr(torch, plan.dtype) if plan.dtype in _BITS else None
+    dtype = getattr(torch, plan.dtype) if plan.dtype in _TORCH_DTYPES else None
     num_equal, differences = 0, {}
     with open_checkpoint(plan.target) as written:
         for name, rows in plan.contents.parameters.items():
@@ -259,7 +285,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 def _dtype(name: str) -> torch.dtype | str:
     """Return torch's dtype, or the name of one that only a format has."""
-    return getattr(torch, name) if name in _BITS else name
+    return getattr(torch, name) if name in _TORCH_DTYPES else name
 
 
 def _format_of(target: Path) -> TargetFormat:
@@ -274,18 +300,18 @@ def _format_of(target: Path) -> TargetFormat:
 
 def _check_dtype(to: TargetFormat, dtype: str) -> None:
     choices = ("stored", *_WRITERS[to].dtypes)
-    if dtype not in choices:
+    names = dtype.split(",") if _WRITERS[to].takes_several else [dtype]
+    if dtype != "stored" and not set(names) <= set(_WRITERS[to].dtypes):
         raise OptionError(
             f"dtype is {dtype!r}; for the format {to!r} it must be one of "
             f"{', '.join(map(repr, choices))}."
         )
 
 
-def _widest(contents: Contents, allowed: tuple[str, ...]) -> str:
+def _widest(contents: Contents) -> str:
     """Return the narrowest dtype that holds all values as they are."""
     dtypes = (rows.dtype for rows in contents.parameters.values())
-    name = str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
-    return name if name in allowed else "float32"
+    return str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
 
 
 def _kept_files(folder: Path) -> dict[str, bytes]:
@@ -360,7 +386,7 @@ class _WatchedQuantized(_Watched):
 def _watched(rows: StoredRows, dtype: str, on_read: Callable[[int], object]) -> StoredRows:
     if isinstance(rows, QuantizedRows):
         return _WatchedQuantized(rows, on_read)
-    return _Watched(rows, getattr(torch, dtype) if dtype in _BITS else rows.dtype, on_read)
+    return _Watched(rows, getattr(torch, dtype) if dtype in _TORCH_DTYPES else rows.dtype, on_read)
 
 
 class _Dequantized:

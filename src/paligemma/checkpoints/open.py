@@ -53,6 +53,11 @@ def _open_folder(folder: Path, sliding_window: int | None) -> OpenCheckpoint:
     config = folder / "config.json"
     if is_preset(folder):
         return open_keras(folder, sliding_window)
+    if (folder / "onnx").is_dir() and not any(folder.glob("*.safetensors*")):
+        raise CheckpointError(
+            f"{folder} is an ONNX export, which only runs in other programs. Give the checkpoint "
+            "it was made from."
+        )
     if config.is_file():
         return open_hf(folder, sliding_window)
     if files := [path for path in sorted(folder.iterdir()) if is_single_file(path)]:

@@ -18,7 +18,7 @@ from paligemma.options import Option
 if TYPE_CHECKING:
     from paligemma.checkpoints.convert import Comparison, Plan
 
-_FORMATS = Literal["hf", "npz", "keras", "sbs"]
+_FORMATS = Literal["hf", "npz", "keras", "sbs", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,11 @@ class ConvertOptions:
 
     to: Annotated[_FORMATS | None, Option(shown_default="by the suffix of TARGET")] = None
     """Format to write. hf: folder of Hugging Face. npz: file of big_vision (JAX). keras: preset of
-    keras-hub. sbs: file of gemma.cpp."""
+    keras-hub. sbs: file of gemma.cpp. onnx: folder for transformers.js and onnxruntime."""
     dtype: str = "stored"
-    """Data type to write: stored, float32, bfloat16 or float16; for sbs also sfp (8 bits). stored
-    keeps that of the source."""
+    """Data type to write: stored, float32, bfloat16 or float16; for sbs also sfp (8 bits); for onnx
+    one or more of fp32, fp16, uint8, q8, q4 and q4f16, separated by commas. stored keeps that of
+    the source."""
     adapter: Path | None = None
     """LoRA adapter to merge into the weights: its folder."""
     tokenizer: Path | None = None
@@ -79,6 +80,8 @@ def convert(
             tokenizer=read_tokenizer_file(options.tokenizer) if options.tokenizer else None,
             adapter=read_adapter(options.adapter, config) if options.adapter else None,
         )
+        if options.verify:
+            conversion.check_verifiable(plan)
         if not as_json:
             _print_plan(plan)
         started = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 from paligemma.checkpoints.files import read_json, write_json
 from paligemma.checkpoints.hf_config import CONFIG_FILE, write_config
 from paligemma.checkpoints.rows import Contents
-from paligemma.checkpoints.save import TOKENIZER_FILE
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tokenizer_json import tokenizer_files
 from paligemma.errors import CheckpointError, MissingExtraError, OptionError
 
