@@ -22,7 +22,7 @@ LAYERS = (
     ("answering",),
     ("predictor", "loading"),
     ("__init__",),
-    ("data", "evals", "finetune", "server", "bench", "gradio_demo"),
+    ("data", "evals", "certify", "finetune", "server", "bench", "gradio_demo"),
     ("cli",),
     ("__main__",),
 )

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from paligemma import __version__
-from paligemma.cli import bench, convert, data, doctor, eval, models, predict, recipes, serve, train
+from paligemma.cli import (
+    bench,
+    certify,
+    convert,
+    data,
+    doctor,
+    eval,
+    models,
+    predict,
+    recipes,
+    serve,
+    train,
+)
 from paligemma.cli.options import Command
 from paligemma.errors import OptionError
 
@@ -42,6 +54,7 @@ for command in (
     recipes.recipes,
     train.train,
     train.estimate_memory,
+    certify.certify,
     doctor.doctor,
     bench.bench,
     serve.serve,

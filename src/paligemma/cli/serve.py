@@ -91,6 +91,8 @@ class ServeOptions(ModelOptions):
         tuple[str, ...], Option(flags=("--limit",), metavar="NAME=VALUE", shown_default="none")
     ] = ()
     """Change one of the limits that /v1/limits lists; may be repeated."""
+    certify: bool = False
+    """Check the model as `paligemma certify` does before serving it, and refuse one that fails."""
 
 
 @takes(options=ServeOptions)
@@ -186,6 +188,10 @@ def _load(options: ServeOptions, adapters: Mapping[str, Path]) -> Loaded:
     if adapters:
         weights = Plain(usual_name(options.dtype))
     resize = _resize(adapters)
+    if options.certify:
+        from paligemma.cli.certify import refuse_failing
+
+        refuse_failing(options.model, options)
     predictor = paligemma.load(
         options.model,
         weights=weights,
