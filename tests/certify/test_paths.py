@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import paligemma
 from paligemma.certify import Certificate, CertifyRequest, certificate, certify
 from paligemma.certify.known import PublishedAnswer, check_published
+from paligemma.certify.probes import PROBES
 from paligemma.certify.structure import MINI_FOLDER
 from paligemma.cli.app import app
 from paligemma.cli.serve import ServeOptions, _load
@@ -36,8 +38,14 @@ def folder(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def unchecked_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the check with mini, which takes seconds."""
+    """Leave out the check with mini, and most probes, which take seconds."""
     monkeypatch.setattr(certificate._Run, "_check_reference", lambda self: None)
+    few = [
+        replace(probe, max_new_tokens=4, prompt=probe.prompt[:20])
+        for probe in PROBES
+        if probe.name in ("caption", "ocr", "detect", "segment", "two images")
+    ]
+    monkeypatch.setattr("paligemma.certify.probes.PROBES", few)
 
 
 def computing(folder: Path, **options: Any) -> Certificate:
@@ -111,7 +119,7 @@ def test_the_first_wrong_layer_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[PaliGemma], None], place: str
 ) -> None:
     damaged_path(monkeypatch, damage)
-    result = computing(folder, weights=Plain("bfloat16"))
+    result = computing(folder, weights="float32")
     assert not result.passes
     named = [finding.place for finding in result.findings if finding.check == "layers"]
     assert named == [place]
@@ -132,7 +140,7 @@ def test_a_wrong_cache_and_wrong_pads_are_told_apart(
         monkeypatch.setattr(model, "decode_step", decode_step)
 
     damaged_path(monkeypatch, forget)
-    result = computing(folder, weights=Plain("bfloat16"))
+    result = computing(folder, weights="float32")
     assert not result.passes
     assert "key-value cache" in result.summary()
     assert not any(finding.check in ("layers", "batches") for finding in result.findings)
@@ -157,7 +165,7 @@ def test_pads_that_shift_positions_are_found(folder: Path, monkeypatch: pytest.M
         monkeypatch.setattr(model, "hidden_states", shifted)
 
     damaged_path(monkeypatch, count_pads)
-    result = computing(folder, weights=Plain("bfloat16"))
+    result = computing(folder, weights="float32")
     assert [f.place for f in result.findings if f.check == "batches"] == ["rows padded on the left"]
 
 

@@ -24,6 +24,7 @@ from paligemma.tasks.objects import ParsedObject, decode_box, parse_objects
 from paligemma.tasks.seg_codec import MaskCodec, paste_mask
 
 _GRID = 256  # pixels per side on which masks are compared
+_ROUNDINGS = 1.5
 _MIN_IOU = 0.5  # objects closer than that are the same one
 
 
@@ -53,13 +54,13 @@ LIMITS = {
     for limits in (
         Limits(form="float32", largest=0.01, typical=0.002, layer=0.001, cache=0.01,
                agreement=1.0, iou=0.99, precision=2.0**-24),
-        Limits(form="float16", largest=0.1, typical=0.02, layer=0.005, cache=0.1,
+        Limits(form="float16", largest=0.1, typical=0.02, layer=0.002, cache=0.05,
                agreement=0.98, iou=0.95, precision=2.0**-11),
-        Limits(form="bfloat16", largest=0.5, typical=0.1, layer=0.03, cache=0.5,
+        Limits(form="bfloat16", largest=0.5, typical=0.1, layer=0.01, cache=0.2,
                agreement=0.9, iou=0.85, precision=2.0**-8),
-        Limits(form="int8", largest=1.0, typical=0.2, layer=0.08, cache=0.6,
+        Limits(form="int8", largest=1.0, typical=0.2, layer=0.05, cache=0.25,
                agreement=0.8, iou=0.75, precision=2.0**-8),
-        Limits(form="int4", largest=2.5, typical=0.6, layer=0.3, cache=0.8,
+        Limits(form="int4", largest=2.5, typical=0.6, layer=0.25, cache=0.3,
                agreement=0.6, iou=0.5, precision=2.0**-8),
     )
 }  # fmt: skip
@@ -291,7 +292,7 @@ def compare_layers(
         LayerReport(
             stage=error.stage,
             error=error.error,
-            limit=limits.layer + 4 * error.rounding,
+            limit=limits.layer + _ROUNDINGS * error.rounding,
             drift=error.drift,
         )
         for error in errors

@@ -35,7 +35,7 @@ from paligemma.certify.agreement import (
     judge_tasks,
     limits_for,
 )
-from paligemma.certify.checkpoint import Checkpoint, open_checkpoint
+from paligemma.certify.checkpoint import Checkpoint, files_of, open_checkpoint
 from paligemma.certify.damage import Difference, compare_tensors, other_shapes
 from paligemma.certify.findings import Finding, Level, place_in_words
 from paligemma.certify.known import check_mini_outputs, check_published, known_mini
@@ -54,9 +54,9 @@ from paligemma.certify.structure import (
     show_value,
 )
 from paligemma.checkpoints.files import CHECKSUM_FILE, read_json, sha256_of
-from paligemma.checkpoints.hub import Source, fetch_checkpoint, resolve
+from paligemma.checkpoints.hub import Source
 from paligemma.checkpoints.load import load_model
-from paligemma.checkpoints.save import TOKENIZER_FILE
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.trained_on import TRAINED_ON_FILE
 from paligemma.config import RELEASES
 from paligemma.errors import (
@@ -70,7 +70,7 @@ from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.device import choose_device
 from paligemma.fast.kernels.library import kernels, return_freed_memory
 from paligemma.fast.weights import Plain, Weights
-from paligemma.loading import MINI, load
+from paligemma.loading import MINI, find_checkpoint, load
 from paligemma.model.paligemma import PaliGemma
 from paligemma.predictor import Predictor
 from paligemma.processor.processor import Processor
@@ -178,7 +178,8 @@ class _Run:
         self.progress = progress
         self.findings: list[Finding] = []
         self.origin = "What was trained is not known, so only the computation was checked."
-        self.folder = _folder_of(request.model, request.source)
+        self.path = find_checkpoint(request.model, request.source)
+        self.folder = self.path if self.path.is_dir() else self.path.parent
         self.tokenizer: Tokenizer | None = None
         self.parts: dict[str, Any] = {
             "path": {}, "files": (), "structure": {}, "limits": None, "tasks": (), "probes": (),
@@ -189,10 +190,10 @@ class _Run:
         started = time.monotonic()
         self._check_files()
         try:
-            with open_checkpoint(self.folder) as checkpoint:
+            with open_checkpoint(self.path) as checkpoint:
                 claim = self._check_contents(checkpoint)
         except CheckpointError as error:
-            self._add("fail", "files", str(self.folder), str(error))
+            self._add("fail", "files", self.path.name, str(error))
         else:
             has_failed = any(finding.level == "fail" for finding in self.findings)
             if self.request.probes and not (has_failed and self.request.stops_early):
@@ -221,8 +222,8 @@ class _Run:
         if (self.folder / CHECKSUM_FILE).is_file():
             listed = read_json(self.folder / CHECKSUM_FILE).get("sha256") or {}
         rows = []
-        for path in sorted(self.folder.iterdir()):
-            if not path.is_file() or path.name == CHECKSUM_FILE:
+        for path in files_of(self.path):
+            if path.name == CHECKSUM_FILE:
                 continue
             digest, expected = sha256_of(path), listed.get(path.name)
             if expected is not None and digest != expected:
@@ -252,7 +253,7 @@ class _Run:
         structure, findings = check_sizes(checkpoint, claim)
         self.parts["structure"] = structure
         self.findings += [*findings, *self._config_findings(checkpoint, claim)]
-        tokenizer = _read_tokenizer(self.folder)
+        tokenizer = _read_tokenizer(checkpoint.tokenizer)
         if isinstance(tokenizer, Tokenizer):
             self.tokenizer = tokenizer
         digest = self._digest(TOKENIZER_FILE)
@@ -293,7 +294,9 @@ class _Run:
         if self.request.against is None:
             yield from found
             return
-        with open_checkpoint(_folder_of(self.request.against, self.request.source)) as original:
+        with open_checkpoint(
+            find_checkpoint(self.request.against, self.request.source)
+        ) as original:
             before, after = flat_config(original.config), flat_config(checkpoint.config)
             usual = {(f.place, f.text) for f in check_config(original, claim)}
         changed = {key_of(name): name for name, value in after.items() if value != before[name]}
@@ -317,8 +320,9 @@ class _Run:
     def _compare(self, checkpoint: Checkpoint) -> None:
         assert self.request.against is not None
         self.progress(f"Comparing with {self.request.against}")
-        folder = _folder_of(self.request.against, self.request.source)
-        with open_checkpoint(folder) as original:
+        path = find_checkpoint(self.request.against, self.request.source)
+        with open_checkpoint(path) as original:
+            theirs = original.tokenizer
             self.findings += [
                 Finding(level="fail", check="against", place="shapes", text=f"{text}.")
                 for text in other_shapes(original, checkpoint)[:10]
@@ -330,9 +334,7 @@ class _Run:
         counts = {kind: sum(d.kind == kind for d in differences) for kind in _KIND_WORDS}
         listed = ", ".join(f"{n} {_KIND_WORDS[kind]}" for kind, n in counts.items() if n)
         self.origin = f"Tensors compared with {self.request.against}: {listed}."
-        mine, theirs = (_read_tokenizer(path) for path in (self.folder, folder))
-        protos = [t.model_proto if isinstance(t, Tokenizer) else None for t in (mine, theirs)]
-        if protos[0] != protos[1]:
+        if theirs not in (None, checkpoint.tokenizer):
             self._add("fail", "against", TOKENIZER_FILE, "it is not the original's.")
 
     def _report(
@@ -361,7 +363,7 @@ class _Run:
     def _compare_with_mini(self, checkpoint: Checkpoint) -> None:
         """A model of mini's sizes is mini, a damaged mini, or one that was trained from it."""
         known = known_mini()["sha256"]
-        if checkpoint.folder.resolve() == MINI_FOLDER.resolve():
+        if self.path.resolve() == MINI_FOLDER.resolve():
             edited = [n for n, digest in known.items() if self._digest(n) not in (digest, None)]
             for name in edited:
                 self._add("fail", "files", name, "it is not the file of mini's release.")
@@ -374,7 +376,7 @@ class _Run:
         damaged = [d for d in differences if d.kind == "damaged"]
         changed = [d for d in differences if d.kind == "changed"]
         same = len(differences) - len(damaged) - len(changed)
-        is_trained = (checkpoint.folder / TRAINED_ON_FILE).is_file()
+        is_trained = (self.folder / TRAINED_ON_FILE).is_file()
         if not changed and not damaged:
             self.origin = "mini: every tensor is the released one."
             self._compare_small_files(known)
@@ -481,10 +483,10 @@ class _Run:
         self, weights: Weights, device: str | torch.device
     ) -> tuple[PaliGemma, Processor | None, MaskCodec | None]:
         if self.tokenizer is None:
-            model = load_model(self.folder, weights=weights, device=choose_device(device))
+            model = load_model(self.path, weights=weights, device=choose_device(device))
             return model, None, None
         predictor = load(
-            self.folder,
+            self.path,
             weights=weights,
             device=device,
             adapter=self.request.adapter,
@@ -508,25 +510,13 @@ def _free() -> None:
     return_freed_memory()
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer | TokenizerError | None:
-    path = folder / TOKENIZER_FILE
-    if not path.is_file():
+def _read_tokenizer(model_proto: bytes | None) -> Tokenizer | TokenizerError | None:
+    if model_proto is None:
         return None
     try:
-        return Tokenizer.from_file(path)
+        return Tokenizer(model_proto)
     except TokenizerError as error:
         return error
-
-
-def _folder_of(model: str | Path, source: Source) -> Path:
-    if model == MINI and not isinstance(model, Path):
-        return MINI_FOLDER
-    location = resolve(model)
-    if isinstance(location, Path):
-        return location
-    return fetch_checkpoint(
-        location, revision=source.revision, token=source.token, offline=source.offline
-    ).path
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors under our parameter names, read in blocks of rows, never as a whole."""
+"""A checkpoint of any format, with its tensors in blocks of rows and the files it consists of."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paligemma.checkpoints.hf_config import StoredConfig, read_config
-from paligemma.checkpoints.match import StoredParameter, match_tensors
-from paligemma.checkpoints.reader import DTYPE_CODES, WeightFiles, row_blocks
+from paligemma.checkpoints import open as formats
+from paligemma.checkpoints.reader import WeightFiles, row_blocks
+from paligemma.checkpoints.rows import QuantizedRows, StoredRows, read_all
+from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
 from paligemma.config import PaliGemmaConfig
-from paligemma.fast.quantization import dequantize, from_stored
-from paligemma.model.paligemma import PaliGemma
+from paligemma.fast.weights import Quantization
+
+_TABLE = "decoder.embedding.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,82 +26,77 @@ class Rows:
 
     name: str
     """Ours."""
-    shape: tuple[int, ...]
-    source: StoredParameter
-    files: WeightFiles
+    stored: StoredRows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
 
     @property
     def stored_name(self) -> str:
-        return self.source.weight
+        return self.stored.name
 
     @property
     def is_quantized(self) -> bool:
-        return self.source.scales is not None
+        return isinstance(self.stored, QuantizedRows)
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPE_CODES[self.files.tensors[self.source.scales or self.source.weight].dtype_code]
-
-    def read(self, start: int, end: int) -> Tensor:
-        """Rows along the first axis, from `start`, a multiple of 16."""
-        values = self.files.read_rows(self.source.weight, start, end)
-        if self.source.scales is None:
-            return values
-        weight_format = self.source.weight_format
-        assert weight_format is not None
-        scales = self.files.read_rows(self.source.scales, start, end)
-        quantized = from_stored(values, weight_format)[:, : self.shape[1]]
-        return dequantize(quantized, scales, weight_format.group_size).to(self.dtype)
+        return self.stored.dtype
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of a few megabytes at a time."""
         for start, end in row_blocks(self.shape):
-            yield start, self.read(start, end)
+            yield start, self.stored.read(start, end)
 
     def whole(self) -> Tensor:
         """All rows, as float32."""
-        values = torch.empty(self.shape)
-        for start, block in self.blocks():
-            values[start : start + len(block)] = block
-        return values
+        return read_all(self.stored).float()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An open checkpoint folder."""
+    """An open checkpoint."""
 
-    folder: Path
-    stored: StoredConfig
+    path: Path
+    format: str
+    config: PaliGemmaConfig
     parameters: Mapping[str, Rows]
+    quantization: Quantization | None
+    tokenizer: bytes | None
     padding: Tensor | None
     """Rows of the stored table beyond the vocabulary: [at most 64 or so, width]."""
-    weight_files: tuple[Path, ...]
-
-    @property
-    def config(self) -> PaliGemmaConfig:
-        return self.stored.config
 
 
 @contextmanager
-def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
-    """Open a folder. Raises CheckpointError where config, names or shapes do not fit."""
-    stored = read_config(folder)
-    with torch.device("meta"):
-        model = PaliGemma(stored.config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    with WeightFiles(folder) as files:
-        sources = match_tensors(files, shapes, stored)
-        table = sources["decoder.embedding.weight"]
-        num_rows = files.tensors[table.weight].shape[0]
-        vocab_size = stored.config.decoder.vocab_size
-        has_padding = table.scales is None and num_rows > vocab_size
+def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    """Open a folder or file. Raises CheckpointError where config, names or shapes do not fit."""
+    with formats.open_checkpoint(path) as opened:
+        contents = opened.contents
         yield Checkpoint(
-            folder=folder,
-            stored=stored,
+            path=path,
+            format=opened.format,
+            config=contents.config,
             parameters={
-                name: Rows(name=name, shape=shape, source=sources[name], files=files)
-                for name, shape in shapes.items()
+                name: Rows(name=name, stored=rows) for name, rows in contents.parameters.items()
             },
-            padding=files.read_rows(table.weight, vocab_size, num_rows) if has_padding else None,
-            weight_files=files.paths,
+            quantization=contents.quantization,
+            tokenizer=contents.tokenizer,
+            padding=_padding(path, contents.parameters[_TABLE]) if opened.format == "hf" else None,
         )
+
+
+def _padding(folder: Path, table: StoredRows) -> Tensor | None:
+    if isinstance(table, QuantizedRows):
+        return None
+    with WeightFiles(folder) as files:
+        num_rows, num_used = files.tensors[table.name].shape[0], table.shape[0]
+        return files.read_rows(table.name, num_used, num_rows) if num_rows > num_used else None
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a checkpoint folder, or a single file with its tokenizer."""
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if file.is_file()]
+    beside = (tokenizer_beside(path), path.with_name(TOKENIZER_FILE))
+    return [path, *(file for file in beside if file.is_file())]

@@ -87,9 +87,9 @@ def run_path(
     outputs, prefill_seconds, step_seconds = [], [], []
     for number, (probe, prefix) in enumerate(zip(inputs.probes, inputs.prefixes, strict=True)):
         given = None if reference is None else reference.probes[number].token_ids
+        logits, seconds = _along(model, prefix, tokens, given, probe.max_new_tokens)
         if given is None:
-            given = _greedy(model, prefix, tokens, probe.max_new_tokens)
-        logits, seconds = _along(model, prefix, tokens, given)
+            given = tuple(logits.argmax(1).tolist())
         prefill_seconds.append(seconds[0])
         step_seconds += seconds[1:]
         own = given
@@ -151,15 +151,25 @@ def _greedy(
 
 
 def _along(
-    model: PaliGemma, prefix: ModelInputs, image_tokens: Tensor, token_ids: Sequence[int]
+    model: PaliGemma,
+    prefix: ModelInputs,
+    image_tokens: Tensor,
+    token_ids: Sequence[int] | None,
+    max_new_tokens: int,
 ) -> tuple[Tensor, list[float]]:
-    """The logits before each of the tokens, one step at a time, and the seconds of each step."""
-    cache = _cache(model, prefix, len(token_ids))
+    """The logits before each of the tokens, or of the model's own greedy ones, step by step.
+
+    Also the seconds of each step.
+    """
+    cache = _cache(model, prefix, max_new_tokens)
     started = time.perf_counter()
     rows = [model.prefill(prefix.to(model.device), cache, image_tokens).float().cpu()]
     seconds = [time.perf_counter() - started]
-    for token_id in token_ids[:-1]:
+    while len(rows) < (max_new_tokens if token_ids is None else len(token_ids)):
         started = time.perf_counter()
+        token_id = int(rows[-1].argmax()) if token_ids is None else token_ids[len(rows) - 1]
+        if token_id == EOS_ID:
+            break
         step = torch.tensor([token_id], device=model.device)
         rows.append(model.decode_step(step, cache).float().cpu())
         seconds.append(time.perf_counter() - started)

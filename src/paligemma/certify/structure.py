@@ -168,7 +168,8 @@ def check_config(checkpoint: Checkpoint, claim: Claim) -> Iterator[Finding]:
                 yield _wrong(field, values[field], expected[field], f"{claim.name} was trained")
     else:
         yield from _check_family(values)
-    yield from _check_small_files(checkpoint.folder, checkpoint.config)
+    if checkpoint.format == "hf":
+        yield from _check_small_files(checkpoint.path, checkpoint.config)
 
 
 def _wrong(field: str, value: Any, expected: Any, who: str, level: Level = "fail") -> Finding:
@@ -260,6 +261,7 @@ def check_sizes(checkpoint: Checkpoint, claim: Claim) -> tuple[dict[str, Any], l
     """The numbers of the structure, for the report, with what is wrong with them."""
     config = checkpoint.config
     decoder = config.decoder
+    num_padding = 0 if checkpoint.padding is None else len(checkpoint.padding)
     counted = sum(math.prod(rows.shape) for rows in checkpoint.parameters.values())
     expected = count_parameters(claim.config or config)
     findings = []
@@ -273,11 +275,12 @@ def check_sizes(checkpoint: Checkpoint, claim: Claim) -> tuple[dict[str, Any], l
             )
         )
     structure = {
+        "format": checkpoint.format,
         "claims to be": claim.name or "a model of other sizes than any release",
         "release": claim.variant,
         "family": "PaliGemma 2" if decoder.post_norms else "PaliGemma 1",
         "parameters": counted,
-        "rows of the table": checkpoint.stored.table_rows,
+        "rows of the table": checkpoint.config.decoder.vocab_size + num_padding,
         "rows that count": decoder.vocab_size,
         "image tokens": config.vision.num_image_tokens,
         "layers (vision, decoder)": f"{config.vision.depth}, {decoder.depth}",
@@ -295,7 +298,7 @@ def check_sizes(checkpoint: Checkpoint, claim: Claim) -> tuple[dict[str, Any], l
         "stored dtypes": ", ".join(
             sorted({str(rows.dtype)[6:] for rows in checkpoint.parameters.values()})
         ),
-        "stored quantization": checkpoint.stored.quantization,
+        "stored quantization": checkpoint.quantization,
     }
     return structure, findings
 
