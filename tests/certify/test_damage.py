@@ -38,14 +38,15 @@ def assert_named(certificate: Certificate, place: str, text: str) -> None:
 @pytest.fixture(scope="module")
 def folders(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each generation."""
-    saved = {}
+    saved: dict[str, Path] = {}
+    usual: dict[str, Any] = {
+        "attn_logit_softcap": 50.0,
+        "final_logit_softcap": 30.0,
+        "query_scale": 14**-0.5,
+    }
     for family in FAMILIES:
-        caps = {"attn_logit_softcap": 50.0, "final_logit_softcap": 30.0}
-        model = tiny_model(
-            family,
-            vocab_size=tiny_tokenizer.vocab_size,
-            **({**caps, "query_scale": 14**-0.5} if family == "paligemma2" else {}),
-        )
+        fields = usual if family == "paligemma2" else {}
+        model = tiny_model(family, vocab_size=tiny_tokenizer.vocab_size, **fields)
         vision = model.config.vision
         processor = Processor(
             tokenizer=tiny_tokenizer,
