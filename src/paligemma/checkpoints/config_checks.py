@@ -79,9 +79,8 @@ def released_decoder(sizes: DecoderConfig, sliding_window: int | None = None) ->
     28B model, where it is (width / heads)^-0.5.
     """
     for released in DECODERS.values():
-        if replace(sizes, query_scale=released.query_scale, vocab_size=released.vocab_size) == (
-            replace(released, attn_logit_softcap=None, final_logit_softcap=None)
-        ):
+        same = ("width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "post_norms")
+        if all(getattr(sizes, name) == getattr(released, name) for name in same):
             sizes = replace(sizes, query_scale=released.query_scale)
     if sizes.post_norms:
         sizes = replace(sizes, attn_logit_softcap=50.0, final_logit_softcap=30.0)
