@@ -285,8 +285,8 @@ def _why_no_config(file: SbsFile) -> str:
     if all(name[0] in "FB$2I" for name in file.blobs):
         return (
             f"{file.path} is in the form that gemma.cpp wrote before 2025, which has no config. "
-            "Convert it with gemma.cpp's tool `migrate_weights`, or use the release in another "
-            "format."
+            "Convert a PaliGemma 2 with gemma.cpp's tool `migrate_weights`, which no longer knows "
+            "PaliGemma 1, or use the release in another format."
         )
     return (
         f"{file.path} has no {CONFIG!r} or no {TABLE!r}, so it is not a model. It contains "
