@@ -16,24 +16,29 @@ from torch import Tensor
 
 from paligemma.adapters.lora import LowRank
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint, read_adapter
+from paligemma.checkpoints.mlx import AffineRows
+from paligemma.checkpoints.mlx_write import BITS as MLX_BITS
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import is_finite, row_blocks
-from paligemma.checkpoints.rows import Contents, QuantizedRows, StoredRows, read_all
+from paligemma.checkpoints.rows import Contents, ForeignRows, QuantizedRows, StoredRows, read_all
 from paligemma.checkpoints.save import new_file, new_folder
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
 from paligemma.config import count_parameters
 from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
 
-TargetFormat = Literal["hf", "npz", "keras", "sbs", "onnx"]
+TargetFormat = Literal["hf", "npz", "keras", "mlx", "sbs", "onnx"]
 """The formats that can be written."""
+
+
+_TORCH_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Writer:
     function: str
     """"module:function" that writes contents in a dtype to a new file, or into an empty folder."""
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    dtypes: tuple[str, ...] = _TORCH_DTYPES
     suffix: str | None = None
     """Of formats that are a single file."""
     has_tokenizer: bool = False
@@ -50,6 +55,7 @@ _WRITERS: Mapping[TargetFormat, _Writer] = {
     "hf": _Writer(function="save:write_hf"),
     "npz": _Writer(function="big_vision:write_big_vision", suffix=".npz"),
     "keras": _Writer(function="keras:write_keras", losses="keras:losses"),
+    "mlx": _Writer(function="mlx_write:write_mlx", dtypes=(*_TORCH_DTYPES, *MLX_BITS)),
     "sbs": _Writer(
         function="gemma_cpp:write_sbs",
         dtypes=("float32", "bfloat16", "sfp"),
@@ -65,7 +71,6 @@ _WRITERS: Mapping[TargetFormat, _Writer] = {
     ),
 }
 _STORED_IN_ONNX = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
-_TORCH_DTYPES = ("float32", "bfloat16", "float16")
 _BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp32": 32, "fp16": 16, "q4": 5, "q4f16": 5}
 """Bits per weight; 8 in dtypes that are not listed."""
 _KEPT_FILES = ("mask_codec.npz", "vae-oid.npz", "trained_on.json")
@@ -175,11 +180,9 @@ def plan(
     if adapter is not None:
         contents = _merged(contents, adapter)
         notes.append(f"The adapter {adapter.folder} becomes part of the weights.")
-    if contents.quantization is not None and not (to == "hf" and dtype == "stored"):
-        notes.append(
-            f"The {contents.quantization} weights are dequantized. Their rounding errors remain."
-        )
-        contents = _dequantized(contents)
+    contents, note = _with_kept_bits(contents, to, dtype)
+    if note is not None:
+        notes.append(note)
     if dtype == "stored":
         dtype = "bfloat16" if contents.quantization else _widest(contents)
         dtype = _STORED_IN_ONNX[dtype] if to == "onnx" else dtype
@@ -257,10 +260,14 @@ def verify(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None
     Source values are first rounded to the dtype of the target. Raises CheckpointError if the target
     cannot be read, or differs although its dtype can hold the values.
     """
-    dtype = getattr(torch, plan.dtype) if plan.dtype in _TORCH_DTYPES else None
+    parameters = plan.contents.parameters
+    is_rounded = plan.dtype not in _TORCH_DTYPES or (
+        plan.to == "mlx" and any(isinstance(rows, QuantizedRows) for rows in parameters.values())
+    )
+    dtype = None if is_rounded else getattr(torch, plan.dtype)
     num_equal, differences = 0, {}
     with open_checkpoint(plan.target) as written:
-        for name, rows in plan.contents.parameters.items():
+        for name, rows in parameters.items():
             difference = _largest_difference(
                 rows, written.contents.parameters[name], dtype, on_read
             )
@@ -286,6 +293,32 @@ def _function(name: str) -> Callable[..., Any]:
 def _dtype(name: str) -> torch.dtype | str:
     """Return torch's dtype, or the name of one that only a format has."""
     return getattr(torch, name) if name in _TORCH_DTYPES else name
+
+
+def _with_kept_bits(
+    contents: Contents, to: TargetFormat, dtype: str
+) -> tuple[Contents, str | None]:
+    """Dequantize what the target cannot hold as it is, and say so."""
+    kept: tuple[type, ...] = ()
+    if (to, dtype) == ("hf", "stored"):
+        kept = (QuantizedRows,)
+    elif to == "mlx" and (dtype == "stored" or dtype in MLX_BITS):
+        kept = (QuantizedRows, AffineRows)
+    is_quantized = (QuantizedRows, ForeignRows)
+    parameters, schemes = {}, set()
+    for name, rows in contents.parameters.items():
+        parameters[name] = rows
+        if isinstance(rows, is_quantized) and not isinstance(rows, kept):
+            parameters[name] = _Dequantized(rows)
+            schemes.add(rows.scheme if isinstance(rows, ForeignRows) else contents.quantization)
+    if not schemes:
+        return contents, None
+    names = " and ".join(sorted(map(str, schemes)))
+    quantization = contents.quantization if QuantizedRows in kept else None
+    return (
+        replace(contents, parameters=parameters, quantization=quantization),
+        f"The weights stored as {names} are dequantized. Their rounding errors remain.",
+    )
 
 
 def _format_of(target: Path) -> TargetFormat:
@@ -367,6 +400,24 @@ class _Watched:
         return values
 
 
+class _WatchedGroups(_Watched):
+    """The same for weights that stay in MLX's groups."""
+
+    def __init__(
+        self, rows: AffineRows, dtype: torch.dtype, on_read: Callable[[int], object]
+    ) -> None:
+        super().__init__(rows, dtype, on_read)
+        self.groups = rows.groups
+        self._stored = rows
+
+    def read_groups(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, scales, biases = self._stored.read_groups(start, end)
+        if not (is_finite(scales) and is_finite(biases)):
+            raise NumericalError(f"The scales or biases of {self.name} contain NaN or infinity.")
+        self._on_read(q.nbytes)
+        return q, scales, biases
+
+
 class _WatchedQuantized(_Watched):
     """The same for weights that stay quantized."""
 
@@ -386,13 +437,16 @@ class _WatchedQuantized(_Watched):
 def _watched(rows: StoredRows, dtype: str, on_read: Callable[[int], object]) -> StoredRows:
     if isinstance(rows, QuantizedRows):
         return _WatchedQuantized(rows, on_read)
-    return _Watched(rows, getattr(torch, dtype) if dtype in _TORCH_DTYPES else rows.dtype, on_read)
+    target_dtype = getattr(torch, dtype) if dtype in _TORCH_DTYPES else rows.dtype
+    if isinstance(rows, AffineRows):
+        return _WatchedGroups(rows, target_dtype, on_read)
+    return _Watched(rows, target_dtype, on_read)
 
 
 class _Dequantized:
     """A quantized weight as floating point."""
 
-    def __init__(self, rows: QuantizedRows) -> None:
+    def __init__(self, rows: StoredRows) -> None:
         self.name, self.shape, self.dtype = rows.name, rows.shape, rows.dtype
         self.read = rows.read
 

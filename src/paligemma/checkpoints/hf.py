@@ -12,6 +12,7 @@ Apart from names, only two things differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -22,11 +23,29 @@ from paligemma.errors import CheckpointError
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 OUTPUT_LAYER = "language_model.lm_head.weight"
+PATCHES = "vision_tower.vision_model.embeddings.patch_embedding.weight"
 POSITIONS = "vision_tower.vision_model.embeddings.position_embedding.weight"
 
 _VISION = "vision_tower.vision_model."
 _DECODER = "language_model.model."
 _ROW_MULTIPLE = 64
+
+_PREFIXES = ("base_model.model.", "paligemma_with_expert.paligemma.", "vlm.", "model.")
+_LINEAR = r"(weight|bias)"
+_OTHER_PARTS = {
+    rf"(model\.)?custom_text_proj\.{_LINEAR}": "ColPali's projection of the embeddings",
+    rf"embedding_proj_layer\.{_LINEAR}": "ColPali's projection of the embeddings",
+    r"(model\.)?paligemma_with_expert\.gemma_expert\..+": "pi0's action expert",
+    r"(model\.)?(action_(in|out)_proj|(action_)?time_mlp_(in|out)|state_proj)"
+    rf"\.{_LINEAR}": "pi0's projections of actions and states",
+    r"(normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_.+": (
+        "pi0's statistics of actions and states"
+    ),
+}
+_ADAPTER_PARTS = (
+    *("base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"),
+    *("lora_magnitude_vector", "modules_to_save", "original_module"),
+)
 
 _MODULES = {
     "vision_encoder.patch_embedding": _VISION + "embeddings.patch_embedding",
@@ -96,22 +115,30 @@ def to_released_names(config: PaliGemmaConfig, parameters: Iterable[str]) -> dic
 
 
 def to_released_name(name: str) -> str:
-    """Map any spelling that transformers has written to the released one; keep other names.
+    """Map any spelling of a tensor to that of the released files; keep other names.
 
         released (4.x)                       saved by 5.x          in memory
         vision_tower.vision_model.           vision_tower.         model.vision_tower.
         language_model.model.                language_model.model. model.language_model.
         (language_model.lm_head.)            lm_head.              lm_head.
 
-    >>> to_released_name("model.language_model.norm.weight")
+    Models that contain a PaliGemma add prefixes: `model.` and `vlm.` (ColPali), `base_model.model.`
+    (peft), `paligemma_with_expert.paligemma.` (pi0). What follows the name of a module stays, as
+    in the names of quantized weights.
+
+    >>> to_released_name("vlm.model.language_model.norm.weight")
     'language_model.model.norm.weight'
     """
-    name = name.removeprefix("model.")
+    stripped = ""
+    while stripped != name:
+        stripped = name
+        for prefix in _PREFIXES:
+            name = name.removeprefix(prefix)
     if name.startswith("vision_tower.") and not name.startswith(_VISION):
         return _VISION + name.removeprefix("vision_tower.")
-    if name == "lm_head.weight":
-        return OUTPUT_LAYER
-    if name.startswith("language_model.") and name != OUTPUT_LAYER:
+    if name.startswith("lm_head."):
+        return "language_model." + name
+    if name.startswith("language_model.") and not name.startswith("language_model.lm_head."):
         return _DECODER + name.removeprefix("language_model.").removeprefix("model.")
     return name
 
@@ -128,9 +155,25 @@ def to_memory_name(released_name: str) -> str:
     return "model." + released_name
 
 
-def is_pooling_head(released_name: str) -> bool:
-    """True for SigLIP's pooling head, which some checkpoints contain but PaliGemma never uses."""
-    return released_name.startswith(_VISION + "head.")
+def belongs_to(name: str) -> str | None:
+    """Return which other part of a larger model a tensor belongs to; None if to no known one.
+
+    These are the tensors that may be left out when the PaliGemma in a checkpoint is read.
+
+    >>> belongs_to("model.custom_text_proj.weight")
+    "ColPali's projection of the embeddings"
+    """
+    if to_released_name(name).startswith(_VISION + "head."):
+        return "SigLIP's pooling head, which PaliGemma does not use"
+    for pattern, part in _OTHER_PARTS.items():
+        if re.fullmatch(pattern, name):
+            return part
+    return None
+
+
+def is_adapter_part(name: str) -> bool:
+    """Return whether a tensor is part of an adapter of peft that was not merged."""
+    return any(f".{part}." in name for part in _ADAPTER_PARTS)
 
 
 def num_table_rows(vocab_size: int) -> int:

@@ -9,15 +9,31 @@ refused, never ignored. Keys that request running code (`auto_map`) have no effe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paligemma.checkpoints.config_checks import MAX_DEPTH, Section, check_window
+from paligemma.checkpoints.config_checks import (
+    MAX_DEPTH,
+    Section,
+    check_window,
+    released_decoder,
+)
 from paligemma.checkpoints.files import read_json, write_json
-from paligemma.checkpoints.hf import num_table_rows
+from paligemma.checkpoints.hf import (
+    EMBEDDING,
+    OUTPUT_LAYER,
+    POSITIONS,
+    num_table_rows,
+    to_released_name,
+    to_released_names,
+)
 from paligemma.checkpoints.quantized import describe, read_description
-from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.checkpoints.reader import WeightFiles
+from paligemma.checkpoints.refused import why_method
+from paligemma.checkpoints.rows import parameter_shapes
+from paligemma.config import RELEASES, DecoderConfig, PaliGemmaConfig, VisionConfig
 from paligemma.errors import CheckpointError, OptionError
 from paligemma.fast.weights import Quantization
 
@@ -63,18 +79,22 @@ _RELEASED_VOCABULARY, _RELEASED_TABLE_ROWS = 257152, 257216
 _IMAGE_TOKEN_INDEX = 256_000  # default
 _MAX_RESOLUTION = 2**14
 _RESCALE_FACTOR = 1 / 255
+_PI0_KEYS = {"paligemma_variant", "action_expert_variant", "chunk_size", "n_action_steps"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
     """A config, with the rows of the stored embedding table and the quantization.
 
-    A quantized table has no rows beyond the vocabulary.
+    A table that this package quantized has no rows beyond the vocabulary.
     """
 
     config: PaliGemmaConfig
     table_rows: int
     quantization: Quantization | None = None
+    mlx_groups: Mapping[str, Any] | None = None
+    """MLX's entry "quantization": bits and group size, with exceptions per module."""
+    notes: tuple[str, ...] = ()
 
 
 def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig:
@@ -85,22 +105,28 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     257216 rows count). In all other files that transformers wrote, every row counts, as it does
     there. `sliding_window` replaces the value in the file, which is not used: see `DecoderConfig`.
 
+    The config of ColPali contains that of PaliGemma. Where there is none, as in pi0 and in folders
+    with weights only, it follows from the shapes of the weights if these are those of a release.
+
     Raises CheckpointError, which names file and key, for missing or unsupported values, and
     OptionError for an invalid window.
     """
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise CheckpointError(
-            f"{folder} contains no {CONFIG_FILE}. Give a folder with a complete checkpoint: "
-            "config, weights and tokenizer."
-        )
+        return _config_of_weights(folder, sliding_window, f"{folder} contains no {CONFIG_FILE}")
     content = read_json(path)
     top = Section(path, "config", content)
+    mlx_groups = _check_foreign_quantization(top)
+    if top.get("model_type") == "colpali":
+        top = Section(path, "vlm_config", content.get("vlm_config"))
+        content = top.content
+    if top.get("model_type") is None and content.keys() & _PI0_KEYS:
+        return _config_of_weights(folder, sliding_window, f"{path} is that of a robot policy")
     if top.get("model_type") != "paligemma":
         raise top.refuse("model_type", "expected 'paligemma' (PaliGemma 1 and 2)")
-    if top.get("quantization_config") is not None:
-        raise _refuse_foreign_quantization(top)
-    quantization = read_description(path, top.get("quantization"))
+    quantization = None
+    if mlx_groups is None:
+        quantization = read_description(path, top.get("quantization"))
     text = content.get("text_config")
     model_type = text.get("model_type") if isinstance(text, dict) else None
     defaults = _TEXT_DEFAULTS.get(model_type) if isinstance(model_type, str) else None
@@ -122,17 +148,68 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     top.require("projection_dim", config.decoder.width)
     if quantization is not None:
         table_rows = config.decoder.vocab_size
-    return StoredConfig(config=config, table_rows=table_rows, quantization=quantization)
+    return StoredConfig(
+        config=config, table_rows=table_rows, quantization=quantization, mlx_groups=mlx_groups
+    )
 
 
-def _refuse_foreign_quantization(top: Section) -> CheckpointError:
-    section = top.get("quantization_config")
-    method = section.get("quant_method") if isinstance(section, dict) else None
-    by = "" if method is None else f" by {method!r}"
-    return CheckpointError(
-        f"{top.path}: quantization_config says that the weights are quantized{by} for "
-        "transformers; this package cannot read them. Load the original release with "
-        "weights='int8' or 'int4'."
+def _check_foreign_quantization(top: Section) -> Mapping[str, Any] | None:
+    """Return MLX's entry; raise if another tool than MLX and bitsandbytes quantized the weights.
+
+    How each weight is quantized is read from its tensors.
+    """
+    own, foreign = top.get("quantization"), top.get("quantization_config")
+    if isinstance(foreign, dict) and foreign.get("quant_method") not in (None, "bitsandbytes"):
+        raise CheckpointError(why_method(top.path, foreign["quant_method"]))
+    entry = own if isinstance(own, dict) and "format" not in own else foreign
+    if not isinstance(entry, dict) or "group_size" not in entry or "bits" not in entry:
+        is_read = foreign is None or (
+            isinstance(foreign, dict) and foreign.get("quant_method") == "bitsandbytes"
+        )
+        if not is_read:
+            raise top.refuse("quantization_config", "expected that of bitsandbytes or MLX")
+        return None
+    for module, groups in {"": entry, **entry}.items():
+        if not isinstance(groups, dict):
+            continue
+        where = f"{top.path}: quantization{module and ' of ' + module}"
+        mode = groups.get("mode", "affine")
+        if mode != "affine":
+            raise CheckpointError(
+                f"{where} has the mode {str(mode)[:40]!r}; of MLX's modes only 'affine' is read. "
+                "Convert the original model with mlx_vlm.convert --q-mode affine, or load it with "
+                "weights='int4'."
+            )
+        if any(not isinstance(groups.get(key, 0), int) for key in ("bits", "group_size")):
+            raise CheckpointError(f"{where} has bits or a group_size that is no whole number.")
+    return entry
+
+
+def _config_of_weights(folder: Path, sliding_window: int | None, why: str) -> StoredConfig:
+    """Return the config of the release whose weights have the shapes of those in a folder."""
+    try:
+        with WeightFiles(folder) as files:
+            shapes = {to_released_name(name): t.shape for name, t in files.tensors.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{why}, and its weights cannot replace it. {error}") from error
+    table = shapes.pop(OUTPUT_LAYER, None)
+    table = shapes.pop(EMBEDDING, table) or (0,)
+    for config in dict.fromkeys(release.config for release in RELEASES):
+        vocab_size, width = config.decoder.vocab_size, config.decoder.width
+        if shapes.get(POSITIONS) != (config.vision.num_image_tokens, config.vision.width):
+            continue
+        if table not in ((vocab_size, width), (num_table_rows(vocab_size), width)):
+            continue
+        ours = parameter_shapes(config)
+        del ours["decoder.embedding.weight"]
+        if all(shapes.get(n) == ours[p] for p, n in to_released_names(config, ours).items()):
+            note = f"{why}, so the config was taken from the release with the same shapes."
+            decoder = released_decoder(config.decoder, sliding_window)
+            config = replace(config, decoder=decoder)
+            return StoredConfig(config=config, table_rows=table[0], notes=(note,))
+    raise CheckpointError(
+        f"{why}, and the weights do not have the shapes of a released model, so the config cannot "
+        f"be derived. Copy {CONFIG_FILE} of the PaliGemma that it was made from into the folder."
     )
 
 

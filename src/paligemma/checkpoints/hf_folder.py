@@ -1,4 +1,4 @@
-"""Open a folder in Hugging Face's format: config.json and safetensors."""
+"""Open a folder with config.json and safetensors, as transformers, MLX and this package write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paligemma.checkpoints.tokenizer_file import read_tokenizer
 def open_hf(
     folder: Path, sliding_window: int | None = None, stored: StoredConfig | None = None
 ) -> OpenCheckpoint:
-    """Open a folder that transformers or this package wrote.
+    """Open a folder that transformers, MLX or this package wrote.
 
     `stored` is its config, if it was read before. Raises CheckpointError, which names the invalid
     files, config keys or tensors.
@@ -25,14 +25,15 @@ def open_hf(
     stored = stored or read_config(folder, sliding_window)
     files = WeightFiles(folder)
     try:
-        parameters = match_tensors(files, parameter_shapes(stored.config), stored)
+        matched = match_tensors(files, parameter_shapes(stored.config), stored)
     except BaseException:
         files.close()
         raise
+    parameters = matched.parameters
     is_quantized = stored.quantization is not None
     dtype = torch.bfloat16 if is_quantized else parameters["decoder.embedding.weight"].dtype
     return OpenCheckpoint(
-        format="hf",
+        format="mlx" if matched.is_mlx else "hf",
         path=folder,
         contents=Contents(
             config=stored.config,
@@ -43,4 +44,5 @@ def open_hf(
         weight_files=files.paths,
         close=files.close,
         dtype=dtype,
+        notes=(*stored.notes, *matched.notes),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from paligemma.adapters.lora import attach_lora, freeze_base
 from paligemma.checkpoints.adapter import Adapter, base_fingerprint
+from paligemma.checkpoints.bitsandbytes import FourBitRows, is_nf4
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import is_finite, row_blocks, shorten
@@ -24,6 +25,7 @@ from paligemma.checkpoints.rows import QuantizedRows, StoredRows, Uninitialized,
 from paligemma.checkpoints.weight_form import WeightForm, choose_form
 from paligemma.errors import CheckpointError, counted
 from paligemma.fast.accelerate import accelerate, weight_rows
+from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.kernels.library import use_huge_pages
 from paligemma.fast.linear import Rows, WeightRows
 from paligemma.fast.weights import Weights
@@ -108,7 +110,7 @@ def _empty_model(model: PaliGemma, form: WeightForm, device: torch.device) -> Pa
     if form.is_packed:
         model = accelerate(model, form.quantization)
     if form.frozen_base is not None:
-        model = freeze_base(model, form.frozen_base)
+        model = freeze_base(model, form.frozen_base, double_quantization=not form.keeps_nf4)
     _check_memory(model, form.dtype, device)
     model = model.to_empty(device=device)
     for tensor in chain(model.parameters(), model.buffers()):
@@ -128,10 +130,10 @@ def _fill(
     for name, start, block, scales in _read_ahead(rows, parameters, adapter):
         source, target = parameters[name], rows[name]
         if scales is not None:
-            assert isinstance(source, QuantizedRows)
+            assert isinstance(source, QuantizedRows | FourBitRows)
             if check_finite and not is_finite(scales):
                 broken[source.scales_name] = None
-            assert isinstance(target, WeightRows)
+            assert isinstance(target, WeightRows | FrozenLinear)
             target.write_stored(start, block, scales)
             continue
         low_rank = adapter.layers.get(name.removesuffix(".weight")) if adapter else None
@@ -153,11 +155,13 @@ def _read_ahead(
     layers = adapter.layers if adapter else {}
 
     def read(name: str, start: int, end: int) -> tuple[str, int, Tensor, Tensor | None]:
-        source = parameters[name]
+        source, target = parameters[name], rows[name]
         is_merged = name.removesuffix(".weight") in layers
-        can_stay = isinstance(rows[name], WeightRows) and not is_merged
-        if isinstance(source, QuantizedRows) and can_stay:
+        if isinstance(source, QuantizedRows) and isinstance(target, WeightRows) and not is_merged:
             return name, start, *source.read_stored(start, end)
+        holds_nf4 = isinstance(target, FrozenLinear) and target.holds_stored_nf4
+        if is_nf4(source) and holds_nf4 and not is_merged:
+            return name, start, *source.read_nf4(start, end)
         return name, start, source.read(start, end), None
 
     with ThreadPoolExecutor(max_workers=1) as reader:

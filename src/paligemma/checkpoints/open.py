@@ -13,12 +13,12 @@ from paligemma.checkpoints.hf_folder import open_hf
 from paligemma.checkpoints.keras import open_keras
 from paligemma.checkpoints.keras_config import is_preset
 from paligemma.checkpoints.opened import OpenCheckpoint
+from paligemma.checkpoints.refused import why_file
 from paligemma.checkpoints.tokenizer_file import read_tokenizer
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError
 
-_ZIP, _SBS, _HDF5, _GGUF = b"PK", b"SBS\n", b"\x89HDF", b"GGUF"
-_PICKLE = b"\x80"
+_ZIP, _SBS, _HDF5 = b"PK", b"SBS\n", b"\x89HDF"
 
 
 def open_checkpoint(path: Path, sliding_window: int | None = None) -> OpenCheckpoint:
@@ -70,7 +70,7 @@ def _open_folder(folder: Path, sliding_window: int | None) -> OpenCheckpoint:
 
 def _open_file(path: Path, sliding_window: int | None) -> OpenCheckpoint:
     start = _first_bytes(path)
-    if start.startswith(_ZIP):
+    if start.startswith(_ZIP) and why_file(path) is None:
         return open_npz(path, sliding_window)
     if start.startswith(_SBS):
         return open_sbs(path, sliding_window)
@@ -103,22 +103,12 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _why_not(path: Path, start: bytes) -> str:
-    if start.startswith(_GGUF):
-        return (
-            f"{path} is a GGUF file. llama.cpp has no PaliGemma, so there is no agreed way "
-            "to store one in it. Use the original checkpoint, and quantize it with `paligemma "
-            "quantize`."
-        )
+    if refusal := why_file(path):
+        return refusal
     if start.startswith(_HDF5):
         return (
             f"{path} is the weights of a Keras preset. Give its folder, which also contains "
             "config.json."
-        )
-    if start.startswith(_PICKLE):
-        return (
-            f"{path} is a pickle, which can run code when opened, so it is never read. If "
-            "you trust it, convert it to safetensors, for example with transformers' "
-            "save_pretrained."
         )
     if start[8:9] == b"{":
         return f"{path} is one file of a checkpoint. Give its folder, which contains config.json."

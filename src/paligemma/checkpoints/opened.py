@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from paligemma.checkpoints.files import verify_files
-from paligemma.checkpoints.rows import Contents
+from paligemma.checkpoints.rows import Contents, ForeignRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,12 @@ class OpenCheckpoint:
     @property
     def is_all_bfloat16(self) -> bool:
         return all(rows.dtype == torch.bfloat16 for rows in self.contents.parameters.values())
+
+    @property
+    def schemes(self) -> Mapping[str, int]:
+        """How weights were quantized by other tools, with the number of weights."""
+        rows = self.contents.parameters.values()
+        return Counter(row.scheme for row in rows if isinstance(row, ForeignRows))
 
     def verify(self) -> None:
         """Compare the weight files with their SHA-256; see `files.verify_files`."""

@@ -33,8 +33,8 @@ missing from a quantized checkpoint randomly; under another name, they refuse it
 DTYPE_CODES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The dtypes of stored weights, by their names in safetensors."""
 
-STORED_DTYPES = DTYPE_CODES | {"U8": torch.uint8}
-"""All dtypes that are read and written; quantized weights are bytes."""
+STORED_DTYPES = DTYPE_CODES | {"U8": torch.uint8, "I8": torch.int8, "U32": torch.uint32}
+"""All dtypes that are read and written; quantized weights are integers."""
 
 _BLOCK = 2**20  # values read or written at once
 _BLOCK_START = 16  # blocks start at multiples of it, because packed layers group 16 rows
@@ -92,9 +92,20 @@ class WeightFiles:
         """Read the rows from `start` up to `end` along the first axis, in the stored dtype."""
         stored = self.tensors[name]
         rows = torch.empty(end - start, *stored.shape[1:], dtype=STORED_DTYPES[stored.dtype_code])
+        first = start * prod(stored.shape[1:]) * rows.element_size()
+        self._read_into(rows.view(-1).view(torch.uint8), stored, first)
+        return rows
+
+    def read_bytes(self, name: str, start: int, end: int) -> Tensor:
+        """Read the bytes from `start` up to `end` of a tensor of any dtype and shape."""
+        content = torch.empty(end - start, dtype=torch.uint8)
+        self._read_into(content, self.tensors[name], start)
+        return content
+
+    def _read_into(self, target: Tensor, stored: StoredTensor, start: int) -> None:
         file = self._files[stored.path]
-        file.seek(stored.offset + start * prod(stored.shape[1:]) * rows.element_size())
-        buffer = rows.view(-1).view(torch.uint8).numpy().data
+        file.seek(stored.offset + start)
+        buffer = target.numpy().data
         while buffer:
             num_read = file.readinto(buffer)
             if not num_read:
@@ -103,7 +114,6 @@ class WeightFiles:
                     "it; load it again afterwards."
                 )
             buffer = buffer[num_read:]
-        return rows
 
     def hold_the_same(self, first: str, second: str) -> bool:
         """Return whether two tensors agree in dtype, shape and every bit."""
@@ -127,6 +137,11 @@ class WeightFiles:
             raise CheckpointError(f"{folder} is not a folder. Give the folder of a checkpoint.")
         names = [name(stem) for stem in self.stems for name in (single_file, index_file)]
         present = [name for name in names if (self.folder / name).exists()]
+        if present == [single_file(PLAIN), index_file(PLAIN)]:
+            # MLX writes an index even for a single file.
+            weight_map = read_json(self.folder / present[1]).get("weight_map")
+            if isinstance(weight_map, dict) and all(f == present[0] for f in weight_map.values()):
+                del present[0]
         if len(present) > 1:
             raise CheckpointError(
                 f"{self.folder} contains both {present[0]} and {present[1]}. Ambiguous: remove one "

@@ -56,6 +56,15 @@ class QuantizedRows(StoredRows, Protocol):
         """Read bytes uint8[n, ...] and scales bfloat16[n, groups] of rows, as they are stored."""
 
 
+@runtime_checkable
+class ForeignRows(StoredRows, Protocol):
+    """A weight that another tool quantized; `read` dequantizes it as that tool does."""
+
+    @property
+    def scheme(self) -> str:
+        """The tool and its format, such as "bitsandbytes nf4"."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """The config, weights and small files of a checkpoint."""

@@ -97,6 +97,11 @@ def write_hf(
     _write_weights(contents, folder, dtype, max_shard_bytes)
     dtype_name = str(dtype).removeprefix("torch.")
     write_config(folder, contents.config, dtype_name, contents.quantization)
+    write_small_files(contents, folder)
+
+
+def write_small_files(contents: Contents, folder: Path) -> None:
+    """Write the tokenizer and other files of a checkpoint."""
     if contents.tokenizer is not None:
         (folder / TOKENIZER_FILE).write_bytes(contents.tokenizer)
     for name, content in contents.files.items():
@@ -185,26 +190,36 @@ def _write_weights(
         if isinstance(rows, QuantizedRows):
             tensors += _quantized(released, rows)
         else:
-            tensors.append(_plain(released, rows, dtype))
+            tensors.append(plain_tensor(released, rows, dtype))
+    stem = PLAIN if quantization is None else QUANTIZED
+    write_tensors(tensors, folder, stem, max_shard_bytes)
+
+
+def write_tensors(
+    tensors: Sequence[TensorToWrite],
+    folder: Path,
+    stem: str = PLAIN,
+    max_shard_bytes: int = 5_000_000_000,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to one file, or to shards with an index. Raises NumericalError."""
     shards: list[list[TensorToWrite]] = [[]]
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         size = sum(other.num_bytes for other in shards[-1])
         if shards[-1] and size + tensor.num_bytes > max_shard_bytes:
             shards.append([])
         shards[-1].append(tensor)
-    stem = PLAIN if quantization is None else QUANTIZED
     weight_map: dict[str, str] = {}
     broken: list[str] = []
     for number, shard in enumerate(shards, start=1):
         name = single_file(stem) if len(shards) == 1 else shard_file(stem, number, len(shards))
-        broken += write_weight_file(folder / name, shard)
+        broken += write_weight_file(folder / name, shard, metadata)
         weight_map |= {tensor.name: name for tensor in shard}
     if broken:
         raise NumericalError(
             f"{counted(len(broken), 'weight contains', 'weights contain')} NaN, infinity, or "
-            "values too "
-            f"large for {dtype}: {shorten(broken)}. Nothing was written. Save as float32, or train "
-            "again with a lower learning rate."
+            f"values too large for the dtype: {shorten(broken)}. Nothing was written. Save as "
+            "float32, or train again with a lower learning rate."
         )
     if len(shards) > 1:
         total = sum(tensor.num_bytes for tensor in tensors)
@@ -212,7 +227,8 @@ def _write_weights(
         write_json(folder / index_file(stem), content)
 
 
-def _plain(name: str, rows: StoredRows, dtype: torch.dtype) -> TensorToWrite:
+def plain_tensor(name: str, rows: StoredRows, dtype: torch.dtype) -> TensorToWrite:
+    """Return a parameter as a tensor to write; a table gets the rows that others expect."""
     shape = rows.shape
     blocks: Iterator[Tensor] = (rows.read(*block) for block in row_blocks(shape))
     if name == EMBEDDING:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
+from paligemma.checkpoints.bitsandbytes import is_nf4
 from paligemma.checkpoints.opened import OpenCheckpoint
+from paligemma.checkpoints.rows import StoredRows
 from paligemma.config import count_parameters
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, counted
 from paligemma.fast.device import computes_correctly
 from paligemma.fast.kernels.library import kernels
 from paligemma.fast.weights import (
@@ -39,6 +42,7 @@ class WeightForm:
     is_packed: bool = False
     quantization: Quantization | None = None  # the format of packed weights
     frozen_base: FrozenFormat | None = None
+    keeps_nf4: bool = False  # a frozen base in "nf4" holds the bits of the files
     merges_adapter: bool = True
     compiles_for_cuda: bool = False  # load plain modules and compile them on the device
     note: str | None = None
@@ -49,7 +53,15 @@ def choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device) 
 
     Raises OptionError for unknown names and for a quantization that the files do not support.
     """
-    weights = checked_weights(weights)
+    form = _choose_form(checked_weights(weights), stored, device)
+    note = _note_on_other_schemes(stored, form)
+    return form if note is None else replace(form, note=" ".join(filter(None, (note, form.note))))
+
+
+def _choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device) -> WeightForm:
+    has_nf4 = any(is_nf4(rows) for rows in _decoder_linears(stored))
+    if weights == "stored" and has_nf4:
+        weights = Trainable("nf4", dtype="stored")
     if isinstance(weights, str):
         weights = _named_form(weights, stored, device)
     if isinstance(weights, Plain):
@@ -58,9 +70,42 @@ def choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device) 
         return WeightForm(
             dtype=choose_dtype(weights.dtype, stored, device),
             frozen_base=weights.base,
+            keeps_nf4=weights.base == "nf4" and has_nf4,
             merges_adapter=weights.merge_adapter,
         )
     return _packed_form(weights, stored, device)
+
+
+def _decoder_linears(stored: OpenCheckpoint) -> Iterator[StoredRows]:
+    for name, rows in stored.contents.parameters.items():
+        if name.startswith("decoder.blocks.") and name.endswith("_proj.weight"):
+            yield rows
+
+
+def _note_on_other_schemes(stored: OpenCheckpoint, form: WeightForm) -> str | None:
+    """Say what becomes of weights that another tool quantized."""
+    schemes = stored.schemes
+    if not schemes:
+        return None
+    names = " and ".join(f"{scheme} ({counted(n, 'weight')})" for scheme, n in schemes.items())
+    if form.keeps_nf4:
+        return (
+            f"Stored as {names}: the decoder keeps these bits, and each weight is dequantized "
+            "for every product, which needs little memory but is slow. The others are dequantized."
+        )
+    format_name = form.frozen_base or form.quantization
+    if format_name is not None:
+        return (
+            f"Stored as {names}, and quantized again to {format_name}, which rounds twice. The "
+            "original model quantized once is more accurate."
+        )
+    num_bytes = count_parameters(stored.contents.config) * form.dtype.itemsize
+    on_disk = sum(path.stat().st_size for path in stored.weight_files)
+    return (
+        f"Stored as {names}, and dequantized to {str(form.dtype).removeprefix('torch.')}: "
+        f"{num_bytes / 1e9:.2g} GB in memory instead of {on_disk / 1e9:.2g} GB in the files. "
+        "weights='int8' or 'int4' needs less memory, and rounds twice."
+    )
 
 
 def choose_dtype(name: DtypeName, stored: OpenCheckpoint, device: torch.device) -> torch.dtype:

@@ -28,22 +28,23 @@ INT8_GROUP = 128
 _CHUNK = 2**18  # weights per chunk, so that intermediate results stay in the CPU cache
 
 
+_NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
 @cache
 def nf4_codebook() -> Tensor:
     """Return float32[16], ascending from -1 to 1: quantiles of a normal distribution and 0.
 
     Seven values below zero and eight above are quantiles at equal steps of probability, from 1/2
-    to the middle of 1 - 1/30 and 1 - 1/32, scaled so that the ends are -1 and 1 (arXiv 2305.14314,
-    section 3 and appendix E).
-
-    >>> nf4_codebook()[[0, 7, 8, 15]].tolist()
-    [-1.0, 0.0, 0.0795802995562..., 1.0]
+    to the middle of 1 - 1/30 and 1 - 1/32, scaled so that the ends are -1 and 1. These are the
+    published digits (arXiv 2305.14314, appendix E), with which files are written everywhere.
     """
-    last = 1 - (1 / 30 + 1 / 32) / 2
-    above = torch.special.ndtri(torch.linspace(0.5, last, 9, dtype=torch.float64))
-    below = -torch.special.ndtri(torch.linspace(0.5, last, 8, dtype=torch.float64))
-    values = torch.cat([below.flip(0), above[1:]])
-    return (values / values.abs().max()).float()
+    return torch.tensor(_NF4)
 
 
 @cache
@@ -115,6 +116,20 @@ class FrozenLinear(nn.Module):
             return
         for chunk in _row_chunks(rows.shape[0], self.in_features):
             self._write_nf4(start + chunk.start, rows[chunk])
+
+    @property
+    def holds_stored_nf4(self) -> bool:
+        """Whether `write_stored` works: in "nf4" without double quantization."""
+        return self.frozen_format == "nf4" and self.scale_steps is None
+
+    def write_stored(self, start: int, codes: Tensor, scales: Tensor) -> None:
+        """Write rows that are NF4 already: scales float32[n, K / 64] and codes uint8[n, K / 2].
+
+        The first of two values is in the low half of a byte.
+        """
+        assert self.holds_stored_nf4
+        target = slice(start, start + codes.shape[0])
+        self.codes[target], self.scales[target] = codes, scales
 
     def _write_nf4(self, start: int, rows: Tensor) -> None:
         target = slice(start, start + rows.shape[0])
