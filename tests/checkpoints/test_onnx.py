@@ -33,6 +33,7 @@ from paligemma.model.attention import positions_of
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.processor import Processor, PromptRow
 from paligemma.processor.tokenizer import Tokenizer
+from paligemma.tasks.seg_codec import load_mask_codec_npz
 from tests.tiny import FAMILIES, FLOAT32_TOLERANCE, Row, tiny_inputs, tiny_model, varied_model
 
 MINI = Path(paligemma.__file__).parent / "mini" / "model"
@@ -271,7 +272,8 @@ def test_q8_is_uint8_under_the_default_name_of_browsers(tiny_folders: Any) -> No
 def test_mini(tmp_path: Path) -> None:
     model = load_model(MINI, weights="float32")
     proto = (MINI / "tokenizer.model").read_bytes()
-    contents = replace(contents_of(model, proto), files={"mask_codec.npz": b"codec"})
+    codec_file = (MINI / "mask_codec.npz").read_bytes()
+    contents = replace(contents_of(model, proto), files={"mask_codec.npz": codec_file})
     write_onnx(contents, tmp_path)
     processor = Processor(
         tokenizer=Tokenizer(proto),
@@ -293,7 +295,12 @@ def test_mini(tmp_path: Path) -> None:
     assert exported.run("embed_tokens", input_ids=[[config["image_token_index"]]])[0].shape == (
         (1, 1, model.config.decoder.width)
     )
-    assert (tmp_path / "mask_codec.npz").read_bytes() == b"codec"
+    codec = load_mask_codec_npz(tmp_path / "mask_codec.npz")
+    codes = torch.randint(128, (3, 16), generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "mask_decoder.onnx")
+    np.testing.assert_allclose(
+        session.run(None, {"codes": codes.numpy()})[0], codec.decode_masks(codes), atol=1e-5
+    )
     assert config["transformers.js_config"] == {"dtype": "fp32"}
 
 
@@ -306,7 +313,7 @@ def test_convert(tmp_path: Path) -> None:
         assert convert.plan(source, tmp_path / "other", to="onnx").dtype == "fp16"
         with pytest.raises(OptionError, match="one of 'stored', 'fp32', 'fp16'"):
             convert.plan(source, tmp_path / "other", to="onnx", dtype="fp16,float32")
-    assert len(list((folder / "onnx").iterdir())) == 6
+    assert len(list((folder / "onnx").iterdir())) == 7  # three graphs twice, and the mask decoder
     assert (folder / "mask_codec.npz").read_bytes() == (MINI / "mask_codec.npz").read_bytes()
     with pytest.raises(CheckpointError, match="is an ONNX export"):
         open_checkpoint(folder)

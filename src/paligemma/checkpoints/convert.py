@@ -146,6 +146,8 @@ def convert_checkpoint(
             dtype=dtype,
             adapter=None if adapter is None else read_adapter(adapter, config),
         )
+        if verify_target:
+            check_verifiable(chosen)
         written = run(chosen)
         if verify_target:
             verify(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from paligemma.checkpoints.files import read_json, write_json
@@ -11,15 +12,18 @@ from paligemma.checkpoints.rows import Contents
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tokenizer_json import tokenizer_files
 from paligemma.errors import CheckpointError, MissingExtraError, OptionError
+from paligemma.tasks.seg_codec import load_mask_codec_npz
 
 try:
     from paligemma.checkpoints.onnx import model
+    from paligemma.checkpoints.onnx.mask_codec import mask_decoder
     from paligemma.checkpoints.onnx.weights import VARIANTS, Variant
 except ModuleNotFoundError as error:
     if error.name != "onnx":
         raise
     raise MissingExtraError("onnx", "formats", "Exporting to ONNX") from None
 
+_CODEC_FILES = ("mask_codec.npz", "vae-oid.npz")
 _GRAPHS = (model.vision_encoder, model.embed_tokens, model.decoder_model_merged)
 _SUFFIXES: dict[Variant, str] = {
     "fp32": "",
@@ -63,6 +67,10 @@ def _write_graphs(contents: Contents, folder: Path, variants: Sequence[Variant])
             graph = build(contents.config, contents.parameters, variant)
             if count := graph.write(folder / name):
                 num_data_files[name] = count
+    codecs = [contents.files[name] for name in _CODEC_FILES if name in contents.files]
+    if codecs:
+        codec = load_mask_codec_npz(BytesIO(codecs[0]))
+        mask_decoder(codec).write(folder / "mask_decoder.onnx")
     return num_data_files
 
 
