@@ -349,6 +349,10 @@ def test_int4_presets_are_refused(preset: Path) -> None:
     layers = {"class_name": "DTypePolicyMap", "config": {"policy_map": {"dense": policy}}}
     change_config(preset, dtype=layers)
     expect_refusal(preset, "quantized as int4.* only int8")
+    for _ in range(900):
+        layers = {"x": layers}
+    change_config(preset, dtype=layers)
+    expect_refusal(preset, "quantized as int4.* only int8|nested too deeply")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -440,6 +444,13 @@ def test_a_link_to_a_file_outside_the_folder_is_refused(preset: Path, tmp_path: 
     path = preset / "model.weights.h5"
     path.rename(tmp_path / "elsewhere.h5")
     path.symlink_to(tmp_path / "elsewhere.h5")
+    expect_refusal(preset, "outside the checkpoint")
+
+
+def test_a_tokenizer_outside_the_folder_is_refused(preset: Path, tmp_path: Path) -> None:
+    path = preset / "assets/tokenizer/vocabulary.spm"
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
     expect_refusal(preset, "outside the checkpoint")
 
 

@@ -29,7 +29,10 @@ def write(
     lora_rank: int | None = None,
     shard_gigabytes: float | None = None,
 ) -> None:
-    """Save a random backbone as a preset, with its outputs for random inputs."""
+    """Save a random backbone as a preset, with its float32 outputs for random inputs.
+
+    With `quantize`, a folder of that name plus " before" has the weights before.
+    """
     backbone = keras_hub.models.PaliGemmaBackbone(**settings)
     if lora_rank:
         backbone.enable_lora(lora_rank)
@@ -39,13 +42,14 @@ def write(
             fan_in = variable.shape[0] if len(variable.shape) > 1 else 4
             variable.assign(rng.normal(size=variable.shape) / np.sqrt(fan_in))
     inputs = _random_inputs(rng, settings["image_size"], settings["vocabulary_size"])
-    _save(arrays, inputs | _outputs(backbone, inputs))
     if quantize:
+        backbone.save_to_preset(f"{folder} before")
         backbone.quantize(quantize)
-    if shard_gigabytes is None:
-        backbone.save_to_preset(folder)
-    else:
-        backbone.save_to_preset(folder, max_shard_size=shard_gigabytes)
+    backbone.save_to_preset(folder, max_shard_size=shard_gigabytes or 10)
+    if not quantize:
+        if settings.get("dtype", "float32") != "float32":  # compute in float32 with these weights
+            backbone = keras_hub.models.Backbone.from_preset(folder)
+        _save(arrays, inputs | _outputs(backbone, inputs))
 
 
 def read(folder: str, arrays: str, seed: int) -> None:

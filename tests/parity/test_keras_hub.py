@@ -88,9 +88,6 @@ THEIRS: dict[str, dict[str, Any]] = {
 }
 """Presets that keras-hub writes: arguments of `write` in keras_hub_reference.py."""
 
-_TOLERANCES = {"bfloat16, in shards": 0.3, "int8": 0.3}
-"""bfloat16 and int8 round activations too; outputs reach 5. The weights are compared exactly."""
-
 
 @dataclass(frozen=True)
 class Ours:
@@ -154,16 +151,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", [name for name in THEIRS if name != "int8"])
 def test_a_preset_of_keras_hub_gives_the_same_outputs_here(name: str, folder: Path) -> None:
     model = load_model(folder / name, weights="float32")
-    _check_outputs(model, folder / f"{name}.npz", _TOLERANCES.get(name, FLOAT32_TOLERANCE))
+    _check_outputs(model, folder / f"{name}.npz")
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_keras_hub_gives_the_same_outputs_for_our_preset(name: str, folder: Path) -> None:
     model = load_model(folder / f"our {name}", weights="float32")
-    _check_outputs(model, folder / f"our {name}.npz", 5 * FLOAT32_TOLERANCE)
+    _check_outputs(model, folder / f"our {name}.npz")
+
+
+def test_int8_weights_of_keras_hub_are_within_half_a_step_of_those_before(folder: Path) -> None:
+    num_rounded = 0
+    with open_keras(folder / "int8") as quantized, open_keras(folder / "int8 before") as before:
+        for name, rows in before.contents.parameters.items():
+            values = read_all(rows)
+            difference = (read_all(quantized.contents.parameters[name]) - values).abs()
+            if difference.any():
+                num_rounded += 1
+                assert (difference <= 0.51 / 127 * values.abs().amax(dim=1, keepdim=True)).all()
+    assert num_rounded == 2 + 1 + 2 * 6 + 3 * 7  # tables, projector, layers
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -176,8 +185,8 @@ def test_keras_hub_answers_with_our_preset_as_this_package_does(name: str, folde
     inputs = _inputs(model, torch.tensor(arrays["pixels"]), torch.tensor(prompt))
     (row,) = generate(model, inputs, max_new_tokens=LENGTH - prompt.shape[1], eos_id=-1)
     answer = arrays["answered_ids"][0, prompt.shape[1] :].tolist()
-    assert row.token_ids == answer
-    assert len(set(answer)) > 3
+    assert list(row.token_ids) == answer
+    assert len(set(answer)) > 2
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -243,7 +252,7 @@ def _inputs(
     )
 
 
-def _check_outputs(model: PaliGemma, path: Path, tolerance: float) -> None:
+def _check_outputs(model: PaliGemma, path: Path) -> None:
     arrays: Mapping[str, Any] = np.load(path)
     inputs = _inputs(
         model, *(torch.tensor(arrays[key]) for key in ("images", "token_ids", "response_mask"))
@@ -251,9 +260,9 @@ def _check_outputs(model: PaliGemma, path: Path, tolerance: float) -> None:
     with torch.inference_mode():
         hidden, logits = model.hidden_states(inputs), model(inputs)
     for ours, theirs in ((hidden, arrays["hidden"]), (logits, arrays["logits"])):
-        theirs = torch.tensor(theirs.astype("float32"))
+        theirs = torch.tensor(theirs)
         assert theirs.abs().max() > 0.5
-        assert (ours - theirs).abs().max() < tolerance * max(1.0, float(theirs.abs().max()))
+        assert (ours - theirs).abs().max() < FLOAT32_TOLERANCE * max(1.0, theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("name", OURS)

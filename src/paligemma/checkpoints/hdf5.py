@@ -85,7 +85,7 @@ class Hdf5Store:
     def _open(self, path: Path) -> None:
         h5py = _import_h5py("Reading")
         with _errors_name(path):
-            file = h5py.File(path, "r")
+            file = h5py.File(path, "r", locking="best-effort")
             self._files.append(file)
             datasets = {n: found for n, found in _walk(h5py, file) if not self._ignore(n)}
             dtypes = {name: _check(h5py, name, dataset) for name, dataset in datasets.items()}
@@ -199,7 +199,7 @@ def _check(h5py: Any, name: str, dataset: Any) -> torch.dtype:
             "Rewrite the file with: h5repack -l CONTI -f NONE OLD.h5 NEW.h5"
         )
     dtype = dataset.dtype
-    if dtype == _BFLOAT16 and dataset.attrs.get("dtype") == "bfloat16":
+    if dtype == _BFLOAT16 and _says_bfloat16(dataset.attrs):
         return torch.bfloat16
     if dtype.str not in _DTYPES:
         raise CheckpointError(
@@ -207,6 +207,14 @@ def _check(h5py: Any, name: str, dataset: Any) -> torch.dtype:
             "attribute dtype = 'bfloat16') or int8."
         )
     return _DTYPES[dtype.str]
+
+
+def _says_bfloat16(attributes: Any) -> bool:
+    if "dtype" not in attributes:
+        return False
+    stored = attributes.get_id("dtype")
+    is_short = stored.shape == () and stored.get_storage_size() <= 64
+    return is_short and attributes["dtype"] in ("bfloat16", b"bfloat16")
 
 
 def _check_extents(datasets: Mapping[str, Any], file_size: int) -> None:

@@ -11,6 +11,7 @@ output or row: weight = q / scale.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -119,6 +120,7 @@ def open_keras(folder: Path, sliding_window: int | None = None) -> OpenCheckpoin
     MissingExtraError without h5py.
     """
     stored = read_config(folder, sliding_window)
+    tokenizer = _read_tokenizer(folder)
     index, files = _weight_files(folder)
     store = Hdf5Store(folder, files, ignore=_is_random_state)
     try:
@@ -136,14 +138,13 @@ def open_keras(folder: Path, sliding_window: int | None = None) -> OpenCheckpoin
     if tensors.scales:
         description["quantization"] = "int8, one scale per output"
         notes = (*notes, "The int8 weights are dequantized: weight = q / scale.")
-    tokenizer = folder / _TOKENIZER
     return OpenCheckpoint(
         format="keras",
         path=folder,
         contents=Contents(
             config=stored.config,
             parameters=parameters,
-            tokenizer=read_tokenizer_file(tokenizer) if tokenizer.exists() else None,
+            tokenizer=tokenizer,
         ),
         weight_files=tuple(files),
         close=store.close,
@@ -151,6 +152,14 @@ def open_keras(folder: Path, sliding_window: int | None = None) -> OpenCheckpoin
         description=description,
         notes=notes,
     )
+
+
+def _read_tokenizer(folder: Path) -> bytes | None:
+    path = folder / _TOKENIZER
+    if not os.path.lexists(path):
+        return None
+    check_location(path, folder.resolve())
+    return read_tokenizer_file(path)
 
 
 def _is_random_state(name: str) -> bool:

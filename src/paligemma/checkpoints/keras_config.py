@@ -164,13 +164,17 @@ def _quantization_modes(policy: object) -> set[str]:
     >>> _quantization_modes("int8_from_float32"), _quantization_modes("mixed_bfloat16")
     ({'int8'}, set())
     """
-    if isinstance(policy, str):
-        mode, separator, _ = policy.partition("_from_")
-        return {mode.partition("/")[0]} if separator else set()
-    if not isinstance(policy, dict):
-        return set()
-    modes = {str(policy["mode"])[:40]} if policy.get("mode") is not None else set()
-    return modes.union(*(_quantization_modes(value) for value in policy.values()))
+    modes: set[str] = set()
+    policies = [policy]
+    while policies:
+        policy = policies.pop()
+        if isinstance(policy, str):
+            mode, separator, _ = policy.partition("_from_")
+            modes |= {mode.partition("/")[0]} if separator else set()
+        elif isinstance(policy, dict):
+            modes |= {policy["mode"]} if isinstance(policy.get("mode"), str) else set()
+            policies += policy.values()
+    return {mode[:40] for mode in modes}
 
 
 def _versions(folder: Path) -> dict[str, str]:

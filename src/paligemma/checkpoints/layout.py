@@ -151,8 +151,10 @@ class PartRows:
             return self._store.read(part.tensor, part.index, first + start, first + end)
         if self._whole is None:
             block = self._store.read(part.tensor, part.index, first, last)
-            self._whole = self._layout.to_ours(self._parameter, block)
-        rows = self._whole[start:end].contiguous()
+            # Rearranged at once: rows of a transposed matrix, one block at a time, take six times
+            # as long.
+            self._whole = self._layout.to_ours(self._parameter, block).contiguous()
+        rows = self._whole[start:end]
         if end == self.shape[0]:
             self._whole = None  # blocks are read in order; the next parameter needs the memory
         return rows
