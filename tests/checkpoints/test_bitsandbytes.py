@@ -29,6 +29,11 @@ from tests.tiny import randomize, tiny_model
 
 FIXTURES = Path(__file__).parents[1] / "vectors" / "interop" / "bitsandbytes"
 KINDS = ("nf4", "nf4dq", "int8")
+SCHEMES = {
+    "nf4": "bitsandbytes nf4",
+    "nf4dq": "bitsandbytes nf4, double-quantized",
+    "int8": "bitsandbytes int8",
+}
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj.weight"
 OURS = "decoder.blocks.0.attention.q_proj"
 
@@ -46,6 +51,8 @@ def test_values_are_those_of_bitsandbytes(kind: str) -> None:
     expected = json.loads((FIXTURES / kind / "expected_sha256.json").read_text())
     weights = all_weights(FIXTURES / kind)
     assert len(expected) == 27
+    with open_checkpoint(FIXTURES / kind) as checkpoint:
+        assert checkpoint.description["quantization"] == f"{SCHEMES[kind]} (27 weights)"
     for name, digest in expected.items():
         content = weights[to_released_name(name)].view(torch.uint8).numpy().tobytes()
         assert hashlib.sha256(content).hexdigest() == digest, name

@@ -24,13 +24,13 @@ from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.reader import StoredTensor, WeightFiles
-from paligemma.checkpoints.rows import parameter_shapes
+from paligemma.checkpoints.rows import parameter_shapes, read_all
 from paligemma.checkpoints.save import save_model
 from paligemma.config import release_config
 from paligemma.errors import CheckpointError
 from paligemma.fast.weights import Plain
 from paligemma.model.paligemma import PaliGemma
-from tests.tiny import FAMILIES, tiny_config, tiny_model
+from tests.tiny import FAMILIES, tiny_config, tiny_model, tiny_reference
 
 
 def names_of(config_family: str, size: str = "3b") -> dict[str, str]:
@@ -308,3 +308,27 @@ def test_files_that_are_never_read_say_why(
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin"])
+def test_a_folder_with_other_weights_only_says_which(tmp_path: Path, name: str) -> None:
+    stored_tensors(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes((b"GGUF" if "gguf" in name else b"\x80\x02") + bytes(64))
+    with pytest.raises(CheckpointError, match=f"{name} is a (GGUF file|pickle)"):
+        open_checkpoint(tmp_path)
+
+
+def test_what_transformers_saves_as_colpali_is_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    inner = tiny_reference(tiny_config("paligemma"))
+    config = transformers.ColPaliConfig(vlm_config=inner.config.to_dict())
+    outer = transformers.ColPaliForRetrieval(config)
+    inner_state = {name.removeprefix("model."): t for name, t in inner.state_dict().items()}
+    outer.vlm.load_state_dict(inner_state, strict=False)
+    outer.save_pretrained(tmp_path)
+    tables = [t for name, t in outer.state_dict().items() if name.endswith("embed_tokens.weight")]
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert any("ColPali" in note for note in checkpoint.notes)
+        table = read_all(checkpoint.contents.parameters["decoder.embedding.weight"])
+    assert torch.equal(table, tables[0][: table.shape[0]])

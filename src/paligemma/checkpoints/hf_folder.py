@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import WeightFiles
 from paligemma.checkpoints.rows import Contents, parameter_shapes
 from paligemma.checkpoints.tokenizer_file import read_tokenizer
+from paligemma.errors import counted
 
 
 def open_hf(
@@ -32,7 +34,7 @@ def open_hf(
     parameters = matched.parameters
     is_quantized = stored.quantization is not None
     dtype = torch.bfloat16 if is_quantized else parameters["decoder.embedding.weight"].dtype
-    return OpenCheckpoint(
+    checkpoint = OpenCheckpoint(
         format="mlx" if matched.is_mlx else "hf",
         path=folder,
         contents=Contents(
@@ -46,3 +48,7 @@ def open_hf(
         dtype=dtype,
         notes=(*stored.notes, *matched.notes),
     )
+    if not checkpoint.schemes:
+        return checkpoint
+    names = (f"{scheme} ({counted(n, 'weight')})" for scheme, n in checkpoint.schemes.items())
+    return replace(checkpoint, description={"quantization": ", ".join(names)})

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paligemma.checkpoints.files import read_json, verify_files
+from paligemma.checkpoints.refused import why_file
 from paligemma.errors import CheckpointError
 
 PLAIN = "model"
@@ -306,8 +307,10 @@ def _why_no_weights(folder: Path) -> str:
             f"{folder} contains shards but no index ({index_file(PLAIN)} or "
             f"{index_file(QUANTIZED)}). Download or copy it too."
         )
-    pickles = [name for name in names if name.endswith(_PICKLE_SUFFIXES)]
-    if pickles:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and (refusal := why_file(path)):
+            return f"{folder} contains no safetensors. {refusal}"
+    if pickles := [name for name in names if name.endswith(_PICKLE_SUFFIXES)]:
         return (
             f"{folder} contains weights only as {shorten(pickles)}. These are pickles, which can "
             "run code when opened, so they are never read. If you trust them, convert them to "

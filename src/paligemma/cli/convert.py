@@ -18,7 +18,7 @@ from paligemma.options import Option
 if TYPE_CHECKING:
     from paligemma.checkpoints.convert import Comparison, Plan
 
-_FORMATS = Literal["hf", "npz", "keras", "sbs", "onnx"]
+_FORMATS = Literal["hf", "npz", "keras", "mlx", "sbs", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,12 @@ class ConvertOptions:
 
     to: Annotated[_FORMATS | None, Option(shown_default="by the suffix of TARGET")] = None
     """Format to write. hf: folder of Hugging Face. npz: file of big_vision (JAX). keras: preset of
-    keras-hub. sbs: file of gemma.cpp. onnx: folder for transformers.js and onnxruntime."""
+    keras-hub. mlx: folder of mlx-vlm. sbs: file of gemma.cpp. onnx: folder for transformers.js and
+    onnxruntime."""
     dtype: str = "stored"
-    """Data type to write: stored, float32, bfloat16 or float16; for sbs also sfp (8 bits); for onnx
-    one or more of fp32, fp16, uint8, q8, q4 and q4f16, separated by commas. stored keeps that of
-    the source."""
+    """Data type to write: stored, float32, bfloat16 or float16; for mlx also q2, q4 or q8;
+    for sbs also sfp (8 bits); for onnx one or more of fp32, fp16, uint8, q8, q4 and q4f16,
+    separated by commas. stored keeps that of the source."""
     adapter: Path | None = None
     """LoRA adapter to merge into the weights: its folder."""
     tokenizer: Path | None = None
