@@ -74,9 +74,12 @@ def tiny_config(family: Family = "paligemma2", **decoder_fields: Any) -> PaliGem
 
 def portable_config(family: Family = "paligemma2") -> PaliGemmaConfig:
     """A tiny config that all formats can represent: with the constants of the releases."""
+    # mlx-vlm takes PaliGemma 1's head dim as width / heads.
+    head_dim = 14 if family == "paligemma2" else 4
     decoder = replace(
         _DECODERS[family],
-        query_scale=_DECODERS[family].head_dim ** -0.5,
+        head_dim=head_dim,
+        query_scale=head_dim**-0.5,
         rope_theta=10_000.0,
         rms_norm_eps=1e-6,
     )

@@ -8,6 +8,7 @@ import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -27,7 +28,14 @@ from paligemma.fast.accelerate import accelerate
 from tests.checkpoints.test_save_and_load import same_bits
 from tests.tiny import FAMILIES, portable_model
 
-SUFFIXES: dict[TargetFormat, str] = {"hf": "", "npz": ".npz"}
+SUFFIXES: dict[TargetFormat, str] = {
+    "hf": "",
+    "npz": ".npz",
+    "keras": "",
+    "mlx": "",
+    "sbs": ".sbs",
+}
+"""The formats that can be read and written."""
 
 
 def converted(
@@ -53,12 +61,17 @@ def test_any_format_becomes_any_other_bit_by_bit(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("to", SUFFIXES)
-def test_values_are_rounded_to_the_dtype(tmp_path: Path, to: TargetFormat, dtype: str) -> None:
-    model = portable_model()
+def test_values_are_rounded_to_the_dtype(
+    tmp_path: Path, to: TargetFormat, dtype: Literal["float32", "bfloat16", "float16"]
+) -> None:
+    if (to, dtype) == ("sbs", "float16"):
+        pytest.skip("gemma.cpp has no float16")
+    model = portable_model().to(torch.float16).bfloat16().float()  # norms fit gemma.cpp's
     save_model(model, tmp_path / "start")
     target, _ = converted(tmp_path / "start", tmp_path / f"target{SUFFIXES[to]}", to, dtype)
-    expected = model.to(getattr(torch, dtype))
-    assert same_bits(load_model(target), expected)
+    expected = {name: p.to(getattr(torch, dtype)) for name, p in model.named_parameters()}
+    for name, parameter in load_model(target, weights=dtype).named_parameters():
+        assert torch.equal(parameter, expected[name]), name
 
 
 def test_stored_keeps_the_narrowest_dtype_that_holds_all_weights(tmp_path: Path) -> None:
@@ -105,7 +118,7 @@ def test_quantized_weights_stay_quantized_or_it_is_said(tmp_path: Path) -> None:
         assert kept.contents.quantization == "int8"
         convert.run(kept)
         plain = convert.plan(opened, tmp_path / "c.npz")
-        assert "int8 weights are dequantized" in plain.notes[0]
+        assert "weights stored as int8 are dequantized" in plain.notes[0]
         convert.run(plain)
         assert convert.verify(plain).differences == {}
     quantized = (tmp_path / "a" / "quantized.safetensors").read_bytes()
@@ -144,13 +157,23 @@ def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", SUFFIXES)
 def test_nothing_is_left_after_a_failure(tmp_path: Path, to: TargetFormat) -> None:
+    save_model(portable_model(), tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["language_model.model.norm.weight"][3] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(NumericalError, match=r"norm.weight contains .*Nothing was written"):
+        converted(tmp_path / "a", tmp_path / f"b{SUFFIXES[to]}", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_values_beyond_float16_are_named(tmp_path: Path) -> None:
     model = portable_model()
     with torch.no_grad():
-        model.decoder.final_norm.weight[3] = 1e6  # beyond float16
+        model.decoder.final_norm.weight[3] = 1e6
     save_model(model, tmp_path / "a")
-    with pytest.raises(NumericalError, match=r"norm.weight contains .*Nothing was written"):
-        converted(tmp_path / "a", tmp_path / f"b{SUFFIXES[to]}", to, "float16")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(NumericalError, match=r"norm\.weight contains .*large for torch.float16"):
+        converted(tmp_path / "a", tmp_path / "b", "hf", "float16")
 
 
 def test_unclear_options_are_refused(tmp_path: Path) -> None:
@@ -172,12 +195,8 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
         converted(tmp_path / "a", tmp_path / "b.npz")
 
 
-@pytest.mark.parametrize(
-    ("to", "file", "message"), [("hf", "b/model.safetensors", "differs"), ("npz", "b.npz", "CRC")]
-)
-def test_verifying_finds_a_changed_weight(
-    tmp_path: Path, to: TargetFormat, file: str, message: str
-) -> None:
+@pytest.mark.parametrize(("to", "file"), [("hf", "b/model.safetensors"), ("npz", "b.npz")])
+def test_verifying_finds_a_changed_weight(tmp_path: Path, to: TargetFormat, file: str) -> None:
     save_model(portable_model(), tmp_path / "a")
     with open_checkpoint(tmp_path / "a") as opened:
         plan = convert.plan(opened, tmp_path / f"b{SUFFIXES[to]}", to=to)
@@ -185,7 +204,7 @@ def test_verifying_finds_a_changed_weight(
         content = bytearray((tmp_path / file).read_bytes())
         content[-20_000] ^= 1
         (tmp_path / file).write_bytes(content)
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match="differs from"):
             convert.verify(plan)
 
 

@@ -1,19 +1,20 @@
 """Read and write NumPy's .npz archives a few rows at a time, without unpacking them.
 
 An .npz is a zip archive with one .npy member per array. `numpy.savez` stores members uncompressed,
-so rows are read from their place in the file; compressed members are decompressed as far as the
-rows that are needed. Arrays of objects, which are pickles, are never read.
+so rows are read from their place in the file, in any order; compressed members are decompressed as
+far as the rows that are needed. Arrays of objects, which are pickles, are never read.
 """
 
 from __future__ import annotations
 
+import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from struct import error as StructError
 from typing import IO
 
 import numpy as np
@@ -28,6 +29,9 @@ _DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "|V2": torch.bfloat16}
 """NumPy has no bfloat16: JAX stores its two bytes as an array of type void."""
 _DESCRIPTIONS = {dtype: description for description, dtype in _DTYPES.items()}
 
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+"""The header before each member of a zip archive; it ends with the lengths of name and extra."""
+
 _MAX_MEMBERS = 100_000
 _MAX_HEADER = 10_000  # bytes of a .npy header; NumPy's own limit
 
@@ -39,7 +43,7 @@ class _Member:
     shape: tuple[int, ...]
     is_fortran: bool
     offset: int
-    """Where the values begin in the (decompressed) member."""
+    """Where the values begin: in the file, or in the decompressed member if it is compressed."""
 
 
 class NpzStore:
@@ -48,7 +52,9 @@ class NpzStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._streams: dict[str, IO[bytes]] = {}
+        """The decompressed members that were read from."""
         self._archive = _open_archive(path)
+        self._file = path.open("rb", buffering=0)
         try:
             self._members = self._read_headers()
         except BaseException:
@@ -59,6 +65,7 @@ class NpzStore:
         for stream in self._streams.values():
             stream.close()
         self._archive.close()
+        self._file.close()
 
     @property
     def names(self) -> Collection[str]:
@@ -89,9 +96,7 @@ class NpzStore:
         values = torch.empty(shape, dtype=member.dtype)
         buffer = values.view(-1).view(torch.uint8).numpy().data
         try:
-            if name not in self._streams:
-                self._streams[name] = self._archive.open(member.info)
-            stream = self._streams[name]
+            stream = self._stream(name)
             stream.seek(member.offset + first * member.dtype.itemsize)
             while buffer:
                 num_read = stream.readinto(buffer)  # type: ignore[attr-defined]
@@ -104,6 +109,18 @@ class NpzStore:
                 "or download it again."
             ) from error
         return values
+
+    def _stream(self, name: str) -> IO[bytes]:
+        """Return the stream that a member's offset refers to.
+
+        Uncompressed members are read from the file itself: `zipfile` reads all that is skipped.
+        """
+        info = self._members[name].info
+        if info.compress_type == zipfile.ZIP_STORED:
+            return self._file
+        if name not in self._streams:
+            self._streams[name] = self._archive.open(info)
+        return self._streams[name]
 
     def _read_headers(self) -> dict[str, _Member]:
         infos = self._archive.infolist()
@@ -126,7 +143,7 @@ class NpzStore:
             if name in members:
                 raise CheckpointError(f"{self.path} contains the array {name} twice.")
             try:
-                members[name] = _read_header(self._archive, info)
+                members[name] = _read_header(self._archive, info, self._file)
             except _DAMAGE as error:
                 raise CheckpointError(
                     f"{self.path}: the array {name} cannot be read: {error}. The file is damaged "
@@ -136,8 +153,8 @@ class NpzStore:
 
 
 _DAMAGE = (
-    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, StructError, NotImplementedError,
-    RuntimeError,
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, RuntimeError,
+    NotImplementedError,
 )  # fmt: skip
 """What Python's zip reader and NumPy's header reader raise for damaged files."""
 
@@ -153,7 +170,7 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         ) from error
 
 
-def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: IO[bytes]) -> _Member:
     """Raise ValueError, or what the zip reader raises, for a member that is not an array."""
     if info.flag_bits & 1:
         raise ValueError("it is encrypted")
@@ -173,6 +190,8 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     expected = offset + prod(shape) * dtype.itemsize
     if info.file_size != expected:
         raise ValueError(f"it has {info.file_size} bytes; its shape {shape} needs {expected}")
+    if info.compress_type == zipfile.ZIP_STORED:
+        offset += _start_of_member(info, file)
     return _Member(
         info=info,
         dtype=_DTYPES[dtype.str],
@@ -180,6 +199,19 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
         is_fortran=is_fortran and len(shape) > 1,
         offset=offset,
     )
+
+
+def _start_of_member(info: zipfile.ZipInfo, file: IO[bytes]) -> int:
+    """Return where the content of an uncompressed member begins in the file."""
+    if info.compress_size != info.file_size:
+        raise ValueError(f"it has {info.file_size} bytes, but occupies {info.compress_size}")
+    file.seek(info.header_offset)
+    header = file.read(_LOCAL_HEADER.size)
+    *_, len_name, len_extra = _LOCAL_HEADER.unpack(header)
+    start = info.header_offset + len(header) + len_name + len_extra
+    if start + info.file_size > file.seek(0, os.SEEK_END):
+        raise ValueError("it extends beyond the end of the file")
+    return int(start)
 
 
 @dataclass(frozen=True, kw_only=True)
