@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import paligemma
 from paligemma.checkpoints import convert
 from paligemma.checkpoints.hf import to_released_names
 from paligemma.checkpoints.load import load_model
@@ -247,6 +248,14 @@ def test_scales_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="q_proj"):
         converted(tmp_path / "mlx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_is_written_as_mlx_vlm_reads_it(tmp_path: Path) -> None:
+    mini = Path(paligemma.__file__).parent / "mini" / "model"
+    folder = converted(mini, tmp_path / "mlx", "q4")
+    assert {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 # With mlx-vlm
