@@ -100,6 +100,7 @@ def test_tokenizer_and_mask_codec_travel_along(tmp_path: Path) -> None:
     assert paligemma.load(file).caption(image).text == source.caption(image).text
     back, _ = converted(folder, tmp_path / "c", "hf")
     assert paligemma.load(back).segment(image, "frog") == expected
+    assert (back / "tokenizer.json").is_file()  # for programs that read no SentencePiece model
 
 
 def test_a_file_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:

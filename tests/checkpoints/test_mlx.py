@@ -217,7 +217,7 @@ DAMAGE: dict[str, tuple[Any, Any, str]] = {
         {"model." + Q_PROJ: {"bits": 4, "group_size": 32}},
         "says 4 bits in groups of 32",
     ),
-    "another mode": (lambda t: None, {"mode": "mxfp4"}, "mode 'mxfp4'; only"),
+    "another mode": (lambda t: None, {"mode": "mxfp4"}, "mode 'mxfp4'"),
     "bits of a wrong type": (lambda t: None, {"bits": "4"}, "whole number"),
 }
 

@@ -52,7 +52,7 @@ class _Writer:
 
 
 _WRITERS: Mapping[TargetFormat, _Writer] = {
-    "hf": _Writer(function="save:write_hf"),
+    "hf": _Writer(function="hf_folder:write_hf_folder"),
     "npz": _Writer(function="big_vision:write_big_vision", suffix=".npz"),
     "keras": _Writer(function="keras:write_keras", losses="keras:losses"),
     "mlx": _Writer(function="mlx_write:write_mlx", dtypes=(*_TORCH_DTYPES, *MLX_BITS)),

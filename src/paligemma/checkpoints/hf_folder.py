@@ -1,4 +1,4 @@
-"""Open a folder with config.json and safetensors, as transformers, MLX and this package write."""
+"""Folders with config.json and safetensors, as transformers, MLX and this package write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from paligemma.checkpoints.match import match_tensors
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import WeightFiles
 from paligemma.checkpoints.rows import Contents, parameter_shapes
+from paligemma.checkpoints.save import write_hf
 from paligemma.checkpoints.tokenizer_file import read_tokenizer
+from paligemma.checkpoints.tokenizer_json import write_tokenizer_files
 from paligemma.errors import counted
 
 
@@ -52,3 +54,9 @@ def open_hf(
         return checkpoint
     names = (f"{scheme} ({counted(n, 'weight')})" for scheme, n in checkpoint.schemes.items())
     return replace(checkpoint, description={"quantization": ", ".join(names)})
+
+
+def write_hf_folder(contents: Contents, folder: Path, dtype: torch.dtype) -> None:
+    """Write a folder for this package and others: as `save.write_hf`, and with tokenizer.json."""
+    write_hf(contents, folder, dtype)
+    write_tokenizer_files(contents, folder)

@@ -16,7 +16,7 @@ from paligemma.checkpoints.mlx import AffineRows, GroupFormat, pack, quantize_gr
 from paligemma.checkpoints.reader import row_blocks
 from paligemma.checkpoints.rows import Contents, QuantizedRows, StoredRows
 from paligemma.checkpoints.save import TensorToWrite, plain_tensor, write_small_files, write_tensors
-from paligemma.checkpoints.tokenizer_json import tokenizer_files
+from paligemma.checkpoints.tokenizer_json import write_tokenizer_files
 from paligemma.config import DecoderConfig
 from paligemma.errors import CheckpointError
 from paligemma.fast.quantization import from_stored
@@ -82,10 +82,7 @@ def write_mlx(
     if modules:
         _write_groups(folder / CONFIG_FILE, modules)
     write_small_files(contents, folder)
-    if contents.tokenizer is not None:  # mlx-vlm's processor reads no SentencePiece model
-        vocab_size = contents.config.decoder.vocab_size
-        for name, content in tokenizer_files(contents.tokenizer, vocab_size).items():
-            (folder / name).write_bytes(content)
+    write_tokenizer_files(contents, folder)
 
 
 def _check_config(decoder: DecoderConfig) -> None:

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from paligemma.errors import CheckpointError
+from paligemma.checkpoints.rows import Contents
+from paligemma.errors import CheckpointError, TokenizerError
 from paligemma.processor.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer
 
 IMAGE_TOKEN = "<image>"
@@ -36,6 +39,26 @@ class _Piece:
     text: str
     score: float
     kind: int
+
+
+def write_tokenizer_files(contents: Contents, folder: Path) -> None:
+    """Write `tokenizer.json` and its companions for programs that read no SentencePiece model.
+
+    Warns, and writes nothing, if they cannot represent the tokenizer.
+    """
+    if contents.tokenizer is None:
+        return
+    try:
+        files = tokenizer_files(contents.tokenizer, contents.config.decoder.vocab_size)
+    except (CheckpointError, TokenizerError) as error:
+        warnings.warn(
+            f"The folder has a tokenizer.model but no tokenizer.json, which some programs need: "
+            f"{error}",
+            stacklevel=2,
+        )
+        return
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def tokenizer_files(model_proto: bytes, image_token_id: int) -> dict[str, bytes]:
