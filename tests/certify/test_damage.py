@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from paligemma.certify import Certificate, CertifyRequest, certify
 from paligemma.certify.statistics import outliers_of
 from paligemma.certify.structure import MINI_FOLDER
+from paligemma.checkpoints.convert import TargetFormat, convert_checkpoint
 from paligemma.config import Family
 from paligemma.predictor import Predictor
 from paligemma.processor.processor import Processor
@@ -244,3 +245,18 @@ def test_a_shifted_table_shows_in_the_rows_beyond_the_vocabulary(
 
     certificate = quick(edit(folders["paligemma"], tmp_path / "copy", tensors=shift))
     assert_named(certificate, "decoder.embedding.weight", "shifted by 3")
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype"), [("mlx", "q4"), ("mlx", "q8"), ("sbs", "sfp"), ("keras", "stored")]
+)
+def test_a_conversion_that_quantizes_passes_and_damage_in_it_fails(
+    tmp_path: Path, to: TargetFormat, dtype: str
+) -> None:
+    good = convert_checkpoint(MINI_FOLDER, tmp_path / f"good.{to}", to=to, dtype=dtype)
+    certificate = quick(good, MINI_FOLDER)
+    assert certificate.passes, certificate.summary()
+    damaged = edit(MINI_FOLDER, tmp_path / "damaged", tensors=scale_norm)
+    bad = convert_checkpoint(damaged, tmp_path / f"bad.{to}", to=to, dtype=dtype)
+    place = "decoder.blocks.2.pre_attention_norm.weight"
+    assert_named(quick(bad, MINI_FOLDER), place, "multiplied by 1.5")

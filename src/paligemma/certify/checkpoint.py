@@ -12,12 +12,14 @@ from torch import Tensor
 
 from paligemma.checkpoints import open as formats
 from paligemma.checkpoints.reader import WeightFiles, row_blocks
-from paligemma.checkpoints.rows import QuantizedRows, StoredRows, read_all
+from paligemma.checkpoints.rows import ForeignRows, QuantizedRows, StoredRows, read_all
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
 from paligemma.config import PaliGemmaConfig
 from paligemma.fast.weights import Quantization
 
 _TABLE = "decoder.embedding.weight"
+_COARSE = frozenset({"int8", "sfp", "nuq", "i8"})
+"""Stored dtypes of Keras and gemma.cpp that are decoded to floating point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class Rows:
     name: str
     """Ours."""
     stored: StoredRows
+    is_quantized: bool = False
+    """Whether another tool or this package may have quantized it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,10 +39,6 @@ class Rows:
     @property
     def stored_name(self) -> str:
         return self.stored.name
-
-    @property
-    def is_quantized(self) -> bool:
-        return isinstance(self.stored, QuantizedRows)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,12 +73,19 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
     """Open a folder or file. Raises CheckpointError where config, names or shapes do not fit."""
     with formats.open_checkpoint(path) as opened:
         contents = opened.contents
+        is_coarse = not _COARSE.isdisjoint(opened.description.get("stored_dtypes", ()))
         yield Checkpoint(
             path=path,
             format=opened.format,
             config=contents.config,
             parameters={
-                name: Rows(name=name, stored=rows) for name, rows in contents.parameters.items()
+                name: Rows(
+                    name=name,
+                    stored=rows,
+                    is_quantized=(is_coarse and len(rows.shape) > 1)
+                    or isinstance(rows, QuantizedRows | ForeignRows),
+                )
+                for name, rows in contents.parameters.items()
             },
             quantization=contents.quantization,
             tokenizer=contents.tokenizer,
