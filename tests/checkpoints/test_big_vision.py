@@ -267,6 +267,16 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             load_model(tmp_path / "b.npz")
 
 
+def test_a_damaged_name_is_not_quoted_at_length(tmp_path: Path) -> None:
+    path = save_npz(portable_model(), tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[26:28] = b"\xff\xff"  # the length of the first member's name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        load_model(path)
+    assert len(str(error.value)) < 600
+
+
 def with_member(path: Path, name: str, content: bytes, compression: int = 0) -> Path:
     with zipfile.ZipFile(path, "a", compression) as archive:
         archive.writestr(name, content)

@@ -105,7 +105,7 @@ class NpzStore:
                 buffer = buffer[num_read:]
         except _DAMAGE as error:
             raise CheckpointError(
-                f"{self.path}: the array {name} cannot be read: {error}. The file is damaged; copy "
+                f"{self.path}: the array {name} cannot be read: {_reason(error)}. The file is damaged; copy "
                 "or download it again."
             ) from error
         return values
@@ -146,7 +146,7 @@ class NpzStore:
                 members[name] = _read_header(self._archive, info, self._file)
             except _DAMAGE as error:
                 raise CheckpointError(
-                    f"{self.path}: the array {name} cannot be read: {error}. The file is damaged "
+                    f"{self.path}: the array {name} cannot be read: {_reason(error)}. The file is damaged "
                     "or not of a model; copy or download it again."
                 ) from error
         return members
@@ -159,12 +159,18 @@ _DAMAGE = (
 """What Python's zip reader and NumPy's header reader raise for damaged files."""
 
 
+def _reason(error: Exception) -> str:
+    """What a reader said, which may quote the damaged bytes at length."""
+    text = str(error)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except _DAMAGE as error:
         raise CheckpointError(
-            f"{path} is damaged or incomplete: {error}. An .npz file ends with a directory of its "
+            f"{path} is damaged or incomplete: {_reason(error)}. An .npz file ends with a directory of its "
             "arrays; copy or download it again. If the file was published in parts, join them: "
             "cat NAME.part* > NAME."
         ) from error
