@@ -105,8 +105,8 @@ class NpzStore:
                 buffer = buffer[num_read:]
         except _DAMAGE as error:
             raise CheckpointError(
-                f"{self.path}: the array {name} cannot be read: {_reason(error)}. The file is damaged; copy "
-                "or download it again."
+                f"{self.path}: the array {name} cannot be read: {_reason(error)}. The file is "
+                "damaged; copy or download it again."
             ) from error
         return values
 
@@ -146,8 +146,8 @@ class NpzStore:
                 members[name] = _read_header(self._archive, info, self._file)
             except _DAMAGE as error:
                 raise CheckpointError(
-                    f"{self.path}: the array {name} cannot be read: {_reason(error)}. The file is damaged "
-                    "or not of a model; copy or download it again."
+                    f"{self.path}: the array {name} cannot be read: {_reason(error)}. The file is "
+                    "damaged or not of a model; copy or download it again."
                 ) from error
         return members
 
@@ -170,8 +170,8 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except _DAMAGE as error:
         raise CheckpointError(
-            f"{path} is damaged or incomplete: {_reason(error)}. An .npz file ends with a directory of its "
-            "arrays; copy or download it again. If the file was published in parts, join them: "
+            f"{path} is damaged or incomplete: {_reason(error)}. An .npz file ends with a directory "
+            "of its arrays; copy or download it again. If the file was published in parts, join them: "
             "cat NAME.part* > NAME."
         ) from error
 
