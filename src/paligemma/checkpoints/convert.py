@@ -26,6 +26,7 @@ from paligemma.checkpoints.save import new_file, new_folder
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
 from paligemma.config import count_parameters
 from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
+from paligemma.fast.kernels.library import return_freed_memory
 
 TargetFormat = Literal["hf", "npz", "keras", "mlx", "sbs", "onnx"]
 """The formats that can be written."""
@@ -399,6 +400,10 @@ class _Watched:
                 "weights again."
             )
         self._on_read(values.nbytes)
+        if end == self.shape[0] > 1:
+            # Whole matrices come and go between small blocks that stay; without this, the gaps
+            # that they leave are not used again, and memory grows with every layer.
+            return_freed_memory()
         return values
 
 
