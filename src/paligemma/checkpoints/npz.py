@@ -170,9 +170,9 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except _DAMAGE as error:
         raise CheckpointError(
-            f"{path} is damaged or incomplete: {_reason(error)}. An .npz file ends with a directory "
-            "of its arrays; copy or download it again. If the file was published in parts, join "
-            "them: cat NAME.part* > NAME."
+            f"{path} is damaged or incomplete: {_reason(error)}. An .npz file ends with a "
+            "directory of its arrays; copy or download it again. If the file was published in "
+            "parts, join them: cat NAME.part* > NAME."
         ) from error
 
 
