@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-ROOMS = ["tasks", "data", "finetune", "evals", "engine", "checkpoints", "server", "adapters"]
+ROOMS = [
+    "tasks", "data", "finetune", "evals", "engine", "checkpoints", "server", "adapters", "certify",
+]  # fmt: skip
 NAMESPACES = ("paligemma", *(f"paligemma.{room}" for room in ROOMS))
 HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "fastapi", "uvicorn"}
 

@@ -263,7 +263,7 @@ class _Opener:
             if stored.shape == last and (last != shape or is_mlx):
                 self._check(tensor, last, tuple(DTYPE_CODES))
                 return PatchRows(self.files, tensor, shape)
-        if name == EMBEDDING and stored.shape != shape:
+        if name == EMBEDDING:
             self._check(tensor, (self.stored.table_rows, *shape[1:]), tuple(DTYPE_CODES))
         else:
             hint = ""

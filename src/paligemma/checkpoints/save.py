@@ -216,10 +216,11 @@ def write_tensors(
         broken += write_weight_file(folder / name, shard, metadata)
         weight_map |= {tensor.name: name for tensor in shard}
     if broken:
+        dtypes = {str(tensor.dtype) for tensor in tensors if tensor.name in broken}
         raise NumericalError(
             f"{counted(len(broken), 'weight contains', 'weights contain')} NaN, infinity, or "
-            f"values too large for the dtype: {shorten(broken)}. Nothing was written. Save as "
-            "float32, or train again with a lower learning rate."
+            f"values too large for {' and '.join(sorted(dtypes))}: {shorten(broken)}. Nothing was "
+            "written. Save as float32, or train again with a lower learning rate."
         )
     if len(shards) > 1:
         total = sum(tensor.num_bytes for tensor in tensors)
