@@ -110,6 +110,17 @@ def test_a_file_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:
         paligemma.load(file)
 
 
+@pytest.mark.parametrize("to", ["hf", "mlx"])
+def test_a_tokenizer_that_is_no_bpe_is_kept_and_its_missing_json_is_said(
+    tmp_path: Path, to: TargetFormat
+) -> None:
+    save_model(portable_model(), tmp_path / "a", tokenizer_proto=b"pieces")
+    with pytest.warns(UserWarning, match=r"a tokenizer\.model but no tokenizer\.json"):
+        target, _ = converted(tmp_path / "a", tmp_path / "b", to)
+    assert (target / "tokenizer.model").read_bytes() == b"pieces"
+    assert not (target / "tokenizer.json").exists()
+
+
 def test_quantized_weights_stay_quantized_or_it_is_said(tmp_path: Path) -> None:
     model = accelerate(portable_model().bfloat16(), "int8")
     save_model(model, tmp_path / "a")
