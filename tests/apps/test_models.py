@@ -33,7 +33,7 @@ def test_info_of_a_release_needs_no_download(run):
 def test_info_of_mini_is_read_from_its_files(run, mini_folder):
     shown = json.loads(run("info", "mini", "--json").out)
     assert shown["stored_bytes"] > 0
-    assert shown["stored_dtypes"] == ["F32"] or shown["stored_dtypes"] == ["F16"]
+    assert shown["stored_dtypes"] == ["float32"] or shown["stored_dtypes"] == ["float16"]
     assert "memory for one image" in run("info", "mini").out
 
 

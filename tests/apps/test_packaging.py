@@ -14,12 +14,13 @@ from packaging.version import Version
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Gradio wants an older Pillow than the rest is tested with: `demo` has an environment of its own.
+# So have the programs that checkpoints are compared with (`references`), which are large.
 REQUIREMENTS = [
     *PROJECT["dependencies"],
     *(
         each
         for name, extra in PROJECT["optional-dependencies"].items()
-        if name != "demo"
+        if name not in ("demo", "references")
         for each in extra
         if not each.startswith("paligemma[")
     ),
