@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-import sentencepiece
 import torch
 
 from paligemma.fast.kernels.library import return_freed_memory
 from paligemma.processor.tokenizer import Tokenizer
+from tests.tiny import train_tokenizer
 
 # Before anything is computed: tiny matrices only lose time on several threads, most of all beside
 # other work, and sums keep one order. A test that is about threads sets its own number.
@@ -60,25 +59,4 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Tokenizer:
     """Built like Gemma's: same special ids, one token per newline, bytes as a last resort."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_SENTENCES * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=320,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        user_defined_symbols=["\n", "\n\n"],
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        minloglevel=2,
-    )
-    return Tokenizer(model.getvalue())
+    return Tokenizer(train_tokenizer(_SENTENCES, vocab_size=320, user_defined=("\n", "\n\n")))

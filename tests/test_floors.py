@@ -15,7 +15,18 @@ PACKAGE = Path(__file__).parents[1] / "src" / "paligemma"
 # A part of the package imports from the layers before its own, and from parts of its own layer as
 # long as no two of them import each other.
 LAYERS = (
-    ("config", "errors", "results", "masks", "inputs", "lazy_names", "options", "mini", "threads"),
+    (
+        "config",
+        "errors",
+        "results",
+        "masks",
+        "inputs",
+        "lazy_names",
+        "options",
+        "mini",
+        "threads",
+        "process_memory",
+    ),
     ("processor", "model", "tasks", "draw", "report", "fonts"),
     ("fast", "adapters"),
     ("engine", "checkpoints"),

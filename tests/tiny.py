@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sentencepiece
 import torch
 from torch import Tensor
 
@@ -70,6 +72,34 @@ class TensorRows:
 def tiny_config(family: Family = "paligemma2", **decoder_fields: Any) -> PaliGemmaConfig:
     """25 image tokens of 27 features; a vocabulary of 151."""
     return PaliGemmaConfig(vision=_VISION, decoder=replace(_DECODERS[family], **decoder_fields))
+
+
+def train_tokenizer(
+    sentences: Sequence[str], *, vocab_size: int, user_defined: Sequence[str]
+) -> bytes:
+    """Train a SentencePiece model like Gemma's on a few sentences; return the file."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*sentences] * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=list(user_defined),
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def portable_config(family: Family = "paligemma2") -> PaliGemmaConfig:

@@ -25,7 +25,6 @@ import torch
 
 from benchmarks.side_by_side.stages import STAGES, Runner, Stage, read_every_page
 from paligemma.bench.limits import LimitsProbe
-from paligemma.bench.machine import peak_bytes
 from paligemma.bench.measure import repeated_seconds
 from paligemma.bench.runner import build_runner
 from paligemma.bench.workload import named_config
@@ -33,6 +32,7 @@ from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.errors import PaliGemmaError
 from paligemma.fast.weights import Packed, Plain
+from paligemma.process_memory import peak_bytes
 
 LIMITS = "limits"
 OUR_WEIGHTS: dict[str, Plain | Packed] = {

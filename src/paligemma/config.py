@@ -15,6 +15,10 @@ NUM_LOC_TOKENS = 1024
 NUM_SEG_TOKENS = 128
 NUM_CODES_PER_MASK = 16
 
+MASK_CODEC_FILE = "mask_codec.npz"
+MASK_CODEC_FILES = (MASK_CODEC_FILE, "vae-oid.npz")
+"""The names of a mask codec next to a model: written by this package, and released."""
+
 Family = Literal["paligemma", "paligemma2"]
 
 

@@ -24,7 +24,7 @@ from paligemma.checkpoints.open import open_checkpoint, read_config_and_tokenize
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
 from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.checkpoints.weight_form import WeightForm
-from paligemma.config import RELEASES, PaliGemmaConfig
+from paligemma.config import MASK_CODEC_FILES, RELEASES, PaliGemmaConfig
 from paligemma.errors import CheckpointError, OptionError, TokenizerError, check_choice
 from paligemma.fast.cuda.model import accelerate_checked
 from paligemma.fast.device import choose_device
@@ -41,7 +41,7 @@ from paligemma.fast.weights import (
 )
 from paligemma.mini import LANGUAGES as MINI_LANGUAGES
 from paligemma.model.paligemma import PaliGemma
-from paligemma.predictor import MASK_CODEC_FILE, Predictor
+from paligemma.predictor import Predictor
 from paligemma.processor.image import Resize
 from paligemma.processor.processor import Processor
 from paligemma.processor.tokenizer import Tokenizer
@@ -59,7 +59,6 @@ _UNEQUAL_NOTE = (
     "The tokenizer has {} ids and the model {}: the remaining ids appear in text as \ufffd. "
     "Tokenizer and model may not belong together."
 )
-_RELEASED_CODEC_FILE = "vae-oid.npz"
 _FAILED_CHECK_NOTE = (
     "The compiled modules failed their check on this device ({}), so the model runs as plain "
     "modules, with the same results but slower."
@@ -321,9 +320,8 @@ def _read_tokenizer(path: Path, vocab_size: int, model_proto: bytes | None) -> T
     if model_proto is None:
         where = f"contains no {TOKENIZER_FILE}"
         if path.is_file():
-            where = (
-                f"has no tokenizer ({tokenizer_beside(path).name} or {TOKENIZER_FILE}) beside it"
-            )
+            names = f"{tokenizer_beside(path).name} or {TOKENIZER_FILE}"
+            where = f"has no tokenizer next to it: no {names}"
         raise TokenizerError(
             f"{path} {where} (a SentencePiece model). Copy it from the "
             "release that the weights come from. To use the model without a tokenizer, on token "
@@ -337,7 +335,7 @@ def _read_tokenizer(path: Path, vocab_size: int, model_proto: bytes | None) -> T
 def _find_mask_codec(folder: Path, path: str | Path | None) -> MaskCodec | None:
     if path is not None:
         return load_mask_codec_npz(Path(os.path.expanduser(path)))
-    for name in (MASK_CODEC_FILE, _RELEASED_CODEC_FILE):
+    for name in MASK_CODEC_FILES:
         if (folder / name).is_file():
             return load_mask_codec_npz(folder / name)
     return None

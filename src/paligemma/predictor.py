@@ -32,7 +32,7 @@ from paligemma.answering import (
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.save import save_model
 from paligemma.checkpoints.trained_on import TRAINED_ON_FILE, TrainedOn
-from paligemma.config import count_parameters
+from paligemma.config import MASK_CODEC_FILE, count_parameters
 from paligemma.engine.generate import score as score_batch
 from paligemma.engine.image_cache import EncoderCache, ImageCache, KeyedImage
 from paligemma.engine.sampling import Sampling, drawn_seed
@@ -76,7 +76,6 @@ ResultT = TypeVar("ResultT")
 
 MAX_BATCH_SIZE = 32
 MAX_NEW_TOKENS = ANSWER_LENGTHS["prompt"]
-MASK_CODEC_FILE = "mask_codec.npz"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import tokenizers
 import transformers
 from hypothesis import given
@@ -18,6 +16,7 @@ import paligemma
 from paligemma.checkpoints.tokenizer_json import tokenizer_files
 from paligemma.errors import CheckpointError
 from paligemma.processor.tokenizer import Tokenizer
+from tests.tiny import train_tokenizer
 
 IMAGE_TOKEN_ID = 257152
 MINI = Path(paligemma.__file__).parent / "mini" / "model" / "tokenizer.model"
@@ -114,29 +113,9 @@ def test_transformers_loads_the_folder(tmp_path: Path, mini: Any) -> None:
 
 
 def test_refuses_what_tokenizer_json_cannot_represent() -> None:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a cat and a dog\n"] * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=300,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        user_defined_symbols=["\n", "a▁cat"],
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        minloglevel=2,
-    )
+    proto = train_tokenizer(["a cat and a dog\n"], vocab_size=300, user_defined=("\n", "a▁cat"))
     with pytest.raises(CheckpointError, match="contain spaces and other characters"):
-        tokenizer_files(model.getvalue(), IMAGE_TOKEN_ID)
+        tokenizer_files(proto, IMAGE_TOKEN_ID)
 
 
 def test_refuses_an_image_token_inside_the_vocabulary(tiny_tokenizer: Tokenizer) -> None:

@@ -1,10 +1,9 @@
-"""This machine: processor, memory, versions. And the peak memory of this process."""
+"""This machine: processor, memory, versions."""
 
 from __future__ import annotations
 
 import os
 import platform
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,14 +50,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage includes the parent process
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -20,12 +20,13 @@ from paligemma.bench.limits import (
     vision_work,
     weight_bytes,
 )
-from paligemma.bench.machine import describe_machine, peak_bytes
+from paligemma.bench.machine import describe_machine
 from paligemma.bench.runner import ModelRunner, build_runner
 from paligemma.bench.workload import PROMPT_LENGTH, named_config
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError
 from paligemma.fast.weights import Packed, Plain
+from paligemma.process_memory import peak_bytes
 
 WEIGHTS: dict[str, Plain | Packed] = {
     "float32": Plain("float32"),

@@ -58,7 +58,7 @@ from paligemma.checkpoints.hub import Source
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.trained_on import TRAINED_ON_FILE
-from paligemma.config import RELEASES
+from paligemma.config import MASK_CODEC_FILE, RELEASES
 from paligemma.errors import (
     CheckpointError,
     OptionError,
@@ -396,7 +396,7 @@ class _Run:
             self._compare_small_files(known)
 
     def _compare_small_files(self, known: dict[str, str]) -> None:
-        for name in (TOKENIZER_FILE, "mask_codec.npz"):
+        for name in (TOKENIZER_FILE, MASK_CODEC_FILE):
             if self._digest(name) not in (known.get(name), None):
                 self._add("fail", "files", name, "mini's weights are here, but this is not mini's.")
 

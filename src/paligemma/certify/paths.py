@@ -7,7 +7,6 @@ the key-value cache, as answers are generated, and once as whole sequences.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from paligemma.engine.request import Request
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.paligemma import PaliGemma
+from paligemma.process_memory import peak_bytes
 
 EOS_ID = 1
 TRACED = 0  # the probe whose hidden states are compared layer by layer
@@ -126,7 +126,7 @@ def run_path(
                 tensor.numel() * tensor.element_size()
                 for tensor in chain(model.parameters(), model.buffers())
             ),
-            process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            process_bytes=peak_bytes(),
             encode_seconds=sorted(encode_seconds)[len(encode_seconds) // 2],
             prefill_seconds=prefill_seconds[0],
             tokens_per_second=len(step_seconds) / max(1e-9, sum(step_seconds)),

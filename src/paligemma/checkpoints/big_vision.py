@@ -147,7 +147,7 @@ def _linear(ours: str, theirs: str, index: tuple[int, ...] = ()) -> dict[str, Pa
 def open_npz(path: Path, sliding_window: int | None = None) -> OpenCheckpoint:
     """Open a checkpoint of big_vision, or one in the same form from openpi.
 
-    Arrays beside the model's, such as an optimizer's, are left out and named in the notes.
+    Arrays other than the model's, such as an optimizer's, are left out and named in the notes.
 
     Raises CheckpointError, which names the file and the arrays.
     """

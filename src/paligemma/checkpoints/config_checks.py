@@ -72,6 +72,18 @@ def check_window(sliding_window: int, *, is_gemma2: bool) -> None:
         )
 
 
+def with_window(decoder: DecoderConfig, sliding_window: int | None) -> DecoderConfig:
+    """Give every second layer, from the first, the window of the option `sliding_window`, if any.
+
+    Raises OptionError for an invalid window.
+    """
+    if sliding_window is None:
+        return decoder
+    check_window(sliding_window, is_gemma2=decoder.post_norms)
+    even = tuple(i % 2 == 0 for i in range(decoder.depth))
+    return replace(decoder, sliding_window=sliding_window, sliding_layers=even)
+
+
 def released_decoder(sizes: DecoderConfig, sliding_window: int | None = None) -> DecoderConfig:
     """Complete the sizes of a decoder with the values that its generation has in all releases.
 
@@ -84,11 +96,7 @@ def released_decoder(sizes: DecoderConfig, sliding_window: int | None = None) ->
             sizes = replace(sizes, query_scale=released.query_scale)
     if sizes.post_norms:
         sizes = replace(sizes, attn_logit_softcap=50.0, final_logit_softcap=30.0)
-    if sliding_window is None:
-        return sizes
-    check_window(sliding_window, is_gemma2=sizes.post_norms)
-    even = tuple(i % 2 == 0 for i in range(sizes.depth))
-    return replace(sizes, sliding_window=sliding_window, sliding_layers=even)
+    return with_window(sizes, sliding_window)
 
 
 def check_represented(config: PaliGemmaConfig, read_back: PaliGemmaConfig, where: str) -> None:

@@ -22,9 +22,10 @@ from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.reader import is_finite, row_blocks
 from paligemma.checkpoints.rows import Contents, ForeignRows, QuantizedRows, StoredRows, read_all
-from paligemma.checkpoints.save import new_file, new_folder
-from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE, tokenizer_beside
-from paligemma.config import count_parameters
+from paligemma.checkpoints.save import new_file, new_folder, write_small_files
+from paligemma.checkpoints.tokenizer_file import tokenizer_beside
+from paligemma.checkpoints.trained_on import TRAINED_ON_FILE
+from paligemma.config import MASK_CODEC_FILES, count_parameters
 from paligemma.errors import CheckpointError, NumericalError, OptionError, check_choice
 from paligemma.fast.kernels.library import return_freed_memory
 
@@ -74,7 +75,7 @@ _WRITERS: Mapping[TargetFormat, _Writer] = {
 _STORED_IN_ONNX = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 _BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp32": 32, "fp16": 16, "q4": 5, "q4f16": 5}
 """Bits per weight; 8 in dtypes that are not listed."""
-_KEPT_FILES = ("mask_codec.npz", "vae-oid.npz", "trained_on.json")
+_KEPT_FILES = (*MASK_CODEC_FILES, TRAINED_ON_FILE)
 _LEAST_FREE_BYTES = 50_000_000
 
 
@@ -234,7 +235,7 @@ def run(plan: Plan, on_read: Callable[[int], object] = lambda num_bytes: None) -
         suffix = writer.suffix
         write(contents, partial if suffix is None else partial / f"model{suffix}", dtype)
         if suffix is not None:
-            _write_small_files(partial, contents)
+            write_small_files(contents, partial)
     return plan.target
 
 
@@ -373,13 +374,6 @@ def _check_target(plan: Plan) -> None:
                 f"{beside} already exists and is another tokenizer. Choose another name for "
                 f"{target.name}, or give the name of a new folder."
             )
-
-
-def _write_small_files(folder: Path, contents: Contents) -> None:
-    if contents.tokenizer is not None:
-        (folder / TOKENIZER_FILE).write_bytes(contents.tokenizer)
-    for name, content in contents.files.items():
-        (folder / name).write_bytes(content)
 
 
 class _Watched:

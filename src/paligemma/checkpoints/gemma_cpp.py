@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from paligemma.checkpoints.config_checks import (
     MAX_DEPTH,
     MAX_SIZE,
     check_represented,
-    check_window,
+    with_window,
 )
 from paligemma.checkpoints.layout import Layout, Part, open_parameters
 from paligemma.checkpoints.opened import OpenCheckpoint
@@ -379,10 +378,7 @@ def read_blob(
         decoder = _read_decoder(fields, check)
     except OptionError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if sliding_window is not None:
-        check_window(sliding_window, is_gemma2=decoder.post_norms)
-        even = tuple(i % 2 == 0 for i in range(decoder.depth))
-        decoder = replace(decoder, sliding_window=sliding_window, sliding_layers=even)
+    decoder = with_window(decoder, sliding_window)
     return PaliGemmaConfig(vision=vision, decoder=decoder), fields
 
 

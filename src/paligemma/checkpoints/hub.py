@@ -12,14 +12,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paligemma.config import RELEASES
+from paligemma.config import MASK_CODEC_FILES, RELEASES
 from paligemma.errors import CheckpointError, HubError
 
-# "*.json" covers configs, the shard index and checksums; the last two are mask codecs.
+# "*.json" covers configs, the shard index and checksums.
 _WEIGHT_PATTERNS = ("*.safetensors", "*.weights.h5", "*.sbs", "*.npz")
-_OTHER_PATTERNS = (
-    "*.json", "tokenizer.model", "assets/tokenizer/*", "mask_codec.npz", "vae-oid.npz",
-)  # fmt: skip
+_OTHER_PATTERNS = ("*.json", "tokenizer.model", "assets/tokenizer/*", *MASK_CODEC_FILES)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HF_PREFIX, KAGGLE_PREFIX = "hf://", "kaggle://"
 

@@ -8,7 +8,7 @@ keras_nlp, have a plain string as dtype, and lack keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from paligemma.checkpoints.config_checks import (
     MAX_SIZE,
     Section,
     check_represented,
-    check_window,
+    with_window,
 )
 from paligemma.checkpoints.files import read_json
 from paligemma.config import DecoderConfig, PaliGemmaConfig, VisionConfig, count_parameters
@@ -74,9 +74,8 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
             f"{_BACKBONE!r}. Give the folder of a PaliGemma preset."
         )
     section = Section(path, "config", content.get("config"), _DEFAULTS)
-    if sliding_window is not None:
-        check_window(sliding_window, is_gemma2=_flag(section, "use_post_ffw_norm"))
-    config = _read_backbone(section, sliding_window)
+    config = _read_backbone(section)
+    config = replace(config, decoder=with_window(config.decoder, sliding_window))
     modes = _quantization_modes(section.get("dtype"))
     if modes - {"int8"}:
         raise CheckpointError(
@@ -92,16 +91,14 @@ def read_config(folder: Path, sliding_window: int | None = None) -> StoredConfig
     )
 
 
-def _read_backbone(section: Section, sliding_window: int | None) -> PaliGemmaConfig:
+def _read_backbone(section: Section) -> PaliGemmaConfig:
     section.require("vit_classifier_activation", "linear")
     if section.get("vit_pooling") is not None:
         raise section.refuse("vit_pooling", "expected null: the decoder sees all image tokens")
     if section.positive("layer_norm_epsilon") != _EPSILON:
         raise section.refuse("layer_norm_epsilon", f"expected {_EPSILON}")
     try:
-        return PaliGemmaConfig(
-            vision=_read_vision(section), decoder=_read_decoder(section, sliding_window)
-        )
+        return PaliGemmaConfig(vision=_read_vision(section), decoder=_read_decoder(section))
     except OptionError as error:
         raise CheckpointError(f"{section.path}: {error}") from error
 
@@ -119,7 +116,7 @@ def _read_vision(section: Section) -> VisionConfig:
     )
 
 
-def _read_decoder(section: Section, sliding_window: int | None) -> DecoderConfig:
+def _read_decoder(section: Section) -> DecoderConfig:
     post_norms = _flag(section, "use_post_ffw_norm")
     if _flag(section, "use_post_attention_norm") != post_norms:
         raise section.refuse("use_post_attention_norm", "expected the same as use_post_ffw_norm")
@@ -143,8 +140,6 @@ def _read_decoder(section: Section, sliding_window: int | None) -> DecoderConfig
         post_norms=post_norms,
         attn_logit_softcap=section.positive_or_none("attention_logit_soft_cap"),
         final_logit_softcap=section.positive_or_none("final_logit_soft_cap"),
-        sliding_window=sliding_window,
-        sliding_layers=() if sliding_window is None else tuple(i % 2 == 0 for i in range(depth)),
         rms_norm_eps=_EPSILON,
     )
 
@@ -235,7 +230,7 @@ def preset_files(
     """
     settings = _backbone_settings(config, dtype)
     section = Section(folder / CONFIG_FILE, "config", settings, _DEFAULTS)
-    check_represented(config, _read_backbone(section, None), "a Keras preset")
+    check_represented(config, _read_backbone(section), "a Keras preset")
     backbone = _object("backbone", _BACKBONE, settings)
     converter = _image_converter(config.vision.resolution)
     files = {

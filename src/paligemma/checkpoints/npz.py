@@ -22,7 +22,6 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from paligemma.checkpoints.reader import is_finite
 from paligemma.errors import CheckpointError
 
 _DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "|V2": torch.bfloat16}
@@ -229,12 +228,11 @@ class ArrayToWrite:
     pieces: Iterable[Tensor]
 
 
-def write_npz(path: Path, arrays: Mapping[str, ArrayToWrite]) -> list[str]:
-    """Write arrays piece by piece; return the names of those that are not finite.
+def write_npz(path: Path, arrays: Mapping[str, ArrayToWrite]) -> None:
+    """Write arrays piece by piece.
 
     The file is as `numpy.savez` writes it: uncompressed, in zip's 64-bit form.
     """
-    not_finite = []
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
@@ -244,13 +242,9 @@ def write_npz(path: Path, arrays: Mapping[str, ArrayToWrite]) -> list[str]:
                     "shape": array.shape,
                 }
                 npy.write_array_header_1_0(stream, header)
-                finite, num_values = True, 0
+                num_values = 0
                 for piece in array.pieces:
                     values = piece.to(device="cpu", dtype=array.dtype).contiguous()
-                    finite &= is_finite(values)
                     num_values += values.numel()
                     stream.write(values.view(-1).view(torch.uint8).numpy().data)
             assert num_values == prod(array.shape), name
-            if not finite:
-                not_finite.append(name)
-    return not_finite

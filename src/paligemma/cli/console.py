@@ -25,6 +25,7 @@ from paligemma.errors import OptionError
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
     from rich.text import Text
 
 Item = TypeVar("Item")
@@ -171,18 +172,24 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
     )
 
 
-@contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar if stderr is a terminal; call it with (number done, total)."""
+def _progress(*columns: ProgressColumn) -> Progress:
+    """Progress bars on stderr, which disappear at the end; hidden unless it is a terminal."""
     from rich.progress import Progress
 
-    with Progress(
+    return Progress(
+        *columns,
         console=stderr(),
         transient=True,
         disable=not stderr().is_terminal,
         redirect_stdout=False,
         redirect_stderr=False,
-    ) as progress:
+    )
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar if stderr is a terminal; call it with (number done, total)."""
+    with _progress() as progress:
         bar = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
@@ -193,23 +200,17 @@ def byte_progress(description: str, total: int) -> Iterator[Callable[[int], obje
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    with Progress(
+    with _progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=stderr(),
-        transient=True,
-        disable=not stderr().is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
     ) as progress:
         bar = progress.add_task(description, total=total)
         yield lambda num_bytes: progress.advance(bar, num_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from paligemma.cli.console import byte_progress, print_json, print_note, print_t
 from paligemma.cli.memory import in_gigabytes
 from paligemma.cli.options import Json, takes
 from paligemma.options import Option
+from paligemma.process_memory import peak_bytes
 
 if TYPE_CHECKING:
     from paligemma.checkpoints.convert import Comparison, Plan
@@ -114,7 +114,7 @@ def _report(
 ) -> None:
     files = [written] if written.is_file() else [p for p in written.rglob("*") if p.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
-    peak = peak_memory()
+    peak = peak_bytes()
     if as_json:
         facts: dict[str, Any] = {
             **plan.describe(),
@@ -129,9 +129,11 @@ def _report(
             }
         print_json(facts)
         return
-    memory = "" if peak is None else f", peak memory {in_gigabytes(peak)}"
     rate = num_bytes / 1e6 / max(seconds, 1e-3)
-    print_text(f"{written}: {in_gigabytes(num_bytes)} in {seconds:.1f} s ({rate:.0f} MB/s){memory}")
+    print_text(
+        f"{written}: {in_gigabytes(num_bytes)} in {seconds:.1f} s ({rate:.0f} MB/s), peak memory "
+        f"{in_gigabytes(peak)}"
+    )
     if comparison is not None:
         print_text(_verdict(comparison))
 
@@ -145,13 +147,3 @@ def _verdict(comparison: Comparison) -> str:
         f"{len(comparison.differences)} are rounded. The largest difference is {difference:.2%} of "
         f"the largest value, in {name}."
     )
-
-
-def peak_memory() -> int | None:
-    """Return the peak memory of this process in bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

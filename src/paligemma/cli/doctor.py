@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from paligemma.bench.machine import peak_bytes
 from paligemma.cli.console import print_json, print_table, print_text
 from paligemma.cli.memory import in_gigabytes, machine_memory, memory_need
 from paligemma.cli.options import Json
 from paligemma.config import RELEASES, Release
 from paligemma.errors import PaliGemmaError
+from paligemma.process_memory import peak_bytes
 from paligemma.threads import available_cpus, share_cpus, waits_passively
 
 _PACKAGES = ("torch", "numpy", "pillow", "sentencepiece", "safetensors", "huggingface_hub")

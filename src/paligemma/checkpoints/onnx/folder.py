@@ -11,6 +11,7 @@ from paligemma.checkpoints.hf_config import CONFIG_FILE, write_config
 from paligemma.checkpoints.rows import Contents
 from paligemma.checkpoints.tokenizer_file import TOKENIZER_FILE
 from paligemma.checkpoints.tokenizer_json import tokenizer_files
+from paligemma.config import MASK_CODEC_FILES
 from paligemma.errors import CheckpointError, MissingExtraError, OptionError
 from paligemma.tasks.seg_codec import load_mask_codec_npz
 
@@ -23,7 +24,6 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("onnx", "formats", "Exporting to ONNX") from None
 
-_CODEC_FILES = ("mask_codec.npz", "vae-oid.npz")
 _GRAPHS = (model.vision_encoder, model.embed_tokens, model.decoder_model_merged)
 _SUFFIXES: dict[Variant, str] = {
     "fp32": "",
@@ -67,7 +67,7 @@ def _write_graphs(contents: Contents, folder: Path, variants: Sequence[Variant])
             graph = build(contents.config, contents.parameters, variant)
             if count := graph.write(folder / name):
                 num_data_files[name] = count
-    codecs = [contents.files[name] for name in _CODEC_FILES if name in contents.files]
+    codecs = [contents.files[name] for name in MASK_CODEC_FILES if name in contents.files]
     if codecs:
         codec = load_mask_codec_npz(BytesIO(codecs[0]))
         mask_decoder(codec).write(folder / "mask_decoder.onnx")
