@@ -1,4 +1,7 @@
-"""Open a checkpoint of any format, recognized by its content and never by its name."""
+"""Open a checkpoint of any format, recognized by its content and never by its name.
+
+The readers of Keras and gemma.cpp are imported on first use, so that other models load faster.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,8 @@ import zipfile
 from pathlib import Path
 
 from paligemma.checkpoints.big_vision import PREFIXES, open_npz
-from paligemma.checkpoints.gemma_cpp import open_sbs
 from paligemma.checkpoints.hf_config import read_config
 from paligemma.checkpoints.hf_folder import open_hf
-from paligemma.checkpoints.keras import open_keras
 from paligemma.checkpoints.keras_config import is_preset
 from paligemma.checkpoints.opened import OpenCheckpoint
 from paligemma.checkpoints.refused import why_file
@@ -52,6 +53,8 @@ def read_config_and_tokenizer(path: Path) -> tuple[PaliGemmaConfig, bytes | None
 def _open_folder(folder: Path, sliding_window: int | None) -> OpenCheckpoint:
     config = folder / "config.json"
     if is_preset(folder):
+        from paligemma.checkpoints.keras import open_keras
+
         return open_keras(folder, sliding_window)
     if (folder / "onnx").is_dir() and not any(folder.glob("*.safetensors*")):
         raise CheckpointError(
@@ -73,6 +76,8 @@ def _open_file(path: Path, sliding_window: int | None) -> OpenCheckpoint:
     if start.startswith(_ZIP) and why_file(path) is None:
         return open_npz(path, sliding_window)
     if start.startswith(_SBS):
+        from paligemma.checkpoints.gemma_cpp import open_sbs
+
         return open_sbs(path, sliding_window)
     raise CheckpointError(_why_not(path, start))
 
