@@ -3,6 +3,7 @@
     PaliGemmaError
     ├── InputError (ValueError)          invalid input
     │   ├── ImageError                   an image cannot be read
+    │   │   └── DocumentError            a document or a page of it cannot be read
     │   ├── PromptError                  a prompt is invalid or too long
     │   └── OptionError                  an option has an invalid value
     ├── CheckpointError (ValueError)     a checkpoint is missing, damaged or inconsistent
@@ -35,6 +36,10 @@ class InputError(PaliGemmaError, ValueError):
 
 class ImageError(InputError):
     """An image cannot be read, is too large, or has an unsupported format."""
+
+
+class DocumentError(ImageError):
+    """A document, or one of its pages, cannot be read, is too large, or needs a password."""
 
 
 class PromptError(InputError):

@@ -1,0 +1,370 @@
+"""PDF files, read by pdfium: pages as images, the text layer, attachments.
+
+pdfium is not safe to use from several threads, so every call is made under one lock of the process.
+Scripts never run: the builds of pypdfium2 have no JavaScript engine, and no action of a document is
+triggered here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from paligemma.documents.geometry import Box, Turn, turn_by_direction
+from paligemma.documents.page import Attachment, DocumentLimits, Word
+from paligemma.errors import DocumentError, MissingExtraError
+
+_PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
+_MAX_ATTACHMENT_BYTES = 64 * 2**20
+_LINE_END_HYPHENS = (0x2, 0xFFFE)  # what pdfium reports for a hyphen that divides a word
+_X_HEIGHT_LETTERS = frozenset("acemnorsuvwxzаеосмптивкшгαεικνορστυω")
+_TALL_TO_X_HEIGHT = 0.72
+"""The x-height of a usual typeface, as a share of the height of its capitals and digits."""
+
+_lock = threading.RLock()
+_retired: deque[Any] = deque()  # documents that nobody refers to, to be closed under the lock
+
+
+@contextmanager
+def _pdfium() -> Iterator[Any]:
+    """The raw API of pdfium, for this thread alone. Raises MissingExtraError."""
+    try:
+        import pypdfium2.raw as raw
+    except ImportError:
+        raise MissingExtraError("pypdfium2", "docs", "Reading PDF files") from None
+    with _lock:
+        while _retired:
+            _retired.popleft().close()
+        yield raw
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """How pdfium's coordinates of a page, which start at the lower left, become those of the page
+    as it is displayed."""
+
+    bounds: tuple[float, float, float, float]  # left, bottom, right, top
+    rotation: int  # quarter turns, clockwise
+
+    def box(self, left: float, bottom: float, right: float, top: float) -> Box:
+        x0, y0, x1, y1 = self.bounds
+        match self.rotation:
+            case 0:
+                return left - x0, y1 - top, right - x0, y1 - bottom
+            case 1:
+                return bottom - y0, left - x0, top - y0, right - x0
+            case 2:
+                return x1 - right, bottom - y0, x1 - left, top - y0
+            case _:
+                return y1 - top, x1 - right, y1 - bottom, x1 - left
+
+
+class PdfFile:
+    """The pages of one PDF file, as displayed (with /Rotate applied)."""
+
+    unit: Literal["pt"] = "pt"
+
+    def __init__(
+        self, data: bytes | Path, name: str, password: str | None, limits: DocumentLimits
+    ) -> None:
+        self._name = name
+        self._limits = limits
+        self._page: tuple[int, Any] | None = None  # the one page that is open
+        self._is_closed = False
+        with _pdfium():
+            import pypdfium2
+
+            try:
+                self._pdf = pypdfium2.PdfDocument(data, password=password)
+                self._pdf.init_forms()
+            except pypdfium2.PdfiumError as error:
+                raise _open_error(name, getattr(error, "err_code", None), password) from error
+            except OSError as error:
+                raise DocumentError(f"{name} cannot be opened: {error.strerror}.") from error
+            # pypdfium2 would close it wherever the garbage collector runs, without the lock.
+            weakref.finalize(self, _retired.append, self._pdf)
+            self.num_pages = len(self._pdf)
+
+    def close(self) -> None:
+        if not self._is_closed:
+            with _pdfium() as raw:
+                self._leave_page(raw)
+                self._pdf.close()
+                self._is_closed = True
+
+    def size_wh(self, index: int) -> tuple[float, float]:
+        with _pdfium() as raw:
+            page = self._open_page(raw, index)
+            size_wh = raw.FPDF_GetPageWidthF(page), raw.FPDF_GetPageHeightF(page)
+        if not all(math.isfinite(side) and side > 0 for side in size_wh):
+            raise DocumentError(f"Page {index + 1} of {self._name} has no area.")
+        return size_wh
+
+    def render(self, index: int, box_xyxy: Box, size_wh: tuple[int, int]) -> Image.Image:
+        """Part of the page as displayed, at this size."""
+        width, height = size_wh
+        page_wh = self.size_wh(index)
+        x0, y0, x1, y1 = box_xyxy
+        scale_x, scale_y = width / (x1 - x0), height / (y1 - y0)
+        area = (
+            round(-x0 * scale_x),
+            round(-y0 * scale_y),
+            max(1, round(page_wh[0] * scale_x)),
+            max(1, round(page_wh[1] * scale_y)),
+        )
+        if max(map(abs, area)) >= 2**30:
+            raise DocumentError(
+                f"The part {_shown(box_xyxy)} of page {index + 1} of {self._name} is too small to "
+                "be shown. Choose a larger part."
+            )
+        with _pdfium() as raw:
+            page = self._open_page(raw, index)
+            bitmap = raw.FPDFBitmap_Create(width, height, 0)
+            if not bitmap:
+                raise DocumentError(
+                    f"There is no memory to show page {index + 1} of {self._name} at "
+                    f"{width} x {height} pixels."
+                )
+            try:
+                raw.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
+                self._draw(raw, page, bitmap, area, index)
+                stride = raw.FPDFBitmap_GetStride(bitmap)
+                pointer = raw.FPDFBitmap_GetBuffer(bitmap)
+                pixels = ctypes.string_at(pointer, stride * height)
+            finally:
+                raw.FPDFBitmap_Destroy(bitmap)
+        return Image.frombuffer("RGB", size_wh, pixels, "raw", "BGRX", stride, 1).copy()
+
+    def _draw(
+        self, raw: Any, page: Any, bitmap: Any, area: tuple[int, int, int, int], index: int
+    ) -> None:
+        deadline = time.monotonic() + self._limits.max_seconds_per_page
+        pause = raw.IFSDK_PAUSE(version=1)
+        pause.NeedToPauseNow = type(pause.NeedToPauseNow)(lambda _: time.monotonic() > deadline)
+        flags = raw.FPDF_ANNOT | raw.FPDF_RENDER_LIMITEDIMAGECACHE
+        status = raw.FPDF_RenderPageBitmap_Start(bitmap, page, *area, 0, flags, pause)
+        raw.FPDF_RenderPage_Close(page)
+        if status == raw.FPDF_RENDER_TOBECONTINUED:
+            raise self._took_too_long(index)
+        if status != raw.FPDF_RENDER_DONE:
+            raise self._damaged(index)
+        if self._pdf.formenv:
+            raw.FPDF_FFLDraw(self._pdf.formenv.raw, bitmap, page, *area, 0, flags)
+
+    def words(self, index: int) -> tuple[tuple[Word, ...], Turn]:
+        """The text layer, and how far the page as displayed must be turned to be read."""
+        with _pdfium() as raw:
+            page = self._open_page(raw, index)
+            geometry = self._geometry(raw, page)
+            text = raw.FPDFText_LoadPage(page)
+            if not text:
+                raise self._damaged(index)
+            try:
+                letters = list(self._letters(raw, text, geometry, index))
+            finally:
+                raw.FPDFText_ClosePage(text)
+        return _words_of(letters), turn_by_direction([each.direction for each in letters])
+
+    def _letters(self, raw: Any, text: Any, geometry: _Geometry, index: int) -> Iterator[_Letter]:
+        deadline = time.monotonic() + self._limits.max_seconds_per_page
+        rect, matrix = raw.FS_RECTF(), raw.FS_MATRIX()
+        left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+        high = 0
+        for number in range(raw.FPDFText_CountChars(text)):
+            if number % 1024 == 0 and time.monotonic() > deadline:
+                raise self._took_too_long(index)
+            code = raw.FPDFText_GetUnicode(text, number)
+            if 0xD800 <= code < 0xDC00:  # the first half of a letter
+                high = code
+                continue
+            if 0xDC00 <= code < 0xE000 and high:
+                code = 0x10000 + ((high - 0xD800) << 10) + (code - 0xDC00)
+            high = 0
+            letter = "-" if code in _LINE_END_HYPHENS else chr(code) if 0 < code < 0x110000 else ""
+            if not letter or letter.isspace() or not letter.isprintable():
+                yield _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0)
+                continue
+            raw.FPDFText_GetLooseCharBox(text, number, rect)
+            raw.FPDFText_GetCharBox(text, number, left, right, bottom, top)
+            raw.FPDFText_GetMatrix(text, number, matrix)
+            yield _Letter(
+                letter,
+                geometry.box(rect.left, rect.bottom, rect.right, rect.top),
+                _direction(matrix.a, matrix.b, geometry.rotation),
+                _x_height(letter, matrix, top.value - bottom.value, right.value - left.value),
+            )
+
+    def _geometry(self, raw: Any, page: Any) -> _Geometry:
+        rect = raw.FS_RECTF()
+        raw.FPDF_GetPageBoundingBox(page, rect)
+        bounds = (rect.left, rect.bottom, rect.right, rect.top)
+        return _Geometry(bounds, raw.FPDFPage_GetRotation(page) % 4)
+
+    def attachments(self) -> tuple[Attachment, ...]:
+        with _pdfium() as raw:
+            count = min(raw.FPDFDoc_GetAttachmentCount(self._pdf.raw), self._limits.max_pages)
+            names = [self._attachment_name(raw, number) for number in range(count)]
+        return tuple(
+            Attachment(name=name, read=_Reader(self, number)) for number, name in enumerate(names)
+        )
+
+    def _attachment_name(self, raw: Any, number: int) -> str:
+        attachment = raw.FPDFDoc_GetAttachment(self._pdf.raw, number)
+        length = raw.FPDFAttachment_GetName(attachment, None, 0)
+        buffer = ctypes.create_string_buffer(max(2, length))
+        pointer = ctypes.cast(buffer, ctypes.POINTER(raw.FPDF_WCHAR))
+        raw.FPDFAttachment_GetName(attachment, pointer, length)
+        return buffer.raw[: max(0, length - 2)].decode("utf-16-le", errors="replace")
+
+    def read_attachment(self, number: int) -> bytes:
+        with _pdfium() as raw:
+            attachment = raw.FPDFDoc_GetAttachment(self._pdf.raw, number)
+            length = ctypes.c_ulong()
+            raw.FPDFAttachment_GetFile(attachment, None, 0, length)
+            if length.value > _MAX_ATTACHMENT_BYTES:
+                raise DocumentError(
+                    f"An attachment of {self._name} is larger than "
+                    f"{_MAX_ATTACHMENT_BYTES // 2**20} MiB."
+                )
+            buffer = ctypes.create_string_buffer(max(1, length.value))
+            if not raw.FPDFAttachment_GetFile(attachment, buffer, length.value, length):
+                raise DocumentError(f"An attachment of {self._name} is damaged.")
+        return buffer.raw[: length.value]
+
+    def _open_page(self, raw: Any, index: int) -> Any:
+        if self._is_closed:
+            raise DocumentError(
+                f"{self._name} is closed. Use its pages inside of the `with` block that opened it."
+            )
+        if self._page is not None and self._page[0] == index:
+            return self._page[1]
+        self._leave_page(raw)
+        page = raw.FPDF_LoadPage(self._pdf.raw, index)
+        if not page:
+            raise self._damaged(index)
+        if self._pdf.formenv:
+            raw.FORM_OnAfterLoadPage(page, self._pdf.formenv.raw)
+        self._page = index, page
+        return page
+
+    def _leave_page(self, raw: Any) -> None:
+        if self._page is not None:
+            if self._pdf.formenv:
+                raw.FORM_OnBeforeClosePage(self._page[1], self._pdf.formenv.raw)
+            raw.FPDF_ClosePage(self._page[1])
+            self._page = None
+
+    def _damaged(self, index: int) -> DocumentError:
+        return DocumentError(
+            f"Page {index + 1} of {self._name} is damaged. Get an intact copy, or leave it out "
+            "with the option for pages."
+        )
+
+    def _took_too_long(self, index: int) -> DocumentError:
+        return DocumentError(
+            f"Page {index + 1} of {self._name} took longer than "
+            f"{self._limits.max_seconds_per_page:g} s to read, which is the limit."
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads an attachment of a file."""
+
+    file: PdfFile
+    number: int
+
+    def __call__(self) -> bytes:
+        return self.file.read_attachment(self.number)
+
+
+@dataclass(frozen=True)
+class _Letter:
+    """A letter as displayed; white space has no text."""
+
+    text: str
+    box: Box
+    direction: Turn | None
+    """The turn that would make it upright."""
+    x_height: float
+
+
+def _direction(a: float, b: float, rotation: int) -> Turn | None:
+    """The turn, clockwise, that makes text upright whose baseline runs along (a, b)."""
+    if not (math.isfinite(a) and math.isfinite(b)) or (a == 0 and b == 0):
+        return None
+    # Counterclockwise on the page, less the page's own rotation, which is clockwise.
+    quarter = round(math.degrees(math.atan2(b, a)) / 90) - rotation
+    return ((quarter % 4) * 90) % 360  # type: ignore[return-value]
+
+
+def _x_height(letter: str, matrix: Any, height: float, width: float) -> float:
+    if abs(matrix.b) > abs(matrix.a):  # runs upwards or downwards
+        height = width
+    if letter in _X_HEIGHT_LETTERS:
+        return height
+    if letter.isdigit() or letter.isupper():
+        return height * _TALL_TO_X_HEIGHT
+    return height * _TALL_TO_X_HEIGHT if ord(letter) > 0x2E80 else 0.0
+
+
+def _words_of(letters: Sequence[_Letter]) -> tuple[Word, ...]:
+    """Letters up to white space, or up to a gap or a change of line that has none."""
+    words: list[Word] = []
+    current: list[_Letter] = []
+    for letter in (*letters, _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0)):
+        if current and (not letter.text or not _continues(current[-1], letter)):
+            words.append(_word(current))
+            current = []
+        if letter.text:
+            current.append(letter)
+    return tuple(words)
+
+
+def _continues(last: _Letter, letter: _Letter) -> bool:
+    """Whether a letter stands next to the last one, in whatever direction the text runs."""
+    gap_x = max(letter.box[0] - last.box[2], last.box[0] - letter.box[2])
+    gap_y = max(letter.box[1] - last.box[3], last.box[1] - letter.box[3])
+    height = min(last.box[2] - last.box[0], last.box[3] - last.box[1])
+    largest = max(last.box[2] - last.box[0], last.box[3] - last.box[1], height)
+    return max(gap_x, gap_y) <= largest
+
+
+def _word(letters: Sequence[_Letter]) -> Word:
+    boxes = [each.box for each in letters]
+    heights = sorted(each.x_height for each in letters if each.x_height > 0)
+    return Word(
+        text="".join(each.text for each in letters),
+        box_xyxy=(
+            min(box[0] for box in boxes),
+            min(box[1] for box in boxes),
+            max(box[2] for box in boxes),
+            max(box[3] for box in boxes),
+        ),
+        x_height=heights[len(heights) // 2] if heights else None,
+    )
+
+
+def _open_error(name: str, code: int | None, password: str | None) -> DocumentError:
+    if code == _PASSWORD_ERROR:
+        if password:
+            return DocumentError(f"The password of {name} is wrong. Check --password.")
+        return DocumentError(f"{name} needs a password: --password, or password=...")
+    return DocumentError(
+        f"{name} is no PDF file that can be read: it is damaged or cut short. Get an intact copy."
+    )
+
+
+def _shown(box: Box) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in box) + ")"
