@@ -21,6 +21,9 @@ __version__ = "0.1.0"
 wait_passively()  # torch reads the setting when it is imported, which nothing above does
 
 if TYPE_CHECKING:
+    from paligemma.charts import Chart as Chart
+    from paligemma.charts import Point as Point
+    from paligemma.charts import Series as Series
     from paligemma.checkpoints.hub import Source as Source
     from paligemma.config import RELEASES as RELEASES
     from paligemma.config import Release as Release
@@ -55,8 +58,12 @@ if TYPE_CHECKING:
     from paligemma.results import Segment as Segment
     from paligemma.results import Segments as Segments
     from paligemma.results import Text as Text
+    from paligemma.tables import Cell as Cell
+    from paligemma.tables import Table as Table
+    from paligemma.tasks.chart import ChartTask as ChartTask
     from paligemma.tasks.detect import DetectTask as DetectTask
     from paligemma.tasks.segment import SegmentTask as SegmentTask
+    from paligemma.tasks.table import TableTask as TableTask
     from paligemma.tasks.text import AnswerTask as AnswerTask
     from paligemma.tasks.text import BoxCaptionTask as BoxCaptionTask
     from paligemma.tasks.text import CaptionTask as CaptionTask

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 
+from paligemma.charts import Chart
 from paligemma.config import NUM_LOC_TOKENS
 from paligemma.engine.beam import beam_search
 from paligemma.engine.engine import Engine, Event
@@ -51,6 +52,7 @@ from paligemma.results import (
     Segments,
     StopReason,
 )
+from paligemma.tables import Table
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
@@ -87,6 +89,8 @@ ANSWER_LENGTHS: dict[AnswerKind, int] = {
     "ocr": 256,
     "detect": 900,
     "segment": 2500,
+    "table": 4096,
+    "chart": 1024,
     "read_text": 1024,
     "generate": 256,
     "prompt": 128,
@@ -479,7 +483,9 @@ class Answer:
             doubtful = (phrase for phrase in result.phrases if phrase.casefold() not in sure)
             note = joined_phrases_note(doubtful)
             return replace(result, notes=(*self._notes, *([note] if note else [])))
-        return replace(result, notes=self._notes) if isinstance(result, Generation) else result
+        if isinstance(result, Generation | Table | Chart):
+            return replace(result, notes=self._notes)
+        return result
 
     def _boxes_in(self, generation: Generation) -> tuple[Detection, ...]:
         """What a model that was asked for text has marked in the image."""

@@ -9,7 +9,8 @@ import warnings
 
 import pytest
 
-from paligemma.cli.console import print_table, print_text, visible, warnings_as_notes
+from paligemma.cli.console import print_table, print_text, warnings_as_notes
+from paligemma.escaping import visible
 from paligemma.results import one_line
 
 WRITTEN_AS_THEY_ARE = (

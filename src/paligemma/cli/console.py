@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from paligemma.errors import OptionError
+from paligemma.escaping import visible
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,22 +46,6 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
-
-
-# Control characters of ASCII and Latin-1, line and paragraph separators, bidirectional embeddings,
-# overrides and isolates, surrogates (file names that are not UTF-8), and noncharacters.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
-)
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    r"""The text with unsafe characters written out, except those in `keep`.
-
-    >>> visible("a\x1b[2Jb\n")
-    'a\\x1b[2Jb\\n'
-    """
-    return _UNSAFE.sub(lambda match: c if (c := match[0]) in keep else ascii(c)[1:-1], text)
 
 
 def prepare_streams() -> None:

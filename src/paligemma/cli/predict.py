@@ -26,7 +26,6 @@ from paligemma.cli.console import (
     show_image,
     stdout,
     track,
-    visible,
     warnings_as_notes,
 )
 from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_image
@@ -49,6 +48,7 @@ from paligemma.errors import (
     PromptError,
     counted,
 )
+from paligemma.escaping import visible
 from paligemma.options import Option
 
 if TYPE_CHECKING:

@@ -1,6 +1,9 @@
 """Tasks: build a prompt, and parse the model's tokens into a typed result.
 
 task.py            the protocol: prompt(), parse()
+scored_text.py     the text of an answer with the probability of its parts
+table.py           tables: HTML
+chart.py           charts: labels and values
 text.py            captions, answers to questions, and the text in the image
 detect.py          boxes for phrases
 segment.py         masks for phrases
@@ -20,12 +23,16 @@ from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from paligemma.tasks.answer_text import parse_text as parse_text
+    from paligemma.tasks.chart import ChartTask as ChartTask
+    from paligemma.tasks.chart import parse_chart as parse_chart
     from paligemma.tasks.detect import DetectTask as DetectTask
     from paligemma.tasks.objects import split_phrases as split_phrases
     from paligemma.tasks.seg_codec import MaskCodec as MaskCodec
     from paligemma.tasks.seg_codec import load_mask_codec_npz as load_mask_codec_npz
     from paligemma.tasks.seg_codec import save_mask_codec_npz as save_mask_codec_npz
     from paligemma.tasks.segment import SegmentTask as SegmentTask
+    from paligemma.tasks.table import TableTask as TableTask
+    from paligemma.tasks.table import parse_table as parse_table
     from paligemma.tasks.task import LANGUAGES as LANGUAGES
     from paligemma.tasks.task import GuidedTask as GuidedTask
     from paligemma.tasks.task import Task as Task

@@ -32,7 +32,7 @@ _FIRST_SEG = _FIRST_LOC + NUM_LOC_TOKENS
 _EOS = _FIRST_SEG + 1024
 
 
-class _TextTokens:
+class TextTokens:
     """A tokenizer for which every character is a token, and so is <loc0000>."""
 
     loc_offset = _FIRST_LOC
@@ -128,16 +128,11 @@ def parse_text(
         )
     text = _SPACE_BETWEEN.sub(r"\1", text)
     text = _CONTROL.sub("", _SEPARATOR.sub(" ; ", text)).strip()
-    tokenizer = _TextTokens()
+    tokenizer = TextTokens()
     ids = tokenizer.tokenize(text)
     first = next((index for index, token_id in enumerate(ids) if token_id >= _FIRST_LOC), 0)
     ids = ids[first:]
-    generated = Generation(
-        text=text,
-        token_ids=tuple(ids),
-        logprobs=(math.nan,) * len(ids),
-        stop_reason=stop_reason,
-    )
+    generated = _generation(ids, text, stop_reason)
     asked = split_phrases(phrases) if phrases else ()
     context = TaskContext(
         transform=ImageTransform(source_wh=size_wh, resolution=resolution, resize=resize),
@@ -156,7 +151,23 @@ def parse_text(
     return replace(result, phrases=asked, prompt=prompt, notes=_notes(ids, tokenizer, task))
 
 
-def _notes(ids: Sequence[int], tokenizer: _TextTokens, task: str) -> tuple[str, ...]:
+def generation_of_text(text: str) -> tuple[Generation, TextTokens]:
+    """The text as if a model had written it, with a tokenizer that reads it; nothing is scored.
+
+    Raises InputError for what is no text.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"The answer is of type {type(text).__name__}; expected its text.")
+    tokenizer = TextTokens()
+    return _generation(tokenizer.tokenize(_CONTROL.sub("", text)), text, "eos"), tokenizer
+
+
+def _generation(ids: Sequence[int], text: str, stop_reason: StopReason) -> Generation:
+    unknown = (math.nan,) * len(ids)
+    return Generation(text=text, token_ids=tuple(ids), logprobs=unknown, stop_reason=stop_reason)
+
+
+def _notes(ids: Sequence[int], tokenizer: TextTokens, task: str) -> tuple[str, ...]:
     if ids and not any(map(tokenizer.is_loc, ids)):
         return (
             "The text has no location tokens. If it came from a server, ask for it with special "

@@ -28,7 +28,17 @@ _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 
 
 AnswerKind = Literal[
-    "caption", "describe", "answer", "ocr", "detect", "segment", "read_text", "generate", "prompt"
+    "caption",
+    "describe",
+    "answer",
+    "ocr",
+    "detect",
+    "segment",
+    "table",
+    "chart",
+    "read_text",
+    "generate",
+    "prompt",
 ]
 """generate: any other text in evaluation. prompt: a custom prompt."""
 

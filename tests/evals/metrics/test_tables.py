@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.evals.metrics.tables import Cell, Grits, Teds, parse_table, table_cells
+from paligemma.evals.metrics.tables import Grits, Teds, parse_table, table_cells
+from paligemma.tables import Cell
 
 pytest.importorskip("apted", reason="the eval extra is not installed")
 pytest.importorskip("rapidfuzz", reason="the eval extra is not installed")
@@ -173,8 +174,8 @@ def test_a_spanning_cell_takes_its_places_from_the_rows_below() -> None:
     parsed = parse_table(html)
     assert parsed is not None
     assert table_cells(parsed) == [
-        Cell(text="a", row=0, column=0, num_rows=2),
-        Cell(text="b", row=0, column=1, num_columns=2),
+        Cell(text="a", row=0, column=0, rowspan=2),
+        Cell(text="b", row=0, column=1, colspan=2),
         Cell(text="c", row=1, column=1),
         Cell(text="d", row=1, column=2),
     ]
@@ -204,7 +205,7 @@ def test_a_span_that_makes_no_sense_is_bounded(span: str) -> None:
     cells = table_cells(parsed)
     assert cells is not None
     (cell,) = cells
-    assert (cell.num_rows, cell.num_columns) in {(1, 1), (100, 100)}
+    assert (cell.rowspan, cell.colspan) in {(1, 1), (100, 100)}
 
 
 def test_a_model_that_repeats_itself_does_not_break_the_scores() -> None:

@@ -25,8 +25,8 @@ from paligemma.evals.metrics.molecules import SmilesExactMatch, TanimotoSimilari
 from paligemma.evals.metrics.tables import Grits, Teds
 from paligemma.evals.metrics.texts import ErrorRate
 from paligemma.processor.image import load_image
+from paligemma.tasks.table import TABLE_PROMPT
 
-TABLE_PROMPT = "table"
 MOLECULE_PROMPT = "molecule"
 MUSIC_PROMPT = "music"
 REPORT_PROMPT = "report {indication}"

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.evals.metrics.result import MetricResult, References, mean_result, pair
 from paligemma.evals.metrics.texts import normalized_edit_distance
+from paligemma.tables import MAX_SPAN, Cell, Grid
 
 Box = tuple[float, float, float, float]
 Feature = TypeVar("Feature", bound=Hashable)
@@ -30,26 +31,6 @@ Element = Any
 
 _CELLS = frozenset(("td", "th"))
 _TAG_START = re.compile(r"<[a-zA-Z/!?]")
-# A model may write any number as a span; no table in a document is as large.
-_MAX_SPAN = 100
-_MAX_GRID_CELLS = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A cell and the rectangle of the grid that it covers; rows and columns start at 0."""
-
-    text: str
-    row: int
-    column: int
-    num_rows: int = 1
-    num_columns: int = 1
-
-    def positions(self) -> Iterator[tuple[int, int]]:
-        """(row, column) of everything that the cell covers."""
-        for row in range(self.row, self.row + self.num_rows):
-            for column in range(self.column, self.column + self.num_columns):
-                yield row, column
 
 
 def parse_table(html: str) -> Element | None:
@@ -77,41 +58,27 @@ def span_of(element: Element, attribute: str) -> int:
     value = element.get(attribute, "").strip()
     if not (value.isascii() and value.isdigit()):
         return 1
-    return min(_MAX_SPAN, max(1, int(value[:9])))
+    return min(MAX_SPAN, max(1, int(value[:9])))
 
 
 def table_cells(table: Element) -> list[Cell] | None:
-    """Cells in reading order, each at the first free position of its row; None for a huge grid.
+    """Cells in reading order; None for a grid that is too large to be compared.
 
-    A cell that spans rows keeps its columns in the rows below. Texts on both sides of a tag inside
-    a cell are joined by a space, as in GriTS's reference code. Repeated spans can make grids of
-    millions of positions, which cannot be compared in reasonable time.
+    Texts on both sides of a tag inside a cell are joined by a space, as in GriTS's reference code.
     """
     cells: list[Cell] = []
-    taken: set[tuple[int, int]] = set()
-    row, num_rows, num_columns = -1, 0, 0
+    grid = Grid()
     for node in _rows_and_cells(table):
         if node.tag == "tr":
-            row += 1
+            grid.start_row()
             continue
-        # Cells before any row are in the first one.
-        row = max(0, row)
-        column = 0
-        while (row, column) in taken:
-            column += 1
-        cell = Cell(
-            text=" ".join(node.itertext()),
-            row=row,
-            column=column,
-            num_rows=span_of(node, "rowspan"),
-            num_columns=span_of(node, "colspan"),
-        )
-        num_rows = max(num_rows, row + cell.num_rows)
-        num_columns = max(num_columns, column + cell.num_columns)
-        if num_rows * num_columns > _MAX_GRID_CELLS:
+        rowspan, colspan = span_of(node, "rowspan"), span_of(node, "colspan")
+        position = grid.place(rowspan, colspan)
+        if position is None:
             return None
-        taken.update(cell.positions())
-        cells.append(cell)
+        text = " ".join(node.itertext())
+        row, column = position
+        cells.append(Cell(text=text, row=row, column=column, rowspan=rowspan, colspan=colspan))
     return cells
 
 
@@ -347,7 +314,7 @@ def _span_grid(cells: Sequence[Cell]) -> list[list[Box]]:
     for cell in cells:
         for row, column in cell.positions():
             left, top = cell.column - column, cell.row - row
-            grid[row][column] = (left, top, left + cell.num_columns, top + cell.num_rows)
+            grid[row][column] = (left, top, left + cell.colspan, top + cell.rowspan)
     return grid
 
 
@@ -360,8 +327,8 @@ def _text_grid(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 def _empty_grid(cells: Sequence[Cell], value: Feature) -> list[list[Feature]]:
-    num_rows = max((cell.row + cell.num_rows for cell in cells), default=0)
-    num_columns = max((cell.column + cell.num_columns for cell in cells), default=0)
+    num_rows = max((cell.row + cell.rowspan for cell in cells), default=0)
+    num_columns = max((cell.column + cell.colspan for cell in cells), default=0)
     return [[value] * num_columns for _ in range(num_rows)]
 
 
