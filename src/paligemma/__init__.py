@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from paligemma.results import Caption as Caption
     from paligemma.results import Detection as Detection
     from paligemma.results import Detections as Detections
+    from paligemma.results import FieldAnswer as FieldAnswer
     from paligemma.results import Generation as Generation
     from paligemma.results import Problem as Problem
     from paligemma.results import Score as Score
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from paligemma.tables import Table as Table
     from paligemma.tasks.chart import ChartTask as ChartTask
     from paligemma.tasks.detect import DetectTask as DetectTask
+    from paligemma.tasks.field import FieldTask as FieldTask
     from paligemma.tasks.segment import SegmentTask as SegmentTask
     from paligemma.tasks.table import TableTask as TableTask
     from paligemma.tasks.text import AnswerTask as AnswerTask

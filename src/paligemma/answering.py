@@ -54,15 +54,22 @@ from paligemma.results import (
 )
 from paligemma.tables import Table
 from paligemma.tasks.detect import DetectTask
-from paligemma.tasks.object_grammar import ObjectList
 from paligemma.tasks.object_stream import ObjectStream
 from paligemma.tasks.objects import joined_phrases_note, parse_objects
 from paligemma.tasks.parse_prompt import prompt_notes
 from paligemma.tasks.second_look import SecondLook, second_look, separately
 from paligemma.tasks.seg_codec import MaskCodec
 from paligemma.tasks.segment import SegmentTask
-from paligemma.tasks.task import AnswerKind, GuidedTask, Task, TaskContext, language_doubt
+from paligemma.tasks.task import (
+    AnswerKind,
+    Grammar,
+    GuidedTask,
+    Task,
+    TaskContext,
+    language_doubt,
+)
 from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
+from paligemma.tasks.text_grammar import TextGrammar
 
 ImageInput = ImageSource | LoadedImage
 """A path, the bytes of a file, a PIL image, an array, or what `Processor.load` returned."""
@@ -78,6 +85,9 @@ _LINE_BREAK_NOTE = (
 _NO_IMAGE_NOTE = (
     "The prompt has no image. The model was trained with one in front of every prompt, and makes "
     "things up without."
+)
+_NO_BEAMS_FOR_TEXT = (
+    "Beam search takes no grammar, so that it cannot hold an answer to a pattern. Use num_beams=1."
 )
 
 # What an answer usually needs, and some more: a trained model ends earlier by itself. An object
@@ -108,7 +118,7 @@ class Query:
     task: Task[Any] | None = None
     prompt: str | None = None
     max_new_tokens: int | None = None  # None: what the task usually needs, as far as there is room
-    constrained: bool = True  # restrict detect and segment to their grammar
+    constrained: bool = True  # restrict the answer to the grammar of the task, if it has one
     separate: bool | None = False
     """For detect and segment: ask for each phrase by itself. None: only where the answer for all
     of them together leaves some out. Only `answer_all` asks more than once."""
@@ -143,7 +153,7 @@ class TokenizedQuery:
     query: Query
     prefix: TokenSequence
     max_new_tokens: int
-    grammar: ObjectList | None  # what the answer is held to
+    grammar: Grammar | None  # what the answer is held to
 
     @property
     def num_positions(self) -> int:
@@ -314,7 +324,7 @@ class AnswerPipeline:
             )
         return notes
 
-    def _max_new_tokens(self, query: Query, num_prefix: int, grammar: ObjectList | None) -> int:
+    def _max_new_tokens(self, query: Query, num_prefix: int, grammar: Grammar | None) -> int:
         if query.max_new_tokens is not None:
             (limit,) = row_limits(query.max_new_tokens, 1)
             self._check_length(num_prefix + limit)
@@ -363,6 +373,7 @@ class Answer:
         self._logprobs: list[float] = []
         self._summaries: list[RangeSummary | None] = []
         self._top_logprobs: list[tuple[TopLogprob, ...]] = []
+        self._allowed_probability = 1.0  # product over the tokens
         self._text: TextStream | None = None
         if query.task is None or stream:
             self._text = TextStream(tokenizer, tuple(query.stop))
@@ -372,7 +383,7 @@ class Answer:
             self._context = TaskContext(
                 transform=images[0].transform, mask_codec=pipeline.mask_codec
             )
-            if stream and isinstance(query.task, GuidedTask):
+            if stream and isinstance(query.task, DetectTask | SegmentTask):
                 self._objects = ObjectStream(query.task, tokenizer, self._context)
         self.request = Request(
             token_ids=torch.tensor(tokenized.prefix.token_ids),
@@ -417,6 +428,7 @@ class Answer:
         self._logprobs.append(event.logprob)
         self._summaries.append(event.summary)
         self._top_logprobs.append(event.top_logprobs)
+        self._allowed_probability *= event.allowed_probability
         if self._text is not None and event.token_id != self._tokenizer.eos_id:
             self._text.push(event.token_id)
         if not self._stream:
@@ -463,6 +475,7 @@ class Answer:
             stop_reason=stop_reason,
             notes=self._notes,
             locations=tuple(self._summaries),
+            held=1.0 - self._allowed_probability,
         )
         if self._task is None:
             return replace(generation, objects=self._boxes_in(generation))
@@ -550,6 +563,8 @@ def answer_all(
         if turns.waiting:
             turn = turns.waiting.popleft()
             try:
+                if isinstance(turn.plan.grammar, TextGrammar):
+                    raise OptionError(_NO_BEAMS_FOR_TEXT)
                 answer = start(turn)
             except PaliGemmaError as error:
                 yield turns.answered(turn.index, error)
@@ -883,17 +898,20 @@ _KINDS: dict[type, AnswerKind] = {
 
 
 def answer_length(
-    task: Task[Any], text_length: int | None = None, grammar: ObjectList | None = None
+    task: Task[Any], text_length: int | None = None, grammar: Grammar | None = None
 ) -> int:
     """The default limit on new tokens.
 
-    A list that is held to a grammar has room for `max_objects`. No answer is longer than the text
-    length that the model was trained with, where that is known.
+    A list that is held to a grammar has room for `max_objects`, a text that is held to one for the
+    longest that it allows, as a part of it would be worth nothing. No other answer is longer than
+    the text length that the model was trained with, where that is known.
 
     >>> task = CaptionTask(style="describe")
     >>> answer_length(task), answer_length(task, text_length=128)
     (192, 128)
     """
+    if isinstance(grammar, TextGrammar):
+        return grammar.usual_length
     limit = ANSWER_LENGTHS[kind_of_task(task)] if grammar is None else grammar.usual_length
     return limit if text_length is None else min(limit, text_length)
 

@@ -115,12 +115,18 @@ class Generation(Result):
     """For each location token, the distribution that it was chosen from; None for other tokens."""
     objects: tuple[Detection, ...] = ()
     """The boxes in the text, where a model answers with location tokens."""
+    held: float = 0.0
+    """The probability of all that a grammar did not allow: near 1 where the model wanted to write
+    something else, 0 without a grammar. Where only locations or masks were allowed counts nothing,
+    as their probabilities are relative to those."""
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         del values["locations"]
         if not self.objects:
             del values["objects"]
+        if not self.held:
+            del values["held"]
         return values
 
     def __str__(self) -> str:
@@ -153,6 +159,23 @@ class Answer(Text):
     """The answer to a question about the image."""
 
     question: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FieldAnswer(Answer):
+    """An answer that was held to a pattern.
+
+    Its `score` is the probability that the model, without the pattern, gives to this very answer,
+    and `held` that of all answers whose beginning the pattern ruled out.
+    """
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended at the limit of new tokens, so that it may not match the pattern."""
+        return self.stop_reason != "eos"
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"held": self.held, "is_cut": self.is_cut}
 
 
 @dataclass(frozen=True, kw_only=True)

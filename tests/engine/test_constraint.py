@@ -18,6 +18,7 @@ from paligemma.engine.sampling import (
     choose_allowed,
     common_range,
     finite_rows,
+    mask_bits,
     row_generator,
 )
 from paligemma.model.kv_cache import Cache
@@ -60,6 +61,8 @@ class Script:
 def is_in(token_id: int, allowed: Allowed) -> bool:
     if allowed is None or isinstance(allowed, range):
         return allowed is None or token_id in allowed
+    if isinstance(allowed, Tensor):
+        return token_id < len(bits := mask_bits(allowed)) and bool(bits[token_id])
     return any(token_id == p if isinstance(p, int) else token_id in p for p in allowed)
 
 
@@ -71,8 +74,29 @@ def choose_rows(
 ) -> tuple[list[int], list[float]]:
     rows = [None if allowed is None else Script((allowed,)) for allowed in sets]
     generators = [row_generator(sampler, n) for n in range(len(rows))]
-    ids, logprobs = choose_allowed(logits, rows, sampler, generators, vocab_range)
-    return ids.tolist(), logprobs.tolist()
+    chosen = choose_allowed(logits, rows, sampler, generators, vocab_range)
+    return chosen.token_ids.tolist(), chosen.logprobs.tolist()
+
+
+def probabilities_of(logits: Tensor, sets: Sequence[Allowed]) -> list[float]:
+    """The probability of the allowed ids in each row."""
+    rows = [None if allowed is None else Script((allowed,)) for allowed in sets]
+    generators = [row_generator(GREEDY, n) for n in range(len(rows))]
+    return choose_allowed(logits, rows, GREEDY, generators).allowed_probabilities.tolist()
+
+
+def words_of(bits: Tensor) -> Tensor:
+    """bool[V] -> int32[ceil(V / 32)], as llguidance packs it."""
+    words = []
+    for start in range(0, len(bits), 32):
+        word = sum(1 << n for n, bit in enumerate(bits[start : start + 32].tolist()) if bit)
+        words.append(word - (1 << 32) if word >= 1 << 31 else word)
+    return torch.tensor(words, dtype=torch.int32)
+
+
+def mask_of(allowed: tuple[int | range, ...], length: int = 37) -> Tensor:
+    """The same ids as bool[length]."""
+    return torch.tensor([is_in(token_id, allowed) for token_id in range(length)])
 
 
 def random_logits(rows: int, seed: int = 1) -> Tensor:
@@ -117,6 +141,59 @@ def test_logits_of_the_places_alone_give_the_same_as_all(sampler: Sampling) -> N
         assert part_logprobs == pytest.approx(logprobs, abs=FLOAT32_TOLERANCE)
 
 
+SETS: list[tuple[int | range, ...]] = [
+    (1,),
+    (1, PLACES),
+    (3, 7, 31, 32, 36),
+    (range(0, 37),),
+    (range(31, 33), 0),
+    (36,),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_masks_give_the_same_as_sets_of_ids(sampler: Sampling) -> None:
+    for seed in range(40):
+        logits = random_logits(len(SETS) + 1, seed)
+        expected = choose_rows(logits, [*SETS, None], sampler)
+        bits = [mask_of(allowed) for allowed in SETS]
+        assert choose_rows(logits, [*bits, None], sampler) == expected
+        assert choose_rows(logits, [*map(words_of, bits), None], sampler) == expected
+        mixed = [words_of(bits[0]), SETS[1], bits[2], *SETS[3:], None]
+        assert choose_rows(logits, mixed, sampler) == expected
+
+
+def test_masks_of_another_length_than_the_vocabulary() -> None:
+    """A tokenizer may have fewer ids than the model has rows; a mask ends with a whole word."""
+    logits = random_logits(1)
+    logits[0, 33] = 20.0
+    short = torch.ones(20, dtype=torch.bool)
+    assert choose_rows(logits, [short])[0][0] == int(logits[0, :20].argmax())
+    assert choose_rows(logits, [words_of(short)])[0][0] == int(logits[0, :20].argmax())
+    padded = words_of(mask_of((3, 33), 64))
+    assert choose_rows(logits, [padded])[0] == [33]
+
+
+def test_masks_are_unpacked_bit_by_bit() -> None:
+    generator = torch.Generator().manual_seed(2)
+    for length in (1, 31, 32, 33, 64, 100):
+        bits = torch.rand(length, generator=generator) < 0.5
+        for start in (0, 1, 31, 32, 40):
+            unpacked = mask_bits(words_of(bits), start)
+            assert unpacked[: max(0, length - start)].equal(bits[start:])
+            assert not unpacked[max(0, length - start) :].any()
+            assert mask_bits(bits, start).equal(bits[start:])
+
+
+def test_the_probability_of_what_is_allowed() -> None:
+    logits = random_logits(1).repeat(6, 1)
+    whole = torch.softmax(logits[0], dim=0)
+    sets: list[Allowed] = [None, PLACES, (1, PLACES), mask_of((5, 6)), (7,), (range(0, 37),)]
+    among = float(whole[1] + whole[20:32].sum())
+    expected = [1.0, 1.0, among, float(whole[5] + whole[6]), float(whole[7]), 1.0]
+    assert probabilities_of(logits, sets) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batch_mates_change_nothing(sampler: Sampling) -> None:
     logits = random_logits(3)
@@ -125,8 +202,9 @@ def test_batch_mates_change_nothing(sampler: Sampling) -> None:
     batch = choose_rows(logits, sets, sampler)
     for n in range(3):
         rows = [None if sets[n] is None else Script((sets[n],))]
-        ids, logprobs = choose_allowed(logits[n : n + 1], rows, sampler, [generators[n]])
-        assert (ids.tolist(), logprobs.tolist()) == ([batch[0][n]], [batch[1][n]])
+        alone = choose_allowed(logits[n : n + 1], rows, sampler, [generators[n]])
+        assert alone.token_ids.tolist() == [batch[0][n]]
+        assert alone.logprobs.tolist() == [batch[1][n]]
 
 
 def test_a_broken_row_leaves_constrained_mates_alone() -> None:

@@ -403,6 +403,7 @@ def test_broken_logits_end_their_own_row_and_no_other(
         clean[1],
         token_ids=clean[1].token_ids[:3],
         logprobs=clean[1].logprobs[:3],
+        allowed_probabilities=(1.0,) * 3,
         stop_reason="numerical_error",
     )
     for row in (0, 2, 3):

@@ -188,6 +188,7 @@ def test_broken_logits_end_their_own_row_and_no_other(
         token_ids=clean[1].token_ids[:2],
         logprobs=clean[1].logprobs[:2],
         stop_reason="numerical_error",
+        allowed_probabilities=(1.0, 1.0),
     )
     assert [found[row] for row in (0, 2, 3)] == [clean[row] for row in (0, 2, 3)]
 

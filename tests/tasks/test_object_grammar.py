@@ -31,7 +31,7 @@ MINI = Tokenizer.from_file(Path(paligemma.mini.__file__).parent / "model" / "tok
 
 
 def parts(allowed: Allowed) -> tuple[int | range, ...]:
-    assert allowed is not None
+    assert isinstance(allowed, range | tuple)
     return (allowed,) if isinstance(allowed, range) else allowed
 
 

@@ -56,6 +56,9 @@ class Event:
     top_logprobs: tuple[TopLogprob, ...] = ()
     summary: RangeSummary | None = None
     """Of the distribution over the request's `summarized_ids`, if the token is one of them."""
+    allowed_probability: float = 1.0
+    """Of all ids that the request's constraint allowed; 1 without one, and where it allowed one
+    range, to which the log-probability is relative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class FinishedRequest:
     logprobs: tuple[float, ...]
     stop_reason: RequestEnd
     error: Exception | None = None
+    allowed_probabilities: tuple[float, ...] = ()
 
 
 class Engine:
@@ -185,18 +189,24 @@ class Engine:
         """
         token_ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
+        probabilities: list[list[float]] = [[] for _ in requests]
         last_events: dict[int, Event] = {}
         for index, event in self.stream(requests):
             if event.token_id is not None and event.logprob is not None:
                 token_ids[index].append(event.token_id)
                 logprobs[index].append(event.logprob)
+                probabilities[index].append(event.allowed_probability)
             if event.stop_reason is not None:
                 last_events[index] = event
         return [
             FinishedRequest(
-                token_ids=tuple(ids), logprobs=tuple(values), stop_reason=reason, error=last.error
+                token_ids=tuple(token_ids[index]),
+                logprobs=tuple(logprobs[index]),
+                stop_reason=reason,
+                error=last.error,
+                allowed_probabilities=tuple(probabilities[index]),
             )
-            for index, (ids, values) in enumerate(zip(token_ids, logprobs, strict=True))
+            for index in range(len(requests))
             if (reason := (last := last_events[index]).stop_reason) is not None
         ]
 
@@ -363,6 +373,7 @@ class Engine:
                 error=state.error,
                 top_logprobs=() if token is None else token.top_logprobs,
                 summary=None if token is None else token.summary,
+                allowed_probability=1.0 if token is None else token.allowed_probability,
             )
         )
         if state.stop_reason is not None:

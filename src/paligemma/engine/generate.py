@@ -70,6 +70,9 @@ class GeneratedRow:
     stop_reason: RowEnd
     summaries: tuple[RangeSummary | None, ...] = ()
     """One per token, if they were asked for."""
+    allowed_probabilities: tuple[float, ...] = ()
+    """One per token: the probability of all ids that the constraint allowed there; 1 without a
+    constraint, and where it allowed one range. Beam search, which takes none, leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ class Step:
     token_id: int | None
     logprob: float | None
     stop_reason: RowEnd | None
+    allowed_probability: float = 1.0
 
 
 def generate(
@@ -115,17 +119,24 @@ def generate(
     num_rows = inputs.token_ids.shape[0]
     token_ids: list[list[int]] = [[] for _ in range(num_rows)]
     logprobs: list[list[float]] = [[] for _ in range(num_rows)]
+    probabilities: list[list[float]] = [[] for _ in range(num_rows)]
     reasons: list[RowEnd] = ["length"] * num_rows
     steps = generate_steps(model, inputs, max_new_tokens=max_new_tokens, eos_id=eos_id, **options)
     for step in steps:
         if step.token_id is not None and step.logprob is not None:
             token_ids[step.row].append(step.token_id)
             logprobs[step.row].append(step.logprob)
+            probabilities[step.row].append(step.allowed_probability)
         if step.stop_reason is not None:
             reasons[step.row] = step.stop_reason
     return [
-        GeneratedRow(token_ids=tuple(ids), logprobs=tuple(values), stop_reason=reason)
-        for ids, values, reason in zip(token_ids, logprobs, reasons, strict=True)
+        GeneratedRow(
+            token_ids=tuple(token_ids[row]),
+            logprobs=tuple(logprobs[row]),
+            stop_reason=reasons[row],
+            allowed_probabilities=tuple(probabilities[row]),
+        )
+        for row in range(num_rows)
     ]
 
 
@@ -201,10 +212,10 @@ def _steps(
     while True:
         constraints = [rows.constraints[row] if row in rows.running else None for row in slots]
         generators = [rows.generators[row] for row in slots]
-        chosen, logprobs = choose_allowed(logits, constraints, sampler, generators, vocab_range)
+        chosen = choose_allowed(logits, constraints, sampler, generators, vocab_range)
         is_finite = finite_rows(logits, constraints, vocab_range)
-        columns = zip(slots, chosen.tolist(), logprobs.tolist(), is_finite, strict=True)
-        for row, token_id, logprob, is_row_finite in columns:
+        columns = zip(slots, *(column.tolist() for column in chosen), is_finite, strict=True)
+        for row, token_id, logprob, probability, is_row_finite in columns:
             if row not in rows.running:
                 continue
             if not is_row_finite:
@@ -214,19 +225,26 @@ def _steps(
             reason = rows.accept(row, token_id)
             if reason is not None:
                 rows.running.discard(row)
-            yield Step(row=row, token_id=token_id, logprob=logprob, stop_reason=reason)
+            yield Step(
+                row=row,
+                token_id=token_id,
+                logprob=logprob,
+                stop_reason=reason,
+                allowed_probability=probability,
+            )
         if not rows.running:
             return
+        last_ids = chosen.token_ids
         # Ended rows stay in the batch until they are half of it: dropping them copies the cache,
         # and a step's time is mostly that of reading the weights, whatever the number of rows.
         if 2 * len(rows.running) <= len(slots):
             kept = [slot for slot, row in enumerate(slots) if row in rows.running]
             index = torch.tensor(kept, device=model.device)
             kv_cache.select_rows(index)
-            chosen = chosen[index]
+            last_ids = last_ids[index]
             slots = [slots[slot] for slot in kept]
         vocab_range = common_range(rows.constraints[row] for row in slots if row in rows.running)
-        logits = model.decode_step(chosen, kv_cache, vocab_range)
+        logits = model.decode_step(last_ids, kv_cache, vocab_range)
 
 
 @torch.inference_mode()

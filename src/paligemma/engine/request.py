@@ -15,7 +15,14 @@ from torch import Tensor
 
 from paligemma.engine.generate import RowEnd
 from paligemma.engine.image_cache import KeyedImage
-from paligemma.engine.sampling import GREEDY, Constraint, Sampling, row_generator, row_limits
+from paligemma.engine.sampling import (
+    GREEDY,
+    Constraint,
+    Sampling,
+    mask_bits,
+    row_generator,
+    row_limits,
+)
 from paligemma.errors import OptionError, PromptError
 from paligemma.inputs import ModelInputs
 
@@ -198,6 +205,13 @@ class RequestState:
     def _check_constraint(self) -> None:
         if self.constraint is None or (allowed := self.constraint.allowed) is None:
             return
+        if isinstance(allowed, Tensor):
+            if bool(allowed.any()) and not bool(mask_bits(allowed, self.vocab_size).any()):
+                return
+            raise OptionError(
+                "The constraint's mask allows no id, or ids that the model does not have; it has "
+                f"0 to {self.vocab_size - 1}. Check the grammar against the model's vocabulary."
+            )
         parts = (allowed,) if isinstance(allowed, range) else allowed
         ends = [part if isinstance(part, range) else range(part, part + 1) for part in parts]
         if not ends or any(

@@ -35,6 +35,7 @@ class ChosenToken(NamedTuple):
     is_finite: bool
     top_logprobs: tuple[TopLogprob, ...]
     summary: RangeSummary | None
+    allowed_probability: float
 
 
 class Prefilled(NamedTuple):
@@ -243,20 +244,21 @@ def _choose_tokens(
 ) -> list[ChosenToken]:
     """Choose a token for each row of float32[B, V]."""
     token_ids, logprobs = [0] * len(states), [0.0] * len(states)
+    probabilities = [1.0] * len(states)
     # Rows that differ only in their seed are chosen together: each has its own generator.
     samplers = [replace(state.request.sampler, seed=0) for state in states]
     for sampler in dict.fromkeys(samplers):
         rows = [row for row, other in enumerate(samplers) if other == sampler]
         all_rows = len(rows) == len(states)
-        ids, values = choose_allowed(
+        chosen = choose_allowed(
             logits if all_rows else logits[torch.tensor(rows, device=logits.device)],
             [states[row].constraint for row in rows],
             sampler,
             [states[row].generator for row in rows],
             vocab_range,
         )
-        for row, token_id, logprob in zip(rows, ids.tolist(), values.tolist(), strict=True):
-            token_ids[row], logprobs[row] = token_id, logprob
+        for row, *values in zip(rows, *(column.tolist() for column in chosen), strict=True):
+            token_ids[row], logprobs[row], probabilities[row] = values
     is_finite = finite_rows(logits, [state.constraint for state in states], vocab_range)
     first_id = 0 if vocab_range is None else vocab_range.start
     top_logprobs = [
@@ -264,8 +266,8 @@ def _choose_tokens(
         for row, state in enumerate(states)
     ]
     summaries = _summaries(logits, states, token_ids, vocab_range)
-    columns = zip(token_ids, logprobs, is_finite, top_logprobs, summaries, strict=True)
-    return [ChosenToken(*column) for column in columns]
+    columns = (token_ids, logprobs, is_finite, top_logprobs, summaries, probabilities)
+    return [ChosenToken(*column) for column in zip(*columns, strict=True)]
 
 
 def _summaries(

@@ -15,8 +15,9 @@ import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,8 +136,12 @@ def logprobs_of(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 # B rows, V vocabulary, or the part of it that logits were computed for
 
-Allowed = range | tuple[int | range, ...] | None
-"""Ids that may come next: one range, several ids and ranges, or any id (None)."""
+Allowed = range | tuple[int | range, ...] | Tensor | None
+"""Ids that may come next: one range, several ids and ranges, a mask, or any id (None).
+
+A mask is bool[V], or int32[ceil(V / 32)] with the id i at bit i % 32 of word i // 32. It may be
+shorter than the vocabulary: ids beyond its end are not allowed.
+"""
 
 
 class Constraint(Protocol):
@@ -162,28 +167,44 @@ def common_range(constraints: Iterable[Constraint | None]) -> range | None:
     return range(min(r.start for r in ranges), max(r.stop for r in ranges))
 
 
+class Chosen(NamedTuple):
+    """The tokens chosen for B rows."""
+
+    token_ids: Tensor
+    """int64[B]"""
+    logprobs: Tensor
+    """float32[B]: relative to the range in a row that is constrained to one range, else to all
+    ids, so that it says how likely the model found even an id that was the only one allowed."""
+    allowed_probabilities: Tensor
+    """float32[B]: of all allowed ids together, in the distribution that `logprobs` refer to."""
+
+
 def choose_allowed(
     logits: Tensor,
     constraints: Sequence[Constraint | None],
     sampler: Sampling,
     generators: Sequence[torch.Generator],
     vocab_range: range | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Choose an allowed token per row: float32[B, V] -> int64[B] and log-probabilities float32[B].
+) -> Chosen:
+    """Choose an allowed token per row of float32[B, V].
 
     The logits are those of all ids, or of those in `vocab_range`. Temperature, top-k and top-p act
-    on the allowed ids.
-
-    The log-probability of a row constrained to one range is relative to that range. That of every
-    other row is relative to all ids, so it says how likely the model found even an id that was the
-    only one allowed. Neither depends on the other rows of the batch.
+    on the allowed ids. What is returned for a row does not depend on the other rows of the batch.
     """
     first_id = 0 if vocab_range is None else vocab_range.start
     allowed = [None if constraint is None else constraint.allowed for constraint in constraints]
     masked_logits = mask_logits(logits, allowed, first_id)
     columns = choose(masked_logits, sampler, generators)
     scored_logits = _logits_for_logprobs(logits, masked_logits, allowed)
-    return columns + first_id, logprobs_of(scored_logits, columns)
+    logprobs = logprobs_of(scored_logits, columns)
+    probabilities = torch.ones_like(logprobs)
+    rows = [row for row, ids in enumerate(allowed) if isinstance(ids, tuple | Tensor)]
+    if rows:
+        index = torch.tensor(rows, device=logits.device)
+        total = logits[index, columns[index]] - logprobs[index]
+        share = torch.logsumexp(masked_logits[index], dim=1) - total
+        probabilities[index] = share.exp().clamp(max=1.0)
+    return Chosen(columns + first_id, logprobs, probabilities)
 
 
 def finite_rows(
@@ -255,6 +276,10 @@ def mask_logits(logits: Tensor, allowed: Sequence[Allowed], first_id: int = 0) -
         if ids is None:
             out[row] = logits[row]
             continue
+        if isinstance(ids, Tensor):
+            bits = mask_bits(ids, first_id)[: logits.shape[1]].to(logits.device)
+            out[row, : len(bits)] = logits[row, : len(bits)].masked_fill(~bits, -math.inf)
+            continue
         parts = (ids,) if isinstance(ids, range) else ids
         # A grammar with a bug would otherwise go unnoticed, because slices ignore their bounds.
         assert parts, f"row {row} allows no id at all."
@@ -269,6 +294,15 @@ def mask_logits(logits: Tensor, allowed: Sequence[Allowed], first_id: int = 0) -
             index = torch.tensor(single, device=logits.device)
             out[row, index] = logits[row, index]
     return out
+
+
+def mask_bits(mask: Tensor, start: int = 0) -> Tensor:
+    """Unpack a mask, bool[V] or int32[ceil(V / 32)], from the id `start` on: bool, on the CPU."""
+    if mask.dtype == torch.bool:
+        return mask[start:].cpu()
+    words = mask[start // 32 :].cpu().numpy().astype("<i4", copy=False)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[start % 32 :]
+    return torch.from_numpy(bits.view(np.bool_))
 
 
 def _logits_for_logprobs(

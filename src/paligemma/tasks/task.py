@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from paligemma.errors import OptionError
 from paligemma.results import BoxXyxy, RangeSummary, StopReason, Text
-from paligemma.tasks.object_grammar import ObjectList, TokenWriter
 from paligemma.tasks.objects import TokenReader, before_eos, mean_probability
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paligemma.processor.tokenizer import Tokenizer
     from paligemma.tasks.seg_codec import MaskCodec
 
 # fmt: off
@@ -54,6 +56,8 @@ class Generated(Protocol):
     def locations(self) -> Sequence[RangeSummary | None]: ...
     @property
     def stop_reason(self) -> StopReason: ...
+    @property
+    def held(self) -> float: ...
 
 
 class SourceTransform(Protocol):
@@ -94,11 +98,23 @@ class Task(Protocol[ResultT_co]):
         ...
 
 
+class Grammar(Protocol):
+    """A state of a grammar that constrains decoding: the engine's `Constraint`, with a length."""
+
+    @property
+    def allowed(self) -> range | tuple[int | range, ...] | Tensor | None: ...
+    @property
+    def usual_length(self) -> int:
+        """The default limit on new tokens."""
+
+    def advance(self, token_id: int, /) -> Grammar: ...
+
+
 @runtime_checkable
 class GuidedTask(Protocol):
-    """A task whose grammar can constrain decoding: detect and segment."""
+    """A task whose grammar can constrain decoding, such as detect and segment."""
 
-    def grammar(self, tokenizer: TokenWriter) -> ObjectList:
+    def grammar(self, tokenizer: Tokenizer) -> Grammar:
         """Return the grammar's initial state."""
         ...
 
@@ -147,5 +163,6 @@ def read_scored_text(
         token_ids=tuple(generated.token_ids),
         logprobs=tuple(generated.logprobs),
         stop_reason=generated.stop_reason,
+        held=generated.held,
         score=score(generated.logprobs),
     )

@@ -1,0 +1,276 @@
+"""Grammars of text: an answer is held to a regular expression or a JSON schema.
+
+    TextGrammar.of_regex("[0-9]{4}-[0-9]{2}-[0-9]{2}", tokenizer)
+
+A state says which tokens may come next as a bit mask, which llguidance computes. Every grammar is
+finite: whatever the model prefers, the answer ends after at most `usual_length` tokens.
+`TextGrammar` implements the engine's `Constraint` protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from paligemma.processor.tokenizer import Tokenizer
+
+MAX_BYTES = 4096  # of the longest text that a grammar may allow
+
+# Pieces that are names, not text; `Tokenizer` makes them ordinary pieces where the model has them.
+_NAMES = re.compile(r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|<(start|end)_of_turn>")
+_CONTROL_BYTES = frozenset((*range(32), 127)) - frozenset(b"\t\n\r")
+
+
+class TextGrammar:
+    """A state of a grammar of text. Immutable, but one thread at a time may use it.
+
+    Raises MissingExtraError without llguidance.
+    """
+
+    def __init__(self, matcher: Any, tokenizer: Tokenizer, usual_length: int) -> None:
+        self._matcher = matcher  # only ever read: `advance` changes a copy
+        self._tokenizer = tokenizer  # which the matcher calls
+        self.usual_length = usual_length
+        """The number of tokens after which every answer has ended, EOS included."""
+
+    @classmethod
+    def of_regex(cls, pattern: str, tokenizer: Tokenizer) -> Self:
+        r"""Return the initial state for a text that matches a pattern as a whole.
+
+        The text may begin with a space, as models write it after some prompts. `\d` is one of the
+        digits 0 to 9. Anchors, look-around and back references do not exist.
+
+        Raises OptionError for a pattern that is invalid, or allows a text of more than 4,096
+        bytes.
+        """
+        if not isinstance(pattern, str):
+            raise OptionError(f"The pattern is {pattern!r}; it must be a regular expression.")
+        num_bytes = longest_match(pattern)
+        llguidance = _llguidance()
+        lark = llguidance.regex_to_lark(pattern, "d")
+        return cls._compiled(f"start: / ?(?:{lark})/", num_bytes, tokenizer, repr(pattern))
+
+    @classmethod
+    def _compiled(cls, lark: str, num_bytes: int, tokenizer: Tokenizer, name: str) -> Self:
+        llguidance = _llguidance()
+        matcher = llguidance.LLMatcher(
+            _token_table(tokenizer), llguidance.LLMatcher.grammar_from_lark(lark), log_level=0
+        )
+        if matcher.is_error():
+            raise OptionError(f"The grammar {name} is invalid: {_one_line(matcher.get_error())}.")
+        # A token has at least one byte. The space and EOS come in addition.
+        return cls(matcher, tokenizer, num_bytes + 2)
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """The ids that may come next: int32[ceil(V / 32)], with id i at bit i % 32 of word i // 32.
+
+        Raises OptionError where no token continues the text, or the grammar is too complex.
+        """
+        octets = self._matcher.compute_bitmask()
+        if self._matcher.is_error() and self._matcher.stop_reason() != "NoExtension":
+            raise OptionError(
+                f"The grammar cannot go on: {_one_line(self._matcher.get_error())}. Use a simpler "
+                "one."
+            )
+        return torch.frombuffer(bytearray(octets), dtype=torch.int32)
+
+    def advance(self, token_id: int, /) -> TextGrammar:
+        """Return the state after one of the allowed ids."""
+        matcher = self._matcher.deep_copy()
+        if not matcher.consume_token(token_id):
+            raise OptionError(
+                f"The grammar does not allow token {token_id}: {_one_line(matcher.get_error())}."
+            )
+        return TextGrammar(matcher, self._tokenizer, self.usual_length)
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise MissingExtraError("llguidance", "guided", "Holding an answer to a pattern") from None
+    return llguidance
+
+
+# Building a table takes 2 seconds for Gemma's 257,152 tokens.
+_tables: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
+_tables_lock = threading.Lock()
+
+
+def _token_table(tokenizer: Tokenizer) -> Any:
+    with _tables_lock:
+        if tokenizer not in _tables:
+            _tables[tokenizer] = _build_table(tokenizer)
+        return _tables[tokenizer]
+
+
+class _Tokens:
+    """The vocabulary as llguidance takes it."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = weakref.ref(tokenizer)  # lest a cached table keep its key alive
+        self.eos_token_id = tokenizer.eos_id
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        self.special_token_ids = [
+            token_id
+            for token_id, octets in enumerate(self.tokens)
+            if token_id <= tokenizer.unk_id
+            or tokenizer.is_loc(token_id)
+            or tokenizer.is_seg(token_id)
+            or not _CONTROL_BYTES.isdisjoint(octets)
+            or _NAMES.fullmatch(octets.decode(errors="replace"))
+        ]
+        self._special_ids = frozenset(self.special_token_ids)
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokenize what a grammar leaves no choice about, so that it is written as usual."""
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None
+        ids = tokenizer.tokenize_text(text)
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        # A text such as "<loc0001>" that is to be written in letters.
+        return [i for character in text for i in tokenizer.tokenize_text(character)]
+
+
+def _build_table(tokenizer: Tokenizer) -> Any:
+    return _llguidance().LLTokenizer(_Tokens(tokenizer), n_vocab=tokenizer.vocab_size)
+
+
+def _one_line(error: str) -> str:
+    """The first lines of an error of llguidance, which go on with its internal state."""
+    text = error.partition("<state>")[0].partition("Tokens:")[0]
+    return re.sub(r"\s+", " ", text).strip(" .")[:500]
+
+
+# The longest text of a regular expression, in the syntax of Rust, which llguidance takes
+
+
+def longest_match(pattern: str) -> int:
+    """Return an upper bound on the bytes of a text that matches the pattern.
+
+    Raises OptionError if there is none, or it is above 4,096, naming the part.
+
+    >>> longest_match("[0-9]{4}-[0-9]{2}"), longest_match("(yes|no)?"), longest_match("ü{2}")
+    (7, 3, 4)
+    """
+    reader = _PatternReader(pattern)
+    num_bytes = reader.alternatives()
+    if num_bytes > MAX_BYTES:
+        raise OptionError(
+            f"The pattern {pattern!r} allows text of up to {num_bytes} bytes; the limit is "
+            f"{MAX_BYTES}. Lower its repetitions."
+        )
+    return num_bytes
+
+
+_ESCAPE = re.compile(
+    r"\\(?:[pPxuU]\{[^}]*\}|[pP][A-Za-z]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.S
+)
+_REPETITION = re.compile(r"[*+?]|\{(\d+)(,?)(\d*)\}")
+_GROUP_START = re.compile(r"\(\?(?:P?<[^>]*>|[a-zA-Z-]*:|[a-zA-Z-]*(?=\)))|\(")
+
+
+class _PatternReader:
+    """Reads a pattern from left to right. Where its syntax is wrong, it goes on: llguidance says
+    more about it."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._position = 0
+        self._ignores_case = bool(re.search(r"\(\?[a-zA-Z]*i", pattern))
+
+    def alternatives(self) -> int:
+        longest = self._sequence()
+        while self._peek() == "|":
+            self._position += 1
+            longest = max(longest, self._sequence())
+        return longest
+
+    def _peek(self) -> str:
+        return self._pattern[self._position : self._position + 1]
+
+    def _sequence(self) -> int:
+        total = 0
+        while self._peek() not in ("", "|", ")"):
+            start = self._position
+            length = self._atom()
+            while (match := _REPETITION.match(self._pattern, self._position)) is not None:
+                self._position = match.end()
+                length = self._repeated(length, match, start)
+            total += length
+        return total
+
+    def _repeated(self, length: int, match: re.Match[str], start: int) -> int:
+        if match[0] == "?" or not length:
+            return length
+        least, comma, most = match.groups()
+        if least is None or (comma and not most):
+            part = self._pattern[start : match.end()]
+            raise OptionError(
+                f"The part {part!r} of the pattern {self._pattern!r} may repeat without end. Give "
+                f"it a limit, such as {self._pattern[start : match.start()]}{{1,20}}."
+            )
+        return length * int(most or least)
+
+    def _atom(self) -> int:
+        character = self._peek()
+        if character == "(":
+            return self._group()
+        if character == "[":
+            return self._class()
+        if character == "\\" and (match := _ESCAPE.match(self._pattern, self._position)):
+            self._position = match.end()
+            return 1 if self._is_single(match[0]) else 4
+        self._position += 1
+        if character == "." or self._ignores_case:
+            return 4
+        return len(character.encode(errors="replace"))
+
+    def _is_single(self, escape: str) -> bool:
+        """Whether an escape stands for one byte: a digit, or a mark such as `\\.`."""
+        return escape[1] not in "DwWsSpPxuU" and escape[1].isascii()
+
+    def _group(self) -> int:
+        match = _GROUP_START.match(self._pattern, self._position)
+        assert match is not None
+        self._position = match.end()
+        length = self.alternatives()
+        self._position += 1  # the closing parenthesis
+        return length
+
+    def _class(self) -> int:
+        """Skip a class such as [a-z], which may contain others; return the bytes of a character."""
+        start, depth = self._position, 0
+        while self._peek():
+            character = self._peek()
+            if character == "\\" and (match := _ESCAPE.match(self._pattern, self._position)):
+                self._position = match.end()
+                continue
+            self._position += 1
+            if character == "[":
+                depth += 1
+                if self._peek() == "^":
+                    self._position += 1
+                if self._peek() == "]":  # the first one is a member
+                    self._position += 1
+            elif character == "]":
+                depth -= 1
+                if depth == 0:
+                    break
+        text = self._pattern[start : self._position]
+        is_simple = text.isascii() and not re.search(r"\[:?\^|\\[DwWsSpPxuU]", text)
+        return 1 if is_simple and not self._ignores_case else 4

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from paligemma.engine.sampling import mask_bits
+from paligemma.errors import OptionError
+from paligemma.processor.tokenizer import Tokenizer
+from paligemma.tasks.text_grammar import TextGrammar, longest_match
+
+
+def allowed_texts(grammar: TextGrammar, tokenizer: Tokenizer) -> set[str]:
+    """The texts of the tokens that may come next, EOS as "<eos>"."""
+    ids = mask_bits(grammar.allowed).nonzero()[:, 0].tolist()
+    return {"<eos>" if i == tokenizer.eos_id else tokenizer.detokenize([i]) for i in ids}
+
+
+def written(grammar: TextGrammar, tokenizer: Tokenizer, text: str) -> TextGrammar:
+    for token_id in tokenizer.tokenize_text(text):
+        assert mask_bits(grammar.allowed)[token_id], text
+        following = grammar.advance(token_id)
+        assert isinstance(following, TextGrammar)
+        grammar = following
+    return grammar
+
+
+def test_a_date_is_written_digit_by_digit_and_then_ends(tiny_tokenizer: Tokenizer) -> None:
+    grammar = TextGrammar.of_regex(r"\d{2}-\d", tiny_tokenizer)
+    digits = set("0123456789")
+    assert allowed_texts(grammar, tiny_tokenizer) == digits | {" "}
+    spaced = written(grammar, tiny_tokenizer, " 1")
+    assert allowed_texts(spaced, tiny_tokenizer) == digits
+    done = written(grammar, tiny_tokenizer, "12-3")
+    assert allowed_texts(done, tiny_tokenizer) == {"<eos>"}
+
+
+def test_states_are_immutable(tiny_tokenizer: Tokenizer) -> None:
+    grammar = TextGrammar.of_regex("(ab|ac)d?", tiny_tokenizer)
+    before = grammar.allowed.clone()
+    written(grammar, tiny_tokenizer, "abd")
+    written(grammar, tiny_tokenizer, "ac")
+    assert grammar.allowed.equal(before)
+    assert TextGrammar.of_regex("(ab|ac)d?", tiny_tokenizer).allowed.equal(before)
+
+
+def test_no_control_token_is_text(tiny_tokenizer: Tokenizer) -> None:
+    bits = mask_bits(TextGrammar.of_regex(".{0,40}", tiny_tokenizer).allowed)
+    allowed = {i for i in range(tiny_tokenizer.vocab_size) if bits[i]}
+    assert tiny_tokenizer.eos_id in allowed
+    banned = {tiny_tokenizer.pad_id, tiny_tokenizer.bos_id, tiny_tokenizer.unk_id}
+    banned |= {i for i in range(tiny_tokenizer.vocab_size) if tiny_tokenizer.is_loc(i)}
+    banned |= {i for i in range(tiny_tokenizer.vocab_size) if tiny_tokenizer.is_seg(i)}
+    banned |= {
+        i for i in range(tiny_tokenizer.vocab_size) if tiny_tokenizer.token_bytes(i) == b"\0"
+    }
+    assert not banned & allowed
+    assert not any("\n" in tiny_tokenizer.detokenize([i]) for i in allowed)
+    assert not bits[tiny_tokenizer.vocab_size :].any()
+
+
+def test_a_token_that_is_not_allowed_is_refused(tiny_tokenizer: Tokenizer) -> None:
+    grammar = TextGrammar.of_regex("a", tiny_tokenizer)
+    (token_id,) = tiny_tokenizer.tokenize_text("z")
+    with pytest.raises(OptionError, match="does not allow token"):
+        grammar.advance(token_id)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "num_bytes"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("ü", 2),
+        ("a|bcd|", 3),
+        ("(a|bc){2,3}d?", 7),
+        (r"\d{4}-\d\d", 7),
+        (r"\.\-\/\n", 4),
+        (r"\w\D\pL\p{Greek}\x41\u{e9}", 24),
+        ("[a-z]{3}[^a]{3}[é]", 19),
+        ("[]a]{2}[[:alpha:]-]{2}[a-z&&[^b]]", 8),
+        (r"[\]\\a]b", 2),
+        (".{0,10}", 40),
+        ("(?i)ab", 8),
+        ("(?i:ab)c", 12),
+        ("(?:a)(?P<n>b)(?<m>c)", 3),
+        ("a{2}{3}", 6),
+        ("a{3}?", 3),
+        ("(){1,}", 0),
+        (r"\*\+\{2,\}", 6),
+        ("[*+]{2}", 2),
+    ],
+)
+def test_the_longest_match(pattern: str, num_bytes: int) -> None:
+    assert longest_match(pattern) == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part"),
+    [
+        ("a*", "a*"),
+        ("ab+c", "b+"),
+        ("x(a|b){2,}y", "(a|b){2,}"),
+        ("[a-z]+?", "[a-z]+"),
+        ("((a+)b)", "a+"),
+        (r"\d*", r"\d*"),
+    ],
+)
+def test_patterns_without_limit_are_refused(
+    pattern: str, part: str, tiny_tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"The part {part!r} of the pattern")):
+        TextGrammar.of_regex(pattern, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a", "a)", "a{,3}", "[a", "(?=a)b", r"a\b", "^a$", r"(a)\1", "*"]
+)
+def test_what_the_syntax_lacks_is_an_error(pattern: str, tiny_tokenizer: Tokenizer) -> None:
+    with pytest.raises(OptionError, match=r"is invalid|without end"):
+        TextGrammar.of_regex(pattern, tiny_tokenizer)
+
+
+def test_a_pattern_too_long_to_ever_end_is_refused(tiny_tokenizer: Tokenizer) -> None:
+    with pytest.raises(OptionError, match="up to 1000000 bytes"):
+        TextGrammar.of_regex("((a{1,100}){1,100}){1,100}", tiny_tokenizer)
+
+
+def test_digits_are_ascii(tiny_tokenizer: Tokenizer) -> None:
+    grammar = TextGrammar.of_regex(r"\d[\d]", tiny_tokenizer)
+    assert allowed_texts(written(grammar, tiny_tokenizer, "1"), tiny_tokenizer) == set("0123456789")
+    assert torch.equal(grammar.allowed, TextGrammar.of_regex("[0-9]{2}", tiny_tokenizer).allowed)
