@@ -174,10 +174,11 @@ def _cap_height() -> int:
 
 @cache
 def _faces() -> tuple[dict[str, _Letter], ...]:
-    """The letters of every face, and the digits of the first few."""
+    """The letters of every face, and the digits, hyphen and period of the first few."""
     faces = _read_faces("letters")
-    for face, digits in zip(faces, _read_faces("digits"), strict=False):
-        face.update(digits)
+    for name in ("digits", "marks"):
+        for face, characters in zip(faces, _read_faces(name), strict=False):
+            face.update(characters)
     return tuple(faces)
 
 
@@ -230,6 +231,14 @@ def word_size_wh(text: str, face: int) -> tuple[float, float]:
     """Width and height of a word's ink, in units of the cap height (the height of an "H")."""
     word = _word(text, face)
     return (word.width - 2 * _MARGIN) / _cap_height(), (word.height - 2 * _MARGIN) / _cap_height()
+
+
+def word_reach(text: str, face: int) -> tuple[float, float]:
+    """How far a word's ink reaches above and below its line, in units of the cap height."""
+    letters = [_faces()[face][letter] for letter in text]
+    top = min(letter.dy for letter in letters)
+    bottom = max(letter.dy + letter.ink.height for letter in letters)
+    return 1 - top / _cap_height(), bottom / _cap_height() - 1
 
 
 def letter_edges(text: str, face: int) -> tuple[tuple[float, float], ...]:

@@ -101,8 +101,11 @@ def _scene_targets(
             letters[mine], halves[mine] = IGNORE, IGNORE
             continue
         kinds[mine] = WORD
-        spelled = [LETTERS.index(letter) for letter in thing.text]
-        letters[mine] = spelled + [BLANK] * (MAX_LETTERS - len(spelled))
+        # Hyphens and periods are too narrow for the heads, and dates too long for `letters`.
+        spelled = [LETTERS.index(letter) if letter in LETTERS else BLANK for letter in thing.text]
+        letters[mine] = IGNORE
+        if len(spelled) <= MAX_LETTERS and BLANK not in spelled:
+            letters[mine] = spelled + [BLANK] * (MAX_LETTERS - len(spelled))
         columns = np.full((grid, 2), BLANK)
         edges = assets.letter_edges(thing.text, thing.face)
         for half in (0, 1):

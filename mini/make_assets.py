@@ -9,8 +9,8 @@ It needs more than the package does: a Pillow built with FreeType, the font file
 `--photos` folder. `data/NOTICE.md` says where each of them comes from and under which licence;
 `data/words.txt` and `data/NOTICE.md` are written by hand and not touched here.
 
-It writes `glyphs.png`, `letters.png` and `digits.png`, each with a JSON file of the same name, and
-`photo_NN.jpg`.
+It writes `glyphs.png`, `letters.png`, `digits.png` and `marks.png`, each with a JSON file of the
+same name, and `photo_NN.jpg`.
 """
 
 import argparse
@@ -49,6 +49,7 @@ FACES = (
     "Dosis-Bold.otf",
 )
 DIGIT_FACES = FACES[:4]  # the first faces, in their order
+MARKS = "-."  # what dates and amounts need
 FONT_PACKAGES = (
     "fonts-noto-color-emoji fonts-dejavu-core fonts-dejavu-extra fonts-lato fonts-roboto-unhinted "
     "fonts-comfortaa fonts-inconsolata fonts-crosextra-caladea fonts-cantarell fonts-quicksand "
@@ -185,6 +186,7 @@ def main() -> None:
     make_glyphs(find_font(arguments.fonts, EMOJI_FONT), out)
     make_characters(arguments.fonts, FACES, string.ascii_uppercase, out / "letters.png")
     make_characters(arguments.fonts, DIGIT_FACES, string.digits, out / "digits.png")
+    make_characters(arguments.fonts, DIGIT_FACES, MARKS, out / "marks.png")
     make_photos(arguments.photos, out)
 
 
