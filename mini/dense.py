@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mini import assets
+from mini.paper import Paper
 from mini.scene import Scene, SceneObject, SceneWord
 from mini.sheet import Sheet
 
@@ -61,7 +62,7 @@ class DenseTargets:
     halves: Tensor
 
 
-def dense_targets(scenes: Sequence[Scene | Sheet], grid: int) -> DenseTargets:
+def dense_targets(scenes: Sequence[Scene | Sheet | Paper], grid: int) -> DenseTargets:
     """The targets of images on a grid x grid raster of patches."""
     kinds, boxes, letters, halves = zip(
         *(_scene_targets(scene, grid) for scene in scenes), strict=True
@@ -75,7 +76,7 @@ def dense_targets(scenes: Sequence[Scene | Sheet], grid: int) -> DenseTargets:
 
 
 def _scene_targets(
-    scene: Scene | Sheet, grid: int
+    scene: Scene | Sheet | Paper, grid: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     num_patches = grid * grid
     kinds = np.full(num_patches, NONE)

@@ -220,11 +220,11 @@ def form_questions(paper: Paper) -> list[PaperQuestion]:
 def draw_paper_example(paper: Paper, rng: random.Random) -> PaperExample:
     """An example that is true of the paper: mostly a question, or all that it says."""
     chance = rng.random()
-    if chance < 0.22:
+    if chance < 0.35:
         return PaperExample(prefix=OcrTask().prompt(), suffix=paper.text, words=paper.words)
-    if chance < 0.26:
+    if chance < 0.38:
         return PaperExample(prefix=TEXT_PROMPT, suffix=text_suffix(paper.words), words=paper.words)
-    if chance < 0.38 and paper.fields:
+    if chance < 0.5 and paper.fields:
         return _draw_place(paper, rng)
     question = _draw_question(paper, rng)
     task = AnswerTask(
