@@ -35,10 +35,15 @@
     chart_exact    share of charts with every bar correct
     form_fields    `form`: share of fields with the right label and value in the right position
     form_exact     share of forms with the heading and every field correct
+    paper_fields   share of the fields of papers (prescriptions, invoices, receipts, ID cards) whose
+                   question is answered with what is printed; a list is one field
+    paper_absent   share of questions about fields that are absent answered with "unanswerable"
+    paper_lines    `ocr`: share of a paper's lines that are read correctly
+    paper_places   share of printed values that `detect` finds with an IoU of at least 0.5
 
-For every four scenes there is one scene with objects of all sizes, one table, chart and form. The
-records of --json contain the truth and the predictions of every scene; all scores can be recomputed
-from them.
+For every four scenes there is one scene with objects of all sizes, one table, chart, form and
+paper. The records of --json contain the truth and the predictions of every scene; the scores of
+scenes can be recomputed from them.
 """
 
 from __future__ import annotations
@@ -56,6 +61,7 @@ import torch
 from PIL import Image
 
 from mini import language
+from mini.paper_scores import scores_of_papers
 from mini.scene import RESOLUTION, Scene, make_scene
 from mini.sheet import Sheet, SheetKind, make_sheet
 from mini.texts import SceneTexts
@@ -192,6 +198,7 @@ def evaluate(
         "text_f1": _f1(texts),
         **_scores_of_sizes(predictor, math.ceil(scenes / 4), seed, constrained),
         **_scores_of_sheets(predictor, math.ceil(scenes / 4), seed, constrained),
+        **scores_of_papers(predictor, math.ceil(scenes / 4), seed, constrained),
         "records": records,
     }
 

@@ -23,6 +23,8 @@ from mini.codec_training import (
 from mini.evaluate import evaluate
 from mini.examples import TEXT_PROMPT, SegCodes, detection_suffix, text_suffix
 from mini.language import KINDS, LANGUAGES, chart_text, form_text, table_text
+from mini.paper import PAPER_KINDS, Paper, make_paper
+from mini.paper_examples import paper_questions
 from mini.scene import Sizes, make_scene
 from mini.sheet import make_sheet
 from mini.texts import SceneTexts
@@ -31,6 +33,7 @@ from paligemma.errors import OptionError
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import RangeSummary
+from paligemma.tasks.objects import format_box
 from paligemma.tasks.seg_codec import MaskCodec, load_mask_codec_npz
 from paligemma.tasks.task import Task, TaskContext
 
@@ -83,8 +86,21 @@ class Oracle:
             return chart_text(make_sheet("test", SEED, int(number), "chart").bars)
         if source == "form":
             return form_text(make_sheet("test", SEED, int(number), "form").rows)
+        if source == "paper":
+            return self._about(
+                make_paper("test", SEED, int(number), PAPER_KINDS[int(number) % 4]), prompt
+            )
         sizes: Sizes = "wide" if source == "sizes" else "usual"
         return self._suffix(SceneTexts(make_scene("test", SEED, int(number), sizes=sizes)), prompt)
+
+    def _about(self, paper: Paper, prompt: str) -> str:
+        if prompt == "ocr":
+            return paper.text
+        answers = {f"answer en {q.wordings[0]}": q.answer for q in paper_questions(paper)}
+        boxes = {f"detect {field.value}": field for field in paper.fields}
+        if prompt in answers:
+            return answers[prompt]
+        return f"{format_box(boxes[prompt].box_xyxy)} {boxes[prompt].value}"
 
     def _suffix(self, texts: SceneTexts, prompt: str) -> str:
         if prompt == TEXT_PROMPT:
@@ -133,21 +149,29 @@ def test_the_truth_gets_full_marks(oracle: Oracle, monkeypatch: pytest.MonkeyPat
     assert (scores["table_cells"], scores["table_exact"]) == (1.0, 1.0)
     assert (scores["chart_values"], scores["chart_exact"]) == (1.0, 1.0)
     assert (scores["form_fields"], scores["form_exact"]) == (1.0, 1.0)
+    papers = ("paper_fields", "paper_absent", "paper_lines", "paper_places")
+    assert [scores[name] for name in papers] == [1.0] * 4
     assert seen == [(12, 16), (16, 16)]
-    # One call for all tasks of a batch of scenes, then the sizes, tables, charts and forms.
-    assert oracle.constrained == [True] * 6
+    # One call for all tasks of a batch of scenes, then the sizes, tables, charts and forms, and
+    # one for each paper.
+    assert oracle.constrained == [True] * 10
     assert [record["index"] for record in scores["records"]] == list(range(16))
 
 
 def test_silence_gets_none(oracle: Oracle) -> None:
     silent = Oracle(oracle.tokenizer, oracle.mask_codec, oracle.codes, mute=True)
     scores = evaluate(silent, scenes=8, seed=SEED, constrained=False)  # type: ignore[arg-type]
-    assert silent.constrained == [False] * 5
+    assert silent.constrained == [False] * 7
     assert (scores["map50"], scores["count"], scores["ocr_exact"]) == (0.0, 0.0, 0.0)
     assert (scores["boxes_50"], scores["box_iou"], scores["box_ece"]) == (0.0, None, None)
     assert (scores["mask_iou"], scores["matched_masks"]) == (None, 0.0)
     assert (scores["sizes_mask_iou"], scores["sizes_matched"]) == (None, 0.0)
     assert (scores["text_f1"], scores["table_cells"], scores["chart_values"]) == (0.0, 0.0, 0.0)
+    assert (scores["paper_fields"], scores["paper_lines"], scores["paper_places"]) == (
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
 def test_a_box_for_what_is_absent_is_counted(
