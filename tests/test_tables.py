@@ -76,6 +76,7 @@ def test_text_is_aligned_and_without_control_characters() -> None:
         "Date                 Credits",
         "2/4                  445",
         "                     300",
+        "unsure: Date 0.20, 2/4 0.40",
     ]
     assert "\x1b" not in str(HOSTILE_TABLE)
     assert "a\\x1b[2J\\x00b" in str(HOSTILE_TABLE)
@@ -128,7 +129,10 @@ def test_charts_are_tables_of_points() -> None:
         "series,x,y,raw,score\n=A,2004,68.1,68.1%,0.9000\nB,2004,,\x1b,0.1000\n"
     )
     assert "'=A," in CHART.to_csv(safe=True)
-    assert str(CHART) == "bar chart: Views\nYear  =A     B\n2004  68.1%  \\x1b"
+    assert (
+        str(CHART)
+        == "bar chart: Views\nYear  =A     B\n2004  68.1%  \\x1b\nunsure: 2004 \\x1b 0.10"
+    )
     assert [point.raw for point in CHART.unsure()] == ["\x1b"]
     assert json.loads(CHART.to_json())["series"][0]["points"][0]["y"] == 68.1
     pandas = pytest.importorskip("pandas")

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 from paligemma.errors import MissingExtraError, counted
 from paligemma.escaping import columns_of_text, visible, without_formula
 from paligemma.results import UNSURE_SCORE, Problem, Result, StopReason, one_line
-from paligemma.tables import remarks
+from paligemma.tables import remarks, unsure_line
 
 ChartKind = Literal["bar", "line", "pie", "scatter", "area"]
 CSV_COLUMNS = ("series", "x", "y", "raw", "score")
@@ -155,4 +155,5 @@ class Chart(Result):
         lines += columns_of_text(([heading] if heading else []) + rows[:_SHOWN_ROWS])
         if len(rows) > _SHOWN_ROWS:
             lines.append(f"... {counted(len(rows) - _SHOWN_ROWS, 'more row')}")
+        lines += unsure_line([(f"{point.x} {point.raw}", point.score) for point in self.unsure()])
         return "\n".join(lines + remarks(self.problems, self.notes))

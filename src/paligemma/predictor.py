@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,11 @@ from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
+
+if TYPE_CHECKING:
+    from paligemma.charts import Chart
+    from paligemma.documents.open import DocumentInput
+    from paligemma.tables import Table
 
 ImageInputs = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
 """One image, several (the frames of a clip, a pair to compare), or none: ()."""
@@ -267,6 +272,60 @@ class Predictor:
         transform = self.processor.transform(loaded)
         box = transform.box_from_source(box_xyxy, order="xyxy")
         return self._one(loaded, BoxCaptionTask(box_normalized_xyxy=box), max_new_tokens)
+
+    def table(
+        self,
+        source: DocumentInput,
+        box_xyxy: BoxXyxy | None = None,
+        *,
+        page: int = 1,
+        password: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Table:
+        """The table in an image or on a page of a PDF or TIFF file, or in a box on it.
+
+        For models tuned for tables, and mini. A box is in pixels of the image, or in points (1/72
+        inch) from the top left of a PDF's page, and so are the boxes of cells.
+
+        >>> predictor.table("report.pdf", (50, 200, 550, 480), page=3).to_csv()
+        """
+        from paligemma.documents.tables import PartOptions, read_table
+
+        options = PartOptions(
+            box_xyxy=box_xyxy, page=page, password=password, max_new_tokens=max_new_tokens
+        )
+        return read_table(self, source, options)
+
+    def chart(
+        self,
+        source: DocumentInput,
+        box_xyxy: BoxXyxy | None = None,
+        *,
+        page: int = 1,
+        password: str | None = None,
+        labels: Sequence[str] = (),
+        series: Sequence[str] = (),
+        language: str | None = "en",
+        max_new_tokens: int | None = None,
+    ) -> Chart:
+        """The series of the chart in an image or on a page of a PDF or TIFF file.
+
+        A model tuned for charts, or mini, writes the whole chart. Another one is asked for the
+        labels and then for the value of each; `labels` says them instead, and `series` what the
+        legend says. `box_xyxy` as for `table`.
+        """
+        from paligemma.documents.tables import ChartOptions, read_chart
+
+        options = ChartOptions(
+            box_xyxy=box_xyxy,
+            page=page,
+            password=password,
+            labels=tuple(labels),
+            series=tuple(series),
+            language=language,
+            max_new_tokens=max_new_tokens,
+        )
+        return read_chart(self, source, options)
 
     @overload
     def run(

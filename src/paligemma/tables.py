@@ -27,6 +27,8 @@ MAX_SPAN = 100
 MAX_POSITIONS = 20_000
 """Repeated spans can make grids of millions of positions."""
 _SHOWN_ROWS = 100
+_SHOWN_PARTS = 5
+_SHOWN_LETTERS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +238,17 @@ class Table(Result):
         lines += columns_of_text(rows[:_SHOWN_ROWS])
         if len(rows) > _SHOWN_ROWS:
             lines.append(f"... {counted(len(rows) - _SHOWN_ROWS, 'more row')}")
+        lines += unsure_line([(cell.text, cell.score) for cell in self.unsure() if cell.text])
         return "\n".join(lines + remarks(self.problems, self.notes))
+
+
+def unsure_line(parts: Sequence[tuple[str, float]]) -> list[str]:
+    """A line that names what is more likely wrong than right; none where all is sure."""
+    if not parts:
+        return []
+    named = (f"{visible(one_line(text))[:_SHOWN_LETTERS]} {score:.2f}" for text, score in parts)
+    more = f" and {len(parts) - _SHOWN_PARTS} more" if len(parts) > _SHOWN_PARTS else ""
+    return [f"unsure: {', '.join(list(named)[:_SHOWN_PARTS])}{more}"]
 
 
 def remarks(problems: Sequence[Problem], notes: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from paligemma.cli import (
     predict,
     recipes,
     serve,
+    tables,
     train,
 )
 from paligemma.cli.options import Command
@@ -45,6 +46,8 @@ for command in (
     predict.detect,
     predict.segment,
     predict.generate,
+    tables.table,
+    tables.chart,
     models.models,
     models.download,
     models.info,

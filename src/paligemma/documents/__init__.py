@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from paligemma.documents.page import DocumentLimits as DocumentLimits
     from paligemma.documents.page import Page as Page
     from paligemma.documents.page import Word as Word
+    from paligemma.documents.tables import ChartOptions as ChartOptions
+    from paligemma.documents.tables import PartOptions as PartOptions
+    from paligemma.documents.tables import read_chart as read_chart
+    from paligemma.documents.tables import read_table as read_table
     from paligemma.documents.tiles import Tile as Tile
     from paligemma.documents.tiles import whole as whole
 else:

@@ -146,6 +146,17 @@ def number_in(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def value_in(text: str) -> str | None:
+    """The value at the end of a plain answer, with its unit; None where there is none.
+
+    >>> value_in("The value is $1,200."), value_in("unanswerable")
+    ('$1,200', None)
+    """
+    text = text.strip()
+    match = None if len(text) > _LONGEST_ENTRY else _VALUE_AT_END.search(text)
+    return match[1] if match is not None and re.search(r"\d", match[1]) else None
+
+
 def _ascii_digit(character: str) -> str:
     digit = unicodedata.decimal(character, None)
     return character if digit is None else str(digit)
