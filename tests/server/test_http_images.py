@@ -268,13 +268,13 @@ def test_a_private_address_is_connected_to_only_where_that_is_allowed() -> None:
 
 def test_a_form_gives_its_image_and_its_request() -> None:
     found = read_form(*form((IMAGE, b"\x00\r\n--xy\x89PNG"), (REQUEST, b'{"lang": "de"}')), LIMITS)
-    assert found.image == b"\x00\r\n--xy\x89PNG"
+    assert found.file == b"\x00\r\n--xy\x89PNG"
     assert found.request == b'{"lang": "de"}'
 
 
 def test_c13_the_file_name_is_not_needed_and_not_used() -> None:
     plain = 'Content-Disposition: form-data; name="image"'
-    assert read_form(*form((plain, b"1")), LIMITS).image == b"1"
+    assert read_form(*form((plain, b"1")), LIMITS).file == b"1"
 
 
 @pytest.mark.parametrize(
@@ -309,10 +309,10 @@ def test_c13_damaged_forms_never_raise_anything_else(noise: bytes, at: int) -> N
     body, content_type = form((IMAGE, b"12345"), (REQUEST, b"{}"))
     for damaged in (body[:at], body[:at] + noise + body[at:], noise):
         with suppress(ApiError):
-            assert read_form(damaged, content_type, LIMITS).image != b""
+            assert read_form(damaged, content_type, LIMITS).file != b""
 
 
 def test_an_image_in_a_form_is_bounded_like_any_other() -> None:
-    assert read_form(*form((IMAGE, bytes(64))), SMALL).image == bytes(64)
+    assert read_form(*form((IMAGE, bytes(64))), SMALL).file == bytes(64)
     with pytest.raises(ApiError, match="64 bytes"):
         read_form(*form((IMAGE, bytes(65))), SMALL)

@@ -143,8 +143,8 @@ def serve(*, options: ServeOptions) -> None:
         ),
     )
     changed = {change.partition("=")[0] for change in options.limits}
-    if settings.keys is None and "streams_per_client" not in changed:
-        limits = limits_without_keys(limits)
+    if settings.keys is None:
+        limits = limits_without_keys(limits, changed)
         settings = replace(settings, limits=limits)
     if settings.keys is None and not _is_loopback(options.host):
         print_note(

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paligemma import __version__
 from paligemma.errors import PaliGemmaError
+from paligemma.server.document_models import ProgressEvent
 from paligemma.server.errors import ApiError, error_response, to_api_error
 from paligemma.server.handler import RequestHandler
 from paligemma.server.images import Fetcher
@@ -40,6 +41,7 @@ from paligemma.server.openai_models import ChatCompletionChunk, CompletionChunk
 from paligemma.server.refusing import EarlyRefusal
 from paligemma.server.responses import BatchLine, ObjectEvent, SegmentEvent, TokenEvent
 from paligemma.server.routes.batch import batch_routes
+from paligemma.server.routes.documents import TASKS, document_routes
 from paligemma.server.routes.health import add_health, limits_routes
 from paligemma.server.routes.native import REQUESTS, native_routes
 from paligemma.server.routes.openai import OPENAI_REQUESTS, openai_routes
@@ -49,7 +51,10 @@ from paligemma.server.settings import Settings
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 
-_STREAMED = (BatchLine, TokenEvent, ObjectEvent, SegmentEvent, ChatCompletionChunk, CompletionChunk)
+_STREAMED = (
+    *(BatchLine, TokenEvent, ObjectEvent, SegmentEvent, ProgressEvent),
+    *(ChatCompletionChunk, CompletionChunk),
+)
 _DESCRIPTION = (
     "PaliGemma: image captioning, VQA, OCR, detection and segmentation. "
     "Errors have the format of OpenAI's API."
@@ -87,6 +92,7 @@ def create_app(service: Service, settings: Settings | None = None) -> Applicatio
     work = [
         native_routes(handler),
         batch_routes(handler),
+        document_routes(handler),
         openai_routes(handler),
         openai_responses_routes(handler),
     ]
@@ -97,7 +103,12 @@ def create_app(service: Service, settings: Settings | None = None) -> Applicatio
     app.add_exception_handler(ClientDisconnect, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_error)
-    schemas: list[type[BaseModel]] = [*REQUESTS.values(), *OPENAI_REQUESTS, *_STREAMED]
+    schemas: list[type[BaseModel]] = [
+        *REQUESTS.values(),
+        *(task.request for task in TASKS),
+        *OPENAI_REQUESTS,
+        *_STREAMED,
+    ]
     app.openapi = lambda: _openapi(app, schemas)  # type: ignore[method-assign]
 
     guarded: ASGIApp = BodyLimits(app, settings.limits)

@@ -15,8 +15,10 @@ from starlette.responses import Response
 from paligemma.errors import (
     BusyError,
     CheckpointError,
+    DocumentError,
     ImageError,
     InputError,
+    MissingExtraError,
     NumericalError,
     OptionError,
     PaliGemmaError,
@@ -94,6 +96,8 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, InputError):
         return _input_error(error)
+    if isinstance(error, MissingExtraError):
+        return ApiError(400, "not_supported_by_server", str(error))
     for kind, status, code, message in _ERRORS:
         if isinstance(error, kind):
             retry_after = RETRY_SECONDS if status in (429, 503) else None
@@ -126,6 +130,8 @@ _ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
 
 
 def _input_error(error: InputError) -> ApiError:
+    if isinstance(error, DocumentError):
+        return ApiError(400, "invalid_document", str(error), param="document")
     if isinstance(error, ImageError):
         # In Python the message names the source of the image; here that is always bytes.
         message = str(error).replace("The image bytes ", "The image ")

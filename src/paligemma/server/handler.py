@@ -17,7 +17,7 @@ from starlette.types import Receive
 from paligemma.errors import OptionError, PaliGemmaError
 from paligemma.predictor import asked_for
 from paligemma.server.errors import ApiError, ClientGoneError
-from paligemma.server.images import Fetcher, checked_size, decode_base64, read_form
+from paligemma.server.images import IMAGE, Fetcher, FileKind, decode_base64, read_form
 from paligemma.server.jobs import Job, JobOptions, ScoreJob, Ticket, gather_results
 from paligemma.server.requests import (
     GenerateRequest,
@@ -40,11 +40,11 @@ _SMALL_BODY = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class RequestBody:
     """The body of a request."""
 
     fields: object
-    image: bytes | None = None  # of a form, or all of the body
+    file: bytes | None = None  # of a form, or all of the body
     is_text: bool = False  # whether all values of the fields are strings
 
 
@@ -60,30 +60,33 @@ class RequestHandler:
     def limits(self) -> Limits:
         return self.settings.limits
 
-    async def read_document(self, request: Request) -> Document:
-        """The request's fields, and its image file if it has one. Raises ApiError."""
+    async def read_request(self, request: Request, kind: FileKind = IMAGE) -> RequestBody:
+        """The request's fields, and its file if it has one. Raises ApiError."""
         content_type = request.headers.get("content-type", "")
         media_type = content_type.partition(";")[0].strip().lower()
-        is_image = media_type.startswith("image/") or media_type == "application/octet-stream"
-        if not is_image and media_type not in ("application/json", "multipart/form-data"):
+        is_file = media_type.startswith("image/") or media_type == "application/octet-stream"
+        is_file |= media_type in kind.media_types
+        if not is_file and media_type not in ("application/json", "multipart/form-data"):
             raise ApiError(
                 415,
                 "wrong_content_type",
-                "Send application/json, multipart/form-data, or an image file as image/jpeg or its "
-                "like with the other fields in the query.",
+                "Send application/json, multipart/form-data, or the file itself, such as "
+                f"{kind.media_types[0]}, with the other fields in the query.",
             )
         body = await read_body(request)
-        if is_image:
-            image = checked_size(body, self.limits)
-            document = Document(fields=_query_fields(request), image=image, is_text=True)
+        if is_file:
+            file = kind.checked(body, self.limits)
+            content = RequestBody(fields=_query_fields(request), file=file, is_text=True)
         elif media_type == "application/json":
-            document = Document(fields=await run_blocking(_parse_json, body, size=len(body)))
+            content = RequestBody(fields=await run_blocking(_parse_json, body, size=len(body)))
         else:
-            form = await run_blocking(read_form, body, content_type, self.limits, size=len(body))
+            form = await run_blocking(
+                read_form, body, content_type, self.limits, kind, size=len(body)
+            )
             fields = {} if form.request is None else _parse_json(form.request)
-            document = Document(fields=fields, image=form.image)
+            content = RequestBody(fields=fields, file=form.file)
         request.state.release_body()  # from here on the service counts images
-        return document
+        return content
 
     async def read_images(self, task: TaskRequest, file: bytes | None) -> tuple[bytes, ...]:
         """The image file; () where there is none and none is needed. Raises ApiError."""
@@ -104,9 +107,9 @@ class RequestHandler:
             return (await self.fetcher.fetch(task.image.url),)
         return (await self.decode(task.image),)
 
-    async def decode(self, text: str) -> bytes:
+    async def decode(self, text: str, kind: FileKind = IMAGE) -> bytes:
         """The bytes of base64 or of a data URL. Raises ApiError."""
-        return await run_blocking(decode_base64, text, self.limits, size=len(text))
+        return await run_blocking(decode_base64, text, self.limits, kind, size=len(text))
 
     def find_model(self, model: str | None) -> tuple[str, str | None]:
         """The name of the model and that of its adapter. Raises ApiError for unknown names.
@@ -262,32 +265,37 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def request_schema(model: type[RequestModel], *, with_form: bool) -> dict[str, Any]:
-    """The OpenAPI description of a request's body."""
+def request_schema(
+    model: type[RequestModel], *, with_form: bool, kind: FileKind = IMAGE
+) -> dict[str, Any]:
+    """The OpenAPI description of a request's body, which may have a file of this kind."""
+    name = kind.name
     schema: dict[str, Any] = {"$ref": f"#/components/schemas/{model.__name__}"}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
-    needs_image = issubclass(model, TaskRequest) and model.needs_image
+    needs_file = kind is not IMAGE or (issubclass(model, TaskRequest) and model.needs_image)
     has_required = any(field.is_required() for field in model.model_fields.values())
     if with_form:
         content["multipart/form-data"] = {
             "schema": {
                 "type": "object",
                 "properties": {
-                    "image": {"type": "string", "format": "binary"},
-                    "request": schema | {"properties": {"image": {"type": "null"}}},
+                    name: {"type": "string", "format": "binary"},
+                    "request": schema | {"properties": {name: {"type": "null"}}},
                 },
-                "required": ["image"] * needs_image + ["request"] * has_required,
+                "required": [name] * needs_file + ["request"] * has_required,
                 "additionalProperties": False,
             },
             "encoding": {"request": {"contentType": "application/json"}},
         }
-        # Also with the media type of the image, which generators of clients do not understand.
+        # Also with the media type of the file, which generators of clients do not understand.
         content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
-    if needs_image:
-        schema |= {"required": ["image"], "properties": {"image": {"not": {"type": "null"}}}}
+    if needs_file:
+        schema |= {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
     body: dict[str, Any] = {"required": True, "content": content}
     if with_form:
-        body["description"] = "With an image file as the body, the other fields are in the query."
+        body["description"] = (
+            f"With the {name} file as the body, the other fields are in the query."
+        )
     return body
 
 

@@ -1,7 +1,7 @@
-"""Images in requests: base64, data URLs, web addresses or multipart forms -> bytes of a file.
+"""Files in requests: base64, data URLs, web addresses or multipart forms -> bytes of a file.
 
 Sizes are checked before anything is decoded. Web addresses must be in the list of domains. Whether
-the bytes are an image shows when they are decoded.
+the bytes are an image or a document shows when they are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from paligemma.server.errors import ApiError
 from paligemma.server.settings import Limits, Settings
 
 _ANY_DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
-_DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp|gif|bmp);base64,")
 # Stricter than the standard, so that all parsers agree about the host.
 _ADDRESS = re.compile(r"https://([A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)+)(?::443)?(?=[/?]|\Z)")
 _PRIVATE_ADDRESS = re.compile(r"https?://([A-Za-z0-9_.\-]+(?::[0-9]{1,5})?)(?=[/?]|\Z)")
@@ -33,34 +32,80 @@ _MAX_PART_HEADERS = 8
 _MAX_PART_HEADER_BYTES = 2048
 
 
-def decode_base64(text: str, limits: Limits) -> bytes:
-    """The bytes of base64 or of an image's data URL.
+@dataclass(frozen=True, kw_only=True)
+class FileKind:
+    """A kind of file that requests have, in a field of this name."""
+
+    name: str
+    media_types: tuple[str, ...]
+    limit: str
+    """The name of the limit on its bytes."""
+
+    def match_data_url(self, text: str) -> re.Match[str] | None:
+        """The beginning of a data URL, up to its base64."""
+        types = "|".join(map(re.escape, self.media_types))
+        return re.compile(rf"data:(?:{types});base64,").match(text)
+
+    def invalid(self, message: str) -> ApiError:
+        """The error for a file of this kind."""
+        return ApiError(400, f"invalid_{self.name}", message, param=self.name)
+
+    def checked(self, data: bytes, limits: Limits) -> bytes:
+        """The same bytes. Raises ApiError for an empty or too large file."""
+        if not data:
+            raise self.invalid(f"The {self.name} is empty: it has 0 bytes.")
+        if len(data) > self.max_bytes(limits):
+            raise self.too_large(limits)
+        return data
+
+    def max_bytes(self, limits: Limits) -> int:
+        """The largest file."""
+        most: int = getattr(limits, self.limit)
+        return most
+
+    def too_large(self, limits: Limits) -> ApiError:
+        """The error for a larger file."""
+        return self.invalid(f"The {self.name} is larger than {self.max_bytes(limits)} bytes.")
+
+
+_IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+IMAGE = FileKind(name="image", media_types=_IMAGE_TYPES, limit="max_image_bytes")
+DOCUMENT = FileKind(
+    name="document",
+    media_types=("application/pdf", "image/tiff", *_IMAGE_TYPES),
+    limit="max_document_bytes",
+)
+
+
+def decode_base64(text: str, limits: Limits, kind: FileKind = IMAGE) -> bytes:
+    """The bytes of base64 or of a data URL.
 
     Strict: the standard alphabet, correct padding, no white space. The size is checked by the
     text's length, before decoding. Raises ApiError.
     """
     if text[:5].lower() == "data:":
-        head = _DATA_URL.match(text)
+        head = kind.match_data_url(text)
         if head is None:
-            raise _invalid_image(
-                "A data URL must begin with data:image/TYPE;base64, where TYPE is jpeg, png, webp, "
-                "gif or bmp."
+            *types, last = kind.media_types
+            raise kind.invalid(
+                f"A data URL must begin with data:TYPE;base64, where TYPE is {', '.join(types)} or "
+                f"{last}."
             )
         start = head.end()
     else:
         start = 0
-    if (len(text) - start) * 3 // 4 > limits.max_image_bytes + 2:
-        raise _too_large(limits)
+    if (len(text) - start) * 3 // 4 > kind.max_bytes(limits) + 2:
+        raise kind.too_large(limits)
     try:
         if (len(text) - start) % 4:  # strict mode accepts an extra "="
             raise ValueError
         data = binascii.a2b_base64(text[start:], strict_mode=True)
     except ValueError:  # includes binascii.Error and the error for text that is not ASCII
-        raise _invalid_image(
-            "The image is not valid base64. Use the standard alphabet with padding and without "
-            "white space."
+        raise kind.invalid(
+            f"The {kind.name} is not valid base64. Use the standard alphabet with padding and "
+            "without white space."
         ) from None
-    return checked_size(data, limits)
+    return kind.checked(data, limits)
 
 
 def decode_any_base64(text: str, limits: Limits) -> bytes:
@@ -72,15 +117,6 @@ def decode_any_base64(text: str, limits: Limits) -> bytes:
     data = "".join(text[head.end() if head else 0 :].split()).rstrip("=")
     data = data.replace("-", "+").replace("_", "/")
     return decode_base64(data + "=" * (-len(data) % 4), limits)
-
-
-def checked_size(data: bytes, limits: Limits) -> bytes:
-    """The same bytes. Raises ApiError for an empty or too large file."""
-    if not data:
-        raise _invalid_image("The image is empty: it has 0 bytes.")
-    if len(data) > limits.max_image_bytes:
-        raise _too_large(limits)
-    return data
 
 
 def is_allowed(host: str, domains: Sequence[str]) -> bool:
@@ -115,16 +151,16 @@ class Fetcher:
         network to the client.
         """
         if not self._domains and not self._private_hosts:
-            raise _invalid_image("This server does not fetch images. Send the image itself.")
+            raise IMAGE.invalid("This server does not fetch images. Send the image itself.")
         is_short = len(url) <= _MAX_URL_CHARACTERS
         private = _PRIVATE_ADDRESS.match(url) if is_short else None
         is_private = private is not None and private[1].lower() in self._private_hosts
         if not is_private:
             address = _ADDRESS.match(url) if is_short else None
             if address is None:
-                raise _invalid_image("An image's address must have the form https://NAME/PATH.")
+                raise IMAGE.invalid("An image's address must have the form https://NAME/PATH.")
             if not is_allowed(address[1], self._domains):
-                raise _invalid_image("This server does not fetch images from this domain.")
+                raise IMAGE.invalid("This server does not fetch images from this domain.")
 
         def fetch() -> bytes:
             return fetch_image_bytes(
@@ -145,26 +181,26 @@ class Fetcher:
                 "The image could not be fetched from its address. Send the image itself.",
                 param="image",
             ) from None
-        return checked_size(data, self._limits)
+        return IMAGE.checked(data, self._limits)
 
 
 @dataclass(kw_only=True)
 class Form:
     """The two fields of a multipart request."""
 
-    image: bytes | None = None
+    file: bytes | None = None
     request: bytes | None = None
 
 
-def read_form(body: bytes, content_type: str, limits: Limits) -> Form:
-    """Read the file field `image` and the text field `request`. Raises ApiError.
+def read_form(body: bytes, content_type: str, limits: Limits, kind: FileKind = IMAGE) -> Form:
+    """Read the file field of this kind, and the text field `request`. Raises ApiError.
 
     Not starlette's `request.form()`: that writes files above 1 MB to disk, accepts forms that are
     cut short, and limits neither the number nor the size of a part's headers.
     """
-    kind, options = parse_options_header(content_type)
+    media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
+    if media_type != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
         raise _bad_form("The content type of a form needs a boundary of 1 to 70 characters.")
     parts = _Parts()
     try:
@@ -187,12 +223,12 @@ def read_form(body: bytes, content_type: str, limits: Limits) -> Form:
         raise _bad_form("The form is incomplete: its closing boundary is missing.")
     form = Form()
     for part in parts.parts:
-        if part.name == "image" and form.image is None:
-            form.image = checked_size(bytes(part.data), limits)
+        if part.name == kind.name and form.file is None:
+            form.file = kind.checked(bytes(part.data), limits)
         elif part.name == "request" and form.request is None:
             form.request = bytes(part.data)
         else:
-            raise _bad_form("A form has one file field, image, and one text field, request.")
+            raise _bad_form(f"A form has one file field, {kind.name}, and one text field, request.")
     return form
 
 
@@ -246,14 +282,6 @@ class _Parts:
         part.num_header_bytes += num_bytes
         if part.num_header_bytes > _MAX_PART_HEADER_BYTES:
             raise _bad_form("A part of the form has headers that are too large.")
-
-
-def _invalid_image(message: str) -> ApiError:
-    return ApiError(400, "invalid_image", message, param="image")
-
-
-def _too_large(limits: Limits) -> ApiError:
-    return _invalid_image(f"The image is larger than {limits.max_image_bytes} bytes.")
 
 
 def _bad_form(message: str) -> ApiError:

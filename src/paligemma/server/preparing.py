@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from paligemma.answering import Answer, AnswerPipeline, PreparedImage, Query, Usage
 from paligemma.engine.image_cache import RecentCache
@@ -62,15 +64,14 @@ class Preprocessor:
         self._limits = limits
         self._rows_per_score_batch = rows_per_score_batch
         self._cache = cache
+        self._digests: WeakKeyDictionary[LoadedImage, bytes] = WeakKeyDictionary()
+        self._digests_lock = threading.Lock()
 
     def image(self, source: ImagePayload) -> PreparedImage:
         """Raises ImageError for an image that cannot be read or is too large."""
-        key = None
-        if isinstance(source, bytes):
-            # By the file's content. An image that is decoded already has no bytes of its own.
-            key = hashlib.sha256(source).digest()
-            if (cached := self._cache.get(key)) is not None:
-                return cached
+        key = hashlib.sha256(source).digest() if isinstance(source, bytes) else self._digest(source)
+        if (cached := self._cache.get(key)) is not None:
+            return cached
         loaded = source
         if isinstance(loaded, bytes):
             loaded = self._pipeline.processor.load(
@@ -81,9 +82,19 @@ class Preprocessor:
         if math.prod(loaded.size_wh) > _LARGE_PIXELS:
             del loaded
             return_freed_memory()
-        if key is not None:
-            self._cache.keep(key, prepared, prepared.image.pixel_values.nbytes)
+        self._cache.keep(key, prepared, prepared.image.pixel_values.nbytes)
         return prepared
+
+    def _digest(self, image: LoadedImage) -> bytes:
+        """Of an image that is decoded already, such as a part of a page: of its pixels, once."""
+        with self._digests_lock:
+            digest = self._digests.get(image)
+        if digest is None:
+            head = f"pixels {image.rgb.size} {image.size_wh}\0".encode()
+            digest = hashlib.sha256(head + image.rgb.tobytes()).digest()
+            with self._digests_lock:
+                self._digests[image] = digest
+        return digest
 
     def is_slow(self, images: Sequence[ImagePayload]) -> bool:
         """Whether the images take long to decode, by their headers."""

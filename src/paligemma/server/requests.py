@@ -21,6 +21,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from paligemma.answering import CONTROL_WORDS
@@ -184,6 +185,11 @@ class RequestModel(BaseModel):
     """Names that fields had in earlier versions, which are still accepted -> the current names."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def fields_of(model: type[RequestModel]) -> dict[str, FieldInfo]:
+    """The fields of a request by the names that clients use."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 class ImageUrl(RequestModel):
@@ -472,7 +478,7 @@ def validate(
 
 def _from_text(model: type[RequestModel], name: str, text: object) -> object:
     """The number or boolean that a string of a query means, for a field that is no text."""
-    field = model.model_fields.get(name)
+    field = fields_of(model).get(name)
     if field is None or not isinstance(text, str) or "str" in str(field.annotation):
         return text
     try:
@@ -490,7 +496,7 @@ def _with_current_names(
     former = {
         name: current
         for name, current in model.former_names.items()
-        if name in document and current in model.model_fields
+        if name in document and current in fields_of(model)
     }
     for name, current in former.items():
         if current in document:
@@ -507,7 +513,7 @@ def _with_current_names(
 def _field_error(
     model: type[RequestModel], problem: ErrorDetails, sent_names: Mapping[str, str]
 ) -> ApiError:
-    fields = model.model_fields
+    fields = fields_of(model)
     field = next((part for part in problem["loc"][:1] if part in fields), None)
     param = None if field is None else sent_names.get(str(field), str(field))
     match problem["type"]:

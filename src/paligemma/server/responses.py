@@ -36,7 +36,7 @@ class ResponseModel(BaseModel):
 
     def to_json(self) -> bytes:
         """UTF-8 JSON on one line, without the fields that were not given."""
-        return write_json(self.model_dump(exclude_unset=True))
+        return write_json(self.model_dump(exclude_unset=True, by_alias=True))
 
 
 # Errors

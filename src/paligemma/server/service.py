@@ -20,8 +20,9 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,7 +104,8 @@ class _Work:
     prepared: Answer | PreparedScore | None = None
     first_token_at: float | None = None
     is_continuation: bool  # of a request that was accepted, and has waited
-    is_waiting: bool  # for its first token; a continuation is not counted
+    is_patient: bool
+    is_waiting: bool  # for its first token; continuations and patient jobs are not counted
     is_slow: bool = False
     state: JobState = JobState.QUEUED
 
@@ -151,6 +153,7 @@ class Service:
         self._image_bytes = 0
         self._totals: Counter[str] = Counter()
         self._is_draining = False
+        self._num_held = 0
         self._is_closing = False
         self._max_running = self.limits.max_running
         self._loop: EngineLoop | None = None
@@ -208,9 +211,22 @@ class Service:
         """Refuse new jobs, give accepted ones this long to finish, then end them."""
         self._is_draining = True
         until = self._clock() + (self.limits.drain_seconds if seconds is None else seconds)
-        while self._open and self._clock() < until and self.is_alive():
+        while (self._open or self._num_held) and self._clock() < until and self.is_alive():
             await asyncio.sleep(_TICK_SECONDS)
         self._end_all("The server is shutting down.")
+
+    def now(self) -> float:
+        """The time on the service's clock, for deadlines."""
+        return self._clock()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, draining waits as for a job: an accepted request will submit further ones."""
+        self._num_held += 1
+        try:
+            yield
+        finally:
+            self._num_held -= 1
 
     def close(self, *, wait: bool = True) -> None:
         """End all jobs and threads now, and free the caches: an application may outlive this.
@@ -253,12 +269,18 @@ class Service:
         return self.submit_all([job])[0]
 
     def submit_all(
-        self, jobs: Sequence[Job | ScoreJob], *, is_continuation: bool = False
+        self,
+        jobs: Sequence[Job | ScoreJob],
+        *,
+        is_continuation: bool = False,
+        is_patient: bool = False,
     ) -> list[Ticket]:
         """Accept all of these jobs or none. An image that they share is decoded once.
 
         `is_continuation` is for further jobs of a request that was accepted. They must not fail
-        because others came in between, and go first: their request has waited.
+        because others came in between, and go first: their request has waited. `is_patient` is for
+        those of an accepted request with so many that they can wait, until their deadline: they
+        take only half of the queue, and others are not refused because of them.
         """
         if not jobs:
             return []
@@ -268,13 +290,16 @@ class Service:
             if adapter is not None and adapter not in self.adapter_names:
                 raise OptionError("Unknown adapter. See the list of models.")
         state = self.state()
-        if state != "ready" and not (is_continuation and state == "draining"):
+        is_further = is_continuation or is_patient
+        if state != "ready" and not (is_further and state == "draining"):
             raise UnavailableError(f"The model is unavailable: it is {state}.")
         loop = asyncio.get_running_loop()
         now = self._clock()
-        works = [self._work(job, loop, now, is_continuation) for job in jobs]
+        works = [self._work(job, loop, now, is_continuation, is_patient) for job in jobs]
         with self._lock:
-            if not is_continuation:
+            if is_patient:
+                self._check_patient_room(jobs[0].client, len(works))
+            elif not is_continuation:
                 try:
                     self._check_room(works, now)
                 except BusyError:
@@ -286,7 +311,8 @@ class Service:
                 self._by_client[work.job.client] += 1
                 self._image_bytes += work.image_bytes
             self._totals["accepted"] += len(works)
-        self._queue.put(jobs[0].client, works, goes_first=is_continuation)
+        # On their own like large images: in a queue that lets the others pass.
+        self._queue.put(jobs[0].client, works, is_slow=is_patient, goes_first=is_continuation)
         return [work.ticket for work in works]
 
     def admit(self, client: str) -> int:
@@ -375,11 +401,12 @@ class Service:
         loop: asyncio.AbstractEventLoop,
         now: float,
         is_continuation: bool,
+        is_patient: bool,
     ) -> _Work:
-        number = next(self._numbers)
-        deadline = now + self.limits.request_seconds
+        number, limits = next(self._numbers), self.limits
+        deadline = now + limits.request_seconds
         if job.deadline is not None:
-            deadline = min(deadline, job.deadline)
+            deadline = job.deadline if is_patient else min(deadline, job.deadline)
         ticket = Ticket(number=number, loop=loop, cancel=lambda: self._cancel(work))
         ticket.deadline = deadline
         work = _Work(
@@ -387,13 +414,21 @@ class Service:
             job=job,
             kind=job.kind,
             accepted_at=now,
-            queue_deadline=min(deadline, now + self.limits.queue_seconds),
+            queue_deadline=deadline if is_patient else min(deadline, now + limits.queue_seconds),
             deadline=deadline,
             image_bytes=sum(len(image) for image in job.images if isinstance(image, bytes)),
             is_continuation=is_continuation,
-            is_waiting=not is_continuation,
+            is_patient=is_patient,
+            is_waiting=not (is_continuation or is_patient),
         )
         return work
+
+    def _check_patient_room(self, client: str, number: int) -> None:
+        """Raises BusyError if so many more patient jobs of a client have to wait elsewhere."""
+        limits = self.limits
+        room = self._max_running + limits.max_queued // 2 - len(self._open)
+        if number > room or self._by_client[client] + number > limits.streams_per_client:
+            raise BusyError("Too many requests are running or waiting. Try again later.")
 
     def _check_queue(self, client: str, number: int, num_arriving: int, now: float) -> None:
         """Raises BusyError if so many more jobs of a client would be too many or wait too long."""
@@ -540,7 +575,8 @@ class Service:
     def _put_back(self, works: list[_Work]) -> bool:
         """Let a request with large images wait on its own, out of the way of others."""
         first = works[0]
-        if first.is_slow or first.is_continuation or self._preprocessor is None:
+        is_placed = first.is_slow or first.is_continuation or first.is_patient
+        if is_placed or self._preprocessor is None:
             return False
         if not self._preprocessor.is_slow(first.job.images):
             return False

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,25 @@ class Limits:
     max_logprobs: int = 20
     max_suffixes: int = 32
     """Texts to score per request."""
+
+    # One document
+
+    max_document_bytes: int = 20 * _MIB
+    """Of a PDF file, a TIFF file or an image that is read as a document."""
+    max_document_pages: int = 50
+    """Pages that one request may read."""
+    max_document_questions: int = 5000
+    """Questions that the model is asked about one document."""
+    document_seconds: float = 900.0
+    """Time from acceptance to the end, in place of `request_seconds`."""
+    document_page_seconds: float = 20.0
+    """Time to draw one page, or to find its words."""
+    document_memory_bytes: int = 1024 * _MIB
+    """Memory of the process that reads a document's file."""
+    max_documents: int = 4
+    """Documents that are read at a time; further ones are refused at once."""
+    documents_per_client: int = 2
+    """The same for one client."""
 
     # All jobs together
 
@@ -180,12 +199,16 @@ def served_name(model: str) -> str:
     return model
 
 
-def limits_without_keys(limits: Limits) -> Limits:
-    """Limits for a server without keys, where one client may use all of them.
+def limits_without_keys(limits: Limits, changed: Collection[str] = ()) -> Limits:
+    """Limits for a server without keys, where one client may use all of them, unless changed.
 
     Clients are then told apart by their address, and all clients of a proxy share one.
     """
-    return replace(limits, streams_per_client=limits.max_running + limits.max_queued)
+    per_client = {
+        "streams_per_client": limits.max_running + limits.max_queued,
+        "documents_per_client": limits.max_documents,
+    }
+    return replace(limits, **{name: per_client[name] for name in per_client.keys() - changed})
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> KeyRing | None:

@@ -55,7 +55,7 @@ REQUESTS: dict[str, type[TaskRequest]] = {
 }
 """Name of the task, which is its route under /v1/ -> the model of its request."""
 
-_REQUEST_ID: dict[str, Any] = {
+REQUEST_ID: dict[str, Any] = {
     "name": "X-Request-Id",
     "in": "header",
     "required": False,
@@ -74,8 +74,8 @@ def native_routes(handler: RequestHandler) -> APIRouter:
     @router.post("/v1/image", name="image", response_class=Response, include_in_schema=False)
     async def image(request: Request) -> Response:
         """Fetch the image at an address, for the page, from an allowed domain."""
-        document = await handler.read_document(request)
-        url = validate(ImageUrl, document.fields, handler.limits).url
+        body = await handler.read_request(request)
+        url = validate(ImageUrl, body.fields, handler.limits).url
         data = await cancel_on_disconnect(request.receive, handler.fetcher.fetch(url))
         return Response(data, media_type=media_type(data))
 
@@ -90,7 +90,7 @@ def native_routes(handler: RequestHandler) -> APIRouter:
             response_class=Response,
             responses={200: _answer_description(model), **error_responses()},
             openapi_extra={
-                "parameters": [_REQUEST_ID],
+                "parameters": [REQUEST_ID],
                 "requestBody": request_schema(model, with_form=True),
             },
         )
@@ -115,14 +115,14 @@ def _route(
     handler: RequestHandler, model: type[TaskRequest]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        document = await handler.read_document(request)
+        body = await handler.read_request(request)
         task = handler.with_phrases(
-            validate(model, document.fields, handler.limits, is_text=document.is_text)
+            validate(model, body.fields, handler.limits, is_text=body.is_text)
         )
         streams = isinstance(task, GenerativeRequest) and task.stream
 
         async def submit() -> tuple[str, Sequence[Job | ScoreJob], list[Ticket]]:
-            images = await handler.read_images(task, document.image)
+            images = await handler.read_images(task, body.file)
             name, jobs = handler.build_jobs(task, images, request.state.client, stream=streams)
             return name, jobs, handler.service.submit_all(jobs)
 

@@ -315,10 +315,10 @@ _COMPLETIONS = _Completions()
 
 
 async def read_fields(handler: RequestHandler, request: Request) -> object:
-    document = await handler.read_document(request)
-    if document.image is not None:
+    body = await handler.read_request(request)
+    if body.file is not None:
         raise ApiError(415, "wrong_content_type", "Send application/json.")
-    return document.fields
+    return body.fields
 
 
 async def ask_chat(handler: RequestHandler, reading: Reading, client: str) -> Submission:

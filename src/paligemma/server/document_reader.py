@@ -1,0 +1,408 @@
+"""Documents of strangers: pages that are read by a process of their own, one per document.
+
+    ReaderPool.open(data) -> Document whose source is RemotePages -> ReaderProcess -> pages
+
+`Document` and `Page` are those of `paligemma.documents`, so reading and extraction do not notice.
+A process that crashes, hangs or needs too much memory ends one request, with an error of the
+client's; so does whatever it answers that does not have the expected form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
+
+from PIL import Image
+
+from paligemma.documents.geometry import Box, Turn
+from paligemma.documents.open import PageNumbers, open_document
+from paligemma.documents.page import Attachment, Document, DocumentLimits, Pages, Word
+from paligemma.errors import (
+    CancelledError,
+    DocumentError,
+    OptionError,
+    PaliGemmaError,
+    UnavailableError,
+    counted,
+)
+from paligemma.server.document_child import LENGTHS, MAX_ATTACHMENTS, MAX_WORDS, frame
+from paligemma.server.settings import Limits
+
+Parameters = ParamSpec("Parameters")
+ValueT = TypeVar("ValueT")
+
+NAME = "the document"  # for errors: the name that a client gives is text of the client
+
+_START_SECONDS = 60.0
+_EXTRA_SECONDS = 5.0  # for a call, beyond the limit that the process itself keeps
+_MAX_HEADER_BYTES = 32 * 2**20
+_MAX_ATTACHMENT_BYTES = 64 * 2**20
+_MAX_PAGES = 10_000_000
+_PIECE_BYTES = 2**20
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+_CRASHED = (
+    "The document cannot be read: it crashes the program that reads it. Get an intact copy, or "
+    "print it to a new PDF file."
+)
+
+
+class ReaderProcess:
+    """One process, for one document. Calls come from one thread; `end` may come from any."""
+
+    def __init__(self, limits: Limits) -> None:
+        options = {
+            "memory_bytes": limits.document_memory_bytes,
+            "cpu_seconds": math.ceil(limits.document_seconds),
+        }
+        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",  # or each thread would reserve memory
+        }
+        module = "paligemma.server.document_child"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # which may quote the document
+            bufsize=0,
+            env=environment,
+            cwd="/",
+            start_new_session=True,  # a signal of the terminal is for the server alone
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        os.set_blocking(self._to.fileno(), False)
+        os.set_blocking(self._from.fileno(), False)
+        self._lock = threading.Lock()
+        self._has_started = False
+        self._is_cancelled = False
+        self.failure: DocumentError | None = None
+        """Why the process was ended in the middle of its work."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """False when the process has ended by itself."""
+        return self._process.poll() is None
+
+    def wait_until_started(self) -> None:
+        """Raises UnavailableError if the process cannot be started."""
+        if self._has_started:
+            return
+        try:
+            header, _ = self._receive(time.monotonic() + _START_SECONDS, 0)
+        except DocumentError:
+            raise UnavailableError("No process to read documents could be started.") from None
+        self._has_started = bool(header.get("ready"))
+
+    def call(
+        self, request: dict[str, object], payload: bytes = b"", *, most: int = 0, seconds: float
+    ) -> tuple[dict[str, Any], bytes]:
+        """The answer: JSON, and bytes, at most so many.
+
+        Raises DocumentError for whatever goes wrong, and CancelledError after `cancel`.
+        """
+        deadline = time.monotonic() + seconds + _EXTRA_SECONDS
+        try:
+            with self._lock:
+                self._send(frame(request, payload), deadline)
+                header, data = self._receive(deadline, most)
+        except DocumentError as error:
+            self.end()
+            if self._is_cancelled:
+                raise CancelledError("The request was cancelled.") from None
+            self.failure = self.failure or error
+            raise self.failure from None
+        if "error" in header:
+            raise _error(header)
+        return header, data
+
+    def cancel(self) -> None:
+        """Make the call that runs, and any later one, raise CancelledError."""
+        self._is_cancelled = True
+        self._process.kill()
+
+    def end(self) -> None:
+        """End the process at once. Does nothing when it has ended."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End the process and free its pipes."""
+        self.end()
+        with self._lock:
+            self._to.close()
+            self._from.close()
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._wait(self._to.fileno(), select.POLLOUT, deadline)
+            try:
+                rest = rest[os.write(self._to.fileno(), rest[:_PIECE_BYTES]) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise DocumentError(_CRASHED) from None
+
+    def _receive(self, deadline: float, most: int) -> tuple[dict[str, Any], bytes]:
+        num_header, num_payload = LENGTHS.unpack(self._read(LENGTHS.size, deadline))
+        if num_header > _MAX_HEADER_BYTES or num_payload > most:
+            raise DocumentError(_CRASHED)
+        text = self._read(num_header, deadline)
+        payload = self._read(num_payload, deadline)
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            raise DocumentError(_CRASHED) from None
+        if not isinstance(header, dict):
+            raise DocumentError(_CRASHED)
+        return header, payload
+
+    def _read(self, num_bytes: int, deadline: float) -> bytes:
+        parts: list[bytes] = []
+        while num_bytes:
+            self._wait(self._from.fileno(), select.POLLIN, deadline)
+            try:
+                part = os.read(self._from.fileno(), min(num_bytes, _PIECE_BYTES))
+            except BlockingIOError:
+                continue
+            if not part:
+                raise DocumentError(_CRASHED)
+            parts.append(part)
+            num_bytes -= len(part)
+        return b"".join(parts)
+
+    def _wait(self, file: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(file, event)
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise DocumentError(
+                "A page of the document took too long to read. Leave it out with `pages`, or print "
+                "the document to a new PDF file."
+            )
+
+
+def _error(header: dict[str, Any]) -> DocumentError:
+    """The error that a process reports. Its messages name neither files nor values."""
+    if header["error"] == "memory":
+        return DocumentError(
+            "A page of the document needs more memory than this server gives it. Scale it down "
+            "first."
+        )
+    message = str(header.get("message", ""))
+    if header["error"] != "input" or not message:
+        message = "The document cannot be read: it is damaged. Get an intact copy."
+    message = message.replace("--password, or password=...", "the field `password`")
+    message = message.replace("Check --password.", "Check the field `password`.")
+    return DocumentError(message[:1].upper() + message[1:])
+
+
+def _checked(
+    method: Callable[Concatenate[RemotePages, Parameters], ValueT],
+) -> Callable[Concatenate[RemotePages, Parameters], ValueT]:
+    """An answer of another form than expected is an error of the document."""
+
+    def checked(
+        self: RemotePages, /, *arguments: Parameters.args, **options: Parameters.kwargs
+    ) -> ValueT:
+        try:
+            return method(self, *arguments, **options)
+        except PaliGemmaError:
+            raise
+        except (LookupError, TypeError, ValueError, OverflowError):
+            raise DocumentError(_CRASHED) from None
+
+    return checked
+
+
+class RemotePages:
+    """A `PageSource` whose file is in another process."""
+
+    def __init__(self, process: ReaderProcess, header: dict[str, Any], seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+        self._sizes: dict[int, tuple[float, float]] = {}
+        if header.get("unit") not in ("pt", "px"):
+            raise DocumentError(_CRASHED)
+        self.unit: Literal["pt", "px"] = header["unit"]
+        self.num_pages = _whole(header.get("num_pages"), 1, _MAX_PAGES)
+
+    @_checked
+    def size_wh(self, index: int) -> tuple[float, float]:
+        if index not in self._sizes:
+            header, _ = self._call("size", index)
+            width, height = map(_number, header.get("size_wh", ()))
+            if width <= 0 or height <= 0:
+                raise DocumentError(_CRASHED)
+            self._sizes[index] = width, height
+        return self._sizes[index]
+
+    def render(self, index: int, box_xyxy: Box, size_wh: tuple[int, int]) -> Image.Image:
+        width, height = size_wh
+        num_bytes = 3 * width * height
+        _, data = self._call("render", index, most=num_bytes, box_xyxy=box_xyxy, size_wh=size_wh)
+        if len(data) != num_bytes:
+            raise DocumentError(_CRASHED)
+        return Image.frombytes("RGB", size_wh, data)
+
+    @_checked
+    def words(self, index: int) -> tuple[tuple[Word, ...], Turn]:
+        header, _ = self._call("words", index)
+        rows = header.get("words", ())[:MAX_WORDS]
+        turn = header.get("turn")
+        if turn not in (0, 90, 180, 270):
+            raise DocumentError(_CRASHED)
+        return tuple(_word(*row) for row in rows), cast("Turn", turn)
+
+    @_checked
+    def attachments(self) -> tuple[Attachment, ...]:
+        header, _ = self._process.call({"call": "attachments"}, seconds=self._seconds)
+        names = header.get("names", ())[:MAX_ATTACHMENTS]
+        return tuple(
+            Attachment(name=str(name), read=partial(self._attachment, number))
+            for number, name in enumerate(names)
+        )
+
+    def _attachment(self, number: int) -> bytes:
+        return self._call("attachment", number, most=_MAX_ATTACHMENT_BYTES)[1]
+
+    def close(self) -> None:
+        self._process.close()
+
+    def _call(
+        self, call: str, index: int, *, most: int = 0, **request: object
+    ) -> tuple[dict[str, Any], bytes]:
+        request |= {"call": call, "index": index}
+        return self._process.call(request, most=most, seconds=self._seconds)
+
+
+def _word(text: object, *numbers: object) -> Word:
+    *box, x_height = numbers
+    x0, y0, x1, y1 = map(_number, box)
+    if not isinstance(text, str):
+        raise TypeError
+    text.encode()  # a lone surrogate is a ValueError
+    return Word(text, (x0, y0, x1, y1), x_height=None if x_height is None else _number(x_height))
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError
+    return float(value)
+
+
+def _whole(value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise DocumentError(_CRASHED)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentFile:
+    """A document that a client sent."""
+
+    data: bytes
+    password: str | None = None
+    pages: PageNumbers | None = None
+
+
+class ReaderPool:
+    """Starts a process for each document. After the first, one is kept ready for the next."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._spare: list[ReaderProcess] = []
+        weakref.finalize(self, _end_all, self._spare)
+
+    def take(self) -> ReaderProcess:
+        """A process without a document. Raises UnavailableError if none can be started."""
+        with self._lock:
+            process = self._spare.pop() if self._spare else None
+        if process is not None and not process.is_running:  # after a long time without documents
+            process.close()
+            process = None
+        process = process or self._start()
+        try:
+            process.wait_until_started()
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def open(self, process: ReaderProcess, file: DocumentFile) -> Document:
+        """The document, read by this process. Raises DocumentError and OptionError."""
+        limits = self._limits
+        seconds = limits.document_page_seconds
+        request: dict[str, object] = {
+            "call": "open",
+            "password": file.password,
+            "limits": {
+                "max_pixels": limits.max_pixels,
+                "max_seconds_per_page": seconds,
+                "max_file_bytes": limits.max_document_bytes,
+            },
+        }
+        header, _ = process.call(request, file.data, seconds=seconds)
+        source = RemotePages(process, header, seconds)
+        page_limits = DocumentLimits(
+            max_pages=limits.max_document_pages,
+            max_pixels=limits.max_pixels,
+            max_seconds_per_page=seconds,
+            strict=True,
+        )
+        document = Document(
+            name=NAME,
+            num_pages=source.num_pages,
+            pages=Pages(source, NAME, range(1, source.num_pages + 1), page_limits),
+            source=source,
+        )
+        try:
+            return open_document(document, pages=file.pages or "1-", limits=page_limits)
+        except OptionError:
+            number = counted(source.num_pages, "page")
+            raise OptionError(
+                f"`pages` is no list of pages of the document, which has {number}: 1-3,7,9-."
+            ) from None
+
+    def keep_ready(self) -> None:
+        """Start a process for the next document, unless one waits already."""
+        with self._lock:
+            if not self._spare:
+                self._spare.append(self._start())
+
+    def close(self) -> None:
+        """End the process that waits."""
+        with self._lock:
+            _end_all(self._spare)
+
+    def _start(self) -> ReaderProcess:
+        try:
+            return ReaderProcess(self._limits)
+        except OSError:
+            raise UnavailableError("No process to read documents could be started.") from None
+
+
+def _end_all(processes: list[ReaderProcess]) -> None:
+    while processes:
+        processes.pop().close()

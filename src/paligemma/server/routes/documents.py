@@ -1,0 +1,249 @@
+"""The routes for documents: one per task, and `/v1/pages`, with which the page shows them.
+
+    body -> request model -> file and work -> thread: Document -> result, or a file to download
+
+The work is done in the threads of `document_work.py`; only small computations run on the event
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from paligemma.documents.page import Document, Page
+from paligemma.errors import DocumentError
+from paligemma.server.document_models import (
+    DocumentRequest,
+    PageImage,
+    PagesRequest,
+    PagesResponse,
+    ProgressEvent,
+    StreamedRequest,
+)
+from paligemma.server.document_reader import DocumentFile
+from paligemma.server.document_work import DocumentRunner, ServiceAsker
+from paligemma.server.errors import ApiError
+from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
+from paligemma.server.images import DOCUMENT
+from paligemma.server.requests import validate
+from paligemma.server.responses import ResponseModel, TaskResponse, error_responses
+from paligemma.server.routes.native import REQUEST_ID, sum_usage
+from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
+
+RequestT = TypeVar("RequestT", bound=DocumentRequest)
+
+MAX_PAGE_IMAGES = 12
+"""Pages in one answer of /v1/pages."""
+_JPEG_QUALITY = 85
+_PROGRESS_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """An answer that is a file rather than JSON."""
+
+    data: bytes
+    media_type: str
+    name: str
+
+    def response(self) -> Response:
+        """Not to be shown: browsers would take what a document says for a page of the server."""
+        headers = {"content-disposition": f'attachment; filename="{self.name}"'}
+        return Response(self.data, media_type=self.media_type, headers=headers)
+
+
+Work = Callable[[Document, ServiceAsker], ResponseModel | Download]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentTask:
+    """What can be done with a document."""
+
+    name: str
+    request: type[StreamedRequest]
+    response: type[TaskResponse]
+    prepare: Callable[[Any], Work]
+    """Returns what to do for a request. Raises OptionError before the document is opened."""
+    media_types: tuple[str, ...]
+    """Of the files that the answer may be, other than JSON."""
+
+
+TASKS: tuple[DocumentTask, ...] = ()
+
+
+def document_routes(handler: RequestHandler) -> APIRouter:
+    """`/v1/extract` and `/v1/pages`."""
+    router = APIRouter(tags=["documents"])
+    runner = DocumentRunner(handler.service)
+
+    @router.post("/v1/pages", name="pages", response_class=Response, include_in_schema=False)
+    async def pages(request: Request) -> Response:
+        """The pages of a document as images, for the page."""
+        file, task = await _read(handler, request, PagesRequest)
+        call = _Call(handler=handler, runner=runner, request=request, task=task, file=file)
+
+        def work(document: Document, asker: ServiceAsker) -> PagesResponse:
+            shown = [_page_image(page, task.max_side) for page in document.pages[:MAX_PAGE_IMAGES]]
+            return PagesResponse(num_pages=document.num_pages, pages=shown)
+
+        answer = await cancel_on_disconnect(request.receive, call.run(call.asker(), work))
+        return Response(answer.to_json(), media_type="application/json")
+
+    for task in TASKS:
+        router.add_api_route(
+            f"/v1/{task.name}",
+            _route(handler, runner, task),
+            methods=["POST"],
+            name=task.name,
+            operation_id=task.name,
+            summary=(task.request.__doc__ or "").splitlines()[0],
+            response_class=Response,
+            responses={200: _answer_description(task), **error_responses()},
+            openapi_extra={
+                "parameters": [REQUEST_ID],
+                "requestBody": request_schema(task.request, with_form=True, kind=DOCUMENT),
+            },
+        )
+    return router
+
+
+def _answer_description(task: DocumentTask) -> dict[str, Any]:
+    events = event_description("Events `progress`, `result` and `error`.")
+    files = {name: {"schema": {"type": "string"}} for name in task.media_types}
+    return {
+        "description": "The answer; with `to`, a file; with `stream`, a stream of events.",
+        "model": task.response,
+        "content": {"application/json": {}, "text/event-stream": events, **files},
+    }
+
+
+async def _read(
+    handler: RequestHandler, request: Request, model: type[RequestT]
+) -> tuple[DocumentFile, RequestT]:
+    """The file and the other fields of a request. Raises ApiError."""
+    body = await handler.read_request(request, DOCUMENT)
+    task = validate(model, body.fields, handler.limits, is_text=body.is_text)
+    data = body.file
+    if data is not None and task.document is not None:
+        raise DOCUMENT.invalid("Document given twice: as a file and in the request.")
+    if task.document is not None:
+        data = await handler.decode(task.document, DOCUMENT)
+    if data is None:
+        raise ApiError(400, "missing_document", "A document is required.", param="document")
+    return DocumentFile(data=data, password=task.password, pages=task.pages), task
+
+
+def _route(handler: RequestHandler, runner: DocumentRunner, task: DocumentTask) -> Any:
+    async def answer(request: Request) -> Response:
+        file, fields = await _read(handler, request, task.request)
+        call = _Call(handler=handler, runner=runner, request=request, task=fields, file=file)
+        work = task.prepare(fields)
+        if fields.stream:
+            frames = call.frames(task, work)
+            return EventStream(await cancel_on_disconnect(request.receive, start_stream(frames)))
+        asker = call.asker()
+        result = await cancel_on_disconnect(request.receive, call.run(asker, work))
+        if isinstance(result, Download):
+            return result.response()
+        body = call.whole(task, asker, result)
+        return Response(body.to_json(), media_type="application/json")
+
+    return answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One request about a document."""
+
+    handler: RequestHandler
+    runner: DocumentRunner
+    request: Request
+    task: DocumentRequest
+    file: DocumentFile
+
+    def asker(self, on_answer: Callable[[int], None] = lambda number: None) -> ServiceAsker:
+        """Asks the model that the request names. Raises ApiError for an unknown one."""
+        _, adapter = self.handler.find_model(self.task.model)
+        client = self.request.state.client
+        return ServiceAsker(
+            self.handler.service, client=client, adapter=adapter, on_answer=on_answer
+        )
+
+    async def run(self, asker: ServiceAsker, work: Callable[..., Any]) -> Any:
+        """What the work returns."""
+        return await self.runner.run(self.file, work, asker, self.request.state.client)
+
+    def whole(
+        self, task: DocumentTask, asker: ServiceAsker, result: ResponseModel | Download
+    ) -> ResponseModel:
+        """The body of the answer."""
+        return task.response.model_validate(
+            {
+                "id": self.request.state.request_id,
+                "model": self.handler.find_model(self.task.model)[0],
+                "result": result,
+                "usage": sum_usage(asker.usages),
+            }
+        )
+
+    async def frames(self, task: DocumentTask, work: Work) -> AsyncGenerator[bytes, None]:
+        """The events of the answer."""
+        if getattr(self.task, "to", "json") != "json":
+            raise ApiError(400, "invalid_field", "Only JSON can be streamed.", param="to")
+        number = 0
+        changed = asyncio.Event()
+
+        def count(answers: int) -> None:
+            nonlocal number
+            number = answers
+            changed.set()
+
+        asker = self.asker(count)
+        running = asyncio.ensure_future(self.run(asker, work))
+        try:
+            shown = 0
+            while not running.done():
+                waiting = asyncio.ensure_future(changed.wait())
+                await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                changed.clear()
+                if number > shown and not running.done():
+                    shown = number
+                    yield event_frame("progress", ProgressEvent(answers=shown))
+                    await asyncio.wait({running}, timeout=_PROGRESS_SECONDS)
+            yield event_frame("result", self.whole(task, asker, running.result()))
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def _page_image(page: Page, max_side: int) -> PageImage:
+    """A page as the page shows it; one that cannot be drawn has a problem instead."""
+    width, height = page.size_wh
+    scale = max_side / max(width, height)
+    if page.unit == "px":
+        scale = min(scale, 1.0)
+    size_wh = max(1, round(width * scale)), max(1, round(height * scale))
+    about: dict[str, Any] = {
+        "page": page.number,
+        "size_wh": [width, height],
+        "unit": page.unit,
+        "turned": page.turned,
+        "num_words": len(page.words),
+    }
+    try:
+        file = io.BytesIO()
+        page.render(size_wh=size_wh).save(file, "JPEG", quality=_JPEG_QUALITY)
+    except DocumentError as error:
+        return PageImage(**about, problem=str(error))
+    return PageImage(
+        **about, image="data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    )
