@@ -27,6 +27,9 @@ from mini.dense import (
 from mini.dense import total as dense_total
 from mini.examples import Asking, SegCodes, draw_example, draw_sheet_example
 from mini.language import FIRST_LANGUAGES, KINDS, LATER_LANGUAGES
+from mini.paper import training_papers
+from mini.paper_examples import draw_paper_example
+from mini.reading import ReadingAlignment, ReadingHints, reading_hints
 from mini.scene import training_scenes
 from mini.sheet import training_sheets
 from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
@@ -78,17 +81,22 @@ def build_mini(config: PaliGemmaConfig, loc_offset: int, seed: int) -> PaliGemma
     return model
 
 
+_NUM_PARTS = 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointBatch:
     """Rows in parts of similar length that share their images, and what the images hold."""
 
     parts: list[ModelInputs]
+    hints: list[list[ReadingHints]]
+    """Of the rows of each part."""
     targets: DenseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointSource:
-    """Scenes with several tasks each, sheets with one; a function of (seed, step)."""
+    """Scenes and papers with several prompts each, sheets with one; a function of (seed, step)."""
 
     processor: Processor
     seg_codes: SegCodes
@@ -103,6 +111,8 @@ class JointSource:
     num_wide: int = 0
     """How many of the scenes hold objects of all sizes."""
     num_sheets: int = 0
+    num_papers: int = 0
+    prompts_per_paper: int = 2
 
     def batch(self, step: int) -> JointBatch:
         rng = random.Random(f"joint {self.seed} {step}")
@@ -114,6 +124,7 @@ class JointSource:
             word_weights=self.word_weights,
         )
         sheets = training_sheets(self.seed, step, self.num_sheets)
+        papers = training_papers(self.seed, step, self.num_papers)
         examples = []
         for scene in scenes:
             rgb = Image.fromarray(scene.draw(rng.choice(self.drawn_at)))
@@ -128,10 +139,25 @@ class JointSource:
             image = LoadedImage(rgb=rgb, name="sheet")
             prefix, suffix = draw_sheet_example(sheet, rng)
             examples.append(Example(images=(image,), prefix=prefix, suffix=suffix))
+        hints = [ReadingHints(image=0, words=(), letters=())] * len(examples)
+        for number, paper in enumerate(papers, len(scenes) + len(sheets)):
+            rgb = Image.fromarray(paper.draw(rng.choice(self.drawn_at)))
+            image = LoadedImage(rgb=rgb, name="paper")
+            for _ in range(self.prompts_per_paper):
+                example = draw_paper_example(paper, rng)
+                examples.append(
+                    Example(images=(image,), prefix=example.prefix, suffix=example.suffix)
+                )
+                tokenizer, num_words = self.processor.tokenizer, len(paper.words)
+                hints.append(reading_hints(tokenizer, example, number, num_words))
         grid = round(self.processor.num_image_tokens**0.5)
+        inputs = collate(self.processor, examples)
+        # In the order of `split_by_length`.
+        rows = inputs.input_mask.sum(dim=1).argsort(stable=True).tensor_split(_NUM_PARTS)
         return JointBatch(
-            parts=split_by_length(collate(self.processor, examples), 3),
-            targets=dense_targets([*scenes, *sheets], grid),
+            parts=split_by_length(inputs, _NUM_PARTS),
+            hints=[[hints[row] for row in part.tolist()] for part in rows if len(part)],
+            targets=dense_targets([*scenes, *sheets, *papers], grid),
         )
 
 
@@ -287,6 +313,8 @@ class LossWeights:
     names: float = 0.0
     asked: float = 0.0
     place: float = 0.0
+    letters: float = 0.0
+    """Of the places of letters that are read from papers."""
     loc_sigma: float
     """Width of the targets of coordinates, in bins of 1/1024 of the image."""
 
@@ -309,6 +337,7 @@ class Joint(nn.Module):
         self.asked = AskedGrounding(tokenizer, model.config.decoder.width)
         scale = TokenScale(first=self.loc_offset, count=NUM_LOC_TOKENS, sigma=weights.loc_sigma)
         self.places = PlaceAlignment(model.config.decoder.width, scale)
+        self.reading = ReadingAlignment(model.config.decoder.width, scale)
         self._middle: list[Tensor] = []
         self._late: list[Tensor] = []
         depth = model.config.decoder.depth
@@ -328,7 +357,9 @@ class Joint(nn.Module):
         total, count = torch.zeros(()), 0
         grounding, num_patches = torch.zeros(()), 0
         coordinates, num_coordinates = torch.zeros(()), 0
-        for part in batch.parts:
+        letters, num_letters = torch.zeros(()), 0
+        words, num_words = torch.zeros(()), 0
+        for part, hints in zip(batch.parts, batch.hints, strict=True):
             self._middle.clear()
             self._late.clear()
             hidden = self.model.hidden_states(part, image_tokens=image_tokens)
@@ -343,6 +374,12 @@ class Joint(nn.Module):
             total, count = total + summed, count + num
             asked, num = self.asked(self._middle[0], part, batch.targets)
             grounding, num_patches = grounding + asked, num_patches + num
+            if self.weights.letters:
+                middle = self.model.decoder.final_norm(self._middle[0])
+                summed, num = self.reading.of_letters(middle, table, part, hints)
+                letters, num_letters = letters + summed, num_letters + num
+                summed, num = self.reading.of_words(self._middle[0], part, batch.targets, hints)
+                words, num_words = words + summed, num_words + num
             if self.weights.place:
                 late = self.model.decoder.final_norm(self._late[0])
                 summed, num = self.places.of_coordinates(late, table, part)
@@ -352,16 +389,18 @@ class Joint(nn.Module):
             place = place + coordinates / max(1, num_coordinates)
         suffix = total / count
         logged = ("kind_right", "word_right", "half_right", "box", "edges")
-        grounding = grounding / max(1, num_patches)
+        grounding = grounding / max(1, num_patches) + words / max(1, num_words)
+        letters = letters / max(1, num_letters)
         extra = self.weights.dense * dense_total(dense, self.weights.edges)
         extra = extra + self.weights.names * names + self.weights.asked * grounding
-        extra = extra + self.weights.place * place
+        extra = extra + self.weights.place * place + self.weights.letters * letters
         return {
             "loss": suffix + extra,
             "suffix": suffix,
             "names": names,
             "asked": grounding,
             "place": place,
+            "letters": letters,
             **{name: dense[name] for name in logged},
         }
 

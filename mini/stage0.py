@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mini.dense import DenseHeads, DenseTargets, dense_targets, total
 from mini.language import FIRST_LANGUAGES
+from mini.paper import Paper, training_papers
 from mini.scene import Scene, training_scenes
 from mini.sheet import Sheet, training_sheets
 from mini.texts import SceneTexts
@@ -50,11 +51,13 @@ class Stage0Source:
     num_wide: int = 0
     """How many of a batch's scenes hold objects of all sizes."""
     num_sheets: int = 0
-    """How many tables and charts follow the scenes; they have no description."""
+    """How many tables, charts and forms follow the scenes; they have no description."""
+    num_papers: int = 0
+    """How many papers follow these; they have none either."""
     languages: tuple[str, ...] = FIRST_LANGUAGES
 
     def batch(self, step: int) -> Stage0Batch:
-        num_scenes = self.batch_size - self.num_sheets
+        num_scenes = self.batch_size - self.num_sheets - self.num_papers
         scenes = training_scenes(
             self.seed, step, num_scenes, num_wide=self.num_wide, word_weights=STAGE0_WORD_WEIGHTS
         )
@@ -62,7 +65,8 @@ class Stage0Source:
         rng = random.Random(f"stage0 {self.seed} {step}")
         texts = [SceneTexts(scene).describe(rng.choice(self.languages)) for scene in scenes]
         rows = [torch.tensor(self.tokenizer.tokenize_text(text)) for text in texts]
-        drawings: list[Scene | Sheet] = [*scenes, *sheets]
+        papers = training_papers(self.seed, step, self.num_papers)
+        drawings: list[Scene | Sheet | Paper] = [*scenes, *sheets, *papers]
         images = np.stack([drawing.draw(self.resolution) for drawing in drawings])
         return Stage0Batch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),

@@ -85,6 +85,7 @@ class EncoderStage:
     train: TrainConfig
     num_wide: int = 0
     num_sheets: int = 0
+    num_papers: int = 0
     languages: tuple[str, ...] = FIRST_LANGUAGES
 
 
@@ -105,6 +106,7 @@ class JointStage:
     prompts_per_scene: int = 3
     num_wide: int = 0
     num_sheets: int = 0
+    num_papers: int = 0
     head_steps: int = 0
     """Steps in which only new heads learn, while the model is frozen."""
 
@@ -510,6 +512,7 @@ def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage
         seed=stage.seed,
         num_wide=stage.num_wide,
         num_sheets=stage.num_sheets,
+        num_papers=stage.num_papers,
         languages=stage.languages,
     )
     objective = Objective(losses=module.losses)
@@ -554,6 +557,7 @@ def _run_joint(out: Path, name: str, stage: JointStage, compiled: bool) -> None:
         seed=stage.seed,
         num_wide=stage.num_wide,
         num_sheets=stage.num_sheets,
+        num_papers=stage.num_papers,
     )
     if stage.head_steps and not (out / f"stage{name}" / FOLDER).exists():
         fit_heads(joint, replace(source, seed=stage.seed + 1000), stage.head_steps)

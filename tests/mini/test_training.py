@@ -1,6 +1,8 @@
 """What mini learns from: dense targets, examples, vocabulary, mask codes."""
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +27,8 @@ from mini.joint import (
     fit_heads,
     mini_config,
 )
+from mini.paper import training_papers
+from mini.reading import ReadingAlignment
 from mini.scene import SceneWord, make_scene
 from mini.sheet import make_sheet
 from mini.stage0 import Stage0, Stage0Source
@@ -249,6 +253,7 @@ def small_source(tokenizer: Tokenizer) -> JointSource:
         seed=9,
         num_wide=1,
         num_sheets=2,
+        num_papers=3,
     )
 
 
@@ -257,7 +262,9 @@ def test_fresh_heads_learn_and_the_model_stays(tokenizer: Tokenizer) -> None:
     joint = Joint(
         model,
         tokenizer,
-        LossWeights(dense=0.3, edges=1.0, names=0.5, asked=1.0, place=0.3, loc_sigma=4.0),
+        LossWeights(
+            dense=0.3, edges=1.0, names=0.5, asked=1.0, place=0.3, letters=0.3, loc_sigma=4.0
+        ),
         "example",
     )
     before = {name: weight.clone() for name, weight in joint.named_parameters()}
@@ -273,8 +280,8 @@ def test_fresh_heads_learn_and_the_model_stays(tokenizer: Tokenizer) -> None:
 def test_batches_are_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
     source = small_source(tokenizer)
     first, again, other = source.batch(4), source.batch(4), source.batch(5)
-    assert sum(len(part.token_ids) for part in first.parts) == 2 * 3 + 2
-    assert len(first.parts[0].required_pixel_values) == len(first.targets.kinds) == 4
+    assert sum(len(part.token_ids) for part in first.parts) == 2 * 3 + 2 + 3 * 2
+    assert len(first.parts[0].required_pixel_values) == len(first.targets.kinds) == 7
     for one, two in zip(first.parts, again.parts, strict=True):
         assert torch.equal(one.token_ids, two.token_ids)
         assert torch.equal(one.required_pixel_values, two.required_pixel_values)
@@ -302,6 +309,47 @@ def test_places_are_learned_where_they_are_shown_and_written(tokenizer: Tokenize
         wrong, _ = places.of_coordinates(-sure, table, part)
         assert num == int(is_loc.sum())
         assert right < wrong or num == 0
+
+
+def test_reading_hints_belong_to_their_rows(tokenizer: Tokenizer) -> None:
+    """Each token of a paper's answer has the place of the letter that it ends with."""
+    source = replace(small_source(tokenizer), num_papers=12)
+    batch = source.batch(0)
+    papers = training_papers(source.seed, 0, 12)
+    num_read = 0
+    for part, hints in zip(batch.parts, batch.hints, strict=True):
+        assert part.loss_mask is not None
+        for row, hint in enumerate(hints):
+            suffix = part.token_ids[row][part.loss_mask[row]].tolist()[:-1]
+            if not hint.letters:
+                continue
+            assert part.image_index[row] == (hint.image,)
+            paper = papers[hint.image - source.num_scenes - source.num_sheets]
+            for token_id, (x, y) in zip(suffix, hint.letters, strict=True):
+                around = [w for w in paper.words if w.box_xyxy[0] <= x <= w.box_xyxy[2]]
+                around = [w for w in around if w.box_xyxy[1] <= y <= w.box_xyxy[3]]
+                letter = tokenizer.detokenize([token_id]).strip()
+                assert math.isnan(x) or letter in around[0].text
+                num_read += not math.isnan(x)
+    assert num_read > 100
+
+
+def test_what_is_read_is_looked_up_first(tokenizer: Tokenizer) -> None:
+    model = build_mini(mini_config(tokenizer.vocab_size, 32), tokenizer.loc_offset, seed=0)
+    scale = TokenScale(first=tokenizer.loc_offset, count=1024, sigma=3.0)
+    reading, batch = ReadingAlignment(256, scale), small_source(tokenizer).batch(0)
+    table = model.decoder.embedding.weight.detach()
+    for part, hints in zip(batch.parts, batch.hints, strict=True):
+        hidden = torch.randn(*part.token_ids.shape, 256, requires_grad=True)
+        summed, num = reading.of_letters(hidden, table, part, hints)
+        places = [place for hint in hints for place in hint.letters]
+        assert num == 2 * sum(not math.isnan(x) for x, _ in places)
+        summed.backward()
+        assert hidden.grad is not None
+        assert int(hidden.grad.any(-1).sum()) == num // 2
+        _, num_patches = reading.of_words(hidden, part, batch.targets, hints)
+        kinds = [batch.targets.kinds[hint.image] for hint in hints if hint.words]
+        assert num_patches == sum(int((kind == WORD).sum()) for kind in kinds)
 
 
 def test_stage_0_may_have_sheets_which_have_no_description(tokenizer: Tokenizer) -> None:
