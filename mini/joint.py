@@ -253,7 +253,8 @@ class AskedGrounding(nn.Module):
         """[B, T, D] of a middle layer, one image per row -> summed loss and number of patches."""
         is_prefix = inputs.input_mask & ~inputs.mask_ar & ~inputs.image_mask
         named = self.kind_of_token[inputs.token_ids].masked_fill(~is_prefix, -1)  # (B, T)
-        asked = (named[..., None] == torch.arange(len(KINDS))).any(dim=1)  # (B, K)
+        kind_ids = torch.arange(len(KINDS), device=hidden.device)
+        asked = (named[..., None] == kind_ids).any(dim=1)  # (B, K)
         rows = asked.any(dim=1).nonzero()[:, 0]
         images = torch.tensor([index[0] for index in inputs.image_index])
         kinds = targets.kinds[images[rows]]  # (R, P)
