@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from paligemma.results import Detections as Detections
     from paligemma.results import FieldAnswer as FieldAnswer
     from paligemma.results import Generation as Generation
+    from paligemma.results import JsonAnswer as JsonAnswer
     from paligemma.results import Problem as Problem
     from paligemma.results import Score as Score
     from paligemma.results import Segment as Segment
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from paligemma.tasks.chart import ChartTask as ChartTask
     from paligemma.tasks.detect import DetectTask as DetectTask
     from paligemma.tasks.field import FieldTask as FieldTask
+    from paligemma.tasks.field import JsonTask as JsonTask
     from paligemma.tasks.segment import SegmentTask as SegmentTask
     from paligemma.tasks.table import TableTask as TableTask
     from paligemma.tasks.text import AnswerTask as AnswerTask

@@ -12,6 +12,7 @@ an engine that runs on.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -373,7 +374,7 @@ class Answer:
         self._logprobs: list[float] = []
         self._summaries: list[RangeSummary | None] = []
         self._top_logprobs: list[tuple[TopLogprob, ...]] = []
-        self._allowed_probability = 1.0  # product over the tokens
+        self._allowed_probabilities: list[float] = []
         self._text: TextStream | None = None
         if query.task is None or stream:
             self._text = TextStream(tokenizer, tuple(query.stop))
@@ -428,7 +429,7 @@ class Answer:
         self._logprobs.append(event.logprob)
         self._summaries.append(event.summary)
         self._top_logprobs.append(event.top_logprobs)
-        self._allowed_probability *= event.allowed_probability
+        self._allowed_probabilities.append(event.allowed_probability)
         if self._text is not None and event.token_id != self._tokenizer.eos_id:
             self._text.push(event.token_id)
         if not self._stream:
@@ -475,7 +476,8 @@ class Answer:
             stop_reason=stop_reason,
             notes=self._notes,
             locations=tuple(self._summaries),
-            held=1.0 - self._allowed_probability,
+            held=1.0 - math.prod(self._allowed_probabilities),
+            allowed_probabilities=tuple(self._allowed_probabilities),
         )
         if self._task is None:
             return replace(generation, objects=self._boxes_in(generation))

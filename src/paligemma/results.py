@@ -119,6 +119,8 @@ class Generation(Result):
     """The probability of all that a grammar did not allow: near 1 where the model wanted to write
     something else, 0 without a grammar. Where only locations or masks were allowed counts nothing,
     as their probabilities are relative to those."""
+    allowed_probabilities: tuple[float, ...] = ()
+    """For each token, the probability of all tokens that the grammar allowed in its place."""
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
@@ -127,6 +129,7 @@ class Generation(Result):
             del values["objects"]
         if not self.held:
             del values["held"]
+        del values["allowed_probabilities"]
         return values
 
     def __str__(self) -> str:
@@ -172,6 +175,37 @@ class FieldAnswer(Answer):
     @property
     def is_cut(self) -> bool:
         """Whether it ended at the limit of new tokens, so that it may not match the pattern."""
+        return self.stop_reason != "eos"
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"held": self.held, "is_cut": self.is_cut}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLeaf(Result):
+    """A value of a `JsonAnswer` that is neither an object nor a list."""
+
+    keys: tuple[str | int, ...]
+    """Where it is: ("items", 0, "price")."""
+    value: str | int | float | bool | None
+    score: float
+    """The probability of its text under the model without the schema, after the text before it."""
+    held: float
+    """The probability of everything else that the schema ruled out, token by token."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class JsonAnswer(Text):
+    """An answer that was held to a JSON schema. Its `score` is that of the whole text."""
+
+    value: Any
+    """The object, list or value; None where the answer is cut, so that it is not whole."""
+    leaves: tuple[JsonLeaf, ...]
+    """The values in it, in the order of the text; none where it is cut."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended at the limit of new tokens."""
         return self.stop_reason != "eos"
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ chart.py           charts: labels and values
 text.py            captions, answers to questions, and the text in the image
 field.py           answers that are held to a form: a pattern, the JSON of a schema
 text_grammar.py    constrained decoding of text, with llguidance
+json_schema.py     JSON schemas without open ends, for text_grammar.py
 detect.py          boxes for phrases
 segment.py         masks for phrases
 objects.py         parsing of object lists: boxes, labels, scores
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from paligemma.tasks.chart import parse_chart as parse_chart
     from paligemma.tasks.detect import DetectTask as DetectTask
     from paligemma.tasks.field import FieldTask as FieldTask
+    from paligemma.tasks.field import JsonTask as JsonTask
     from paligemma.tasks.objects import split_phrases as split_phrases
     from paligemma.tasks.seg_codec import MaskCodec as MaskCodec
     from paligemma.tasks.seg_codec import load_mask_codec_npz as load_mask_codec_npz

@@ -58,6 +58,8 @@ class Generated(Protocol):
     def stop_reason(self) -> StopReason: ...
     @property
     def held(self) -> float: ...
+    @property
+    def allowed_probabilities(self) -> Sequence[float]: ...
 
 
 class SourceTransform(Protocol):
@@ -164,5 +166,6 @@ def read_scored_text(
         logprobs=tuple(generated.logprobs),
         stop_reason=generated.stop_reason,
         held=generated.held,
+        allowed_probabilities=tuple(generated.allowed_probabilities),
         score=score(generated.logprobs),
     )

@@ -3,15 +3,17 @@
     TextGrammar.of_regex("[0-9]{4}-[0-9]{2}-[0-9]{2}", tokenizer)
 
 A state says which tokens may come next as a bit mask, which llguidance computes. Every grammar is
-finite: whatever the model prefers, the answer ends after at most `usual_length` tokens.
+finite, so that an answer ends whatever the model prefers.
 `TextGrammar` implements the engine's `Constraint` protocol.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import weakref
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import MissingExtraError, OptionError
+from paligemma.tasks.json_schema import bounded_schema
 
 if TYPE_CHECKING:
     from paligemma.processor.tokenizer import Tokenizer
 
-MAX_BYTES = 4096  # of the longest text that a grammar may allow
+MAX_BYTES = 4096  # of the longest text that a pattern may allow
+MAX_JSON_TOKENS = 2048
 
 # Pieces that are names, not text; `Tokenizer` makes them ordinary pieces where the model has them.
 _NAMES = re.compile(r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|<(start|end)_of_turn>")
@@ -40,7 +44,8 @@ class TextGrammar:
         self._matcher = matcher  # only ever read: `advance` changes a copy
         self._tokenizer = tokenizer  # which the matcher calls
         self.usual_length = usual_length
-        """The number of tokens after which every answer has ended, EOS included."""
+        """The number of tokens after which every answer has ended, EOS included; of a JSON text at
+        most 2,048, after which it is cut."""
 
     @classmethod
     def of_regex(cls, pattern: str, tokenizer: Tokenizer) -> Self:
@@ -55,12 +60,28 @@ class TextGrammar:
         if not isinstance(pattern, str):
             raise OptionError(f"The pattern is {pattern!r}; it must be a regular expression.")
         num_bytes = longest_match(pattern)
-        llguidance = _llguidance()
-        lark = llguidance.regex_to_lark(pattern, "d")
-        return cls._compiled(f"start: / ?(?:{lark})/", num_bytes, tokenizer, repr(pattern))
+        body = _llguidance().regex_to_lark(pattern, "d")
+        return cls._compiled(f"start: / ?(?:{body})/", tokenizer, num_bytes + 2, repr(pattern))
 
     @classmethod
-    def _compiled(cls, lark: str, num_bytes: int, tokenizer: Tokenizer, name: str) -> Self:
+    def of_json_schema(cls, schema: Mapping[str, Any], tokenizer: Tokenizer) -> Self:
+        r"""Return the initial state for a JSON text without white space that a schema describes.
+
+        The text may begin with a space. What the schema leaves open is limited, see
+        `bounded_schema`. In its patterns `\d`, `\w` and `\s` are ASCII.
+
+        Raises OptionError, with the path of the part, for a schema that cannot be a grammar.
+        """
+        bounded, num_bytes = bounded_schema(schema, _json_pattern)
+        # Only escapes that stand for one byte, so that no text ends in half a surrogate pair.
+        options = {"whitespace_flexible": False, "json_allowed_escapes": '"\\nt'}
+        body = json.dumps({**bounded, "x-guidance": options})
+        lark = f'start: " "? body\nbody: %json {body}'
+        length = min(num_bytes + 2, MAX_JSON_TOKENS)
+        return cls._compiled(lark, tokenizer, length, "of the JSON schema")
+
+    @classmethod
+    def _compiled(cls, lark: str, tokenizer: Tokenizer, usual_length: int, name: str) -> Self:
         llguidance = _llguidance()
         matcher = llguidance.LLMatcher(
             _token_table(tokenizer), llguidance.LLMatcher.grammar_from_lark(lark), log_level=0
@@ -68,7 +89,7 @@ class TextGrammar:
         if matcher.is_error():
             raise OptionError(f"The grammar {name} is invalid: {_one_line(matcher.get_error())}.")
         # A token has at least one byte. The space and EOS come in addition.
-        return cls(matcher, tokenizer, num_bytes + 2)
+        return cls(matcher, tokenizer, usual_length)
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -92,6 +113,15 @@ class TextGrammar:
                 f"The grammar does not allow token {token_id}: {_one_line(matcher.get_error())}."
             )
         return TextGrammar(matcher, self._tokenizer, self.usual_length)
+
+
+def _json_pattern(pattern: str) -> str:
+    if not isinstance(pattern, str):
+        raise OptionError(f"{pattern!r} is not a regular expression")
+    if re.search(r"\(\?(=|!|<=|<!)|\\[1-9bB]", pattern):
+        raise OptionError("look-around and back references are not supported")
+    written: str = _llguidance().regex_to_lark(pattern, "dws")
+    return written
 
 
 def _llguidance() -> Any:
