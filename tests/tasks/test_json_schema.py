@@ -73,7 +73,8 @@ def drawn_text(schema: Mapping[str, Any], tokenizer: Tokenizer, seed: int) -> st
     """A text of tokens drawn from those that the grammar allows, each with the same chance."""
     chance = random.Random(seed)
     grammar: Any = TextGrammar.of_json_schema(schema, tokenizer)
-    limit, ids = grammar.usual_length, []
+    limit = grammar.usual_length
+    ids: list[int] = []
     while True:
         token_id = chance.choice(mask_bits(grammar.allowed).nonzero()[:, 0].tolist())
         if token_id == tokenizer.eos_id:

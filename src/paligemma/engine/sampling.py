@@ -202,7 +202,8 @@ def choose_allowed(
     if rows:
         index = torch.tensor(rows, device=logits.device)
         total = logits[index, columns[index]] - logprobs[index]
-        share = torch.logsumexp(masked_logits[index], dim=1) - total
+        held_logits = masked_logits if len(rows) == len(allowed) else masked_logits[index]
+        share = torch.logsumexp(held_logits, dim=1) - total
         probabilities[index] = share.exp().clamp(max=1.0)
     return Chosen(columns + first_id, logprobs, probabilities)
 
@@ -278,7 +279,8 @@ def mask_logits(logits: Tensor, allowed: Sequence[Allowed], first_id: int = 0) -
             continue
         if isinstance(ids, Tensor):
             bits = mask_bits(ids, first_id)[: logits.shape[1]].to(logits.device)
-            out[row, : len(bits)] = logits[row, : len(bits)].masked_fill(~bits, -math.inf)
+            columns = slice(len(bits))
+            out[row, columns] = torch.where(bits, logits[row, columns], -math.inf)
             continue
         parts = (ids,) if isinstance(ids, range) else ids
         # A grammar with a bug would otherwise go unnoticed, because slices ignore their bounds.
