@@ -69,7 +69,7 @@ from paligemma.tasks.task import (
     TaskContext,
     language_doubt,
 )
-from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
+from paligemma.tasks.text import AnswerTask, CaptionTask, QuestionTask
 from paligemma.tasks.text_grammar import TextGrammar
 
 ImageInput = ImageSource | LoadedImage
@@ -886,17 +886,6 @@ class _RecentImages:
             if len(self._images) > self._max_images:
                 self._images.popitem(last=False)
         return self._images[key][1]
-
-
-_KINDS: dict[type, AnswerKind] = {
-    CaptionTask: "caption",
-    BoxCaptionTask: "caption",
-    AnswerTask: "answer",
-    QuestionTask: "answer",
-    OcrTask: "ocr",
-    DetectTask: "detect",
-    SegmentTask: "segment",
-}
 
 
 def answer_length(

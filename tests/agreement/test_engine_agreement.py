@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from paligemma.config import Family
 from paligemma.engine.engine import Engine, Event
@@ -47,6 +48,25 @@ class Boxes:
         return Boxes(self.num_done + 1)
 
 
+@dataclass(frozen=True)
+class Masked:
+    """A third of all ids at a time, as a mask of 32 bits per word, and the end now and then."""
+
+    num_done: int = 0
+
+    @property
+    def allowed(self) -> Tensor:
+        ids = torch.arange(160)
+        bits = ((ids + self.num_done) % 3 == 0) & (ids < 151)
+        bits[1] = self.num_done % 4 == 3
+        words = (bits.reshape(5, 32).long() << torch.arange(32)).sum(dim=1)
+        return words.to(torch.int32)
+
+    def advance(self, token_id: int, /) -> Masked:
+        assert token_id == 1 or (token_id + self.num_done) % 3 == 0
+        return Masked(self.num_done + 1)
+
+
 @cache
 def model_of(family: Family) -> PaliGemma:
     return varied_model(family)
@@ -76,7 +96,7 @@ def requests_of(family: Family, number: int) -> list[Request]:
             sampler=chance.choice(SAMPLERS),
             row_number=chance.randint(0, 9),
             should_stop=chance.choice((None, None, lambda ids: ids[-1] % 9 == 0)),
-            constraint=chance.choice((None, None, Boxes(), Boxes(3))),
+            constraint=chance.choice((None, None, Boxes(), Boxes(3), Masked(), Masked(2))),
             client=chance.choice("abc"),
         )
         for row in range(number)
@@ -135,12 +155,16 @@ class Tally:
                 expected,
                 token_ids=expected.token_ids[: len(ids)],
                 logprobs=expected.logprobs[: len(ids)],
+                allowed_probabilities=expected.allowed_probabilities[: len(ids)],
             )
         else:
             assert reason == expected.stop_reason
         assert ids == expected.token_ids
         assert [e.logprob for e in tokens] == pytest.approx(
             expected.logprobs, abs=FLOAT32_TOLERANCE
+        )
+        assert [e.allowed_probability for e in tokens] == pytest.approx(
+            expected.allowed_probabilities, abs=FLOAT32_TOLERANCE
         )
 
 

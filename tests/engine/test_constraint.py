@@ -196,11 +196,12 @@ def test_the_probability_of_what_is_allowed() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batch_mates_change_nothing(sampler: Sampling) -> None:
-    logits = random_logits(3)
-    generators = [row_generator(sampler, n) for n in range(3)]
-    sets: list[Allowed] = [PLACES, (1, PLACES), None]
+    logits = random_logits(5)
+    generators = [row_generator(sampler, n) for n in range(5)]
+    masks = [mask_of((1, PLACES)), words_of(mask_of((7, 36)))]
+    sets: list[Allowed] = [PLACES, (1, PLACES), None, *masks]
     batch = choose_rows(logits, sets, sampler)
-    for n in range(3):
+    for n in range(len(sets)):
         rows = [None if sets[n] is None else Script((sets[n],))]
         alone = choose_allowed(logits[n : n + 1], rows, sampler, [generators[n]])
         assert alone.token_ids.tolist() == [batch[0][n]]
@@ -208,24 +209,29 @@ def test_batch_mates_change_nothing(sampler: Sampling) -> None:
 
 
 def test_a_broken_row_leaves_constrained_mates_alone() -> None:
-    logits = random_logits(3)
-    clean = choose_rows(logits, [PLACES, PLACES, (1, 2)])
-    logits[1] = math.nan
-    ids, logprobs = choose_rows(logits, [PLACES, PLACES, (1, 2)])
-    assert (ids[0], ids[2], logprobs[0], logprobs[2]) == (
-        clean[0][0],
-        clean[0][2],
-        clean[1][0],
-        clean[1][2],
-    )
+    for last in ((1, 2), words_of(mask_of((1, 2)))):
+        logits = random_logits(3)
+        sets: list[Allowed] = [PLACES, PLACES, last]
+        clean, probabilities = choose_rows(logits, sets), probabilities_of(logits, sets)
+        logits[1] = math.nan
+        ids, logprobs = choose_rows(logits, sets)
+        assert (ids[0], ids[2], logprobs[0], logprobs[2]) == (
+            clean[0][0],
+            clean[0][2],
+            clean[1][0],
+            clean[1][2],
+        )
+        assert probabilities_of(logits, sets)[2] == probabilities[2]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_row_held_to_a_range_is_as_sound_as_its_range(value: float) -> None:
     logits = random_logits(4)
     logits[:, 22] = value
+    masks = [Script((mask_of((1, 25)),)), Script((words_of(mask_of((1, 25))),))]
     rows = [Script((range(23, 30),)), Script((PLACES,)), Script(((1, 25),)), None]
     assert finite_rows(logits, rows) == [True, False, False, False]
+    assert finite_rows(logits[:2], masks) == [False, False]
     assert finite_rows(logits[:2, 20:32], rows[:2], PLACES) == [True, False]
 
 
@@ -252,6 +258,7 @@ def test_a_grammar_that_allows_nothing_real_is_found_out(allowed: Allowed, messa
         ([PLACES, range(25, 32)], PLACES),
         ([range(30, 31), range(22, 24)], range(22, 31)),
         ([PLACES, (1, PLACES)], None),
+        ([PLACES, words_of(mask_of((PLACES,)))], None),
         ([PLACES, None], None),
         ([], None),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from paligemma.engine.image_cache import KeyedImage
 from paligemma.engine.request import Request, RequestState
@@ -137,7 +138,25 @@ def test_a_constraint_within_the_vocabulary_is_followed(allowed: Allowed) -> Non
     assert made.constraint == Fixed(allowed)
 
 
-@pytest.mark.parametrize("allowed", BAD)
+def words(*ids: int) -> Tensor:
+    """A mask of one word per 32 ids."""
+    bits = torch.zeros(64, dtype=torch.int64)
+    bits[list(ids)] = 1
+    return (bits.reshape(2, 32) << torch.arange(32)).sum(dim=1).to(torch.int32)
+
+
+GOOD_MASKS = [words(0), words(3, 19), torch.ones(20, dtype=torch.bool), words(7)[:1]]
+BAD_MASKS = [words(), words(3, 20), words(40), torch.ones(21, dtype=torch.bool)]
+
+
+@pytest.mark.parametrize("mask", GOOD_MASKS)
+def test_a_mask_within_the_vocabulary_is_followed(mask: Tensor) -> None:
+    made = state(constraint=Fixed(range(9), later=mask))
+    made.accept(5, 0.0)
+    assert made.stop_reason is None
+
+
+@pytest.mark.parametrize("allowed", [*BAD, *BAD_MASKS])
 def test_a_constraint_beyond_the_vocabulary_is_refused_when_it_shows(allowed: Allowed) -> None:
     with pytest.raises(OptionError, match="ids 0 to 19"):
         state(constraint=Fixed(allowed))

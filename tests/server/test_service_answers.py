@@ -15,6 +15,7 @@ from paligemma.predictor import Predictor
 from paligemma.server.jobs import Job, JobOptions, Ticket
 from paligemma.server.service import Service
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.field import FieldTask, JsonTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask
@@ -29,6 +30,12 @@ TASKS: tuple[Task[Any], ...] = (
     DetectTask.of("frog ; mushroom"),
     DetectTask.of("mushroom", labels="any"),
     SegmentTask.of("mushroom"),
+    FieldTask(question="how many frogs are there?", pattern=r"\d{1,2}", language="en"),
+    FieldTask(question="what is the number of this?", pattern=r"[A-Z]{3}-\d{2}", language="en"),
+    JsonTask(
+        text="answer en write it as JSON",
+        schema={"type": "object", "properties": {"frogs": {"type": "integer", "maximum": 99}}},
+    ),
 )
 
 

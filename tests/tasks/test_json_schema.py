@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import random
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from paligemma.answering import ImageQuery, Query
-from paligemma.engine.sampling import mask_bits
 from paligemma.errors import OptionError
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
@@ -26,6 +24,7 @@ from paligemma.tasks.field import JsonTask
 from paligemma.tasks.json_schema import bounded_schema
 from paligemma.tasks.text_grammar import TextGrammar
 from tests.agreement.tiny_predictor import build_predictor, picture
+from tests.tasks.drawn_text import drawn_text
 from tests.tiny import FLOAT32_TOLERANCE
 
 RECEIPT: dict[str, Any] = {
@@ -69,19 +68,8 @@ def predictor(tiny_tokenizer: Tokenizer) -> Predictor:
     return build_predictor(tiny_tokenizer)
 
 
-def drawn_text(schema: Mapping[str, Any], tokenizer: Tokenizer, seed: int) -> str:
-    """A text of tokens drawn from those that the grammar allows, each with the same chance."""
-    chance = random.Random(seed)
-    grammar: Any = TextGrammar.of_json_schema(schema, tokenizer)
-    limit = grammar.usual_length
-    ids: list[int] = []
-    while True:
-        token_id = chance.choice(mask_bits(grammar.allowed).nonzero()[:, 0].tolist())
-        if token_id == tokenizer.eos_id:
-            return tokenizer.detokenize(ids)
-        ids.append(token_id)
-        assert len(ids) < limit, "the grammar's own limit is too low"
-        grammar = grammar.advance(token_id)
+def drawn_json(schema: Mapping[str, Any], tokenizer: Tokenizer, seed: int) -> str:
+    return drawn_text(TextGrammar.of_json_schema(schema, tokenizer), tokenizer, seed)
 
 
 def ask(predictor: Predictor, schema: Mapping[str, Any], **options: Any) -> JsonAnswer:
@@ -170,7 +158,7 @@ SCHEMAS = st.recursive(
 def test_every_text_that_a_random_schema_allows_is_valid(
     tiny_tokenizer: Tokenizer, schema: dict[str, Any], seed: int
 ) -> None:
-    text = drawn_text(schema, tiny_tokenizer, seed)
+    text = drawn_json(schema, tiny_tokenizer, seed)
     jsonschema.validate(json.loads(text), schema)
     assert len(text.encode()) <= bounded_schema(schema, str).num_bytes + 1
 
@@ -206,7 +194,7 @@ def check_written(predictor: Predictor, schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_pydantic_model_is_a_grammar(tiny_tokenizer: Tokenizer, seed: int) -> None:
     schema = Prescription.model_json_schema()
-    jsonschema.validate(json.loads(drawn_text(schema, tiny_tokenizer, seed)), schema)
+    jsonschema.validate(json.loads(drawn_json(schema, tiny_tokenizer, seed)), schema)
 
 
 def test_each_value_has_the_probability_of_its_tokens(predictor: Predictor) -> None:
@@ -230,6 +218,14 @@ def test_each_value_has_the_probability_of_its_tokens(predictor: Predictor) -> N
         assert any(leaf.score == pytest.approx(score) for score in scores)
     assert math.prod(leaf.score for leaf in answer.leaves) >= answer.score
     assert answer.held >= max(leaf.held for leaf in answer.leaves) - FLOAT32_TOLERANCE
+
+
+def test_there_is_no_white_space_between_values(tiny_tokenizer: Tokenizer) -> None:
+    flags = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
+    schema = {"type": "object", "properties": {"a": flags, "b": flags}, "required": ["a"]}
+    for seed in range(8):
+        text = drawn_json(schema, tiny_tokenizer, seed)
+        assert text.removeprefix(" ") == json.dumps(json.loads(text), separators=(",", ":"))
 
 
 def test_json_that_is_cut_has_no_value(predictor: Predictor) -> None:
@@ -314,7 +310,7 @@ def test_what_cannot_be_a_grammar_is_refused_with_its_path(
 def test_texts_that_no_escape_can_write_are_left_out(tiny_tokenizer: Tokenizer) -> None:
     schema = {"enum": ["a\n\tb", "c\x00", "\x7f", "\ud800", ["\x1f"], {"\x1e": 1}]}
     for seed in range(4):
-        assert json.loads(drawn_text(schema, tiny_tokenizer, seed)) == "a\n\tb"
+        assert json.loads(drawn_json(schema, tiny_tokenizer, seed)) == "a\n\tb"
     with pytest.raises(OptionError, match="control characters"):
         TextGrammar.of_json_schema({"const": "\x1c"}, tiny_tokenizer)
     with pytest.raises(OptionError, match="control characters"):
@@ -325,7 +321,7 @@ def test_texts_that_no_escape_can_write_are_left_out(tiny_tokenizer: Tokenizer) 
 
 def test_an_alternative_that_cannot_be_held_is_left_out(tiny_tokenizer: Tokenizer) -> None:
     schema = {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": "(?!a)b"}]}
-    assert {drawn_text(schema, tiny_tokenizer, seed).strip() for seed in range(9)} <= {
+    assert {drawn_json(schema, tiny_tokenizer, seed).strip() for seed in range(9)} <= {
         "true",
         "false",
     }

@@ -4,11 +4,14 @@ import re
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from paligemma.engine.sampling import mask_bits
 from paligemma.errors import OptionError
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.tasks.text_grammar import TextGrammar, longest_match
+from tests.tasks.drawn_text import drawn_text
 
 
 def allowed_texts(grammar: TextGrammar, tokenizer: Tokenizer) -> set[str]:
@@ -131,3 +134,37 @@ def test_digits_are_ascii(tiny_tokenizer: Tokenizer) -> None:
     grammar = TextGrammar.of_regex(r"\d[\d]", tiny_tokenizer)
     assert allowed_texts(written(grammar, tiny_tokenizer, "1"), tiny_tokenizer) == set("0123456789")
     assert torch.equal(grammar.allowed, TextGrammar.of_regex("[0-9]{2}", tiny_tokenizer).allowed)
+
+
+# Random patterns of the kinds that fields use
+
+ATOMS = st.one_of(
+    st.sampled_from([".", r"\d", "[a-c]", "[^a-z]", r"[\d.,-]", r"\.", r"\-", "é", "[äöü]"]),
+    st.text("abcxyz019 -", min_size=1, max_size=4).map(re.escape),
+)
+
+
+def _repeated(pattern: str, least: int, more: int) -> str:
+    return f"(?:{pattern}){{{least},{least + more}}}"
+
+
+PATTERNS = st.recursive(
+    ATOMS,
+    lambda inner: st.one_of(
+        st.builds(_repeated, inner, st.integers(0, 3), st.integers(0, 3)),
+        st.builds("(?:{})?".format, inner),
+        st.lists(inner, min_size=1, max_size=3).map("".join),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(PATTERNS, st.integers(0, 2**32))
+def test_texts_drawn_from_a_random_pattern_match_it(
+    tiny_tokenizer: Tokenizer, pattern: str, seed: int
+) -> None:
+    text = drawn_text(TextGrammar.of_regex(pattern, tiny_tokenizer), tiny_tokenizer, seed)
+    assert re.fullmatch(f" ?(?:{pattern})", text)
+    assert len(text.encode()) <= longest_match(pattern) + 1

@@ -209,8 +209,9 @@ class RequestState:
             if bool(allowed.any()) and not bool(mask_bits(allowed, self.vocab_size).any()):
                 return
             raise OptionError(
-                "The constraint's mask allows no id, or ids that the model does not have; it has "
-                f"0 to {self.vocab_size - 1}. Check the grammar against the model's vocabulary."
+                "The constraint's mask must allow at least one of the ids 0 to "
+                f"{self.vocab_size - 1}, and no others. Check the grammar against the model's "
+                "vocabulary."
             )
         parts = (allowed,) if isinstance(allowed, range) else allowed
         ends = [part if isinstance(part, range) else range(part, part + 1) for part in parts]

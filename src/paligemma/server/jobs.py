@@ -22,6 +22,7 @@ from paligemma.errors import ImageError, OptionError, PromptError
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.server.settings import Limits
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.field import FieldTask, JsonTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
@@ -41,6 +42,8 @@ _TASK_NAMES: dict[type, str] = {
     CaptionTask: "caption",
     BoxCaptionTask: "box_caption",
     AnswerTask: "ask",
+    FieldTask: "field",
+    JsonTask: "json",
     QuestionTask: "question",
     OcrTask: "ocr",
     DetectTask: "detect",
