@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 4096  # of the longest text that a pattern may allow
 MAX_JSON_TOKENS = 2048
+_MAX_ROOTS = 256  # of 32 KB and a small automaton each
 
 # Pieces that are names, not text; `Tokenizer` makes them ordinary pieces where the model has them.
 _NAMES = re.compile(r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|<(start|end)_of_turn>")
@@ -82,14 +84,10 @@ class TextGrammar:
 
     @classmethod
     def _compiled(cls, lark: str, tokenizer: Tokenizer, usual_length: int, name: str) -> Self:
-        llguidance = _llguidance()
-        matcher = llguidance.LLMatcher(
-            _token_table(tokenizer), llguidance.LLMatcher.grammar_from_lark(lark), log_level=0
-        )
-        if matcher.is_error():
-            raise OptionError(f"The grammar {name} is invalid: {_one_line(matcher.get_error())}.")
-        # A token has at least one byte. The space and EOS come in addition.
-        return cls(matcher, tokenizer, usual_length)
+        matcher, allowed = _token_table(tokenizer).root(lark, name)
+        state = cls(matcher, tokenizer, usual_length)
+        state.allowed = allowed
+        return state
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -97,13 +95,7 @@ class TextGrammar:
 
         Raises OptionError where no token continues the text, or the grammar is too complex.
         """
-        octets = self._matcher.compute_bitmask()
-        if self._matcher.is_error() and self._matcher.stop_reason() != "NoExtension":
-            raise OptionError(
-                f"The grammar cannot go on: {_one_line(self._matcher.get_error())}. Use a simpler "
-                "one."
-            )
-        return torch.frombuffer(bytearray(octets), dtype=torch.int32)
+        return _mask(self._matcher)
 
     def advance(self, token_id: int, /) -> TextGrammar:
         """Return the state after one of the allowed ids."""
@@ -132,15 +124,50 @@ def _llguidance() -> Any:
     return llguidance
 
 
+def _mask(matcher: Any) -> Tensor:
+    octets = matcher.compute_bitmask()
+    if matcher.is_error():
+        reason = _one_line(matcher.get_error())
+        raise OptionError(f"The grammar cannot go on: {reason}. Use a simpler one.")
+    return torch.frombuffer(bytearray(octets), dtype=torch.int32)
+
+
+class _TokenTable:
+    """A vocabulary, and the grammars that were compiled for it last: many questions share one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._vocabulary = _llguidance().LLTokenizer(
+            _Tokens(tokenizer), n_vocab=tokenizer.vocab_size
+        )
+        self._roots: OrderedDict[str, tuple[Any, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def root(self, lark: str, name: str) -> tuple[Any, Tensor]:
+        """Return the initial state of a grammar and what it allows. Both must not be changed."""
+        llguidance = _llguidance()
+        with self._lock:
+            if lark not in self._roots:
+                grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+                matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+                if matcher.is_error():
+                    reason = _one_line(matcher.get_error())
+                    raise OptionError(f"The grammar {name} is invalid: {reason}.")
+                self._roots[lark] = matcher, _mask(matcher)
+                if len(self._roots) > _MAX_ROOTS:
+                    self._roots.popitem(last=False)
+            self._roots.move_to_end(lark)
+            return self._roots[lark]
+
+
 # Building a table takes 2 seconds for Gemma's 257,152 tokens.
-_tables: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
+_tables: weakref.WeakKeyDictionary[Tokenizer, _TokenTable] = weakref.WeakKeyDictionary()
 _tables_lock = threading.Lock()
 
 
-def _token_table(tokenizer: Tokenizer) -> Any:
+def _token_table(tokenizer: Tokenizer) -> _TokenTable:
     with _tables_lock:
         if tokenizer not in _tables:
-            _tables[tokenizer] = _build_table(tokenizer)
+            _tables[tokenizer] = _TokenTable(tokenizer)
         return _tables[tokenizer]
 
 
@@ -174,10 +201,6 @@ class _Tokens:
             return ids
         # A text such as "<loc0001>" that is to be written in letters.
         return [i for character in text for i in tokenizer.tokenize_text(character)]
-
-
-def _build_table(tokenizer: Tokenizer) -> Any:
-    return _llguidance().LLTokenizer(_Tokens(tokenizer), n_vocab=tokenizer.vocab_size)
 
 
 def _one_line(error: str) -> str:
