@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paligemma.documents.ink import ink_lines as ink_lines
     from paligemma.documents.open import DocumentInput as DocumentInput
     from paligemma.documents.open import open_document as open_document
+    from paligemma.documents.order import reading_order as reading_order
     from paligemma.documents.page import Attachment as Attachment
     from paligemma.documents.page import Document as Document
     from paligemma.documents.page import DocumentLimits as DocumentLimits
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from paligemma.documents.tables import read_chart as read_chart
     from paligemma.documents.tables import read_table as read_table
     from paligemma.documents.tiles import Tile as Tile
+    from paligemma.documents.tiles import tiles_of as tiles_of
     from paligemma.documents.tiles import whole as whole
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,0 +1,202 @@
+"""The order in which the parts of a page are read: recursive X-Y cut on boxes from any source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paligemma.documents.geometry import Box
+from paligemma.errors import OptionError
+
+Boxes = NDArray[np.float64]  # [N, 4]
+Indices = NDArray[np.intp]
+
+_NUM_BINS = 512  # of the page's width, in which white corridors are looked for
+_COLUMN_SHARE = 0.6  # of the height of a block, along which a corridor makes columns of it
+_COLUMN_WIDTH = 7.0  # in line heights: narrower ones are the cells of a table
+
+
+def reading_order(boxes: Sequence[Box], *, right_to_left: bool = False) -> list[int]:
+    """The indices of boxes in the order in which a person reads them.
+
+    The boxes may be those of words, lines, paragraphs or detected regions: x1, y1, x2, y2 with the
+    origin at the top left, in any unit. Columns of text are read one after the other, and what
+    stands above, between or below them in its place; tables are read row by row. With
+    `right_to_left`, columns and rows begin at the right.
+
+    >>> reading_order([(60, 0, 100, 9), (0, 12, 40, 20), (0, 0, 40, 10)])
+    [2, 0, 1]
+    """
+    return [index for row in reading_rows(boxes, right_to_left=right_to_left) for index in row]
+
+
+def reading_rows(boxes: Sequence[Box], *, right_to_left: bool = False) -> list[list[int]]:
+    """As `reading_order`, with the boxes that stand next to each other together."""
+    if not len(boxes):
+        return []
+    array = np.asarray(boxes, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+        raise OptionError("Boxes must be x1, y1, x2, y2, all of them finite numbers.")
+    array = np.concatenate(
+        [np.minimum(array[:, :2], array[:, 2:]), np.maximum(array[:, :2], array[:, 2:])], axis=1
+    )
+    if right_to_left:
+        array = array[:, [2, 1, 0, 3]] * np.array([-1.0, 1.0, -1.0, 1.0])
+    parts = _joined(array)
+    bounds = np.array([_around(array[part]) for part in parts])
+    cutter = _Cutter(bounds)
+    rows = []
+    for row in cutter.rows():
+        members = np.concatenate([parts[index] for index in row])
+        rows.append([int(index) for index in members[np.argsort(array[members, 0], kind="stable")]])
+    return rows
+
+
+def _around(boxes: Boxes) -> Boxes:
+    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+
+
+def _joined(boxes: Boxes) -> list[Indices]:
+    """Boxes of one line that are no further apart than words, together."""
+    parts: list[Indices] = []
+    for row in _rows(boxes):
+        row = row[np.argsort(boxes[row, 0], kind="stable")]
+        heights = boxes[row, 3] - boxes[row, 1]
+        reach = np.maximum.accumulate(boxes[row, 2])
+        gaps = boxes[row[1:], 0] - reach[:-1]
+        is_apart = gaps > 0.9 * np.minimum(heights[1:], heights[:-1])
+        parts.extend(np.split(row, np.flatnonzero(is_apart) + 1))
+    return parts
+
+
+def _rows(boxes: Boxes) -> list[Indices]:
+    """Boxes whose middles lie at about the same height, from the top."""
+    order = np.argsort((boxes[:, 1] + boxes[:, 3]) / 2, kind="stable")
+    rows: list[list[int]] = []
+    top = bottom = 0.0
+    for index in order.tolist():
+        y0, y1 = boxes[index, 1], boxes[index, 3]
+        shared = min(bottom, y1) - max(top, y0)
+        if rows and shared > 0.5 * min(bottom - top, y1 - y0):
+            rows[-1].append(index)
+            # The row's height stays that of its first box, so that a slanted line does not
+            # drag in the next one.
+        else:
+            rows.append([index])
+            top, bottom = y0, y1
+    return [np.array(row, dtype=np.intp) for row in rows]
+
+
+@dataclass
+class _Cutter:
+    """Cuts a page into blocks that are rows."""
+
+    boxes: Boxes
+
+    def rows(self) -> list[list[int]]:
+        """The indices of the boxes, row by row in reading order."""
+        rows: list[list[int]] = []
+        waiting = [np.arange(len(self.boxes))]
+        while waiting:
+            block = waiting.pop()
+            parts = self._columns(block) or self._cut(block)
+            if parts:
+                waiting.extend(reversed(parts))
+                continue
+            for row in _rows(self.boxes[block]):
+                members = block[row]
+                order = np.argsort(self.boxes[members, 0], kind="stable")
+                rows.append(members[order].tolist())
+        return rows
+
+    def _columns(self, block: Indices) -> list[Indices]:
+        """The block's parts where a white corridor divides it into columns of text; else []."""
+        if len(block) < 4:
+            return []
+        boxes = self.boxes[block]
+        x0, y0, x1, y1 = _around(boxes)
+        line = float(np.median(boxes[:, 3] - boxes[:, 1]))
+        for x in _corridors(boxes, (x0, x1), (1 - _COLUMN_SHARE) * (y1 - y0), 0.8 * line):
+            is_left, is_right = boxes[:, 2] <= x, boxes[:, 0] >= x
+            if not _side_by_side(boxes[is_left], boxes[is_right], y1 - y0):
+                continue
+            return _in_bands(block, boxes, is_left, is_right)
+        return []
+
+    def _cut(self, block: Indices) -> list[Indices]:
+        """The block above and below its widest white gap; [] where it has none."""
+        if len(block) < 2:
+            return []
+        boxes = self.boxes[block]
+        order = np.argsort(boxes[:, 1], kind="stable")
+        reach = np.maximum.accumulate(boxes[order, 3])
+        gaps = boxes[order[1:], 1] - reach[:-1]
+        if not len(gaps) or gaps.max() <= 0:
+            return []
+        at = int(np.argmax(gaps)) + 1
+        return [block[order[:at]], block[order[at:]]]
+
+
+def _corridors(
+    boxes: Boxes, extent: tuple[float, float], max_crossed: float, min_width: float
+) -> list[float]:
+    """Where a vertical line meets little print over some width, the widest corridor first."""
+    x0, x1 = extent
+    width = (x1 - x0) / _NUM_BINS
+    if width <= 0:
+        return []
+    heights = np.zeros(_NUM_BINS + 1)
+    first = np.clip(((boxes[:, 0] - x0) / width).astype(int), 0, _NUM_BINS)
+    last = np.clip(np.ceil((boxes[:, 2] - x0) / width).astype(int), 0, _NUM_BINS)
+    np.add.at(heights, first, boxes[:, 3] - boxes[:, 1])
+    np.add.at(heights, last, boxes[:, 1] - boxes[:, 3])
+    crossed = np.cumsum(heights)[:_NUM_BINS]
+    is_free = crossed <= max_crossed
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_free.astype(int), [0]])))
+    found = []
+    for start, end in edges.reshape(-1, 2):
+        # Within the corridor, where it is crossed least.
+        least = crossed[start:end].min()
+        core = np.flatnonzero(crossed[start:end] <= least + 1e-9) + start
+        pieces = np.split(core, np.flatnonzero(np.diff(core) > 1) + 1)
+        widest = max(pieces, key=len)
+        if len(widest) * width >= min_width:
+            found.append((len(widest), x0 + (widest[0] + widest[-1] + 1) / 2 * width))
+    return [x for _, x in sorted(found, reverse=True)]
+
+
+def _side_by_side(left: Boxes, right: Boxes, height: float) -> bool:
+    """Whether both sides are columns of text, and not the cells of a table."""
+    if len(left) < 2 or len(right) < 2:
+        return False
+    shared = min(left[:, 3].max(), right[:, 3].max()) - max(left[:, 1].min(), right[:, 1].min())
+    if shared < 0.4 * height:
+        return False
+    for side in (left, right):
+        heights = side[:, 3] - side[:, 1]
+        widths = side[:, 2] - side[:, 0]
+        # Most print of a column is in long lines.
+        long_enough = widths[np.argsort(widths)][len(widths) // 3]
+        if long_enough < _COLUMN_WIDTH * np.median(heights):
+            return False
+    return True
+
+
+def _in_bands(
+    block: Indices, boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_]
+) -> list[Indices]:
+    """Left column, right column, and what crosses the corridor in its place between them."""
+    crossing = block[~is_left & ~is_right]
+    middles = (boxes[:, 1] + boxes[:, 3]) / 2
+    cuts = np.sort(middles[~is_left & ~is_right])
+    band = np.searchsorted(cuts, middles)
+    crossing = crossing[np.argsort(middles[~is_left & ~is_right], kind="stable")]
+    parts = []
+    for number in range(len(cuts) + 1):
+        parts.extend(block[side & (band == number)] for side in (is_left, is_right))
+        if number < len(cuts):
+            parts.append(crossing[number : number + 1])
+    return [part for part in parts if len(part)]
