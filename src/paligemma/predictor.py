@@ -69,7 +69,8 @@ from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTas
 
 if TYPE_CHECKING:
     from paligemma.charts import Chart
-    from paligemma.documents.open import DocumentInput
+    from paligemma.documents.open import DocumentInput, PageNumbers
+    from paligemma.documents.read import DocumentText, ReadOptions
     from paligemma.tables import Table
 
 ImageInputs = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
@@ -263,6 +264,24 @@ class Predictor:
             notes=asked.notes,
         )
         return cast("Segments", self._ask(image, query))
+
+    def read(
+        self,
+        source: DocumentInput,
+        options: ReadOptions | None = None,
+        *,
+        pages: PageNumbers | None = None,
+        password: str | None = None,
+    ) -> DocumentText:
+        """The text of a PDF file, a TIFF file or an image in reading order, line by line with boxes
+        and scores. Pages are cut where their print is small for the model.
+
+        >>> predictor.read("letter.pdf", pages="1-3").text
+        """
+        from paligemma.documents.read import ReadOptions, read_document
+
+        options = options or ReadOptions()
+        return read_document(self, source, options, pages=pages, password=password)
 
     def caption_box(
         self, image: ImageInput, box_xyxy: BoxXyxy, *, max_new_tokens: int | None = None

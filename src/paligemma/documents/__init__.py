@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from paligemma.documents.page import DocumentLimits as DocumentLimits
     from paligemma.documents.page import Page as Page
     from paligemma.documents.page import Word as Word
+    from paligemma.documents.read import DocumentText as DocumentText
+    from paligemma.documents.read import Line as Line
+    from paligemma.documents.read import PageText as PageText
+    from paligemma.documents.read import ReadOptions as ReadOptions
+    from paligemma.documents.read import read_document as read_document
+    from paligemma.documents.read import read_pages as read_pages
     from paligemma.documents.tables import ChartOptions as ChartOptions
     from paligemma.documents.tables import PartOptions as PartOptions
     from paligemma.documents.tables import read_chart as read_chart

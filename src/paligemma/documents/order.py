@@ -194,7 +194,7 @@ def _in_bands(
     cuts = np.sort(middles[~is_left & ~is_right])
     band = np.searchsorted(cuts, middles)
     crossing = crossing[np.argsort(middles[~is_left & ~is_right], kind="stable")]
-    parts = []
+    parts: list[Indices] = []
     for number in range(len(cuts) + 1):
         parts.extend(block[side & (band == number)] for side in (is_left, is_right))
         if number < len(cuts):

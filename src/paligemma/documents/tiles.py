@@ -41,7 +41,8 @@ class Tile:
             self._images.clear()
             self._shown_wh[:] = [size_wh]
             self._images[resolution] = LoadedImage(
-                rgb=self.page.render(self.box_xyxy, size_wh=size_wh), name=self.page.name
+                rgb=self.page.render(self.box_xyxy, size_wh=size_wh),
+                name=f"{self.page.name} at {', '.join(f'{v:.1f}' for v in self.box_xyxy)}",
             )
         return self._images[resolution]
 
@@ -120,50 +121,69 @@ def tiles_of(
     x_height = page.print_height()
     if x_height is None:
         return []
-    mask, scale = _mask(page, x_height)
+    mask = PrintMask.of(page, x_height)
     side = resolution * x_height / x_height_pixels
+    around = (0.0, 0.0, *page.size_wh)
     while True:
-        boxes = _grid(mask, side * scale, x_height * scale)
+        boxes = mask.grid(around, (side, side), x_height)
         if len(boxes) <= max_tiles:
             break
         side *= 1.15
     if len(boxes) < 2:
         return []
-    margin = x_height  # so that no letter stands at the edge
-    return [
-        Tile(
-            page=page,
-            box_xyxy=page.clamp(
-                (
-                    x0 / scale - margin,
-                    y0 / scale - margin,
-                    x1 / scale + margin,
-                    y1 / scale + margin,
-                )
-            ),
+    return [Tile(page=page, box_xyxy=box) for box in boxes]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrintMask:
+    """Where something is printed on a page, rules apart."""
+
+    mask: Mask
+    scale: float
+    """Pixels per page unit."""
+    page: Page
+
+    @classmethod
+    def of(cls, page: Page, x_height: float) -> PrintMask:
+        width, height = page.size_wh
+        scale = _MASK_X_HEIGHT / x_height
+        image = page.thumbnail(max(1, min(_MAX_MASK_PIXELS, int(width * height * scale**2))))
+        mask = without_rules(ink_mask(image), max(40, min(image.size) // 12))
+        return cls(mask=mask, scale=image.width / width, page=page)
+
+    def grid(self, box_xyxy: Box, max_wh: tuple[float, float], x_height: float) -> list[Box]:
+        """Parts of a box of at most this size that hold all of its print, row by row."""
+        left, top, right, bottom = (round(value * self.scale) for value in box_xyxy)
+        margin = x_height  # so that no letter stands at the edge
+        boxes = []
+        sides = (
+            max(1.0, (max_wh[0] - 2 * margin) * self.scale),
+            max(1.0, (max_wh[1] - 2 * margin) * self.scale),
         )
-        for x0, y0, x1, y1 in boxes
-    ]
+        for x0, y0, x1, y1 in _grid(
+            self.mask[top:bottom, left:right], sides, x_height * self.scale
+        ):
+            box = (
+                (left + x0) / self.scale - margin,
+                (top + y0) / self.scale - margin,
+                (left + x1) / self.scale + margin,
+                (top + y1) / self.scale + margin,
+            )
+            boxes.append(self.page.clamp(box))
+        return boxes
 
 
-def _mask(page: Page, x_height: float) -> tuple[Mask, float]:
-    """Where something is printed, rules apart, and the mask's pixels per page unit."""
-    width, height = page.size_wh
-    scale = _MASK_X_HEIGHT / x_height
-    image = page.thumbnail(max(1, min(_MAX_MASK_PIXELS, int(width * height * scale**2))))
-    mask = without_rules(ink_mask(image), max(40, min(image.size) // 12))
-    return mask, image.width / width
-
-
-def _grid(mask: Mask, side: float, x_height: float) -> list[tuple[int, int, int, int]]:
-    """Boxes of at most this side, in pixels of the mask."""
-    rows, columns = _cuts(mask, 1, side, x_height), _cuts(mask, 0, side, x_height)
+def _grid(
+    mask: Mask, sides: tuple[float, float], x_height: float
+) -> list[tuple[int, int, int, int]]:
+    """Boxes of at most this width and height, in pixels of the mask."""
+    rows, columns = _cuts(mask, 1, sides[1], x_height), _cuts(mask, 0, sides[0], x_height)
     # First along the direction in which fewer cuts go through print.
     first = 0 if columns.num_forced < rows.num_forced else 1
     boxes = []
     for start, end in (columns if first == 0 else rows).spans:
         band = mask[:, start:end] if first == 0 else mask[start:end]
-        for begin, stop in _cuts(band, 1 - first, side, x_height).spans:
+        for begin, stop in _cuts(band, 1 - first, sides[1 - first], x_height).spans:
             part = (start, begin, end, stop) if first == 0 else (begin, start, stop, end)
             if (shrunk := _shrunk(mask, part)) is not None:
                 boxes.append(shrunk)
@@ -245,7 +265,7 @@ def _cheapest(
             cost = 0.3 * (1 - gaps[stops[end]] / widest)
         options = []
         for start in range(end - 1, -1, -1):
-            length = stops[end] - stops[start]
+            length = float(stops[end] - stops[start])
             length += overlap * (forced_end + (start > 0 and not gaps[stops[start]]))
             if length > side and start < end - 1:
                 break

@@ -1,0 +1,182 @@
+"""Reading documents: lines with boxes and scores, in order, with what went wrong."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.documents import ReadOptions, find_on_page, open_document, read_document
+from paligemma.documents.text_of_lines import lines_in_tile
+from paligemma.errors import DocumentError, OptionError
+from paligemma.processor.image import LoadedImage
+from paligemma.results import Text
+from tests.documents.pdf_files import pdf_of_pages, text_at
+from tests.documents.readers import (
+    Letters,
+    ScriptedReader,
+    perfect_reader,
+    text_result,
+    texts,
+)
+from tests.documents.test_layout import A4, contents
+
+WORDS = "any of some more moss can serve as cover over acorns in even rows near our rose oaks"
+
+
+def lines_of_words(count: int, per_line: int = 6) -> list[str]:
+    words = WORDS.split()
+    return [
+        f"{line} " + " ".join(words[(line * 5 + index) % len(words)] for index in range(per_line))
+        for line in range(count)
+    ]
+
+
+def letter(lines: list[str], *, size: float = 11, x: float = 60) -> bytes:
+    return b"".join(
+        text_at(x, 780 - 1.4 * size * number, line, size) for number, line in enumerate(lines)
+    )
+
+
+@pytest.mark.parametrize("line_breaks", [True, False])
+@pytest.mark.parametrize("resolution", [224, 448, 896])
+def test_a_page_is_read_line_by_line(resolution: int, line_breaks: bool) -> None:
+    lines = lines_of_words(30)
+    data = pdf_of_pages([letter(lines)], media_box=A4)
+    with open_document(data) as document:
+        reader = perfect_reader(document, resolution, line_breaks=line_breaks)
+        [page] = read_document(reader, document).pages
+        assert " ".join(texts(page)) == " ".join(lines)
+        assert page.problems == ()
+        if line_breaks:
+            assert texts(page) == lines
+        for line in page.lines:
+            assert line.source == "model"
+            assert line.page == 1
+            assert line.score == pytest.approx(0.9)
+            if line_breaks:
+                box = find_on_page(document.pages[0].words, line.text)
+                assert box is not None
+                assert line.box_xyxy == pytest.approx(box, abs=5)
+
+
+def test_columns_are_read_one_after_the_other() -> None:
+    left, right = lines_of_words(25, 4), lines_of_words(25, 5)[::-1]
+    heading = text_at(60, 810, "A heading across both of the columns of this page", 14)
+    data = pdf_of_pages([heading + letter(left) + letter(right, x=330)], media_box=A4)
+    with open_document(data) as document:
+        [page] = read_document(perfect_reader(document, 896), document).pages
+    assert texts(page)[0].startswith("A heading")
+    assert texts(page)[1:] == left + right
+
+
+def test_small_print_is_cut_and_joined_again() -> None:
+    with open_document(pdf_of_pages([contents(6)], media_box=A4)) as document:
+        reader = perfect_reader(document, 224)
+        [page] = read_document(reader, document).pages
+        truth = read_document(reader, document, ReadOptions(source="text layer")).pages[0]
+    assert len(reader.seen) > 10
+    assert texts(page) == texts(truth)
+
+
+def test_without_tiles_the_page_is_asked_once() -> None:
+    with open_document(pdf_of_pages([contents(6)], media_box=A4)) as document:
+        reader = perfect_reader(document, 224)
+        read_document(reader, document, ReadOptions(tiles=False))
+    assert len(reader.seen) == 1
+
+
+def test_the_text_layer_is_read_only_when_asked_for() -> None:
+    data = pdf_of_pages([text_at(20, 50, "Hello world"), b""])
+    reader = ScriptedReader(lambda image: text_result("what the model says"))
+    read = read_document(reader, data)
+    assert read.text.startswith("what the model says")
+    layer = read_document(reader, data, ReadOptions(source="text layer"))
+    assert (layer.text, layer.source) == ("Hello world\f", "text layer")
+    assert layer.lines[0].source == "text layer"
+    assert layer.lines[0].score is None
+    assert layer.problems == ("page 2: blank: neither ink nor text",)
+    with pytest.raises(OptionError, match="'text layer'"):
+        ReadOptions(source="ocr")  # type: ignore[arg-type]
+
+
+def test_an_image_has_no_text_layer_and_says_so() -> None:
+    image = Image.new("RGB", (200, 100), "white")
+    image.paste((0, 0, 0), (20, 20, 40, 40))
+    read = read_document(None, image, ReadOptions(source="text layer"))  # type: ignore[arg-type]
+    assert read.problems == ("page 1: no text layer",)
+
+
+def test_blank_pages_are_not_asked_about() -> None:
+    reader = ScriptedReader(lambda image: text_result("made up"))
+    read = read_document(reader, pdf_of_pages([b"", b""]))
+    assert reader.seen == []
+    assert read.text == "\f"
+    assert len(read.problems) == 2
+
+
+def scan(turn: int) -> Image.Image:
+    """A page without a text layer that lies turned counterclockwise by this."""
+    with open_document(pdf_of_pages([letter(lines_of_words(20))], media_box=A4)) as document:
+        return document.pages[0].render(size_wh=(595, 842)).rotate(turn, expand=True)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_scans_are_turned_the_way_they_are_read_best(turn: int) -> None:
+    upright = np.asarray(scan(0).convert("L").resize((59, 84)), dtype=float)
+
+    def read(image: LoadedImage) -> Text:
+        if "0.0, 0.0" not in image.name:
+            return text_result("words")
+        seen = np.asarray(image.rgb.convert("L").resize((59, 84)), dtype=float)
+        return text_result("words", 0.9 if np.abs(seen - upright).mean() < 5 else 0.4)
+
+    [page] = read_document(ScriptedReader(read), scan(turn)).pages
+    assert page.turned == turn
+    assert page.size_wh == (595.0, 842.0)
+    [unturned] = read_document(ScriptedReader(read), scan(turn), ReadOptions(turn=False)).pages
+    assert unturned.turned == 0
+
+
+def test_a_cut_answer_is_a_problem() -> None:
+    reader = ScriptedReader(lambda image: text_result("and so on", stop_reason="length"))
+    data = pdf_of_pages([letter(lines_of_words(3))], media_box=A4)
+    [problem] = read_document(reader, data).problems
+    assert "cut off after 9 tokens" in problem
+
+
+def test_a_bad_page_does_not_stop_the_others() -> None:
+    def read(image: LoadedImage) -> Text:
+        if image.name.startswith("page 2 "):
+            raise DocumentError("Page 2 is broken.")
+        return text_result("fine")
+
+    data = pdf_of_pages([letter(lines_of_words(3))] * 20, media_box=A4)
+    pages = read_document(ScriptedReader(read), data).pages
+    assert [page.error for page in pages] == [None, "Page 2 is broken.", *[None] * 18]
+    assert [page.page for page in pages] == list(range(1, 21))
+    assert pages[19].text == "fine"
+
+
+def test_scores_are_those_of_each_line() -> None:
+    text = "sure\nnot so"
+    logprobs = [math.log(0.9)] * 5 + [math.log(0.2)] * 6
+    answer = text_result(text, logprobs=tuple(logprobs))
+    boxes = [[(0.0, 0.0, 40.0, 10.0)], [(0.0, 20.0, 60.0, 30.0)]]
+    first, second = lines_in_tile(answer, boxes, Letters())
+    assert (first.text, second.text) == ("sure", "not so")
+    assert first.score == pytest.approx(0.9)
+    assert second.score == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_any_number_of_lines_fits_any_number_of_rows(count: int) -> None:
+    rows = [[(0.0, 20.0 * row, 50.0 + row, 20.0 * row + 10)] for row in range(4)]
+    for text in ("\n".join(["some words"] * count), " ".join(["word"] * count)):
+        lines = lines_in_tile(text_result(text), rows, Letters())
+        assert " ".join(line.text for line in lines) == " ".join(text.split())
+        tops = [line.box[1] for line in lines]
+        assert tops == sorted(tops)
+    assert lines_in_tile(text_result("  \n"), rows, Letters()) == []
