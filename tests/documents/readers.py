@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,13 +55,18 @@ class ScriptedReader:
                 yield error
 
 
+@functools.cache
+def words_of(document: Document, page: int) -> Sequence[Word]:
+    return document.page(page).words
+
+
 def words_in(document: Document, image: LoadedImage) -> list[Word]:
     """The words whose middle is in a tile."""
     match = re.match(r"page (\d+) of .* at (.*)", image.name)
     assert match is not None
     x0, y0, x1, y1 = map(float, match[2].split(", "))
     inside = []
-    for word in document.page(int(match[1])).words:
+    for word in words_of(document, int(match[1])):
         x, y = (word.box_xyxy[0] + word.box_xyxy[2]) / 2, (word.box_xyxy[1] + word.box_xyxy[3]) / 2
         if x0 <= x <= x1 and y0 <= y <= y1:
             inside.append(word)

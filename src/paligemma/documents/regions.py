@@ -120,8 +120,8 @@ def _parts(
         for row in block
         for line in row
     )
-    height = around[3] - around[1]
-    per_height = letters / height
+    width, height = around[2] - around[0], around[3] - around[1]
+    per_height = letters / (width * height) * min(side, width)
     tall = min(side, max(_MAX_LETTERS / per_height, 8 * x_height))
     return mask.grid(mask.page.clamp(around), (side, tall), x_height)
 
