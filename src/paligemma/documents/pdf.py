@@ -37,7 +37,7 @@ _retired: deque[Any] = deque()  # documents that nobody refers to, to be closed 
 
 
 @contextmanager
-def _pdfium() -> Iterator[Any]:
+def pdfium_lock() -> Iterator[Any]:
     """The raw API of pdfium, for this thread alone. Raises MissingExtraError."""
     try:
         import pypdfium2.raw as raw
@@ -82,7 +82,7 @@ class PdfFile:
         self._limits = limits
         self._page: tuple[int, Any] | None = None  # the one page that is open
         self._is_closed = False
-        with _pdfium():
+        with pdfium_lock():
             import pypdfium2
 
             try:
@@ -98,13 +98,13 @@ class PdfFile:
 
     def close(self) -> None:
         if not self._is_closed:
-            with _pdfium() as raw:
+            with pdfium_lock() as raw:
                 self._leave_page(raw)
                 self._pdf.close()
                 self._is_closed = True
 
     def size_wh(self, index: int) -> tuple[float, float]:
-        with _pdfium() as raw:
+        with pdfium_lock() as raw:
             page = self._open_page(raw, index)
             size_wh = raw.FPDF_GetPageWidthF(page), raw.FPDF_GetPageHeightF(page)
         if not all(math.isfinite(side) and side > 0 for side in size_wh):
@@ -128,7 +128,7 @@ class PdfFile:
                 f"The part {_shown(box_xyxy)} of page {index + 1} of {self._name} is too small to "
                 "be shown. Choose a larger part."
             )
-        with _pdfium() as raw:
+        with pdfium_lock() as raw:
             page = self._open_page(raw, index)
             bitmap = raw.FPDFBitmap_Create(width, height, 0)
             if not bitmap:
@@ -164,7 +164,7 @@ class PdfFile:
 
     def words(self, index: int) -> tuple[tuple[Word, ...], Turn]:
         """The text layer, and how far the page as displayed must be turned to be read."""
-        with _pdfium() as raw:
+        with pdfium_lock() as raw:
             page = self._open_page(raw, index)
             geometry = self._geometry(raw, page)
             text = raw.FPDFText_LoadPage(page)
@@ -212,7 +212,7 @@ class PdfFile:
         return _Geometry(bounds, raw.FPDFPage_GetRotation(page) % 4)
 
     def attachments(self) -> tuple[Attachment, ...]:
-        with _pdfium() as raw:
+        with pdfium_lock() as raw:
             count = min(raw.FPDFDoc_GetAttachmentCount(self._pdf.raw), self._limits.max_pages)
             names = [self._attachment_name(raw, number) for number in range(count)]
         return tuple(
@@ -228,7 +228,7 @@ class PdfFile:
         return buffer.raw[: max(0, length - 2)].decode("utf-16-le", errors="replace")
 
     def read_attachment(self, number: int) -> bytes:
-        with _pdfium() as raw:
+        with pdfium_lock() as raw:
             attachment = raw.FPDFDoc_GetAttachment(self._pdf.raw, number)
             length = ctypes.c_ulong()
             raw.FPDFAttachment_GetFile(attachment, None, 0, length)
@@ -241,6 +241,19 @@ class PdfFile:
             if not raw.FPDFAttachment_GetFile(attachment, buffer, length.value, length):
                 raise DocumentError(f"An attachment of {self._name} is damaged.")
         return buffer.raw[: length.value]
+
+    @property
+    def document(self) -> Any:
+        """pdfium's handle. For use under the lock."""
+        return self._pdf.raw
+
+    @contextmanager
+    def page(self, raw: Any, index: int) -> Iterator[Any]:
+        """pdfium's handle of a page, to change it. For use under the lock."""
+        try:
+            yield self._open_page(raw, index)
+        finally:
+            self._leave_page(raw)
 
     def _open_page(self, raw: Any, index: int) -> Any:
         if self._is_closed:
@@ -298,6 +311,22 @@ class _Letter:
     direction: Turn | None
     """The turn that would make it upright."""
     x_height: float
+
+
+def page_matrix(raw: Any, page: Any, *, rotated: bool) -> tuple[float, ...]:
+    """From the page as displayed, with the origin at the top left, to pdfium's coordinates.
+
+    Without `rotated`, as displayed without the page's /Rotate.
+    """
+    rect = raw.FS_RECTF()
+    raw.FPDF_GetPageBoundingBox(page, rect)
+    rotation = raw.FPDFPage_GetRotation(page) % 4 if rotated else 0
+    return (
+        (1.0, 0.0, 0.0, -1.0, rect.left, rect.top),
+        (0.0, 1.0, 1.0, 0.0, rect.left, rect.bottom),
+        (-1.0, 0.0, 0.0, 1.0, rect.right, rect.bottom),
+        (0.0, -1.0, -1.0, 0.0, rect.right, rect.top),
+    )[rotation]
 
 
 def _direction(a: float, b: float, rotation: int) -> Turn | None:

@@ -45,9 +45,11 @@ def to_hocr(text: DocumentText, *, language: str | None = None) -> str:
     ]
     for index, page in enumerate(text.pages):
         scale = _scale(page)
-        image = _attribute(f"image {json.dumps(text.name, ensure_ascii=False)}; bbox "
-                           f"{_pixels((0, 0, *page.size_wh), scale)}; ppageno {page.page - 1}; "
-                           f"scan_res {_resolution(page)} {_resolution(page)}")
+        image = _attribute(
+            f"image {json.dumps(text.name, ensure_ascii=False)}; bbox "
+            f"{_pixels((0, 0, *page.size_wh), scale)}; ppageno {page.page - 1}; "
+            f"scan_res {_resolution(page)} {_resolution(page)}"
+        )
         parts.append(f'<div class="ocr_page" id="page_{page.page}" title={image}>\n')
         for number, line in enumerate(page.lines, start=1):
             name = f"{index + 1}_{number}"

@@ -1,0 +1,277 @@
+"""Searchable PDF files: the pages as they were, with the text that was read, invisible, above them.
+
+The text is written in a font without shapes, of which every character is half as wide as high. It
+is stretched to the line's box, so that a viewer marks the words where they stand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import re
+import struct
+from typing import Any
+
+from PIL import Image
+
+from paligemma.documents.geometry import Box, Turn, add_turns, turn_box
+from paligemma.documents.open import DocumentInput, open_document
+from paligemma.documents.page import Document, DocumentLimits, Page
+from paligemma.documents.pdf import PdfFile, page_matrix, pdfium_lock
+from paligemma.documents.read import DocumentText, PageText
+from paligemma.errors import DocumentError
+
+_INVISIBLE = 3  # FPDF_TEXTRENDERMODE_INVISIBLE
+_ADVANCE = 0.5  # width of every character, in its height
+_IMAGE_DPI = 200
+"""Of images, which rarely say how large they were on paper."""
+_JPEG_QUALITY = 90
+
+
+def to_searchable_pdf(
+    source: DocumentInput,
+    text: DocumentText,
+    *,
+    password: str | None = None,
+    limits: DocumentLimits = DocumentLimits(),  # noqa: B008 - immutable
+) -> bytes:
+    """The document as a PDF file in which the text that was read can be found and copied.
+
+    The pages of a PDF file stay as they are, and those that have a text layer already get none;
+    of images, a page is made of each. Pages that were not read are left out of images, and stay in
+    PDF files.
+    """
+    with open_document(source, password=password, limits=limits) as document:
+        if isinstance(document.source, PdfFile):
+            return _with_text(document.source, text)
+        return _of_images(document, text)
+
+
+def _with_text(file: PdfFile, text: DocumentText) -> bytes:
+    with pdfium_lock() as raw:
+        font = _font(raw, file.document)
+        try:
+            for page_text in text.pages:
+                if page_text.lines and not file.words(page_text.page - 1)[0]:
+                    with file.page(raw, page_text.page - 1) as page:
+                        _add_lines(raw, file.document, font, page, page_text)
+            return _saved(raw, file.document)
+        finally:
+            raw.FPDFFont_Close(font)
+
+
+def _of_images(document: Document, text: DocumentText) -> bytes:
+    with pdfium_lock() as raw:
+        target = raw.FPDF_CreateNewDocument()
+        font = _font(raw, target)
+        try:
+            for index, page_text in enumerate(text.pages):
+                if not page_text.error:
+                    page = document.page(page_text.page)
+                    _add_image_page(raw, target, font, page, page_text, index)
+            return _saved(raw, target)
+        finally:
+            raw.FPDFFont_Close(font)
+            raw.FPDF_CloseDocument(target)
+
+
+def _add_image_page(
+    raw: Any, target: Any, font: Any, page: Page, page_text: PageText, index: int
+) -> None:
+    displayed = page.turn(-page.turned)
+    width, height = (round(side) for side in displayed.size_wh)
+    while width * height > page.limits.max_pixels:
+        width, height = width // 2, height // 2
+    image = displayed.render(size_wh=(width, height))
+    scale = 72 / _IMAGE_DPI
+    size = displayed.size_wh[0] * scale, displayed.size_wh[1] * scale
+    made = raw.FPDFPage_New(target, index, *size)
+    try:
+        image_object = raw.FPDFPageObj_NewImageObj(target)
+        data = _jpeg(image)
+        access, keep = _file_access(raw, data)
+        if not raw.FPDFImageObj_LoadJpegFileInline(None, 0, image_object, access):
+            raise DocumentError(f"{page.name} cannot be written to a PDF file.")
+        del keep
+        raw.FPDFImageObj_SetMatrix(image_object, size[0], 0, 0, size[1], 0, 0)
+        raw.FPDFPage_InsertObject(made, image_object)
+        raw.FPDFPage_SetRotation(made, page_text.turned // 90)
+        _add_lines(raw, target, font, made, page_text, scale=scale)
+    finally:
+        raw.FPDF_ClosePage(made)
+
+
+def _add_lines(
+    raw: Any, document: Any, font: Any, page: Any, text: PageText, *, scale: float = 1.0
+) -> None:
+    """Add the lines to a page and write its contents.
+
+    Text of a page that was turned to be read runs along its own direction.
+    """
+    back = add_turns(-text.turned, 0)
+    for line in text.lines:
+        codes = _codes(line.text)
+        if not codes:
+            continue
+        displayed = turn_box(line.box_xyxy, text.size_wh, back)
+        box = tuple(value * scale for value in displayed)
+        matrix = _text_matrix(raw, page, box, text.turned, len(codes), is_new=scale != 1.0)
+        text_object = raw.FPDFPageObj_CreateTextObj(document, font, 1.0)
+        array = (ctypes.c_uint32 * len(codes))(*codes)
+        raw.FPDFText_SetCharcodes(text_object, array, len(codes))
+        raw.FPDFTextObj_SetTextRenderMode(text_object, _INVISIBLE)
+        raw.FPDFPageObj_SetMatrix(text_object, raw.FS_MATRIX(*matrix))
+        raw.FPDFPage_InsertObject(page, text_object)
+    if not raw.FPDFPage_GenerateContent(page):
+        raise DocumentError(f"Page {text.page} cannot be written to a PDF file.")
+
+
+def _text_matrix(
+    raw: Any, page: Any, box: Box, turned: Turn, num_codes: int, *, is_new: bool
+) -> tuple[float, ...]:
+    """From the space of the text, one high and half as wide per character, to the page's own.
+
+    `box` is on the page as displayed, which has the origin at the top left.
+    """
+    x0, y0, x1, y1 = box
+    # Lower left corner of the upright text, its direction and its up, on the displayed page.
+    origin, along, up = {
+        0: ((x0, y1), (x1 - x0, 0.0), (0.0, y0 - y1)),
+        90: ((x1, y1), (0.0, y0 - y1), (x0 - x1, 0.0)),
+        180: ((x1, y0), (x0 - x1, 0.0), (0.0, y1 - y0)),
+        270: ((x0, y0), (0.0, y1 - y0), (x1 - x0, 0.0)),
+    }[turned]
+    length = _ADVANCE * num_codes
+    a, b, c, d, e, f = page_matrix(raw, page, rotated=not is_new)
+
+    def moved(vector: tuple[float, float], factor: float) -> tuple[float, float]:
+        return (
+            (a * vector[0] + c * vector[1]) * factor,
+            (b * vector[0] + d * vector[1]) * factor,
+        )
+
+    # Descenders reach below the baseline by a fifth of the height.
+    base = origin[0] + 0.2 * up[0], origin[1] + 0.2 * up[1]
+    start = moved(base, 1.0)
+    return (*moved(along, 1 / length), *moved(up, 1.0), start[0] + e, start[1] + f)
+
+
+def _codes(text: str) -> list[int]:
+    """The text as UTF-16, which is how the font numbers its characters."""
+    clean = re.sub(r"\s+", " ", text).strip()
+    data = clean.encode("utf-16-be", errors="replace")
+    return list(struct.unpack(f">{len(data) // 2}H", data))
+
+
+def _font(raw: Any, document: Any) -> Any:
+    data, to_unicode, glyphs = font_without_shapes(), _to_unicode(), bytes(2 * 0x10000)
+    as_bytes = ctypes.POINTER(ctypes.c_uint8)
+    font = raw.FPDFText_LoadCidType2Font(
+        document,
+        ctypes.cast(data, as_bytes),
+        len(data),
+        to_unicode,
+        ctypes.cast(glyphs, as_bytes),
+        len(glyphs),
+    )
+    if not font:
+        raise DocumentError("The text cannot be written to a PDF file: its font is not accepted.")
+    return font
+
+
+@functools.cache
+def _to_unicode() -> bytes:
+    """Every character code is a code unit of UTF-16. A range may not cross a first byte."""
+    ranges = [f"<{high:02X}00> <{high:02X}FF> <{high:02X}00>" for high in range(256)]
+    blocks = []
+    for start in range(0, 256, 100):
+        part = ranges[start : start + 100]
+        blocks.append(f"{len(part)} beginbfrange\n" + "\n".join(part) + "\nendbfrange\n")
+    return (
+        "/CIDInit /ProcSet findresource begin\n12 dict begin\nbegincmap\n"
+        "/CIDSystemInfo << /Registry (Adobe) /Ordering (UCS) /Supplement 0 >> def\n"
+        "/CMapName /Adobe-Identity-UCS def\n/CMapType 2 def\n"
+        "1 begincodespacerange\n<0000> <FFFF>\nendcodespacerange\n"
+        + "".join(blocks)
+        + "endcmap\nCMapName currentdict /CMap defineresource pop\nend\nend\n"
+    ).encode()
+
+
+@functools.cache
+def font_without_shapes() -> bytes:
+    """A TrueType font of one empty glyph, half as wide as high."""
+    units = 1000
+    width = int(units * _ADVANCE)
+    tables = {
+        b"OS/2": struct.pack(
+            ">HhHHHhhhhhhhhhhh10sIIII4sHHHhhhHH",
+            *(3, width, 400, 5, 0, *(0,) * 11, bytes(10), 0, 0, 0, 0, b"    ", 0x40, 32, 0xFFFF),
+            *(800, -200, 0, 800, 200),
+        ),
+        # Characters 0 to 0xFFFE are glyph 0.
+        b"cmap": struct.pack(">HHHHI", 0, 1, 3, 1, 12)
+        + struct.pack(">HHHHHHHHHHHHHH", 4, 24, 0, 2, 2, 0, 0, 0xFFFF, 0, 0xFFFF, 1, 0, 0, 0)[:24],
+        b"glyf": b"\0\0\0\0",
+        b"head": struct.pack(
+            ">IIIIHHqqhhhhHHhhh",
+            *(0x10000, 0x10000, 0, 0x5F0F3CF5, 0, units, 0, 0, 0, 0, width, 800, 0, 8, 2, 0, 0),
+        ),
+        b"hhea": struct.pack(
+            ">IhhhHhhhhhhhhhhhH", 0x10000, 800, -200, 0, width, *(0,) * 3, 1, *(0,) * 7, 1
+        ),
+        b"hmtx": struct.pack(">Hh", width, 0),
+        b"loca": struct.pack(">HH", 0, 0),
+        b"maxp": struct.pack(">IH13H", 0x10000, 1, *(0,) * 13),
+        b"name": struct.pack(">HHH", 0, 1, 18)
+        + struct.pack(">HHHHHH", 3, 1, 0x409, 6, 18, 0)
+        + "Glyphless".encode("utf-16-be"),
+        b"post": struct.pack(">IIhhIIIII", 0x30000, 0, 0, 0, 1, 0, 0, 0, 0),
+    }
+    offset = 12 + 16 * len(tables)
+    directory, body = [], b""
+    for tag, table in sorted(tables.items()):
+        padded = table + bytes(-len(table) % 4)
+        total = sum(struct.unpack(f">{len(padded) // 4}I", padded)) % 2**32
+        directory.append(struct.pack(">4sIII", tag, total, offset + len(body), len(table)))
+        body += padded
+    header = struct.pack(">IHHHH", 0x10000, len(tables), 128, 3, 16 * len(tables) - 128)
+    font = header + b"".join(directory) + body
+    checksum = (0xB1B0AFBA - sum(struct.unpack(f">{len(font) // 4}I", font))) % 2**32
+    at = font.index(struct.pack(">III", 0x10000, 0x10000, 0)) + 8
+    return font[:at] + struct.pack(">I", checksum) + font[at + 4 :]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    gray = image.convert("L")
+    is_gray = image.mode == "RGB" and gray.convert("RGB").tobytes() == image.tobytes()
+    file = io.BytesIO()
+    (gray if is_gray else image).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _file_access(raw: Any, data: bytes) -> tuple[Any, Any]:
+    """What pdfium reads bytes through, and what must live as long."""
+    access = raw.FPDF_FILEACCESS()
+    access.m_FileLen = len(data)
+
+    def read(_: Any, position: int, buffer: Any, size: int) -> int:
+        ctypes.memmove(buffer, data[position : position + size], size)
+        return 1
+
+    access.m_GetBlock = type(access.m_GetBlock)(read)
+    return access, (read, data)
+
+
+def _saved(raw: Any, document: Any) -> bytes:
+    data = bytearray()
+    writer = raw.FPDF_FILEWRITE(version=1)
+
+    def write(_: Any, pointer: Any, size: int) -> int:
+        data.extend(ctypes.string_at(pointer, size))
+        return 1
+
+    writer.WriteBlock = type(writer.WriteBlock)(write)
+    if not raw.FPDF_SaveAsCopy(document, writer, raw.FPDF_NO_INCREMENTAL):
+        raise DocumentError("The PDF file cannot be written.")
+    return bytes(data)
