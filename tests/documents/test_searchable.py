@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from paligemma.documents import DocumentText, Line, PageText, find_on_page, open_document
-from paligemma.documents.searchable import font_without_shapes, to_searchable_pdf
+from paligemma.documents.searchable import font_of_boxes, to_searchable_pdf
 from tests.documents.pdf_files import pdf, pdf_of_pages, stream
 
 BOX = (40.0, 20.0, 120.0, 40.0)
@@ -31,11 +31,11 @@ def pixels(data: bytes) -> np.ndarray:
         return np.asarray(page.render(size_wh=(round(2 * width), round(2 * height))))
 
 
-@pytest.mark.parametrize("extra", ["", "/CropBox [10 5 150 90]"])
+@pytest.mark.parametrize("extra", ["", "/CropBox [10 5 150 155]"])
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
 def test_text_is_found_where_it_was_read(turned: int, rotate: int, extra: str) -> None:
-    source = pdf_of_pages([SQUARE], page_extra=f"/Rotate {rotate} {extra}")
+    source = pdf_of_pages([SQUARE], media_box="0 0 200 160", page_extra=f"/Rotate {rotate} {extra}")
     with open_document(source) as document:
         size_wh = document.pages[0].turn(turned).size_wh
     made = to_searchable_pdf(source, read_text(turned=turned, size_wh=size_wh))
@@ -110,5 +110,5 @@ def test_images_become_pages_with_text(turned: int) -> None:
 
 
 def test_the_font_is_one_that_others_read() -> None:
-    font = ImageFont.truetype(io.BytesIO(font_without_shapes()), 100)
+    font = ImageFont.truetype(io.BytesIO(font_of_boxes()), 100)
     assert font.getlength("abc") == pytest.approx(150)

@@ -1,7 +1,7 @@
 """Searchable PDF files: the pages as they were, with the text that was read, invisible, above them.
 
-The text is written in a font without shapes, of which every character is half as wide as high. It
-is stretched to the line's box, so that a viewer marks the words where they stand.
+The text is written in a font of which every character is a box, half as wide as high, that is not
+drawn. It is stretched to the line's box, so that a viewer marks the words where they stand.
 """
 
 from __future__ import annotations
@@ -115,8 +115,10 @@ def _add_lines(
         if not codes:
             continue
         displayed = turn_box(line.box_xyxy, text.size_wh, back)
-        box = tuple(value * scale for value in displayed)
-        matrix = _text_matrix(raw, page, box, text.turned, len(codes), is_new=scale != 1.0)
+        x0, y0, x1, y1 = (value * scale for value in displayed)
+        matrix = _text_matrix(
+            raw, page, (x0, y0, x1, y1), text.turned, len(codes), is_new=scale != 1.0
+        )
         text_object = raw.FPDFPageObj_CreateTextObj(document, font, 1.0)
         array = (ctypes.c_uint32 * len(codes))(*codes)
         raw.FPDFText_SetCharcodes(text_object, array, len(codes))
@@ -151,9 +153,7 @@ def _text_matrix(
             (b * vector[0] + d * vector[1]) * factor,
         )
 
-    # Descenders reach below the baseline by a fifth of the height.
-    base = origin[0] + 0.2 * up[0], origin[1] + 0.2 * up[1]
-    start = moved(base, 1.0)
+    start = moved(origin, 1.0)
     return (*moved(along, 1 / length), *moved(up, 1.0), start[0] + e, start[1] + f)
 
 
@@ -165,14 +165,13 @@ def _codes(text: str) -> list[int]:
 
 
 def _font(raw: Any, document: Any) -> Any:
-    data, to_unicode, glyphs = font_without_shapes(), _to_unicode(), bytes(2 * 0x10000)
-    as_bytes = ctypes.POINTER(ctypes.c_uint8)
+    data, to_unicode, glyphs = font_of_boxes(), _to_unicode(), bytes(2 * 0x10000)
     font = raw.FPDFText_LoadCidType2Font(
         document,
-        ctypes.cast(data, as_bytes),
+        (ctypes.c_uint8 * len(data)).from_buffer_copy(data),
         len(data),
         to_unicode,
-        ctypes.cast(glyphs, as_bytes),
+        (ctypes.c_uint8 * len(glyphs)).from_buffer_copy(glyphs),
         len(glyphs),
     )
     if not font:
@@ -199,30 +198,35 @@ def _to_unicode() -> bytes:
 
 
 @functools.cache
-def font_without_shapes() -> bytes:
-    """A TrueType font of one empty glyph, half as wide as high."""
+def font_of_boxes() -> bytes:
+    """A TrueType font of one glyph, a box half as wide as high.
+
+    An empty glyph would do for most readers; pdfium skips vertical text without extent.
+    """
     units = 1000
     width = int(units * _ADVANCE)
     tables = {
         b"OS/2": struct.pack(
-            ">HhHHHhhhhhhhhhhh10sIIII4sHHHhhhHH",
-            *(3, width, 400, 5, 0, *(0,) * 11, bytes(10), 0, 0, 0, 0, b"    ", 0x40, 32, 0xFFFF),
-            *(800, -200, 0, 800, 200),
+            ">HhHHH11h10s4I4sHHHhhhHH",
+            *(0, width, 400, 5, 0, *(0,) * 11, bytes(10), *(0,) * 4, b"    ", 0x40, 32, 0xFFFF),
+            *(units, 0, 0, units, 0),
         ),
-        # Characters 0 to 0xFFFE are glyph 0.
+        # One segment: all characters are glyph 0.
         b"cmap": struct.pack(">HHHHI", 0, 1, 3, 1, 12)
-        + struct.pack(">HHHHHHHHHHHHHH", 4, 24, 0, 2, 2, 0, 0, 0xFFFF, 0, 0xFFFF, 1, 0, 0, 0)[:24],
-        b"glyf": b"\0\0\0\0",
+        + struct.pack(">7H5H", 4, 24, 0, 2, 2, 0, 0, 0xFFFF, 0, 0xFFFF, 1, 0),
+        b"glyf": struct.pack(">hhhhhHH4B", 1, 0, 0, width, units, 3, 0, *(1,) * 4)
+        + struct.pack(">8h", 0, width, 0, -width, 0, 0, units, 0)
+        + b"\0\0",
         b"head": struct.pack(
             ">IIIIHHqqhhhhHHhhh",
-            *(0x10000, 0x10000, 0, 0x5F0F3CF5, 0, units, 0, 0, 0, 0, width, 800, 0, 8, 2, 0, 0),
+            *(0x10000, 0x10000, 0, 0x5F0F3CF5, 0, units, 0, 0, 0, 0, width, units, 0, 8, 2, 0, 0),
         ),
         b"hhea": struct.pack(
-            ">IhhhHhhhhhhhhhhhH", 0x10000, 800, -200, 0, width, *(0,) * 3, 1, *(0,) * 7, 1
+            ">IhhhHhhhhhhhhhhhH", 0x10000, units, 0, 0, width, *(0,) * 3, 1, *(0,) * 7, 1
         ),
         b"hmtx": struct.pack(">Hh", width, 0),
-        b"loca": struct.pack(">HH", 0, 0),
-        b"maxp": struct.pack(">IH13H", 0x10000, 1, *(0,) * 13),
+        b"loca": struct.pack(">HH", 0, 18),
+        b"maxp": struct.pack(">IH13H", 0x10000, 1, 4, 1, *(0,) * 11),
         b"name": struct.pack(">HHH", 0, 1, 18)
         + struct.pack(">HHHHHH", 3, 1, 0x409, 6, 18, 0)
         + "Glyphless".encode("utf-16-be"),
