@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from mini import assets
 from mini.dense import WORD, DenseTargets
@@ -24,6 +25,7 @@ from paligemma.inputs import ModelInputs
 from paligemma.processor.tokenizer import Tokenizer
 
 _NOWHERE = (math.nan, math.nan)
+_NO_WORD = ((-1.0, -1.0, -1.0, -1.0),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +116,17 @@ class ReadingAlignment(nn.Module):
 
         Such a patch should know whether the prompt asks for its word.
         """
-        patches, asked = [hidden.new_zeros(0, hidden.shape[-1])], [hidden.new_zeros(0)]
-        for row, hint in enumerate(hints):
-            if hint.words:
-                is_print = targets.kinds[hint.image] == WORD
-                boxes = targets.boxes[hint.image][is_print][:, None]
-                away = (boxes - boxes.new_tensor(hint.words)).abs().amax(dim=-1)
-                asked.append((away.amin(dim=1) < 1e-5).float())
-                patches.append(hidden[row][inputs.image_mask[row]][is_print])
-        logits = self.asked(torch.cat(patches))[:, 0].float()
-        loss = F.binary_cross_entropy_with_logits(logits, torch.cat(asked), reduction="sum")
+        device = hidden.device
+        boxes = pad_sequence(
+            [torch.tensor(hint.words or _NO_WORD) for hint in hints], batch_first=True
+        ).to(device)  # (B, words, 4)
+        images = torch.tensor([hint.image for hint in hints], device=device)
+        has_words = torch.tensor([bool(hint.words) for hint in hints], device=device)
+        away = (targets.boxes[images][:, :, None] - boxes[:, None]).abs().amax(dim=-1)
+        is_asked = (away < 1e-5).any(dim=-1)
+        is_print = (targets.kinds[images] == WORD) & has_words[:, None]
+        patches = hidden[inputs.image_mask].view(*is_print.shape, -1)[is_print]
+        logits = self.asked(patches)[:, 0].float()
+        wanted = is_asked[is_print].float()
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
         return loss, logits.numel()
