@@ -20,12 +20,16 @@
                  to zero
     stage 12     the vision encoder alone once more, for long, on scenes and sheets
     stage 13     the whole model with this encoder, mostly on detection, with losses that tell image
-                 tokens and the decoder's later layers which coordinates to point to
+                 tokens and the decoder's later layers which coordinates to point to; the encoder
+                 does not change
+    stage 14     the vision encoder alone, mostly on papers
+    stage 15     the whole model, half of it on papers, with losses that tell the decoder which
+                 printed words are asked for, and where the next letter is
     export       writes a checkpoint folder in the released format, float16
     evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, which includes the vocabulary and the mask codec, and
-needs nothing else: `--stages 8,9,10,11,12,13,export,evaluate` continues from any such folder.
+needs nothing else: `--stages 8,9,10,11,12,13,14,15,export,evaluate` continues from any such folder.
 
 Each stage saves its state every few minutes; repeat the command to resume. `--stages` selects
 stages. Training takes about two hours on two CPU cores with tcmalloc preloaded
@@ -328,9 +332,36 @@ _STAGE13 = replace(
     head_steps=60,
     train=replace(
         _STAGE11.train,
-        num_steps=2000,
-        vision_learning_rate_scale=0.5,
+        num_steps=1073,
+        vision_learning_rate_scale=0.0,
         warmup_steps=100,
+    ),
+)
+_STAGE15 = replace(
+    _STAGE13,
+    start=("13", "14"),
+    weights=replace(_STAGE13.weights, dense=0.5, letters=0.3),
+    seed=36,
+    task_weights={
+        "caption": 0.16,
+        "describe": 0.01,
+        "detect": 0.38,
+        "segment": 0.18,
+        "ocr": 0.08,
+        "detect_text": 0.08,
+        "count": 0.08,
+        "question": 0.02,
+        "caption_box": 0.01,
+    },
+    num_scenes=16,
+    num_wide=3,
+    num_sheets=6,
+    num_papers=28,
+    train=replace(
+        _STAGE13.train,
+        num_steps=5000,
+        learning_rate=6e-4,
+        vision_learning_rate_scale=0.5,
     ),
 )
 STAGES: dict[str, EncoderStage | JointStage] = {
@@ -418,9 +449,27 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         ),
     ),
     "13": _STAGE13,
+    "14": EncoderStage(
+        start=("11", "12"),
+        resolution=160,
+        edges_weight=4.0,
+        seed=35,
+        num_wide=4,
+        num_sheets=4,
+        num_papers=36,
+        languages=LANGUAGES,
+        train=replace(
+            _TRAIN,
+            num_steps=1000,
+            learning_rate=3e-4,
+            final_learning_rate=0.0,
+            batch_size=58,
+        ),
+    ),
+    "15": _STAGE15,
 }
 LAST_OF_FIRST = "7"
-_LATER = ("8", "9", "10", "11", "12", "13")  # with the larger vocabulary
+_LATER = ("8", "9", "10", "11", "12", "13", "14", "15")  # with the larger vocabulary
 
 
 def main() -> None:
@@ -432,7 +481,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder. Reuse it to resume")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,12,13,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,12,13,14,15,export,evaluate",
         help="stages to run, comma-separated (all); the vocabulary and the mask codec are made "
         "when a stage needs them",
     )
