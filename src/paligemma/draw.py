@@ -40,8 +40,11 @@ def draw_detections(
     *,
     scores: bool = True,
     font: str | Path | None = None,
+    fine: bool = False,
 ) -> Image.Image:
     """Return the image as a new RGB image with each object's outline, mask, label and score.
+
+    With `fine`, lines and letters are small, for pages of print.
 
     `image` is the image that was searched, in any form that `detect` takes; one of more than 50
     megapixels is drawn scaled down. A label has the same
@@ -58,7 +61,7 @@ def draw_detections(
     names = detections.label_names
     colors = [PALETTE[names.index(label) % len(PALETTE)] for label in detections.labels]
     shorter = min(canvas.size)
-    line = max(1, round(shorter / 180))
+    line = max(1, round(shorter / (600 if fine else 180)))
     for obj, color in zip(detections, colors, strict=True):
         if isinstance(obj, Segment):
             mask = obj.mask
@@ -68,7 +71,7 @@ def draw_detections(
     draw = ImageDraw.Draw(canvas)
     for rect, color in zip(rects, colors, strict=True):
         _draw_outline(draw, rect, color, line)
-    lettering = Lettering(min(max(12.0, shorter / 32), 48.0), font)
+    lettering = Lettering(min(max(12.0, shorter / (90 if fine else 32)), 48.0), font)
     lettering.warn_about(detections.labels)
     taken: list[_Rect] = []
     for obj, rect, color in zip(detections, rects, colors, strict=True):

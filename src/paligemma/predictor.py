@@ -5,7 +5,7 @@ The methods build queries; `answering.py` answers them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -71,6 +71,10 @@ if TYPE_CHECKING:
     from paligemma.charts import Chart
     from paligemma.documents.open import DocumentInput, PageNumbers
     from paligemma.documents.read import DocumentText, ReadOptions
+    from paligemma.extraction.names import NameLists
+    from paligemma.extraction.options import ExtractOptions
+    from paligemma.extraction.result import Extraction
+    from paligemma.extraction.schema import Schema
     from paligemma.tables import Table
 
 ImageInputs = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
@@ -345,6 +349,50 @@ class Predictor:
             max_new_tokens=max_new_tokens,
         )
         return read_chart(self, source, options)
+
+    @overload
+    def extract(
+        self,
+        source: DocumentInput,
+        schema: type[ResultT] | Schema[ResultT],
+        options: ExtractOptions | None = None,
+        *,
+        names: NameLists = (),
+    ) -> Extraction[ResultT]: ...
+    @overload
+    def extract(
+        self,
+        source: DocumentInput,
+        schema: str | Mapping[str, Any],
+        options: ExtractOptions | None = None,
+        *,
+        names: NameLists = (),
+    ) -> Extraction[Any]: ...
+    def extract(
+        self,
+        source: DocumentInput,
+        schema: Any,
+        options: ExtractOptions | None = None,
+        *,
+        names: NameLists = (),
+    ) -> Extraction[Any]:
+        """The values of a schema that a document has, each with its score and place.
+
+        `source` is a PDF or TIFF file, or an image; `schema` a pydantic model, a JSON schema, or
+        "prescription", "invoice", "receipt", "id-card" or "form". Values that the document does
+        not have are None. `names` are spellings to compare what was read with, for the values that
+        the schema marks, or by the path of a value. Needs `pip install "paligemma[docs,guided]"`.
+
+        Raises OptionError, before the model is asked, for a schema or an option that cannot be
+        used, DocumentError and ImageError for a document that cannot be read.
+
+        >>> found = predictor.extract("rx.pdf", "prescription")
+        >>> found.value.medicines[0].dose, found["medicines[0].dose"].score
+        ('50 mgs', 0.81)
+        """
+        from paligemma.extraction.asking import extract
+
+        return extract(self, source, schema, options, names)
 
     @overload
     def run(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(file|data):", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^,]*),(.*)", re.IGNORECASE | re.DOTALL)
-_STDIN = ("-", "/dev/stdin", "/dev/fd/0")
+STDIN = ("-", "/dev/stdin", "/dev/fd/0")
 _NUM_FIRST_BYTES = 512
 
 
@@ -77,7 +77,7 @@ def looks_like_image(word: str) -> bool:
     """
     from paligemma.data.source import is_image
 
-    if word in _STDIN or _SCHEME.match(word):
+    if word in STDIN or _SCHEME.match(word):
         return True
     return not re.search(r"\s", word) and is_image(Path(word))
 
@@ -89,14 +89,14 @@ def find_images(
 
     Raises ImageError for a word that names no image that can be read.
     """
-    if sum(word in _STDIN for word in words) > 1:
+    if sum(word in STDIN for word in words) > 1:
         raise OptionError("Stdin can be read once. Name it once, and give other images as files.")
     return [image for word in words for image in _find(word, recursive, allow_urls)]
 
 
 def _find(word: str, recursive: bool, allow_urls: bool) -> list[NamedImage]:
-    if word in _STDIN:
-        return [_checked(NamedImage(name=word, source=_read_stdin()))]
+    if word in STDIN:
+        return [_checked(NamedImage(name=word, source=read_stdin()))]
     if match := _SCHEME.match(word):
         scheme = (match[1] or match[2]).lower()
         if scheme == "data":
@@ -210,7 +210,7 @@ def _checked(image: NamedImage) -> NamedImage:
     return image
 
 
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
     if sys.stdin is None:
         raise ImageError("Stdin is closed. Pipe an image into the command, or name a file.")
     if sys.stdin.isatty():

@@ -1,0 +1,79 @@
+"""The documents that a command line names: PDF and TIFF files, images, folders, patterns, stdin."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paligemma.cli.image_arguments import STDIN, read_stdin
+from paligemma.errors import DocumentError, OptionError
+
+_SUFFIXES = (".pdf", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDocument:
+    """A document, and what the results call it."""
+
+    name: str
+    source: Path | bytes
+
+    @property
+    def stem(self) -> str:
+        """What a file that belongs to this document is called, without its suffix."""
+        return self.source.stem if isinstance(self.source, Path) else "stdin"
+
+
+def find_documents(words: Sequence[str], *, recursive: bool = False) -> list[NamedDocument]:
+    """The documents in the order given; those of a folder or pattern by name.
+
+    Raises DocumentError for a word that names none. Whether a file can be read shows when its turn
+    comes.
+    """
+    if sum(word in STDIN for word in words) > 1:
+        raise OptionError("Stdin can be read once. Name it once, and give other files by name.")
+    return [document for word in words for document in _find(word, recursive)]
+
+
+def _find(word: str, recursive: bool) -> list[NamedDocument]:
+    if word in STDIN:
+        return [NamedDocument(name=word, source=read_stdin())]
+    path = Path(os.path.expanduser(word))
+    if not os.path.lexists(path) and glob.has_magic(word):
+        paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = [file for file in paths if file.is_file()]
+        if not files:
+            raise DocumentError(f"No file matches the pattern {word!r}. Check the path.")
+        return [NamedDocument(name=str(file), source=file) for file in files]
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DocumentError(f"The file {word!r} does not exist. Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DocumentError(f"The file {word!r} cannot be opened: {reason}.") from error
+    if not stat.S_ISDIR(mode):
+        return [NamedDocument(name=word, source=path)]
+    files = sorted(file for file in _files_below(path, recursive) if _is_document(file))
+    if not files:
+        advice = "" if recursive else " Add --recursive to use those in its folders."
+        raise DocumentError(f"The folder {word!r} contains no documents.{advice}")
+    return [NamedDocument(name=str(file), source=file) for file in files]
+
+
+def _files_below(folder: Path, recursive: bool) -> list[Path]:
+    try:
+        files = list(folder.rglob("*") if recursive else folder.iterdir())
+    except OSError as error:
+        raise DocumentError(f"The folder {str(folder)!r} cannot be listed: {error}.") from error
+    return [file for file in files if not file.name.startswith(".") and file.is_file()]
+
+
+def _is_document(path: Path) -> bool:
+    from paligemma.data.source import is_image
+
+    return path.suffix.lower() in _SUFFIXES or is_image(path)

@@ -1,0 +1,201 @@
+"""The built-in schemas: prescription, invoice, receipt, id-card, form.
+
+They need pydantic, so that this file is imported when one of them is asked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+from paligemma.errors import MissingExtraError, OptionError
+
+try:
+    from pydantic import BaseModel, Field, model_validator
+except ModuleNotFoundError as error:
+    raise MissingExtraError("pydantic", "guided", "Extracting fields") from error
+
+NOT_MEDICAL = (
+    "Not for medical decisions: what is read from a prescription may be wrong. Compare it with the "
+    "document."
+)
+
+Iban = Annotated[str, Field(json_schema_extra={"format": "iban"})]
+"""An IBAN, whose check digits are checked."""
+VatNumber = Annotated[str, Field(json_schema_extra={"format": "vat"})]
+"""A VAT identification number of the EU; the check digits of some countries are checked."""
+
+
+def _short(description: str, length: int = 80, **extra: Any) -> Any:
+    return Field(None, description=description, max_length=length, json_schema_extra=extra or None)
+
+
+class Medicine(BaseModel):
+    """A medicine on a prescription."""
+
+    name: str = Field(
+        description="name of the medicine", max_length=60, json_schema_extra={"names": True}
+    )
+    dose: str | None = _short("dose of {name}", 40)
+    frequency: str | None = _short(
+        "frequency", 60, question="How often is {name} taken?", second_question="{name} frequency?"
+    )
+    duration: str | None = _short("duration", 40, question="How long is {name} taken?")
+
+
+class Prescription(BaseModel):
+    """What a doctor prescribed."""
+
+    patient: str | None = _short("name of the patient")
+    prescriber: str | None = _short("name of the doctor")
+    date: datetime.date | None = Field(None, description="date of the prescription")
+    medicines: list[Medicine] = Field(
+        default_factory=list,
+        max_length=30,
+        json_schema_extra={"question": "Which medicines are mentioned in the prescription?"},
+    )
+    diseases: list[Annotated[str, Field(max_length=60)]] = Field(
+        default_factory=list,
+        max_length=20,
+        json_schema_extra={"question": "Which diseases are mentioned in the prescription?"},
+    )
+
+
+class InvoiceItem(BaseModel):
+    """A line of an invoice."""
+
+    description: str = Field(description="description of the item", max_length=100)
+    quantity: Decimal | None = Field(None, description="quantity of {description}")
+    unit_price: Decimal | None = Field(None, description="unit price of {description}")
+    amount: Decimal | None = Field(None, description="amount of {description}")
+
+
+class Invoice(BaseModel):
+    """An invoice, whose sums must agree."""
+
+    invoice_number: str = Field(max_length=40)
+    invoice_date: datetime.date
+    due_date: datetime.date | None = Field(None, description="due date")
+    seller: str = Field(description="name of the seller", max_length=80)
+    seller_vat: VatNumber | None = Field(None, description="VAT number of the seller")
+    buyer: str | None = _short("name of the buyer")
+    currency: str | None = _short("currency", 12)
+    net_total: Decimal | None = Field(None, description="total without tax")
+    discount: Decimal | None = None
+    tax: Decimal | None = Field(None, description="total tax")
+    shipping: Decimal | None = Field(None, description="cost of shipping")
+    total: Decimal = Field(description="total amount")
+    iban: Iban | None = Field(None, description="IBAN")
+    items: list[InvoiceItem] = Field(
+        default_factory=list,
+        max_length=60,
+        json_schema_extra={"question": "Which items are on the invoice?"},
+    )
+
+    @model_validator(mode="after")
+    def numbers_agree(self) -> Self:
+        wrong = [*self._wrong_sums()]
+        if self.due_date is not None and self.due_date < self.invoice_date:
+            wrong.append("the due date is before the date of the invoice")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _wrong_sums(self) -> Iterator[str]:
+        for item in self.items:
+            if item.quantity is not None and item.unit_price is not None:
+                product = item.quantity * item.unit_price
+                yield from _compared(f"the amount of {item.description!r}", item.amount, product)
+        amounts = [item.amount for item in self.items if item.amount is not None]
+        if amounts and len(amounts) == len(self.items):
+            yield from _compared("the total without tax", self.net_total, sum(amounts, Decimal(0)))
+        if self.net_total is not None and self.tax is not None:
+            zero = Decimal(0)
+            net = self.net_total - abs(self.discount or zero)
+            yield from _compared("the total", self.total, net + self.tax + (self.shipping or zero))
+
+
+class ReceiptItem(BaseModel):
+    """A line of a receipt."""
+
+    name: str = Field(description="name of the item", max_length=80)
+    quantity: Decimal | None = Field(None, description="quantity of {name}")
+    price: Decimal | None = Field(None, description="price of {name}")
+
+
+class Receipt(BaseModel):
+    """A receipt of a shop or restaurant."""
+
+    merchant: str | None = _short("name of the shop")
+    date: datetime.date | None = Field(None, description="date of the receipt")
+    time: datetime.time | None = Field(None, description="time of the receipt")
+    currency: str | None = _short("currency", 12)
+    subtotal: Decimal | None = Field(None, description="subtotal")
+    tax: Decimal | None = Field(None, description="tax")
+    total: Decimal = Field(description="total")
+    paid_by: str | None = _short("method of payment", 40)
+    items: list[ReceiptItem] = Field(
+        default_factory=list,
+        max_length=60,
+        json_schema_extra={"question": "Which items are on the receipt?"},
+    )
+
+
+class IdCard(BaseModel):
+    """An identity card, passport or driving license."""
+
+    surname: str = Field(description="surname", max_length=60)
+    given_names: str | None = _short("given names", 60)
+    document_number: str | None = _short("number of the document", 30)
+    date_of_birth: datetime.date | None = Field(None, description="date of birth")
+    place_of_birth: str | None = _short("place of birth", 60)
+    nationality: str | None = _short("nationality", 40)
+    sex: str | None = _short("sex", 12)
+    date_of_issue: datetime.date | None = Field(None, description="date of issue")
+    date_of_expiry: datetime.date | None = Field(None, description="date of expiry")
+    authority: str | None = _short("authority that issued the document")
+
+
+class FormEntry(BaseModel):
+    """A label of a form and what is written next to it."""
+
+    label: str = Field(description="label", max_length=80)
+    value: str | None = _short(
+        "value", 100, question="What is written next to {label}?", second_question="{label}"
+    )
+
+
+class Form(BaseModel):
+    """Any form, as pairs of label and value."""
+
+    title: str | None = _short("title of the form")
+    entries: list[FormEntry] = Field(
+        default_factory=list,
+        max_length=100,
+        json_schema_extra={"question": "Which labels are on the form?"},
+    )
+
+
+BUILTIN: dict[str, type[BaseModel]] = {
+    "prescription": Prescription,
+    "invoice": Invoice,
+    "receipt": Receipt,
+    "id-card": IdCard,
+    "form": Form,
+}
+
+
+def builtin_schema(name: str) -> type[Any]:
+    """Return the model of a built-in schema. Raises OptionError for another name."""
+    if name not in BUILTIN:
+        raise OptionError(
+            f"There is no schema {name[:80]!r}. The built-in ones are: {', '.join(BUILTIN)}."
+        )
+    return BUILTIN[name]
+
+
+def _compared(what: str, printed: Decimal | None, computed: Decimal) -> Iterator[str]:
+    if printed is not None and abs(computed - printed) > Decimal("0.015"):
+        yield f"{what} is {printed}, and its parts make {computed}"

@@ -1,0 +1,188 @@
+"""Lists: the items in an answer, with a score of each, and their union over parts of a page."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from paligemma.extraction.values import comparable, is_absent
+from paligemma.results import BoxXyxy, FieldAnswer
+from paligemma.tasks.objects import before_eos
+
+_AND = r"and|und|et|y|e|en|och|og|ja|i|ve|és"
+_STRONG = re.compile(r"\s*(?:[;\n]|•)\s*")
+_COMMA = re.compile(rf"(?:(?<![0-9]),|,(?![0-9]))\s*(?:(?:{_AND}) )?|\s+(?:{_AND})\s+")
+_BULLET = re.compile(r"^(?:[-*•–]|\(?[0-9]{1,2}[.)])\s+")
+
+
+class TokenTexts(Protocol):
+    """What a tokenizer must do for the scores of items."""
+
+    @property
+    def eos_id(self) -> int: ...
+    def detokenize(self, token_ids: Sequence[int], /) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An item of a list, as the model wrote it."""
+
+    text: str
+    score: float
+    """The model's probability of these words, after those before them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedItem:
+    """An item with the part of the page that it was read from."""
+
+    item: Item
+    view: int
+    """Which part, in reading order."""
+    box_xyxy: BoxXyxy | None = None
+    """Where its words are, as far as the text layer tells."""
+    is_doubtful: bool = False
+    """Whether it may be a part of another item."""
+
+
+def split_items(text: str) -> list[tuple[str, int]]:
+    """Return the items of an answer, each with its place in the text.
+
+    Lines and semicolons separate items; where there are none, commas and the word "and" do, except
+    in numbers and parentheses.
+
+    >>> [item for item, _ in split_items("Vyvanse, Clonidine (0.2 mg, daily) and Aspirin")]
+    ['Vyvanse', 'Clonidine (0.2 mg, daily)', 'Aspirin']
+    """
+    if is_absent(text):
+        return []
+    separator = _STRONG if _STRONG.search(text.strip(" ;\n")) else _COMMA
+    items = []
+    start = 0
+    for end, following in [*_cuts(text, separator), (len(text), len(text))]:
+        part = text[start:end]
+        inner = part.lstrip()
+        bullet = _BULLET.match(inner)
+        offset = start + len(part) - len(inner) + (bullet.end() if bullet else 0)
+        item = text[offset:end].rstrip(" ,;")
+        if item and not is_absent(item):
+            items.append((item, offset))
+        start = following
+    return items
+
+
+def _cuts(text: str, separator: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Where separators begin and end that are outside of parentheses."""
+    return [
+        (match.start(), match.end())
+        for match in separator.finditer(text)
+        if text.count("(", 0, match.start()) <= text.count(")", 0, match.start())
+    ]
+
+
+def items_of(answer: FieldAnswer, tokenizer: TokenTexts) -> list[Item]:
+    """Return the items of an answer, each with the probability of its tokens."""
+    ends = _token_ends(answer, tokenizer)
+    return [
+        Item(text=text, score=span_score(answer, ends, start, start + len(text)))
+        for text, start in split_items(answer.text)
+    ]
+
+
+def _token_ends(answer: FieldAnswer, tokenizer: TokenTexts) -> list[int]:
+    """Where each token ends in the answer's text, which is stripped."""
+    ids = before_eos(answer.token_ids, tokenizer)  # type: ignore[arg-type]
+    whole = tokenizer.detokenize(ids)
+    lead = len(whole) - len(whole.lstrip())
+    return [len(tokenizer.detokenize(ids[: n + 1])) - lead for n in range(len(ids))]
+
+
+def span_score(answer: FieldAnswer, ends: Sequence[int], start: int, end: int) -> float:
+    """Return the probability of the tokens that write [start, end) of the answer's text."""
+    if not ends:
+        return answer.score
+    starts = [0, *ends]
+    total = math.fsum(
+        logprob
+        for first, last, logprob in zip(starts, ends, answer.logprobs, strict=False)
+        if first < end and last > start
+    )
+    return math.exp(min(0.0, total))
+
+
+def union_of(
+    items: Sequence[PlacedItem], are_neighbors: Sequence[Sequence[bool]]
+) -> list[PlacedItem]:
+    """Return the items of all parts of a page, each once, in reading order.
+
+    An item is the same as one of an overlapping part if the text layer has both in the same place,
+    or, where it does not tell, if their texts are equal, or one is cut off within a word. Equal
+    items within one part are several.
+    """
+    kept: list[PlacedItem] = []
+    matched: set[int] = set()  # items of `kept` that this part has shown again
+    view = None
+    for placed in items:
+        if placed.view != view:
+            view, matched = placed.view, set()
+        for index, other in enumerate(kept):
+            if index in matched or other.view == view or not are_neighbors[other.view][view]:
+                continue
+            if (sameness := _same(other, placed)) is None:
+                continue
+            kept[index] = max(
+                (other, placed), key=lambda p: (len(p.item.text) * sameness, p.item.score)
+            )
+            matched.add(index)
+            break
+        else:
+            matched.add(len(kept))
+            kept.append(placed)
+    return [_marked(placed, kept) for placed in kept]
+
+
+def _same(first: PlacedItem, second: PlacedItem) -> int | None:
+    """Whether both are the same item: 0 with the same text, 1 if one is cut off; else None."""
+    texts = comparable(first.item.text), comparable(second.item.text)
+    if first.box_xyxy is not None and second.box_xyxy is not None:
+        return int(texts[0] != texts[1]) if overlap(first.box_xyxy, second.box_xyxy) > 0.5 else None
+    if texts[0] == texts[1]:
+        return 0
+    return 1 if _is_cut(first.item.text, second.item.text) else None
+
+
+def _is_cut(first: str, second: str) -> bool:
+    """Whether one text is the other, cut off within a word."""
+    short, long = sorted((first.casefold(), second.casefold()), key=len)
+    if len(short) < 4:
+        return False
+    if long.startswith(short):
+        return long[len(short)].isalnum() and short[-1].isalnum()
+    return long.endswith(short) and long[-len(short) - 1].isalnum() and short[0].isalnum()
+
+
+def _marked(placed: PlacedItem, kept: Sequence[PlacedItem]) -> PlacedItem:
+    text = placed.item.text.casefold()
+    is_part = any(
+        other is not placed
+        and other.view != placed.view
+        and len(text) < len(other.item.text)
+        and re.search(rf"\b{re.escape(text)}\b", other.item.text.casefold())
+        for other in kept
+    )
+    if not is_part:
+        return placed
+    return PlacedItem(
+        item=placed.item, view=placed.view, box_xyxy=placed.box_xyxy, is_doubtful=True
+    )
+
+
+def overlap(first: BoxXyxy, second: BoxXyxy) -> float:
+    """Return the part of the smaller box that is in the other one."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return max(0.0, width) * max(0.0, height) / max(min(areas), 1e-9)

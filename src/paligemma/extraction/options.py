@@ -1,0 +1,80 @@
+"""How fields are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from paligemma.errors import OptionError, check_choice
+from paligemma.extraction.dates import DateOrder
+from paligemma.extraction.values import DecimalMark, Formats
+from paligemma.options import Option
+from paligemma.tasks.task import check_language
+
+Check = Literal["once", "twice"]
+Mode = Literal["questions", "json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """How the fields of a document are asked for, and how their values are read.
+
+    Raises OptionError for values that are not allowed.
+    """
+
+    language: str = "en"
+    """Language code of the questions and of the document; "" leaves it out of the prompt."""
+    pages: Annotated[str | None, Option(shown_default="all")] = None
+    """Pages to read, such as 1-3,7."""
+    password: Annotated[str | None, Option(shown_default="none")] = None
+    """Password of PDF files that need one."""
+    date_order: DateOrder = "auto"
+    """Order of day, month and year in dates such as 03/04/2026. auto: what may be two dates is
+    reported instead of guessed."""
+    decimal_mark: DecimalMark = "auto"
+    """Decimal mark of amounts. auto: by the separators in each amount."""
+    min_score: Annotated[float, Option(least=0, most=1)] = 0.5
+    """Fields with lower scores are marked as unsure."""
+    check: Check = "once"
+    """twice: ask for every value in a second way too, and report where the answers differ."""
+    mode: Mode = "questions"
+    """questions: a short question per value. json: one prompt per page, for models that were
+    fine-tuned to write JSON."""
+    json_prompt: str = "extract JSON"
+    """Prompt of the mode json."""
+    whole_page_score: Annotated[float, Option(least=0, most=1)] = 0.6
+    """Minimum score of an answer about the whole page; below, parts of the page are asked about
+    too."""
+    detect: Annotated[bool, Option()] = True
+    """Find the place of each value that the file's text layer does not have."""
+    min_box_score: Annotated[float, Option(least=0, most=1)] = 0.5
+    """Minimum score of a box found so; below, the part of the page that was asked about is given
+    as the place."""
+
+    max_questions: Annotated[int | None, Option(least=1, shown_default="no limit")] = None
+    """Most questions to ask about a document, those for places included; one that needs more is
+    an error."""
+    batch_size: Annotated[int | None, Option(least=1, shown_default="by model")] = None
+    """Number of questions to answer at a time."""
+
+    def __post_init__(self) -> None:
+        if self.language:
+            check_language(self.language)
+        check_choice("check", self.check, Check)
+        check_choice("mode", self.mode, Mode)
+        self.formats  # noqa: B018 - raises for a wrong order of dates or decimal mark
+        if self.mode == "json" and self.check == "twice":
+            raise OptionError("check='twice' needs mode='questions'. Leave one of them out.")
+        for name in ("min_score", "whole_page_score", "min_box_score"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise OptionError(f"{name} is {value!r}; it must be a number from 0 to 1.")
+
+    @property
+    def formats(self) -> Formats:
+        """How dates and amounts are read."""
+        return Formats(
+            date_order=self.date_order,
+            decimal_mark=self.decimal_mark,
+            language=self.language[:2] or None,
+        )

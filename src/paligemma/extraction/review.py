@@ -1,0 +1,171 @@
+"""The pages of an extraction with its boxes: as drawings, and as one HTML page to correct values.
+
+The page needs no network and no other file: images are inside it, and its policy allows only its
+own script and style, by their hashes. Corrected values are saved as training examples, with the
+parts of the pages that the model saw.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from paligemma.documents.open import open_document
+from paligemma.documents.page import Document, Page
+from paligemma.draw import draw_detections
+from paligemma.errors import ImageError, PaliGemmaError
+from paligemma.extraction.result import Extraction, Field, shown_value
+from paligemma.processor.image import LoadedImage
+from paligemma.report import image_uri, render_page
+from paligemma.results import BoxXyxy, Detection, Detections
+
+_SIDE = 1600
+_LARGEST_SIDE = 3000
+_TILE_SIDE = 700  # pixels of a tile in the training examples, at least
+_MAX_PAGES = 50
+_CSP = "CONTENT-SECURITY-POLICY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewPage:
+    """A page as the review shows it."""
+
+    number: int
+    image: str
+    """A data URI."""
+    size_wh: tuple[float, float]
+    """In page units."""
+
+
+def render_review(found: Extraction[Any], *, file: str = "", source: Any = None) -> str:
+    """The review page. Raises ImageError where the document is not known any more."""
+    numbers = sorted({f.page for f in found.fields if f.page is not None}) or [1]
+    with _open(found, source) as document:
+        pages = [_review_page(document.page(n), found.fields) for n in numbers[:_MAX_PAGES]]
+    by_doubt = sorted(found.fields, key=lambda f: (not f.is_unsure(found.min_score), f.score))
+    ranks = {field.path: rank for rank, field in enumerate(by_doubt)}
+    page = render_page(
+        "extraction.html",
+        title=f"{found.schema_name}: {file}" if file else found.schema_name,
+        csp=_CSP,
+        found=found,
+        stem=re.sub(r"[^\w-]+", "-", file.rsplit("/", 1)[-1].rsplit(".", 1)[0]) or "document",
+        pages=pages,
+        left_out=max(0, len(numbers) - _MAX_PAGES),
+        fields=[
+            {
+                "field": field,
+                "rank": ranks[field.path],
+                "shown": _answer_of(field),
+                "value": shown_value(field.value),
+                "is_unsure": field.is_unsure(found.min_score),
+            }
+            for field in found.fields
+        ],
+    )
+    return page.replace(_CSP, _policy(page), 1)
+
+
+def _answer_of(field: Field) -> str:
+    """What the model should have answered, as it stands."""
+    return "" if field.raw is None or field.is_missing else field.raw
+
+
+def _policy(page: str) -> str:
+    """Nothing from anywhere but the page's own style and script."""
+    hashes = {
+        kind: " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            for text in re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        )
+        for kind in ("style", "script")
+    }
+    return (
+        f"default-src 'none'; img-src data: blob:; style-src {hashes['style']}; "
+        f"script-src {hashes['script']}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _review_page(page: Page, fields: Sequence[Field]) -> ReviewPage:
+    width, height = page.size_wh
+    tiles = [f.tile_xyxy for f in fields if f.page == page.number and f.tile_xyxy is not None]
+    narrow = min((min(box[2] - box[0], box[3] - box[1]) for box in tiles), default=width)
+    side = min(_LARGEST_SIDE, max(_SIDE, _TILE_SIDE * max(width, height) / max(narrow, 1)))
+    return ReviewPage(
+        number=page.number,
+        image=image_uri(_rendered(page, side)),
+        size_wh=(width, height),
+    )
+
+
+def _rendered(page: Page, side: float) -> Image.Image:
+    """The page with at most this many pixels of width and height; an image not enlarged."""
+    width, height = page.size_wh
+    scale = side / max(width, height)
+    if page.unit == "px":
+        scale = min(scale, 1.0)
+    return page.render(size_wh=(max(1, round(width * scale)), max(1, round(height * scale))))
+
+
+def draw_pages(found: Extraction[Any], *, source: Any = None) -> dict[int, Image.Image]:
+    """The pages that values are from, by number, with the boxes of the values."""
+    numbers = sorted({f.page for f in found.fields if f.page is not None})
+    drawn = {}
+    with _open(found, source) as document:
+        for number in numbers:
+            page = document.page(number)
+            image = _rendered(page, _SIDE)
+            scale = image.width / page.size_wh[0], image.height / page.size_wh[1]
+            boxes = [
+                _detection(f, _scaled(f.box_xyxy, scale))
+                for f in found.fields
+                if f.page == number and f.box_xyxy is not None and f.box_source != "tile"
+            ]
+            detections = Detections(
+                objects=tuple(boxes),
+                prompt="",
+                phrases=(),
+                problems=(),
+                size_wh=image.size,
+                stop_reason="eos",
+                text="",
+            )
+            loaded = LoadedImage(rgb=image, name=page.name)
+            drawn[number] = draw_detections(loaded, detections, fine=True)
+    return drawn
+
+
+def _scaled(box: BoxXyxy, scale: tuple[float, float]) -> BoxXyxy:
+    return box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1]
+
+
+def _detection(field: Field, box: BoxXyxy) -> Detection:
+    return Detection(
+        label=field.path,
+        box_xyxy=box,
+        box_normalized_xyxy=box,
+        score=field.score,
+        existence_score=field.score,
+        label_score=1.0,
+        coordinate_score=1.0,
+    )
+
+
+def _open(found: Extraction[Any], source: Any) -> Document:
+    if source is None and found.image_reference is not None:
+        source = found.image_reference.get()
+    if source is None:
+        raise ImageError(
+            "The result does not know its document: a path is remembered, an image in memory only "
+            "as long as it exists. Pass the document: source=..."
+        )
+    try:
+        return open_document(source)
+    except PaliGemmaError as error:
+        raise ImageError(f"The document cannot be opened again: {error}") from error

@@ -1,0 +1,285 @@
+"""The text of an answer -> a value: amounts, numbers, dates, choices, check digits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from paligemma.errors import check_choice
+from paligemma.extraction.dates import (
+    DateOrder,
+    UnreadableError,
+    plain,
+    read_date,
+    read_datetime,
+    read_time,
+)
+from paligemma.extraction.schema import Leaf
+from paligemma.results import one_line
+
+DecimalMark = Literal["auto", ".", ","]
+
+_ABSENT = frozenset(
+    {
+        *("", "-", "--", "—", "unanswerable", "none", "null", "n/a", "na", "nil", "not stated"),
+        *("not given", "not available", "not applicable", "no answer", "unknown", "empty"),
+        *("keine angabe", "k.a", "nicht angegeben", "keine", "unbekannt"),
+        *("aucun", "aucune", "néant", "non renseigné", "ninguno", "ninguna", "no consta"),
+    }
+)
+_YES = frozenset({"yes", "y", "true", "x", "1", "ja", "oui", "sí", "si", "sim", "da", "tak"})
+_NO = frozenset({"no", "n", "false", "0", "nein", "non", "não", "nee", "nej", "nie"})
+
+CURRENCY_SIGNS = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "CHF": "Fr."}
+"""What documents print for the code of a currency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """How values are written in a document, where that can be read in several ways."""
+
+    date_order: DateOrder = "auto"
+    decimal_mark: DecimalMark = "auto"
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("date_order", self.date_order, DateOrder)
+        check_choice("decimal_mark", self.decimal_mark, DecimalMark)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What became of an answer: a value, or None with the reason, unless it says that there is
+    none."""
+
+    value: Any = None
+    problem: str | None = None
+
+
+def is_absent(text: str) -> bool:
+    """Return whether an answer says that the document has no such value."""
+    return one_line(text).casefold().rstrip(".") in _ABSENT
+
+
+def read_value(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    """Return the value of an answer's text; never raises."""
+    line = one_line(text)
+    if is_absent(line):
+        return Reading()
+    try:
+        return _READERS[leaf.kind](leaf, line, formats)
+    except UnreadableError as error:
+        return Reading(problem=f"not read as {leaf.kind}: {error}")
+
+
+def comparable(value: Any) -> Any:
+    """Return the value in a form in which readings that mean the same are equal."""
+    if isinstance(value, str):
+        return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", value).casefold())
+    return value
+
+
+def read_amount(text: str, mark: DecimalMark = "auto") -> Decimal:
+    """Return the number in a text with currency signs and separators. Raises UnreadableError.
+
+    >>> read_amount("$4,699.67"), read_amount("1.234,50 €"), read_amount("(12,00)")
+    (Decimal('4699.67'), Decimal('1234.50'), Decimal('-12.00'))
+    """
+    printed = plain(text)
+    match = re.search(r"[0-9](?:[0-9.,' ’]*[0-9])?", printed)
+    if match is None:
+        raise UnreadableError("it has no digits")
+    before, after = printed[: match.start()].rstrip(), printed[match.end() :].strip()
+    if re.search("[0-9]", after):
+        raise UnreadableError("it has several numbers")
+    is_negative = bool(re.search(r"[-−–]\W{0,2}$", before)) or after[:1] in ("-", "−")
+    is_negative |= before.endswith("(") and after.startswith(")")
+    is_negative |= bool(re.match(r"^[-−–(]", before)) and len(before) <= 6
+    digits = _with_point(re.sub(r"[ '’]", "", match[0]), match[0], mark)
+    return -Decimal(digits) if is_negative else Decimal(digits)
+
+
+def _with_point(digits: str, printed: str, mark: DecimalMark) -> str:
+    """Digits with at most one point, that of the decimals."""
+    marks = [c for c in digits if c in ".,"]
+    if not marks:
+        return digits
+    last = marks[-1]
+    if mark != "auto":
+        other = "," if mark == "." else "."
+        number = digits.replace(other, "").replace(mark, ".")
+        if number.count(".") > 1:
+            raise UnreadableError("it has several decimal marks")
+        return number
+    if len(set(marks)) == 2:
+        if marks.count(last) > 1:
+            raise UnreadableError("its separators contradict each other")
+        other = "," if last == "." else "."
+        return digits.replace(other, "").replace(last, ".")
+    if len(marks) > 1:
+        return digits.replace(last, "")
+    whole, decimals = digits.split(last)
+    # "1,299" is a thousand and more; "0.125" and "1 234,567" have decimals.
+    is_group = len(decimals) == 3 and whole.strip("0") != "" and len(whole) <= 3
+    if is_group and not re.search(r"[ '’]", printed):
+        return whole + decimals
+    return f"{whole}.{decimals}"
+
+
+def _text(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    if leaf.format == "iban":
+        return _checked(re.sub(r"\s", "", text).upper(), is_iban, "the check digits of this IBAN")
+    if leaf.format == "vat":
+        number = re.sub(r"[\s.-]", "", text).upper()
+        number = found[0] if (found := re.search(r"[A-Z]{2}[A-Z0-9]{2,14}$", number)) else number
+        return _checked(number, is_vat, "the check digits of this VAT number")
+    if len(text) > leaf.max_length:
+        return Reading(problem=f"longer than {leaf.max_length} characters")
+    return Reading(value=text)
+
+
+def _checked(number: str, is_valid: Callable[[str], bool], what: str) -> Reading:
+    return Reading(value=number, problem=None if is_valid(number) else f"{what} are wrong")
+
+
+def _whole(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    number = read_amount(text, formats.decimal_mark)
+    if number != number.to_integral_value():
+        raise UnreadableError("it has decimals")
+    return Reading(value=int(number))
+
+
+def _number(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    if formats.decimal_mark == "auto" and re.fullmatch(r"\D*[1-9][0-9]{0,2},[0-9]{3}\D*", text):
+        raise UnreadableError("the comma may be a decimal mark or not; set the decimal mark")
+    mark = formats.decimal_mark
+    if mark == "auto" and re.fullmatch(r"\D*[0-9]+\.[0-9]{3}\D*", text):
+        mark = "."
+    return Reading(value=float(read_amount(text, mark)))
+
+
+def _amount(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    return Reading(value=read_amount(text, formats.decimal_mark))
+
+
+def _boolean(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    word = text.casefold().rstrip(".! ")
+    if word in _YES:
+        return Reading(value=True)
+    if word in _NO:
+        return Reading(value=False)
+    raise UnreadableError("expected yes or no")
+
+
+def _choice(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    choices = {comparable(str(choice)) or str(choice): choice for choice in leaf.choices}
+    for choice in leaf.choices:
+        if str(choice) == text:
+            return Reading(value=choice)
+    key = comparable(text) or text
+    if key in choices:
+        return Reading(value=choices[key])
+    raise UnreadableError("expected one of the schema's values")
+
+
+def _date(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    return Reading(value=read_date(text, formats.date_order, formats.language))
+
+
+def _time(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    return Reading(value=read_time(text))
+
+
+def _datetime(leaf: Leaf, text: str, formats: Formats) -> Reading:
+    return Reading(value=read_datetime(text, formats.date_order, formats.language))
+
+
+_READERS: dict[str, Callable[[Leaf, str, Formats], Reading]] = {
+    "text": _text,
+    "integer": _whole,
+    "number": _number,
+    "amount": _amount,
+    "boolean": _boolean,
+    "choice": _choice,
+    "date": _date,
+    "time": _time,
+    "datetime": _datetime,
+}
+
+
+def is_iban(number: str) -> bool:
+    """Return whether the check digits are right (ISO 13616).
+
+    >>> is_iban("DE88200800000970375700"), is_iban("DE88200800000970375701")
+    (True, False)
+    """
+    if not re.fullmatch(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", number):
+        return False
+    return _mod97(number[4:] + number[:4]) == 1
+
+
+def is_vat(number: str) -> bool:
+    """Return whether a VAT number has the form, and for some countries the check digits, it must.
+
+    >>> is_vat("DE136695976"), is_vat("DE136695978"), is_vat("FR40303265045")
+    (True, False, True)
+    """
+    country, rest = number[:2], number[2:]
+    if not re.fullmatch(r"[A-Z]{2}[A-Z0-9]{2,13}", number):
+        return False
+    check = _VAT_CHECKS.get(country)
+    return check is None or check(rest)
+
+
+def _mod97(text: str) -> int:
+    return int("".join(str(int(c, 36)) for c in text)) % 97
+
+
+def _german(rest: str) -> bool:
+    if not re.fullmatch("[1-9][0-9]{8}", rest):
+        return False
+    product = 10
+    for digit in map(int, rest[:-1]):
+        product = 2 * ((digit + product) % 10 or 10) % 11
+    return (11 - product) % 10 == int(rest[-1])
+
+
+def _french(rest: str) -> bool:
+    if not re.fullmatch("[0-9]{11}", rest):  # older forms have letters
+        return bool(re.fullmatch("[0-9A-HJ-NP-Z]{2}[0-9]{9}", rest))
+    return int(rest[:2]) == (12 + 3 * (int(rest[2:]) % 97)) % 97
+
+
+def _belgian(rest: str) -> bool:
+    return bool(re.fullmatch("[01][0-9]{9}", rest)) and 97 - int(rest[:8]) % 97 == int(rest[8:])
+
+
+def _luhn(rest: str) -> bool:
+    digits = [int(digit) for digit in reversed(rest)]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+def _italian(rest: str) -> bool:
+    return bool(re.fullmatch("[0-9]{11}", rest)) and _luhn(rest)
+
+
+def _austrian(rest: str) -> bool:
+    if not re.fullmatch("U[0-9]{8}", rest):
+        return False
+    digits = [int(digit) for digit in rest[1:]]
+    total = sum(d if i % 2 == 0 else sum(divmod(2 * d, 10)) for i, d in enumerate(digits[:7]))
+    return (6 - total) % 10 == digits[7]
+
+
+_VAT_CHECKS: dict[str, Callable[[str], bool]] = {
+    "AT": _austrian,
+    "BE": _belgian,
+    "DE": _german,
+    "FR": _french,
+    "IT": _italian,
+}

@@ -1,0 +1,164 @@
+"""The parts of a document that the model is shown: whole pages, and tiles for detail."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from paligemma.documents.find import find_on_page
+from paligemma.documents.geometry import union
+from paligemma.documents.page import Document, Page, Word
+from paligemma.documents.tiles import Tile, tiles_of, whole
+from paligemma.errors import PaliGemmaError
+from paligemma.processor.image import LoadedImage
+from paligemma.results import BoxXyxy
+
+_NUM_OPEN = 4
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class View:
+    """A whole page (tile 0), or one of its tiles (1, 2, ...), without its image."""
+
+    page_index: int
+    tile: int
+    box_xyxy: BoxXyxy = field(compare=False)
+
+
+class Views:
+    """The views of a document. Only the images of a few are kept in memory at a time."""
+
+    def __init__(self, document: Document, resolution: int) -> None:
+        self._pages = document.pages
+        self._resolution = resolution
+        self._tiles: OrderedDict[View, Tile] = OrderedDict()
+        self._boxes: dict[int, list[View]] = {}
+        self._words: tuple[int, tuple[Word, ...]] = (-1, ())
+        self.notes: list[str] = []
+        self.errors: list[PaliGemmaError] = []
+        self._failed: set[int] = set()
+        self.wholes = [view for index in range(len(self._pages)) for view in self._whole(index)]
+
+    def page(self, view: View) -> Page:
+        return self._pages[view.page_index]
+
+    def number(self, view: View) -> int:
+        """The page's number, from 1."""
+        return self.page(view).number
+
+    def _whole(self, index: int) -> list[View]:
+        try:
+            page = self._pages[index]
+            if page.is_blank:
+                self.notes.append(f"Page {page.number} is blank: it has neither text nor ink.")
+                return []
+            return [View(page_index=index, tile=0, box_xyxy=(0.0, 0.0, *page.size_wh))]
+        except PaliGemmaError as error:
+            self.fail(index, error)
+            return []
+
+    def fail(self, index: int, error: PaliGemmaError) -> None:
+        """Note once that a page cannot be read."""
+        if index not in self._failed:
+            self._failed.add(index)
+            self.errors.append(error)
+            self.notes.append(f"Page {self._pages[index].number} was not read: {error}")
+
+    def tiles(self, index: int) -> list[View]:
+        """The tiles of a page; [] where the whole page shows all of its print."""
+        if index not in self._boxes:
+            try:
+                tiles = tiles_of(self._pages[index], self._resolution)
+            except PaliGemmaError as error:
+                self.fail(index, error)
+                tiles = []
+            boxes = [tile.box_xyxy for tile in tiles]
+            self._boxes[index] = [
+                View(page_index=index, tile=number, box_xyxy=box)
+                for number, box in enumerate(boxes, start=1)
+                if len(boxes) > 1
+            ]
+        return self._boxes[index]
+
+    def tile(self, view: View) -> Tile:
+        """The tile of a view, the same one as long as it is asked for again soon."""
+        if view in self._tiles:
+            self._tiles.move_to_end(view)
+            return self._tiles[view]
+        page = self._pages[view.page_index]
+        tile = whole(page) if view.tile == 0 else Tile(page=page, box_xyxy=view.box_xyxy)
+        self._tiles[view] = tile
+        if len(self._tiles) > _NUM_OPEN:
+            self._tiles.popitem(last=False)[1].release()
+        return tile
+
+    def reader(self, view: View) -> Callable[[], LoadedImage]:
+        """What an ImageQuery takes: a function that renders the view."""
+        try:
+            return self.tile(view).reader(self._resolution)
+        except PaliGemmaError as error:
+            caught = error
+
+            def fail() -> LoadedImage:
+                raise caught
+
+            return fail
+
+    def words(self, view: View) -> Sequence[Word]:
+        """The words of the text layer that a view shows."""
+        if self._words[0] != view.page_index:
+            try:
+                self._words = (view.page_index, self._pages[view.page_index].words)
+            except PaliGemmaError:
+                self._words = (view.page_index, ())
+        words = self._words[1]
+        if view.tile == 0:
+            return words
+        x1, y1, x2, y2 = view.box_xyxy
+        return [
+            word
+            for word in words
+            if x1 <= (word.box_xyxy[0] + word.box_xyxy[2]) / 2 <= x2
+            and y1 <= (word.box_xyxy[1] + word.box_xyxy[3]) / 2 <= y2
+        ]
+
+    def find(self, view: View, text: str, is_value: Callable[[str], bool] | None) -> BoxXyxy | None:
+        """Where the text layer has a text, or else another spelling of the value that `is_value`
+        knows: in this view, or for a text anywhere on its page."""
+        box = self.find_here(view, text)
+        if box is None and is_value is not None:
+            box = find_value(self.words(view), is_value)
+        if box is None and view.tile:
+            box = self.find_here(replace(view, tile=0), text)
+        return box
+
+    def find_near(
+        self, view: View, text: str, near: BoxXyxy, is_value: Callable[[str], bool] | None
+    ) -> BoxXyxy | None:
+        """As `find`, in the lines of a box and those next to it, across the page."""
+        height = near[3] - near[1]
+        words = [
+            word
+            for word in self.words(replace(view, tile=0))
+            if near[1] - height < (word.box_xyxy[1] + word.box_xyxy[3]) / 2 < near[3] + height
+        ]
+        box = find_on_page(words, text)
+        return find_value(words, is_value) if box is None and is_value is not None else box
+
+    def find_here(self, view: View, text: str) -> BoxXyxy | None:
+        """Where the text layer has a text in this view."""
+        words = self.words(view)
+        return find_on_page(words, text) if words else None
+
+
+def find_value(words: Sequence[Word], is_value: Callable[[str], bool]) -> BoxXyxy | None:
+    """Where up to three words are a value, however it is written."""
+    for length in (1, 2, 3):
+        for start in range(len(words) - length + 1):
+            group = words[start : start + length]
+            text = " ".join(word.text for word in group)
+            if re.search("[0-9]", text) and is_value(text):
+                return union([word.box_xyxy for word in group])
+    return None

@@ -1,0 +1,131 @@
+"""`paligemma extract`: schemas from files, outputs, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from paligemma.cli.main import main
+from paligemma.cli.model_options import LoadOptions
+from tests.extraction.scripted import Fact, ScriptedAsker
+
+SCHEMA = {
+    "title": "Note",
+    "type": "object",
+    "required": ["number"],
+    "properties": {
+        "number": {"type": "string", "maxLength": 20},
+        "amount": {"type": "number"},
+    },
+}
+
+
+class Model(ScriptedAsker):
+    """What `--model` loads in these tests."""
+
+    note = None
+
+
+@pytest.fixture
+def asker(monkeypatch: pytest.MonkeyPatch) -> Model:
+    asker = Model([Fact("What is the number?", "=7\x1b[2J"), Fact("What is the amount?", "5,50")])
+    monkeypatch.setattr(LoadOptions, "load", lambda self: asker)
+    return asker
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        image = Image.new("RGB", (300, 400), "white")
+        ImageDraw.Draw(image).text((20, 20), "some print", fill="black", font_size=16)
+        image.save(f"{name}.png")
+    Path("cut.pdf").write_bytes(b"%PDF-1.7\n")
+    Path("note.json").write_text(json.dumps(SCHEMA))
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["extract", *arguments])
+    return int(caught.value.code or 0)
+
+
+def test_a_table_on_stdout(asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("a.png", "--schema", "note.json") == 0
+    shown = capsys.readouterr().out
+    assert "number  =7\\x1b[2J" in shown
+    assert "5.5" in shown
+    assert "\x1b" not in shown
+
+
+def test_json_lines_csv_and_errors(
+    asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("a.png", "cut.pdf", "b.png", "--schema", "note.json", "--json") == 3
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == ["a.png", "cut.pdf", "b.png"]
+    assert lines[0]["result"]["value"] == {"number": "=7 [2J".replace(" ", "\x1b"), "amount": 5.5}
+    assert "error" in lines[1]
+    assert run("cut.pdf", "--schema", "note.json") == 2
+    capsys.readouterr()
+    assert run("a.png", "--schema", "note.json", "--to", "csv", "--safe-csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == ["number", "amount"]
+    assert rows[0]["value"].startswith("'=7")
+
+
+def test_files_in_a_folder(asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    formats = [word for name in ("json", "csv", "parquet", "html") for word in ("--to", name)]
+    assert run("a.png", "b.png", "--schema", "note.json", "--out", "out", *formats) == 0
+    names = sorted(path.name for path in Path("out").iterdir())
+    assert names == ["a.html", "a.json", "b.html", "b.json", "fields.csv", "fields.parquet"]
+    line = json.loads(Path("out/a.json").read_text())
+    assert line["result"]["fields"][0]["path"] == "number"
+    assert "written: json, csv, parquet, html in out" in capsys.readouterr().err
+    assert run("a.png", "--schema", "note.json", "--to", "html") == 2
+    assert run("a.png", "a.png", "--schema", "note.json", "--out", "out") == 2
+    assert run("a.png", "--schema", "note.json", "--out", "no/out") == 2
+
+
+def test_a_python_file_and_names(
+    asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my.py").write_text(
+        "from pydantic import BaseModel\n"
+        "class Note(BaseModel):\n    number: str\n    amount: float\n"
+    )
+    Path("names.txt").write_text("=7\n=8\n")
+    assert run("a.png", "--schema", "my.py:Note", "--names", "number=names.txt", "--json") == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["result"]["fields"][0]["matched"]["text"] == "=7"
+    Path("broken.py").write_text("raise ValueError('no')")
+    for schema in ("my.py:Missing", "none.py:Note", "broken.py:Note", "missing.json", "nothing"):
+        assert run("a.png", "--schema", schema) == 2
+    assert run("a.png", "--schema", "note.json", "--names", "missing.txt") == 2
+    assert not [name for name in sys.modules if name == "my"]
+
+
+def test_nothing_is_loaded_for_what_cannot_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(options: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(LoadOptions, "load", load)
+    assert run("a.png", "--schema", "prescription", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "medicines[].dose" in shown
+    assert "answer en Which medicines are mentioned in the prescription?" in shown
+    Path("bad.json").write_text('{"type": "object", "properties": {"a": {"type": "any"}}}')
+    assert run("a.png", "--schema", "bad.json") == 2
+    assert "#/properties/a/type" in capsys.readouterr().err
+    assert run("missing.pdf", "--schema", "invoice") == 2
+    assert run("a.png", "--schema", "invoice", "--date-order", "xyz") == 2
