@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from paligemma.errors import OptionError
 
 MAX_DEPTH = 64
+MAX_PARTS = 1000
 _MAX_CHARACTERS = 100
 _MAX_ITEMS = 50
 _LARGEST_NUMBER = 10**15 - 1
 _SMALLEST_STEP = 1e-6
+_LARGEST_SIZE = 4096
 _NUMBER_BYTES = len(f"-{_LARGEST_NUMBER}.123456")
 _BYTES_PER_CHARACTER = 4  # of UTF-8; an escape has 2
 _FORMATS = ("date", "time", "date-time", "email", "uri", "uuid")
@@ -59,12 +62,16 @@ class _Reader:
     def __init__(self, root: Mapping[str, Any], read_pattern: Callable[[str], str]) -> None:
         self._root = root
         self._read_pattern = read_pattern
+        self._num_read = 0
 
     def read(self, schema: object, path: str, refs: tuple[str, ...]) -> Bounded:
         if not isinstance(schema, Mapping):
             raise _refused(path, "it allows any value; give it a type")
         if path.count("/") > 2 * MAX_DEPTH:
             raise _refused(f"{path[:80]}...", f"it is nested deeper than {MAX_DEPTH} levels")
+        self._num_read += 1
+        if self._num_read > MAX_PARTS:
+            raise _TooLargeError(f"The JSON schema has more than {MAX_PARTS} parts.")
         for key in _REFUSED:
             if schema.get(key) not in (None, False):
                 raise _refused(f"{path}/{key}", "a grammar cannot hold an answer to it")
@@ -92,7 +99,7 @@ class _Reader:
             case "string":
                 return self._string(schema, path)
             case "integer" | "number":
-                return _number(schema, kind)
+                return _number(schema, kind, path)
             case "boolean" | "null":
                 return Bounded({"type": kind}, len("false"))
             case None:
@@ -130,6 +137,8 @@ class _Reader:
         for index, part in enumerate(parts):
             try:
                 bounded.append(self.read(part, f"{path}/{index}", refs))
+            except _TooLargeError:
+                raise
             except OptionError as refused:
                 error = error or refused
         if not bounded:
@@ -149,11 +158,13 @@ class _Reader:
             name: self.read(value, f"{path}/properties/{name}", refs)
             for name, value in properties.items()
         }
-        required = [name for name in schema.get("required", ()) if name in read]
+        required = schema.get("required", [])
+        if not isinstance(required, list | tuple):
+            raise _refused(f"{path}/required", "it must be a list of names")
         bounded = {
             "type": "object",
             "properties": {name: value.schema for name, value in read.items()},
-            "required": required,
+            "required": [name for name in read if name in required],
             "additionalProperties": False,
         }
         # {"name":value,"name":value}
@@ -162,14 +173,14 @@ class _Reader:
 
     def _array(self, schema: Mapping[str, Any], path: str, refs: tuple[str, ...]) -> Bounded:
         item = self.read(schema.get("items"), f"{path}/items", refs)
-        least = schema.get("minItems", 0)
-        most = schema.get("maxItems", max(_MAX_ITEMS, least))
+        least = _size(schema, "minItems", 0, path)
+        most = _size(schema, "maxItems", max(_MAX_ITEMS, least), path)
         bounded = {"type": "array", "items": item.schema, "minItems": least, "maxItems": most}
         return Bounded(bounded, 2 + most * (item.num_bytes + 1))
 
     def _string(self, schema: Mapping[str, Any], path: str) -> Bounded:
-        least = schema.get("minLength", 0)
-        most = schema.get("maxLength", max(_MAX_CHARACTERS, least))
+        least = _size(schema, "minLength", 0, path)
+        most = _size(schema, "maxLength", max(_MAX_CHARACTERS, least), path)
         bounded: dict[str, Any] = {"type": "string", "maxLength": most}
         if least:
             bounded["minLength"] = least
@@ -183,9 +194,24 @@ class _Reader:
         return Bounded(bounded, 2 + _BYTES_PER_CHARACTER * most)
 
 
-def _number(schema: Mapping[str, Any], kind: str) -> Bounded:
+def _size(schema: Mapping[str, Any], key: str, default: int, path: str) -> int:
+    """Return a number of characters or items, at most as many as an answer may have."""
+    size = schema.get(key, default)
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size == size // 1:
+        raise _refused(f"{path}/{key}", f"{size!r} is not a whole number")
+    return min(int(size), _LARGEST_SIZE)
+
+
+def _number(schema: Mapping[str, Any], kind: str, path: str) -> Bounded:
     limits = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-    bounded = {"type": kind} | {name: schema[name] for name in limits if name in schema}
+    bounded: dict[str, Any] = {"type": kind}
+    for name in limits:
+        if name not in schema:
+            continue
+        limit = schema[name]
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not _is_finite(limit):
+            raise _refused(f"{path}/{name}", f"{limit!r} is not a number")
+        bounded[name] = limit
     lowest = schema.get("minimum", schema.get("exclusiveMinimum", 0))
     highest = schema.get("maximum", schema.get("exclusiveMaximum", 0))
     if "minimum" not in bounded and "exclusiveMinimum" not in bounded:
@@ -198,9 +224,12 @@ def _number(schema: Mapping[str, Any], kind: str) -> Bounded:
 
 
 def _choice(values: Sequence[Any], path: str) -> Bounded:
-    if not isinstance(values, Sequence) or not values:
+    if not isinstance(values, list | tuple) or not values:
         raise _refused(f"{path}/enum", "it must be a list of values")
-    written = {json.dumps(value): value for value in values if _can_be_written(value)}
+    try:
+        written = {json.dumps(value): value for value in values if _can_be_written(value)}
+    except (RecursionError, TypeError, ValueError) as error:
+        raise _refused(path, f"a value is not JSON: {error}") from error
     if not written:
         raise _refused(path, "its values have control characters")
     return Bounded({"enum": list(written.values())}, max(map(len, written)))
@@ -213,6 +242,15 @@ def _can_be_written(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_can_be_written, value))
     return not (isinstance(value, str) and _UNWRITABLE.search(value))
+
+
+def _is_finite(number: float) -> bool:
+    """Whether it is finite as a float64, which JSON numbers are read as."""
+    return -sys.float_info.max <= number <= sys.float_info.max
+
+
+class _TooLargeError(OptionError):
+    """Leaving out an alternative does not help."""
 
 
 def _refused(path: str, reason: str) -> OptionError:

@@ -33,6 +33,7 @@ _MAX_ROOTS = 256  # of 32 KB and a small automaton each
 
 # Pieces that are names, not text; `Tokenizer` makes them ordinary pieces where the model has them.
 _NAMES = re.compile(r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|<(start|end)_of_turn>")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL_BYTES = frozenset((*range(32), 127)) - frozenset(b"\t\n\r")
 
 
@@ -59,8 +60,7 @@ class TextGrammar:
         Raises OptionError for a pattern that is invalid, or allows a text of more than 4,096
         bytes.
         """
-        if not isinstance(pattern, str):
-            raise OptionError(f"The pattern is {pattern!r}; it must be a regular expression.")
+        _check_pattern(pattern)
         num_bytes = longest_match(pattern)
         body = _llguidance().regex_to_lark(pattern, "d")
         return cls._compiled(f"start: / ?(?:{body})/", tokenizer, num_bytes + 2, repr(pattern))
@@ -107,9 +107,17 @@ class TextGrammar:
         return TextGrammar(matcher, self._tokenizer, self.usual_length)
 
 
+def _check_pattern(pattern: object) -> None:
+    if not isinstance(pattern, str) or len(pattern) > MAX_BYTES or _SURROGATE.search(pattern):
+        shown = repr(pattern) if len(repr(pattern)) <= 200 else f"{repr(pattern)[:200]}..."
+        raise OptionError(
+            f"The pattern is {shown}; it must be a regular expression of at most {MAX_BYTES} "
+            "characters."
+        )
+
+
 def _json_pattern(pattern: str) -> str:
-    if not isinstance(pattern, str):
-        raise OptionError(f"{pattern!r} is not a regular expression")
+    _check_pattern(pattern)
     if re.search(r"\(\?(=|!|<=|<!)|\\[1-9bB]", pattern):
         raise OptionError("look-around and back references are not supported")
     written: str = _llguidance().regex_to_lark(pattern, "dws")
