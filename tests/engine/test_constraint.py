@@ -239,6 +239,8 @@ def test_a_row_held_to_a_range_is_as_sound_as_its_range(value: float) -> None:
     ("allowed", "message"),
     [
         ((), "no id at all"),
+        (torch.zeros(37, dtype=torch.bool), "no id at all"),
+        (torch.tensor([0, 1 << 8], dtype=torch.int32), "no id at all"),
         (range(5, 5), "allows range"),
         ((37,), "0 to 36"),
         (range(30, 38), "0 to 36"),

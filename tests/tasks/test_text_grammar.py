@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,3 +170,52 @@ def test_texts_drawn_from_a_random_pattern_match_it(
     text = drawn_text(TextGrammar.of_regex(pattern, tiny_tokenizer), tiny_tokenizer, seed)
     assert re.fullmatch(f" ?(?:{pattern})", text)
     assert len(text.encode()) <= longest_match(pattern) + 1
+
+
+# Gemma's tokenizer: 256,000 pieces, then the location and mask tokens
+
+
+@pytest.fixture(scope="module")
+def gemma(shared_data: Path) -> Tokenizer:
+    return Tokenizer.from_file(shared_data / "tokenizer" / "tokenizer.model")
+
+
+def test_of_gemmas_vocabulary_text_is_allowed_and_nothing_else(gemma: Tokenizer) -> None:
+    grammar = TextGrammar.of_regex(".{0,30}", gemma)
+    bits = mask_bits(grammar.allowed)
+    assert int(bits.sum()) > 240_000
+    names = [gemma.tokenize_text(name) for name in ("<mask>", "<unused5>", "<start_of_turn>")]
+    assert not any(bits[ids[0]] for ids in names)
+    assert all(len(ids) == 1 for ids in names)
+    assert not bits[256_000:].any()
+    assert not any(bits[gemma.tokenize_text("\n" * n)[0]] for n in range(1, 32))
+    assert bits[[gemma.eos_id, *gemma.tokenize_text("a"), *gemma.tokenize_text(" cat")]].all()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"\d{4}-\d{2}-\d{2}", "2019-09-24"),
+        (".{1,40}", "25 mg, zweimal täglich"),
+        ("[^0-9]{1,4}", "日本𓀀"),  # the last one takes four byte tokens
+        ("[^\t]{1,9}", "a\nb\n\nc"),
+    ],
+)
+def test_texts_in_gemmas_tokens(gemma: Tokenizer, pattern: str, text: str) -> None:
+    grammar = TextGrammar.of_regex(pattern, gemma)
+    for start in ("", " "):
+        state: Any = grammar
+        for token_id in gemma.tokenize_text(start + text):
+            assert mask_bits(state.allowed)[token_id], gemma.detokenize([token_id])
+            state = state.advance(token_id)
+        assert mask_bits(state.allowed)[gemma.eos_id]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"\d{2}\.\d{2}", "[A-Z]{2}[0-9]{2}([A-Z0-9]{4}){2}", ".{0,9}", "<loc0001>|<mask>|<eos>"],
+)
+def test_texts_drawn_from_gemmas_tokens_match(gemma: Tokenizer, pattern: str) -> None:
+    for seed in range(3):
+        text = drawn_text(TextGrammar.of_regex(pattern, gemma), gemma, seed)
+        assert re.fullmatch(f" ?(?:{pattern})", text)

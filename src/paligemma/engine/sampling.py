@@ -278,9 +278,10 @@ def mask_logits(logits: Tensor, allowed: Sequence[Allowed], first_id: int = 0) -
             out[row] = logits[row]
             continue
         if isinstance(ids, Tensor):
-            bits = mask_bits(ids, first_id)[: logits.shape[1]].to(logits.device)
+            bits = mask_bits(ids, first_id)[: logits.shape[1]]
+            assert bool(bits.any()), f"row {row} allows no id at all."
             columns = slice(len(bits))
-            out[row, columns] = torch.where(bits, logits[row, columns], -math.inf)
+            out[row, columns] = torch.where(bits.to(logits.device), logits[row, columns], -math.inf)
             continue
         parts = (ids,) if isinstance(ids, range) else ids
         # A grammar with a bug would otherwise go unnoticed, because slices ignore their bounds.
