@@ -17,8 +17,9 @@ from paligemma.answering import ImageQuery
 from paligemma.documents import Document, find_on_page
 from paligemma.documents.tiles import Tile
 from paligemma.processor.processor import Processor
-from paligemma.results import BoxXyxy, Detection, Detections, FieldAnswer
+from paligemma.results import BoxXyxy, Detection, Detections, FieldAnswer, Text
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.text import OcrTask
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ScriptedAsker:
     places: dict[str, tuple[int, BoxXyxy]] = field(default_factory=dict)
     """What `detect` finds: phrase -> page, box."""
     held: float = 0.0
+    up: int = 0
+    """How far pages must be turned to be upright."""
     asked: list[tuple[str, Any, int, BoxXyxy]] = field(default_factory=list)
     """Prompt, task, page and box of every query, in order."""
     fail: Callable[[Tile], Exception | None] = lambda tile: None
@@ -56,6 +59,9 @@ class ScriptedAsker:
             assert item.query.task is not None
             tile = inspect.getclosurevars(item.images[0]).nonlocals["self"]  # type: ignore[arg-type]
             task = item.query.task
+            if isinstance(task, OcrTask):  # which way is up
+                yield self.error_of(tile) or self.sureness(tile)
+                continue
             self.asked.append((item.query.text, task, tile.page.number, tile.box_xyxy))
             if error := self.fail(tile):
                 yield error
@@ -63,6 +69,15 @@ class ScriptedAsker:
                 yield self._detect(tile, task.phrases[0])
             else:
                 yield self._say(tile, task.question)  # type: ignore[attr-defined]
+
+    def error_of(self, tile: Tile) -> Exception | None:
+        return self.fail(tile)
+
+    def sureness(self, tile: Tile) -> Text:
+        is_up = tile.page.turned == self.up
+        return Text(
+            text="print", token_ids=(), logprobs=(), stop_reason="eos", score=0.4 + 0.4 * is_up
+        )
 
     def _say(self, tile: Tile, question: str) -> FieldAnswer:
         is_whole = tile.box_xyxy == (0, 0, *tile.page.size_wh)

@@ -289,6 +289,20 @@ def test_blank_pages_are_noted_and_not_asked(tmp_path: Path) -> None:
     assert found.num_pages == 0
 
 
+def test_a_scan_on_its_side_is_turned() -> None:
+    lying = blank_page(800, 600)
+    asker = ScriptedAsker([Fact(NUMBER, "7", (10, 10, 60, 40))], up=90)
+    asker.places["7"] = (1, (10, 10, 60, 40))
+    found = extract(asker, lying, Note)
+    assert found.turns == {1: 90}
+    assert found["number"].tile_xyxy == (0, 0, 600, 800)  # of the upright page
+    assert found["number"].box_source == "detect"
+    [drawn] = found.draw(source=lying)
+    assert drawn.size == (600, 800)
+    still = extract(asker, lying, Note, ExtractOptions(turn=False))
+    assert still.turns == {}
+
+
 def lines_page() -> Image.Image:
     """A page with forty lines of small print, which needs tiles at 448 pixels."""
     image = Image.new("RGB", (1240, 1754), "white")

@@ -20,6 +20,7 @@ from paligemma.extraction import ExtractOptions, extract, read_schema
 from paligemma.extraction.json_mode import grammar_of
 from paligemma.results import JsonAnswer, JsonLeaf
 from paligemma.tasks.json_schema import bounded_schema
+from paligemma.tasks.text import OcrTask
 from tests.extraction.scripted import ScriptedAsker
 from tests.extraction.test_extract import blank_page, pages
 
@@ -45,6 +46,9 @@ class JsonAsker(ScriptedAsker):
     def answer(self, queries: Iterable[ImageQuery], batch_size: int | None = None) -> Iterator[Any]:
         for query in queries:
             tile = inspect.getclosurevars(query.images[0]).nonlocals["self"]  # type: ignore[arg-type]
+            if isinstance(query.query.task, OcrTask):
+                yield self.sureness(tile)
+                continue
             if not hasattr(query.query.task, "schema"):  # detect
                 yield self._detect(tile, query.query.task.phrases[0])  # type: ignore[union-attr]
                 continue

@@ -11,8 +11,10 @@ import pytest
 
 import paligemma
 from paligemma.answering import ImageQuery
+from paligemma.errors import NumericalError
 from paligemma.extraction import ExtractOptions, extract, read_schema
 from paligemma.results import FieldAnswer
+from paligemma.tasks.text import OcrTask
 from paligemma.tasks.text_grammar import TextGrammar
 from tests.extraction.scripted import ScriptedAsker, spoken
 from tests.extraction.test_extract import blank_page
@@ -71,6 +73,8 @@ class Babbling(ScriptedAsker):
         for query in queries:
             if hasattr(query.query.task, "phrases"):
                 yield self._detect_nothing()
+            elif isinstance(query.query.task, OcrTask):
+                yield NumericalError.of_model()
             else:
                 yield self._babble()
 

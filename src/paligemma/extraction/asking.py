@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from paligemma.answering import ImageQuery, Query
 from paligemma.documents.open import DocumentInput, open_document
 from paligemma.documents.page import Document
+from paligemma.documents.read import upright
 from paligemma.errors import (
     DocumentError,
     ImageError,
@@ -52,6 +53,7 @@ T = TypeVar("T")
 HELD_LIMIT = 0.5
 """Above this, the answer's pattern took away more than it left."""
 _PHRASE_LENGTH = 60
+_PAGES_AT_A_TIME = 8
 _WORDS_OF_A_LAYER = 10
 """A view with fewer words may be a scan on which a header was printed."""
 
@@ -204,7 +206,8 @@ class Run:
         self.asker = asker
         self.schema = schema
         self.options = options
-        self.views = Views(document, asker.processor.resolution)
+        self.turns = _turns(asker, document) if options.turn else {}
+        self.views = Views(document, asker.processor.resolution, self.turns)
         self.drafts: dict[Keys, Draft] = {}
         self.lengths: dict[Keys, int] = {}
         self.problems: list[str] = []
@@ -583,6 +586,7 @@ class Run:
             object_problems=tuple(problems),
             notes=tuple(notes),
             min_score=self.options.min_score,
+            turns=self.turns,
         )
 
     def _note_absence(self, draft: Draft, notes: list[str]) -> None:
@@ -646,6 +650,18 @@ def _is_part(short: Candidate, long: Candidate) -> bool:
     is_near = is_near and _touch(short.view.box_xyxy, long.view.box_xyxy)
     is_inside = second.startswith(first) or second.endswith(first)
     return is_near and is_inside and len(first) < len(second) and long.is_value and short.is_value
+
+
+def _turns(asker: Asker, document: Document) -> dict[int, int]:
+    """How far each page must be turned to be upright, for those that lie on their side."""
+    turns = {}
+    pages = document.pages
+    for start in range(0, len(pages), _PAGES_AT_A_TIME):
+        group = list(pages[start : start + _PAGES_AT_A_TIME])
+        for page, turned in zip(group, upright(asker, group), strict=True):
+            if turned is not page:
+                turns[page.number] = (turned.turned - page.turned) % 360
+    return turns
 
 
 def _compare(draft: Draft, second: Candidate) -> None:

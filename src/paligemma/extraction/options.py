@@ -42,6 +42,8 @@ class ExtractOptions:
     fine-tuned to write JSON."""
     json_prompt: str = "extract JSON"
     """Prompt of the mode json."""
+    turn: bool = True
+    """Turn pages without a text layer upright, by trying which way the model reads best."""
     whole_page_score: Annotated[float, Option(least=0, most=1)] = 0.6
     """Minimum score of an answer about the whole page; below, parts of the page are asked about
     too."""

@@ -6,7 +6,7 @@ import csv
 import datetime
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
@@ -142,6 +142,9 @@ class Extraction(Result, Generic[T_co]):
     """What to know about the reading: limits that were set, pages that could not be read."""
     min_score: float = UNSURE_SCORE
     """Fields with lower scores are shown as unsure."""
+    turns: Mapping[int, int] = field(default_factory=dict)
+    """How far pages were turned to be upright, in degrees by number; boxes are on the turned
+    page."""
     image_reference: ImageReference | None = field(default=None, compare=False)
     """The document: its path, or as long as it exists the image in memory."""
 
@@ -181,6 +184,7 @@ class Extraction(Result, Generic[T_co]):
             "problems": list(self.problems),
             "notes": list(self.notes),
             "num_pages": self.num_pages,
+            "turns": {str(number): degrees for number, degrees in self.turns.items()},
         }
 
     def plain_object(self) -> Any:

@@ -47,7 +47,9 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
     """The review page. Raises ImageError where the document is not known any more."""
     numbers = sorted({f.page for f in found.fields if f.page is not None}) or [1]
     with _open(found, source) as document:
-        pages = [_review_page(document.page(n), found.fields) for n in numbers[:_MAX_PAGES]]
+        pages = [
+            _review_page(_page(found, document, n), found.fields) for n in numbers[:_MAX_PAGES]
+        ]
     by_doubt = sorted(found.fields, key=lambda f: (not f.is_unsure(found.min_score), f.score))
     ranks = {field.path: rank for rank, field in enumerate(by_doubt)}
     page = render_page(
@@ -119,7 +121,7 @@ def draw_pages(found: Extraction[Any], *, source: Any = None) -> dict[int, Image
     drawn = {}
     with _open(found, source) as document:
         for number in numbers:
-            page = document.page(number)
+            page = _page(found, document, number)
             image = _rendered(page, _SIDE)
             scale = image.width / page.size_wh[0], image.height / page.size_wh[1]
             boxes = [
@@ -139,6 +141,11 @@ def draw_pages(found: Extraction[Any], *, source: Any = None) -> dict[int, Image
             loaded = LoadedImage(rgb=image, name=page.name)
             drawn[number] = draw_detections(loaded, detections, fine=True)
     return drawn
+
+
+def _page(found: Extraction[Any], document: Document, number: int) -> Page:
+    """The page as it was asked about."""
+    return document.page(number).turn(found.turns.get(number, 0))
 
 
 def _scaled(box: BoxXyxy, scale: tuple[float, float]) -> BoxXyxy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from paligemma.documents.find import find_on_page
@@ -30,8 +30,12 @@ class View:
 class Views:
     """The views of a document. Only the images of a few are kept in memory at a time."""
 
-    def __init__(self, document: Document, resolution: int) -> None:
+    def __init__(
+        self, document: Document, resolution: int, turns: Mapping[int, int] | None = None
+    ) -> None:
+        """`turns`: how far to turn a page of this number, as it is opened, to be upright."""
         self._pages = document.pages
+        self._turns = turns or {}
         self._resolution = resolution
         self._tiles: OrderedDict[View, Tile] = OrderedDict()
         self._boxes: dict[int, list[View]] = {}
@@ -41,16 +45,19 @@ class Views:
         self._failed: set[int] = set()
         self.wholes = [view for index in range(len(self._pages)) for view in self._whole(index)]
 
-    def page(self, view: View) -> Page:
-        return self._pages[view.page_index]
+    def page(self, index: int) -> Page:
+        """The upright page."""
+        page = self._pages[index]
+        degrees = self._turns.get(page.number, 0)
+        return page.turn(degrees) if degrees else page
 
     def number(self, view: View) -> int:
         """The page's number, from 1."""
-        return self.page(view).number
+        return self._pages[view.page_index].number
 
     def _whole(self, index: int) -> list[View]:
         try:
-            page = self._pages[index]
+            page = self.page(index)
             if page.is_blank:
                 self.notes.append(f"Page {page.number} is blank: it has neither text nor ink.")
                 return []
@@ -70,7 +77,7 @@ class Views:
         """The tiles of a page; [] where the whole page shows all of its print."""
         if index not in self._boxes:
             try:
-                tiles = tiles_of(self._pages[index], self._resolution)
+                tiles = tiles_of(self.page(index), self._resolution)
             except PaliGemmaError as error:
                 self.fail(index, error)
                 tiles = []
@@ -87,7 +94,7 @@ class Views:
         if view in self._tiles:
             self._tiles.move_to_end(view)
             return self._tiles[view]
-        page = self._pages[view.page_index]
+        page = self.page(view.page_index)
         tile = whole(page) if view.tile == 0 else Tile(page=page, box_xyxy=view.box_xyxy)
         self._tiles[view] = tile
         if len(self._tiles) > _NUM_OPEN:
@@ -110,7 +117,7 @@ class Views:
         """The words of the text layer that a view shows."""
         if self._words[0] != view.page_index:
             try:
-                self._words = (view.page_index, self._pages[view.page_index].words)
+                self._words = (view.page_index, self.page(view.page_index).words)
             except PaliGemmaError:
                 self._words = (view.page_index, ())
         words = self._words[1]
