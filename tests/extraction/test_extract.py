@@ -303,6 +303,26 @@ def test_a_scan_on_its_side_is_turned() -> None:
     assert still.turns == {}
 
 
+def test_other_dates_settle_one_that_may_be_two(invoice: Document) -> None:
+    class Dates(BaseModel):
+        first: datetime.date | None = None
+        second: datetime.date | None = None
+
+    first, second = "What is the first?", "What is the second?"
+    found = extract(ScriptedAsker([Fact(first, "03/04/2020")]), blank_page(), Dates)
+    assert found["first"].value is None
+    assert found["first"].raw == "03/04/2020"
+    assert "either way round" in found["first"].problems[0]
+    facts = [Fact(first, "03/04/2020"), Fact(second, "25/12/2020")]
+    found = extract(ScriptedAsker(facts), blank_page(), Dates)
+    assert found["first"].value == datetime.date(2020, 4, 3)
+    assert found["first"].problems == ()
+    assert any("day first" in note for note in found.notes)
+    # The text layer has 30.05.2017.
+    found = extract(ScriptedAsker([Fact(first, "05/06/2017")]), invoice, Dates)
+    assert found["first"].value == datetime.date(2017, 6, 5)
+
+
 def lines_page() -> Image.Image:
     """A page with forty lines of small print, which needs tiles at 448 pixels."""
     image = Image.new("RGB", (1240, 1754), "white")

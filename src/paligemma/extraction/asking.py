@@ -27,6 +27,7 @@ from paligemma.errors import (
     counted,
 )
 from paligemma.extraction.assemble import Keys, assemble
+from paligemma.extraction.dates import order_of_dates
 from paligemma.extraction.lists import Item, PlacedItem, items_of, union_of
 from paligemma.extraction.names import NameLists, Names, read_names
 from paligemma.extraction.options import ExtractOptions
@@ -158,6 +159,7 @@ def extract(
             run.ask_all()
             if options.check == "twice":
                 run.ask_again()
+        run.settle_dates()
         run.match(known_names)
         run.find_places()
         return replace(run.result(), image_reference=ImageReference(source))
@@ -212,6 +214,7 @@ class Run:
         self.lengths: dict[Keys, int] = {}
         self.problems: list[str] = []
         self.num_asked = 0
+        self.settled = ""
 
     # Asking
 
@@ -481,7 +484,28 @@ class Run:
                 assert second is not None
                 _compare(draft, second)
 
-    # Names and places
+    # Dates, names and places
+
+    def settle_dates(self) -> None:
+        """Read dates that may be two by the order of the document's other dates."""
+        drafts = [d for d in self.drafts.values() if d.candidate and d.candidate.text]
+        unclear = [d for d in drafts if d.candidate and d.candidate.reading.is_ambiguous]
+        if not unclear:
+            return
+        answers = [d.candidate.text for d in drafts if d.candidate]
+        views = [view for view in self.views.wholes[:_PAGES_AT_A_TIME]]
+        printed = [word.text for view in views for word in self.views.words(view)]
+        order = order_of_dates([*answers, *printed])
+        if order == "auto":
+            return
+        formats = replace(self.options.formats, date_order=order)
+        for draft in unclear:
+            assert draft.candidate is not None
+            assert isinstance(draft.leaf, Leaf)
+            reading = read_value(draft.leaf, draft.candidate.text, formats)
+            draft.candidate = replace(draft.candidate, reading=reading)
+        first = "day" if order == "dmy" else "month"
+        self.settled = f"Dates that may be two were read {first} first, as others in the document."
 
     def match(self, names: Names) -> None:
         """Compare the values with the user's lists of names."""
@@ -570,7 +594,7 @@ class Run:
             else:
                 problems.append(f"{path}: {text}" if path else text)
         same = same_questions(self.schema, self.options.language)
-        notes = [*self.schema.notes, *same, *self.views.notes]
+        notes = [*self.schema.notes, *same, *filter(None, [self.settled]), *self.views.notes]
         for draft in drafts:
             self._note_absence(draft, notes)
         if self.schema.model is not None and self.schema.name == "Prescription":

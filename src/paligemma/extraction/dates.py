@@ -31,6 +31,10 @@ class UnreadableError(ValueError):
     """The text is no such value; the message says why, without repeating the text."""
 
 
+class AmbiguousDateError(UnreadableError):
+    """Day and month may be either way round."""
+
+
 def read_date(text: str, order: DateOrder = "auto", language: str | None = None) -> datetime.date:
     """Return the date. Raises UnreadableError for what is none, or may be one of several.
 
@@ -62,7 +66,21 @@ def read_date(text: str, order: DateOrder = "auto", language: str | None = None)
         return _date(year, a, b)
     if re.fullmatch(r"\s*\d+\. ?\d+\. ?\d+\.?\s*", text) or language in _DAY_FIRST:
         return _date(year, b, a)
-    raise UnreadableError("day and month may be either way round; set the order of dates")
+    raise AmbiguousDateError("day and month may be either way round; set the order of dates")
+
+
+def order_of_dates(texts: Iterable[str]) -> DateOrder:
+    """The order in which all dates among the texts are written that leave no choice, else "auto".
+
+    >>> order_of_dates(["25/01/2024", "03/04/2024", "total"])
+    'dmy'
+    """
+    orders: set[DateOrder] = set()
+    for text in texts:
+        match = re.fullmatch(r"\D*([0-9]{1,2})([/.-])([0-9]{1,2})\2(?:[0-9]{4}|[0-9]{2})\D*", text)
+        if match is not None and (int(match[1]) > 12) != (int(match[3]) > 12):
+            orders.add("dmy" if int(match[1]) > 12 else "mdy")
+    return orders.pop() if len(orders) == 1 else "auto"
 
 
 def read_time(text: str) -> datetime.time:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from paligemma.errors import check_choice
 from paligemma.extraction.dates import (
+    AmbiguousDateError,
     DateOrder,
     UnreadableError,
     plain,
@@ -58,6 +59,8 @@ class Reading:
 
     value: Any = None
     problem: str | None = None
+    is_ambiguous: bool = False
+    """Whether the order of day and month would settle it."""
 
 
 def is_absent(text: str) -> bool:
@@ -73,7 +76,8 @@ def read_value(leaf: Leaf, text: str, formats: Formats) -> Reading:
     try:
         return _READERS[leaf.kind](leaf, line, formats)
     except UnreadableError as error:
-        return Reading(problem=f"not read as {leaf.kind}: {error}")
+        is_ambiguous = isinstance(error, AmbiguousDateError)
+        return Reading(problem=f"not read as {leaf.kind}: {error}", is_ambiguous=is_ambiguous)
 
 
 def comparable(value: Any) -> Any:
