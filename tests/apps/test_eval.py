@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import paligemma
 from mini import language
 from mini.scene import RESOLUTION, make_scene
 from mini.texts import SceneTexts
 from paligemma.cli import eval as command
+from paligemma.fonts import Lettering
+from tests.documents.scripted import ScriptedModel
 
 
 @pytest.fixture
@@ -233,3 +236,48 @@ def test_detect_takes_a_calibration(run, picture: Path, stand_in, tmp_path: Path
     refused = run("detect", picture, "wall", "--calibration", path)
     assert refused.code == 2
     assert "calibration of answers" in refused.err
+
+
+def test_documents_are_evaluated_by_field(run, tmp_path, monkeypatch):
+    pytest.importorskip("llguidance")
+    pytest.importorskip("rapidfuzz")
+    model = ScriptedModel(reply=lambda prompt, image: "ACME" if "company" in prompt else "9.00")
+    monkeypatch.setattr(paligemma, "load", lambda *arguments, **options: model)
+    drawn = Image.new("RGB", (100, 50), "white")
+    Lettering(12).draw(drawn, (5, 30), "RECEIPT", (0, 0, 0))
+    drawn.save(tmp_path / "a.png")
+    data = tmp_path / "forms.jsonl"
+    lines = [
+        {"file": "a.png", "fields": {"company": "Acme.", "total": "9.10"}},
+        {"file": "a.png", "id": "again", "fields": {"company": "ACME"}},
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    ran = run("eval", data, "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    rows = {line.split()[0]: line.split() for line in ran.out.splitlines() if line.strip()}
+    assert rows["company"][1:3] == ["2", "1.000"]
+    assert rows["total"][1:3] == ["1", "0.000"]
+    value = json.loads(run("eval", data, "--out", tmp_path / "out", "--json").out)
+    assert value["total"]["num_cells"] == 3
+    data.write_text("\n".join([json.dumps(lines[0]), '{"file": "b.png", "fields": {}}']))
+    ran = run("eval", data, "--out", tmp_path / "two")
+    assert ran.code == 2
+    assert "does not exist" in ran.err
+    ran = run("eval", data, "--out", tmp_path / "two", "--on-bad-record", "skip")
+    assert ran.code == 0
+    assert "1 document skipped" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("no.jsonl", "--schema", "invoice"), "no .jsonl file"),
+        (("cord", "--folder", "nowhere"), "CORD"),
+        (("cord",), "--folder"),
+        (("forms.jsonl", "--schema", "no-such"), "no-such"),
+    ],
+)
+def test_documents_that_are_missing_are_named(run, arguments, reason, no_model):
+    ran = run("eval", *arguments, "--out", "out")
+    assert ran.code == 2
+    assert reason in ran.err

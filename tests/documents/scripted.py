@@ -21,6 +21,8 @@ class ScriptedModel:
     """An `Asker` that answers by prompt and image, in order, through the tasks' own parsers."""
 
     reply: Reply
+    name: str = "scripted"
+    note: str | None = None
     resolution: int = 448
     probability: float = 0.9
     """Of each token."""

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paligemma.data.record import BadRecord
+    from paligemma.evals.bootstrap import Interval
     from paligemma.evals.datasets.published import PublishedScore
     from paligemma.evals.evaluation import EvalSet, Evaluation
+    from paligemma.evals.fields.evaluation import FieldEvaluation
+    from paligemma.evals.fields.records import FieldRecord
     from paligemma.evals.options import EvalRunOptions
     from paligemma.evals.scoring import Score
 
@@ -40,12 +43,16 @@ def evaluate(
     loading: LoadOptions,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on labeled images or on a benchmark.
+    """Evaluate a model on labeled images, on documents with fields, or on a benchmark.
 
-    Writes predictions.jsonl, records.jsonl (the scores of each record) and report.json. Shows
-    scores with 95 % confidence intervals, next to published figures. To resume an interrupted run,
-    repeat the command. Rerunning with another --metric rescores without generating again.
+    Writes predictions.jsonl, records.jsonl (the scores of each record) and report.json; for
+    documents extractions.jsonl, cells.jsonl (a line per value) and report.json. Shows scores with
+    95 % confidence intervals, next to published figures. To resume an interrupted run, repeat the
+    command. Rerunning with another --metric rescores without generating again.
     """
+    if _has_fields(options):
+        _evaluate_fields(out, options, loading, as_json=as_json)
+        return
     from paligemma.data.open import write_bad
     from paligemma.evals.evaluation import REPORT_FILE, skip_unusable
     from paligemma.evals.evaluation import evaluate as measure
@@ -80,16 +87,131 @@ def evaluate(
         _show(evaluation, predictor.name, predictor.processor.resolution, out)
 
 
+def _has_fields(options: EvalRunOptions) -> bool:
+    """Whether the data are documents with fields."""
+    from paligemma.evals.fields.datasets import find_field_benchmark
+    from paligemma.evals.fields.records import is_field_data
+
+    if options.schema is not None:
+        return True
+    path = Path(options.data)
+    if options.folder is None:
+        return options.format is None and path.is_file() and is_field_data(path)
+    return find_field_benchmark(options.data) is not None
+
+
+def _evaluate_fields(
+    out: Path, options: EvalRunOptions, loading: LoadOptions, *, as_json: bool
+) -> None:
+    from paligemma.cli.extract import load_schema
+    from paligemma.evals.fields.datasets import find_field_benchmark, open_field_benchmark
+    from paligemma.evals.fields.evaluation import REPORT_FILE, FieldEvalOptions, evaluate_fields
+    from paligemma.evals.fields.records import read_field_records
+    from paligemma.extraction.options import ExtractOptions
+
+    schema: Any = None if options.schema is None else load_schema(options.schema)
+    benchmark = None if options.folder is None else find_field_benchmark(options.data)
+    records: Sequence[FieldRecord | BadRecord]
+    if benchmark is not None and options.folder is not None:
+        records = open_field_benchmark(benchmark, options.folder, options.split)
+        name, schema = benchmark.name, schema or benchmark.schema
+        if benchmark.note:
+            print_note(benchmark.note)
+    elif not Path(options.data).is_file():
+        _refuse_fields(options.data)
+    else:
+        records = read_field_records(Path(options.data), options.images)
+        name = Path(options.data).name
+    field_options = FieldEvalOptions(
+        extract=ExtractOptions(
+            language=options.language,
+            date_order=options.date_order,
+            decimal_mark=options.decimal_mark,
+            mode=options.mode,
+            batch_size=options.batch_size,
+        ),
+        limit=options.limit,
+        on_bad_record=options.on_bad_record,
+        max_skipped=options.max_skipped,
+        seed=options.seed,
+    )
+    predictor = loading.load()
+    if predictor.note:
+        print_note(predictor.note)
+    with progress_bar("reading") as on_progress:
+        evaluation = evaluate_fields(
+            predictor, records, schema, out, field_options, name=name, on_progress=on_progress
+        )
+    for note in evaluation.notes:
+        print_note(note)
+    if evaluation.bad:
+        print_note(
+            f"{counted(len(evaluation.bad), 'document')} skipped; {out / BAD_RECORDS_FILE} lists "
+            f"them. The first: {evaluation.bad[0].reason}"
+        )
+    if as_json:
+        print_json(json.loads((out / REPORT_FILE).read_text(encoding="utf-8")))
+    else:
+        _show_fields(evaluation, out)
+
+
+def _refuse_fields(data: str) -> Never:
+    """Raise OptionError for what is neither a file of documents nor a benchmark with --folder."""
+    from paligemma.evals.fields.datasets import FIELD_BENCHMARKS
+
+    names = ", ".join(benchmark.name for benchmark in FIELD_BENCHMARKS)
+    raise OptionError(
+        f"{data!r} is no .jsonl file of documents with fields. Data sets that are read from their "
+        f"official files: {names}, with --folder."
+    )
+
+
+def _show_fields(evaluation: FieldEvaluation, out: Path) -> None:
+    total = [] if evaluation.total is None else [evaluation.total]
+    rows = [
+        (
+            score.path,
+            str(score.num_cells),
+            *map(_figure, (score.exact, score.anls, score.f1, score.evidence_iou)),
+            "" if score.coverage is None else f"{score.coverage.share:.3f}",
+            "" if score.coverage is None else _range(score.coverage.interval),
+        )
+        for score in (*evaluation.fields, *total)
+    ]
+    columns = ("field", "values", "exact", "ANLS", "F1", "place IoU", "accepted", "95 % interval")
+    if rows:
+        print_table(None, columns, rows, right=columns[1:7])
+        print_text(
+            "accepted: largest share of the values that can be taken by their score alone so that "
+            "95 % of those are right; empty where no score is high enough for that."
+        )
+    if (order := evaluation.reading_order) is not None:
+        print_text(
+            f"Reading order: normalized edit distance {order.distance:.4f} {_range(order.interval)}"
+        )
+    print_text(f"Extractions, the values and the report are in {out}")
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _range(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.3f} .. {interval.high:.3f}"
+
+
 def _refuse_name(data: str) -> None:
     """Raise OptionError for a path that does not exist, or for a benchmark without --folder."""
     from paligemma.evals.datasets.open import find_benchmark
+    from paligemma.evals.fields.datasets import find_field_benchmark
 
     if any(mark in data for mark in "./\\"):  # no benchmark has such a name
         raise OptionError(
             f"The file or folder {data!r} does not exist. Give the path of labeled images."
         )
     try:
-        title = find_benchmark(data).title
+        fields = find_field_benchmark(data)
+        title = find_benchmark(data).title if fields is None else fields.title
     except OptionError as error:
         raise OptionError(f"The file or folder {data!r} does not exist. {error}") from None
     raise OptionError(

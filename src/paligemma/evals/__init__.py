@@ -10,6 +10,7 @@ calibration.py      scores as probabilities, the best threshold, other formulas 
 reliability.py      how well scores predict correctness
 metrics/            metrics on plain values
 datasets/           benchmarks in their official files, with published scores
+fields/             documents whose true values are known, by field
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from paligemma.evals.evaluation import Evaluation as Evaluation
     from paligemma.evals.evaluation import evaluate as evaluate
     from paligemma.evals.evaluation import score_predictions as score_predictions
+    from paligemma.evals.fields.datasets import find_field_benchmark as find_field_benchmark
+    from paligemma.evals.fields.datasets import open_field_benchmark as open_field_benchmark
+    from paligemma.evals.fields.evaluation import FieldEvalOptions as FieldEvalOptions
+    from paligemma.evals.fields.evaluation import FieldEvaluation as FieldEvaluation
+    from paligemma.evals.fields.evaluation import evaluate_fields as evaluate_fields
+    from paligemma.evals.fields.records import FieldRecord as FieldRecord
+    from paligemma.evals.fields.records import TrueBox as TrueBox
+    from paligemma.evals.fields.records import read_field_records as read_field_records
     from paligemma.evals.metrics.captions import Bleu as Bleu
     from paligemma.evals.metrics.captions import Cider as Cider
     from paligemma.evals.metrics.captions import RougeL as RougeL
@@ -37,6 +46,10 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.counting import PointingAccuracy as PointingAccuracy
     from paligemma.evals.metrics.detection import MeanAveragePrecision as MeanAveragePrecision
     from paligemma.evals.metrics.detection import VocAveragePrecision as VocAveragePrecision
+    from paligemma.evals.metrics.fields import Coverage as Coverage
+    from paligemma.evals.metrics.fields import FieldCell as FieldCell
+    from paligemma.evals.metrics.fields import FieldScore as FieldScore
+    from paligemma.evals.metrics.fields import score_cells as score_cells
     from paligemma.evals.metrics.mask_iou import MaskIou as MaskIou
     from paligemma.evals.metrics.molecules import SmilesExactMatch as SmilesExactMatch
     from paligemma.evals.metrics.molecules import TanimotoSimilarity as TanimotoSimilarity

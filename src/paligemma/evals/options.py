@@ -8,6 +8,9 @@ from typing import Annotated, Literal, get_args
 
 from paligemma.data.source import ReadOptions
 from paligemma.errors import OptionError
+from paligemma.extraction.dates import DateOrder
+from paligemma.extraction.options import Mode
+from paligemma.extraction.values import DecimalMark
 from paligemma.options import Option
 
 TaskName = Literal["caption", "answer", "ocr", "detect", "segment", "read_text", "generate"]
@@ -70,12 +73,24 @@ class EvalRunOptions(EvalOptions, ReadOptions):
     """`paligemma eval`: the data to evaluate on, and how."""
 
     data: str
-    """Labeled images (a file or folder), or the name of a benchmark such as refcoco, whose
-    official files are in --folder."""
+    """Labeled images (a file or folder), documents with their true fields (a .jsonl file), or the
+    name of a benchmark such as refcoco or cord, whose official files are in --folder."""
     folder: Annotated[Path | None, Option(shown_default="none")] = None
     """Folder with the benchmark's unpacked files."""
     split: Annotated[str | None, Option(shown_default="test, else val; never train")] = None
     """Split to evaluate, if the data has several."""
+    schema: Annotated[str | None, Option(shown_default="that of the data")] = None
+    """For documents with fields: what to read, as for `paligemma extract`: prescription, invoice,
+    receipt, id-card, form, schema.json or my.py:Invoice."""
+    language: str = "en"
+    """For documents with fields: language code of questions and document; "" leaves it out."""
+    date_order: DateOrder = "auto"
+    """For documents with fields: order of day, month and year in dates such as 03/04/2026."""
+    decimal_mark: DecimalMark = "auto"
+    """For documents with fields: decimal mark of amounts."""
+    mode: Mode = "questions"
+    """For documents with fields: a short question per value, or one prompt per page (json), for
+    models that were fine-tuned to write JSON."""
 
     def __post_init__(self) -> None:
         EvalOptions.__post_init__(self)

@@ -51,6 +51,7 @@ from paligemma.tasks.task import AnswerKind, Generated, TaskContext
 OBJECT_TASKS = ("detect", "segment", "read_text")
 
 _FORMAT = 1
+_KIND = "paligemma_predictions"
 _CHUNK = 32  # records whose images are in memory at a time, and whose answers a kill can lose
 _ALL_CLASSES = "all classes"
 """The phrase with which PaliGemma 2 was trained for detection (arXiv 2412.03555)."""
@@ -363,40 +364,33 @@ def _named(error: PaliGemmaError, record: Record) -> PaliGemmaError:
 # The file
 
 
+def model_header(predictor: Predictor) -> dict[str, Any]:
+    """What tells a model from another one that would answer differently."""
+    return {
+        "name": predictor.name,
+        "revision": predictor.revision,
+        "adapter": predictor.adapter,
+        "weights": weights_fingerprint(predictor.model),
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "quantization": quantization_of(predictor.model),
+        "resolution": predictor.processor.resolution,
+        "resize": predictor.processor.resize,
+    }
+
+
 def _header(predictor: Predictor, options: PredictOptions) -> dict[str, Any]:
     return {
-        "paligemma_predictions": _FORMAT,
-        "model": {
-            "name": predictor.name,
-            "revision": predictor.revision,
-            "adapter": predictor.adapter,
-            "weights": weights_fingerprint(predictor.model),
-            "dtype": str(predictor.model.dtype).removeprefix("torch."),
-            "quantization": quantization_of(predictor.model),
-            "resolution": predictor.processor.resolution,
-            "resize": predictor.processor.resize,
-        },
+        _KIND: _FORMAT,
+        "model": model_header(predictor),
         "options": asdict(options),
     }
 
 
 def _open(path: Path, header: dict[str, Any], records: Sequence[Record]) -> dict[str, Prediction]:
-    """Earlier answers. Creates the file, or truncates it to its last complete line."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines, num_bytes = _whole_lines(path) if path.exists() else ([], 0)
-        if not lines:
-            path.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
-            return {}
-        _check_header(_read_header(lines[0], path), header, path)
-        if num_bytes < path.stat().st_size:
-            with path.open("r+b") as file:
-                file.truncate(num_bytes)
-    except OSError as error:
-        raise OptionError(f"The file {str(path)!r} cannot be written: {error}.") from error
+    """Earlier answers."""
     prefixes = {record.record_id: record.prefix for record in records}
     done: dict[str, Prediction] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(open_lines(path, header), start=2):
         prediction = _read_line(line, number, path)
         asked = prefixes.get(prediction.record_id, prediction.prefix)
         if prediction.prefix != asked:
@@ -408,6 +402,27 @@ def _open(path: Path, header: dict[str, Any], records: Sequence[Record]) -> dict
     return done
 
 
+def open_lines(path: Path, header: dict[str, Any]) -> list[str]:
+    """The lines after the header, which must be this one.
+
+    Creates the file, or truncates it to its last complete line. Raises OptionError where it cannot
+    be written, DataError for another header.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines, num_bytes = _whole_lines(path) if path.exists() else ([], 0)
+        if not lines:
+            path.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
+            return []
+        _check_header(_read_header(lines[0], path, next(iter(header))), header, path)
+        if num_bytes < path.stat().st_size:
+            with path.open("r+b") as file:
+                file.truncate(num_bytes)
+    except OSError as error:
+        raise OptionError(f"The file {str(path)!r} cannot be written: {error}.") from error
+    return lines[1:]
+
+
 def _whole_lines(path: Path) -> tuple[list[str], int]:
     """All complete lines, and their size in bytes."""
     data = path.read_bytes()
@@ -415,12 +430,12 @@ def _whole_lines(path: Path) -> tuple[list[str], int]:
     return data[:end].decode("utf-8", errors="replace").split("\n")[:-1], end
 
 
-def _read_header(line: str, path: Path) -> dict[str, Any]:
+def _read_header(line: str, path: Path, kind: str = _KIND) -> dict[str, Any]:
     try:
         header = json.loads(line)
     except ValueError:
         header = None
-    if not isinstance(header, dict) or header.get("paligemma_predictions") != _FORMAT:
+    if not isinstance(header, dict) or header.get(kind) != _FORMAT:
         raise DataError(
             f"{str(path)!r} does not start with the header of a predictions file. Choose a new "
             "file, or one that an evaluation wrote."

@@ -108,8 +108,7 @@ function withStore(mode, act) {
 }
 
 async function keep(entries) {
-  // Documents are not stored: their files are large, and whoever opens one again has it.
-  const plain = entries.filter(({ image }) => !image.document).map(({ image, answers, ...entry }) => ({
+  const plain = entries.map(({ image, answers, ...entry }) => ({
     ...entry,
     image: { blob: image.blob, name: image.name, about: image.about },
     answers: answers.map(({ asked: { image: _, ...asked }, outcome }) => ({ asked, outcome })),
