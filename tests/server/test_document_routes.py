@@ -12,8 +12,14 @@ import pytest
 from PIL import Image
 from starlette.types import ASGIApp
 
+from paligemma.documents.read import read_document
+from paligemma.predictor import Predictor
+from paligemma.server.app import create_app
+from paligemma.server.settings import Limits, Settings
 from tests.documents.pdf_files import pdf_of_pages, text_at
 from tests.server.asgi import Answer, call
+from tests.server.conftest import MakeService
+from tests.server.serving import until
 from tests.server.test_http_api import encoded, post
 
 TWO_PAGES = pdf_of_pages([text_at(20, 70, "Hello brave world"), b""])
@@ -97,3 +103,124 @@ def test_a_document_given_twice_is_refused(mini_app: ASGIApp) -> None:
     assert answer.error["code"] == "invalid_document"
     body, content_type = form(TWO_PAGES, {}, name="image")
     assert send(mini_app, "/v1/pages", body, content_type).error["code"] == "invalid_form"
+
+
+# Reading
+
+
+def test_a_document_is_read_as_in_python(mini_app: ASGIApp, mini: Predictor) -> None:
+    body, content_type = form(TWO_PAGES, {})
+    answer = send(mini_app, "/v1/read", body, content_type)
+    assert answer.status == 200, answer.body
+    found = answer.json()
+    expected = json.loads(json.dumps(read_document(mini, TWO_PAGES).to_dict()))
+    texts = [[line["text"] for line in page["lines"]] for page in found["result"]["pages"]]
+    assert texts == [[line["text"] for line in page["lines"]] for page in expected["pages"]]
+    assert found["result"]["pages"][1] == expected["pages"][1]  # blank
+    assert found["result"]["source"] == "model"
+    assert found["usage"]["completion_tokens"] > 0
+    assert found["model"] == "mini"
+
+
+def test_the_text_layer_is_used_only_where_it_is_asked_for(mini_app: ASGIApp) -> None:
+    fields = {"document": encoded(TWO_PAGES), "source": "text layer"}
+    found = post(mini_app, "/v1/read", fields).json()
+    assert found["result"]["source"] == "text layer"
+    [line] = found["result"]["pages"][0]["lines"]
+    assert (line["text"], line["score"]) == ("Hello brave world", None)
+    assert line["source"] == "text layer"
+    assert found["usage"]["completion_tokens"] == 0
+    text = post(mini_app, "/v1/read", {**fields, "to": "txt"})
+    assert text.body.decode() == "Hello brave world\f"
+    assert text.headers["content-disposition"] == 'attachment; filename="document.txt"'
+    assert text.headers["content-type"].startswith("text/plain")
+
+
+def test_pages_come_as_they_are_read(mini_app: ASGIApp) -> None:
+    fields = {"document": encoded(TWO_PAGES), "source": "text layer", "stream": True}
+    events = post(mini_app, "/v1/read", fields).events
+    assert [name for name, _ in events] == ["page", "page", "result", "done"]
+    assert events[2][1]["result"]["pages"] == [events[0][1], events[1][1]]
+    answer = post(mini_app, "/v1/read", {"document": "JVBERi0=", "stream": True})
+    assert answer.error["code"] == "invalid_document"
+    answer = post(mini_app, "/v1/read", {**fields, "to": "txt"})
+    assert (answer.status, answer.error["param"]) == (400, "to")
+
+
+def test_a_client_that_hangs_up_frees_its_place(
+    make_service: MakeService, no_children_left: None
+) -> None:
+    service = make_service(Limits(max_documents=1))
+    app = create_app(service, Settings(limits=service.limits))
+    many = pdf_of_pages([text_at(20, 70, f"page {number}") for number in range(40)])
+
+    async def main() -> None:
+        hang_up = asyncio.Event()
+
+        def seen(data: bytes) -> None:
+            if b"event: progress" in data:
+                hang_up.set()
+
+        body, content_type = form(many, {"stream": True})
+        headers = {"content-type": content_type}
+        await call(app, "POST", "/v1/read", body, headers, hang_up=hang_up, seen=seen)
+        assert service.stats().answered < 40
+        await until(lambda: service.stats().waiting + service.stats().running == 0)
+        body, content_type = form(TWO_PAGES, {"source": "text layer"})
+        answer = await call(app, "POST", "/v1/read", body, {"content-type": content_type})
+        assert answer.status == 200
+
+    asyncio.run(main())
+    app.close()
+
+
+def test_a_second_client_is_answered_while_a_document_is_read(
+    make_service: MakeService, scene: bytes
+) -> None:
+    service = make_service(Limits(max_documents=1))
+    app = create_app(service, Settings(limits=service.limits))
+    many = pdf_of_pages([text_at(20, 70, f"page {number}") for number in range(20)])
+    events: list[str] = []
+
+    async def main() -> None:
+        body, content_type = form(many, {"stream": True})
+
+        def seen(data: bytes) -> None:
+            events.extend(line[7:] for line in data.decode().splitlines() if line[:7] == "event: ")
+
+        reading = asyncio.ensure_future(
+            call(app, "POST", "/v1/read", body, {"content-type": content_type}, seen=seen)
+        )
+        await until(lambda: "progress" in events)
+        fields = json.dumps({"image": encoded(scene)}).encode()
+        headers = {"content-type": "application/json"}
+        caption = await call(app, "POST", "/v1/caption", fields, headers, client="10.0.0.2")
+        assert caption.status == 200
+        assert "result" not in events
+        # A second document has to come later.
+        busy = await call(app, "POST", "/v1/read", body, {"content-type": content_type})
+        assert (busy.status, busy.error["code"]) == (429, "overloaded")
+        assert int(busy.headers["retry-after"]) >= 1
+        assert (await reading).events[-1] == ("done", None)
+        assert "result" in events
+
+    asyncio.run(main())
+    app.close()
+
+
+def test_logs_and_metrics_say_nothing_of_the_document(
+    mini_app: ASGIApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "Hunter2"
+    data = pdf_of_pages([text_at(20, 70, secret)])
+    fields = {"document": encoded(data), "password": secret, "source": "text layer"}
+    with caplog.at_level("INFO", "paligemma.server"):
+        assert secret in post(mini_app, "/v1/read", fields).body.decode()
+        damaged = {**fields, "document": encoded(data[:60])}
+        assert post(mini_app, "/v1/read", damaged).status == 400
+    lines = [json.dumps(vars(record), default=str) for record in caplog.records]
+    assert len(lines) == 2
+    assert secret not in "".join(lines)
+    metrics = asyncio.run(call(mini_app, "GET", "/metrics")).body.decode()
+    assert 'route="/v1/read"' in metrics
+    assert secret not in metrics

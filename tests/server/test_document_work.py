@@ -71,8 +71,8 @@ def test_questions_are_answered_in_order_and_their_image_is_encoded_once(tiny: P
     async def test() -> None:
         async with serving(tiny) as service:
             before = service.stats()
-            counts: list[int] = []
-            answers = await run(service, asking(20), on_answer=counts.append)
+            counts: list[object] = []
+            answers = await run(service, asking(20), on_event=counts.append)
             after = service.stats()
             alone = tiny.generate(
                 [Image.new("RGB", (1, 1))], "ab 3", max_new_tokens=3
@@ -94,12 +94,12 @@ def test_few_questions_are_in_the_service_and_others_keep_their_turn(tiny: Predi
         async with serving(tiny, limits, faults=slow()) as service:
             most = 0
 
-            def watch(number: int) -> None:
+            def watch(event: object) -> None:
                 nonlocal most
                 stats = service.stats()
                 most = max(most, stats.waiting + stats.running)
 
-            document = asyncio.ensure_future(run(service, asking(60), on_answer=watch))
+            document = asyncio.ensure_future(run(service, asking(60), on_event=watch))
             await until(lambda: most > 0)
             # A client's own questions and those of others are not refused.
             for client in ("a", "b") * 5:
@@ -273,8 +273,8 @@ def test_only_so_many_documents_at_a_time(tiny: Predictor) -> None:
 def test_draining_waits_for_a_document(tiny: Predictor) -> None:
     async def test() -> None:
         async with serving(tiny, faults=slow(), must_be_alive=False) as service:
-            counts: list[int] = []
-            task = asyncio.ensure_future(run(service, asking(12), on_answer=counts.append))
+            counts: list[object] = []
+            task = asyncio.ensure_future(run(service, asking(12), on_event=counts.append))
             await until(lambda: len(counts) > 2)
             await service.drain(30)
             assert len(await task) == 12

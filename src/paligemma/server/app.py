@@ -23,7 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paligemma import __version__
 from paligemma.errors import PaliGemmaError
-from paligemma.server.document_models import ProgressEvent
+from paligemma.server.document_models import PageTextResult, ProgressEvent
+from paligemma.server.document_tasks import TASKS
+from paligemma.server.document_work import DocumentRunner
 from paligemma.server.errors import ApiError, error_response, to_api_error
 from paligemma.server.handler import RequestHandler
 from paligemma.server.images import Fetcher
@@ -41,7 +43,7 @@ from paligemma.server.openai_models import ChatCompletionChunk, CompletionChunk
 from paligemma.server.refusing import EarlyRefusal
 from paligemma.server.responses import BatchLine, ObjectEvent, SegmentEvent, TokenEvent
 from paligemma.server.routes.batch import batch_routes
-from paligemma.server.routes.documents import TASKS, document_routes
+from paligemma.server.routes.documents import document_routes
 from paligemma.server.routes.health import add_health, limits_routes
 from paligemma.server.routes.native import REQUESTS, native_routes
 from paligemma.server.routes.openai import OPENAI_REQUESTS, openai_routes
@@ -52,7 +54,7 @@ from paligemma.server.settings import Settings
 PAGE_FOLDER = Path(__file__).parent / "page"
 
 _STREAMED = (
-    *(BatchLine, TokenEvent, ObjectEvent, SegmentEvent, ProgressEvent),
+    *(BatchLine, TokenEvent, ObjectEvent, SegmentEvent, ProgressEvent, PageTextResult),
     *(ChatCompletionChunk, CompletionChunk),
 )
 _DESCRIPTION = (
@@ -64,9 +66,16 @@ _DESCRIPTION = (
 class Application:
     """The ASGI application, and what an HTTP server may ask before it parses a request."""
 
-    def __init__(self, app: ASGIApp, early_refusal: EarlyRefusal) -> None:
+    def __init__(
+        self, app: ASGIApp, early_refusal: EarlyRefusal, documents: DocumentRunner
+    ) -> None:
         self.app = app
         self.early_refusal = early_refusal
+        self._documents = documents
+
+    def close(self) -> None:
+        """End the process that waits for the next document, if there is one."""
+        self._documents.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)
@@ -89,10 +98,11 @@ def create_app(service: Service, settings: Settings | None = None) -> Applicatio
         separate_input_output_schemas=False,
     )
     health = add_health(app, service, open_readiness=settings.open_readiness)
+    documents = DocumentRunner(service)
     work = [
         native_routes(handler),
         batch_routes(handler),
-        document_routes(handler),
+        document_routes(handler, documents),
         openai_routes(handler),
         openai_responses_routes(handler),
     ]
@@ -119,7 +129,8 @@ def create_app(service: Service, settings: Settings | None = None) -> Applicatio
     guarded = AccessLogMiddleware(guarded, metrics.count_request)
     guarded = CrossOrigin(guarded, settings.origins)
     paths = [route.path for router in work for route in router.routes if _is_post(route)]
-    return Application(guarded, EarlyRefusal(service, settings.keys, paths, metrics.count_request))
+    refusal = EarlyRefusal(service, settings.keys, paths, metrics.count_request)
+    return Application(guarded, refusal, documents)
 
 
 def _is_post(route: BaseRoute) -> TypeGuard[Route]:

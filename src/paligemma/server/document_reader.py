@@ -382,7 +382,8 @@ class ReaderPool:
         except OptionError:
             number = counted(source.num_pages, "page")
             raise OptionError(
-                f"`pages` is no list of pages of the document, which has {number}: 1-3,7,9-."
+                f"The document has {number}, and not those that were asked for. Pages count from "
+                "1: 1-3,7,9-."
             ) from None
 
     def keep_ready(self) -> None:

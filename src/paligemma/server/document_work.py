@@ -52,15 +52,16 @@ class ServiceAsker:
         *,
         client: str,
         adapter: str | None,
-        on_answer: Callable[[int], None] = lambda number: None,
+        on_event: Callable[[object], None] = lambda event: None,
     ) -> None:
-        """`on_answer` gets the number of answers so far, in the event loop."""
+        """`on_event` gets, in the event loop, the number of answers so far after each, and what
+        the work tells."""
         self.usages: list[Usage] = []
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._client = f"{client} documents"  # whose other requests have their own turns
         self._adapter = adapter
-        self._on_answer = on_answer
+        self._on_event = on_event
         self._deadline = service.now() + service.limits.document_seconds
         self._num_questions = 0
         self._lock = threading.Lock()
@@ -93,6 +94,10 @@ class ServiceAsker:
             for answer in waiting:
                 if isinstance(answer, Future):
                     answer.cancel()
+
+    def tell(self, event: object) -> None:
+        """Pass on a part of the result. Called in the thread of the work."""
+        self._loop.call_soon_threadsafe(self._on_event, event)
 
     def stop(self, error: PaliGemmaError) -> None:
         """Make the thread end soon, with this error. Called in the event loop."""
@@ -180,7 +185,7 @@ class ServiceAsker:
             return error
         finally:
             self.usages.append(ticket.usage)
-            self._on_answer(len(self.usages))
+            self._on_event(len(self.usages))
 
     def _result(self, answer: Future[Any] | PaliGemmaError) -> Any:
         if isinstance(answer, PaliGemmaError):

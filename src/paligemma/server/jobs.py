@@ -21,9 +21,11 @@ from paligemma.engine.sampling import GREEDY, Sampling
 from paligemma.errors import ImageError, OptionError, PromptError
 from paligemma.processor.image import ImageTransform, LoadedImage
 from paligemma.server.settings import Limits
+from paligemma.tasks.chart import ChartTask
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.field import FieldTask, JsonTask
 from paligemma.tasks.segment import SegmentTask
+from paligemma.tasks.table import TableTask
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, BoxCaptionTask, CaptionTask, OcrTask, QuestionTask
 
@@ -48,6 +50,8 @@ _TASK_NAMES: dict[type, str] = {
     OcrTask: "ocr",
     DetectTask: "detect",
     SegmentTask: "segment",
+    TableTask: "table",
+    ChartTask: "chart",
 }
 
 

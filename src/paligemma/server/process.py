@@ -104,6 +104,7 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=_CLOSE_SECONDS,
             )
         )
+        self._application = app
         self._service = service
         self._drain_seconds = limits.drain_seconds
         self._exit_code = 0
@@ -126,6 +127,7 @@ class _Server(uvicorn.Server):
             watching.cancel()
             if self._draining is not None:
                 self._draining.cancel()
+            self._application.close()
             self._service.close(wait=not self.force_exit)
         if self._load_failure is not None:
             raise self._load_failure

@@ -61,7 +61,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _LOCATION_TOKEN = re.compile(r"<(loc|seg)[0-9]+>")
 
 
-def _limits(info: ValidationInfo) -> Limits:
+def limits_of(info: ValidationInfo) -> Limits:
+    """The server's limits, in a validator."""
     return info.context if isinstance(info.context, Limits) else Limits()
 
 
@@ -79,7 +80,7 @@ def limit_error(message: str) -> PydanticCustomError:
 
 
 def _text(value: str, info: ValidationInfo) -> str:
-    most = _limits(info).max_prompt_characters
+    most = limits_of(info).max_prompt_characters
     if len(value) > most:
         raise limit_error(f"It has more than {most} characters.")
     if not value.strip():
@@ -98,32 +99,32 @@ def _text(value: str, info: ValidationInfo) -> str:
 
 
 def _stop(value: str, info: ValidationInfo) -> str:
-    if not 1 <= len(value) <= _limits(info).max_stop_characters:
-        raise limit_error(f"It must have 1 to {_limits(info).max_stop_characters} characters.")
+    if not 1 <= len(value) <= limits_of(info).max_stop_characters:
+        raise limit_error(f"It must have 1 to {limits_of(info).max_stop_characters} characters.")
     return value
 
 
 def _stops(value: str | list[str], info: ValidationInfo) -> str | list[str]:
-    if isinstance(value, list) and len(value) > _limits(info).max_stops:
-        raise limit_error(f"There are more than {_limits(info).max_stops}.")
+    if isinstance(value, list) and len(value) > limits_of(info).max_stops:
+        raise limit_error(f"There are more than {limits_of(info).max_stops}.")
     return value
 
 
 def _max_new_tokens(value: int, info: ValidationInfo) -> int:
-    if value > _limits(info).max_tokens:
-        raise limit_error(f"The limit is {_limits(info).max_tokens} tokens.")
+    if value > limits_of(info).max_tokens:
+        raise limit_error(f"The limit is {limits_of(info).max_tokens} tokens.")
     return value
 
 
 def _questions(value: list[str], info: ValidationInfo) -> list[str]:
-    if not 1 <= len(value) <= _limits(info).max_n:
-        raise limit_error(f"A request may have 1 to {_limits(info).max_n} questions.")
+    if not 1 <= len(value) <= limits_of(info).max_n:
+        raise limit_error(f"A request may have 1 to {limits_of(info).max_n} questions.")
     return value
 
 
 def _suffixes(value: list[str], info: ValidationInfo) -> list[str]:
-    if not 1 <= len(value) <= _limits(info).max_suffixes:
-        raise limit_error(f"A request may have 1 to {_limits(info).max_suffixes} suffixes.")
+    if not 1 <= len(value) <= limits_of(info).max_suffixes:
+        raise limit_error(f"A request may have 1 to {limits_of(info).max_suffixes} suffixes.")
     return value
 
 
@@ -134,7 +135,7 @@ def _phrases(value: str | list[str] | None, info: ValidationInfo) -> str | list[
         _text(text, info)
         if _LOCATION_TOKEN.search(text):
             raise limit_error("Phrases must not contain location tokens.")
-    if isinstance(value, list) and sum(map(len, value)) > _limits(info).max_prompt_characters:
+    if isinstance(value, list) and sum(map(len, value)) > limits_of(info).max_prompt_characters:
         raise limit_error("Together they are too long.")
     try:
         read_phrases(value)
@@ -355,7 +356,7 @@ class ObjectsRequest(GenerativeRequest):
     def _check_separate(self, info: ValidationInfo) -> Self:
         if self.separate and self.stream:
             raise limit_error("separate: true cannot be streamed.")
-        most = _limits(info).max_suffixes
+        most = limits_of(info).max_suffixes
         has_phrases = self.phrases is not None
         if self.separate and has_phrases and len(self._read_phrases()[0]) > most:
             raise limit_error(f"separate: true takes at most {most} phrases.")

@@ -7,6 +7,8 @@ busy, gone in mid-stream, refusing keys, slow. The canned answers have the form 
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import mimetypes
 import threading
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from paligemma.results import (
     Answer,
@@ -94,12 +97,17 @@ class Answering:
         if self.asked.fields.get("stream"):
             self.raw(b"data: [DONE]\n\n")
 
+    def json(self, value: Any) -> None:
+        send(self._handler, 200, json.dumps(value).encode(), "application/json")
+
     def result(self, result: Result) -> None:
+        self.plain(result.to_dict())
+
+    def plain(self, result: dict[str, Any]) -> None:
+        """The result of a task as JSON."""
         usage = {"prompt_tokens": 5, "completion_tokens": 8, "image_tokens": 100}
         model = self.asked.fields["model"]
-        self.event(
-            "result", {"id": "a", "model": model, "result": result.to_dict(), "usage": usage}
-        )
+        self.event("result", {"id": "a", "model": model, "result": result, "usage": usage})
         self.done()
 
     def text(self, result: Generation, pause: float = 0.0) -> None:
@@ -223,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         return Asked(
             route=self.path.removeprefix("/v1/"),
             fields=json.loads(contents["request"]),
-            image=contents["image"],
+            image=contents["image"] if "image" in contents else contents["document"],
             image_name=file_name,
             key=self.headers.get("Authorization"),
         )
@@ -351,8 +359,138 @@ def late(go_on: threading.Event) -> Reply:
     return reply
 
 
+def page_image(number: int, size: tuple[int, int] = (595, 842)) -> dict[str, Any]:
+    """A page as /v1/pages shows it: a light sheet with a darker band that tells the pages apart."""
+    sheet = Image.new("RGB", size, (250, 250, 248))
+    sheet.paste((40, 40, 60), (40, 60 * number, 300, 60 * number + 12))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG")
+    image = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    about = {"page": number, "size_wh": list(size), "unit": "pt", "turned": 0, "num_words": 9}
+    return {**about, "image": image}
+
+
+def pages(to: Answering) -> None:
+    """The pages of a document of three that were asked for."""
+    first, _, last = to.asked.fields.get("pages", "1-3").partition("-")
+    numbers = [n for n in range(int(first), int(last or first) + 1) if n <= 3]
+    to.json({"num_pages": 3, "pages": [page_image(number) for number in numbers]})
+
+
+def text_field(path: str, value: Any, **fields: Any) -> dict[str, Any]:
+    """A field of /v1/extract."""
+    usual: dict[str, Any] = {
+        "raw": None if value is None else str(value),
+        "score": 0.0 if value is None else 0.9,
+        "held": 0.0,
+        "page": None if value is None else 1,
+        "box_xyxy": None,
+        "box_source": None,
+        "question": "What is it?",
+        "prompt": "answer en What is it?",
+        "tile_xyxy": None,
+        "source": None if value is None else "model",
+        "problems": [],
+        "matched": None,
+    }
+    return {"path": path, "value": value, **usual, **fields}
+
+
+def fields() -> dict[str, Any]:
+    """What was extracted from the document of three pages."""
+    problem = "the date may also be 2026-04-03"
+    return {
+        "schema": "Invoice",
+        "value": {"number": "R-17", "date": "2026-03-04", "total": 571.04},
+        "fields": [
+            text_field(
+                "number", "R-17", box_xyxy=[59.5, 84.2, 119, 101.0], box_source="text layer"
+            ),
+            text_field(
+                "date", "2026-03-04", raw="03/04/2026", score=0.7, problems=[problem],
+                page=2, box_xyxy=[297.5, 421, 416.5, 505.2], box_source="detect",
+            ),
+            text_field("currency", None, problems=[]),
+            text_field("total", 571.04, raw="571,04 €", score=0.31, held=0.62, page=3),
+            text_field(
+                "lines[0].name", "Bolt", score=0.97, matched={"text": "Bolts", "score": 0.92}
+            ),
+        ],
+        "missing": ["currency"],
+        "problems": [f"date: {problem}", "the lines do not add up to the total"],
+        "notes": ["Texts may have 100 characters."],
+        "num_pages": 3,
+    }  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    """The pages of /v1/read."""
+
+    def line(text: str, page: int, top: float, score: float) -> dict[str, Any]:
+        box = [59.5, top, 297.5, top + 20]
+        return {"text": text, "box_xyxy": box, "score": score, "page": page, "source": "model"}
+
+    about = {"size_wh": [595.0, 842.0], "unit": "pt", "turned": 0, "problems": [], "error": None}
+    first = [line("First line", 1, 84.2, 0.9), line("Second", 1, 168.4, 0.4)]
+    return [
+        {"page": 1, "lines": first, **about},
+        {"page": 2, "lines": [], **about, "problems": ["blank: neither ink nor text"]},
+        {"page": 3, "lines": [line("Last", 3, 421, 0.8)], **about, "turned": 180},
+    ]  # fmt: skip
+
+
+def read(to: Answering) -> None:
+    """Page by page, then the whole."""
+    for page in lines():
+        to.event("progress", {"answers": page["page"]})
+        to.event("page", page)
+    to.plain({"name": "the document", "source": "model", "pages": lines()})
+
+
+def table() -> dict[str, Any]:
+    """A table whose heading covers two columns."""
+
+    def cell(text: str, row: int, column: int, **fields: Any) -> dict[str, Any]:
+        usual = {"rowspan": 1, "colspan": 1, "score": 0.9, "box_xyxy": None, "is_header": False}
+        return {"text": text, "row": row, "column": column, **usual, **fields}
+
+    return {
+        "cells": [
+            cell("Amounts", 0, 0, colspan=2, is_header=True),
+            cell("Bolts", 1, 0, box_xyxy=[59.5, 84.2, 119, 101]),
+            cell("=1+2", 1, 1, score=0.3),
+        ],
+        "title": "",
+        "problems": [],
+        "size_wh": [595.0, 842.0],
+        "page": 1,
+        "text": "<table>...",
+        "stop_reason": "eos",
+        "notes": [],
+    }
+
+
+def chart() -> dict[str, Any]:
+    """A chart of two bars."""
+    points = [
+        {"x": "2024", "y": 3.0, "raw": "3 %", "score": 0.9},
+        {"x": "2025", "y": None, "raw": "?", "score": 0.2},
+    ]
+    return {
+        **table(),
+        "series": [{"name": "Sales", "points": points}],
+        "kind": "bar",
+        "x_title": "Year",
+    }
+
+
 def canned() -> dict[str, Reply]:
     return {
+        "pages": pages,
+        "read": read,
+        "extract": lambda to: to.plain(fields()),
+        "table": lambda to: to.plain(table()),
+        "chart": lambda to: to.plain(chart()),
         "caption": lambda to: to.text(caption(language=to.asked.fields["language"])),
         "ask": lambda to: to.text(
             Answer(text="2", score=0.9, question=to.asked.fields["question"], **_WRITTEN)

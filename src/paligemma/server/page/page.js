@@ -2,11 +2,14 @@
 
 import { AnswerView } from "./js/answer.js";
 import * as api from "./js/api.js";
+import { DOCUMENT_ROUTES, openDocument, pageOf } from "./js/documents.js";
 import { byId, element, toast } from "./js/dom.js";
 import { History } from "./js/history.js";
 import { listen, smaller } from "./js/image.js";
 import { SAMPLES } from "./js/samples.js";
-import { isDoubtful, LANGUAGES, languageName, phrasesOf, questionOf, TASKS, taskOf } from "./js/tasks.js";
+import {
+  isDoubtful, LANGUAGES, languageName, OWN_SCHEMA, phrasesOf, questionOf, schemaProblem, SCHEMAS, TASKS, taskOf,
+} from "./js/tasks.js";
 import { explain, sizeProblem } from "./js/words.js";
 
 const POLL_MILLISECONDS = 3000;
@@ -20,8 +23,8 @@ let limits = null;
 let afterKey = null; // what to do again once a key was typed in
 
 const views = [0, 1].map((number) => {
-  const view = new AnswerView(byId(`stage-${number}`), byId(`answer-${number}`), (name) =>
-    remedy(view, name),
+  const view = new AnswerView(
+    byId(`stage-${number}`), byId(`answer-${number}`), (name) => remedy(view, name), turnPage,
   );
   view.abort = null; // an AbortController while the view waits for its answer
   return view;
@@ -44,6 +47,7 @@ function chooseTask(name) {
   for (const view of views) {
     if (view.outcome && view.form !== name) view.clear();
   }
+  byId("own-schema-field").hidden = name !== "extract" || byId("schema").value !== OWN_SCHEMA;
   byId("task-hint").textContent = task.hint;
   byId("run").textContent = task.run;
   showLanguages();
@@ -62,7 +66,10 @@ function showLanguages() {
 }
 
 function formValues() {
-  const ids = ["question", "phrases", "prompt", "language", "length", "temperature", "seed"];
+  const ids = [
+    "question", "phrases", "prompt", "language", "length", "temperature", "seed", "schema", "own-schema",
+    "pages", "source", "date-order", "check", "names",
+  ];
   return Object.fromEntries(ids.map((id) => [id, byId(id).value]));
 }
 
@@ -71,7 +78,8 @@ function buildControls() {
     const id = `task-${task.route}`;
     const radio = element("input", { type: "radio", name: "task", id, value: task.route });
     radio.addEventListener("change", () => chooseTask(task.route));
-    byId("tasks").append(element("div", { class: "task" }, radio, element("label", { for: id }, task.name)));
+    const place = byId(DOCUMENT_ROUTES.has(task.route) ? "document-tasks" : "tasks");
+    place.append(element("div", { class: "task" }, radio, element("label", { for: id }, task.name)));
   }
   const languages = LANGUAGES.map((code) => [code, languageName(code)]);
   languages.sort((one, other) => one[1].localeCompare(other[1]));
@@ -80,6 +88,13 @@ function buildControls() {
     ...languages.map(([code, name]) => element("option", { value: code }, name)),
   );
   byId("language").value = "en";
+  byId("schema").append(
+    ...SCHEMAS.map(([value, name]) => element("option", { value }, name)),
+    element("option", { value: OWN_SCHEMA }, "Own JSON schema"),
+  );
+  byId("schema").addEventListener("change", () => chooseTask("extract"));
+  byId("previous-page").addEventListener("click", () => turnPage(image.page.page - 1));
+  byId("next-page").addEventListener("click", () => turnPage(image.page.page + 1));
   chooseTask("caption");
 }
 
@@ -89,7 +104,7 @@ function setImage(chosen, sample = null) {
   forget(...views);
   image = chosen;
   for (const view of views) view.showImage(chosen);
-  byId("image-name").textContent = `${chosen.name}, ${chosen.width} × ${chosen.height}`;
+  showName();
   byId("image-name").classList.remove("empty");
   byId("choose").textContent = "Another file";
   sayProblem(null);
@@ -100,6 +115,59 @@ function setImage(chosen, sample = null) {
   suggest(sample);
   const problem = sizeProblem(chosen, limits);
   if (problem) sayProblem(problem, true);
+  if (!chosen.document) return;
+  if (chosen.problem) sayProblem(chosen.problem);
+  if (!DOCUMENT_ROUTES.has(route())) chooseTask("read");
+}
+
+/** The name of the file, and of a document the page. */
+function showName() {
+  const { document: file, page, name, width, height } = image;
+  byId("image-name").textContent = file ? file.name : `${name}, ${width} × ${height}`;
+  byId("pager").hidden = !(file?.numPages > 1);
+  if (!file) return;
+  byId("page-number").textContent = `Page ${page.page} of ${file.numPages}`;
+  // Not `disabled`: that would throw the keyboard's focus away.
+  byId("previous-page").setAttribute("aria-disabled", String(page.page === 1));
+  byId("next-page").setAttribute("aria-disabled", String(page.page === file.numPages));
+}
+
+/** Shows another page of the document. */
+async function turnPage(number) {
+  const file = image?.document;
+  if (!file || number < 1 || number > file.numPages) return;
+  let page;
+  try {
+    page = await pageOf(file, number);
+  } catch (error) {
+    sayProblem(error.message || "The server cannot be reached.");
+    return;
+  }
+  if (image?.document !== file) return; // another file was chosen since
+  image = page;
+  sayProblem(page.problem);
+  showName();
+  forget(...views.filter((view) => view.abort && !view.isDocument()));
+  for (const view of views) view.turnTo(page);
+}
+
+/** Why a file cannot be shown; for a document that is encrypted, with a field for its password. */
+function sayFileProblem(text, error, file) {
+  sayProblem(text);
+  if (error?.status === 401) askForKey(null);
+  if (!file || !/password/i.test(text)) return;
+  const password = element("input", { type: "password", "aria-label": "Password of the document", autocomplete: "off" });
+  const open = element("form", { class: "address" }, password, element("button", { type: "submit" }, "Open"));
+  open.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      setImage(await openDocument(file, file.name || "pasted.pdf", password.value));
+    } catch (problem) {
+      sayFileProblem(problem.message || "The server cannot be reached.", problem, file);
+    }
+  });
+  byId("image-problem").append(open);
+  password.focus();
 }
 
 /** Questions that fit a sample, each asked by one click. */
@@ -168,8 +236,17 @@ function run() {
     byId("image-problem").scrollIntoView({ block: "nearest" });
     return;
   }
+  if (task.route === "extract" && byId("schema").value === OWN_SCHEMA) {
+    const wrong = schemaProblem(byId("own-schema").value);
+    if (wrong) {
+      toast(wrong);
+      byId("own-schema").focus();
+      return;
+    }
+  }
+  if (!byId("pages").reportValidity()) return;
   if (![...document.querySelectorAll(".options input")].every((input) => input.reportValidity())) return;
-  const { route: asked, fields } = questionOf(task, formValues());
+  const { route: asked, fields } = questionOf(task, { ...formValues(), page: image.page?.page ?? 1 });
   const title = taskOf(asked).title(fields);
   const base = models[0]?.id ?? "mini";
   const names = [byId("model").value || base, ...(isBeside() ? [byId("beside").value] : [])];
@@ -208,10 +285,14 @@ async function askOne(view, asked) {
     sign: () => silence.begin(),
     token: current((text) => view.addToken(text)),
     object: current((object) => view.addObject(object)),
+    page: current((page) => view.addPage(page)),
+    progress: current((answers) => view.addProgress(answers)),
   };
+  const isDocument = DOCUMENT_ROUTES.has(asked.route);
+  const file = isDocument ? (asked.image.document ?? asked.image) : asked.image;
   const fields = { ...asked.fields, model: asked.model };
   try {
-    let outcome = await api.answer(asked.route, asked.image, fields, on, abort.signal);
+    let outcome = await api.answer(asked.route, file, fields, on, abort.signal);
     if (view.abort !== abort) return;
     if (fields.phrases && isDoubtful(fields.phrases, outcome.result.objects ?? [])) {
       view.setBusy("streaming", "Asking again, one by one …");
@@ -223,7 +304,7 @@ async function askOne(view, asked) {
     if (!(error instanceof api.AnswerError)) console.error(error);
     if (view.abort !== abort) return;
     const failure = silence.isOver ? new api.AnswerError("late", String(SILENT_SECONDS)) : error;
-    view.fail(explain(failure, asked.image, limits), error.id);
+    view.fail(explain(failure, file, limits), error.id);
     if (error.status === 401) askForKey(() => remedy(view, "retry"));
     if (silence.isOver || error.kind === "unreachable" || error.status === 503) connect();
   } finally {
@@ -306,7 +387,7 @@ function remember(done) {
   const [view, { title, image: shown }] = done[0];
   const answers = done.map(([view, asked]) => ({ asked, outcome: view.outcome }));
   const summary = done
-    .map(([each]) => (each.hasObjects() ? each.summary() : each.text || "(nothing)"))
+    .map(([each]) => (each.hasObjects() || each.isDocument() ? each.summary() : each.text || "(nothing)"))
     .join(" | ");
   history.add({ image: shown, title, summary, answers, form: { ...formValues(), route: view.form } });
 }
@@ -470,7 +551,7 @@ function storedTheme() {
 
 buildControls();
 setTheme(storedTheme());
-listen(setImage, (text) => sayProblem(text));
+listen(setImage, sayFileProblem);
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,16 +27,17 @@ from paligemma.server.document_models import (
     PageImage,
     PagesRequest,
     PagesResponse,
+    PageTextResult,
     ProgressEvent,
-    StreamedRequest,
 )
 from paligemma.server.document_reader import DocumentFile
+from paligemma.server.document_tasks import TASKS, DocumentTask, Download, Work
 from paligemma.server.document_work import DocumentRunner, ServiceAsker
 from paligemma.server.errors import ApiError
 from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
 from paligemma.server.images import DOCUMENT
 from paligemma.server.requests import validate
-from paligemma.server.responses import ResponseModel, TaskResponse, error_responses
+from paligemma.server.responses import ResponseModel, error_responses
 from paligemma.server.routes.native import REQUEST_ID, sum_usage
 from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
 
@@ -46,43 +49,9 @@ _JPEG_QUALITY = 85
 _PROGRESS_SECONDS = 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
-class Download:
-    """An answer that is a file rather than JSON."""
-
-    data: bytes
-    media_type: str
-    name: str
-
-    def response(self) -> Response:
-        """Not to be shown: browsers would take what a document says for a page of the server."""
-        headers = {"content-disposition": f'attachment; filename="{self.name}"'}
-        return Response(self.data, media_type=self.media_type, headers=headers)
-
-
-Work = Callable[[Document, ServiceAsker], ResponseModel | Download]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DocumentTask:
-    """What can be done with a document."""
-
-    name: str
-    request: type[StreamedRequest]
-    response: type[TaskResponse]
-    prepare: Callable[[Any], Work]
-    """Returns what to do for a request. Raises OptionError before the document is opened."""
-    media_types: tuple[str, ...]
-    """Of the files that the answer may be, other than JSON."""
-
-
-TASKS: tuple[DocumentTask, ...] = ()
-
-
-def document_routes(handler: RequestHandler) -> APIRouter:
-    """`/v1/extract` and `/v1/pages`."""
+def document_routes(handler: RequestHandler, runner: DocumentRunner) -> APIRouter:
+    """`/v1/read`, `/v1/table`, `/v1/chart` and `/v1/pages`."""
     router = APIRouter(tags=["documents"])
-    runner = DocumentRunner(handler.service)
 
     @router.post("/v1/pages", name="pages", response_class=Response, include_in_schema=False)
     async def pages(request: Request) -> Response:
@@ -116,7 +85,7 @@ def document_routes(handler: RequestHandler) -> APIRouter:
 
 
 def _answer_description(task: DocumentTask) -> dict[str, Any]:
-    events = event_description("Events `progress`, `result` and `error`.")
+    events = event_description("Events `progress`, `page` (of /v1/read), `result` and `error`.")
     files = {name: {"schema": {"type": "string"}} for name in task.media_types}
     return {
         "description": "The answer; with `to`, a file; with `stream`, a stream of events.",
@@ -138,7 +107,7 @@ async def _read(
         data = await handler.decode(task.document, DOCUMENT)
     if data is None:
         raise ApiError(400, "missing_document", "A document is required.", param="document")
-    return DocumentFile(data=data, password=task.password, pages=task.pages), task
+    return DocumentFile(data=data, password=task.password, pages=task.page_numbers), task
 
 
 def _route(handler: RequestHandler, runner: DocumentRunner, task: DocumentTask) -> Any:
@@ -169,13 +138,11 @@ class _Call:
     task: DocumentRequest
     file: DocumentFile
 
-    def asker(self, on_answer: Callable[[int], None] = lambda number: None) -> ServiceAsker:
+    def asker(self, on_event: Callable[[object], None] = lambda event: None) -> ServiceAsker:
         """Asks the model that the request names. Raises ApiError for an unknown one."""
         _, adapter = self.handler.find_model(self.task.model)
         client = self.request.state.client
-        return ServiceAsker(
-            self.handler.service, client=client, adapter=adapter, on_answer=on_answer
-        )
+        return ServiceAsker(self.handler.service, client=client, adapter=adapter, on_event=on_event)
 
     async def run(self, asker: ServiceAsker, work: Callable[..., Any]) -> Any:
         """What the work returns."""
@@ -198,31 +165,26 @@ class _Call:
         """The events of the answer."""
         if getattr(self.task, "to", "json") != "json":
             raise ApiError(400, "invalid_field", "Only JSON can be streamed.", param="to")
-        number = 0
-        changed = asyncio.Event()
-
-        def count(answers: int) -> None:
-            nonlocal number
-            number = answers
-            changed.set()
-
-        asker = self.asker(count)
+        events: asyncio.Queue[object] = asyncio.Queue()
+        asker = self.asker(events.put_nowait)
         running = asyncio.ensure_future(self.run(asker, work))
+        running.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            shown = 0
-            while not running.done():
-                waiting = asyncio.ensure_future(changed.wait())
-                await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                changed.clear()
-                if number > shown and not running.done():
-                    shown = number
-                    yield event_frame("progress", ProgressEvent(answers=shown))
-                    await asyncio.wait({running}, timeout=_PROGRESS_SECONDS)
+            shown_at = -math.inf
+            while (event := await events.get()) is not None:
+                if isinstance(event, ResponseModel):
+                    yield event_frame(_EVENT_NAMES[type(event)], event)
+                elif time.monotonic() - shown_at >= _PROGRESS_SECONDS:
+                    shown_at = time.monotonic()
+                    answers = len(asker.usages)
+                    yield event_frame("progress", ProgressEvent(answers=answers))
             yield event_frame("result", self.whole(task, asker, running.result()))
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+_EVENT_NAMES: dict[type[ResponseModel], str] = {PageTextResult: "page"}
 
 
 def _page_image(page: Page, max_side: int) -> PageImage:

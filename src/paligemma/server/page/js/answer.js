@@ -1,30 +1,40 @@
 // One model's answer next to its image: waiting, streaming, complete, stopped or failed.
 
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
+import { DOCUMENT_ROUTES, itemsOfCells, itemsOfFields, itemsOfPage, toCsv, toText } from "./documents.js";
 import { byId, element, toast } from "./dom.js";
 import { css, isUnsure, Overlay, scoreText } from "./overlay.js";
-import { save, SAVES } from "./saves.js";
+import { download, save, SAVES } from "./saves.js";
+import { chartOf, countOf, tableOf } from "./tables.js";
 
 const SCORE_HINT =
   "How likely it is, by the model's own account, that the label and the box are right.";
 
+const WORDS_HINT = "The model’s probability of exactly these words. Held: how much of it the form of the answer took away from other words.";
+const EMPTY = { route: "" };
+
 export class AnswerView {
-  /** `remedy(view, name)` is called when the person picks what is offered after an error. */
-  constructor(stage, section, remedy) {
+  /**
+   * `remedy(view, name)` is called when the person picks what is offered after an error, and
+   * `turn(page)` when a place on another page is to be shown; its promise ends once it is.
+   */
+  constructor(stage, section, remedy, turn) {
     this.stage = stage;
     this.section = section;
     this.remedy = remedy;
+    this.turn = turn;
     this.invitation = element(
       "p",
       { class: "invitation" },
       element("img", { src: "page/icon.svg", alt: "", width: 52, height: 52 }),
       element("strong", {}, "Start with an image"),
-      "Drop or paste one here, choose a file, or use a sample.",
+      "Drop or paste one here, or a PDF; choose a file, or use a sample.",
     );
     this.invitation.addEventListener("click", () => byId("choose").click()); // as the button does
     this.modelName = element("p", { class: "model-name", hidden: true });
     this.stage.append(this.modelName, this.invitation);
-    this.overlay = new Overlay(this.stage, (object) => this.light(object));
+    this.overlay = new Overlay(this.stage, (object) => this.light(object ?? this.chosen));
+    this.chosen = null;
     this.overlay.pane.hidden = true;
     this.heading = element("h2", {}, "Answer");
     this.state = element("p", { class: "state", role: "status" });
@@ -39,10 +49,23 @@ export class AnswerView {
   }
 
   showImage(image) {
+    this.page = image.page?.page ?? 1;
+    this.stage.classList.toggle("document", Boolean(image.document));
     this.invitation.hidden = true;
     this.overlay.pane.hidden = false;
     this.overlay.show(image);
     this.clear();
+  }
+
+  /** Shows another page of the document. Only the answer about all of its pages stays. */
+  turnTo(image) {
+    if (this.asked && !this.isDocument()) {
+      this.showImage(image);
+      return;
+    }
+    this.overlay.show(image);
+    this.page = image.page?.page ?? 1;
+    if (this.asked) this.drawItems();
   }
 
   /** Shows the model's name on image and answer when there are two models. */
@@ -55,6 +78,7 @@ export class AnswerView {
   clear() {
     this.asked = null;
     this.outcome = null;
+    this.chosen = null;
     this.question.textContent = "";
     this.overlay.clear();
     this.setState("idle", "");
@@ -87,9 +111,12 @@ export class AnswerView {
     this.started = performance.now();
     this.question.textContent = asked.title;
     this.overlay.clear();
-    this.setBusy("waiting", "Reading the image …");
+    this.setBusy("waiting", this.isDocument() ? "Reading the document …" : "Reading the image …");
     this.text = "";
     this.objects = [];
+    this.items = [];
+    this.chosen = null;
+    this.readPages = 0;
     this.hiddenLabels = new Set();
     this.hiddenObjects = new Set();
     this.least = 0;
@@ -98,14 +125,18 @@ export class AnswerView {
     // Not a live region: a screen reader reads the whole answer at the end, not every part of it.
     this.stream = element("p", { class: "stream", dir: "auto" });
     this.list = element("ul", { class: "objects" });
-    this.body.replaceChildren(this.hasObjects() ? this.list : this.stream);
-    this.stage.classList.toggle("sticks", this.hasObjects());
+    if (this.isDocument()) {
+      this.list.classList.add("items");
+      this.list.addEventListener("keydown", (event) => this.moveInList(event));
+    }
+    this.body.replaceChildren(this.hasObjects() || this.isDocument() ? this.list : this.stream);
+    this.stage.classList.toggle("sticks", this.hasObjects() || this.isDocument());
   }
 
   /** On a narrow page the answer is below the image; boxes are shown next to their image. */
   comeIntoView() {
     if (!matchMedia("(max-width: 899px)").matches) return;
-    const room = this.hasObjects() ? this.stage.offsetHeight + 24 : 16;
+    const room = this.stage.classList.contains("sticks") ? this.stage.offsetHeight + 24 : 16;
     this.section.style.scrollMarginTop = `${room}px`;
     this.section.scrollIntoView({ block: "start" });
   }
@@ -113,6 +144,11 @@ export class AnswerView {
   /** Whether the answer is a list of objects: that was asked for, or the model answered with places. */
   hasObjects() {
     return ["detect", "segment"].includes(this.asked.route) || this.objects.length > 0;
+  }
+
+  /** Whether the answer is about the pages of a document. */
+  isDocument() {
+    return DOCUMENT_ROUTES.has((this.asked ?? EMPTY).route);
   }
 
   addToken(text) {
@@ -133,6 +169,85 @@ export class AnswerView {
     this.setBusy("streaming", count === 1 ? "1 found so far …" : `${count} found so far …`);
   }
 
+  /** A page that has been read. */
+  addPage(page) {
+    this.readPages += 1;
+    this.addItems(itemsOfPage(page, this.asked.image), this.pageHead(page));
+    this.setBusy("streaming", this.readPages === 1 ? "1 page read …" : `${this.readPages} pages read …`);
+  }
+
+  addProgress(answers) {
+    this.setBusy("streaming", answers === 1 ? "1 answer …" : `${answers} answers …`);
+  }
+
+  pageHead(page) {
+    const remarks = [...(page.problems ?? []), ...(page.error ? [page.error] : [])];
+    const words = [`Page ${page.page}`, ...remarks].join(": ");
+    return element("li", { class: "item-page" }, words);
+  }
+
+  addItems(items, head = null) {
+    this.items.push(...items);
+    if (head) this.list.append(head);
+    this.list.append(...items.map((item) => this.itemRow(item)));
+    this.drawItems();
+  }
+
+  /** Boxes on the page that is shown. */
+  drawItems() {
+    const { colors } = this.asked.image;
+    colors.add([...new Set(this.items.map(({ label }) => label))]);
+    const placed = this.items.filter((item) => item.page === this.page && item.box_normalized_xyxy);
+    this.overlay.set(placed, colors);
+    if (this.chosen) this.light(this.chosen);
+  }
+
+  itemRow(item) {
+    const { asked } = this;
+    const button = element("button", { type: "button", class: "item", title: WORDS_HINT });
+    if (item.label) {
+      const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
+      asked.image.colors.add([item.label]);
+      swatch.style.backgroundColor = css(asked.image.colors.of(item.label));
+      swatch.classList.toggle("placeless", !item.box_normalized_xyxy);
+      button.append(element("span", { class: "item-path" }, swatch, item.label));
+    }
+    const mark = item.unsure ? "?" : "";
+    button.append(
+      element("span", { class: item.isMissing ? "item-value missing" : "item-value", dir: "auto" }, item.text),
+      element("span", { class: "object-score" }, `${item.score === null ? "" : scoreText(item.score)}${mark}`),
+    );
+    const place = item.label && item.page !== null && asked.image.document?.numPages > 1 ? [`page ${item.page}`] : [];
+    const remarks = [...place, ...item.remarks];
+    if (remarks.length) button.append(element("span", { class: "item-remarks", dir: "auto" }, remarks.join(" · ")));
+    button.addEventListener("click", () => this.choose(item));
+    button.addEventListener("pointerenter", () => this.light(item));
+    button.addEventListener("pointerleave", () => this.light(this.chosen));
+    const row = element("li", { class: "row" }, button);
+    this.rows.set(item, row);
+    return row;
+  }
+
+  /** Shows an item's place, on whichever page it is, until another is chosen. */
+  async choose(item) {
+    this.chosen = item;
+    for (const [other, row] of this.rows) row.classList.toggle("picked", other === item);
+    if (item.page !== null && item.page !== this.page) await this.turn(item.page);
+    this.light(item);
+  }
+
+  /** The arrow keys go from row to row, and show each one's place. */
+  moveInList(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    const buttons = [...this.list.querySelectorAll(".item")];
+    const next = buttons[buttons.indexOf(document.activeElement) + step];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
+    next.click();
+  }
+
   /** What was asked for, in order, then what else the model named. */
   labels() {
     return [...new Set([...(this.asked.fields.phrases ?? []), ...this.objects.map((o) => o.label)])];
@@ -151,11 +266,37 @@ export class AnswerView {
     const { result } = outcome;
     this.text = String(result.text ?? "");
     this.objects = (result.objects ?? []).filter(isObject);
-    if (this.hasObjects()) this.finishObjects(result);
+    if (this.isDocument()) this.finishDocument(result);
+    else if (this.hasObjects()) this.finishObjects(result);
     else this.finishText(result);
     this.body.append(this.measures(outcome), this.copyButtons());
     if (this.objects.length) this.body.append(this.saveButtons());
+    if (this.isDocument()) this.body.append(this.fileButtons());
     this.setState("done", this.summary());
+  }
+
+  finishDocument(result) {
+    const { image, route } = this.asked;
+    this.rows.clear();
+    this.items = [];
+    this.list.replaceChildren();
+    this.body.replaceChildren(this.list);
+    if (route === "table" || route === "chart") this.finishTable(result);
+    else if (route === "extract") this.addItems(itemsOfFields(result, image));
+    else for (const page of result.pages ?? []) this.addItems(itemsOfPage(page, image), this.pageHead(page));
+    const add = (words) => this.body.append(element("p", { class: "hint" }, words));
+    if (this.items.some(({ unsure }) => unsure) || this.body.querySelector(".unsure-cell")) {
+      add("Unsure, with a question mark: a score below 0.5, or something to check.");
+    }
+    if (route === "table" || route === "chart") {
+      for (const { kind, detail } of result.problems ?? []) add(kind === "cut" ? `It is cut: ${detail}` : `Ignored: ${detail}`);
+    }
+    if (route === "extract") {
+      const own = new Set((result.fields ?? []).flatMap(({ path, problems }) => problems.map((p) => `${path}: ${p}`)));
+      for (const problem of (result.problems ?? []).filter((each) => !own.has(each))) add(`Check: ${problem}`);
+      if (result.value === null) add("The fields make no valid object of the schema.");
+    }
+    this.body.append(...notes(result));
   }
 
   finishText(result) {
@@ -240,7 +381,8 @@ export class AnswerView {
 
   light(object) {
     for (const [other, row] of this.rows) row.classList.toggle("lit", other === object);
-    this.overlay.light(object);
+    const isElsewhere = object?.page !== undefined && (object.page !== this.page || !object.box_normalized_xyxy);
+    this.overlay.light(isElsewhere ? null : object);
   }
 
   filters() {
@@ -304,6 +446,7 @@ export class AnswerView {
   }
 
   summary() {
+    if (this.isDocument()) return this.documentSummary();
     if (!this.hasObjects()) return "Done.";
     const found = this.objects.length;
     if (!found) return "Nothing found.";
@@ -312,6 +455,58 @@ export class AnswerView {
     const count = found === 1 ? "1 found" : `${found} found`;
     const words = unsure ? `${count}, ${unsure === found ? "all" : unsure} unsure` : count;
     return seen === found ? `${words}.` : `${words}, ${seen} shown.`;
+  }
+
+  finishTable(result) {
+    const isTable = this.asked.route === "table";
+    const isEmpty = countOf(this.asked.route, result).all === 0;
+    if (isTable) {
+      this.items = itemsOfCells(result);
+      const itemOf = (cell) => this.items.find((item) => item.cell === cell) ?? null;
+      this.body.append(tableOf(result, (cell) => this.light(itemOf(cell))));
+      this.drawItems();
+    } else this.body.append(chartOf(result));
+    if (isEmpty) this.body.replaceChildren(element("p", { class: "stream nothing" }, isTable ? "(no table)" : "(no chart)"));
+  }
+
+  documentSummary() {
+    const count = (number, one) => `${number} ${one}${number === 1 ? "" : "s"}`;
+    if (["table", "chart"].includes(this.asked.route)) {
+      const { all, unsure } = countOf(this.asked.route, this.outcome.result);
+      const words = count(all, this.asked.route === "table" ? "cell" : "value");
+      return unsure ? `${words}, ${unsure} unsure.` : `${words}.`;
+    }
+    if (this.asked.route === "read") {
+      const pages = (this.outcome?.result.pages ?? []).length;
+      return `${count(this.items.length, "line")} on ${count(pages, "page")}.`;
+    }
+    const missing = this.items.filter(({ isMissing }) => isMissing).length;
+    const unsure = this.items.filter(({ isMissing, unsure }) => unsure && !isMissing).length;
+    const words = [count(this.items.length - missing, "field")];
+    if (unsure) words.push(`${unsure} unsure`);
+    if (missing) words.push(`${missing} not found`);
+    return `${words.join(", ")}.`;
+  }
+
+  /** Files of a document's answer. */
+  fileButtons() {
+    const { result } = this.outcome;
+    const { image, route } = this.asked;
+    const base = (image.document ?? image).name.replace(/\.[^.]*$/, "");
+    const forms = [["JSON", "json", "application/json", () => toJson(result, null)]];
+    if (route === "read") forms.push(["Text", "txt", "text/plain", () => toText(result)]);
+    else forms.push(["CSV", "csv", "text/csv", () => toCsv(route, result)]);
+    const buttons = forms.map(([name, ending, type, text]) =>
+      element(
+        "button",
+        {
+          type: "button", class: "quiet", "aria-label": `Save as ${name}`,
+          onclick: () => download(new Blob([text()], { type }), `${base}.${ending}`),
+        },
+        name,
+      ),
+    );
+    return element("div", { class: "copies" }, element("span", { class: "hint" }, "Save as"), ...buttons);
   }
 
   measures({ result, usage, seconds }) {
@@ -328,8 +523,11 @@ export class AnswerView {
     const { result } = this.outcome;
     const forms = [["JSON", () => toJson(result, this.hasObjects() ? this.seen() : null)]];
     if (this.hasObjects()) forms.push(["COCO", () => toCoco(result, this.seen(), image)]);
-    forms.push(["Python", () => toPython(route, fields, image.name, model, base)]);
-    forms.push(["curl", () => toCurl(address, route, { ...fields, model }, image.name, withKey)]);
+    if (route === "read") forms.push(["Text", () => toText(result)]);
+    else if (this.isDocument()) forms.push(["CSV", () => toCsv(route, result)]);
+    const { name } = this.isDocument() ? (image.document ?? image) : image;
+    forms.push(["Python", () => toPython(route, fields, name, model, base)]);
+    forms.push(["curl", () => toCurl(address, route, { ...fields, model }, name, withKey)]);
     const buttons = forms.map(([name, text]) =>
       element(
         "button",

@@ -1,4 +1,4 @@
-// Requests to the server: its models, its limits, and one streamed answer.
+// Requests to the server: its models, its limits, the pages of a document, and one streamed answer.
 
 import { events } from "./sse.js";
 
@@ -74,8 +74,9 @@ export async function imageAt(address) {
 /**
  * One answer, streamed.
  *
- * `route` is "caption", "ask", ...; `image` a {blob, name}; `fields` the rest of the request.
- * `on.token(text)` and `on.object(object)` are called as they arrive, `on.sign()` at any sign of life.
+ * `route` is "caption", "ask", ...; `image` a {blob, name}, for a document its file with a password
+ * where it has one; `fields` the rest of the request. `on.token(text)`, `on.object(object)`,
+ * `on.page(page)` and `on.progress(answers)` are called as they arrive, `on.sign()` at any sign of life.
  * Returns {result, usage, model}; throws AnswerError.
  */
 export async function answer(route, image, fields, on, signal) {
@@ -92,6 +93,8 @@ export async function answer(route, image, fields, on, signal) {
       const body = JSON.parse(data);
       if (event === "token") on.token(String(body.text ?? ""));
       else if (event === "object") on.object(body);
+      else if (event === "page") on.page(body);
+      else if (event === "progress") on.progress(body.answers);
       else if (event === "result") whole = readWhole(body);
       else if (event === "error") {
         const { message = "", code = "" } = body.error ?? {};
@@ -116,10 +119,19 @@ export async function wholeAnswer(route, image, fields, signal) {
   }
 }
 
-function post(route, image, fields, signal) {
+/** {num_pages, pages} of a document {blob, name}, its pages as data URLs. */
+export async function pages(file, fields) {
+  return (await post("pages", file, fields, null)).json();
+}
+
+const WITH_IMAGE = new Set(["caption", "ask", "ocr", "detect", "segment", "generate"]);
+
+function post(route, file, fields, signal) {
   const form = new FormData();
-  form.append("request", JSON.stringify(fields));
-  form.append("image", image.blob, image.name);
+  const name = WITH_IMAGE.has(route) ? "image" : "document";
+  const secret = file.password ? { password: file.password } : {};
+  form.append("request", JSON.stringify({ ...fields, ...secret }));
+  form.append(name, file.blob, file.name);
   return request(`v1/${route}`, { method: "POST", body: form, signal });
 }
 

@@ -1,5 +1,6 @@
 // Copies of an answer as JSON, COCO, Python and curl.
 
+import { DOCUMENT_ROUTES } from "./documents.js";
 import { area } from "./masks.js";
 
 /** The result as the server gave it, with the objects that are seen. */
@@ -43,12 +44,18 @@ export function toPython(route, fields, name, model, base) {
     detect: () => [phrases(fields)],
     segment: () => [phrases(fields)],
     generate: () => [text(fields.prompt)],
+    read: () => (fields.pages ? [`pages=${text(fields.pages)}`] : []),
+    table: () => (fields.page ? [`page=${fields.page}`] : []),
+    chart: () => (fields.page ? [`page=${fields.page}`] : []),
+    extract: () => [schema(fields.schema), ...(fields.pages ? [`pages=${text(fields.pages)}`] : [])],
   };
+  const schema = (named) => (typeof named === "string" ? text(named) : `json.loads(${text(JSON.stringify(named))})`);
   const phrases = ({ phrases: list }) => `[${list.map((phrase) => text(phrase)).join(", ")}]`;
   const options = ["max_new_tokens", "temperature", "seed"].filter((option) => option in fields);
   const keywords = options.map((option) => `${option}=${fields[option]}`);
   if (fields.temperature && !("seed" in fields)) keywords.push("seed=None"); // as the server samples
   return [
+    ...(typeof fields.schema === "object" ? ["import json", ""] : []),
     "import paligemma",
     "",
     `model = paligemma.load(${text(source)}${adapter})`,
@@ -62,10 +69,11 @@ export function toPython(route, fields, name, model, base) {
 export function toCurl(address, route, fields, name, withKey) {
   // Inside the double quotes that curl's -F reads, backslash and quote are escaped.
   const file = fileName(name).replace(/["\\]/g, "\\$&");
+  const field = DOCUMENT_ROUTES.has(route) ? "document" : "image";
   return [
     `curl ${shell(`${address}v1/${route}`)}`,
     ...(withKey ? ['-H "Authorization: Bearer $PALIGEMMA_API_KEY"'] : []),
-    `-F ${shell(`image=@"${file}"`)}`,
+    `-F ${shell(`${field}=@"${file}"`)}`,
     // Taken literally, where -F would give ";" and "@" a meaning.
     `--form-string ${shell(`request=${JSON.stringify(fields)}`)}`,
   ].join(" \\\n  ");

@@ -108,7 +108,8 @@ function withStore(mode, act) {
 }
 
 async function keep(entries) {
-  const plain = entries.map(({ image, answers, ...entry }) => ({
+  // Documents are not stored: their files are large, and whoever opens one again has it.
+  const plain = entries.filter(({ image }) => !image.document).map(({ image, answers, ...entry }) => ({
     ...entry,
     image: { blob: image.blob, name: image.name, about: image.about },
     answers: answers.map(({ asked: { image: _, ...asked }, outcome }) => ({ asked, outcome })),

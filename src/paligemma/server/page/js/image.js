@@ -1,6 +1,7 @@
 // Gets images by drop, paste, file, camera, address or sample.
 
 import { imageAt } from "./api.js";
+import { DOCUMENT_TYPES, openDocument } from "./documents.js";
 import { byId, element } from "./dom.js";
 import { Colors } from "./overlay.js";
 import { SAMPLES } from "./samples.js";
@@ -51,17 +52,18 @@ export async function smaller(image) {
 /**
  * Connects all ways to choose an image.
  *
- * `onImage(image, sample | null)` gets each image, `onProblem(text)` each error.
+ * `onImage(image, sample | null)` gets each image, or the first page of a document;
+ * `onProblem(text, error, file)` each error, with the file if it is a document.
  */
 export function listen(onImage, onProblem) {
   let latest = 0;
-  const take = async (load, sample = null) => {
+  const take = async (load, sample = null, file = null) => {
     const turn = (latest += 1);
     try {
       const image = await load();
       if (turn === latest) onImage(image, sample);
     } catch (error) {
-      if (turn === latest) onProblem(error.message || "The server cannot be reached.");
+      if (turn === latest) onProblem(error.message || "The server cannot be reached.", error, file);
     }
   };
   const takeFile = (file) => {
@@ -69,6 +71,9 @@ export function listen(onImage, onProblem) {
     if (problem) {
       latest += 1;
       onProblem(problem);
+    } else if (DOCUMENT_TYPES.has(file.type)) {
+      onProblem("The server reads the document …");
+      take(() => openDocument(file, file.name || "pasted.pdf"), null, file);
     } else take(() => openImage(file, file.name || "pasted.png"));
   };
 

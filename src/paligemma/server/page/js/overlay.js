@@ -230,6 +230,8 @@ export class Overlay {
 
   drawBox(object, { x, y, wide, high }) {
     const group = svg("g", { class: this.isFaint(object) ? "box faint" : "box" });
+    group.classList.toggle("bare", Boolean(object.isBare));
+    group.classList.toggle("lit-box", object === this.lit);
     const shape = { x, y, width: wide, height: high, rx: 3 / this.zoom.scale };
     group.append(svg("rect", { ...shape, class: "halo" }));
     const outline = isUnsure(object) ? "outline unsure" : "outline";
@@ -241,6 +243,7 @@ export class Overlay {
 
   /** A tag that would cover others is left out until its box is pointed at. */
   drawTag(object, boxes, [width, height], taken) {
+    if (object.isBare) return;
     const { scale } = this.zoom;
     const color = this.colors.of(object.label);
     const group = svg("g", { class: this.isFaint(object) ? "label faint" : "label" });

@@ -39,13 +39,14 @@ export function questionOf(task, form) {
   const asked = phrases.length
     ? { route: word.toLowerCase(), fields: { phrases } }
     : { route: task.route, fields: task.fields(form) };
-  const options = asked.route === "generate" ? ["length", "temperature", "seed"] : ["length"];
+  const options = OPTIONS[asked.route] ?? ["length"];
   for (const option of options) {
     if (form[option] !== "") asked.fields[OPTION_FIELDS[option]] = Number(form[option]);
   }
   return asked;
 }
 
+const OPTIONS = { generate: ["length", "temperature", "seed"], extract: [] };
 const OPTION_FIELDS = { length: "max_new_tokens", temperature: "temperature", seed: "seed" };
 
 export const TASKS = [
@@ -104,7 +105,87 @@ export const TASKS = [
     fields: (form) => ({ prompt: form.prompt }),
     title: (fields) => fields.prompt,
   },
+  {
+    route: "read",
+    name: "Pages",
+    hint: "The text of a document in reading order, line by line.",
+    run: "Read it",
+    fields: (form) => ({
+      ...(form.pages.trim() && { pages: form.pages.trim() }),
+      ...(form.source !== "model" && { source: form.source }),
+    }),
+    title: (fields) => `Read ${pagesNamed(fields)}`,
+  },
+  {
+    route: "extract",
+    name: "Fields",
+    hint: "The values of a schema, each with a score and its place.",
+    run: "Extract",
+    needs: ["schema", "Write a JSON schema first."],
+    fields: (form) => ({
+      schema: form.schema === OWN_SCHEMA ? JSON.parse(form["own-schema"]) : form.schema,
+      language: form.language,
+      ...(form.pages.trim() && { pages: form.pages.trim() }),
+      ...(form["date-order"] !== "auto" && { date_order: form["date-order"] }),
+      ...(form.check !== "once" && { check: form.check }),
+      ...(namesOf(form.names).length && { names: namesOf(form.names) }),
+    }),
+    title: ({ schema, ...fields }) =>
+      `Extract ${typeof schema === "string" ? schema : schemaName(schema)} from ${pagesNamed(fields)}`,
+  },
+  {
+    route: "table",
+    name: "Table",
+    hint: "The table in the image or on the page shown.",
+    run: "Read the table",
+    fields: (form) => (form.page > 1 ? { page: form.page } : {}),
+    title: ({ page }) => (page ? `Table on page ${page}` : "Table"),
+  },
+  {
+    route: "chart",
+    name: "Chart",
+    hint: "The values in the chart of the image or of the page shown.",
+    run: "Read the chart",
+    fields: (form) => (form.page > 1 ? { page: form.page } : {}),
+    title: ({ page }) => (page ? `Chart on page ${page}` : "Chart"),
+  },
 ];
+
+/** The choice of a schema that is typed in. */
+export const OWN_SCHEMA = "own";
+
+/** The schemas that every server has, with their names for people. */
+export const SCHEMAS = [
+  ["invoice", "Invoice"],
+  ["receipt", "Receipt"],
+  ["prescription", "Prescription"],
+  ["id-card", "ID card"],
+  ["form", "Form"],
+];
+
+function schemaName(schema) {
+  return typeof schema.title === "string" && schema.title ? schema.title : "own fields";
+}
+
+function pagesNamed({ pages }) {
+  return pages ? `pages ${pages}` : "all pages";
+}
+
+/** One name per line. */
+function namesOf(text) {
+  return text.split("\n").map((name) => name.trim()).filter(Boolean);
+}
+
+/** Why a text is no JSON schema, or null. */
+export function schemaProblem(text) {
+  try {
+    const schema = JSON.parse(text);
+    if (schema !== null && typeof schema === "object" && !Array.isArray(schema)) return null;
+    return "A JSON schema is an object: {…}.";
+  } catch (error) {
+    return `This is no JSON: ${error.message}`;
+  }
+}
 
 export function taskOf(route) {
   return TASKS.find((task) => task.route === route);

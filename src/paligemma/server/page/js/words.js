@@ -1,7 +1,9 @@
 // Explains errors and limits in words that a person can act on.
 
-const READABLE = "JPEG, PNG, WebP, GIF or BMP";
-const TYPES = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
+const READABLE = "PDF, TIFF, JPEG, PNG, WebP, GIF or BMP";
+const TYPES = new Set([
+  "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "application/pdf", "image/tiff",
+]);
 
 /** "2.4 MB" */
 export function bytes(count) {
@@ -84,7 +86,7 @@ function wait(error) {
   return `Wait ${error.retryAfter === 1 ? "a second" : `${error.retryAfter} seconds`}.`;
 }
 
-/** Why a file cannot be used as an image, or null. */
+/** Why a file cannot be used, or null. */
 export function fileProblem(file) {
   if (TYPES.has(file.type)) return null;
   const kind = file.type.startsWith("image/") ? "this kind of image" : "this file";
