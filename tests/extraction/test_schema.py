@@ -220,6 +220,8 @@ WIDE = {
         (obj(a={"type": "string", "format": "hostname"}), "#/properties/a/format"),
         (obj(a={"type": "string", "pattern": "(?=a)b"}), "#/properties/a/pattern"),
         (obj(a={"type": "string", "pattern": "(a"}), "#/properties/a/pattern"),
+        (obj(a={"type": "string", "pattern": "(a*)*b"}), "#/properties/a/pattern"),
+        (obj(a={"type": "string", "pattern": "(a{1,300}){1,300}"}), "#/properties/a/pattern"),
         (obj(a={"type": "string", "question": 5}), "#/properties/a/question"),
         (obj(a={"type": "string", "question": "<image> what?"}), "#/properties/a/question"),
         (obj(a={"enum": []}), "#/properties/a"),

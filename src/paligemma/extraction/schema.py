@@ -529,8 +529,9 @@ class _Reader:
                 self._open_texts.append(path)
             elif limit is not None and limit > LARGEST_TEXT:
                 self._cut.append(path)
+        max_length = min(MAX_TEXT if limit is None else limit, LARGEST_TEXT)
         if pattern is not None:
-            _check_pattern(pattern, place.below("pattern"))
+            _check_pattern(pattern, max_length, place.below("pattern"))
         choices = schema.get("enum", [schema["const"]] if "const" in schema else ())
         return Leaf(
             path=path,
@@ -543,7 +544,7 @@ class _Reader:
             second_question=schema.get("second_question"),
             detect=schema.get("detect", True),
             names=schema.get("names", False),
-            max_length=min(MAX_TEXT if limit is None else limit, LARGEST_TEXT),
+            max_length=max_length,
             pattern=pattern,
             format=schema.get("format"),
             choices=tuple(choices),
@@ -602,13 +603,14 @@ def _choices_of(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
     return choices
 
 
-def _check_pattern(pattern: str, pointer: str) -> None:
+def _check_pattern(pattern: str, max_length: int, pointer: str) -> None:
     from paligemma.extraction.patterns import bounded_pattern
+    from paligemma.tasks.text_grammar import longest_match
 
     if len(pattern) > MAX_PATTERN:
         raise _refused(pointer, f"expected at most {MAX_PATTERN} characters")
     try:
-        bounded_pattern(pattern, LARGEST_TEXT)
+        longest_match(bounded_pattern(pattern, max_length))
     except OptionError as error:
         raise _refused(pointer, str(error).rstrip(".")) from error
 
