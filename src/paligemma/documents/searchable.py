@@ -11,7 +11,7 @@ import functools
 import io
 import re
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -19,8 +19,10 @@ from paligemma.documents.geometry import Box, Turn, add_turns, turn_box
 from paligemma.documents.open import DocumentInput, open_document
 from paligemma.documents.page import Document, DocumentLimits, Page
 from paligemma.documents.pdf import PdfFile, page_matrix, pdfium_lock
-from paligemma.documents.read import DocumentText, PageText
 from paligemma.errors import DocumentError
+
+if TYPE_CHECKING:
+    from paligemma.documents.read import DocumentText, PageText
 
 _INVISIBLE = 3  # FPDF_TEXTRENDERMODE_INVISIBLE
 _ADVANCE = 0.5  # width of every character, in its height

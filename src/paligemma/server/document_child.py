@@ -21,12 +21,14 @@ import select
 import struct
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import IO, Any
 
 LENGTHS = struct.Struct(">II")
 MAX_WORDS = 100_000
 """Words per page; more are not sent."""
 MAX_ATTACHMENTS = 1000
+_MAX_PAGES = 10_000
 _IDLE_SECONDS = 600.0  # without a document, after which the process ends by itself
 _MAX_MESSAGE = 500  # characters
 _OPEN_FILES = 64  # the fonts of the system
@@ -132,6 +134,8 @@ class _Reader:
         if call == "attachments":
             names = [each.name for each in source.attachments()[:MAX_ATTACHMENTS]]
             return frame({"names": names})
+        if call == "searchable":
+            return frame({}, self._searchable(json.loads(payload)))
         index = request["index"]
         if call == "attachment":
             return frame({}, source.attachments()[index].data())
@@ -143,13 +147,25 @@ class _Reader:
         return frame({"size_wh": image.size}, image.tobytes())
 
     def _open(self, request: dict[str, Any], payload: bytes) -> bytes:
-        limits = self._limits_type(strict=True, **request["limits"])
         # How many pages may be read is checked by the other process, which knows which are meant.
+        limits = self._limits_type(strict=True, max_pages=_MAX_PAGES, **request["limits"])
         self._document = self._opening.open_document(
-            _File(payload), password=request["password"], pages=[1], limits=limits
+            _File(payload), password=request["password"], limits=limits
         )
         source = self._document.source
         return frame({"num_pages": source.num_pages, "unit": source.unit})
+
+    def _searchable(self, pages: list[dict[str, Any]]) -> bytes:
+        from paligemma.documents.searchable import to_searchable_pdf
+
+        texts = [
+            SimpleNamespace(
+                **{**page, "lines": [SimpleNamespace(**line) for line in page["lines"]]}
+            )
+            for page in pages
+        ]
+        # Not as the classes of the text: they need the model's package.
+        return to_searchable_pdf(self._document, SimpleNamespace(pages=texts))  # type: ignore[arg-type]
 
     def _words(self, index: int) -> bytes:
         words, turn = self._document.source.words(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 
@@ -25,6 +25,9 @@ from paligemma.server.responses import (
 )
 
 MAX_LABELS = 100
+MAX_NAMES = 2000
+"""Names in one list, which every value read is compared with."""
+_MAX_NAME_CHARACTERS = 200
 EXAMPLE_DOCUMENT = "data:application/pdf;base64,JVBERi0xLjcK..."
 
 
@@ -178,7 +181,79 @@ class ReadRequest(ManyPagesRequest):
         None
     )
     to: Annotated[
-        Literal["json", "txt"], Field(description="Other than JSON: a file to download.")
+        Literal["json", "txt", "hocr", "alto", "searchable-pdf"],
+        Field(description="Other than JSON: a file to download."),
+    ] = "json"
+
+
+def _names(names: list[str]) -> list[str]:
+    if len(names) > MAX_NAMES or any(len(name) > _MAX_NAME_CHARACTERS for name in names):
+        raise limit_error(
+            f"A list may have {MAX_NAMES} names, each of at most {_MAX_NAME_CHARACTERS} characters."
+        )
+    return names
+
+
+def _schema(schema: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(schema, str) and len(schema) > _MAX_NAME_CHARACTERS:
+        raise limit_error("It must be the name of a built-in schema, or a JSON schema.")
+    return schema
+
+
+Names = Annotated[list[str], AfterValidator(_names)]
+
+
+class ExtractRequest(ManyPagesRequest):
+    """Read the values of a schema from a document, each with a score and a place."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"document": EXAMPLE_DOCUMENT, "schema": "invoice"}]}
+    )
+
+    schema_: Annotated[
+        str | dict[str, Any],
+        AfterValidator(_schema),
+        Field(
+            alias="schema",
+            description="A JSON schema, or the name of a built-in one: prescription, invoice, "
+            "receipt, id-card, form.",
+        ),
+    ]
+    language: Annotated[
+        Language | Literal[""],
+        Field(description='Of the questions and the document; "" leaves it out of the prompt.'),
+    ] = "en"
+    date_order: Annotated[
+        Literal["auto", "dmy", "mdy", "ymd"],
+        Field(description="Of dates such as 03/04/2026. auto: reported where it is not clear."),
+    ] = "auto"
+    decimal_mark: Literal["auto", ".", ","] = "auto"
+    min_score: Annotated[
+        float,
+        Field(ge=0, le=1, allow_inf_nan=False, description="Lower scores are marked as unsure."),
+    ] = 0.5
+    check: Annotated[
+        Literal["once", "twice"],
+        Field(description="twice: ask for every value in a second way, and report differences."),
+    ] = "once"
+    mode: Annotated[
+        Literal["questions", "json"],
+        Field(description="json: for models that were fine-tuned to write JSON."),
+    ] = "questions"
+    json_prompt: Text = "extract JSON"
+    detect: Annotated[
+        bool, Field(description="Find the places of values that the file has no words for.")
+    ] = True
+    names: Annotated[
+        Names | dict[str, Names] | None,
+        Field(
+            description="How names are spelled, to be shown next to what was read: a list, or "
+            'lists by the path of the value, such as {"medicines.name": [...]}.'
+        ),
+    ] = None
+    to: Annotated[
+        Literal["json", "csv", "html"],
+        Field(description="csv: one line per field. html: a page to review and correct them."),
     ] = "json"
 
 
@@ -256,6 +331,58 @@ class ReadResponse(TaskResponse):
     """The answer of /v1/read."""
 
     result: DocumentTextResult
+    usage: UsageResponse
+
+
+class MatchResult(ResponseModel):
+    """The entry of the list of names that is nearest to what was read."""
+
+    text: str
+    score: float
+
+
+class FieldResult(ResponseModel):
+    """One value: what was read, how sure the model is, and where it is."""
+
+    path: str  # such as medicines[0].dose
+    value: Any
+    raw: str | None
+    """The model's own words."""
+    score: float | None
+    """The model's probability of exactly these words."""
+    held: float | None
+    """The probability that the pattern of the answer took away from other answers."""
+    page: int | None  # from 1
+    box_xyxy: Box | None  # in points of PDF files, pixels of images
+    box_source: Literal["text layer", "detect", "tile"] | None
+    question: str
+    prompt: str
+    tile_xyxy: Box | None
+    """The part of the page that the model saw when it gave the answer."""
+    source: Literal["model"] | None
+    problems: list[str]
+    """Why the value may be wrong, or is missing."""
+    matched: MatchResult | None
+
+
+class ExtractionResult(ResponseModel):
+    """The fields of a schema, and the object that they make."""
+
+    schema_: str = Field(alias="schema")
+    value: Any
+    """The object; null where the fields make none that is valid."""
+    fields: list[FieldResult]
+    missing: list[str]
+    """The paths of all values that the document does not have."""
+    problems: list[str]
+    notes: list[str]
+    num_pages: int
+
+
+class ExtractResponse(TaskResponse):
+    """The answer of /v1/extract."""
+
+    result: ExtractionResult
     usage: UsageResponse
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 from paligemma.documents.geometry import Box, Turn
 from paligemma.documents.open import PageNumbers, open_document
 from paligemma.documents.page import Attachment, Document, DocumentLimits, Pages, Word
+from paligemma.documents.read import DocumentText
 from paligemma.errors import (
     CancelledError,
     DocumentError,
@@ -48,6 +49,7 @@ _START_SECONDS = 60.0
 _EXTRA_SECONDS = 5.0  # for a call, beyond the limit that the process itself keeps
 _MAX_HEADER_BYTES = 32 * 2**20
 _MAX_ATTACHMENT_BYTES = 64 * 2**20
+_MAX_FILE_BYTES = 128 * 2**20
 _MAX_PAGES = 10_000_000
 _PIECE_BYTES = 2**20
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -285,6 +287,17 @@ class RemotePages:
 
     def _attachment(self, number: int) -> bytes:
         return self._call("attachment", number, most=_MAX_ATTACHMENT_BYTES)[1]
+
+    def searchable_pdf(self, text: DocumentText) -> bytes:
+        """As `to_searchable_pdf`."""
+        pages = json.dumps([page.to_dict() for page in text.pages], allow_nan=False).encode()
+        _, data = self._process.call(
+            {"call": "searchable"},
+            pages,
+            most=_MAX_FILE_BYTES,
+            seconds=self._seconds * max(1, len(text.pages)),
+        )
+        return data
 
     def close(self) -> None:
         self._process.close()

@@ -11,11 +11,19 @@ from starlette.responses import Response
 from paligemma.documents.page import Document
 from paligemma.documents.read import DocumentText, ReadOptions, read_pages
 from paligemma.documents.tables import ChartOptions, PartOptions, read_chart, read_table
+from paligemma.documents.write import to_alto, to_hocr, to_txt
+from paligemma.extraction.asking import extract
+from paligemma.extraction.names import read_names
+from paligemma.extraction.options import ExtractOptions
+from paligemma.extraction.schema import read_schema
 from paligemma.server.document_models import (
     ChartRequest,
     ChartResponse,
     ChartResult,
     DocumentTextResult,
+    ExtractionResult,
+    ExtractRequest,
+    ExtractResponse,
     PageTextResult,
     ReadRequest,
     ReadResponse,
@@ -24,6 +32,7 @@ from paligemma.server.document_models import (
     TableResponse,
     TableResult,
 )
+from paligemma.server.document_reader import RemotePages
 from paligemma.server.document_work import ServiceAsker
 from paligemma.server.responses import ResponseModel, TaskResponse
 
@@ -32,14 +41,14 @@ from paligemma.server.responses import ResponseModel, TaskResponse
 class Download:
     """An answer that is a file rather than JSON."""
 
-    text: str
+    data: bytes
     media_type: str
     name: str
 
     def response(self) -> Response:
         """Not to be shown: browsers would take what a document says for a page of the server."""
         headers = {"content-disposition": f'attachment; filename="{self.name}"'}
-        return Response(self.text.encode(), media_type=self.media_type, headers=headers)
+        return Response(self.data, media_type=self.media_type, headers=headers)
 
 
 Work = Callable[[Document, ServiceAsker], ResponseModel | Download]
@@ -73,9 +82,52 @@ def _reading(request: ReadRequest) -> Work:
             asker.tell(PageTextResult.model_validate(page.to_dict()))
             pages.append(page)
         text = DocumentText(name=document.name, source=options.source, pages=tuple(pages))
-        if request.to == "txt":
-            return Download(text=text.text, media_type="text/plain", name="document.txt")
-        return DocumentTextResult.model_validate(text.to_dict())
+        if request.to == "json":
+            return DocumentTextResult.model_validate(text.to_dict())
+        media_type, name, write = _TEXT_FILES[request.to]
+        return Download(data=write(document, text), media_type=media_type, name=name)
+
+    return work
+
+
+def _searchable_pdf(document: Document, text: DocumentText) -> bytes:
+    assert isinstance(document.source, RemotePages)
+    return document.source.searchable_pdf(text)
+
+
+_TEXT_FILES: dict[str, tuple[str, str, Callable[[Document, DocumentText], bytes]]] = {
+    "txt": ("text/plain", "document.txt", lambda _, text: to_txt(text).encode()),
+    "hocr": ("application/xhtml+xml", "document.hocr", lambda _, text: to_hocr(text).encode()),
+    "alto": ("application/xml", "document.xml", lambda _, text: to_alto(text).encode()),
+    "searchable-pdf": ("application/pdf", "document.pdf", _searchable_pdf),
+}
+"""Media type, name and contents of each file that a text can be written to."""
+
+
+def _extraction(request: ExtractRequest) -> Work:
+    schema = read_schema(request.schema_)
+    names = request.names or ()
+    read_names(names, schema)
+    options = ExtractOptions(
+        language=request.language,
+        date_order=request.date_order,
+        decimal_mark=request.decimal_mark,
+        min_score=request.min_score,
+        check=request.check,
+        mode=request.mode,
+        json_prompt=request.json_prompt,
+        detect=request.detect,
+    )
+
+    def work(document: Document, asker: ServiceAsker) -> ResponseModel | Download:
+        found = extract(asker, document, schema, options, names)
+        if request.to == "csv":
+            data = found.to_csv(safe=True).encode()
+            return Download(data=data, media_type="text/csv", name="fields.csv")
+        if request.to == "html":
+            data = found.to_html(source=document).encode()
+            return Download(data=data, media_type="text/html", name="fields.html")
+        return ExtractionResult.model_validate(found.to_dict())
 
     return work
 
@@ -88,9 +140,11 @@ def _table(request: TableRequest) -> Work:
     def work(document: Document, asker: ServiceAsker) -> ResponseModel | Download:
         table = read_table(asker, document, options)
         if request.to == "csv":
-            return Download(text=table.to_csv(safe=True), media_type="text/csv", name="table.csv")
+            data = table.to_csv(safe=True).encode()
+            return Download(data=data, media_type="text/csv", name="table.csv")
         if request.to == "html":
-            return Download(text=table.to_html(), media_type="text/html", name="table.html")
+            data = table.to_html().encode()
+            return Download(data=data, media_type="text/html", name="table.html")
         return TableResult.model_validate(table.to_dict())
 
     return work
@@ -109,7 +163,8 @@ def _chart(request: ChartRequest) -> Work:
     def work(document: Document, asker: ServiceAsker) -> ResponseModel | Download:
         chart = read_chart(asker, document, options)
         if request.to == "csv":
-            return Download(text=chart.to_csv(safe=True), media_type="text/csv", name="chart.csv")
+            data = chart.to_csv(safe=True).encode()
+            return Download(data=data, media_type="text/csv", name="chart.csv")
         return ChartResult.model_validate(chart.to_dict())
 
     return work
@@ -121,7 +176,14 @@ TASKS: tuple[DocumentTask, ...] = (
         request=ReadRequest,
         response=ReadResponse,
         prepare=_reading,
-        media_types=("text/plain",),
+        media_types=tuple(media_type for media_type, _, _ in _TEXT_FILES.values()),
+    ),
+    DocumentTask(
+        name="extract",
+        request=ExtractRequest,
+        response=ExtractResponse,
+        prepare=_extraction,
+        media_types=("text/csv", "text/html"),
     ),
     DocumentTask(
         name="table",
