@@ -6,19 +6,22 @@ import asyncio
 import base64
 import io
 import json
+import time
 from typing import Any
 
+import defusedxml.ElementTree
 import pytest
 from PIL import Image
 from starlette.types import ASGIApp
 
+from paligemma.documents.open import open_document
 from paligemma.documents.read import read_document
 from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
 from paligemma.server.settings import Limits, Settings
 from tests.documents.pdf_files import pdf_of_pages, text_at
 from tests.server.asgi import Answer, call
-from tests.server.conftest import MakeService
+from tests.server.conftest import EXAMPLES, MakeService
 from tests.server.serving import until
 from tests.server.test_http_api import encoded, post
 
@@ -224,3 +227,201 @@ def test_logs_and_metrics_say_nothing_of_the_document(
     metrics = asyncio.run(call(mini_app, "GET", "/metrics")).body.decode()
     assert 'route="/v1/read"' in metrics
     assert secret not in metrics
+
+
+def test_what_was_read_is_written_as_files(mini_app: ASGIApp) -> None:
+    fields = {"document": encoded(TWO_PAGES), "source": "text layer"}
+    hocr = post(mini_app, "/v1/read", {**fields, "to": "hocr"})
+    assert hocr.headers["content-type"].startswith("application/xhtml+xml")
+    assert "brave" in hocr.body.decode()
+    alto = post(mini_app, "/v1/read", {**fields, "to": "alto"})
+    assert defusedxml.ElementTree.fromstring(alto.body).tag.endswith("alto")
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), "white").save(file, "PNG")
+    for data, num_pages in ((TWO_PAGES, 2), (file.getvalue(), 1)):
+        fields = {"document": encoded(data), "source": "text layer", "to": "searchable-pdf"}
+        found = post(mini_app, "/v1/read", fields)
+        assert found.headers["content-disposition"] == 'attachment; filename="document.pdf"'
+        with open_document(found.body) as document:
+            assert document.num_pages == num_pages
+
+
+# Extraction
+
+SCHEMA = {
+    "title": "Note",
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "count": {"type": ["integer", "null"]}},
+    "required": ["name"],
+}
+
+
+def test_fields_are_those_of_python(mini_app: ASGIApp, mini: Predictor) -> None:
+    answer = post(mini_app, "/v1/extract", {"document": encoded(TWO_PAGES), "schema": SCHEMA})
+    assert answer.status == 200, answer.body
+    found = answer.json()["result"]
+    expected = json.loads(json.dumps(mini.extract(TWO_PAGES, SCHEMA).to_dict()))
+    assert found.keys() == expected.keys()
+    assert found["value"] == expected["value"]
+    for one, other in zip(found["fields"], expected["fields"], strict=True):
+        assert one.keys() == other.keys()
+        for name in ("score", "held"):
+            assert one.pop(name) == pytest.approx(other.pop(name), abs=2e-4)
+        assert one == other
+    assert answer.json()["usage"]["completion_tokens"] > 0
+
+
+def test_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
+    fields = {"document": encoded(TWO_PAGES), "schema": SCHEMA, "pages": "1"}
+    events = post(mini_app, "/v1/extract", {**fields, "stream": True}).events
+    assert [name for name, _ in events[-2:]] == ["result", "done"]
+    assert {name for name, _ in events[:-2]} == {"progress"}
+    table = post(mini_app, "/v1/extract", {**fields, "to": "csv"})
+    assert table.headers["content-disposition"] == 'attachment; filename="fields.csv"'
+    assert table.body.startswith(b'"file","path","value"')
+    page = post(mini_app, "/v1/extract", {**fields, "to": "html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-disposition"].startswith("attachment")
+    assert b"data:image" in page.body
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+REF = {"$ref": "#/$defs/b"}
+
+
+def of_pattern(pattern: str) -> dict[str, Any]:
+    return {"properties": {"a": {"type": "string", "pattern": pattern}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"$ref": "https://example.com/schema.json"}}},
+        {"properties": {"a": {"$ref": "file:///etc/passwd"}}},
+        {"properties": {"a": {"$ref": "#/properties/a"}}},
+        {"properties": {"a": REF}, "$defs": {"b": {"type": "object", "properties": {"b": REF}}}},
+        {"properties": {"a": {"type": "string", "unknownKeyword": 1}}},
+        {"properties": {}},
+        {"properties": {f"a{number}": {"type": "string"} for number in range(600)}},
+        {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}},
+        {},
+        nested(20),
+        nested(300),
+        of_pattern("(a"),
+        of_pattern("(?=a)b"),
+        of_pattern("a" * 1000),
+        "nothing",
+        "invoice.py:Invoice",
+        "os:system",
+        "/etc/passwd",
+        "../schema.json",
+    ],
+    ids=range(19),
+)  # fmt: skip
+def test_schemas_that_cannot_be_asked_for_are_refused(schema: object, mini_app: ASGIApp) -> None:
+    started = time.monotonic()
+    answer = post(mini_app, "/v1/extract", {"document": encoded(TWO_PAGES), "schema": schema})
+    assert answer.status == 400, answer.body
+    assert answer.error["code"] in ("invalid_option", "invalid_field", "invalid_json")
+    assert "root:" not in answer.error["message"]
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^((a{0,300}){0,300}){0,300}$",
+        "^(a+)+$",
+        "^(a|a)*b$",
+        "^(.*a){100}$",
+        "^[^x]{0,400}x[^x]{0,400}$",
+    ],
+)
+def test_patterns_that_explode_end_in_time(pattern: str, mini_app: ASGIApp) -> None:
+    """With an answer or an error; and the server answers others meanwhile."""
+    started = time.monotonic()
+    fields = {"document": encoded(TWO_PAGES), "schema": of_pattern(pattern), "pages": "1"}
+    answer = post(mini_app, "/v1/extract", fields)
+    assert answer.status in (200, 400), answer.body
+    assert time.monotonic() - started < 20
+
+
+def test_numbers_and_lists_without_bounds_get_some(mini_app: ASGIApp) -> None:
+    schema = {
+        "properties": {"a": {"type": "number"}, "b": {"type": "array", "items": {"type": "string"}}}
+    }
+    fields = {"document": encoded(TWO_PAGES), "schema": schema, "pages": "1"}
+    answer = post(mini_app, "/v1/extract", fields)
+    assert answer.status == 200, answer.body
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"schema": 7}, "schema"),
+        ({}, "schema"),
+        ({"schema": "invoice", "check": "thrice"}, "check"),
+        ({"schema": "invoice", "names": ["a"] * 3000}, "names"),
+        ({"schema": "invoice", "names": {"nowhere": ["a"]}}, None),
+        ({"schema": "invoice", "language": "<x>"}, "language"),
+        ({"schema": "invoice", "min_score": 2}, "min_score"),
+        ({"schema": "invoice", "to": "parquet"}, "to"),
+    ],
+)
+def test_wrong_requests_to_extract_are_refused(
+    fields: dict[str, Any], param: str | None, mini_app: ASGIApp
+) -> None:
+    answer = post(mini_app, "/v1/extract", {"document": encoded(TWO_PAGES), **fields})
+    assert answer.status == 400
+    assert answer.error["param"] == param
+
+
+def test_names_are_compared_with_what_was_read(mini_app: ASGIApp) -> None:
+    fields = {
+        "document": encoded(TWO_PAGES),
+        "schema": {"properties": {"name": {"type": "string"}}},
+        "names": {"name": ["Hello", "World"]},
+        "pages": "1",
+    }
+    answer = post(mini_app, "/v1/extract", fields)
+    assert answer.status == 200, answer.body
+    [field] = answer.json()["result"]["fields"]
+    assert "matched" in field
+
+
+# Tables and charts
+
+
+def test_tables_and_charts_are_those_of_python(mini_app: ASGIApp, mini: Predictor) -> None:
+    image = (EXAMPLES / "scene.png").read_bytes()
+    fields = {"document": encoded(image), "max_new_tokens": 20}
+    found = post(mini_app, "/v1/table", fields).json()["result"]
+    expected = json.loads(json.dumps(mini.table(image, max_new_tokens=20).to_dict()))
+    assert [cell["text"] for cell in found["cells"]] == [c["text"] for c in expected["cells"]]
+    assert found.keys() == expected.keys()
+    found = post(mini_app, "/v1/chart", {**fields, "labels": ["cat"]}).json()["result"]
+    expected = json.loads(
+        json.dumps(mini.chart(image, labels=["cat"], max_new_tokens=20).to_dict())
+    )
+    assert [[p["raw"] for p in s["points"]] for s in found["series"]] == [
+        [p["raw"] for p in s["points"]] for s in expected["series"]
+    ]
+    assert found.keys() == expected.keys()
+    rows = post(mini_app, "/v1/chart", {**fields, "labels": ["=1+2"], "to": "csv"})
+    assert rows.headers["content-type"].startswith("text/csv")
+    assert b"'=1+2" in rows.body
+
+
+def test_a_box_on_a_page_is_read(mini_app: ASGIApp) -> None:
+    fields = {"document": encoded(TWO_PAGES), "page": 2, "max_new_tokens": 4}
+    assert post(mini_app, "/v1/table", {**fields, "box_xyxy": [0, 0, 50, 50]}).status == 200
+    outside = post(mini_app, "/v1/table", {**fields, "box_xyxy": [300, 0, 400, 50]})
+    assert (outside.status, outside.error["code"]) == (400, "invalid_option")
+    assert post(mini_app, "/v1/table", {**fields, "page": 3}).status == 400
+    assert post(mini_app, "/v1/table", {**fields, "box_xyxy": [0, 0, 50]}).status == 400

@@ -63,6 +63,31 @@ class Document:
         self.check(responses[str(status)]["content"]["application/json"]["schema"], answer.json())
 
 
+DOCUMENTS: list[tuple[str, dict[str, Any]]] = [
+    ("read", {}),
+    ("extract", {"schema": {"properties": {"name": {"type": "string"}}}}),
+    ("table", {"max_new_tokens": 4}),
+    ("chart", {"max_new_tokens": 4}),
+]
+
+
+@pytest.mark.parametrize(("task", "fields"), DOCUMENTS)
+def test_answers_about_documents_are_as_described(
+    task: str, fields: dict[str, Any], mini_app: ASGIApp, document: Document, scene: bytes
+) -> None:
+    body = {"document": encoded(scene), **fields}
+    path = f"/v1/{task}"
+    document.check_answer("post", path, post(mini_app, path, body))
+    responses = document.content["paths"][path]["post"]["responses"]
+    names = {"progress": "ProgressEvent", "page": "PageTextResult"}
+    for name, data in post(mini_app, path, {**body, "stream": True}).events[:-1]:
+        if name == "result":
+            schema = responses["200"]["content"]["application/json"]["schema"]
+            document.check(schema, data)
+        else:
+            document.check_named(names[str(name)], data)
+
+
 @pytest.fixture
 def document(mini_app: ASGIApp) -> Document:
     return Document(mini_app)

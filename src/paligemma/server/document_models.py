@@ -356,6 +356,8 @@ class FieldResult(ResponseModel):
     box_xyxy: Box | None  # in points of PDF files, pixels of images
     box_source: Literal["text layer", "detect", "tile"] | None
     question: str
+    list_path: str | None
+    """For an item of a list: the list, whose question had all items as its answer."""
     prompt: str
     tile_xyxy: Box | None
     """The part of the page that the model saw when it gave the answer."""
