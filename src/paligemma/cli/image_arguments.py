@@ -15,7 +15,7 @@ import stat
 import sys
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -55,6 +55,17 @@ class NamedImage:
         except ImageError as error:
             raise ImageError(f"{self.name}: {error}") from error
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether this is a PDF file, or a TIFF file of several pages."""
+        from paligemma.documents.image_pages import num_tiff_pages
+        from paligemma.documents.open import is_document, is_pdf
+
+        if isinstance(self.source, str):
+            return False
+        first = self.source[:1024] if isinstance(self.source, bytes) else _first_bytes(self.source)
+        return is_pdf(first) or (is_document(first) and num_tiff_pages(self.source) > 1)
+
     def release(self) -> None:
         """Forget what was fetched. Until then, reading the image again fetches nothing."""
         self._fetched = None
@@ -83,37 +94,75 @@ def looks_like_image(word: str) -> bool:
 
 
 def find_images(
-    words: Sequence[str], *, recursive: bool = False, allow_urls: bool = False
+    words: Sequence[str],
+    *,
+    recursive: bool = False,
+    allow_urls: bool = False,
+    documents: bool = False,
 ) -> list[NamedImage]:
     """The images in the order given; those of a folder or pattern by name.
+
+    With `documents`, PDF files too.
 
     Raises ImageError for a word that names no image that can be read.
     """
     if sum(word in STDIN for word in words) > 1:
         raise OptionError("Stdin can be read once. Name it once, and give other images as files.")
-    return [image for word in words for image in _find(word, recursive, allow_urls)]
+    finder = _Finder(recursive=recursive, allow_urls=allow_urls, documents=documents)
+    return [image for word in words for image in finder.find(word)]
 
 
-def _find(word: str, recursive: bool, allow_urls: bool) -> list[NamedImage]:
+@dataclass(frozen=True, kw_only=True)
+class _Finder:
+    """Finds what a word of the command line names."""
+
+    recursive: bool
+    allow_urls: bool
+    documents: bool
+
+    def find(self, word: str) -> list[NamedImage]:
+        return _find(word, self)
+
+    def is_file_of_kind(self, path: Path) -> bool:
+        """Whether a file in a folder is meant, by its name."""
+        from paligemma.data.source import is_image
+
+        is_document = self.documents and path.suffix.lower() in (".pdf", ".tif", ".tiff")
+        return is_image(path) or (is_document and not path.name.startswith("._"))
+
+    def check_first_bytes(self, data: bytes, subject: str) -> None:
+        """Raises ImageError for a file that begins like none that can be read."""
+        from paligemma.processor.image import check_first_bytes
+
+        if self.documents:
+            from paligemma.documents.open import is_document
+
+            if is_document(data):
+                return
+        check_first_bytes(data, subject)
+
+
+def _find(word: str, finder: _Finder) -> list[NamedImage]:
     if word in STDIN:
-        return [_checked(NamedImage(name=word, source=read_stdin()))]
+        return [_checked(NamedImage(name=word, source=read_stdin()), finder)]
     if match := _SCHEME.match(word):
         scheme = (match[1] or match[2]).lower()
         if scheme == "data":
-            return [_checked(NamedImage(name=_shortened(word), source=_read_data_uri(word)))]
+            named = NamedImage(name=_shortened(word), source=_read_data_uri(word))
+            return [_checked(named, finder)]
         if scheme != "file":
-            return [_web_image(word, scheme, allow_urls)]
+            return [_web_image(word, scheme, finder.allow_urls)]
         path = _path_of_uri(word)
     else:
         path = Path(word)
         if word.startswith("~") and not os.path.lexists(word):
             path = Path(os.path.expanduser(word))  # Path.expanduser raises for an unknown user
     if not os.path.lexists(path) and glob.has_magic(str(path)):
-        return _matches(str(path))
-    return _at(path, word, recursive)
+        return _matches(str(path), finder)
+    return _at(path, word, finder)
 
 
-def _at(path: Path, word: str, recursive: bool) -> list[NamedImage]:
+def _at(path: Path, word: str, finder: _Finder) -> list[NamedImage]:
     if not word:
         raise ImageError("The path is empty. Give the name of an image file.")
     try:
@@ -124,59 +173,59 @@ def _at(path: Path, word: str, recursive: bool) -> list[NamedImage]:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ImageError(f"The file {word!r} cannot be opened: {reason}.") from error
     if stat.S_ISDIR(mode):
-        return _in_folder(path, word, recursive)
+        return _in_folder(path, word, finder)
     if stat.S_ISREG(mode):
-        return [_checked(NamedImage(name=word, source=path))]
+        return [_checked(NamedImage(name=word, source=path), finder)]
     try:
         with path.open("rb") as file:  # a pipe, such as that of <(...)
             if file.isatty():
                 raise ImageError(f"{word!r} is a terminal. Name a file or a pipe.")
-            return [_checked(NamedImage(name=word, source=_read_all(file)))]
+            return [_checked(NamedImage(name=word, source=_read_all(file)), finder)]
     except OSError as error:
         raise ImageError(f"{word!r} cannot be read: {error.strerror}.") from error
 
 
-def _in_folder(folder: Path, word: str, recursive: bool) -> list[NamedImage]:
-    paths = list(_image_files(folder, recursive))
+def _in_folder(folder: Path, word: str, finder: _Finder) -> list[NamedImage]:
+    paths = list(_image_files(folder, finder))
     if not paths:
-        below = not recursive and next(_image_files(folder, True), None)
+        everything = replace(finder, recursive=True)
+        below = not finder.recursive and next(_image_files(folder, everything), None)
         advice = "Add --recursive to use those in its folders." if below else "Check the path."
         raise ImageError(f"The folder {word!r} contains no images. {advice}")
-    return _any_readable(paths, word)
+    return _any_readable(paths, word, finder)
 
 
-def _image_files(folder: Path, recursive: bool) -> Iterator[Path]:
-    from paligemma.data.source import is_image
-
+def _image_files(folder: Path, finder: _Finder) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise ImageError(
             f"The folder {error.filename!r} cannot be listed: {error.strerror}."
         ) from error
 
     for root, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if finder.recursive and not name.startswith(".")
+        )
         for name in sorted(files):
-            if not name.startswith(".") and is_image(Path(name)):
+            if not name.startswith(".") and finder.is_file_of_kind(Path(name)):
                 yield Path(root, name)
 
 
-def _matches(pattern: str) -> list[NamedImage]:
-    from paligemma.data.source import is_image
-
+def _matches(pattern: str, finder: _Finder) -> list[NamedImage]:
     paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     files = [path for path in paths if path.is_file()]
     if not files:
         raise ImageError(f"No file matches the pattern {pattern!r}. Check the path.")
-    return _any_readable([path for path in files if is_image(path)] or files, pattern)
+    of_kind = [path for path in files if finder.is_file_of_kind(path)]
+    return _any_readable(of_kind or files, pattern, finder)
 
 
-def _any_readable(paths: Sequence[Path], word: str) -> list[NamedImage]:
+def _any_readable(paths: Sequence[Path], word: str, finder: _Finder) -> list[NamedImage]:
     """The images at these paths. Raises ImageError when none of them can be one."""
     images = [NamedImage(name=str(path), source=path) for path in paths]
     first_error = None
     for image in images:
         try:
-            _checked(image)
+            _checked(image, finder)
             return images
         except ImageError as error:
             first_error = first_error or error
@@ -185,9 +234,9 @@ def _any_readable(paths: Sequence[Path], word: str) -> list[NamedImage]:
     )
 
 
-def _checked(image: NamedImage) -> NamedImage:
+def _checked(image: NamedImage, finder: _Finder) -> NamedImage:
     """The image itself. Raises ImageError if it is too large, unreadable or of another format."""
-    from paligemma.processor.image import OWN_FILE_BYTES, check_first_bytes
+    from paligemma.processor.image import OWN_FILE_BYTES
 
     if isinstance(image.source, Path):
         try:
@@ -206,8 +255,16 @@ def _checked(image: NamedImage) -> NamedImage:
             f"The image {image.name!r} is larger than {OWN_FILE_BYTES // 2**20} MiB. Compress it "
             "or scale it down."
         )
-    check_first_bytes(first, f"The image {image.name!r}")
+    finder.check_first_bytes(first, f"The image {image.name!r}")
     return image
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(1024)
+    except OSError:  # reported when its turn comes
+        return b""
 
 
 def read_stdin() -> bytes:

@@ -28,6 +28,7 @@ from paligemma.cli.console import (
     track,
     warnings_as_notes,
 )
+from paligemma.cli.documents import DocumentOptions, read_files
 from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_image
 from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
@@ -173,6 +174,9 @@ def _images(metavar: str, text: str) -> Any:
 
 _SOURCES = "Images: files, folders, quoted patterns ('scans/*.png'), web addresses, or - for stdin"
 ImageArguments = Annotated[list[str], _images("IMAGE...", f"{_SOURCES}.")]
+DocumentArguments = Annotated[
+    list[str], _images("FILE...", f"{_SOURCES.replace('Images', 'Images and PDF files', 1)}.")
+]
 ImagesAndPrompt = Annotated[list[str], _images("IMAGE... PROMPT", f"{_SOURCES}; then the prompt.")]
 ImagesAndQuestion = Annotated[
     list[str], _images("IMAGE... QUESTION", f"{_SOURCES}; then the question.")
@@ -238,16 +242,20 @@ def ask(
     _run(_Job(command="ask", images=images, query=query, options=options))
 
 
-@takes(options=PredictOptions)
-def ocr(images: ImageArguments, *, options: PredictOptions) -> None:
-    """Read the text in each image."""
+@takes(documents=DocumentOptions, options=PredictOptions)
+def ocr(files: DocumentArguments, *, documents: DocumentOptions, options: PredictOptions) -> None:
+    """Read the text in each image, or in each PDF file, line by line in reading order."""
+    images = _documents_of(files, options)
+    if documents.is_given or any(image.has_pages for image in images):
+        read_files(images, documents, options)
+        return
 
     def query() -> Query:
         from paligemma.tasks.text import OcrTask
 
         return _task_query(OcrTask(), options)
 
-    _run(_Job(command="ocr", images=_images_of(images, options), query=query, options=options))
+    _run(_Job(command="ocr", images=images, query=query, options=options))
 
 
 @takes(drawing=DrawOptions, objects=ObjectOptions, options=PredictOptions)
@@ -418,6 +426,13 @@ def _task_query(task: Any, options: PredictOptions) -> Query:
 @exit_when_interrupted()
 def _images_of(words: Sequence[str], options: PredictOptions) -> list[NamedImage]:
     return find_images(words, recursive=options.recursive, allow_urls=options.allow_urls)
+
+
+@exit_when_interrupted()
+def _documents_of(words: Sequence[str], options: PredictOptions) -> list[NamedImage]:
+    return find_images(
+        words, recursive=options.recursive, allow_urls=options.allow_urls, documents=True
+    )
 
 
 @exit_when_interrupted()

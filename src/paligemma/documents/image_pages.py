@@ -9,7 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn
-from paligemma.documents.page import Attachment, DocumentLimits, Word
+from paligemma.documents.page import Attachment, DocumentLimits, Word, at_start
 from paligemma.errors import DocumentError, ImageError
 from paligemma.processor.image import LoadedImage, load_image
 
@@ -59,7 +59,7 @@ class TiffFile(_Pixels):
         try:
             self._file = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
         except OSError as error:
-            raise DocumentError(f"{name} cannot be opened: {error.strerror}.") from error
+            raise DocumentError(f"{at_start(name)} cannot be opened: {error.strerror}.") from error
         try:
             self._tiff = TiffImageFile(self._file)
             self.num_pages = self._count_pages()
@@ -67,11 +67,13 @@ class TiffFile(_Pixels):
             raise
         except Image.DecompressionBombError as error:
             self._file.close()
-            raise DocumentError(f"{name} has a page that is too large. {_SCALE_DOWN}") from error
+            raise DocumentError(
+                f"{at_start(name)} has a page that is too large. {_SCALE_DOWN}"
+            ) from error
         except Exception as error:  # Pillow raises arbitrary exceptions on damaged files
             self._file.close()
             raise DocumentError(
-                f"{name} is no TIFF file that can be read: it is damaged or cut short. Get an "
+                f"{at_start(name)} is no TIFF file that can be read: it is damaged or cut short. Get an "
                 "intact copy."
             ) from error
 
@@ -105,7 +107,7 @@ class TiffFile(_Pixels):
     def _page(self, index: int) -> LoadedImage:
         if self._tiff is None:
             raise DocumentError(
-                f"{self._name} is closed. Use its pages inside of the `with` block that opened it."
+                f"{at_start(self._name)} is closed. Use its pages inside of the `with` block that opened it."
             )
         if self._decoded is None or self._decoded[0] != index:
             self._decoded = None  # frees its memory first
@@ -132,6 +134,16 @@ class TiffFile(_Pixels):
     def close(self) -> None:
         self._tiff = self._decoded = None
         self._file.close()
+
+
+def num_tiff_pages(data: bytes | Path) -> int:
+    """The pages of a TIFF file, at most 2; 0 for one that cannot be read."""
+    try:
+        file = TiffFile(data, "", DocumentLimits())
+    except ImageError:
+        return 0
+    file.close()
+    return min(file.num_pages, 2)
 
 
 _SCALE_DOWN = "Scale it down first."

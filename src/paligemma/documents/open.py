@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.documents.image_pages import ImagePage, TiffFile
-from paligemma.documents.page import Document, DocumentLimits, Pages, PageSource
+from paligemma.documents.page import (
+    UNNAMED,
+    Document,
+    DocumentLimits,
+    Pages,
+    PageSource,
+    at_start,
+)
 from paligemma.documents.pdf import PdfFile
 from paligemma.errors import DocumentError, OptionError, counted
 from paligemma.processor.image import ImageSource, LoadedImage, load_image
@@ -111,14 +118,14 @@ def page_numbers(pages: PageNumbers, num_pages: int) -> list[int]:
 def _limited(document: Document, pages: PageNumbers | None, limits: DocumentLimits) -> Document:
     """The document with these pages alone. Raises DocumentError for more than the limit."""
     if document.num_pages < 1:
-        raise DocumentError(f"{document.name} has no pages.")
+        raise DocumentError(f"{at_start(document.name)} has no pages.")
     if pages is not None:
         numbers = page_numbers(pages, document.num_pages)
         source = document.source
         document = replace(document, pages=Pages(source, document.name, numbers, limits))
     if len(document.pages) > limits.max_pages:
         raise DocumentError(
-            f"{document.name} has {counted(len(document.pages), 'page')}; the limit is "
+            f"{at_start(document.name)} has {counted(len(document.pages), 'page')}; the limit is "
             f"{limits.max_pages}. Choose some of them with --pages (pages=...), such as "
             f"1-{limits.max_pages}, or raise the limit."
         )
@@ -132,7 +139,7 @@ def _contents(source: Any, limits: DocumentLimits) -> tuple[bytes | Path | None,
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         _check_size(len(data), "The document", limits)
-        return data, "document"
+        return data, UNNAMED
     if isinstance(source, str | os.PathLike) and not re.match(r"\w[\w+.-]+:", os.fsdecode(source)):
         return _path(Path(os.fsdecode(source)).expanduser(), limits)
     if hasattr(source, "read"):
@@ -142,7 +149,7 @@ def _contents(source: Any, limits: DocumentLimits) -> tuple[bytes | Path | None,
         if not isinstance(data, bytes):
             raise DocumentError('The open file is a text file. Open it in binary mode, "rb".')
         _check_size(len(data), "The document", limits)
-        return data, Path(str(getattr(source, "name", "document"))).name
+        return data, Path(str(getattr(source, "name", UNNAMED))).name
     return None, ""  # a PIL image, an array, an address: as `load_image` says
 
 

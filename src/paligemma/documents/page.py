@@ -60,6 +60,14 @@ class Attachment:
         return self.read()
 
 
+UNNAMED = "the document"
+
+
+def at_start(name: str) -> str:
+    """The name of a document as a sentence begins with it."""
+    return "The document" if name == UNNAMED else name
+
+
 class PageSource(Protocol):
     """A file that has pages, as displayed before any turning. Indices count from 0."""
 
@@ -259,7 +267,7 @@ class Document:
         for page in self.pages:
             if page.number == number:
                 return page
-        raise DocumentError(f"{self.name} has no page {number}.")
+        raise DocumentError(f"{at_start(self.name)} has no page {number}.")
 
     def close(self) -> None:
         """Close the file. Its pages cannot be used afterwards."""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, turn_by_direction
-from paligemma.documents.page import Attachment, DocumentLimits, Word
+from paligemma.documents.page import Attachment, DocumentLimits, Word, at_start
 from paligemma.errors import DocumentError, MissingExtraError
 
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
@@ -91,7 +91,9 @@ class PdfFile:
             except pypdfium2.PdfiumError as error:
                 raise _open_error(name, getattr(error, "err_code", None), password) from error
             except OSError as error:
-                raise DocumentError(f"{name} cannot be opened: {error.strerror}.") from error
+                raise DocumentError(
+                    f"{at_start(name)} cannot be opened: {error.strerror}."
+                ) from error
             # pypdfium2 would close it wherever the garbage collector runs, without the lock.
             weakref.finalize(self, _retired.append, self._pdf)
             self.num_pages = len(self._pdf)
@@ -258,7 +260,7 @@ class PdfFile:
     def _open_page(self, raw: Any, index: int) -> Any:
         if self._is_closed:
             raise DocumentError(
-                f"{self._name} is closed. Use its pages inside of the `with` block that opened it."
+                f"{at_start(self._name)} is closed. Use its pages inside of the `with` block that opened it."
             )
         if self._page is not None and self._page[0] == index:
             return self._page[1]
@@ -389,9 +391,9 @@ def _open_error(name: str, code: int | None, password: str | None) -> DocumentEr
     if code == _PASSWORD_ERROR:
         if password:
             return DocumentError(f"The password of {name} is wrong. Check --password.")
-        return DocumentError(f"{name} needs a password: --password, or password=...")
+        return DocumentError(f"{at_start(name)} needs a password: --password, or password=...")
     return DocumentError(
-        f"{name} is no PDF file that can be read: it is damaged or cut short. Get an intact copy."
+        f"{at_start(name)} is no PDF file that can be read: it is damaged or cut short. Get an intact copy."
     )
 
 

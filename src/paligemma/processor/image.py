@@ -605,6 +605,12 @@ def _refused(data: bytes, subject: str, rules: _Rules) -> ImageError:
     if not data:
         return ImageError(f"{subject} is empty (0 bytes).")
     format_name = next((n for signature, n in _REFUSED_FORMATS if signature.match(data)), None)
+    if format_name == "PDF" and rules.all_formats:
+        return ImageError(
+            f"{subject} looks like PDF, and images are expected here. `paligemma ocr` and "
+            "`paligemma extract` (model.read, model.extract) read PDF files; for anything else, "
+            "convert the pages to JPEG or PNG."
+        )
     problem = f"looks like {format_name}" if format_name else "has an unknown format"
     formats = (
         "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC and PPM"
