@@ -128,7 +128,7 @@ def encrypted() -> bytes:
 
 
 def test_passwords() -> None:
-    with pytest.raises(DocumentError, match="^The document needs a password: --password"):
+    with pytest.raises(DocumentError, match=r"^The document needs a password: --password"):
         open_document(encrypted())
     with pytest.raises(DocumentError, match="The password of the document is wrong"):
         open_document(encrypted(), password="open")

@@ -73,8 +73,8 @@ class TiffFile(_Pixels):
         except Exception as error:  # Pillow raises arbitrary exceptions on damaged files
             self._file.close()
             raise DocumentError(
-                f"{at_start(name)} is no TIFF file that can be read: it is damaged or cut short. Get an "
-                "intact copy."
+                f"{at_start(name)} is no TIFF file that can be read: it is damaged or cut short. "
+                "Get an intact copy."
             ) from error
 
     def _count_pages(self) -> int:
@@ -107,7 +107,8 @@ class TiffFile(_Pixels):
     def _page(self, index: int) -> LoadedImage:
         if self._tiff is None:
             raise DocumentError(
-                f"{at_start(self._name)} is closed. Use its pages inside of the `with` block that opened it."
+                f"{at_start(self._name)} is closed. Use its pages inside of the `with` block that "
+                "opened it."
             )
         if self._decoded is None or self._decoded[0] != index:
             self._decoded = None  # frees its memory first

@@ -260,7 +260,8 @@ class PdfFile:
     def _open_page(self, raw: Any, index: int) -> Any:
         if self._is_closed:
             raise DocumentError(
-                f"{at_start(self._name)} is closed. Use its pages inside of the `with` block that opened it."
+                f"{at_start(self._name)} is closed. Use its pages inside of the `with` block that "
+                "opened it."
             )
         if self._page is not None and self._page[0] == index:
             return self._page[1]
@@ -393,7 +394,8 @@ def _open_error(name: str, code: int | None, password: str | None) -> DocumentEr
             return DocumentError(f"The password of {name} is wrong. Check --password.")
         return DocumentError(f"{at_start(name)} needs a password: --password, or password=...")
     return DocumentError(
-        f"{at_start(name)} is no PDF file that can be read: it is damaged or cut short. Get an intact copy."
+        f"{at_start(name)} is no PDF file that can be read: it is damaged or cut short. Get an "
+        "intact copy."
     )
 
 
