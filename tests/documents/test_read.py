@@ -140,6 +140,14 @@ def test_scans_are_turned_the_way_they_are_read_best(turn: int) -> None:
     assert unturned.turned == 0
 
 
+def test_photos_are_read_as_a_whole() -> None:
+    reader = ScriptedReader(lambda image: text_result("SOFA"))
+    [page] = read_document(reader, "examples/scene.png", ReadOptions(turn=False)).pages
+    [line] = page.lines
+    assert (line.text, line.box_xyxy) == ("SOFA", (0, 0, *page.size_wh))
+    assert len(reader.seen) == 1
+
+
 def test_a_cut_answer_is_a_problem() -> None:
     reader = ScriptedReader(lambda image: text_result("and so on", stop_reason="length"))
     data = pdf_of_pages([letter(lines_of_words(3))], media_box=A4)

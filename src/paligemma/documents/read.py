@@ -195,8 +195,6 @@ def _plan(asker: Asker, page: Page, options: ReadOptions) -> _Plan:
         problem = "blank: neither ink nor text"
         return _Plan(page=page, text=_page_text(page, problems=(problem,)))
     regions = regions_of(page, asker.processor.resolution, tiles=options.tiles)
-    if not regions:
-        return _Plan(page=page, text=_page_text(page, problems=("no lines of print seen",)))
     return _Plan(page=page, regions=regions)
 
 
