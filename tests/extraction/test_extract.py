@@ -573,7 +573,7 @@ def test_exports(tmp_path: Path) -> None:
 
 
 def test_the_number_of_questions_can_be_limited() -> None:
-    with pytest.raises(OptionError, match="more than 3 questions"):
+    with pytest.raises(DocumentError, match="more than 3 questions"):
         extract(ScriptedAsker([]), blank_page(), Note, ExtractOptions(max_questions=3))
 
 

@@ -22,7 +22,6 @@ from paligemma.errors import (
     DocumentError,
     ImageError,
     NumericalError,
-    OptionError,
     PaliGemmaError,
     counted,
 )
@@ -298,14 +297,14 @@ class Run:
                 answers[index].append(candidate)
 
     def replies(self, queries: Iterable[ImageQuery]) -> Iterator[Any]:
-        """The result or error of each query, in order. Raises OptionError beyond the limit."""
+        """The result or error of each query, in order. Raises DocumentError beyond the limit."""
 
         def counted_queries() -> Iterator[ImageQuery]:
             for query in queries:
                 self.num_asked += 1
                 limit = self.options.max_questions
                 if limit is not None and self.num_asked > limit:
-                    raise OptionError(
+                    raise DocumentError(
                         f"The document needs more than {limit} questions, which is the limit. Read "
                         "fewer pages, or a schema with fewer values."
                     )
