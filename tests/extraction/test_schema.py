@@ -107,7 +107,9 @@ def test_questions() -> None:
     plain = dict(list_questions(Car, ExtractOptions(language="")))
     assert plain["plate"] == "What is the plate?"
     german = dict(list_questions(Car, ExtractOptions(language="de")))
-    assert german["plate"] == "answer de Was steht unter plate?"
+    assert german["plate"] == "answer de What is the plate?"
+    german = dict(list_questions(Car, ExtractOptions(language="de", question_language="de")))
+    assert german["owner.name"] == "answer de Was steht unter name von owner?"
 
 
 def test_a_model_that_is_used_twice_is_asked_about_with_its_name() -> None:

@@ -212,7 +212,7 @@ def _print_questions(schema: Schema[Any], options: ExtractOptions) -> None:
         print_text(f"{visible(path).ljust(width)}  {prompt}")
     from paligemma.extraction.questions import same_questions
 
-    for note in (*schema.notes, *same_questions(schema, options.language)):
+    for note in (*schema.notes, *same_questions(schema, options.question_language)):
         print_note(note)
 
 

@@ -183,7 +183,7 @@ def _prompts(
         for child in node.children:
             yield from _prompts(child, schema, options, known)
         return
-    question = question_for(node, tuple(node.keys), schema, options.language, known)
+    question = question_for(node, tuple(node.keys), schema, options.question_language, known)
     yield node.path, prompt_of(question.text, options.language)
     if isinstance(node, List) and isinstance(node.item, Group):
         name = str(node.key_leaf.keys[-1])
@@ -239,7 +239,9 @@ class Run:
             for child in node.children:
                 yield from self._questions_in(child, (*keys, child.keys[-1]), parent)
             return
-        question = question_for(node, keys, self.schema, self.options.language, parent.known)
+        question = question_for(
+            node, keys, self.schema, self.options.question_language, parent.known
+        )
         yield replace(parent, question=question)
 
     def _answers(self, pending: Sequence[Pending]) -> list[list[Candidate]]:
@@ -592,7 +594,7 @@ class Run:
                     draft.problems.append(f"not valid{left_out}: {text}")
             else:
                 problems.append(f"{path}: {text}" if path else text)
-        same = same_questions(self.schema, self.options.language)
+        same = same_questions(self.schema, self.options.question_language)
         notes = [*self.schema.notes, *same, *filter(None, [self.settled]), *self.views.notes]
         for draft in drafts:
             self._note_absence(draft, notes)

@@ -12,6 +12,7 @@ from paligemma.options import Option
 from paligemma.tasks.task import check_language
 
 Check = Literal["once", "twice"]
+QuestionLanguage = Literal["en", "de", "es", "fr", "it", "nl", "pt"]
 Mode = Literal["questions", "json"]
 
 
@@ -23,7 +24,10 @@ class ExtractOptions:
     """
 
     language: str = "en"
-    """Language code of the questions and of the document; "" leaves it out of the prompt."""
+    """Language code of the document, for the prompt and for dates; "" leaves it out of the
+    prompt."""
+    question_language: QuestionLanguage = "en"
+    """Language that the descriptions and names in the schema are written in."""
     pages: Annotated[str | None, Option(shown_default="all")] = None
     """Pages to read, such as 1-3,7."""
     password: Annotated[str | None, Option(shown_default="none")] = None
@@ -62,6 +66,7 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         if self.language:
             check_language(self.language)
+        check_choice("question_language", self.question_language, QuestionLanguage)
         check_choice("check", self.check, Check)
         check_choice("mode", self.mode, Mode)
         self.formats  # noqa: B018 - raises for a wrong order of dates or decimal mark

@@ -64,11 +64,14 @@ def question_for(
     node: Leaf | List,
     keys: tuple[str | int, ...],
     schema: Schema[Any],
-    language: str | None = "en",
+    language: str = "en",
     items: Mapping[str, str] | None = None,
 ) -> Question:
-    """Return the question about a node. `items` has what is known of the item that it is in, by
-    the name of the value, such as {"name": "Vyvanse"}; "" is the item's own text."""
+    """Return the question about a node, in the language of the schema.
+
+    `items` has what is known of the item that the node is in, by the name of the value, such as
+    {"name": "Vyvanse"}; "" is the item's own text.
+    """
     known = {name: in_question(text) for name, text in (items or {}).items()}
     text = node.question or _usual_question(node, schema, language, known)
     second = node.second_question
@@ -87,9 +90,9 @@ def in_question(text: str) -> str:
 
 
 def _usual_question(
-    node: Leaf | List, schema: Schema[Any], language: str | None, known: Mapping[str, str]
+    node: Leaf | List, schema: Schema[Any], language: str, known: Mapping[str, str]
 ) -> str:
-    what, of, which, yes_or_no = _ASKING.get((language or "en")[:2], _ASKING["en"])
+    what, of, which, yes_or_no = _ASKING[language]
     described = (node.description or "").strip().rstrip(".")
     if described.endswith("?"):
         return described
@@ -115,7 +118,7 @@ def _usual_question(
     return what.format(x=subject)
 
 
-def same_questions(schema: Schema[Any], language: str | None) -> tuple[str, ...]:
+def same_questions(schema: Schema[Any], language: str = "en") -> tuple[str, ...]:
     """A note for each question that would be asked for several values."""
     paths: dict[str, list[str]] = {}
     for node in schema.nodes():
