@@ -9,7 +9,8 @@ words   share of the words of a text layer that can still be read after the mode
         page as a whole and in tiles. The reader is the program `tesseract`, so that this measures
         the images and not a model.
 speed   pages per minute: the text of pages, and the fields of a schema.
-memory  resident memory while the text of a long PDF file is read, page after page.
+memory  resident memory while the text of a long PDF file is read, page after page. With --model
+        none, pages are rendered, cut and resized for mini, and nothing is computed.
 forms   scores of fields on papers that mini draws (`python -m mini.paper`), of each kind in turn.
 """
 
@@ -23,7 +24,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ import paligemma
 from benchmarks.command import add_output_options, run_command, write_report
 from mini.paper import PAPER_KINDS, PaperKind, make_page, make_paper
 from mini.scene import RESOLUTION
+from paligemma.answering import ImageQuery
 from paligemma.cli.console import print_table
+from paligemma.documents.asker import Asker
 from paligemma.documents.open import open_document
 from paligemma.documents.page import Page
 from paligemma.documents.read import ReadOptions, read_document
@@ -44,6 +47,8 @@ from paligemma.evals.fields.evaluation import TOTAL, evaluate_fields
 from paligemma.evals.fields.records import FieldRecord, TrueBox, nested
 from paligemma.extraction.asking import extract
 from paligemma.extraction.schema import read_schema
+from paligemma.processor.processor import Processor
+from paligemma.results import Text
 
 _WORD = re.compile(r"\w+")
 _READER_DPI = 300
@@ -188,7 +193,9 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
     Image tokens are cached up to a limit, which is set low, so that growth has another reason; and
     answers are short, since what is written does not matter.
     """
-    model = replace(paligemma.load(options.model), image_cache_bytes=_CACHE_BYTES)
+    model: Asker = _Silent()
+    if options.model != "none":
+        model = replace(paligemma.load(options.model), image_cache_bytes=_CACHE_BYTES)
     reading = ReadOptions(max_new_tokens=_MEMORY_TOKENS)
     samples: list[dict[str, float]] = []
     start = time.perf_counter()
@@ -204,6 +211,22 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     print(f"{60 * options.pages / seconds:.1f} pages per minute")
     return {"pages": options.pages, "samples": samples, "seconds": round(seconds, 1)}
+
+
+class _Silent:
+    """Prepares every image that it is asked about, and writes nothing."""
+
+    def __init__(self) -> None:
+        self.processor: Processor = paligemma.load_processor("mini")[0]
+
+    def answer(
+        self, queries: Iterable[ImageQuery], batch_size: int | None = None
+    ) -> Iterator[Text]:
+        for query in queries:
+            [image] = query.images
+            loaded = image() if callable(image) else self.processor.load(image)
+            self.processor.pixel_values([loaded])
+            yield Text(text="", token_ids=(), logprobs=(), stop_reason="eos", score=1.0)
 
 
 def _resident_bytes() -> int:
