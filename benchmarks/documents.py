@@ -224,8 +224,8 @@ class _Silent:
     ) -> Iterator[Text]:
         for query in queries:
             [image] = query.images
-            loaded = image() if callable(image) else self.processor.load(image)
-            self.processor.pixel_values([loaded])
+            assert callable(image)
+            self.processor.pixel_values([image()])
             yield Text(text="", token_ids=(), logprobs=(), stop_reason="eos", score=1.0)
 
 
