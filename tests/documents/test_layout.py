@@ -66,6 +66,21 @@ def test_tables_are_read_row_by_row() -> None:
     assert len(reading_rows(list(itertools.chain(*rows)))) == 12
 
 
+def test_a_table_across_two_columns_is_read_row_by_row_between_them() -> None:
+    cells = [
+        (x, 150.0 + 15 * row, x + 40.0, 160.0 + 15 * row)
+        for row in range(4)
+        for x in (0.0, 90.0, 180.0, 270.0)
+    ]
+    shuffled_order_is(
+        [
+            *(*column(0, 0, 10), *column(170, 0, 10)),
+            *cells,
+            *(*column(0, 230, 10), *column(170, 230, 10)),
+        ]
+    )
+
+
 def test_words_are_joined_to_lines_first() -> None:
     words = [
         (x + 25 * i, y, x + 25 * i + 20, y + 10)

@@ -482,15 +482,18 @@ def test_a_json_schema_gives_a_dict() -> None:
             "number": {"type": "string", "pattern": "^(a+)+$", "maxLength": 60},
             "amount": {"type": "number", "maximum": 10},
             "kind": {"enum": ["bill", "letter"]},
+            "total": {"type": "string", "format": "decimal"},
         },
     }
     facts = [
         Fact(NUMBER, "a" * 40),
         Fact("What is the amount?", "5.5"),
         Fact("What is the kind?", "Bill"),
+        Fact("What is the total?", "1.234,50 €"),
     ]
     found = extract(ScriptedAsker(facts), blank_page(), schema)
-    assert found.value == {"number": "a" * 40, "amount": 5.5, "kind": "bill"}
+    expected = {"number": "a" * 40, "amount": 5.5, "kind": "bill", "total": "1234.50"}
+    assert found.value == expected
     # A pattern that other engines take hours for.
     facts[0] = Fact(NUMBER, "a" * 50 + "b")
     found = extract(ScriptedAsker(facts), blank_page(), schema)

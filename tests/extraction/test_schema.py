@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import math
 import re
 import typing
 from decimal import Decimal
@@ -19,6 +20,13 @@ from paligemma.extraction.patterns import bounded_pattern, longest, pattern_of
 from paligemma.extraction.questions import same_questions
 from paligemma.extraction.schema import Leaf, List
 from paligemma.tasks.text_grammar import longest_match
+
+
+def chained(length: int) -> dict[str, Any]:
+    """A schema whose definitions refer to each other, one after the other."""
+    links = {f"D{n}": {"$ref": f"#/$defs/D{n + 1}"} for n in range(length)}
+    links[f"D{length}"] = {"type": "string"}
+    return {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": links}
 
 
 class Color(enum.Enum):
@@ -233,6 +241,22 @@ WIDE = {
         (obj(), "#/properties"),
         ({"type": "string"}, "#"),
         ({**obj(a={"type": "string"}), "required": ["b"]}, "#/required"),
+        ({**obj(a={"type": "string"}), "required": [""]}, "#/required"),
+        (obj(a={"type": "number", "minimum": math.nan}), "#/properties/a/minimum"),
+        (obj(a={"type": "number", "multipleOf": math.inf}), "#/properties/a/multipleOf"),
+        (obj(a={"type": "integer", "minimum": 10**5000}), "#/properties/a/minimum"),
+        (obj(a={"type": "string", "minLength": 101}), "#/properties/a/minLength"),
+        (obj(a={"type": "string", "minLength": 5, "maxLength": 2}), "#/properties/a/minLength"),
+        (
+            obj(a={"type": "array", "items": {"type": "string"}, "minItems": 51}),
+            "#/properties/a/minItems",
+        ),
+        (obj(a={"anyOf": [True, {"type": "null"}]}), "#/properties/a/anyOf"),
+        ({"type": "object", "properties": {1: {"type": "string"}}}, "#/properties"),
+        ({"type": "object", "properties": {"\ud800": {"type": "string"}}}, "#/properties"),
+        (chained(3_000), "#: it has more than"),
+        (chained(100), "in a row"),
+        (obj(a={"enum": list(range(90_000))}), "#: it has more than"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_with_its_place(schema: Any, place: str) -> None:
@@ -259,6 +283,29 @@ def test_odd_models_are_refused() -> None:
     for other in ("no-such-schema", 5, None, ["a"]):
         with pytest.raises(OptionError):
             read_schema(other)  # type: ignore[arg-type]
+
+
+def test_null_behind_a_reference_and_limits_with_a_point() -> None:
+    schema = read_schema(
+        {
+            **obj(
+                a={"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]},
+                b={"anyOf": [{"$ref": "#/$defs/B"}, {"type": "null"}]},
+                c={"type": ["string", "null"], "enum": ["x", None]},
+                d={"type": "array", "items": {"type": "string", "maxLength": 5.0}, "maxItems": 2.0},
+            ),
+            "$defs": {
+                "A": {"type": ["string", "null"]},
+                "B": {"oneOf": [{"type": "integer"}, {"type": "null"}]},
+            },
+        }
+    )
+    leaves = {leaf.path: leaf for leaf in schema.leaves()}
+    assert [leaves[name].kind for name in "abc"] == ["text", "integer", "choice"]
+    assert all(leaves[name].is_nullable for name in "abc")
+    assert leaves["c"].choices == ("x",)
+    items = next(node for node in schema.nodes() if isinstance(node, List))
+    assert repr((items.max_items, items.key_leaf.max_length)) == "(2, 5)"
 
 
 def test_json_schemas_with_null_enum_and_definitions() -> None:

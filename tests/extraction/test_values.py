@@ -133,6 +133,14 @@ def test_values_of_each_kind() -> None:
     assert read_value(leaf("text", max_length=3), "four", Formats()).problem
 
 
+@pytest.mark.parametrize("kind", ["integer", "number", "amount", "date", "time", "datetime"])
+@pytest.mark.parametrize("text", ["9" * 5000, "9" * 400, "9" * 39 + "/1/1", "1." + "0" * 500])
+def test_endless_numbers_are_not_read(kind: str, text: str) -> None:
+    reading = read_value(leaf(kind), text, Formats())
+    assert reading.value is None
+    assert reading.problem
+
+
 def test_absent_words_are_none_without_a_problem() -> None:
     for text in ("unanswerable", "None", "N/A", "", " - ", "k.A.", "Aucun"):
         assert is_absent(text)

@@ -17,6 +17,7 @@ Indices = NDArray[np.intp]
 _NUM_BINS = 512  # of the page's width, in which white corridors are looked for
 _COLUMN_SHARE = 0.6  # of the height of a block, along which a corridor makes columns of it
 _COLUMN_WIDTH = 7.0  # in line heights: narrower ones are the cells of a table
+_TABLE_ROWS = 2  # that follow each other, with several cells on both sides of a corridor
 
 
 def reading_order(boxes: Sequence[Box], *, right_to_left: bool = False) -> list[int]:
@@ -188,15 +189,35 @@ def _side_by_side(left: Boxes, right: Boxes, height: float) -> bool:
 def _in_bands(
     block: Indices, boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_]
 ) -> list[Indices]:
-    """Left column, right column, and what crosses the corridor in its place between them."""
-    crossing = block[~is_left & ~is_right]
+    """Left column, right column, and what crosses the corridor in its place between them.
+
+    A table may cross it with a gap between two of its columns.
+    """
     middles = (boxes[:, 1] + boxes[:, 3]) / 2
-    cuts = np.sort(middles[~is_left & ~is_right])
-    band = np.searchsorted(cuts, middles)
-    crossing = crossing[np.argsort(middles[~is_left & ~is_right], kind="stable")]
+    crossing = [np.array([index]) for index in np.flatnonzero(~is_left & ~is_right)]
+    tables = _tables_across(boxes, is_left, is_right)
+    for table in tables:
+        is_left, is_right = is_left.copy(), is_right.copy()
+        is_left[table] = is_right[table] = False
+    crossing = sorted([*crossing, *tables], key=lambda part: float(middles[part].min()))
+    cuts = [float(middles[part].min()) for part in crossing]
+    band = np.searchsorted(np.array(cuts), middles)
     parts: list[Indices] = []
     for number in range(len(cuts) + 1):
         parts.extend(block[side & (band == number)] for side in (is_left, is_right))
         if number < len(cuts):
-            parts.append(crossing[number : number + 1])
+            parts.append(block[crossing[number]])
     return [part for part in parts if len(part)]
+
+
+def _tables_across(
+    boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_]
+) -> list[Indices]:
+    """Rows that follow each other and have several cells on both sides of a corridor."""
+    tables: list[list[Indices]] = [[]]
+    for row in _rows(boxes):
+        if is_left[row].sum() >= 2 and is_right[row].sum() >= 2:
+            tables[-1].append(row)
+        elif tables[-1]:
+            tables.append([])
+    return [np.concatenate(table) for table in tables if len(table) >= _TABLE_ROWS]

@@ -79,7 +79,7 @@ def _built(
         case Leaf():
             value = values.get(keys)
             if value is not None:
-                return _json_value(value, exact)
+                return _json_value(value, exact or node.is_amount_as_text)
             return None if node.is_nullable and node.is_required else _NOTHING
         case Group():
             parts = {

@@ -138,7 +138,7 @@ def _full_year(year: int, num_digits: int) -> int:
 def _date(year: int, month: int, day: int) -> datetime.date:
     try:
         return datetime.date(year, month, day)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UnreadableError("there is no such day") from error
 
 

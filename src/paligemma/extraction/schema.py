@@ -37,6 +37,10 @@ MAX_ITEMS = 50
 LARGEST_LIST = 200
 MAX_QUESTION = 300
 MAX_PATTERN = 500
+_MAX_OBJECTS = 2_500
+_MAX_KEYS = 25_000
+_MAX_REFS = 2 * MAX_DEPTH
+_LARGEST_NUMBER = 10**300
 
 _ANNOTATIONS = frozenset(
     {
@@ -94,6 +98,8 @@ class Leaf:
     choices: tuple[Any, ...] = ()
     has_default: bool = False
     """Whether the object holds a value of the schema's where the document has none."""
+    is_amount_as_text: bool = False
+    """Whether the object holds the amount as a text, such as "1234.50"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +219,7 @@ def _of_model(model: type[T]) -> Schema[T]:
 
 
 def _of_json(schema: Mapping[str, Any], name: str, model: type[T] | None) -> Schema[T]:
-    _check_depth(schema)
+    _check_size(schema)
     _check_form(schema)
     reader = _Reader(schema)
     root = reader.node(schema, _Place(pointer="#", keys=(), is_required=True))
@@ -259,23 +265,49 @@ def _refused(pointer: str, reason: str) -> OptionError:
     return OptionError(f"The schema cannot be used: {shown}: {reason}.")
 
 
-def _check_depth(schema: object) -> None:
-    """Without recursion, which a schema of depth 10,000 would use up."""
+def _check_size(schema: object) -> None:
+    """Raises OptionError for more than takes a moment to check, and for what JSON cannot hold.
+
+    Without recursion, which a schema of depth 10,000 would use up.
+    """
     level: list[tuple[object, str]] = [(schema, "#")]
+    num_objects = num_keys = 0
     # A level of the object takes up to three of JSON: properties, the key, items.
     for _ in range(4 * MAX_DEPTH + 8):
         below: list[tuple[object, str]] = []
         for value, pointer in level:
+            children: Sequence[tuple[object, object]] = ()
             if isinstance(value, Mapping):
-                below += [(child, f"{pointer}/{key}") for key, child in value.items()]
+                num_objects += 1
+                children = list(value.items())
+                _check_names(value, pointer)
             elif isinstance(value, list | tuple):
-                below += [(child, f"{pointer}/{index}") for index, child in enumerate(value)]
+                children = list(enumerate(value))
+            elif isinstance(value, int | float):
+                _check_number(value, pointer)
+            num_keys += len(children)
+            if num_objects > _MAX_OBJECTS or num_keys > _MAX_KEYS:
+                raise _refused(
+                    "#", f"it has more than {_MAX_OBJECTS:,} objects or {_MAX_KEYS:,} keys"
+                )
+            below += [(child, f"{pointer}/{key}") for key, child in children]
         if not below:
             return
         level = below
-        if len(level) > 100_000:
-            raise _refused("#", "it has more than 100,000 keys on one level")
     raise _refused(level[0][1], f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_names(schema: Mapping[Any, Any], pointer: str) -> None:
+    for key in schema:
+        if not isinstance(key, str):
+            raise _refused(pointer, f"the key {key!r} is not a text")
+        if re.search("[\ud800-\udfff]", key):
+            raise _refused(pointer, f"the key {key!a} cannot be written as UTF-8")
+
+
+def _check_number(value: float, pointer: str) -> None:
+    if not abs(value) <= _LARGEST_NUMBER:  # nor NaN
+        raise _refused(pointer, "the number is not finite, or too large")
 
 
 def _check_form(schema: Mapping[str, Any]) -> None:
@@ -344,8 +376,13 @@ class _Reader:
         if self._num_nodes > MAX_NODES:
             raise _refused(place.pointer, f"the schema has more than {MAX_NODES} values")
         schema, place = self._resolved(given, place)
-        schema, is_nullable = self._without_null(schema, place)
-        schema, place = self._resolved(schema, place)
+        is_nullable = False
+        while not _says_its_kind(schema):  # a $ref may be to alternatives again
+            schema, is_null = self._without_null(schema, place)
+            is_nullable |= is_null
+            schema, place = self._resolved(schema, place)
+        schema, is_null = _without_null_choice(schema)
+        is_nullable |= is_null
         kind = _type_of(schema, place)
         self._check_keys(schema, kind, place)
         match kind:
@@ -371,6 +408,8 @@ class _Reader:
             target = self._target(name, place)
             if name in place.refs:
                 raise _refused(place.below("$ref"), f"{name} contains itself")
+            if len(place.refs) >= _MAX_REFS:
+                raise _refused(place.below("$ref"), f"more than {_MAX_REFS} $ref in a row")
             rest = {key: value for key, value in schema.items() if key != "$ref"}
             target = {
                 key: value
@@ -409,22 +448,22 @@ class _Reader:
             if key not in schema:
                 continue
             rest = {name: value for name, value in schema.items() if name != key}
+            for part in schema[key]:
+                if not isinstance(part, Mapping):
+                    raise _refused(place.below(key), "an alternative is no object")
             options = [self._resolved(part, place)[0] for part in schema[key]]
             others = [part for part in options if part.get("type") != "null"]
             is_nullable = len(others) < len(options)
             if len(others) == 1:
                 # Resolved once more by the caller, which notes the definition.
                 (part,) = [p for p in schema[key] if p.get("type") != "null"]
-                inner, is_inner = self._without_null({**part, **rest}, place)
-                return inner, is_nullable or is_inner
+                return {**part, **rest}, is_nullable
             if sorted(str(part.get("type")) for part in others) == ["number", "string"]:
                 number = next(part for part in others if part.get("type") == "number")
                 return {**number, **rest, "format": "decimal"}, is_nullable
             if choices := _choices_of(others):
                 return {**rest, "enum": choices}, is_nullable
             raise _refused(place.below(key), "alternatives; only one kind of value, or null")
-        if isinstance(schema.get("enum"), list) and None in schema["enum"]:
-            return {**schema, "enum": [c for c in schema["enum"] if c is not None]}, True
         return schema, False
 
     def _check_keys(self, schema: Mapping[str, Any], kind: str, place: _Place) -> None:
@@ -466,7 +505,8 @@ class _Reader:
             )
         required = schema.get("required", ())
         properties = schema.get("properties", {})
-        if unknown := next((key for key in required if key not in properties), None):
+        unknown = next((key for key in required if key not in properties), None)
+        if unknown is not None:
             raise _refused(place.below("required"), f"{unknown!r} is not among the properties")
         children = tuple(
             self.node(
@@ -493,7 +533,7 @@ class _Reader:
         if "items" not in schema:
             raise _refused(place.below("items"), "it is missing, so that nothing can be asked for")
         path = path_of(place.keys)
-        limit = schema.get("maxItems")
+        limit = _limit(schema, "maxItems")
         if limit is None:
             self._open_lists.append(path)
         elif limit > LARGEST_LIST:
@@ -501,6 +541,8 @@ class _Reader:
         inner = replace(
             place, pointer=place.below("items"), keys=(*place.keys, "[]"), is_required=True
         )
+        max_items = min(MAX_ITEMS if limit is None else limit, LARGEST_LIST)
+        _check_least(schema, "minItems", max_items, place)
         item = self.node(schema["items"], inner)
         if isinstance(item, List):
             raise _refused(inner.pointer, "a list of lists; use a list of objects")
@@ -515,7 +557,7 @@ class _Reader:
             description=schema.get("description"),
             question=schema.get("question"),
             second_question=schema.get("second_question"),
-            max_items=min(MAX_ITEMS if limit is None else limit, LARGEST_LIST),
+            max_items=max_items,
         )
 
     def _leaf(
@@ -523,13 +565,14 @@ class _Reader:
     ) -> Leaf:
         path = path_of(place.keys)
         kind = _kind_of(schema, json_type, place)
-        limit, pattern = schema.get("maxLength"), schema.get("pattern")
+        limit, pattern = _limit(schema, "maxLength"), schema.get("pattern")
         if kind == "text":
             if limit is None and pattern is None and not schema.get("format"):
                 self._open_texts.append(path)
             elif limit is not None and limit > LARGEST_TEXT:
                 self._cut.append(path)
         max_length = min(MAX_TEXT if limit is None else limit, LARGEST_TEXT)
+        _check_least(schema, "minLength", max_length, place)
         if pattern is not None:
             _check_pattern(pattern, max_length, place.below("pattern"))
         choices = schema.get("enum", [schema["const"]] if "const" in schema else ())
@@ -549,7 +592,20 @@ class _Reader:
             format=schema.get("format"),
             choices=tuple(choices),
             has_default=schema.get("default") is not None,
+            is_amount_as_text=kind == "amount" and json_type == "string",
         )
+
+
+def _says_its_kind(schema: Mapping[str, Any]) -> bool:
+    """Whether it is neither one of several types nor one of several alternatives."""
+    return not isinstance(schema.get("type"), list) and not {"anyOf", "oneOf"} & set(schema)
+
+
+def _without_null_choice(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    choices = schema.get("enum")
+    if not isinstance(choices, list) or None not in choices:
+        return schema, False
+    return {**schema, "enum": [choice for choice in choices if choice is not None]}, True
 
 
 def _type_of(schema: Mapping[str, Any], place: _Place) -> str:
@@ -589,6 +645,18 @@ def _kind_of(schema: Mapping[str, Any], json_type: str, place: _Place) -> Kind:
         known = ", ".join(_FORMATS)
         raise _refused(place.below("format"), f"{name!r} is not known; expected one of {known}")
     return _FORMATS[name]
+
+
+def _limit(schema: Mapping[str, Any], key: str) -> int | None:
+    """A limit as a whole number: JSON schemas may write 5 as 5.0."""
+    return None if key not in schema else int(schema[key])
+
+
+def _check_least(schema: Mapping[str, Any], key: str, most: int, place: _Place) -> None:
+    if key in schema and schema[key] > most:
+        raise _refused(
+            place.below(key), f"{schema[key]} is more than what is read, which is {most} at most"
+        )
 
 
 def _choices_of(parts: Sequence[Mapping[str, Any]]) -> list[Any]:

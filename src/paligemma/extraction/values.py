@@ -24,6 +24,9 @@ from paligemma.results import one_line
 
 DecimalMark = Literal["auto", ".", ","]
 
+_MOST_DIGITS = 40
+"""Of a number or date: more overflow what computes with them."""
+
 _ABSENT = frozenset(
     {
         *("", "-", "--", "—", "unanswerable", "none", "null", "n/a", "na", "nil", "not stated"),
@@ -74,6 +77,8 @@ def read_value(leaf: Leaf, text: str, formats: Formats) -> Reading:
     if is_absent(line):
         return Reading()
     try:
+        if leaf.kind not in ("text", "choice") and sum(map(str.isdigit, line)) > _MOST_DIGITS:
+            raise UnreadableError(f"it has more than {_MOST_DIGITS} digits")
         return _READERS[leaf.kind](leaf, line, formats)
     except UnreadableError as error:
         is_ambiguous = isinstance(error, AmbiguousDateError)
