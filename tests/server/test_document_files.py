@@ -72,7 +72,7 @@ def lying_tiff(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def test_a_document_is_read_as_without_a_process(open_in: Open) -> None:
+def test_a13_a_document_is_read_as_without_a_process(open_in: Open) -> None:
     document, _ = open_in(TWO_PAGES)
     first, second = document.pages
     assert (document.num_pages, first.unit, first.size_wh) == (2, "pt", (200.0, 100.0))
@@ -84,7 +84,7 @@ def test_a_document_is_read_as_without_a_process(open_in: Open) -> None:
     assert document.attachments == ()
 
 
-def test_images_and_tiff_files_are_documents(open_in: Open) -> None:
+def test_a13_images_and_tiff_files_are_documents(open_in: Open) -> None:
     images = [Image.new("RGB", (40 + number, 30), (number, 0, 0)) for number in range(3)]
     document, _ = open_in(tiff_of(images), pages="2-")
     assert [page.number for page in document.pages] == [2, 3]
@@ -111,19 +111,21 @@ SCRIPT = "app.alert(1); this.exportDataObject({cName: 'x', nLaunch: 2});"
     ],
     ids=["empty", "head", "cut", "tiff", "cut tiff", "text", "png"],
 )
-def test_damaged_files_are_errors_of_the_document(data: bytes, message: str, open_in: Open) -> None:
+def test_a13_damaged_files_are_errors_of_the_document(
+    data: bytes, message: str, open_in: Open
+) -> None:
     with pytest.raises(DocumentError, match=message):
         open_in(data)
 
 
-def test_a_file_that_claims_a_huge_size_is_refused(open_in: Open) -> None:
+def test_a13_a_file_that_claims_a_huge_size_is_refused(open_in: Open) -> None:
     document, process = open_in(lying_tiff(60_000, 60_000))
     with pytest.raises(DocumentError, match=r"too large|60000 x 60000"):
         assert document.pages[0].size_wh
     assert process.is_running
 
 
-def test_a_file_with_too_many_pages_needs_a_choice(open_in: Open) -> None:
+def test_a13_a_file_with_too_many_pages_needs_a_choice(open_in: Open) -> None:
     data = pdf_of_pages([b""] * 5000)
     with pytest.raises(DocumentError, match="5000 pages; the limit is 50"):
         open_in(data)
@@ -132,14 +134,14 @@ def test_a_file_with_too_many_pages_needs_a_choice(open_in: Open) -> None:
     assert document.num_pages == 5000
 
 
-def test_pages_that_do_not_exist_are_named_without_the_request(open_in: Open) -> None:
+def test_a13_pages_that_do_not_exist_are_named_without_the_request(open_in: Open) -> None:
     with pytest.raises(OptionError) as caught:
         open_in(TWO_PAGES, pages="777")
     assert "2 pages" in str(caught.value)
     assert "777" not in str(caught.value)
 
 
-def test_a_huge_page_is_drawn_at_the_size_that_is_needed(open_in: Open) -> None:
+def test_a13_a_huge_page_is_drawn_at_the_size_that_is_needed(open_in: Open) -> None:
     document, process = open_in(pdf_of_pages([HELLO], media_box="0 0 8400 8400"))
     assert document.pages[0].render(size_wh=(448, 448)).size == (448, 448)
     assert psutil.Process(process.pid).memory_info().rss < 200 * 2**20
@@ -147,7 +149,7 @@ def test_a_huge_page_is_drawn_at_the_size_that_is_needed(open_in: Open) -> None:
         document.pages[0].render(size_wh=(8400, 8400))
 
 
-def test_scripts_of_a_pdf_do_not_run(open_in: Open) -> None:
+def test_a13_scripts_of_a_pdf_do_not_run(open_in: Open) -> None:
     action = f"<< /S /JavaScript /JS ({SCRIPT.replace('(', '').replace(')', '')}) >>"
     data = pdf_of_pages(
         [HELLO],
@@ -159,7 +161,7 @@ def test_scripts_of_a_pdf_do_not_run(open_in: Open) -> None:
     assert psutil.Process(process.pid).children() == []
 
 
-def test_a_memory_bomb_ends_with_an_error_and_little_memory(open_in: Open) -> None:
+def test_a13_a_memory_bomb_ends_with_an_error_and_little_memory(open_in: Open) -> None:
     image = b"/Type /XObject /Subtype /Image /Width 30000 /Height 30000 /BitsPerComponent 8 "
     image += b"/ColorSpace /DeviceRGB /Filter /RunLengthDecode"
     data = pdf_of_pages(
@@ -188,7 +190,7 @@ def test_a_memory_bomb_ends_with_an_error_and_little_memory(open_in: Open) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
-def test_a_process_that_crashes_is_an_error_and_the_next_one_works(
+def test_a13_a_process_that_crashes_is_an_error_and_the_next_one_works(
     number: signal.Signals, open_in: Open
 ) -> None:
     document, process = open_in(TWO_PAGES)
@@ -201,7 +203,7 @@ def test_a_process_that_crashes_is_an_error_and_the_next_one_works(
     assert open_in(TWO_PAGES)[0].num_pages == 2
 
 
-def test_a_process_that_hangs_is_ended(open_in: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a13_a_process_that_hangs_is_ended(open_in: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paligemma.server.document_reader._EXTRA_SECONDS", -9.8)
     document, process = open_in(TWO_PAGES)
     os.kill(process.pid, signal.SIGSTOP)
@@ -212,7 +214,7 @@ def test_a_process_that_hangs_is_ended(open_in: Open, monkeypatch: pytest.Monkey
     assert not process.is_running
 
 
-def test_another_thread_can_end_a_call(open_in: Open) -> None:
+def test_a13_another_thread_can_end_a_call(open_in: Open) -> None:
     document, process = open_in(TWO_PAGES)
     os.kill(process.pid, signal.SIGSTOP)
     threading.Timer(0.3, process.cancel).start()
@@ -220,7 +222,7 @@ def test_another_thread_can_end_a_call(open_in: Open) -> None:
         assert document.pages[0].words
 
 
-def test_the_process_inherits_nothing_and_can_write_nothing(
+def test_a13_the_process_inherits_nothing_and_can_write_nothing(
     pool: ReaderPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PALIGEMMA_API_KEYS", "secret-secret-secret")
@@ -289,7 +291,7 @@ BAD_WORDS: list[object] = [
 
 
 @pytest.mark.parametrize("header", BAD_WORDS, ids=str)
-def test_words_of_a_process_are_checked(header: object) -> None:
+def test_a13_words_of_a_process_are_checked(header: object) -> None:
     check_liar(Liar(header), lambda pages: pages.words(0))
 
 
@@ -306,20 +308,20 @@ def test_words_of_a_process_are_checked(header: object) -> None:
     ],
     ids=range(7),
 )
-def test_bytes_of_a_process_are_checked(raw: bytes) -> None:
+def test_a13_bytes_of_a_process_are_checked(raw: bytes) -> None:
     check_liar(Liar(None, raw=raw), lambda pages: pages.words(0))
 
 
 @pytest.mark.parametrize(
     "size", ["[1]", "[0, 5]", "[-1, 5]", '["1", 2]', "[Infinity, 2]", "[]", "null", '"ab"']
 )
-def test_sizes_of_a_process_are_checked(size: str) -> None:
+def test_a13_sizes_of_a_process_are_checked(size: str) -> None:
     raw = f'{{"size_wh":{size}}}'.encode()
     check_liar(Liar(None, raw=LENGTHS.pack(len(raw), 0) + raw), lambda pages: pages.size_wh(0))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 299, 301, 10_000])
-def test_images_of_a_process_are_checked(num_bytes: int) -> None:
+def test_a13_images_of_a_process_are_checked(num_bytes: int) -> None:
     liar = Liar({"size_wh": [10, 10]}, bytes(num_bytes))
     check_liar(liar, lambda pages: pages.render(0, (0, 0, 1, 1), (10, 10)))
 
@@ -336,12 +338,12 @@ def check_liar(liar: Liar, ask: Callable[[RemotePages], object]) -> None:
      {"unit": "px", "num_pages": True}],
     ids=str,
 )  # fmt: skip
-def test_the_form_of_a_document_is_checked(header: dict[str, object]) -> None:
+def test_a13_the_form_of_a_document_is_checked(header: dict[str, object]) -> None:
     with pytest.raises(DocumentError, match="crashes"):
         RemotePages(None, header, 5.0)  # type: ignore[arg-type]
 
 
-def test_one_process_waits_for_the_next_document() -> None:
+def test_a13_one_process_waits_for_the_next_document() -> None:
     pool = ReaderPool(Limits())
     pool.keep_ready()
     pool.keep_ready()

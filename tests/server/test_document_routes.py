@@ -211,7 +211,7 @@ def test_a_second_client_is_answered_while_a_document_is_read(
     app.close()
 
 
-def test_logs_and_metrics_say_nothing_of_the_document(
+def test_i1_logs_and_metrics_say_nothing_of_the_document(
     mini_app: ASGIApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "Hunter2"
@@ -271,7 +271,7 @@ def test_fields_are_those_of_python(mini_app: ASGIApp, mini: Predictor) -> None:
     assert answer.json()["usage"]["completion_tokens"] > 0
 
 
-def test_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
+def test_i9_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
     fields = {"document": encoded(TWO_PAGES), "schema": SCHEMA, "pages": "1"}
     events = post(mini_app, "/v1/extract", {**fields, "stream": True}).events
     assert [name for name, _ in events[-2:]] == ["result", "done"]
@@ -324,7 +324,9 @@ def of_pattern(pattern: str) -> dict[str, Any]:
     ],
     ids=range(19),
 )  # fmt: skip
-def test_schemas_that_cannot_be_asked_for_are_refused(schema: object, mini_app: ASGIApp) -> None:
+def test_c16_schemas_that_cannot_be_asked_for_are_refused(
+    schema: object, mini_app: ASGIApp
+) -> None:
     started = time.monotonic()
     answer = post(mini_app, "/v1/extract", {"document": encoded(TWO_PAGES), "schema": schema})
     assert answer.status == 400, answer.body
@@ -343,7 +345,7 @@ def test_schemas_that_cannot_be_asked_for_are_refused(schema: object, mini_app: 
         "^[^x]{0,400}x[^x]{0,400}$",
     ],
 )
-def test_patterns_that_explode_end_in_time(pattern: str, mini_app: ASGIApp) -> None:
+def test_c16_patterns_that_explode_end_in_time(pattern: str, mini_app: ASGIApp) -> None:
     """With an answer or an error; and the server answers others meanwhile."""
     started = time.monotonic()
     fields = {"document": encoded(TWO_PAGES), "schema": of_pattern(pattern), "pages": "1"}

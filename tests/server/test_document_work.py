@@ -154,7 +154,7 @@ def test_more_questions_than_the_limit_are_an_error(tiny: Predictor) -> None:
     asyncio.run(test())
 
 
-def test_a_crash_in_the_middle_ends_the_request_and_no_other(tiny: Predictor) -> None:
+def test_a13_a_crash_in_the_middle_ends_the_request_and_no_other(tiny: Predictor) -> None:
     def crash(document: Document, asker: ServiceAsker) -> list[object]:
         first = list(asker.answer(queries(document, asker, 2)))
         psutil.Process(document.source._process.pid).kill()  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def test_a_crash_in_the_middle_ends_the_request_and_no_other(tiny: Predictor) ->
 
 
 @pytest.mark.parametrize("point", ["asking", "reading"])
-def test_a_client_that_leaves_ends_the_work(
+def test_a13_a_client_that_leaves_ends_the_work(
     point: str, tiny: Predictor, no_children_left: None
 ) -> None:
     begun = threading.Event()

@@ -20,6 +20,8 @@ import resource
 import select
 import struct
 import sys
+import threading
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import IO, Any
@@ -29,6 +31,7 @@ MAX_WORDS = 100_000
 """Words per page; more are not sent."""
 MAX_ATTACHMENTS = 1000
 _MAX_PAGES = 10_000
+_WATCH_SECONDS = 1.0
 _IDLE_SECONDS = 600.0  # without a document, after which the process ends by itself
 _MAX_MESSAGE = 500  # characters
 _OPEN_FILES = 64  # the fonts of the system
@@ -52,6 +55,7 @@ def main(options: str) -> None:
     os.dup2(null, 1)  # what a library prints is no frame
     reader = _Reader()
     _limit(**json.loads(options))
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     _send(target, frame({"ready": True}))
     if not select.select([source], [], [], _IDLE_SECONDS)[0]:
         return
@@ -73,6 +77,13 @@ def _limit(memory_bytes: int, cpu_seconds: int) -> None:
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (most, most))
     os.nice(5)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A server that was killed must not leave a process behind that still reads a page."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 def _receive(source: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:

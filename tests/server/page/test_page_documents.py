@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from tests.server.page.browser import (
     DESKTOP,
     PHONE,
+    Watch,
     choose,
     copied,
     keep_shot,
@@ -20,7 +22,8 @@ from tests.server.page.browser import (
     run,
     words,
 )
-from tests.server.page.double import Answering, Double, fields, page_image, text_field
+from tests.server.page.double import Answering, Double, fields, page_image, read, text_field
+from tests.server.page.test_page import axe_source
 
 PDF = {"name": "bill.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7 of three pages"}
 
@@ -216,9 +219,7 @@ def test_text_comes_page_by_page(page: Any, double: Double) -> None:
         to.event("page", {**page_of_text(1), "lines": [line("First line", 1)]})
         while not go_on:
             to.raw(b": still here\n\n")
-            page_wait(0.02)
-        from tests.server.page.double import read
-
+            time.sleep(0.02)
         read(to)
 
     double.replies["read"] = reply
@@ -241,12 +242,6 @@ def test_text_comes_page_by_page(page: Any, double: Double) -> None:
     page.wait_for_selector("#page-number:has-text('Page 3 of 3')")
     assert box_on_image(page) == pytest.approx([0.5, 0.476, 0.9, 0.5], abs=0.01)
     keep_shot(page, "read")
-
-
-def page_wait(seconds: float) -> None:
-    import time
-
-    time.sleep(seconds)
 
 
 def page_of_text(number: int) -> dict[str, Any]:
@@ -377,3 +372,40 @@ def test_documents_fit_into_any_window(page: Any, size: dict[str, int]) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     page.locator(".item", has_text="R-17").click()
     assert page.locator("#stage-0").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_with_documents(
+    page: Any, shared_data: Path, scheme: str, size: dict[str, int]
+) -> None:
+    source = axe_source(shared_data)
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.set_viewport_size(size)
+    page.evaluate(source)
+    open_pdf(page)
+    for task in ("Fields", "Pages", "Table", "Chart"):
+        page.get_by_role("radio", name=task).check()
+        run(page)
+        if task == "Fields":
+            page.click(".options summary")
+            page.locator(".item").first.click()
+            page.wait_for_selector("#page-number:has-text('Page 2 of 3')")
+        keep_shot(page, f"{scheme}-{size['width']}-{task.lower()}")
+        found = page.evaluate("axe.run().then((report) => report.violations)")
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        assert told == [], task
+
+
+def test_fingers_find_room_in_documents(browser: Any, double: Double, watch: Watch) -> None:
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    watch.follow(page)
+    page.goto(double.url)
+    page.wait_for_selector(".status[data-state=ready]")
+    extract(page)
+    for target in page.locator("button:visible, select:visible, .task:visible").all():
+        box = target.bounding_box()
+        assert min(box["width"], box["height"]) >= 36, target.inner_text()
+    context.close()
+    watch.check()

@@ -15,6 +15,7 @@ from paligemma.adapters.lora import LoraConfig, add_lora
 from paligemma.predictor import Predictor
 from paligemma.results import Detections, Segments
 from tests.adapters.test_lora import disturb
+from tests.documents.pdf_files import pdf_of_pages, text_at
 from tests.server.conftest import StartServer
 from tests.server.page.browser import (
     SAMPLES,
@@ -107,6 +108,34 @@ def expect_objects(shown: dict[str, Any], found: Detections | Segments) -> None:
     assert {k: shown[k] for k in ("prompt", "text", "size_wh", "missing", "stop_reason")} == {
         k: expected[k] for k in ("prompt", "text", "size_wh", "missing", "stop_reason")
     }
+
+
+def test_a_document_is_shown_and_read_as_python_reads_it(
+    opened: Any, shared_server: ServerProcess, tmp_path: Path, watch: Watch
+) -> None:
+    data = pdf_of_pages([text_at(20, 70, f"Page number {number}") for number in (1, 2)])
+    (tmp_path / "letter.pdf").write_bytes(data)
+    page = opened(shared_server)
+    page.set_input_files("#file", tmp_path / "letter.pdf")
+    page.wait_for_selector("#page-number:has-text('Page 1 of 2')")
+    assert page.locator("#stage-0 img.image").evaluate("image => image.naturalWidth") == 1600
+    page.click(".options summary")
+    page.select_option("#source", "text layer")
+    run(page)
+    assert page.locator(".item-value").all_inner_texts() == ["Page number 1", "Page number 2"]
+    page.locator(".item", has_text="number 2").click()
+    page.wait_for_selector("#page-number:has-text('Page 2 of 2')")
+    assert page.locator("#stage-0 .outline").count() == 1
+    page.get_by_role("radio", name="Fields").check()
+    page.select_option("#schema", "own")
+    page.fill("#own-schema", '{"properties": {"number": {"type": "integer"}}}')
+    run(page)
+    assert "number" in words(page, ".item-path")
+    # And what is damaged is explained.
+    (tmp_path / "cut.pdf").write_bytes(data[:200])
+    page.set_input_files("#file", tmp_path / "cut.pdf")
+    page.wait_for_selector("#image-problem:has-text('damaged or cut short')")
+    keep_shot(page, "real-document")
 
 
 def test_what_is_no_image_is_refused_by_the_server_in_words(

@@ -193,13 +193,13 @@ export class AnswerView {
     this.drawItems();
   }
 
-  /** Boxes on the page that is shown. */
-  drawItems() {
+  /** Boxes on the page that is shown; those around more than the text only while they are pointed at. */
+  drawItems(lit = this.chosen) {
     const { colors } = this.asked.image;
     colors.add([...new Set(this.items.map(({ label }) => label))]);
-    const placed = this.items.filter((item) => item.page === this.page && item.box_normalized_xyxy);
-    this.overlay.set(placed, colors);
-    if (this.chosen) this.light(this.chosen);
+    const isShown = (item) => item.page === this.page && item.box_normalized_xyxy && (item.isExact || item === lit);
+    this.overlay.set(this.items.filter(isShown), colors);
+    this.overlay.light(lit && isShown(lit) ? lit : null);
   }
 
   itemRow(item) {
@@ -209,7 +209,7 @@ export class AnswerView {
       const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
       asked.image.colors.add([item.label]);
       swatch.style.backgroundColor = css(asked.image.colors.of(item.label));
-      swatch.classList.toggle("placeless", !item.box_normalized_xyxy);
+      swatch.classList.toggle("placeless", !item.isExact);
       button.append(element("span", { class: "item-path" }, swatch, item.label));
     }
     const mark = item.unsure ? "?" : "";
@@ -381,8 +381,8 @@ export class AnswerView {
 
   light(object) {
     for (const [other, row] of this.rows) row.classList.toggle("lit", other === object);
-    const isElsewhere = object?.page !== undefined && (object.page !== this.page || !object.box_normalized_xyxy);
-    this.overlay.light(isElsewhere ? null : object);
+    if (this.isDocument()) this.drawItems(object);
+    else this.overlay.light(object);
   }
 
   filters() {

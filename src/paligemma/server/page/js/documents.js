@@ -63,7 +63,7 @@ function blank([width, height]) {
 }
 
 // What is shown of an answer: items, each with a text and perhaps a place on a page.
-// {label, text, score, page, box_normalized_xyxy, unsure, isBare, isMissing, remarks}
+// {label, text, score, page, box_normalized_xyxy, isExact, unsure, isBare, isMissing, remarks}
 
 /** Those of the fields, the unsure ones first and the missing ones last. */
 export function itemsOfFields(result, image) {
@@ -83,6 +83,8 @@ function itemOf(field, image) {
   }
   if (field.matched) remarks.push(`in your list: ${field.matched.text} (${scoreText(field.matched.score)})`);
   if (!isMissing && field.held >= HELD) remarks.push(`held ${scoreText(field.held)}`);
+  const isExact = Array.isArray(field.box_xyxy) && field.box_source !== "tile";
+  if (!isMissing && field.box_source === "tile") remarks.push("exact place not found");
   const page = field.page ?? null;
   return {
     label: String(field.path),
@@ -90,7 +92,7 @@ function itemOf(field, image) {
     score: isMissing ? null : score,
     page,
     box_normalized_xyxy: page === null ? null : normalized(field.box_xyxy, sizeOf(page, image)),
-    boxSource: field.box_source,
+    isExact,
     unsure: problems.length > 0 || (!isMissing && score !== null && score < UNSURE),
     isMissing,
     remarks,
@@ -120,6 +122,7 @@ export function itemsOfPage(page, image) {
     box_normalized_xyxy: turned(normalized(line.box_xyxy, size), turn),
     unsure: typeof line.score === "number" && line.score < UNSURE,
     isBare: true,
+    isExact: true,
     remarks: [],
   }));
 }
@@ -144,7 +147,7 @@ function turned(box, degrees) {
 export function itemsOfCells(result) {
   return result.cells
     .map((cell) => ({
-      label: "", text: cell.text, score: cell.score, page: result.page, isBare: true, remarks: [], cell,
+      label: "", text: cell.text, score: cell.score, page: result.page, isBare: true, isExact: true, remarks: [], cell,
       box_normalized_xyxy: normalized(cell.box_xyxy, result.size_wh),
       unsure: typeof cell.score === "number" && cell.score < UNSURE,
     }))
