@@ -81,6 +81,14 @@ def test_a_searchable_pdf_is_written(run, letter, tmp_path):
     assert (ran.code, "would overwrite the document" in ran.err) == (2, True)
 
 
+def test_what_cannot_be_written_is_one_line(run, letter, tmp_path):
+    (tmp_path / "out" / "letter.txt").mkdir(parents=True)
+    for output in (tmp_path / "out", "/proc/x.txt", "/dev/full"):
+        ran = run("ocr", letter, *LAYER[:2], "--output", output)
+        assert ran.code in (2, 3)
+        assert "cannot be written" in ran.err or "not writable" in ran.err
+
+
 def test_several_documents_go_to_a_folder(run, letter, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a.pdf", "b.pdf"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,23 @@ def test_a_python_file_and_names(
     assert not [name for name in sys.modules if name == "my"]
 
 
+def test_names_of_files_that_are_not_utf8(
+    asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9\x1b[2J.png")
+    shutil.copy("a.png", name)
+    kinds = ("json", "csv", "html", "parquet")
+    formats = [word for kind in kinds for word in ("--to", kind)]
+    assert run(name, "--schema", "note.json", "--out", "out", *formats) == 0
+    (written,) = Path("out").glob("*.json")
+    assert json.loads(written.read_text())["file"] == name
+    assert "\x1b" not in Path("out/fields.csv").read_text()
+    assert "\\udce9" in Path("out/fields.csv").read_text()
+    capsys.readouterr()
+    assert run(name, "--schema", "note.json", "--to", "csv") == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_nothing_is_loaded_for_what_cannot_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,4 +147,8 @@ def test_nothing_is_loaded_for_what_cannot_work(
     assert run("a.png", "--schema", "bad.json") == 2
     assert "#/properties/a/type" in capsys.readouterr().err
     assert run("missing.pdf", "--schema", "invoice") == 2
+    assert run("", "--schema", "invoice") == 2
+    assert run("https://example.com/a.pdf", "--schema", "invoice") == 2
+    assert "web address" in capsys.readouterr().err
+    assert run("a.png", "--schema", "invoice", "--out", "/proc/no") == 2
     assert run("a.png", "--schema", "invoice", "--date-order", "xyz") == 2

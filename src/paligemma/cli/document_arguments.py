@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ def find_documents(words: Sequence[str], *, recursive: bool = False) -> list[Nam
 def _find(word: str, recursive: bool) -> list[NamedDocument]:
     if word in STDIN:
         return [NamedDocument(name=word, source=read_stdin())]
+    if not word:
+        raise DocumentError("The name of a file is empty. Give the path of a document.")
+    if re.match(r"https?://", word, re.IGNORECASE):
+        raise DocumentError(f"{word!r} is a web address. Download the document first.")
     path = Path(os.path.expanduser(word))
     if not os.path.lexists(path) and glob.has_magic(word):
         paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]

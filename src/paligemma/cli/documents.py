@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -316,12 +317,15 @@ def _write(
     if file.target is None:
         print_text(data.decode("utf-8").rstrip("\n"))
         return
-    file.target.parent.mkdir(exist_ok=True)
     unfinished = file.target.with_name(f".{file.target.name}.{os.getpid()}.unfinished")
     try:
+        file.target.parent.mkdir(exist_ok=True)
         unfinished.write_bytes(data)
         unfinished.replace(file.target)
+    except OSError as error:
+        raise OptionError(f"{file.target} cannot be written: {error.strerror}.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     if not options.quiet:
         print_note(f"written: {file.target}")

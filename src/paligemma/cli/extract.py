@@ -248,7 +248,10 @@ class _Outputs:
             raise OptionError(f"--out {out} is a file. Give the name of a folder.")
         if not os.access(out if out.is_dir() else out.absolute().parent, os.W_OK):
             raise OptionError(f"The folder {out} is not writable.")
-        out.mkdir(exist_ok=True)
+        try:
+            out.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OptionError(f"The folder {out} cannot be made: {error.strerror}.") from error
 
     def add(self, document: NamedDocument, found: Extraction[Any], source: Any) -> None:
         command, out = self._command, self._command.out
@@ -309,7 +312,8 @@ def _without_notes(found: Extraction[Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with _replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", newline="")
+        # Names of files may be no UTF-8: "\\udce9" in JSON is such a letter.
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 @contextmanager

@@ -203,7 +203,7 @@ class Extraction(Result, Generic[T_co]):
             [(_safe_cell(file) if safe else file, *row) for row in self.csv_rows(safe=safe)]
         )
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8", newline="")
+            Path(path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         return text
 
     def to_parquet(self, path: str | Path, *, file: str = "") -> None:
@@ -219,7 +219,7 @@ class Extraction(Result, Generic[T_co]):
 
         page = render_review(self, file=file, source=source)
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
         return page
 
     def draw(self, path: str | Path | None = None, *, source: Any = None) -> list[PIL.Image.Image]:
@@ -284,11 +284,11 @@ def shown_value(value: Any) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """CSV with a heading; every text is quoted."""
+    """CSV with a heading; every text is quoted, and its control characters are written out."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    writer.writerows(map(_csv_cell, row) for row in rows)
     return file.getvalue()
 
 
@@ -305,7 +305,7 @@ def write_parquet(path: str | Path, rows: Sequence[Sequence[Any]]) -> None:
     }
     kinds["page"] = pyarrow.int32()
     columns = {
-        name: pyarrow.array([row[index] for row in rows], type=kinds[name])
+        name: pyarrow.array([_storable(row[index]) for row in rows], type=kinds[name])
         for index, name in enumerate(CSV_COLUMNS)
     }
     try:
@@ -316,6 +316,18 @@ def write_parquet(path: str | Path, rows: Sequence[Sequence[Any]]) -> None:
 
 def _cell(text: str) -> str:
     return visible(one_line(text))
+
+
+def _csv_cell(cell: Any) -> Any:
+    """A cell that does nothing to the terminal on which the file is shown."""
+    if isinstance(cell, str):
+        return visible(cell, keep="\n\t")
+    return "" if cell is None else cell
+
+
+def _storable(cell: Any) -> Any:
+    """A cell without what UTF-8 cannot hold, such as in names of files that are not UTF-8."""
+    return cell.encode("utf-8", "backslashreplace").decode() if isinstance(cell, str) else cell
 
 
 def _safe_cell(cell: Any) -> Any:
