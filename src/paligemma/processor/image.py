@@ -605,19 +605,20 @@ def _refused(data: bytes, subject: str, rules: _Rules) -> ImageError:
     if not data:
         return ImageError(f"{subject} is empty (0 bytes).")
     format_name = next((n for signature, n in _REFUSED_FORMATS if signature.match(data)), None)
-    if format_name == "PDF" and rules.all_formats:
-        return ImageError(
-            f"{subject} looks like PDF, and images are expected here. `paligemma ocr` and "
-            "`paligemma extract` (model.read, model.extract) read PDF files; for anything else, "
-            "convert the pages to JPEG or PNG."
-        )
     problem = f"looks like {format_name}" if format_name else "has an unknown format"
     formats = (
         "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC and PPM"
         if rules.all_formats
         else "JPEG, PNG, WebP, GIF and BMP"
     )
-    return ImageError(f"{subject} {problem}. Convert it first: {formats} are supported.")
+    advice = "Convert it first"
+    if format_name == "PDF" and rules.all_formats:
+        problem += ", and images are expected here"
+        advice = (
+            "`paligemma ocr` and `paligemma extract` (model.read, model.extract) read PDF files; "
+            "for anything else, convert the pages first"
+        )
+    return ImageError(f"{subject} {problem}. {advice}: {formats} are supported.")
 
 
 def _damaged(subject: str) -> ImageError:
