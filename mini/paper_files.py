@@ -2,17 +2,22 @@
 
     python -m mini.paper --kind prescription --seed 7 paper.png paper.json
     python -m mini.paper --kind invoice --pages 3 --long invoice.pdf invoice.json
+    python -m mini.paper --kind receipt --count 60 receipts receipts/forms.jsonl
 
 The image is of the type that its name ends with; a PDF may have several pages, without a text
 layer, as a scanner writes it. The JSON file lists the fields of each page, by their path in the
-built-in schema of that kind, with value and box in pixels of the image.
+built-in schema of that kind, with value and box in pixels of the image. With --count the first
+name is that of a folder of images, and the second that of a JSON Lines file as `paligemma eval`
+reads it: a paper per line, with null where a paper does not have a field that others of its kind
+have.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,38 @@ from mini.paper import PAPER_KINDS, Page, Paper, PaperKind, make_page, make_pape
 from mini.scene import RESOLUTION
 from paligemma.errors import OptionError, PaliGemmaError
 
+_PRINTED: Mapping[PaperKind, tuple[str, ...]] = {
+    "prescription": (
+        "patient",
+        "prescriber",
+        "date",
+        "medicines.name",
+        "medicines.dose",
+        "medicines.frequency",
+        "medicines.duration",
+        "diseases",
+    ),
+    "invoice": (
+        "invoice_number",
+        "invoice_date",
+        "seller",
+        "buyer",
+        "tax",
+        "total",
+        "items.description",
+        "items.amount",
+    ),
+    "receipt": ("merchant", "date", "tax", "total", "paid_by", "items.name", "items.price"),
+    "id-card": (
+        "surname",
+        "given_names",
+        "date_of_birth",
+        "sex",
+        "document_number",
+        "date_of_expiry",
+    ),
+}
+"""The fields that papers of each kind print."""
 _DPI = 72.0
 """Of a PDF: one point per pixel, so that boxes are in points as well."""
 
@@ -38,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=7, help="random seed (%(default)s)")
     parser.add_argument("--index", type=int, default=0, help="number of the first (%(default)s)")
     parser.add_argument("--pages", type=int, default=1, help="pages of a PDF (%(default)s)")
+    parser.add_argument("--count", type=int, help="write a folder of this many papers")
     parser.add_argument(
         "--long",
         action="store_true",
@@ -47,9 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         papers = [
             _make(options.kind, options.seed, options.index + page, options.long)
-            for page in range(options.pages)
+            for page in range(options.count or options.pages)
         ]
-        write_papers(papers, options.image, options.truth)
+        if options.count is None:
+            write_papers(papers, options.image, options.truth)
+        else:
+            write_forms(papers, options.image, options.truth)
     except PaliGemmaError as error:
         parser.error(str(error))
     print(f"Wrote {options.image} and {options.truth}")
@@ -72,6 +113,40 @@ def write_papers(papers: Sequence[Paper | Page], image: Path, truth: Path) -> No
         truth.write_text(json.dumps({"pages": pages}, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise OptionError(f"Cannot write {image} or {truth}: {error}.") from error
+
+
+def write_forms(papers: Sequence[Paper | Page], folder: Path, truth: Path) -> None:
+    """Writes an image per paper into a folder, and a line per paper. Raises OptionError."""
+    lines = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, paper in enumerate(papers):
+            image = folder / f"{number:03}.png"
+            Image.fromarray(paper.draw(RESOLUTION)).save(image)
+            line = {"file": os.path.relpath(image, truth.parent), "fields": fields_of(paper)}
+            lines.append(json.dumps(line) + "\n")
+        truth.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"Cannot write {folder} or {truth}: {error}.") from error
+
+
+def fields_of(paper: Paper | Page) -> dict[str, Any]:
+    """The values of a paper, as in the built-in schema; None for one that only others have."""
+    values: dict[str, Any] = {}
+    paths = [path.split(".") for path in _PRINTED[paper.kind]]
+    for name, *keys in paths:
+        is_list = bool(keys) or name == "diseases"
+        entries = sorted({f.path.split("]")[0] for f in paper.fields if f.path.startswith(f"{name}[")})
+        found = {field.path: field.value for field in paper.fields}
+        if not is_list:
+            values[name] = found.get(name)
+        elif not keys:
+            values[name] = [found[f"{entry}]"] for entry in entries]
+        else:
+            items = values.setdefault(name, [{} for _ in entries])
+            for entry, item in zip(entries, items, strict=True):
+                item[keys[0]] = found.get(f"{entry}].{keys[0]}")
+    return values
 
 
 def truth_of(paper: Paper | Page) -> dict[str, Any]:
