@@ -37,8 +37,7 @@ def questions_and_answers(
         for item in fields[name] or ():
             if key in item:
                 # The item's own text stands in the question: "What is the dose of {name}?"
-                asked = re.sub(r"\{\w+\}", lambda _, text=text_of(item): text, prompt)
-                yield asked, answer_of(item[key])
+                yield text_of(item).join(re.split(r"\{\w+\}", prompt)), answer_of(item[key])
 
 
 def answer_of(value: Any) -> str:

@@ -132,20 +132,19 @@ def write_forms(papers: Sequence[Paper | Page], folder: Path, truth: Path) -> No
 
 def fields_of(paper: Paper | Page) -> dict[str, Any]:
     """The values of a paper, as in the built-in schema; None for one that only others have."""
+    printed = {field.path: field.value for field in paper.fields}
     values: dict[str, Any] = {}
-    paths = [path.split(".") for path in _PRINTED[paper.kind]]
-    for name, *keys in paths:
-        is_list = bool(keys) or name == "diseases"
-        entries = sorted({f.path.split("]")[0] for f in paper.fields if f.path.startswith(f"{name}[")})
-        found = {field.path: field.value for field in paper.fields}
-        if not is_list:
-            values[name] = found.get(name)
-        elif not keys:
-            values[name] = [found[f"{entry}]"] for entry in entries]
-        else:
+    for path in _PRINTED[paper.kind]:
+        name, _, key = path.partition(".")
+        entries = sorted({p.partition("]")[0] + "]" for p in printed if p.startswith(f"{name}[")})
+        if key:
             items = values.setdefault(name, [{} for _ in entries])
             for entry, item in zip(entries, items, strict=True):
-                item[keys[0]] = found.get(f"{entry}].{keys[0]}")
+                item[key] = printed.get(f"{entry}.{key}")
+        elif name == "diseases":
+            values[name] = [printed[entry] for entry in entries]
+        else:
+            values[name] = printed.get(name)
     return values
 
 

@@ -19,6 +19,8 @@ from paligemma.documents import Document, open_document
 from paligemma.errors import DocumentError, NumericalError, OptionError
 from paligemma.extraction import ExtractOptions, extract
 from paligemma.extraction.builtin import NOT_MEDICAL
+from paligemma.extraction.names import Names
+from paligemma.extraction.schema import Leaf
 from paligemma.results import BoxXyxy
 from paligemma.tasks.detect import DetectTask
 from tests.extraction.scripted import Fact, ScriptedAsker, printed
@@ -535,6 +537,15 @@ def test_the_same_item_twice() -> None:
     assert found.value is not None
     assert len(found.value.entries) == 2
     assert "several items" in found["entries[1].name"].problems[0]
+
+
+def test_a_fragment_of_a_name_is_not_near_it() -> None:
+    leaf = Leaf(path="name", keys=("name",), kind="text")
+    names = Names(by_keys={("name",): ("ARCOX",)})
+    assert names.match(leaf, "C") == (None, "no name in the list is near")
+    for text in ("ARCO", "ARCOX 25MG tablets"):
+        match, _ = names.match(leaf, text)
+        assert match is not None
 
 
 def test_lists_of_names() -> None:

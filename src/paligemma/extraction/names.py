@@ -29,10 +29,10 @@ class Names:
         names = self.by_keys.get(leaf.keys)
         if names is None:
             return None, None
-        from rapidfuzz import fuzz, process, utils
+        from rapidfuzz import process, utils
 
         nearest = process.extract(
-            text, names, scorer=fuzz.WRatio, processor=utils.default_process, limit=2
+            text, names, scorer=_likeness, processor=utils.default_process, limit=2
         )
         if not nearest or nearest[0][1] < 100 * LEAST_LIKENESS:
             return None, "no name in the list is near"
@@ -40,6 +40,15 @@ class Names:
         if len(nearest) > 1 and match.score < 1 and match.score - nearest[1][1] / 100 < _AS_NEAR:
             return match, f"another name in the list is as near: {nearest[1][0]}"
         return match, None
+
+
+def _likeness(text: str, name: str, *, score_cutoff: float | None = None) -> float:
+    """Likeness from 0 to 100. A text may have more than the name, such as a dose; a text of less
+    than half the name is a fragment, which is in many names."""
+    from rapidfuzz import fuzz
+
+    scorer = fuzz.ratio if 2 * len(text) < len(name) else fuzz.WRatio
+    return float(scorer(text, name, score_cutoff=score_cutoff))
 
 
 def read_names(names: NameLists, schema: Schema[Any]) -> Names:

@@ -14,7 +14,7 @@ import torch
 
 from paligemma.config import PaliGemmaConfig, count_parameters
 from paligemma.fast.weights import FrozenFormat
-from paligemma.finetune.config import Method
+from paligemma.finetune.config import Method, multiplies_bfloat16
 from paligemma.finetune.run.options import size_of
 
 # D width, F mlp dim, T tokens of a row, P patches
@@ -123,9 +123,10 @@ def estimate(
 
 
 def measure_rate(device: torch.device) -> float:
-    """Operations per second of large bfloat16 products, measured in less than a second."""
+    """Operations per second of large products as in training, measured in less than a second."""
+    dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     side = _PROBE_SIDE if device.type == "cpu" else 16 * _PROBE_SIDE
-    left = torch.ones(side, side, dtype=torch.bfloat16, device=device)
+    left = torch.ones(side, side, dtype=dtype, device=device)
     product = left @ left
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < _PROBE_SECONDS:

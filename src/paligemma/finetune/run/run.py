@@ -42,7 +42,7 @@ from paligemma.data.targets import TargetBuilder
 from paligemma.errors import DataError, OptionError, counted
 from paligemma.evals.evaluation import Evaluation
 from paligemma.fast.weights import Plain, Trainable, Weights
-from paligemma.finetune.config import TrainConfig
+from paligemma.finetune.config import TrainConfig, multiplies_bfloat16
 from paligemma.finetune.distributed import World, joined
 from paligemma.finetune.examples import RecordExamples
 from paligemma.finetune.learner import finetune, restore
@@ -132,7 +132,11 @@ def _train(
     parts = _check(options, parts, targets, report, out if world.is_first else None)
     training, held_out = parts.training, parts.held_out
     config = plan_training(options, predictor.model.config, len(training.slots))
-    config = replace(config, best_metric=SCORE if held_out else None)
+    config = replace(
+        config,
+        best_metric=SCORE if held_out else None,
+        autocast=options.bfloat16_weights or multiplies_bfloat16(predictor.model.device),
+    )
     predictor = replace(_adapted(options, predictor), trained_on=_trained_on(training, targets))
     if world.is_first:
         _write_facts(out, options, config, predictor)

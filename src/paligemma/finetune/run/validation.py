@@ -13,6 +13,7 @@ from paligemma.data.open import Records
 from paligemma.data.targets import Ask, TargetBuilder
 from paligemma.evals.evaluation import EvalSet, Evaluation, evaluate
 from paligemma.evals.options import EvalOptions
+from paligemma.finetune.config import multiplies_bfloat16
 from paligemma.finetune.examples import RecordExamples, collate
 from paligemma.finetune.loss import suffix_loss
 from paligemma.predictor import Predictor
@@ -70,7 +71,8 @@ class Validation:
         for start in range(0, count, _ROWS_AT_ONCE):
             rows = [examples[i] for i in range(start, min(start + _ROWS_AT_ONCE, count))]
             inputs = collate(self.predictor.processor, rows).to(model.device)
-            with torch.autocast(model.device.type, torch.bfloat16):
+            enabled = multiplies_bfloat16(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=enabled):
                 hidden = model.hidden_states(inputs)
                 total += float(suffix_loss(model.decoder, hidden, inputs)[0])
         return total / count
