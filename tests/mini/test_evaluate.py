@@ -70,6 +70,8 @@ class Oracle:
             logprobs=[-0.1] * len(token_ids),
             locations=[self._certain(token_id) for token_id in token_ids],
             stop_reason="eos",
+            held=0.0,
+            allowed_probabilities=(),
         )
         transform = ImageTransform(source_wh=image.size_wh, resolution=160)
         context = TaskContext(transform=transform, mask_codec=self.mask_codec)

@@ -134,7 +134,7 @@ def test_the_text_layer_is_used_only_where_it_is_asked_for(mini_app: ASGIApp) ->
     assert line["source"] == "text layer"
     assert found["usage"]["completion_tokens"] == 0
     text = post(mini_app, "/v1/read", {**fields, "to": "txt"})
-    assert text.body.decode() == "Hello brave world\f"
+    assert text.body.decode() == "Hello brave world\f\n"
     assert text.headers["content-disposition"] == 'attachment; filename="document.txt"'
     assert text.headers["content-type"].startswith("text/plain")
 
@@ -271,7 +271,7 @@ def test_fields_are_those_of_python(mini_app: ASGIApp, mini: Predictor) -> None:
     assert answer.json()["usage"]["completion_tokens"] > 0
 
 
-def test_i9_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
+def test_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
     fields = {"document": encoded(TWO_PAGES), "schema": SCHEMA, "pages": "1"}
     events = post(mini_app, "/v1/extract", {**fields, "stream": True}).events
     assert [name for name, _ in events[-2:]] == ["result", "done"]

@@ -84,7 +84,7 @@ def train(
     if result.saved.name == "adapter":
         trained_on = TrainedOn.read(result.saved)
         task = None if trained_on is None else trained_on.task
-        words = f"{task} IMAGE" if task else "detect IMAGE ..."
+        words = f"{task} IMAGE" if task else "COMMAND IMAGE ..."
         model, adapter = options.model, result.saved
         print_text(f"to use it: paligemma {words} --model {model} --adapter {adapter}")
 

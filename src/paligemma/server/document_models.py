@@ -379,6 +379,9 @@ class ExtractionResult(ResponseModel):
     problems: list[str]
     notes: list[str]
     num_pages: int
+    turns: dict[str, int]
+    """How far pages were turned to be upright, in degrees by number; boxes are on the turned
+    page."""
 
 
 class ExtractResponse(TaskResponse):

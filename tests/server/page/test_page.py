@@ -1005,7 +1005,7 @@ def test_axe_finds_nothing(
 
     check("empty")
     ask_for_boxes(page)
-    page.locator("details summary").click()
+    page.locator("#answer-0 details summary").click()
     page.get_by_role("button", name="sign 1", exact=True).click()
     page.hover(".object >> nth=0")
     check("boxes")
