@@ -48,6 +48,13 @@ def test_coverage_is_the_largest_share_at_the_precision() -> None:
     assert found.interval.low <= found.share <= found.interval.high
 
 
+def test_the_interval_of_a_small_share_is_a_share() -> None:
+    found = coverage([cell(0.9 - n / 100, n == 0, n) for n in range(20)])
+    assert found is not None
+    assert found.interval is not None
+    assert 0 <= found.interval.low <= found.share <= found.interval.high <= 1
+
+
 def test_equal_scores_are_accepted_together() -> None:
     assert coverage([cell(0.9, True), cell(0.9, False)]) is None
     found = coverage([cell(0.9, True), cell(0.5, True), cell(0.5, False)])

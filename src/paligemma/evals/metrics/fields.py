@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -161,13 +161,17 @@ def coverage(
     share, place = largest(np.ones(num_records, dtype=np.int64))
     if place < 0:
         return None
+    interval = confidence_interval(
+        lambda counts: largest(counts)[0], num_records, num_resamples=NUM_RESAMPLES, seed=seed
+    )
+    if interval is not None:  # shifted back to the share, maybe out of what a share can be
+        low, high = max(0.0, interval.low), min(1.0, interval.high)
+        interval = replace(interval, low=low, high=high)
     return Coverage(
         share=share,
         min_score=float(scores[place]),
         precision=float(right[: place + 1].mean()),
-        interval=confidence_interval(
-            lambda counts: largest(counts)[0], num_records, num_resamples=NUM_RESAMPLES, seed=seed
-        ),
+        interval=interval,
     )
 
 
