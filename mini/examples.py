@@ -7,11 +7,12 @@ The formats are the family's own: `detect dog ; key` is answered by
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mini import language
+from mini import assets, language
 from mini.scene import Scene, SceneObject, SceneWord
 from mini.sheet import Sheet
 from mini.texts import SceneTexts
@@ -52,6 +53,8 @@ class Asking:
     """Chance that they also ask for a kind that is absent."""
     only_absent: float = 0.0
     """Chance that they ask for nothing but one."""
+    unknown: float = 0.0
+    """Chance that they also ask for a word that names nothing of mini's world."""
     count_absent: float = 0.2
     """Chance that a kind drawn from all is counted, so mostly one that is absent."""
     languages: Mapping[str, float] = field(
@@ -165,24 +168,46 @@ def _asked_kinds(world: _World, rng: random.Random) -> list[int]:
     return present
 
 
-def _names(kinds: list[int]) -> list[str]:
-    return [language.KINDS[kind].name for kind in kinds]
+def _asked_names(world: _World, rng: random.Random, kinds: list[int]) -> list[str]:
+    """The names of the kinds, sometimes with a word that names none of them, or that word alone."""
+    names = [language.KINDS[kind].name for kind in kinds]
+    if not world.asking.unknown or rng.random() >= world.asking.unknown:
+        return names
+    word = " ".join(rng.sample(unknown_words(), rng.choice((1, 1, 2))))
+    if rng.random() < 0.4:
+        kinds.clear()
+        return [word]
+    names.insert(rng.randint(0, len(names)), word)
+    return names
+
+
+_WIDER_NAMES = {"animal", "berry", "bird", "flower", "food", "fruit", "plant", "toy"}
+"""Words that name several kinds at once."""
+
+
+@functools.cache
+def unknown_words() -> list[str]:
+    """Words that are printed in scenes, without those that name a kind."""
+    named = {word for kind in language.KINDS for word in kind.name.split()} | _WIDER_NAMES
+    words = [word.lower() for word in assets.words()]
+    return [word for word in words if word not in named and word.removesuffix("s") not in named]
 
 
 def _detect(world: _World, rng: random.Random) -> Pair | None:
     kinds = _asked_kinds(world, rng)
     if not kinds:
         return None
-    return DetectTask.of(_names(kinds)).prompt(), detection_suffix(world.texts, kinds)
+    names = _asked_names(world, rng, kinds)
+    return DetectTask.of(names).prompt(), detection_suffix(world.texts, kinds)
 
 
 def _segment(world: _World, rng: random.Random) -> Pair | None:
     kinds = _asked_kinds(world, rng)
     if not kinds:
         return None
-    return SegmentTask.of(_names(kinds)).prompt(), detection_suffix(
-        world.texts, kinds, world.seg_codes
-    )
+    names = _asked_names(world, rng, kinds)
+    suffix = detection_suffix(world.texts, kinds, world.seg_codes)
+    return SegmentTask.of(names).prompt(), suffix
 
 
 def _ocr(world: _World, rng: random.Random) -> Pair | None:

@@ -325,7 +325,7 @@ _STAGE13 = replace(
         "question": 0.02,
         "caption_box": 0.01,
     },
-    asking=replace(_STAGE11.asking, only_absent=0.08),
+    asking=replace(_STAGE11.asking, only_absent=0.08, unknown=0.15),
     num_scenes=24,
     num_wide=4,
     num_sheets=6,

@@ -240,6 +240,20 @@ def test_some_prompts_ask_for_nothing_that_is_there() -> None:
     assert alone.count("") >= 40  # the others are of the few kinds in the scene
 
 
+def test_some_prompts_ask_for_words_outside_the_world() -> None:
+    scene = next(scene for i in range(99) if (scene := make_scene("train", 5, i)).objects)
+    rng, asking = random.Random(0), Asking(unknown=1.0)
+    names = {kind.name for kind in language.KINDS}
+    pairs = [draw_example(scene, rng, {"detect": 1.0}, SEG_CODES, asking) for _ in range(60)]
+    for prefix, suffix in pairs:
+        phrases = prefix.removeprefix("detect ").split(" ; ")
+        [word] = [phrase for phrase in phrases if phrase not in names]
+        assert word not in suffix
+    alone = [suffix for prefix, suffix in pairs if " ; " not in prefix]
+    assert alone
+    assert set(alone) == {""}
+
+
 def small_source(tokenizer: Tokenizer) -> JointSource:
     return JointSource(
         processor=Processor(tokenizer=tokenizer, resolution=32, num_image_tokens=4),
