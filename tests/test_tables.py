@@ -11,8 +11,9 @@ import pytest
 
 from paligemma.charts import Chart, Point, Series
 from paligemma.errors import OptionError
-from paligemma.escaping import columns_of_text, without_formula
+from paligemma.escaping import columns_of_text, visible, without_formula
 from paligemma.tables import Cell, Table
+from paligemma.tasks import parse_chart, parse_table
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -59,11 +60,19 @@ def test_csv_repeats_spans_or_leaves_them_blank() -> None:
         TABLE.to_csv("merge")  # type: ignore[arg-type]
 
 
+def test_control_characters_are_written_out_in_csv() -> None:
+    table = parse_table("<table><tr><td>\x1b[2Jz</td></tr></table>")
+    chart = parse_chart("\x1b[31mA 5")
+    for text in (table.to_csv(), table.to_csv(safe=True), chart.to_csv(), chart.to_csv(safe=True)):
+        assert "\x1b" not in text
+        assert "\\x1b[" in text
+
+
 def test_formulas_are_quoted_only_on_request() -> None:
     [row] = csv.reader(io.StringIO(HOSTILE_TABLE.to_csv()))
-    assert tuple(row) == HOSTILE
+    assert tuple(row) == tuple(map(visible, HOSTILE))
     [row] = csv.reader(io.StringIO(HOSTILE_TABLE.to_csv(safe=True)))
-    assert row == [HOSTILE[0], f"'{HOSTILE[1]}", *HOSTILE[2:]]
+    assert row == [HOSTILE[0], f"'{HOSTILE[1]}", *map(visible, HOSTILE[2:])]
     assert [without_formula(text)[0] for text in ("+1+1", "@A", " =1", "＝1", "-2-3|cmd")] == [
         "'"
     ] * 5
@@ -126,7 +135,7 @@ CHART = Chart(
 
 def test_charts_are_tables_of_points() -> None:
     assert CHART.to_csv() == (
-        "series,x,y,raw,score\n=A,2004,68.1,68.1%,0.9000\nB,2004,,\x1b,0.1000\n"
+        "series,x,y,raw,score\n=A,2004,68.1,68.1%,0.9000\nB,2004,,\\x1b,0.1000\n"
     )
     assert "'=A," in CHART.to_csv(safe=True)
     assert (

@@ -7,10 +7,11 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, overload
 
 from paligemma.errors import MissingExtraError, counted
-from paligemma.escaping import columns_of_text, visible, without_formula
+from paligemma.escaping import columns_of_text, csv_cell, visible
 from paligemma.results import UNSURE_SCORE, Problem, Result, StopReason, one_line
 from paligemma.tables import remarks, unsure_line
 
@@ -94,7 +95,7 @@ class Chart(Result):
 
     @property
     def values(self) -> dict[str, dict[str, float | None]]:
-        """Name of each series -> label -> value; of equal labels, the last."""
+        """Name of each series -> label -> value; of equal names or labels, the last."""
         return {series.name: {point.x: point.y for point in series} for series in self.series}
 
     def unsure(self, min_score: float = UNSURE_SCORE) -> tuple[Point, ...]:
@@ -107,10 +108,10 @@ class Chart(Result):
         """Return a row per point under a heading: series, x, y, raw, score.
 
         With `safe`, an apostrophe is written in front of what a spreadsheet would take for a
-        formula. Without, the texts are those that were read.
+        formula. Control characters are written out.
         """
         table = io.StringIO()
-        clean = without_formula if safe else str
+        clean = partial(csv_cell, safe=safe)
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for series in self.series:

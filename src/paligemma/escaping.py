@@ -35,6 +35,17 @@ def without_formula(text: str) -> str:
     return f"'{text}" if is_formula else text
 
 
+def csv_cell(text: str, *, safe: bool = False) -> str:
+    r"""The text as a cell of a CSV file that does nothing to the terminal on which it is shown.
+
+    With `safe`, formulas are marked as by `without_formula`.
+
+    >>> csv_cell("=A1\x1b[2J", safe=True)
+    "'=A1\\x1b[2J"
+    """
+    return visible(without_formula(text) if safe else text, keep="\n\t")
+
+
 def width_in_terminal(text: str) -> int:
     """Columns that a terminal takes for a text without control characters.
 

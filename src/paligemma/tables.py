@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Literal, overload
 
 from paligemma.errors import MissingExtraError, check_choice, counted
-from paligemma.escaping import columns_of_text, visible, without_formula
+from paligemma.escaping import columns_of_text, csv_cell, visible
 from paligemma.results import UNSURE_SCORE, BoxXyxy, Problem, Result, StopReason, one_line
 
 Spans = Literal["repeat", "blank"]
@@ -197,12 +197,11 @@ class Table(Result):
         """Return the texts as CSV.
 
         With `safe`, an apostrophe is written in front of what a spreadsheet would take for a
-        formula. Without, the texts are those that were read.
+        formula. Control characters are written out.
         """
         table = io.StringIO()
-        clean = without_formula if safe else str
         csv.writer(table, lineterminator="\n").writerows(
-            [clean(text) for text in row] for row in self.rows(spans)
+            [csv_cell(text, safe=safe) for text in row] for row in self.rows(spans)
         )
         return table.getvalue()
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from paligemma.cli.extract import load_schema
 from paligemma.cli.main import main
 from paligemma.cli.model_options import LoadOptions
+from paligemma.errors import OptionError
 from tests.extraction.scripted import Fact, ScriptedAsker
 
 SCHEMA = {
@@ -152,3 +154,10 @@ def test_nothing_is_loaded_for_what_cannot_work(
     assert "web address" in capsys.readouterr().err
     assert run("a.png", "--schema", "invoice", "--out", "/proc/no") == 2
     assert run("a.png", "--schema", "invoice", "--date-order", "xyz") == 2
+
+
+def test_a_key_that_a_schema_file_has_twice(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"type": "string"}, "a": {}}}')
+    with pytest.raises(OptionError, match="'a' twice"):
+        load_schema(str(schema))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,11 @@ def test_drawing(found: Extraction[Any], tmp_path: Path) -> None:
     [image] = found.draw(tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").is_file()
     assert max(image.size) == 1600
+
+
+def test_drawing_without_values_shows_the_first_page(
+    found: Extraction[Any], tmp_path: Path
+) -> None:
+    [image] = replace(found, fields=()).draw(tmp_path / "drawn.png")
+    assert max(image.size) == 1600
+    assert (tmp_path / "drawn.png").is_file()

@@ -308,6 +308,12 @@ def test_null_behind_a_reference_and_limits_with_a_point() -> None:
     assert repr((items.max_items, items.key_leaf.max_length)) == "(2, 5)"
 
 
+@pytest.mark.parametrize("odd", [{"enum": [True, False]}, {"type": "boolean", "enum": [True]}])
+def test_choices_of_booleans_are_yes_and_no(odd: dict[str, Any]) -> None:
+    [leaf] = read_schema({"type": "object", "properties": {"paid": odd}}).leaves()
+    assert leaf.kind == "boolean"
+
+
 def test_json_schemas_with_null_enum_and_definitions() -> None:
     schema = read_schema(
         {

@@ -126,6 +126,8 @@ def test_values_of_each_kind() -> None:
     assert value(leaf("boolean"), "Yes.") is True
     assert value(leaf("boolean"), "nein") is False
     assert value(leaf("boolean"), "maybe") is None
+    assert value(leaf("boolean", choices=(True,)), "yes") is True
+    assert value(leaf("boolean", choices=(True,)), "no") is None
     assert value(leaf("choice", choices=("Single", "Married")), "SINGLE") == "Single"
     assert value(leaf("choice", choices=(1, 2)), "2") == 2
     assert value(leaf("choice", choices=("a",)), "b") is None

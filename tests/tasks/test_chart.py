@@ -79,6 +79,12 @@ def test_rows_of_another_length_are_problems() -> None:
     assert ["expected 2" in problem.detail for problem in chart.problems] == [True, True]
 
 
+def test_series_of_one_name_are_both_kept_and_told() -> None:
+    chart = parse_chart("R | 2024 | 2024\nNorth | 1 | 2")
+    assert [[point.y for point in series] for series in chart.series] == [[1], [2]]
+    assert [problem.kind for problem in chart.problems] == ["repeated"]
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [

@@ -146,11 +146,19 @@ def load_schema(word: str) -> Schema[Any]:
     if len(data) > _SCHEMA_BYTES:
         raise OptionError(f"The schema {word!r} is larger than 1 MiB.")
     try:
-        return read_schema(json.loads(data))
+        return read_schema(json.loads(data, object_pairs_hook=_without_repeated_keys))
     except (ValueError, RecursionError) as error:
         if isinstance(error, OptionError):
             raise
         raise OptionError(f"The schema {word!r} is not JSON: {error}.") from error
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    merged = dict(pairs)
+    if len(merged) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise OptionError(f"The schema has the key {key!r} twice in one object.")
+    return merged
 
 
 def _model_in(path: Path, name: str) -> Any:

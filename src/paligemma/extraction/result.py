@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from paligemma.errors import MissingExtraError, OptionError, counted
-from paligemma.escaping import visible, without_formula
+from paligemma.escaping import csv_cell, visible, without_formula
 from paligemma.results import BoxXyxy, ImageReference, Result, one_line
 
 if TYPE_CHECKING:
@@ -319,9 +319,8 @@ def _cell(text: str) -> str:
 
 
 def _csv_cell(cell: Any) -> Any:
-    """A cell that does nothing to the terminal on which the file is shown."""
     if isinstance(cell, str):
-        return visible(cell, keep="\n\t")
+        return csv_cell(cell)
     return "" if cell is None else cell
 
 

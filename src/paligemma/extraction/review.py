@@ -116,10 +116,12 @@ def _rendered(page: Page, side: float) -> Image.Image:
 
 
 def draw_pages(found: Extraction[Any], *, source: Any = None) -> dict[int, Image.Image]:
-    """The pages that values are from, by number, with the boxes of the values."""
+    """The pages that values are from, by number, with the boxes of the values; without any values
+    the first page."""
     numbers = sorted({f.page for f in found.fields if f.page is not None})
     drawn = {}
     with _open(found, source) as document:
+        numbers = numbers or [document.pages[0].number]
         for number in numbers:
             page = _page(found, document, number)
             image = _rendered(page, _SIDE)

@@ -57,7 +57,7 @@ _KEYS: dict[str, frozenset[str]] = {
         {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
         | {"enum", "const"}
     ),
-    "boolean": frozenset({"const"}),
+    "boolean": frozenset({"enum", "const"}),
 }
 _KEYS["integer"] = _KEYS["number"]
 _FORMATS: dict[str, Kind] = {
@@ -630,7 +630,7 @@ def _kind_of(schema: Mapping[str, Any], json_type: str, place: _Place) -> Kind:
             raise _refused(
                 place.pointer, f"expected at most 200 choices of 1 to {MAX_TEXT} letters"
             )
-        return "choice"
+        return "boolean" if all(isinstance(c, bool) for c in choices) else "choice"
     match json_type:
         case "boolean":
             return "boolean"

@@ -177,11 +177,11 @@ def _amount(leaf: Leaf, text: str, formats: Formats) -> Reading:
 
 def _boolean(leaf: Leaf, text: str, formats: Formats) -> Reading:
     word = text.casefold().rstrip(".! ")
-    if word in _YES:
-        return Reading(value=True)
-    if word in _NO:
-        return Reading(value=False)
-    raise UnreadableError("expected yes or no")
+    if word not in _YES | _NO:
+        raise UnreadableError("expected yes or no")
+    if leaf.choices and (word in _YES) not in leaf.choices:
+        raise UnreadableError("expected one of the schema's values")
+    return Reading(value=word in _YES)
 
 
 def _choice(leaf: Leaf, text: str, formats: Formats) -> Reading:

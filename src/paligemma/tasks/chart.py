@@ -231,8 +231,17 @@ class _Reader:
             heading = rows.pop(0)
             self.x_title = heading[0].text
             self.series = [(cell.text, []) for cell in heading[1:]]
+            self._note_repeated(heading[1:])
         for row in rows:
             self._read_row(row)
+
+    def _note_repeated(self, names: list[_Part]) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name.text in seen:
+                detail = f"several series are called {name.text[:_SHOWN]!r}"
+                self.problem("repeated", detail, name.start, name.end)
+            seen.add(name.text)
 
     def _cells(self, line: _Part) -> list[_Part]:
         cells = list(self._parts(re.compile(r"\|"), line.start, line.end, keep_empty=True))
