@@ -271,7 +271,7 @@ def test_fields_are_those_of_python(mini_app: ASGIApp, mini: Predictor) -> None:
     assert answer.json()["usage"]["completion_tokens"] > 0
 
 
-def test_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
+def test_i9_fields_are_streamed_and_downloaded(mini_app: ASGIApp) -> None:
     fields = {"document": encoded(TWO_PAGES), "schema": SCHEMA, "pages": "1"}
     events = post(mini_app, "/v1/extract", {**fields, "stream": True}).events
     assert [name for name, _ in events[-2:]] == ["result", "done"]
