@@ -360,7 +360,7 @@ with open_document(pages) as document:
 
 
 def test_memory_does_not_grow_with_the_pages() -> None:
-    code = MEMORY.format(pages=120, early=30)
+    code = MEMORY.format(pages=60, early=20)
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True
     )

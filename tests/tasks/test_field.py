@@ -84,7 +84,10 @@ def test_held_free_and_detect_rows_share_a_batch(predictor: Predictor, batch_siz
         OcrTask(),
         field(".{0,12}", "What is written on the beach?"),
     ]
-    queries = [ImageQuery(images=(picture(2),), query=Query(task=task)) for task in tasks]
+    queries = [
+        ImageQuery(images=(picture(2),), query=Query(task=task, max_new_tokens=24))
+        for task in tasks
+    ]
     together = list(predictor.answer(queries, batch_size))
     for answer, query in zip(together, queries, strict=True):
         (alone,) = predictor.answer([query])
