@@ -143,3 +143,9 @@ def test_a_pdf_comes_through_stdin_too(run, letter, monkeypatch):
 
     monkeypatch.setattr("sys.stdin", Stdin())
     assert "Hello brave world" in run("ocr", "-", *LAYER).out
+
+
+def test_an_empty_folder_has_neither_images_nor_documents(run, tmp_path):
+    ran = run("ocr", tmp_path)
+    assert ran.code == 2
+    assert "contains no images or documents" in ran.err

@@ -191,7 +191,8 @@ def _in_folder(folder: Path, word: str, finder: _Finder) -> list[NamedImage]:
         everything = replace(finder, recursive=True)
         below = not finder.recursive and next(_image_files(folder, everything), None)
         advice = "Add --recursive to use those in its folders." if below else "Check the path."
-        raise ImageError(f"The folder {word!r} contains no images. {advice}")
+        kind = "images or documents" if finder.documents else "images"
+        raise ImageError(f"The folder {word!r} contains no {kind}. {advice}")
     return _any_readable(paths, word, finder)
 
 
