@@ -39,9 +39,9 @@ def test_a_table_is_printed_in_any_form(run, picture, model):
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.split("\n")[0] == "a\\x1b  =1+1"
     assert "skipped, malformed: Text outside of cells: 'bye'." in ran.out
-    assert run("table", picture, "--to", "csv").out == "a\x1b,=1+1,=1+1\n"
-    assert run("table", picture, "--to", "csv", "--spans", "blank").out == "a\x1b,=1+1,\n"
-    assert run("table", picture, "--to", "csv", "--safe-csv").out == "a\x1b,'=1+1,'=1+1\n"
+    assert run("table", picture, "--to", "csv").out == "a\\x1b,=1+1,=1+1\n"
+    assert run("table", picture, "--to", "csv", "--spans", "blank").out == "a\\x1b,=1+1,\n"
+    assert run("table", picture, "--to", "csv", "--safe-csv").out == "a\\x1b,'=1+1,'=1+1\n"
     ran = run("table", picture, "--to", "html")
     assert '<td colspan="2">=1+1</td>' in ran.out
     assert ran.err == "malformed: Text outside of cells: 'bye'.\n"
