@@ -38,7 +38,7 @@ LAYERS = (
     ("extraction",),
     ("predictor", "loading"),
     ("__init__",),
-    ("data", "evals", "certify", "finetune", "server", "bench", "gradio_demo"),
+    ("data", "evals", "certify", "finetune", "server", "bench", "gradio_demo", "batch"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,1 @@
+"""Jobs over many images: a journal that survives interruption, and outputs derived from it."""
