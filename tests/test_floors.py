@@ -34,7 +34,7 @@ LAYERS = (
     ("fast", "adapters"),
     ("engine", "checkpoints"),
     ("answering",),
-    ("documents",),
+    ("documents", "video"),
     ("extraction",),
     ("predictor", "loading"),
     ("__init__",),

@@ -3,7 +3,8 @@
     PaliGemmaError
     ├── InputError (ValueError)          invalid input
     │   ├── ImageError                   an image cannot be read
-    │   │   └── DocumentError            a document or a page of it cannot be read
+    │   │   ├── DocumentError            a document or a page of it cannot be read
+    │   │   └── VideoError               a video cannot be read
     │   ├── PromptError                  a prompt is invalid or too long
     │   └── OptionError                  an option has an invalid value
     ├── CheckpointError (ValueError)     a checkpoint is missing, damaged or inconsistent
@@ -40,6 +41,10 @@ class ImageError(InputError):
 
 class DocumentError(ImageError):
     """A document, or one of its pages, cannot be read, is too large, or needs a password."""
+
+
+class VideoError(ImageError):
+    """A video cannot be read, is too large or too long, or has no moving pictures."""
 
 
 class PromptError(InputError):

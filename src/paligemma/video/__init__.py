@@ -1,0 +1,20 @@
+"""Video: frames by time, captions and answers along a film.
+
+>>> clip = open_clip("clip.mp4")
+>>> for frame in clip.frames(every_s=5): ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paligemma.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from paligemma.video.clip import Clip as Clip
+    from paligemma.video.clip import ClipInfo as ClipInfo
+    from paligemma.video.clip import Frame as Frame
+    from paligemma.video.clip import open_clip as open_clip
+    from paligemma.video.decoding import ClipLimits as ClipLimits
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__)
