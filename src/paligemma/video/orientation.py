@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -34,7 +34,7 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     from av.sidedata.sidedata import Type
 
     try:
-        data = frame.side_data[Type.DISPLAYMATRIX]
+        data: Any = frame.side_data[Type.DISPLAYMATRIX]  # type: ignore[typeddict-item]  # their stub
     except KeyError:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = struct.unpack("=9i", memoryview(data)[:36])
