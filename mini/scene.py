@@ -354,7 +354,7 @@ def make_scene(
         for item, box in placed
         if item.kind >= 0
     )
-    background = _make_background(rng, {thing.kind for thing in objects})
+    background = make_background(rng, {thing.kind for thing in objects})
     printed = [(item, box) for item, box in placed if item.kind < 0]
     luminance = _luminance(background.draw(_COARSE)) if printed else np.zeros((0, 0))
     words = tuple(
@@ -489,7 +489,7 @@ def _free_place(
     return x0, y0, x0 + width, y0 + height
 
 
-def _make_background(rng: np.random.Generator, kinds: set[int]) -> Background:
+def make_background(rng: np.random.Generator, kinds: set[int]) -> Background:
     style = _pick(rng, (0.40, 0.35, 0.25))
     if style == 2:
         side = _uniform(rng, 128.0, 256.0)

@@ -69,6 +69,10 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.texts import NormalizedEditDistance as NormalizedEditDistance
     from paligemma.evals.metrics.texts import RelaxedAccuracy as RelaxedAccuracy
     from paligemma.evals.metrics.texts import VqaAccuracy as VqaAccuracy
+    from paligemma.evals.metrics.tracking import Hota as Hota
+    from paligemma.evals.metrics.tracking import Idf1 as Idf1
+    from paligemma.evals.metrics.tracking import Mota as Mota
+    from paligemma.evals.metrics.tracking import TrackedBox as TrackedBox
     from paligemma.evals.named_metrics import NamedMetric as NamedMetric
     from paligemma.evals.named_metrics import metric_named as metric_named
     from paligemma.evals.named_metrics import metric_names as metric_names

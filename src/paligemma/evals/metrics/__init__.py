@@ -9,4 +9,5 @@ counting.py       counts, and points on objects
 detection.py      COCO's and Pascal VOC's average precision
 mask_iou.py       mask IoU by RefCOCO's rules
 text_regions.py   words and text regions with their outlines
+tracking.py       IDF1, MOTA and HOTA of tracks in films
 """
