@@ -9,6 +9,7 @@ import typer
 
 from paligemma import __version__
 from paligemma.cli import (
+    alt,
     bench,
     certify,
     convert,
@@ -50,6 +51,7 @@ for command in (
     predict.generate,
     tables.table,
     tables.chart,
+    alt.alt,
     models.models,
     models.download,
     models.info,

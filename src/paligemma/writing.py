@@ -1,0 +1,41 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from paligemma.errors import OptionError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file next to `path`, which takes its place when the context ends without an exception.
+
+    It is synced to the disk before, so that after a crash there is the old file or the new one. The
+    permissions of the old file are kept, and a link is followed.
+
+    Raises OptionError where it cannot be written.
+    """
+    target = path.resolve() if path.is_symlink() else path
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        with suppress(FileNotFoundError):
+            unfinished.chmod(target.stat().st_mode & 0o7777)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file by one with these bytes. Raises OptionError where it cannot be written."""
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(data)
