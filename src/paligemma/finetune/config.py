@@ -16,7 +16,7 @@ Method = Literal["full", "frozen-encoder", "lora", "qlora"]
 """Which weights training changes: all, all but the vision encoder's, or those of adapters."""
 Schedule = Literal["constant", "cosine", "rsqrt"]
 Reduction = Literal["example", "token"]
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "muon", "sgd"]
 WeightDecayKind = Literal["adamw", "big_vision"]
 OnNonFinite = Literal["stop", "skip"]
 OnBadRecord = Literal["error", "skip"]
@@ -77,8 +77,9 @@ class TrainConfig:
     """After the warm-up: "constant" stays at the peak, "cosine" falls to `final_learning_rate`,
     "rsqrt" falls as sqrt(warmup_steps / step) and has no end (arXiv 2407.07726, section 3.2.6)."""
     optimizer: Optimizer = "adamw"
-    """"adamw", or "sgd" without momentum, which keeps no state: big_vision's recipes for one small
-    GPU use it, at rates of 0.03 to 0.1."""
+    """"adamw"; "muon", which takes steps of orthogonalized momentum for the matrices of blocks, and
+    AdamW's for the rest; or "sgd" without momentum, which keeps no state: big_vision's recipes for
+    one small GPU use it, at rates of 0.03 to 0.1."""
     weight_decay: float = 0.0
     """Weight decay of matrices; vectors have none."""
     weight_decay_kind: WeightDecayKind = "adamw"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from paligemma.errors import OptionError
 from paligemma.finetune.config import TrainConfig
+from paligemma.finetune.muon import ORTHOGONALIZED, Muon
 
 
 def freeze(module: nn.Module, patterns: Iterable[str]) -> None:
@@ -70,10 +72,10 @@ class Trained:
 
     def clip_gradients(self, max_norm: float | None) -> float:
         """Scale the gradients together to a norm of at most `max_norm`; return the norm before."""
-        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or math.inf)
-        if hasattr(norm, "full_tensor"):  # sharded over processes
+        norm: Any = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or math.inf)
+        if _is_sharded(norm):
             norm = norm.full_tensor()
-        return norm.item()
+        return float(norm)
 
 
 def _gradient_hook(master: nn.Parameter) -> Callable[[Tensor], None]:
@@ -87,22 +89,35 @@ def _gradient_hook(master: nn.Parameter) -> Callable[[Tensor], None]:
 
 
 def build_optimizer(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over the trained parameters; `TrainConfig.weight_decay_kind` says what decays.
+    """The optimizer of the trained parameters; `TrainConfig.weight_decay_kind` says what decays.
 
-    Each group has the `scale` of its learning rate, which the loop applies.
+    Each group has the `scale` of its learning rate, which the loop applies. Raises OptionError for
+    Muon on a model that is sharded over processes.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.parameters.items():
         scale = config.vision_learning_rate_scale if "vision_encoder." in name else 1.0
-        key = scale, _weight_decay(name, parameter, config, scale)
+        decay = _weight_decay(name, parameter, config, scale)
+        is_block_matrix = parameter.ndim == 2 and ".blocks." in f".{name}"
+        key = scale, decay, config.optimizer == "muon" and is_block_matrix
         groups.setdefault(key, []).append(parameter)
     param_groups = [
-        {"params": parameters, "weight_decay": weight_decay, "scale": scale}
-        for (scale, weight_decay), parameters in groups.items()
+        {"params": parameters, "weight_decay": weight_decay, "scale": scale, ORTHOGONALIZED: turned}
+        for (scale, weight_decay, turned), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(param_groups, lr=config.learning_rate)
-    return torch.optim.AdamW(param_groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    if config.optimizer == "muon" and any(map(_is_sharded, trained.parameters.values())):
+        raise OptionError(
+            'The optimizer "muon" needs whole matrices, and this model is sharded over processes. '
+            'Train in one process, or use "adamw".'
+        )
+    optimizer = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    return optimizer(param_groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    return hasattr(parameter, "full_tensor")
 
 
 def _weight_decay(name: str, parameter: Tensor, config: TrainConfig, scale: float) -> float:

@@ -43,6 +43,7 @@ from paligemma.checkpoints.files import sha256_of
 from paligemma.checkpoints.save import flush
 from paligemma.errors import CheckpointError
 from paligemma.finetune.distributed import World
+from paligemma.finetune.muon import MOMENTUM
 from paligemma.finetune.optim import Trained
 
 FOLDER = "checkpoints"
@@ -53,7 +54,7 @@ _MANIFEST = "manifest.json"
 _FILE_BYTES = 2**30
 _DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 """Errors of reading that tell of the files, not of the process that reads them."""
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step", MOMENTUM)
 
 
 @dataclass(frozen=True, kw_only=True)
