@@ -291,6 +291,20 @@ class Detection(Result):
         return f"{type(self).__name__}({self.label!r}, score={self.score:.3g}, box_xyxy=({box}))"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrackedDetection(Detection):
+    """A box in a frame of a film, with the number of the object that it belongs to."""
+
+    track_id: int
+    """The same in all frames in which the object was found; from 1."""
+    is_interpolated: bool = False
+    """Whether the box lies between those of earlier and later frames, and was not detected in this
+    one. Its scores are NaN then."""
+
+    def __str__(self) -> str:
+        return f"{self.track_id}: {super().__str__()}"
+
+
 class _Packed:
     """A field that is set to a mask, or to a packed one, and kept packed."""
 
@@ -643,6 +657,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     def to_supervision(self) -> Any:
         """Return a `supervision.Detections` whose class ids index `label_names`.
 
+        Boxes of tracks have their numbers as `tracker_id`.
         Raises MissingExtraError when the package `supervision` is not installed.
         """
         try:
@@ -653,9 +668,11 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
             return supervision.Detections.empty()
         names = self.label_names
         masks = [o.mask for o in self.objects if isinstance(o, Segment)]
+        numbers = [o.track_id for o in self.objects if isinstance(o, TrackedDetection)]
         return supervision.Detections(
             xyxy=self.boxes.astype(np.float32),
             mask=np.stack(masks) if masks else None,
+            tracker_id=np.array(numbers) if len(numbers) == len(self) else None,
             confidence=self.scores.astype(np.float32),
             class_id=np.array([names.index(label) for label in self.labels]),
             data={"class_name": np.array(self.labels)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,9 +19,18 @@ def best_pairs(values: npt.NDArray[np.float64]) -> list[tuple[int, int]]:
     >>> best_pairs(np.array([[3.0, 2.0], [2.0, 0.0]]))
     [(0, 1), (1, 0)]
     """
+    rows, columns = _solver()(values, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def check_solver() -> None:
+    """Raise MissingExtraError where `best_pairs` would."""
+    _solver()
+
+
+def _solver() -> Any:
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise MissingExtraError("scipy", "video", "Tracking") from None
-    rows, columns = linear_sum_assignment(values, maximize=True)
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+    return linear_sum_assignment
