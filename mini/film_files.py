@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,10 @@ from PIL import Image
 
 from mini import film, language
 from mini.scene import RESOLUTION
-from paligemma.errors import OptionError, PaliGemmaError
+from paligemma.cli.console import check_output_files
+from paligemma.errors import PaliGemmaError
 from paligemma.video.encoding import check_film_name, write_film
+from paligemma.writing import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,23 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_film_and_truth(path: Path, truth_path: Path, *, seed: int, index: int) -> None:
     """Writes one film, and its truth last. Raises OptionError."""
     check_film_name(path)
+    check_output_files(truth_path)
     made = film.make_film(seed, index)
-    unfinished = truth_path.with_name(f".{truth_path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(_truth_json(made.to_truth(RESOLUTION, [k.name for k in language.KINDS])))
-        write_film(
-            path,
-            (
-                (time_s, Image.fromarray(made.draw(time_s, RESOLUTION)))
-                for time_s in film.frame_times()
-            ),
-        )
-        unfinished.replace(truth_path)
-    except OSError as error:
-        raise OptionError(f"{truth_path} cannot be written: {error.strerror}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    truth = made.to_truth(RESOLUTION, [kind.name for kind in language.KINDS])
+    images = (
+        (time_s, Image.fromarray(made.draw(time_s, RESOLUTION))) for time_s in film.frame_times()
+    )
+    with replacing(truth_path) as unfinished:
+        unfinished.write_text(_truth_json(truth), encoding="utf-8")
+        write_film(path, images)
 
 
 def _truth_json(truth: dict[str, object]) -> str:

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from paligemma.results import Segment as Segment
     from paligemma.results import Segments as Segments
     from paligemma.results import Text as Text
+    from paligemma.results import TrackedDetection as TrackedDetection
     from paligemma.tables import Cell as Cell
     from paligemma.tables import Table as Table
     from paligemma.tasks.chart import ChartTask as ChartTask

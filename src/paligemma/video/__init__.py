@@ -16,5 +16,11 @@ if TYPE_CHECKING:
     from paligemma.video.clip import Frame as Frame
     from paligemma.video.clip import open_clip as open_clip
     from paligemma.video.decoding import ClipLimits as ClipLimits
+    from paligemma.video.tracker import TrackerOptions as TrackerOptions
+    from paligemma.video.tracking import TrackOptions as TrackOptions
+    from paligemma.video.tracks import Track as Track
+    from paligemma.video.tracks import TrackBox as TrackBox
+    from paligemma.video.tracks import TrackedFrame as TrackedFrame
+    from paligemma.video.tracks import Tracks as Tracks
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

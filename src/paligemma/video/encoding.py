@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from paligemma.errors import MissingExtraError, OptionError
+from paligemma.writing import replacing
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -55,19 +56,8 @@ def write_film(path: str | Path, frames: Iterable[tuple[float, Image.Image]]) ->
     """
     path = Path(path).expanduser()
     check_film_name(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
+    with replacing(path) as unfinished:
         _encode(unfinished, frames)
-        descriptor = os.open(unfinished, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        unfinished.replace(path)
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: Iterable[tuple[float, Image.Image]]) -> None:

@@ -13,6 +13,7 @@ from paligemma.errors import OptionError, PaliGemmaError, check_whole
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Detections, TrackedDetection
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
 from paligemma.tasks.objects import read_phrases
 from paligemma.video.assignment import check_solver
 from paligemma.video.clip import Frame
@@ -34,6 +35,10 @@ class TrackOptions:
     example: `calibration.apply`."""
     separate: bool | None = False
     """Ask for each phrase by itself, as for `Predictor.detect`; None: where one is missing."""
+    labels: LabelRule = "asked"
+    """Which labels are allowed, as for `Predictor.detect`."""
+    max_objects: int = MAX_OBJECTS
+    """Most objects in one frame."""
     tracker: TrackerOptions = field(default_factory=TrackerOptions)
 
     def __post_init__(self) -> None:
@@ -52,7 +57,8 @@ def track_frames(
 ) -> Iterator[TrackedFrame]:
     """What `Video.track` does, for frames with the image to be shown to the model."""
     names, notes = read_phrases(phrases)
-    query = Query(task=DetectTask(phrases=names), separate=options.separate, notes=notes)
+    task = DetectTask(phrases=names, labels=options.labels, max_objects=options.max_objects)
+    query = Query(task=task, separate=options.separate, notes=notes)
     check_solver()
     waiting: deque[Frame] = deque()
 
@@ -68,12 +74,12 @@ def track_frames(
             if isinstance(answer, PaliGemmaError):
                 raise answer
             while (frame := waiting.popleft()).index % options.detect_every:
-                yield _not_asked(frame, query)
+                yield _not_asked(frame, task)
             found = answer if options.keep is None else options.keep(answer)
             state, numbers = advance(state, frame.time_s, found.objects, options.tracker)
             yield _numbered(frame, found, numbers)
         for frame in waiting:
-            yield _not_asked(frame, query)
+            yield _not_asked(frame, task)
 
     return filled(tracked(), options.fill_s)
 
@@ -156,9 +162,7 @@ def _numbered(frame: Frame, found: Detections, numbers: Sequence[int | None]) ->
     )
 
 
-def _not_asked(frame: Frame, query: Query) -> TrackedFrame:
-    task = query.task
-    assert isinstance(task, DetectTask)
+def _not_asked(frame: Frame, task: DetectTask) -> TrackedFrame:
     objects = Detections(
         objects=(),
         prompt=task.prompt(),
