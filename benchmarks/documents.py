@@ -225,7 +225,9 @@ class _Silent:
         for query in queries:
             [image] = query.images
             assert callable(image)
-            self.processor.pixel_values([image()])
+            loaded = image()
+            assert isinstance(loaded, paligemma.LoadedImage)
+            self.processor.pixel_values([loaded])
             yield Text(text="", token_ids=(), logprobs=(), stop_reason="eos", score=1.0)
 
 

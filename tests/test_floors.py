@@ -54,7 +54,7 @@ LAYERS = (
     ("__main__",),
 )
 # Imports within the last layer of rooms: data may be used by evals and finetune, evals by finetune.
-WITHIN_LAST = {("evals", "data"), ("finetune", "data"), ("finetune", "evals")}
+WITHIN_LAST = {("evals", "data"), ("finetune", "data"), ("finetune", "evals"), ("batch", "data")}
 LAST = set(LAYERS[9])
 
 # What still breaks the layers: (importing part, imported part). Only ever remove from this list:

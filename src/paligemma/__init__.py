@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from paligemma.processor.processor import Processor as Processor
     from paligemma.processor.processor import PromptRow as PromptRow
     from paligemma.results import Answer as Answer
+    from paligemma.results import BatchItem as BatchItem
     from paligemma.results import Caption as Caption
     from paligemma.results import Detection as Detection
     from paligemma.results import Detections as Detections

@@ -528,7 +528,7 @@ class Answer:
 class ImageQuery:
     """A query about images that are still to be read."""
 
-    images: tuple[ImageInput | Callable[[], LoadedImage], ...]
+    images: tuple[ImageInput | Callable[[], LoadedImage | PreparedImage], ...]
     """A function is called when the query's turn comes, and returns the image."""
     query: Query
 
@@ -596,7 +596,7 @@ class _Turn:
 
     index: int
     plan: TokenizedQuery
-    images: tuple[ImageInput | Callable[[], LoadedImage], ...]
+    images: tuple[ImageInput | Callable[[], LoadedImage | PreparedImage], ...]
     group: _Group | None = None
     part: int = 0
 
@@ -872,17 +872,20 @@ class _RecentImages:
         # With the source, so that no other object gets the same id() meanwhile.
         self._images: OrderedDict[object, tuple[object, PreparedImage]] = OrderedDict()
 
-    def get(self, source: ImageInput | Callable[[], LoadedImage]) -> PreparedImage:
+    def get(self, source: ImageInput | Callable[[], LoadedImage | PreparedImage]) -> PreparedImage:
         """Raises ImageError for an image that cannot be read."""
         key = source if isinstance(source, str | Path) else id(source)
         if key not in self._images:
+            loaded: LoadedImage | PreparedImage
             if callable(source):
                 loaded = source()
             elif isinstance(source, LoadedImage):
                 loaded = source
             else:
                 loaded = self._pipeline.processor.load(source)
-            self._images[key] = source, self._pipeline.prepare_image(loaded)
+            if not isinstance(loaded, PreparedImage):
+                loaded = self._pipeline.prepare_image(loaded)
+            self._images[key] = source, loaded
             if len(self._images) > self._max_images:
                 self._images.popitem(last=False)
         return self._images[key][1]

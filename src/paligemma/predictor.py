@@ -5,6 +5,7 @@ The methods build queries; `answering.py` answers them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -22,6 +23,7 @@ from paligemma.answering import (
     AnswerPipeline,
     ImageInput,
     ImageQuery,
+    PreparedImage,
     Query,
     answer_all,
     check_beams,
@@ -47,14 +49,17 @@ from paligemma.errors import (
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
+from paligemma.processor.ahead import ReadAhead
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.processor import Processor, PromptRow
 from paligemma.results import (
     Answer,
+    BatchItem,
     BoxXyxy,
     Caption,
     Detections,
     Generation,
+    ImageReference,
     Score,
     Segments,
     Text,
@@ -62,6 +67,7 @@ from paligemma.results import (
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.object_grammar import MAX_OBJECTS, LabelRule
 from paligemma.tasks.objects import read_phrases
+from paligemma.tasks.parse_prompt import parse_task
 from paligemma.tasks.seg_codec import MaskCodec, mask_codec_to_npz
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Task
@@ -497,6 +503,77 @@ class Predictor:
             if isinstance(result, PaliGemmaError) and errors == "raise":
                 raise result
             yield result
+
+    def batch(
+        self,
+        images: Iterable[ImageInput],
+        task: Task[ResultT] | str,
+        *,
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        separate: bool | None = False,
+    ) -> Iterator[BatchItem[ResultT]]:
+        """One task on any number of images: each image with its result or its error, in order.
+
+        Memory stays the same however many images there are, and threads read and resize the next
+        images while the model computes. `task` is a task or its prompt, such as "caption",
+        "caption de", "ocr" or "detect cat ; dog". For jobs that survive interruption, see
+        `paligemma.batch`.
+
+        Raises PromptError or OptionError, at once, for a task that no image could be asked.
+
+        >>> for item in predictor.batch(Path("photos").glob("*.jpg"), "caption"):
+        ...     print(item.image, item.error or item.result)
+        """
+        query = Query(
+            task=parse_task(task) if isinstance(task, str) else task,
+            max_new_tokens=max_new_tokens,
+            separate=separate,
+        )
+        self.check(query)
+        return self._batch(images, query, self.rows_at_a_time(batch_size))
+
+    def _batch(
+        self, images: Iterable[ImageInput], query: Query, batch_size: int
+    ) -> Iterator[BatchItem[Any]]:
+        given: deque[ImageInput] = deque()
+        ahead = ReadAhead[tuple[int, ImageInput], PreparedImage](
+            lambda item: self.prepare(item[1]), lambda item: item[0], depth=batch_size
+        )
+
+        def queries() -> Iterator[ImageQuery]:
+            for (_, image), read in ahead.over(enumerate(images)):
+                given.append(image)
+                yield ImageQuery(images=(read,), query=query)
+
+        try:
+            for answer in self.answer(queries(), batch_size):
+                image, is_error = given.popleft(), isinstance(answer, PaliGemmaError)
+                if isinstance(answer, Detections | Segments):
+                    answer = replace(answer, image_reference=ImageReference(image))
+                yield BatchItem(
+                    image=image,
+                    result=None if is_error else answer,
+                    error=answer if is_error else None,
+                )
+        finally:
+            ahead.close()
+
+    def check(self, query: Query) -> None:
+        """Raises PromptError, OptionError or CheckpointError for what no image could be asked."""
+        check_control_words(query.text)
+        self._pipeline.tokenize(query, 1)
+
+    def rows_at_a_time(self, batch_size: int | None = None) -> int:
+        """How many images with one prompt each are computed together: by default as in `run`."""
+        return self._batch_size(batch_size, 1)
+
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """The image at the model's resolution, which `answer` takes in place of an image.
+
+        Threads may call it while the model computes. Raises ImageError.
+        """
+        return self._pipeline.prepare_image(self._load(image))
 
     def answer(
         self, queries: Iterable[ImageQuery], batch_size: int | None = None, num_beams: int = 1

@@ -91,6 +91,19 @@ def _to_json_value(value: Any) -> Any:
     return value
 
 
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchItem(Generic[ResultT_co]):
+    """An image of `Predictor.batch` with its result, or with the error in its place."""
+
+    image: Any
+    """As it was given."""
+    result: ResultT_co | None
+    error: PaliGemmaError | None
+
+
 class RangeSummary(NamedTuple):
     """The model's distribution over a range of token ids, where it chose one of them."""
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
+from paligemma.batch.lock import acquire_lock
 from paligemma.errors import OptionError
 
 JOURNAL_FILE = "journal.jsonl"
@@ -72,7 +73,7 @@ class Journal:
         """
         with _said_as_option_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _acquire_lock(folder)
+            lock = _acquire(folder)
             try:
                 journal = cls(folder, json.loads(json.dumps(dict(settings), allow_nan=False)))
                 journal._lock = lock
@@ -98,6 +99,25 @@ class Journal:
             with open(journal.path, "rb") as file:
                 journal._scan(file)
         return journal
+
+    @classmethod
+    def check(cls, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Raises OptionError where there is a journal that was made with other such settings."""
+        if (folder / JOURNAL_FILE).is_file():
+            made = cls.read(folder).settings
+            given = json.loads(json.dumps(dict(settings), allow_nan=False))
+            _check_same(folder, made={name: made.get(name) for name in given}, given=given)
+
+    @staticmethod
+    def is_open(folder: Path) -> bool:
+        """Whether a process has the journal open to write."""
+        if not (folder / LOCK_FILE).is_file():
+            return False
+        try:
+            os.close(_acquire(folder))
+        except OptionError:
+            return True
+        return False
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Append a batch with one write, and wait until it is on the disk.
@@ -278,22 +298,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _acquire_lock(folder: Path) -> int:
-    """A lock that the system releases when the process ends, however it ends."""
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+def _acquire(folder: Path) -> int:
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
+        return acquire_lock(folder / LOCK_FILE, wait=False)
+    except BlockingIOError:
         raise OptionError(
             f"Another process is working in {str(folder)!r}. Wait until it has ended, or use "
             "another folder."
         ) from None
-    return descriptor

@@ -41,6 +41,24 @@ def parse_prompt(prompt: str) -> Task[Any] | None:
     return task if task is not None and task.prompt() == prompt else None
 
 
+def parse_task(prompt: str) -> Task[Any]:
+    """As `parse_prompt`, in English where a language is missing.
+
+    Raises PromptError for a text that is not the prompt of a known task.
+
+    >>> parse_task("caption")
+    CaptionTask(language='en', style='caption')
+    """
+    task = parse_prompt(prompt) or parse_prompt(f"{prompt} en")
+    if task is None:
+        raise PromptError(
+            f"{prompt!r} is not the prompt of a task. Write, for example, 'caption', 'ocr', "
+            "'detect cat ; dog' or 'answer en how many cats?', or pass a task such as "
+            "AnswerTask(question=...)."
+        )
+    return task
+
+
 def _text_task(word: str, rest: str) -> Task[Any] | None:
     """Raises InputError for an invalid language code or an empty question."""
     language, _, text = rest.partition(" ")

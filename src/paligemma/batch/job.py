@@ -1,0 +1,286 @@
+"""A job: what is asked of which images, the folder that holds its journal, and what becomes of it.
+
+out/journal.jsonl                  the journal, from which everything else is derived
+out/shards/3-of-16/journal.jsonl   the same for a job that runs in parts
+out/results.jsonl, coco.json, ...  the files asked for
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paligemma import mini
+from paligemma.batch.journal import JOURNAL_FILE, Entry, Journal
+from paligemma.batch.lock import locked
+from paligemma.batch.outputs.rows import Content, filtered, replacing
+from paligemma.batch.outputs.write import OutputOptions, write_file
+from paligemma.batch.runner import Progress, Runner
+from paligemma.batch.source import Item, SourceOptions, find_items
+from paligemma.batch.tasks import BatchTask
+from paligemma.errors import OptionError
+
+LOCAL_WORKER = "paligemma.batch.worker:BatchWorker"
+PLAN_FILE = "plan.json"
+_SHARDS = "shards"
+_EDGE = 65536  # bytes at each end of a file that tell it from others
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """How a job ended."""
+
+    done: int
+    """Items of the source with a result."""
+    failed: tuple[tuple[str, str], ...]
+    """Key and error of the items of the source without one."""
+    left: int
+    """Items that are still to do."""
+    files: tuple[Path, ...]
+    """The files written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One task about all images of some sources. `run` begins it, or goes on with it.
+
+    >>> job = Job(sources=("photos",), task=BatchTask(name="caption"), out=Path("captions"))
+    >>> job.run().done
+    2000
+    """
+
+    sources: tuple[str, ...]
+    """Folders, patterns, lists, tables, shards and documents; see `find_items`."""
+    task: BatchTask
+    out: Path
+    """The job's folder."""
+    model: Mapping[str, Any] = field(default_factory=lambda: {"model": "mini"})
+    """Arguments of `paligemma.load`, as JSON holds them; see `BatchWorker`."""
+    source: SourceOptions = field(default_factory=SourceOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
+    batch_size: int | None = None
+    """Images that the model computes together."""
+    retry_failed: bool = False
+    """Do items again that have an error."""
+    worker: str = LOCAL_WORKER
+    """The class that computes, as "module:Class"."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the journal of this process is."""
+        if self.source.shard is None:
+            return self.out
+        number, count = self.source.shard
+        return self.out / _SHARDS / f"{number}-of-{count}"
+
+    @property
+    def worker_options(self) -> dict[str, Any]:
+        """The arguments of the worker, as JSON holds them."""
+        return {
+            "task": self.task.to_dict(),
+            "model": dict(self.model),
+            "batch_size": self.batch_size,
+            "allow_urls": self.source.allow_urls,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on, as far as it is known before the model is loaded."""
+        names = ("threads", "device", "offline", "verify")  # which do not change what is asked
+        model = {key: value for key, value in self.model.items() if key not in names}
+        contents = {
+            f"content of {name}": _digest(Path(os.path.expanduser(str(value))))
+            for name in ("model", "adapter", "mask_codec")
+            if (value := model.get(name)) is not None
+        }
+        task = self.task.to_dict()
+        options = {f"{name} of the task": task.get(name) for name in task if name != "name"}
+        return {
+            "task": self.task.name,
+            **options,
+            **{name: None if value is None else str(value) for name, value in model.items()},
+            **contents,
+            "check": self.source.check,
+        }
+
+    def items(self) -> list[Item]:
+        """The items of the sources, after a check that their outputs can be written.
+
+        Raises OptionError.
+        """
+        items = find_items(self.sources, self.source)
+        self.outputs.check(items, self.task.name)
+        self.outputs.sidecars(self.out).check(items, self.task.name)
+        return items
+
+    def run(
+        self,
+        *,
+        items: Sequence[Item] | None = None,
+        report: Callable[[Progress], object] = lambda progress: None,
+        say: Callable[[str], object] = lambda text: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> JobResult:
+        """Compute what is missing, and write the files.
+
+        `items`: what `items()` returned. `report` and `say` are told how it goes; `should_stop` is
+        asked before each batch. Raises OptionError before anything is computed for settings that
+        differ from those that the folder was made with, and what loading the model raises.
+        """
+        items = self.items() if items is None else items
+        self.check()
+        if self._todo(items):
+            runner = Runner(
+                worker=self.worker,
+                options=self.worker_options,
+                report=report,
+                say=say,
+                should_stop=should_stop,
+            )
+            try:
+                with self.open_journal(runner.load(), len(items)) as journal:
+                    todo = self._todo(items)  # again, now that no other process can add to it
+                    again = {item.key for item in todo}
+                    failed = sum(item.key not in again for item in self.split(items)[2])
+                    runner.run(journal, todo, total=len(items), failed=failed)
+            finally:
+                runner.close()
+        files = self.write(items)
+        done, pending, failed_items = self.split(items)
+        return JobResult(
+            done=len(done), failed=self._errors(failed_items), left=len(pending), files=files
+        )
+
+    def _todo(self, items: Sequence[Item]) -> list[Item]:
+        _, pending, failed = self.split(items)
+        if not self.retry_failed:
+            return pending
+        return sorted((*pending, *failed), key=lambda item: item.key)
+
+    def _errors(self, items: Sequence[Item]) -> tuple[tuple[str, str], ...]:
+        keys = {item.key for item in items}
+        if not keys:
+            return ()
+        entries = Journal.read(self.folder).entries()
+        return tuple((e.key, e.error or "") for e in entries if e.key in keys)
+
+    def check(self) -> None:
+        """Raises OptionError where the folder is that of another job."""
+        _check_parts(self.out, self.source.shard)
+        Journal.check(self.folder, self.settings())
+        if Journal.is_open(self.folder):
+            raise OptionError(
+                f"Another process is working in {str(self.folder)!r}. Wait until it has ended, or "
+                "use another folder."
+            )
+
+    def split(self, items: Sequence[Item]) -> tuple[list[Item], list[Item], list[Item]]:
+        """The items that are done, that are to do, and that have failed."""
+        if not (self.folder / JOURNAL_FILE).is_file():
+            return [], list(items), []
+        journal = Journal.read(self.folder)
+        done, failed = journal.done(), journal.failed()
+        parts: tuple[list[Item], list[Item], list[Item]] = [], [], []
+        for item in items:
+            if done.get(item.key) == item.fingerprint:
+                parts[0].append(item)
+            elif failed.get(item.key) == item.fingerprint:
+                parts[2].append(item)
+            else:
+                parts[1].append(item)
+        return parts
+
+    def open_journal(self, info: Mapping[str, Any], total: int) -> Journal:
+        """The journal for `total` items and a worker whose `info` is known.
+
+        Raises OptionError as `Journal.open` does.
+        """
+        loaded = {f"loaded {name}": value for name, value in info.items()}
+        journal = Journal.open(self.folder, {**self.settings(), **loaded})
+        with replacing(self.folder / PLAN_FILE) as unfinished:
+            unfinished.write_text(json.dumps({"total": total}) + "\n", encoding="utf-8")
+        return journal
+
+    def write(self, items: Sequence[Item]) -> tuple[Path, ...]:
+        """Derive the files from the journals of all parts."""
+        with locked(self.out / "outputs.lock"):
+            content = self.content()
+            files = [write_file(content, name, self.out) for name in self.outputs.formats]
+            sidecars = self.outputs.sidecars(self.out)
+            if sidecars.kinds:
+                sidecars.check(items, self.task.name)
+                sidecars.write(content, items)
+        return tuple(files)
+
+    def content(self) -> Content:
+        """The results of all parts, as outputs take them."""
+
+        def entries() -> Iterator[Entry]:
+            return (filtered(entry, self.outputs.min_score) for entry in read_entries(self.out))
+
+        return Content(entries=entries, model=str(self.model.get("model")), task=self.task.name)
+
+
+def journals_of(out: Path) -> list[Journal]:
+    """The journals of a job's folder, one for each of its parts; [] where there is none."""
+    folders = [out] if (out / JOURNAL_FILE).is_file() else []
+    folders += sorted(path.parent for path in out.glob(f"{_SHARDS}/*/{JOURNAL_FILE}"))
+    return [Journal.read(folder) for folder in folders]
+
+
+def read_entries(out: Path) -> Iterator[Entry]:
+    """The entries of all parts of a job, sorted by key, each key once."""
+    last_key = None
+    merged = heapq.merge(*(j.entries() for j in journals_of(out)), key=lambda entry: entry.key)
+    for entry in merged:
+        if entry.key != last_key:
+            yield entry
+        last_key = entry.key
+
+
+def _check_parts(out: Path, shard: tuple[int, int] | None) -> None:
+    """Raises OptionError where the folder is that of a job in other parts."""
+    counts = {
+        int(m[1]) for p in out.glob(f"{_SHARDS}/*-of-*") if (m := re.search(r"(\d+)$", p.name))
+    }
+    if (out / JOURNAL_FILE).is_file():
+        counts.add(1)
+    given = 1 if shard is None else shard[1]
+    if shard is not None and (out / JOURNAL_FILE).is_file():
+        made = "as a whole, without --shard"
+    elif counts - {given} or (shard is None and counts - {1}):
+        made = f"in {max(counts)} parts (--shard)"
+    else:
+        return
+    raise OptionError(
+        f"The job in {str(out)!r} was started {made}. Go on in the same way, or use another folder."
+    )
+
+
+def _digest(path: Path) -> str | None:
+    """What tells the files of a model from those of another; None for what is no path.
+
+    Of each file its name, its size and both ends: a whole model is read in no time.
+    """
+    if path == Path("mini"):
+        path = Path(mini.__file__).parent / "model"
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{size}\0".encode("utf-8", errors="surrogateescape"))
+        with file.open("rb") as opened:
+            digest.update(opened.read(_EDGE))
+            if size > 2 * _EDGE:
+                opened.seek(-_EDGE, os.SEEK_END)
+            digest.update(opened.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""Run a job on this machine: a parent with the journal, and a worker process with the model.
+
+Items are computed in closed batches, in the order of their keys, and a batch is journaled whole.
+So a job that is stopped at any point and resumed has the same batches, and with them the same
+numbers to the last bit, as one that runs through.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from paligemma.batch.journal import Entry, Journal
+from paligemma.batch.process import Row, WorkerDiedError, WorkerProcess
+from paligemma.batch.source import Item
+
+BATCH_ROWS = 2
+"""A batch of the journal has this many times the rows that the model computes together: few enough
+to lose little, enough for rows that end early to be replaced."""
+_WHOLE_TRIES = 5  # of a batch whose images, one by one, all do well
+_LOADING_TRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job is."""
+
+    finished: int
+    """Items with a result or an error, those of earlier runs included."""
+    failed: int
+    """Of these, those with an error."""
+    total: int
+    now: int
+    """Items of this run."""
+    seconds: float
+    """Since this run began to compute."""
+
+    @property
+    def per_second(self) -> float:
+        """Items of this run per second; 0 before the first."""
+        return self.now / self.seconds if self.now else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None before the first batch."""
+        return (self.total - self.finished) / self.per_second if self.now else None
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """Computes items in a worker process, and adds them to a journal.
+
+    `report` is called after each batch, `say` with what a person should know, and `should_stop`
+    before each batch.
+    """
+
+    worker: str
+    """The class that computes, as "module:Class"."""
+    options: dict[str, Any]
+    report: Callable[[Progress], object] = lambda progress: None
+    say: Callable[[str], object] = lambda text: None
+    should_stop: Callable[[], bool] = lambda: False
+    _process: WorkerProcess | None = field(default=None, init=False)
+    _rows_at_a_time: int = field(default=1, init=False)
+    _loading_deaths: int = field(default=0, init=False)
+
+    def load(self) -> dict[str, Any]:
+        """Start the worker process. Returns what its results depend on.
+
+        Raises what loading the model raises, and WorkerDiedError when the process dies each time.
+        """
+        while True:
+            self._process = WorkerProcess(self.worker, self.options)
+            try:
+                info, self._rows_at_a_time = self._process.wait_until_ready()
+            except WorkerDiedError as error:
+                self._loading_deaths += 1
+                if self._loading_deaths >= _LOADING_TRIES:
+                    raise
+                self._restart(error, load=False)
+                continue
+            self._loading_deaths = 0
+            return info
+
+    def run(self, journal: Journal, pending: Sequence[Item], *, total: int, failed: int) -> None:
+        """Compute these items, of `total` in all, of which `failed` have an error that stays.
+
+        `load` comes before, `close` after it.
+        """
+        started = time.monotonic()
+        fingerprints = {item.key: item.fingerprint for item in pending}
+        rows = [{"key": item.key, "image": item.location} for item in pending]
+        size = BATCH_ROWS * self._rows_at_a_time
+        batches = deque(rows[first : first + size] for first in range(0, len(rows), size))
+        num_now = 0
+        for results in self._computed(batches):
+            journal.add([Entry(fingerprint=fingerprints[row["key"]], **row) for row in results])
+            num_now += len(results)
+            failed += sum(row["error"] is not None for row in results)
+            self.report(
+                Progress(
+                    finished=total - len(pending) + num_now,
+                    failed=failed,
+                    total=total,
+                    now=num_now,
+                    seconds=time.monotonic() - started,
+                )
+            )
+
+    def close(self) -> None:
+        """End the worker process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _computed(self, batches: deque[list[Row]]) -> Iterator[list[Row]]:
+        """The results of each batch. While the caller keeps them, the next one is computed."""
+        is_running = False
+        while batches and not (self.should_stop() and not is_running):
+            rows = batches[0]
+            try:
+                if not is_running:
+                    self._start(rows, batches)
+                results = self._worker.finish()
+            except WorkerDiedError as error:
+                is_running = False
+                self._restart(error)
+                results = self._careful(rows)
+            batches.popleft()
+            is_running = bool(batches) and not self.should_stop() and self._start_next(batches)
+            yield results
+
+    def _start_next(self, batches: deque[list[Row]]) -> bool:
+        """Whether the first of the batches is being computed."""
+        try:
+            self._start(batches[0], batches)
+        except WorkerDiedError as error:
+            self._restart(error)
+            return False
+        return True
+
+    def _start(self, rows: Sequence[Row], batches: deque[list[Row]]) -> None:
+        following = next(islice(batches, 1, None), [])[: self._rows_at_a_time]
+        self._worker.start(rows, following)
+
+    def _careful(self, rows: Sequence[Row]) -> list[Row]:
+        """The results of a batch during which the worker died, with nothing else in progress.
+
+        It may have been killed from outside, or by an image of the next batch, which was being
+        read. Only an image that kills it twice, alone, is to blame. Results of images that were
+        computed alone are not used as long as the batch works as a whole, as they may differ in
+        the last bit.
+        """
+        if (results := self._try(rows)) is not None:
+            return results
+        bad: dict[str, Row] = {}
+        alone: dict[str, Row] = {}
+        for row in rows:
+            result = self._try([row]) or self._try([row])
+            if result is None:
+                error = "The worker process died twice while it was working on this image alone."
+                bad[row["key"]] = {
+                    "key": row["key"], "result": None, "error": error, "seconds": None,
+                }  # fmt: skip
+                self.say(f"failed: {row['key']}: {error}")
+            else:
+                alone[row["key"]] = result[0]
+        rest = [row for row in rows if row["key"] not in bad]
+        for _ in range(_WHOLE_TRIES if rest else 0):
+            if (results := self._try(rest)) is not None:
+                alone = {row["key"]: row for row in results}
+                break
+        else:
+            if rest:
+                self.say(
+                    "The worker process dies on a batch, but not on its images one by one. If "
+                    "memory is short, stop, and resume with a smaller --batch-size."
+                )
+        return [(bad | alone)[row["key"]] for row in rows]
+
+    def _try(self, rows: Sequence[Row]) -> list[Row] | None:
+        """The results, or None where the worker died; then there is a new one."""
+        try:
+            self._worker.start(rows)
+            return self._worker.finish()
+        except WorkerDiedError as error:
+            self._restart(error)
+            return None
+
+    @property
+    def _worker(self) -> WorkerProcess:
+        assert self._process is not None, "call load() first"
+        return self._process
+
+    def _restart(self, error: WorkerDiedError, *, load: bool = True) -> None:
+        self.say(f"{error} It is started again.")
+        self.close()
+        if load:
+            self.load()

@@ -1,0 +1,178 @@
+"""BatchWorker: loads a model once, and answers rows of images with rows of results.
+
+It is what all runners share: a process of this machine, Ray Data, Daft, or a loop of one's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from paligemma.answering import ImageQuery, PreparedImage
+from paligemma.batch.reading import LocationReader
+from paligemma.batch.tasks import BatchTask
+from paligemma.checkpoints.hub import Source
+from paligemma.errors import DocumentError, ImageError, MissingExtraError, PaliGemmaError
+from paligemma.loading import load
+from paligemma.processor.ahead import ReadAhead
+from paligemma.threads import set_threads
+
+Row = dict[str, Any]
+
+
+class BatchWorker:
+    """Answers rows such as {"key": "a.jpg", "image": "photos/a.jpg"}; never raises for one of them.
+
+    `task` is a `BatchTask`, or its fields as a dict; `model` holds the arguments of
+    `paligemma.load` as JSON has them, and perhaps "revision", "offline", "verify" and "threads".
+    The image of a row is a path, an address (if `allow_urls`), the bytes of a file, or a location
+    of `paligemma.batch.find_items`.
+
+    Results do not depend on earlier calls: the same rows give the same results again.
+
+    >>> worker = BatchWorker({"name": "caption"}, {"model": "mini"})
+    >>> worker([{"key": "a.jpg", "image": "photos/a.jpg"}])
+    [{"key": "a.jpg", "result": {"text": "a frog", ...}, "error": None, "seconds": 0.2}]
+    """
+
+    def __init__(
+        self,
+        task: BatchTask | Mapping[str, Any],
+        model: Mapping[str, Any] | None = None,
+        *,
+        batch_size: int | None = None,
+        allow_urls: bool = False,
+    ) -> None:
+        self.task = task if isinstance(task, BatchTask) else BatchTask.of(task)
+        options = dict(model or {})
+        set_threads(options.pop("threads", None))
+        names = ("revision", "offline", "verify")
+        source = Source(**{name: options.pop(name) for name in names if name in options})
+        self.predictor = load(options.pop("model", None), source=source, **options)
+        self._batch_size = batch_size
+        resolution = self.predictor.processor.resolution
+        self._reader = LocationReader(resolution=resolution, allow_urls=allow_urls)
+        depth = self.rows_at_a_time
+        self._ahead = ReadAhead[Row, PreparedImage](
+            lambda row: self.predictor.prepare(self._reader.read(row["image"])),
+            lambda row: row["key"],
+            depth=depth,
+        )
+        if self.task.is_query:
+            self._query = self.task.query(self.predictor.trained_on)
+            self.predictor.check(self._query)
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows that the model computes together."""
+        return self.predictor.rows_at_a_time(self._batch_size)
+
+    def info(self) -> dict[str, Any]:
+        """What results depend on: which weights were loaded, and in which form."""
+        info = self.predictor.info()
+        names = ("family", "revision", "dtype", "quantization", "resolution", "resize")
+        return {name: info[name] for name in names}
+
+    def __call__(self, rows: Sequence[Row], following: Sequence[Row] = ()) -> list[Row]:
+        """For each row its "key", "result" (or None), "error" (or None) and "seconds".
+
+        `following` are the first rows of a likely next call, whose images are read meanwhile.
+        """
+        started = time.monotonic()
+        try:
+            answers = list(self._answers(rows, following))
+        except MissingExtraError:
+            raise
+        except Exception:  # such as no memory for even one row: find out whose fault it is
+            answers = [self._alone(row) for row in rows]
+        finally:
+            self._ahead.forget(rows)
+            self.predictor.clear_cache()
+        seconds = (time.monotonic() - started) / max(1, len(rows))
+        return [
+            {
+                "key": row["key"],
+                "result": answer if not isinstance(answer, Exception) else None,
+                "error": _text_of(answer) if isinstance(answer, Exception) else None,
+                "seconds": round(seconds, 4),
+            }
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    def _answers(
+        self, rows: Sequence[Row], following: Sequence[Row]
+    ) -> Iterator[dict[str, Any] | Exception]:
+        if not self.task.is_query:
+            yield from map(self._answer, rows)
+            return
+        queries = (
+            ImageQuery(images=(_Guarded(read),), query=self._query)
+            for _, read in self._ahead.over(rows, following)
+        )
+        for answer in self.predictor.answer(queries, self._batch_size):
+            yield answer if isinstance(answer, Exception) else answer.to_dict()
+
+    def _alone(self, row: Row) -> dict[str, Any] | Exception:
+        try:
+            [answer] = self._answers([row], ())
+        except Exception as error:
+            return error
+        return answer
+
+    def _answer(self, row: Row) -> dict[str, Any] | Exception:
+        """One row of a task that asks more than one question, or none."""
+        try:
+            location = row["image"]
+            match self.task.name:
+                case "embed":
+                    image = self._reader.read(location)
+                    return _embedding(self.predictor.embed_image(image, pooled=True))
+                case "extract":
+                    found = self.predictor.extract(
+                        self._reader.contents(location), self.task.schema or ""
+                    )
+                    return found.to_dict()
+                case _:
+                    return self._read(location)
+        except MissingExtraError:
+            raise
+        except Exception as error:  # one bad file of a thousand must not cost the others
+            return error
+
+    def _read(self, location: Any) -> dict[str, Any]:
+        page = location.get("page") if isinstance(location, dict) else None
+        pages = None if page is None else [page]
+        text = self.predictor.read(self._reader.contents(location), pages=pages)
+        if len(text.pages) == 1 and text.pages[0].error:
+            raise DocumentError(text.pages[0].error)
+        return {**text.to_dict(), "text": text.text}
+
+
+class _Guarded:
+    """Reads an image, and says whatever goes wrong as an error of this image alone."""
+
+    def __init__(self, read: Any) -> None:
+        self._read = read
+
+    def __call__(self) -> PreparedImage:
+        try:
+            prepared: PreparedImage = self._read()
+        except PaliGemmaError:
+            raise
+        except Exception as error:
+            raise ImageError(_text_of(error)) from error
+        return prepared
+
+
+def _embedding(values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """float32[D] as text, since a journal of decimal numbers would take three times the space."""
+    data = base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
+    return {"embedding_float32": data, "length": len(values)}
+
+
+def _text_of(error: Exception) -> str:
+    return str(error) if isinstance(error, PaliGemmaError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,284 @@
+"""Jobs on this machine, with a worker whose answers are known."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paligemma.batch import BatchTask, Job, Journal, Progress, SourceOptions
+from paligemma.batch.job import read_entries
+from paligemma.batch.process import WorkerDiedError
+from paligemma.batch.status import read_status
+from paligemma.errors import CheckpointError, OptionError
+
+SCRIPTED = "tests.batch.scripted:ScriptedWorker"
+
+
+def make_images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:03d}.jpg").write_bytes(b"x" * (100 + number))
+
+
+def job(tmp_path: Path, **changes: Any) -> Job:
+    base = Job(
+        sources=(str(tmp_path / "in"),),
+        task=BatchTask(name="read"),  # which needs no torch here
+        out=tmp_path / "out",
+        model={"model": "scripted"},
+        worker=SCRIPTED,
+        batch_size=2,
+    )
+    return replace(base, **changes)
+
+
+def computed(log: Path) -> list[list[str]]:
+    """The keys of each batch that the worker began."""
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def logging(tmp_path: Path, **model: Any) -> tuple[Path, dict[str, Any]]:
+    log = tmp_path / "log"
+    return log, {"model": "scripted", "log": str(log), **model}
+
+
+def test_a_job_computes_each_image_once_and_a_second_run_nothing(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 10)
+    (tmp_path / "in" / "005.jpg").write_bytes(b"bad")
+    log, model = logging(tmp_path)
+    reports: list[Progress] = []
+    result = job(tmp_path, model=model).run(report=reports.append)
+    assert (result.done, result.failed, result.left) == (9, (("005.jpg", "bad"),), 0)
+    assert [len(batch) for batch in computed(log)] == [4, 4, 2]
+    assert [(r.finished, r.failed, r.total) for r in reports] == [
+        (4, 0, 10),
+        (8, 1, 10),
+        (10, 1, 10),
+    ]
+    content = (tmp_path / "out" / "results.jsonl").read_bytes()
+    assert content.count(b"\n") == 10
+    log.unlink()
+    assert job(tmp_path, model=model).run() == result
+    assert computed(log) == []
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == content
+
+
+def test_failed_items_are_done_again_only_on_request_or_when_they_change(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 5)
+    bad = tmp_path / "in" / "003.jpg"
+    bad.write_bytes(b"bad")
+    log, model = logging(tmp_path)
+    assert job(tmp_path, model=model).run().failed == (("003.jpg", "bad"),)
+    log.unlink()
+    assert job(tmp_path, model=model, retry_failed=True).run().failed == (("003.jpg", "bad"),)
+    assert computed(log) == [["003.jpg"]]
+    bad.write_bytes(b"good")
+    (tmp_path / "in" / "000.jpg").write_bytes(b"another picture")
+    log.unlink()
+    result = job(tmp_path, model=model).run()
+    assert computed(log) == [["000.jpg", "003.jpg"]]
+    assert (result.done, result.failed) == (5, ())
+    texts = {e.key: e.result["text"] for e in read_entries(tmp_path / "out") if e.result}
+    assert texts["000.jpg"] == "15 bytes"
+
+
+def test_the_check_of_the_content_ignores_the_time_of_a_file(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 3)
+    log, model = logging(tmp_path)
+    checked = SourceOptions(check="content")
+    job(tmp_path, model=model, source=checked).run()
+    os.utime(tmp_path / "in" / "000.jpg", (1, 1))
+    (tmp_path / "in" / "001.jpg").write_bytes(b"y" * 101)  # of the same size
+    log.unlink()
+    job(tmp_path, model=model, source=checked).run()
+    assert computed(log) == [["001.jpg"]]
+    with pytest.raises(OptionError, match="check was 'content' and is now 'stat'"):
+        job(tmp_path, model=model).run()
+
+
+def test_other_settings_never_mix(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    job(tmp_path).run()
+    for changed, told in (
+        ({"task": BatchTask(name="ocr")}, "task was 'read' and is now 'ocr'"),
+        ({"task": BatchTask(name="read", language="de")}, "language of the task"),
+        ({"model": {"model": "other"}}, "model was 'scripted' and is now 'other'"),
+        ({"model": {"model": "scripted", "adapter": "a"}}, "adapter was None and is now 'a'"),
+        ({"source": SourceOptions(shard=(1, 2))}, "started as a whole"),
+    ):
+        with pytest.raises(OptionError, match=told):
+            job(tmp_path, **changed).run()
+    assert job(tmp_path, batch_size=7).run().done == 2  # which results do not depend on
+
+
+def test_a_model_whose_files_have_changed_is_another_one(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"1" * 300_000)
+    model = {"model": str(folder)}
+    job(tmp_path, model=model).run()
+    assert job(tmp_path, model=model).run().done == 2
+    (folder / "weights").write_bytes(b"1" * 299_999 + b"2")
+    with pytest.raises(OptionError, match="content of model was"):
+        job(tmp_path, model=model).run()
+
+
+def test_an_image_that_kills_the_worker_is_marked_and_the_others_are_done(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 10)
+    (tmp_path / "in" / "006.jpg").write_bytes(b"kill")
+    log, model = logging(tmp_path)
+    said: list[str] = []
+    result = job(tmp_path, model=model).run(say=said.append)
+    assert result.done == 9
+    [(key, error)] = result.failed
+    assert key == "006.jpg"
+    assert "died twice" in error
+    # Those of its batch are computed together in the end, as if it were not there.
+    assert ["004.jpg", "005.jpg", "007.jpg"] in computed(log)
+    assert any("ended by SIGKILL" in text for text in said)
+    log.unlink()
+    assert job(tmp_path, model=model).run().done == 9
+    assert computed(log) == []
+
+
+def test_a_batch_that_only_works_one_by_one_keeps_those_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_images(tmp_path / "in", 2)
+    from paligemma.batch.runner import Runner
+
+    tried: list[int] = []
+    whole = Runner._try
+
+    def dies_on_two(self: Runner, rows: Any) -> Any:
+        tried.append(len(rows))
+        return None if len(rows) == 2 else whole(self, rows)
+
+    monkeypatch.setattr(Runner, "_try", dies_on_two)
+    runner = Runner(worker=SCRIPTED, options=job(tmp_path).worker_options)
+    runner.load()
+    rows = [{"key": i.key, "image": i.location} for i in job(tmp_path).items()]
+    results = runner._careful(rows)
+    runner.close()
+    assert [row["key"] for row in results] == ["000.jpg", "001.jpg"]
+    assert all(row["result"] for row in results)
+    assert tried == [2, 1, 1, 2, 2, 2, 2, 2]
+
+
+def test_a_worker_that_cannot_be_made_says_why_in_the_parent(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    refusing = {"model": "scripted", "refuse": "The weights are damaged."}
+    with pytest.raises(CheckpointError, match=r"^The weights are damaged\.$"):
+        job(tmp_path, model=refusing).run()
+    with pytest.raises(WorkerDiedError, match="SIGKILL"):
+        job(tmp_path, model={"model": "scripted", "die": True}).run()
+    assert not (tmp_path / "out" / "journal.jsonl").exists()
+
+
+def test_stopping_finishes_the_running_batch_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 12)
+    log, model = logging(tmp_path)
+    reports: list[Progress] = []
+    result = job(tmp_path, model=model).run(
+        report=reports.append, should_stop=lambda: bool(reports)
+    )
+    assert (result.done, result.left) == (8, 4)  # the second batch ran while the first was kept
+    assert job(tmp_path, model=model).run().done == 12
+    assert [len(batch) for batch in computed(log)] == [4, 4, 4]
+
+
+def test_parts_share_the_outputs_and_belong_together(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 20)
+    whole = tmp_path / "whole"
+    job(tmp_path, out=whole, batch_size=100).run()
+    for number in (2, 1, 3):
+        part = job(tmp_path, source=SourceOptions(shard=(number, 3)), batch_size=1)
+        part.run()
+    keys = [entry.key for entry in read_entries(tmp_path / "out")]
+    assert keys == sorted(keys)
+    assert len(keys) == len(set(keys)) == 20
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    for shard in (None, (1, 4)):
+        with pytest.raises(OptionError, match="in 3 parts"):
+            job(tmp_path, source=SourceOptions(shard=shard)).run()
+    status = read_status(tmp_path / "out")
+    assert (status.done, status.total, status.left, len(status.parts)) == (20, 20, 0, 3)
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    with (
+        Journal.open(tmp_path / "out", {"x": 1}),
+        pytest.raises(OptionError, match=r"other settings|Another process"),
+    ):
+        job(tmp_path).run()
+    first = job(tmp_path, out=tmp_path / "other")
+    first.run()
+    with (
+        Journal.open(first.folder, Journal.read(first.folder).settings),
+        pytest.raises(OptionError, match="Another process is working"),
+    ):
+        first.run()
+    assert read_status(first.folder).running == 0
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from tests.batch.test_job import job
+result = job(Path(sys.argv[1]), model={"model": "scripted", "seconds": 0.01}).run(
+    report=lambda progress: print(progress.finished, flush=True))
+print("end", result.done)
+"""
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_killed_anywhere_the_outputs_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 60)
+    undisturbed = job(tmp_path, out=tmp_path / "undisturbed", model={"model": "scripted"})
+    undisturbed.run()
+    killed = ["worker", "parent", "worker"]
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", _RUN, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as parent:
+            assert parent.stdout is not None
+            while killed:
+                said = parent.stdout.readline()
+                [worker] = _children(parent.pid)
+                time.sleep(0.02)
+                whom = killed.pop()
+                os.kill(worker if whom == "worker" else parent.pid, signal.SIGKILL)
+                if whom == "parent" or not said:
+                    break
+            rest = parent.stdout.read()
+        if "end 60" in rest:
+            break
+        _wait_until_gone(worker)
+    assert not killed
+    for name in ("results.jsonl",):
+        ours, theirs = (tmp_path / folder / name for folder in ("out", "undisturbed"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def _wait_until_gone(pid: int) -> None:
+    """The worker ends by itself, however its parent ended."""
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker outlives its parent")
