@@ -5,6 +5,7 @@ The methods build queries; `answering.py` answers them.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,9 @@ if TYPE_CHECKING:
     from paligemma.extraction.result import Extraction
     from paligemma.extraction.schema import Schema
     from paligemma.tables import Table
+    from paligemma.video.asking import Video
+    from paligemma.video.clip import Clip
+    from paligemma.video.decoding import ClipLimits
 
 ImageInputs = ImageInput | list[ImageInput] | tuple[ImageInput, ...]
 """One image, several (the frames of a clip, a pair to compare), or none: ()."""
@@ -355,6 +359,38 @@ class Predictor:
             max_new_tokens=max_new_tokens,
         )
         return read_chart(self, source, options)
+
+    def video(
+        self,
+        source: str | os.PathLike[str] | bytes | Clip,
+        *,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        limits: ClipLimits | None = None,
+        batch_size: int | None = None,
+    ) -> Video:
+        """A film to be captioned or asked about: an MP4, QuickTime, Matroska, WebM or AVI file, or
+        what `paligemma.video.open_clip` returned.
+
+        Needs `pip install "paligemma[video]"`. Raises VideoError for a file that is no film.
+
+        >>> for segment in predictor.video("clip.mp4").captions(every=5.0):
+        ...     print(segment.start_s, segment.end_s, segment.text)
+        """
+        from paligemma.video.asking import Video
+        from paligemma.video.clip import Clip, open_clip
+        from paligemma.video.decoding import ClipLimits
+
+        if not isinstance(source, Clip):
+            source = open_clip(source, limits or ClipLimits())
+        return Video(
+            asker=self,
+            clip=source,
+            start_s=start_s,
+            end_s=end_s,
+            trained_frames=self.trained_on.num_images if self.trained_on else 1,
+            batch_size=batch_size,
+        )
 
     @overload
     def extract(

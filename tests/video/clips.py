@@ -23,8 +23,8 @@ def number_of(image: Image.Image) -> int:
 
 
 def numbered(number: int, size: tuple[int, int]) -> Image.Image:
-    """A grey frame with a white corner at the top left, as stored."""
-    pixels = np.full((size[1], size[0], 3), 16 + STEP * number, np.uint8)
+    """A grey frame with a white corner at the top left; after thirty, grey values repeat."""
+    pixels = np.full((size[1], size[0], 3), 16 + STEP * (number % 30), np.uint8)
     pixels[: size[1] // 4, : size[0] // 4] = 255
     return Image.fromarray(pixels)
 

@@ -188,9 +188,9 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-E
         (b"WEBVTT\n\n00:00.000 --> 00:01.000\nHello\n", "subtitles"),
         (b"1\n00:00:00,000 --> 00:00:01,000\nHello\n", "subtitles"),
         (b"Just a letter, named like a video.", "a text file"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(50), "a PNG picture"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a picture"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", "a picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "a PNG image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "an image"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", "an image"),
         (os.urandom(1) + bytes(2000), "unknown format"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp41" + bytes(500), "cannot be decoded"),
         (b"\x1a\x45\xdf\xa3" + bytes(500), "cannot be decoded"),
@@ -258,7 +258,7 @@ def test_names_are_never_patterns_or_addresses(
     with pytest.raises(VideoError, match="does not exist"):
         open_clip("scene_%04d.png")
     Path("scene_%04d.png").write_bytes(Path("scene_0000.png").read_bytes())
-    with pytest.raises(VideoError, match="PNG picture"):
+    with pytest.raises(VideoError, match="PNG image"):
         open_clip("scene_%04d.png")
     for address in ("https://example.org/clip.mp4", "rtsp://example.org/x", "concat:a.mp4|b.mp4"):
         with pytest.raises(VideoError, match="is an address"):

@@ -32,6 +32,8 @@ class TrainedOn:
     ask: AskForm = "dataset"
     resize: Resize = "squash"
     """How images became square."""
+    num_images: int = 1
+    """Most images in one prompt: above 1 for frames of videos, pairs to compare, and the like."""
 
     def phrases(self, task: str) -> tuple[str, ...]:
         """What to search for where a user names nothing.
@@ -77,8 +79,11 @@ class TrainedOn:
             raise CheckpointError(
                 f"{path}: prompt must be a text or null, and class_names a list of texts."
             )
+        num_images = content.get("num_images", 1)
+        if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
+            raise CheckpointError(f"{path}: num_images must be a whole number of at least 1.")
         chosen = {name: content[name] for name in choices if name in content}
-        return cls(prompt=prompt, class_names=tuple(names), **chosen)
+        return cls(prompt=prompt, class_names=tuple(names), num_images=num_images, **chosen)
 
     def to_bytes(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()

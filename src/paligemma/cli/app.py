@@ -23,6 +23,7 @@ from paligemma.cli import (
     serve,
     tables,
     train,
+    video,
 )
 from paligemma.cli.options import Command
 from paligemma.errors import OptionError
@@ -69,6 +70,7 @@ for command in (
     app.command(cls=Command)(command)
 app.command("fit", cls=Command, hidden=True)(train.estimate_memory)  # former name
 app.add_typer(data.app, name="data")
+app.add_typer(video.app, name="video")
 app.command("eval", cls=Command)(eval.evaluate)
 
 

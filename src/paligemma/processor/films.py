@@ -1,4 +1,4 @@
-"""Tell films from pictures and from files that name other files, by their first bytes."""
+"""Tell films from images and from files that name other files, by their first bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 FilmFormat = Literal["mov", "matroska", "avi"]
 """FFmpeg's names of the containers that are read: MP4 and QuickTime, Matroska and WebM, AVI."""
 
-# Brands of ISO media files that are pictures: HEIF, AVIF and Canon's raw files.
+# Brands of ISO media files that are images: HEIF, AVIF and Canon's raw files.
 _PICTURE_BRANDS = rb"hei[cxms]|hev[cxms]|mif1|mif2|msf1|miaf|avi[fsco]|jpeg|jxl |jpm |jp2 |crx "
 # An old QuickTime file begins with any of its boxes.
 _QUICKTIME_BOXES = rb"moov|mdat|wide|free|skip|pnot"
@@ -29,11 +29,11 @@ _OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     ),
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*\[Script Info\]"), "subtitles (SubStation Alpha)"),
     (re.compile(rb"\s*<(?:\?xml|!DOCTYPE|html|MPD)", re.IGNORECASE), "an XML or HTML file"),
-    (re.compile(rb".{4}ftyp", re.DOTALL), "a picture (HEIC, AVIF or another of that kind)"),
-    (re.compile(rb"\xff\xd8\xff"), "a JPEG picture"),
-    (re.compile(rb"\x89PNG"), "a PNG picture"),
-    (re.compile(rb"GIF8[79]a"), "a GIF picture"),
-    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "a WebP picture"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "an image (HEIC, AVIF or another of that kind)"),
+    (re.compile(rb"\xff\xd8\xff"), "a JPEG image"),
+    (re.compile(rb"\x89PNG"), "a PNG image"),
+    (re.compile(rb"GIF8[79]a"), "a GIF image"),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "a WebP image"),
     (re.compile(rb"%PDF"), "a PDF file"),
     (re.compile(rb"G.{187}G", re.DOTALL), "an MPEG transport stream"),
     (re.compile(rb"\x00\x00\x01[\xb3\xba]"), "an MPEG program stream"),

@@ -50,6 +50,7 @@ from paligemma.processor.arrays import (
     unit_to_bytes,
 )
 from paligemma.processor.fetch import fetch_image_bytes
+from paligemma.processor.films import film_format
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,6 @@ _REFUSED_FORMATS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"SIMPLE"), "FITS"),
     (re.compile(rb"\0\0[\1\2]\0"), "ICO"),
     (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
-    (re.compile(rb".{4}ftyp", re.DOTALL), "a video"),
     (re.compile(rb"\s*<"), "SVG or HTML"),
 )
 _UPRIGHT = {
@@ -605,6 +605,8 @@ def _refused(data: bytes, subject: str, rules: _Rules) -> ImageError:
     if not data:
         return ImageError(f"{subject} is empty (0 bytes).")
     format_name = next((n for signature, n in _REFUSED_FORMATS if signature.match(data)), None)
+    if format_name is None and film_format(data) is not None:
+        format_name = "a video"
     problem = f"looks like {format_name}" if format_name else "has an unknown format"
     formats = (
         "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC and PPM"
@@ -618,6 +620,9 @@ def _refused(data: bytes, subject: str, rules: _Rules) -> ImageError:
             "`paligemma ocr` and `paligemma extract` (model.read, model.extract) read PDF files; "
             "for anything else, convert the pages first"
         )
+    if format_name == "a video" and rules.all_formats:
+        problem += ", and images are expected here"
+        advice = "`paligemma video` (model.video) reads videos; else save one of its frames"
     return ImageError(f"{subject} {problem}. {advice}: {formats} are supported.")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from paligemma.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from paligemma.video.asking import Video as Video
     from paligemma.video.clip import Clip as Clip
     from paligemma.video.clip import ClipInfo as ClipInfo
     from paligemma.video.clip import Frame as Frame
@@ -22,5 +23,10 @@ if TYPE_CHECKING:
     from paligemma.video.tracks import TrackBox as TrackBox
     from paligemma.video.tracks import TrackedFrame as TrackedFrame
     from paligemma.video.tracks import Tracks as Tracks
+    from paligemma.video.segment import FrameTime as FrameTime
+    from paligemma.video.segment import VideoSegment as VideoSegment
+    from paligemma.video.subtitles import to_json_lines as to_json_lines
+    from paligemma.video.subtitles import to_srt as to_srt
+    from paligemma.video.subtitles import to_vtt as to_vtt
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -87,6 +87,11 @@ class Clip:
         """What was wrong with the film, as far as it was decoded yet."""
         return tuple(self._problems.values())
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether frames were missing, as far as it was decoded yet."""
+        return bool(self._problems.keys() - {"turn"})
+
     def frames(
         self,
         times: Iterable[float] | None = None,

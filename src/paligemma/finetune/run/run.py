@@ -326,6 +326,7 @@ def _trained_on(records: Records, targets: TargetBuilder) -> TrainedOn:
         class_names=names,
         ask=targets.options.ask,
         resize=targets.processor.resize,
+        num_images=max((1 + len(record.more_images) for record in records), default=1),
     )
 
 
