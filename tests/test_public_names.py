@@ -18,6 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 ROOMS = [
     "tasks", "data", "finetune", "evals", "engine", "checkpoints", "server", "adapters", "certify",
     "documents", "extraction", "alt", "batch", "video",
+    "documents", "extraction", "alt", "batch",
+    "documents", "extraction", "alt", "compare",
 ]  # fmt: skip
 NAMESPACES = ("paligemma", *(f"paligemma.{room}" for room in ROOMS))
 HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "fastapi", "uvicorn"}

@@ -12,6 +12,7 @@ from paligemma.cli import (
     alt,
     bench,
     certify,
+    compare,
     convert,
     data,
     doctor,
@@ -72,6 +73,8 @@ app.command("fit", cls=Command, hidden=True)(train.estimate_memory)  # former na
 app.add_typer(data.app, name="data")
 app.add_typer(video.app, name="video")
 app.command("eval", cls=Command)(eval.evaluate)
+app.command(cls=Command)(compare.compare)
+app.command(cls=Command)(compare.count_votes)
 
 
 def _print_version(is_requested: bool) -> None:

@@ -63,10 +63,12 @@ if TYPE_CHECKING:
     from paligemma.evals.metrics.text_regions import TextDetection as TextDetection
     from paligemma.evals.metrics.text_regions import Word as Word
     from paligemma.evals.metrics.texts import Anls as Anls
+    from paligemma.evals.metrics.texts import ContainsAnswer as ContainsAnswer
     from paligemma.evals.metrics.texts import DirectAnswerAccuracy as DirectAnswerAccuracy
     from paligemma.evals.metrics.texts import ErrorRate as ErrorRate
     from paligemma.evals.metrics.texts import ExactMatch as ExactMatch
     from paligemma.evals.metrics.texts import NormalizedEditDistance as NormalizedEditDistance
+    from paligemma.evals.metrics.texts import NormalizedMatch as NormalizedMatch
     from paligemma.evals.metrics.texts import RelaxedAccuracy as RelaxedAccuracy
     from paligemma.evals.metrics.texts import VqaAccuracy as VqaAccuracy
     from paligemma.evals.metrics.tracking import Hota as Hota

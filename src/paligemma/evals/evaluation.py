@@ -223,7 +223,7 @@ def evaluate(
     if not records:
         raise DataError("There is nothing to evaluate: the data set has no records.")
     records = [data.with_prefix(record) for record in records]
-    predict_options = _predict_options(options, data)
+    predict_options = predict_options_of(options, data)
     start = time.perf_counter()
     predictions = predict(
         predictor,
@@ -319,7 +319,8 @@ def _check_usable(predictor: Predictor, record: Record, task: TaskName | None) -
             )
 
 
-def _predict_options(options: EvalOptions, data: EvalSet) -> PredictOptions:
+def predict_options_of(options: EvalOptions, data: EvalSet) -> PredictOptions:
+    """How the answers to a data set are generated."""
     return PredictOptions(
         task=options.task or data.task,
         max_new_tokens=options.max_new_tokens or data.max_new_tokens,

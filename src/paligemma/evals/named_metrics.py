@@ -18,10 +18,12 @@ from paligemma.evals.metrics.tables import Grits, Teds
 from paligemma.evals.metrics.text_regions import DetEval, TextDetection
 from paligemma.evals.metrics.texts import (
     Anls,
+    ContainsAnswer,
     DirectAnswerAccuracy,
     ErrorRate,
     ExactMatch,
     NormalizedEditDistance,
+    NormalizedMatch,
     RelaxedAccuracy,
     VqaAccuracy,
 )
@@ -51,6 +53,7 @@ _MAKERS: Mapping[str, Callable[[], Metric]] = {
     "bleu_4": Bleu,
     "cer": ErrorRate,
     "cider": Cider,
+    "contains_answer": ContainsAnswer,
     "counting_accuracy": CountAccuracy,
     "exact_match": ExactMatch,
     "exact_match_lower": lambda: ExactMatch(ignore_case=True),
@@ -58,6 +61,7 @@ _MAKERS: Mapping[str, Callable[[], Metric]] = {
     "grits_top": Grits,
     "ler": lambda: ErrorRate(unit="line"),
     "normalized_edit_distance": NormalizedEditDistance,
+    "normalized_match": NormalizedMatch,
     "relaxed_accuracy": RelaxedAccuracy,
     "rouge_l": RougeL,
     "ser": lambda: ErrorRate(unit="symbol"),

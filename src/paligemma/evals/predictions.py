@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -27,6 +27,7 @@ from paligemma.fast.accelerate import quantization_of
 from paligemma.masks import mask_to_rle
 from paligemma.predictor import Predictor
 from paligemma.processor.image import ImageTransform
+from paligemma.processor.processor import Processor
 from paligemma.results import Generation, StopReason
 from paligemma.tasks.detect import read_detections
 from paligemma.tasks.object_grammar import (
@@ -45,6 +46,7 @@ from paligemma.tasks.objects import (
     mean_probability,
 )
 from paligemma.tasks.parse_prompt import kind_of_prompt, phrases_of_prompt
+from paligemma.tasks.seg_codec import MaskCodec
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import AnswerKind, Generated, TaskContext
 
@@ -95,6 +97,8 @@ class Prediction:
     """Output that is not a complete object, described."""
     is_valid: bool = True
     """Whether a list of objects begins with a complete one: RefCOCO's rule."""
+    num_tokens: int | None = None
+    """Tokens that were generated, the closing EOS too; None where that is not known."""
 
     def to_line(self) -> str:
         """One line of JSON, without the line break."""
@@ -186,8 +190,17 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+class SuffixReader(Protocol):
+    """What reads objects in a text: a `Predictor`, or its parts without the weights."""
+
+    @property
+    def processor(self) -> Processor: ...
+    @property
+    def mask_codec(self) -> MaskCodec | None: ...
+
+
 def objects_in_text(
-    predictor: Predictor, text: str, prefix: str, size_wh: tuple[int, int], *, has_masks: bool
+    predictor: SuffixReader, text: str, prefix: str, size_wh: tuple[int, int], *, has_masks: bool
 ) -> tuple[tuple[FoundObject, ...], tuple[str, ...]]:
     """The objects in a suffix of <loc> and <seg> tokens, and a description of what is not one.
 
@@ -240,6 +253,7 @@ class _TextTask:
             score=score(generated.logprobs),
             stop_reason=generated.stop_reason,
             size_wh=context.transform.source_wh,
+            num_tokens=len(generated.token_ids),
         )
 
 
@@ -332,25 +346,43 @@ def _task_for(record: Record, name: TaskName, options: PredictOptions) -> _TextT
     )
 
 
-def _predict_chunk(
-    predictor: Predictor, records: Sequence[Record], options: PredictOptions, batch_size: int | None
-) -> list[Prediction]:
+def answer_records(
+    predictor: Predictor,
+    records: Sequence[Record],
+    options: PredictOptions,
+    batch_size: int | None = None,
+) -> list[Prediction | PaliGemmaError]:
+    """The answer to each record, or the error that its image, prompt or answer made."""
+    answers: dict[int, Prediction | PaliGemmaError] = {}
+    rows = []
+    for place, record in enumerate(records):
+        try:
+            task = _task_for(record, task_of(record, options), options)
+            rows.append((place, record.load_images(), task))
+        except PaliGemmaError as error:
+            answers[place] = error
     results = predictor.run(
-        [
-            (record.load_images(), _task_for(record, task_of(record, options), options))
-            for record in records
-        ],
+        [(images, task) for _, images, task in rows],
         batch_size=batch_size,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
         constrained=options.constrained,
         errors="return",
     )
+    for (place, _, _), result in zip(rows, results, strict=True):
+        answers[place] = result
+    return [answers[place] for place in range(len(records))]
+
+
+def _predict_chunk(
+    predictor: Predictor, records: Sequence[Record], options: PredictOptions, batch_size: int | None
+) -> list[Prediction]:
     predictions = []
-    for record, result in zip(records, results, strict=True):
-        if isinstance(result, PaliGemmaError):
-            raise _named(result, record)
-        predictions.append(result)
+    answers = answer_records(predictor, records, options, batch_size)
+    for record, answer in zip(records, answers, strict=True):
+        if isinstance(answer, PaliGemmaError):
+            raise _named(answer, record)
+        predictions.append(answer)
     return predictions
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from paligemma.data.record import Record, TrueObject
 from paligemma.errors import DataError, OptionError
@@ -17,15 +18,21 @@ from paligemma.evals.bootstrap import (
     Interval,
     Statistic,
     confidence_interval,
+    interval_of,
     mean_of,
+    resampled,
 )
 from paligemma.evals.metrics.result import MetricResult, Reads, ReferenceImage, ReferenceObject
 from paligemma.evals.metrics.text_regions import Word, polygon_of_box
 from paligemma.evals.named_metrics import NamedMetric, metric_named
 from paligemma.evals.options import TaskName
-from paligemma.evals.predictions import OBJECT_TASKS, Prediction, objects_in_text
+from paligemma.evals.predictions import (
+    OBJECT_TASKS,
+    Prediction,
+    SuffixReader,
+    objects_in_text,
+)
 from paligemma.masks import mask_to_rle
-from paligemma.predictor import Predictor
 from paligemma.results import BoxXyxy
 
 DONT_CARE = ("###",)
@@ -68,7 +75,7 @@ class ScoredRecords:
     records: Sequence[Record]
     predictions: Sequence[Prediction]
     """Aligned with the records."""
-    predictor: Predictor | None
+    predictor: SuffixReader | None
     """Reads objects in suffixes; without it such records are errors."""
     dont_care: Sequence[str] = DONT_CARE
 
@@ -174,10 +181,10 @@ def score_records(
     for task in tasks:
         indices = scored.indices(task)
         chosen = list(metrics) or [
-            metric_named(name) for name in _default_metrics(scored, task, indices)
+            metric_named(name) for name in default_metrics(scored, task, indices)
         ]
         for named in chosen:
-            if not _suits(named.reads, task):
+            if not suits(named.reads, task):
                 continue
             result, interval = _score(
                 named, scored, indices, grouping, seed if has_intervals else None
@@ -228,15 +235,17 @@ def _reference_object(true: TrueObject, record: Record, has_mask: bool) -> Refer
     return ReferenceObject(label=true.label, box_xyxy=true.box_xyxy, rle=rle, area=true.area)
 
 
-def _suits(reads: Reads, task: TaskName) -> bool:
+def suits(reads: Reads, task: TaskName) -> bool:
+    """Whether answers to a task have what a metric reads."""
     if reads in ("masks", "expression"):
         return task == "segment"
     return reads == "text" or task in OBJECT_TASKS
 
 
-def _default_metrics(
+def default_metrics(
     scored: ScoredRecords, task: TaskName, indices: Sequence[int]
 ) -> tuple[str, ...]:
+    """The usual metrics of a task, the main one first."""
     match task:
         case "caption":
             return ("cider", "bleu_4")
@@ -256,6 +265,33 @@ def _default_metrics(
             return ("exact_match", "normalized_edit_distance")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A metric on one task, with its values on resamples of the records."""
+
+    result: MetricResult
+    estimate: float
+    """The value as resamples compute it: the same but for rounding."""
+    resamples: npt.NDArray[np.float64]
+    """float64[S]; the same resamples for all models that answered the same records."""
+
+    @property
+    def interval(self) -> Interval | None:
+        return interval_of(self.resamples, self.estimate)
+
+
+def measure(
+    named: NamedMetric, scored: ScoredRecords, indices: Sequence[int], *, seed: int = 0
+) -> Measured:
+    """One metric on the records at `indices`, with the resamples that its interval comes from."""
+    result, statistic, num_resamples = _evaluated(named, scored, indices, None)
+    return Measured(
+        result=result,
+        estimate=statistic(np.ones(len(indices), dtype=np.int64)),
+        resamples=resampled(statistic, len(indices), num_resamples, seed),
+    )
+
+
 def _score(
     named: NamedMetric,
     scored: ScoredRecords,
@@ -264,6 +300,20 @@ def _score(
     seed: int | None,
 ) -> tuple[MetricResult, Interval | None]:
     """Without a seed there is no interval."""
+    result, statistic, num_resamples = _evaluated(named, scored, indices, grouping)
+    if seed is None:
+        return result, None
+    interval = confidence_interval(statistic, len(indices), num_resamples=num_resamples, seed=seed)
+    return result, interval
+
+
+def _evaluated(
+    named: NamedMetric,
+    scored: ScoredRecords,
+    indices: Sequence[int],
+    grouping: Grouping | None,
+) -> tuple[MetricResult, Statistic, int]:
+    """The result, its value as a function of what was drawn, and how many resamples to draw."""
     predicted, references = scored.pairs(named.reads, indices)
     total = named.metric.score(predicted, references)
     members = _members(grouping, indices)
@@ -285,11 +335,7 @@ def _score(
             is_quick = all(quick for _, quick in pieces.values())
         else:
             statistic, is_quick = _statistic(named, total, predicted, references)
-    if seed is None:
-        return result, None
-    num_resamples = NUM_RESAMPLES if is_quick else _NUM_RESAMPLES_BY_SCORING
-    interval = confidence_interval(statistic, len(indices), num_resamples=num_resamples, seed=seed)
-    return result, interval
+    return result, statistic, NUM_RESAMPLES if is_quick else _NUM_RESAMPLES_BY_SCORING
 
 
 def _members(grouping: Grouping | None, indices: Sequence[int]) -> dict[str, list[int]]:

@@ -7,8 +7,6 @@ parts of the pages that the model saw.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +20,13 @@ from paligemma.draw import draw_detections
 from paligemma.errors import ImageError, PaliGemmaError
 from paligemma.extraction.result import Extraction, Field, shown_value
 from paligemma.processor.image import LoadedImage
-from paligemma.report import image_uri, render_page
+from paligemma.report import image_uri, render_sealed_page
 from paligemma.results import BoxXyxy, Detection, Detections
 
 _SIDE = 1600
 _LARGEST_SIDE = 3000
 _TILE_SIDE = 700  # pixels of a tile in the training examples, at least
 _MAX_PAGES = 50
-_CSP = "CONTENT-SECURITY-POLICY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +49,9 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
         ]
     by_doubt = sorted(found.fields, key=lambda f: (not f.is_unsure(found.min_score), f.score))
     ranks = {field.path: rank for rank, field in enumerate(by_doubt)}
-    page = render_page(
+    return render_sealed_page(
         "extraction.html",
         title=f"{found.schema_name}: {file}" if file else found.schema_name,
-        csp=_CSP,
         found=found,
         stem=re.sub(r"[^\w-]+", "-", file.rsplit("/", 1)[-1].rsplit(".", 1)[0]) or "document",
         pages=pages,
@@ -71,27 +67,11 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
             for field in found.fields
         ],
     )
-    return page.replace(_CSP, _policy(page), 1)
 
 
 def _answer_of(field: Field) -> str:
     """What the model should have answered, as it stands."""
     return "" if field.raw is None or field.is_missing else field.raw
-
-
-def _policy(page: str) -> str:
-    """Nothing from anywhere but the page's own style and script."""
-    hashes = {
-        kind: " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-            for text in re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
-        )
-        for kind in ("style", "script")
-    }
-    return (
-        f"default-src 'none'; img-src data: blob:; style-src {hashes['style']}; "
-        f"script-src {hashes['script']}; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _review_page(page: Page, fields: Sequence[Field]) -> ReviewPage:

@@ -7,7 +7,9 @@ styles are inside it, and images and charts (`charts.py`) are data URIs.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,27 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render_page(template: str, **values: Any) -> str:
     """The page that a template makes of the values; a value that is missing is an error."""
     return _environment().get_template(template).render(values) + "\n"
+
+
+_POLICY = "CONTENT-SECURITY-POLICY"
+
+
+def render_sealed_page(template: str, **values: Any) -> str:
+    """A page with a script, whose policy allows nothing but its own script and style, by their
+    hashes. The template puts `csp` into its head."""
+    page = render_page(template, csp=_POLICY, **values)
+    hashes = {
+        kind: " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            for text in re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        )
+        for kind in ("style", "script")
+    }
+    policy = (
+        f"default-src 'none'; img-src data: blob:; style-src {hashes['style']}; "
+        f"script-src {hashes['script']}; base-uri 'none'; form-action 'none'"
+    )
+    return page.replace(_POLICY, policy, 1)
 
 
 def image_uri(

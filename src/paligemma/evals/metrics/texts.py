@@ -174,6 +174,54 @@ def normalize_answer(answer: str) -> str:
     return " ".join(_REPLACEMENTS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+# VQA's list ends at ten.
+_MORE_NUMBER_WORDS = (
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+)
+_MORE_NUMBERS = {w: str(n) for n, w in enumerate(_MORE_NUMBER_WORDS.split(), start=11)}
+
+
+def loose_answer(answer: str) -> str:
+    """`normalize_answer`, with numbers up to twenty as digits: to compare models that write freely.
+
+    >>> loose_answer("There are twelve."), loose_answer("12")
+    ('there are 12', '12')
+    """
+    words = normalize_answer(answer).split()
+    return " ".join(_MORE_NUMBERS.get(word, word) for word in words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedMatch:
+    """1 where the prediction equals one of the references in the form of `loose_answer`.
+
+    For answers of chat models, which write "Three." for "3".
+    """
+
+    def score(self, predictions: Sequence[str], references: References) -> MetricResult:
+        scores = [
+            float(loose_answer(prediction) in {loose_answer(text) for text in accepted})
+            for prediction, accepted in pair(predictions, references)
+        ]
+        return mean_result("normalized_match", scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainsAnswer:
+    """1 where the words of one of the references are in the prediction, one after the other.
+
+    Both are compared in the form of `loose_answer`. For models that answer in sentences; an answer
+    that lists everything contains the right one too, so read it next to `normalized_match`.
+    """
+
+    def score(self, predictions: Sequence[str], references: References) -> MetricResult:
+        scores = []
+        for prediction, accepted in pair(predictions, references):
+            text = f" {loose_answer(prediction)} "
+            scores.append(float(any(f" {loose_answer(each)} " in text for each in accepted)))
+        return mean_result("contains_answer", scores)
+
+
 def _leave_one_out(prediction: str, answers: tuple[str, ...]) -> float:
     prediction = _plain_spaces(prediction)
     answers = tuple(_plain_spaces(answer) for answer in answers)
