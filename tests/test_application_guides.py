@@ -43,7 +43,7 @@ def run_line(line: str, codes: dict[str, int]) -> str:
             main(arguments)
         assert (ended.value.code or 0) == codes.get(line, 0), line
         return printed.getvalue()
-    assert program in ("python", "cp"), line
+    assert program in ("python", "cp", "mkdir"), line
     command = [sys.executable if program == "python" else program, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
@@ -77,3 +77,9 @@ def test_the_guide_to_alternative_texts(clone: Path) -> None:
     assert Path("patched/site/index.html").read_bytes() == written
     assert b'alt="Zwei K&#228;se und ein Schwein"' in Path("site/de.html").read_bytes()
     assert len(Path("alt.csv").read_text(encoding="utf-8").splitlines()) == 15
+
+
+def test_the_guide_to_catalogs(clone: Path) -> None:
+    follow("catalog.md", {})
+    assert len(Path("toys.csv").read_text(encoding="utf-8").splitlines()) == 14
+    assert len(Path("toys.jsonl").read_text(encoding="utf-8").splitlines()) == 14

@@ -43,6 +43,7 @@ LAYERS = (
         "alt",
         "batch",
         "bench",
+        "catalog",
         "certify",
         "compare",
         "data",
@@ -56,8 +57,15 @@ LAYERS = (
 )
 # Imports within the last layer of rooms: data may be used by evals and finetune, evals by finetune.
 WITHIN_LAST = {
-    *(("evals", "data"), ("finetune", "data"), ("finetune", "evals"), ("batch", "data")),
-    *(("compare", "batch"), ("compare", "data"), ("compare", "evals")),
+    ("batch", "data"),
+    ("catalog", "batch"),
+    ("catalog", "data"),
+    ("compare", "batch"),
+    ("compare", "data"),
+    ("compare", "evals"),
+    ("evals", "data"),
+    ("finetune", "data"),
+    ("finetune", "evals"),
 }
 LAST = set(LAYERS[9])
 

@@ -421,9 +421,10 @@ class Predictor:
         """The values of a schema that a document has, each with its score and place.
 
         `source` is a PDF or TIFF file, or an image; `schema` a pydantic model, a JSON schema, or
-        "prescription", "invoice", "receipt", "id-card" or "form". Values that the document does
-        not have are None. `names` are spellings to compare what was read with, for the values that
-        the schema marks, or by the path of a value. Needs `pip install "paligemma[docs,guided]"`.
+        "prescription", "invoice", "receipt", "id-card", "form" or "product". Values that the
+        document does not have are None. `names` are spellings to compare what was read with, for
+        the values that the schema marks, or by the path of a value. Needs
+        `pip install "paligemma[docs,guided]"`.
 
         Raises OptionError, before the model is asked, for a schema or an option that cannot be
         used, DocumentError and ImageError for a document that cannot be read.

@@ -11,6 +11,7 @@ from paligemma import __version__
 from paligemma.cli import (
     alt,
     bench,
+    catalog,
     certify,
     compare,
     convert,
@@ -54,6 +55,7 @@ for command in (
     tables.table,
     tables.chart,
     alt.alt,
+    catalog.catalog,
     models.models,
     models.download,
     models.info,

@@ -45,8 +45,8 @@ class ExtractCommandOptions(LoadOptions):
     """What to read and where to write it."""
 
     schema: Annotated[str, Option(flags=("--schema", "-s"))]
-    """What to read: prescription, invoice, receipt, id-card, form, a JSON schema (schema.json), or
-    a pydantic model in a Python file (my.py:Invoice), which is run."""
+    """What to read: prescription, invoice, receipt, id-card, form, product, a JSON schema
+    (schema.json), or a pydantic model in a Python file (my.py:Invoice), which is run."""
     out: Annotated[Path | None, Option(shown_default="stdout")] = None
     """Folder to write to: a .json or .html file for each document, fields.csv or fields.parquet
     for all of them."""
@@ -93,7 +93,7 @@ def extract(
         schema = load_schema(command.schema)
         names = _read_names(command.names)
         if command.dry_run:
-            _print_questions(schema, options)
+            print_questions(schema, options)
             return
         documents = find_documents(files, recursive=command.recursive)
         outputs = _Outputs(command, documents)
@@ -211,7 +211,8 @@ def _lines_of(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _print_questions(schema: Schema[Any], options: ExtractOptions) -> None:
+def print_questions(schema: Schema[Any], options: ExtractOptions) -> None:
+    """Print the path and prompt of everything that would be asked."""
     from paligemma.extraction.asking import list_questions
 
     rows = list_questions(schema, options)

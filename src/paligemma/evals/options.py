@@ -81,7 +81,7 @@ class EvalRunOptions(EvalOptions, ReadOptions):
     """Split to evaluate, if the data has several."""
     schema: Annotated[str | None, Option(shown_default="that of the data")] = None
     """For documents with fields: what to read, as for `paligemma extract`: prescription, invoice,
-    receipt, id-card, form, schema.json or my.py:Invoice."""
+    receipt, id-card, form, product, schema.json or my.py:Invoice."""
     language: str = "en"
     """For documents with fields: language code of questions and document; "" leaves it out."""
     date_order: DateOrder = "auto"

@@ -52,6 +52,8 @@ T = TypeVar("T")
 
 HELD_LIMIT = 0.5
 """Above this, the answer's pattern took away more than it left."""
+FORCED = "the model wanted to say something else than the kind of value allows"
+"""The problem of a value whose `held` is above that."""
 _PHRASE_LENGTH = 60
 _PAGES_AT_A_TIME = 8
 _WORDS_OF_A_LAYER = 10
@@ -628,9 +630,7 @@ class Run:
                 f"{path_of(draft.keys)} was not found: the object has the schema's default."
             )
         if candidate is not None and not is_nothing and candidate.held > HELD_LIMIT:
-            draft.problems.append(
-                "the model wanted to say something else than the kind of value allows"
-            )
+            draft.problems.append(FORCED)
 
     def _field(self, draft: Draft) -> Field:
         candidate, question = draft.candidate, draft.pending.question

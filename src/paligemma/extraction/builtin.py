@@ -1,4 +1,4 @@
-"""The built-in schemas: prescription, invoice, receipt, id-card, form.
+"""The built-in schemas: prescription, invoice, receipt, id-card, form, product.
 
 They need pydantic, so that this file is imported when one of them is asked for.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from paligemma.errors import MissingExtraError, OptionError
 
@@ -178,12 +178,45 @@ class Form(BaseModel):
     )
 
 
+# fmt: off
+ProductCategory = Literal[
+    "clothing", "shoes", "bag", "jewelry", "watch", "glasses", "furniture", "lamp",
+    "home textile", "kitchenware", "tableware", "food", "drink", "cosmetics", "electronics",
+    "tool", "toy", "book", "stationery", "sports equipment", "plant", "decoration",
+]
+ProductColor = Literal[
+    "black", "white", "gray", "silver", "gold", "brown", "beige", "red", "orange", "yellow",
+    "green", "blue", "purple", "pink", "multicolored", "transparent",
+]
+ProductMaterial = Literal[
+    "cotton", "wool", "leather", "denim", "silk", "synthetic fabric", "wood", "metal", "glass",
+    "plastic", "rubber", "ceramic", "stone", "paper", "cardboard",
+]
+ProductPattern = Literal[
+    "plain", "striped", "checked", "dotted", "floral", "geometric", "animal print", "printed",
+]
+# fmt: on
+
+
+class Product(BaseModel):
+    """An article of a shop, as its photo shows it."""
+
+    category: ProductCategory | None = Field(None, description="What kind of product is this?")
+    color: ProductColor | None = Field(None, description="What color is the product?")
+    material: ProductMaterial | None = Field(None, description="What is the product made of?")
+    pattern: ProductPattern | None = Field(None, description="What pattern does the product have?")
+    brand: str | None = _short("What is the brand of the product?", 40)
+    label_text: str | None = _short("What is written on the product?")
+    count: int | None = Field(None, description="How many products are there?")
+
+
 BUILTIN: dict[str, type[BaseModel]] = {
     "prescription": Prescription,
     "invoice": Invoice,
     "receipt": Receipt,
     "id-card": IdCard,
     "form": Form,
+    "product": Product,
 }
 
 

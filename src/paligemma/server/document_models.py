@@ -216,7 +216,7 @@ class ExtractRequest(ManyPagesRequest):
         Field(
             alias="schema",
             description="A JSON schema, or the name of a built-in one: prescription, invoice, "
-            "receipt, id-card, form.",
+            "receipt, id-card, form, product.",
         ),
     ]
     language: Annotated[
