@@ -59,6 +59,7 @@ def main() -> None:
     model = parts.add_parser("model", help="a model and the tracker")
     model.add_argument("--model", default="mini", help="model to load (%(default)s)")
     model.add_argument("--fps", default="5,2,1", help="frames a second (%(default)s)")
+    model.add_argument("--together", action="store_true", help="all names in one question only")
     for part in (noise, model):
         part.add_argument("--films", type=int, default=20, help="number (%(default)s)")
         part.add_argument("--seed", type=int, default=_SEED, help="of the films (%(default)s)")
@@ -132,7 +133,11 @@ def _tracked(
 ) -> TrackedFilm:
     phrases = sorted({language.KINDS[actor.kind].name for actor in film.actors})
     pairs = ((frame, LoadedImage(rgb=frame.image, name="frame")) for frame in frames)
-    track_options = TrackOptions(detect_every=options.detect_every, fill_s=options.fill)
+    track_options = TrackOptions(
+        detect_every=options.detect_every,
+        fill_s=options.fill,
+        separate=False if getattr(options, "together", False) else None,
+    )
     return [_boxes(frame.objects) for frame in track_frames(asker, pairs, phrases, track_options)]
 
 

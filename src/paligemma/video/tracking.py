@@ -33,8 +33,9 @@ class TrackOptions:
     keep: Callable[[Detections], Detections] | None = None
     """Called with the boxes of each frame; returns those to follow, with calibrated scores for
     example: `calibration.apply`."""
-    separate: bool | None = False
-    """Ask for each phrase by itself, as for `Predictor.detect`; None: where one is missing."""
+    separate: bool | None = None
+    """Whether each phrase is asked by itself, as for `Predictor.detect`. None: in frames where the
+    answer for all together leaves one out. False takes the least time and finds the least."""
     labels: LabelRule = "asked"
     """Which labels are allowed, as for `Predictor.detect`."""
     max_objects: int = MAX_OBJECTS
