@@ -45,7 +45,7 @@ class ScriptedModel:
         numbers = tuple(number_of(image.rgb) for image in images)
         self.prompts.append(query.query.text)
         self.shown.append(numbers)
-        self.sizes += [image.size_wh for image in images]
+        self.sizes += [image.rgb.size for image in images]
         said = self.says(numbers)
         if isinstance(said, PaliGemmaError):
             return said

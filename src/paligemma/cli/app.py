@@ -24,6 +24,7 @@ from paligemma.cli import (
     recipes,
     serve,
     tables,
+    tracking,
     train,
     video,
 )
@@ -73,6 +74,7 @@ for command in (
     app.command(cls=Command)(command)
 app.command("fit", cls=Command, hidden=True)(train.estimate_memory)  # former name
 app.add_typer(data.app, name="data")
+video.app.command("track", cls=Command)(tracking.track_objects)
 app.add_typer(video.app, name="video")
 app.command("eval", cls=Command)(eval.evaluate)
 app.command(cls=Command)(compare.compare)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from paligemma.answering import Query
     from paligemma.checkpoints.trained_on import TrainedOn
+    from paligemma.evals.calibration import Calibration
     from paligemma.predictor import Predictor
     from paligemma.results import Result
 
@@ -357,18 +358,24 @@ def _trained_on(words: Sequence[str], options: PredictOptions) -> TrainedOn | No
 def _keeper(options: ObjectOptions) -> Callable[[Any], Any]:
     if options.calibration is None:
         return lambda objects: objects.filter(options.min_score or 0.0)
-    from paligemma.evals.calibration import load_calibration
-
-    calibration = load_calibration(options.calibration)
-    if calibration.subject != "boxes":
-        raise OptionError(
-            f"{str(options.calibration)!r} is a calibration of {calibration.subject}, and boxes "
-            "are needed. Make one with data that have boxes: paligemma eval DATA --calibrate."
-        )
+    calibration = box_calibration(options.calibration)
     min_score = options.min_score
     if min_score is None:
         min_score = calibration.threshold or 0.0
     return lambda objects: calibration.apply(objects).filter(min_score)
+
+
+def box_calibration(path: Path) -> Calibration:
+    """Raises DataError for a file that is none, OptionError for a calibration of answers."""
+    from paligemma.evals.calibration import load_calibration
+
+    calibration = load_calibration(path)
+    if calibration.subject != "boxes":
+        raise OptionError(
+            f"{str(path)!r} is a calibration of {calibration.subject}, and boxes are needed. Make "
+            "one with data that have boxes: paligemma eval DATA --calibrate."
+        )
+    return calibration
 
 
 def _score_note(options: ObjectOptions) -> str | None:
@@ -506,7 +513,7 @@ def _run(job: _Job) -> None:
     output_format = choose_format(
         options.output, options.output_format, command=job.command, images=first_images
     )
-    _check_font(job.drawing.font)
+    check_font(job.drawing.font)
     query = _checked_query(job)
     job, targets, kept_lines = _without_finished(job, all_targets, output_format)
     if not job.images:
@@ -692,7 +699,7 @@ def _draw(job: _Job, result: Result, image: NamedImage) -> Image:
     return loaded.rgb
 
 
-def _check_font(font: Path | None) -> None:
+def check_font(font: Path | None) -> None:
     """Raises OptionError for a font that cannot be read."""
     if font is not None:
         from paligemma.fonts import Lettering

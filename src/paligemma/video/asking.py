@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paligemma.answering import ImageQuery, Query
 from paligemma.documents.asker import Asker
@@ -17,6 +17,10 @@ from paligemma.tasks.text import AnswerTask, CaptionTask
 from paligemma.video.clip import Clip, Frame, check_range
 from paligemma.video.segment import FrameTime, VideoSegment, merged, voted
 from paligemma.video.windows import Pick, Window, distinct, frames_of, windows_of
+
+if TYPE_CHECKING:
+    from paligemma.video.tracking import TrackOptions
+    from paligemma.video.tracks import TrackedFrame
 
 FRAMES_OF_A_FILM = 16  # as in the transfers to video of arXiv 2407.07726, appendix B
 
@@ -130,6 +134,32 @@ class Video:
         plan = _Plan(frames, pick, joint, max_new_tokens)
         return self._whole(AnswerTask(question=question, language=language), plan)
 
+    def track(
+        self, phrases: str | Sequence[str], fps: float = 5.0, options: TrackOptions | None = None
+    ) -> Iterator[TrackedFrame]:
+        """The frames, so many a second, with the objects in them: each has the same number in all.
+
+        `phrases` as for `Predictor.detect`: "person ; dog". `Tracks.of` collects what is yielded.
+        A frame is yielded once no gap in it will be filled: `fill_s` seconds of film, or two more
+        detections, later. Memory does not grow with the length of the film.
+
+        Raises OptionError, PromptError and MissingExtraError before the model is asked, and while
+        it goes on VideoError for a film beyond the limits.
+
+        >>> for frame in video.track("person ; dog"):
+        ...     print(frame.time_s, [(obj.track_id, obj.box_xyxy) for obj in frame.objects])
+        """
+        from paligemma.video.tracking import TrackOptions, track_frames
+
+        frames = self.clip.frames(fps=fps, start_s=self.start_s, end_s=self.end_s)
+        return track_frames(
+            self.asker,
+            ((frame, self._image(frame)) for frame in frames),
+            phrases,
+            options or TrackOptions(),
+            batch_size=self.batch_size,
+        )
+
     def windows(self, every: float) -> list[Window]:
         """The parts of the film that `captions` and `answers` ask about."""
         return windows_of(self.start_s, self._end_s, every)
@@ -177,7 +207,8 @@ class Video:
         """
         factor = min(frame.image.size) // (2 * self.asker.processor.resolution)
         image = frame.image.reduce(factor) if factor > 1 else frame.image
-        return LoadedImage(rgb=image, name=f"the frame at {frame.time_s:.2f} s")
+        name = f"the frame at {frame.time_s:.2f} s"
+        return LoadedImage(rgb=image, name=name, full_size_wh=frame.image.size)
 
 
 def check_part(clip: Clip, start_s: float, end_s: float | None) -> None:
