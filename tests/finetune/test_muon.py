@@ -33,7 +33,12 @@ class Small(nn.Module):
 
 
 def config(**options: Any) -> TrainConfig:
-    values: dict[str, Any] = {"num_steps": 6, "learning_rate": 0.02, "weight_decay": 0.1, "warmup_steps": 0}
+    values: dict[str, Any] = {
+        "num_steps": 6,
+        "learning_rate": 0.02,
+        "weight_decay": 0.1,
+        "warmup_steps": 0,
+    }
     values |= {"autocast": False, "optimizer": "muon", "clip_norm": None} | options
     return TrainConfig(**values)
 
@@ -93,7 +98,9 @@ class Source:
 
 def trained_for(steps: tuple[int, ...], out: Path) -> Small:
     model = Small()
-    objective: Objective[Tensor] = Objective(losses=lambda x: {"loss": (model(x) - 1).square().mean()})
+    objective: Objective[Tensor] = Objective(
+        losses=lambda x: {"loss": (model(x) - 1).square().mean()}
+    )
     for last in steps:
         model = Small()
         settings = config(save_every=2, num_steps=6)

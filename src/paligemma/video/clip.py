@@ -92,6 +92,14 @@ class Clip:
         """Whether frames were missing, as far as it was decoded yet."""
         return bool(self._problems.keys() - {"turn"})
 
+    def frame_times(self) -> list[float]:
+        """The times of all frames, in order, without decoding them."""
+        decoding = Decoding(self._source, self._limits, self._problems)
+        try:
+            return sorted({time_s for time_s, _ in decoding.packet_times()})
+        finally:
+            decoding.close()
+
     def frames(
         self,
         times: Iterable[float] | None = None,
@@ -169,7 +177,7 @@ class Clip:
         duration_s = decoding.duration_s
         if duration_s is None:
             decoding.rewind()
-            duration_s = decoding.last_time_s()
+            duration_s = max((end_s for _, end_s in decoding.packet_times()), default=0.0)
         if duration_s > self._limits.max_seconds:
             raise too_long(name, duration_s, self._limits)
         image = self._image(first)

@@ -186,21 +186,22 @@ class Decoding:
         self._last_key_s = None
         self._open()
 
-    def last_time_s(self) -> float:
-        """End of the last packet: the film's length, without decoding it."""
+    def packet_times(self) -> Iterator[tuple[float, float]]:
+        """Beginning and end of each frame in the order of the file, without decoding any."""
         from av.error import FFmpegError
 
-        first_s, end_s = self._start_s, 0.0
+        first_s, last_s = self._start_s, 0.0
         base = self.stream.time_base
         try:
             for packet in self._timed(self._container.demux(self.stream)):
-                if packet.pts is not None and base is not None:
-                    time_s = float(packet.pts * base)
-                    first_s = time_s if first_s is None else first_s
-                    end_s = max(end_s, time_s - first_s + float((packet.duration or 0) * base))
+                if packet.pts is None or base is None or packet.is_discard:
+                    continue
+                time_s = float(packet.pts * base)
+                first_s = time_s if first_s is None else first_s
+                last_s = max(0.0, time_s - first_s)
+                yield last_s, last_s + float((packet.duration or 0) * base)
         except FFmpegError as error:
-            self._note_damage(end_s, error)
-        return end_s
+            self._note_damage(last_s, error)
 
     def close(self) -> None:
         container = getattr(self, "_container", None)

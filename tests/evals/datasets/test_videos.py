@@ -1,17 +1,19 @@
-"""Videos as folders of frames: which are taken, and the official lists of what is asked."""
+"""Videos as files or as folders of frames: what is taken, and the official lists of questions."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paligemma.data.record import Record
-from paligemma.errors import DataError
+from paligemma.errors import DataError, ImageError
 from paligemma.evals.datasets.open import open_benchmark
-from paligemma.evals.datasets.videos import evenly_spaced
+from paligemma.evals.datasets.video_frames import SampledFilm, evenly_spaced
 from tests.evals.datasets.official import Official
+from tests.video.clips import film, number_of
 
 
 def video(official: Official, name: str, num_frames: int, pattern: str = "{:06d}.jpg") -> None:
@@ -183,11 +185,57 @@ def test_videos_without_frames_are_named_with_what_is_expected(official: Officia
     with pytest.raises(DataError) as caught:
         open_benchmark("msrvtt-cap", official.folder)
     message = str(caught.value)
-    assert "7 of 8 videos have no frames" in message
-    assert "frames/video1/, frames/video2/" in message
+    assert "7 of 8 videos are missing" in message
+    assert "videos/video1.mp4, videos/video2.mp4" in message
+    assert "frames/video1/" in message
     assert "and 2 more" in message
     assert "000001.jpg" in message
-    assert "frames/unavailable.txt" in message
+    assert "videos/unavailable.txt" in message
+
+
+def film_file(official: Official, name: str, num_frames: int) -> None:
+    path = official.folder / "videos" / name
+    path.parent.mkdir(exist_ok=True)
+    suffix = {".mp4": ("mp4", "libx264"), ".avi": ("avi", "mpeg4")}[path.suffix]
+    times = [k / 10 for k in range(num_frames)]
+    path.write_bytes(film(times, container=suffix[0], codec=suffix[1], ticks=10))
+
+
+def shown(record: Record) -> list[int]:
+    return [number_of(image.rgb) for image in record.load_images()]
+
+
+def test_video_files_are_sampled_with_the_stride_of_the_papers(official: Official) -> None:
+    """One frame in 9 of 29 frames, run through again until there are 16."""
+    msrvtt(official, "video0", "video1")
+    film_file(official, "video0.mp4", 29)
+    video(official, "video1", 3)
+    from_file, from_folder = open_benchmark("msrvtt-cap", official.folder).records
+    assert shown(from_file) == [0, 9, 18, 27] * 4
+    assert numbers(from_folder) == [1, 2, 3] * 5 + [1]
+    assert from_file.image_keys()[0] == from_file.image_keys()[4]
+
+
+def test_a_part_of_a_video_file_has_its_own_frames(official: Official) -> None:
+    entry = {"duration": 2.7, "timestamps": [[0, 1.0], [2.0, 2.7]], "sentences": ["a", "b"]}
+    official.json("captions/val_2.json", {"v_a.b": entry})
+    film_file(official, "v_a.b.avi", 27)
+    first, second = open_benchmark("activitynet-cap", official.folder).records
+    assert shown(first) == shown(second) == [0] * 16  # one frame in 30
+    sampled = SampledFilm(
+        path=official.folder / "videos" / "v_a.b.avi", stride=3, number=3, part=(0.5, 1.0)
+    )
+    assert [number_of(image()) for image in sampled.images()] == [12, 18, 24]
+
+
+def test_a_damaged_video_file_is_an_error_of_its_record(official: Official) -> None:
+    msrvtt(official, "video0")
+    film_file(official, "video0.mp4", 5)
+    path = official.folder / "videos" / "video0.mp4"
+    path.write_bytes(path.read_bytes()[:200])
+    (record,) = open_benchmark("msrvtt-cap", official.folder).records
+    with pytest.raises(ImageError, match=r"the video video0\.mp4: .* cannot be decoded"):
+        replace(record, more_images=()).load_image()
 
 
 def test_videos_that_a_list_names_as_lost_are_left_out(official: Official) -> None:

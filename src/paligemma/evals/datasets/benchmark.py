@@ -29,7 +29,7 @@ class Needed:
     """A file, or a folder of images (its path ends in "/"), that the user must download."""
 
     path: str
-    """Relative to the benchmark's folder."""
+    """Relative to the benchmark's folder. One of two will do in "videos/ or frames/"."""
     source: str
     """A web address, or how to get it."""
 
@@ -225,8 +225,10 @@ def _check_images(benchmark: Benchmark, folder: Path, split: str, items: tuple[I
 
 
 def _exists(folder: Path, need: Needed) -> bool:
-    path = folder / need.path
-    return path.is_dir() if need.path.endswith("/") else path.is_file()
+    return any(
+        (folder / path).is_dir() if path.endswith("/") else (folder / path).is_file()
+        for path in need.path.split(" or ")
+    )
 
 
 def _message_of_missing(

@@ -1,7 +1,8 @@
 """MSR-VTT, MSVD, ActivityNet and VATEX: captions of videos, and questions about them.
 
-No video is decoded here. The user extracts the frames of each video into its own folder, and a
-record uses some of them, evenly spaced, as the images of one question. The scores of Objaverse
+A video is a file, of which one frame in `stride` is looked at, or a folder with its frames, which
+the user has extracted. A record uses some of them, evenly spaced, as the images of one question.
+The scores of Objaverse
 Multiview are here too, but its files are not read.
 """
 
@@ -9,18 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paligemma.data.record import Record
 from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource
 from paligemma.evals.datasets.files import group_values, read_json, read_lines
 from paligemma.evals.datasets.prompts import ANSWER, CAPTION
+from paligemma.evals.datasets.video_frames import (
+    FILM_SUFFIXES,
+    SampledFilm,
+    evenly_spaced,
+    frames_within,
+)
 from paligemma.evals.metrics.captions import Cider
 from paligemma.evals.metrics.texts import ExactMatch
 
+_VIDEOS = "videos"
 _FRAMES = "frames"
 _UNAVAILABLE = "unavailable.txt"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -32,26 +39,13 @@ class _Question(NamedTuple):
 
     record_id: str
     video: str
-    """The name of its folder of frames."""
+    """The name of its file, without the suffix, or of its folder of frames."""
     references: tuple[str, ...]
     text: str = ""
     """Empty for a caption."""
     group: str = ""
     part: tuple[float, float] | None = None
     """Beginning and end, as fractions of the video; None for all of it."""
-
-
-def evenly_spaced(frames: Sequence[Path], number: int) -> list[Path]:
-    """The middle frame of each of `number` equal parts; too few frames are repeated from the start.
-
-    So does big_vision (pp/proj/paligemma/video.py).
-
-    >>> [path.name for path in evenly_spaced([Path(name) for name in "abcdef"], 3)]
-    ['b', 'd', 'f']
-    """
-    if len(frames) < number:
-        return list(islice(cycle(frames), number))
-    return [frames[(2 * i + 1) * len(frames) // (2 * number)] for i in range(number)]
 
 
 def _frames_of(folder: Path) -> list[Path]:
@@ -62,60 +56,79 @@ def _frames_of(folder: Path) -> list[Path]:
     return sorted(images, key=lambda path: (len(path.name), path.name))
 
 
-def _within(frames: Sequence[Path], part: tuple[float, float]) -> Sequence[Path]:
-    """The frames inside the part; frames are evenly spaced over the video."""
-    begin, end = sorted(part)
-    inside = [frame for i, frame in enumerate(frames) if begin <= (i + 0.5) / len(frames) <= end]
-    middle = min(max(0.0, (begin + end) / 2), 1.0)
-    return inside or [frames[min(int(middle * len(frames)), len(frames) - 1)]]
+def _film_of(folder: Path, video: str) -> Path | None:
+    """The file of a video, whose name may have dots."""
+    paths = (folder / f"{video}{suffix}" for suffix in FILM_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read(
-    questions: Callable[[SplitSource], Iterable[_Question]], source: SplitSource
+    questions: Callable[[SplitSource], Iterable[_Question]], stride: int, source: SplitSource
 ) -> Iterator[Item]:
-    """Videos listed as unavailable are left out; all others must have frames."""
-    folder = source.folder / _FRAMES
-    unavailable = folder / _UNAVAILABLE
-    lost = set(read_lines(unavailable) if unavailable.is_file() else ())
+    """Videos listed as unavailable are left out; all others must have a file, or frames."""
+    lost: set[str] = set()
+    for folder in (source.folder / _VIDEOS, source.folder / _FRAMES):
+        if (unavailable := folder / _UNAVAILABLE).is_file():
+            lost.update(read_lines(unavailable))
     asked = [question for question in questions(source) if question.video not in lost]
-    frames = {video: _frames_of(folder / video) for video in dict.fromkeys(q.video for q in asked)}
-    if missing := [video for video, images in frames.items() if not images]:
-        named = ", ".join(f"{_FRAMES}/{video}/" for video in missing[:_SHOWN])
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise DataError(
-            f"{len(missing)} of {len(frames)} videos have no frames below {str(source.folder)!r}: "
-            f"{named}{more}. Each folder must hold the frames of one video as numbered images, "
-            f"evenly spaced from beginning to end, such as 000001.jpg; {source.num_images} "
-            f"of them are used. To leave out videos that are no longer available, list them in "
-            f"{_FRAMES}/{_UNAVAILABLE}, one per line."
-        )
+    names = dict.fromkeys(question.video for question in asked)
+    films = {name: _film_of(source.folder / _VIDEOS, name) for name in names}
+    frames = {
+        name: [] if films[name] else _frames_of(source.folder / _FRAMES / name) for name in names
+    }
+    if missing := [name for name in names if not films[name] and not frames[name]]:
+        raise _missing(missing, len(names), source)
     for question in asked:
-        images = frames[question.video]
-        if question.part:
-            images = list(_within(images, question.part))
-        first, *others = evenly_spaced(images, source.num_images)
+        film = films[question.video]
         text = question.text
+        images: Sequence[Any]
+        files: Sequence[Path]
+        if film is not None:
+            sampled = SampledFilm(
+                path=film, stride=stride, number=source.num_images, part=question.part
+            )
+            images, files = sampled.images(), [film]
+        else:
+            chosen: Sequence[Path] = frames[question.video]
+            if question.part:
+                chosen = frames_within(chosen, question.part)
+            images = evenly_spaced(chosen, source.num_images)
+            files = images
         record = Record(
             record_id=question.record_id,
-            image=first,
-            more_images=tuple(others),
+            image=images[0],
+            more_images=tuple(images[1:]),
             prefix=ANSWER.format(question=text) if text else CAPTION,
             suffix=question.references[0] if text else "",
             references=question.references,
+            where=f"the video {film.name}" if film else "",
         )
-        yield Item(record, question.group, files=tuple(others))
+        yield Item(record, question.group, files=tuple(files))
+
+
+def _missing(missing: Sequence[str], number: int, source: SplitSource) -> DataError:
+    named = ", ".join(f"{_VIDEOS}/{video}.mp4" for video in missing[:_SHOWN])
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return DataError(
+        f"{len(missing)} of {number} videos are missing below {str(source.folder)!r}: "
+        f"{named}{more}. Put each there as a file ({', '.join(FILM_SUFFIXES)}), or its frames into "
+        f"a folder, {_FRAMES}/{missing[0]}/, as numbered images, evenly spaced from beginning to "
+        f"end, such as 000001.jpg; {source.num_images} of them are used. To leave out videos that "
+        f"are no longer available, list them in {_VIDEOS}/{_UNAVAILABLE}, one per line."
+    )
 
 
 def _frames(video: str) -> dict[str, str]:
-    how = f"ffmpeg -i {video}.mp4 {_FRAMES}/{video}/%06d.jpg"
-    return {f"{_FRAMES}/": f"the videos, one folder each: {how}"}
+    how = f"{_VIDEOS}/{video}.mp4, or a folder of its frames, {_FRAMES}/{video}/"
+    return {f"{_VIDEOS}/ or {_FRAMES}/": f"the videos, each as {how}"}
 
 
 def _note(stride: int, scored: str, num_frames: int = 16) -> str:
     """How the papers evaluated, by big_vision's configs."""
     return (
-        f"{num_frames} frames, evenly spaced over those in the folder; the papers took one in "
-        f"{stride}, with a video reader that is not published, and scored {scored}."
+        f"{num_frames} frames, evenly spaced over one in {stride} of a video file, as in the "
+        "papers, whose video reader is not published, or over all those in a folder; they scored "
+        f"{scored}."
     )
 
 
@@ -221,7 +234,7 @@ BENCHMARKS = (
         title="MSR-VTT captions",
         splits={"test": ("MSRVTT-CAP",), "validate": (), "train": ()},
         files=lambda split: {_msrvtt_file(split): _MSRVTT, **_frames("video7010")},
-        read=partial(_read, _msrvtt_captions),
+        read=partial(_read, _msrvtt_captions, 9),
         homepage=_MSRVTT,
         max_new_tokens=32,
         note=_note(9, "2,094 of the 2,990 videos"),
@@ -234,7 +247,7 @@ BENCHMARKS = (
             f"captions/{_ACTIVITYNET_FILES[split]}.json": f"{_ACTIVITYNET}, captions.zip",
             **_frames(_ACTIVITYNET_VIDEO),
         },
-        read=partial(_read, _activitynet_captions),
+        read=partial(_read, _activitynet_captions, 30),
         homepage=_ACTIVITYNET,
         note=_note(30, "13,982 parts of videos; test is val_2, val is val_1"),
     ),
@@ -246,7 +259,7 @@ BENCHMARKS = (
             _VATEX_FILES[split]: f"{_VATEX}/download.html",
             **_frames("Ptf_2VRj-V0_000122_000132"),
         },
-        read=partial(_read, _vatex_captions),
+        read=partial(_read, _vatex_captions, 7),
         homepage=_VATEX,
         note=_note(7, "5,135 of the 6,000 videos of the public test set"),
     ),
@@ -255,7 +268,7 @@ BENCHMARKS = (
         title="MSR-VTT questions",
         splits={"test": ("MSRVTT-QA",), "val": (), "train": ()},
         files=partial(_numbered_files, "MSRVTT-QA", "video1301"),
-        read=partial(_read, partial(_numbered_questions, "MSRVTT-QA", "video{}")),
+        read=partial(_read, partial(_numbered_questions, "MSRVTT-QA", "video{}"), 9),
         homepage=_NUMBERED,
         note=_note(9, "51,680 of the 72,821 questions"),
     ),
@@ -268,7 +281,7 @@ BENCHMARKS = (
             f"activitynet-qa/dataset/{split}_a.json": _ACTIVITYNET_QA,
             **_frames(_ACTIVITYNET_VIDEO),
         },
-        read=partial(_read, _activitynet_questions),
+        read=partial(_read, _activitynet_questions, 70),
         homepage=_ACTIVITYNET_QA,
         note=_note(70, "6,900 of the 8,000 questions"),
     ),
@@ -277,7 +290,7 @@ BENCHMARKS = (
         title="MSVD questions",
         splits={"test": ("MSVD-QA",), "val": (), "train": ()},
         files=partial(_numbered_files, "MSVD-QA", "vid1301"),
-        read=partial(_read, partial(_numbered_questions, "MSVD-QA", "vid{}")),
+        read=partial(_read, partial(_numbered_questions, "MSVD-QA", "vid{}"), 26),
         homepage=_NUMBERED,
         num_images=8,
         note=_note(26, "10,136 of the 13,157 questions", num_frames=8),
