@@ -11,7 +11,7 @@ import pytest
 from paligemma.data.record import Record
 from paligemma.errors import DataError, ImageError
 from paligemma.evals.datasets.open import open_benchmark
-from paligemma.evals.datasets.video_frames import SampledFilm, evenly_spaced
+from paligemma.video.sampling import SampledFilm, evenly_spaced
 from tests.evals.datasets.official import Official
 from tests.video.clips import film, number_of
 

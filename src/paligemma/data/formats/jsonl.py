@@ -1,7 +1,8 @@
 """JSON Lines: one record per line, {"image": "images/1.jpg", "prefix": ..., "suffix": ...}.
 
-Paths are relative to the file; a list of them is a question about several images. For the other
-fields see `annotation.py`.
+Paths are relative to the file; a list of them is a question about several images. "video" in place
+of "image" names a film, of which "frames" frames (16) are the images, evenly spaced over one in
+"stride" (1) between "start_s" and "end_s". For the other fields see `annotation.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from paligemma.data.annotation import record_of_fields
 from paligemma.data.record import Record
@@ -25,6 +27,7 @@ from paligemma.data.source import (
     read_text,
 )
 from paligemma.errors import DataError, OptionError, counted
+from paligemma.video.sampling import SampledFilm
 
 NAME = "jsonl"
 _SUFFIXES = (".jsonl", ".ndjson")
@@ -119,6 +122,8 @@ class _Reading:
         return Entry(record_id, where, partial(self.record, fields, record_id, where))
 
     def record(self, fields: object, record_id: str, where: str) -> Record:
+        if isinstance(fields, dict) and "video" in fields:
+            return self._record_of_video(fields, record_id, where)
         names = fields.get("image") if isinstance(fields, dict) else None
         if isinstance(names, str):
             names = [names]
@@ -146,6 +151,39 @@ class _Reading:
         )
         paths = paths or [self.finder.find(name, where) for name in names]
         return replace(record, image=paths[0], more_images=tuple(paths[1:]))
+
+    def _record_of_video(self, fields: dict[str, Any], record_id: str, where: str) -> Record:
+        name = fields["video"]
+        for other in ("image", "objects"):
+            if fields.get(other) is not None:
+                raise DataError(f'{where} has a "video" and "{other}". Give one of them.')
+        if not isinstance(name, str) or not name:
+            raise DataError(f'{where}: "video" is {name!r}; it must be the path of a film.')
+        given = {field: fields[key] for key, field in _VIDEO_FIELDS.items() if key in fields}
+        for key in ("start_s", "end_s"):
+            if not _is_number(given.get(key, 0.0)):
+                raise DataError(f'{where}: "{key}" is {given[key]!r}; it must be seconds.')
+        try:
+            film = SampledFilm(path=self.finder.find(name, where), **given)
+        except OptionError as error:
+            raise DataError(f"{where}: {error}") from error
+        first, *others = film.images()
+        record = record_of_fields(
+            fields,
+            record_id=record_id,
+            where=where,
+            image=first,
+            options=self.options,
+            tally=self.tally,
+        )
+        return replace(record, more_images=tuple(others))
+
+
+_VIDEO_FIELDS = {"frames": "number", "stride": "stride", "start_s": "start_s", "end_s": "end_s"}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _advice(fields: object) -> str:

@@ -18,14 +18,14 @@ from paligemma.errors import DataError
 from paligemma.evals.datasets.benchmark import Benchmark, Item, SplitSource
 from paligemma.evals.datasets.files import group_values, read_json, read_lines
 from paligemma.evals.datasets.prompts import ANSWER, CAPTION
-from paligemma.evals.datasets.video_frames import (
+from paligemma.evals.metrics.captions import Cider
+from paligemma.evals.metrics.texts import ExactMatch
+from paligemma.video.sampling import (
     FILM_SUFFIXES,
     SampledFilm,
     evenly_spaced,
     frames_within,
 )
-from paligemma.evals.metrics.captions import Cider
-from paligemma.evals.metrics.texts import ExactMatch
 
 _VIDEOS = "videos"
 _FRAMES = "frames"

@@ -1,7 +1,12 @@
-"""Frames of video files as the images of a question, decoded when they are used."""
+"""Frames of video files as the images of a question, decoded when they are used.
+
+As in the papers' transfers to video: one frame in so many is looked at, and of those a fixed number
+is taken, evenly spaced. Frames are counted here, not times, as the strides of the papers do.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -11,8 +16,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from paligemma.errors import DataError
-from paligemma.video.clip import open_clip
+from paligemma.errors import VideoError, check_whole
+from paligemma.video.clip import check_range, open_clip
 
 ItemT = TypeVar("ItemT")
 Part = tuple[float, float]
@@ -26,11 +31,19 @@ class SampledFilm:
     """Which frames of a video file are taken."""
 
     path: Path
-    stride: int
+    number: int = 16
+    """Frames that are taken, evenly spaced over those that are looked at."""
+    stride: int = 1
     """One in so many frames is looked at."""
-    number: int
-    """Of those, as many are taken, evenly spaced."""
     part: Part | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+    """Only frames between these times are looked at."""
+
+    def __post_init__(self) -> None:
+        check_whole("frames", self.number)
+        check_whole("stride", self.stride)
+        check_range(self.start_s, self.end_s)
 
     def images(self) -> tuple[Callable[[], Image.Image], ...]:
         """What returns each of the frames. The last few films stay decoded."""
@@ -64,14 +77,18 @@ def _frame(film: SampledFilm, index: int) -> Image.Image:
 
 @lru_cache(maxsize=2)
 def _frames(film: SampledFilm) -> tuple[Image.Image, ...]:
-    """Raises VideoError for a film that cannot be read, DataError where frames are missing."""
+    """Raises VideoError for a film that cannot be read, or not all of it."""
     clip = open_clip(film.path)
-    times = clip.frame_times()[:: film.stride]
+    end_s = math.inf if film.end_s is None else film.end_s
+    times = [time_s for time_s in clip.frame_times() if film.start_s <= time_s < end_s]
+    if not times:
+        raise VideoError(f"{film.path.name!r} has no frame from {film.start_s:g} s on.")
+    times = times[:: film.stride]
     taken = evenly_spaced(frames_within(times, film.part) if film.part else times, film.number)
     wanted = sorted(set(taken))
     images = {}
     for time_s, frame in zip(wanted, clip.frames(wanted), strict=False):
         images[time_s] = frame.image
     if clip.is_damaged or len(images) < len(wanted):
-        raise DataError(f"The video {str(film.path)!r} is damaged: {' '.join(clip.problems)}")
+        raise VideoError(f"{film.path.name!r} is damaged. {' '.join(clip.problems)}".strip())
     return tuple(images[time_s] for time_s in taken)
