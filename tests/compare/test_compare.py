@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_errors_are_kept_until_they_are_asked_again(
     scenes: Path, tmp_path: Path, in_process: list[str]
 ) -> None:
     name = "openai:gpt@http://127.0.0.1:9/v1"
-    options = {"segment": "frog"}  # which chat models are not asked
+    options: dict[str, Any] = {"segment": "frog"}  # which chat models are not asked
     out = tmp_path / "out"
     comparison = compare_models(scenes / "0.png", [name], out, CompareOptions(**options))
     assert "not asked to segment" in str(comparison.rows[0].first_error)
