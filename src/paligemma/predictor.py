@@ -934,13 +934,17 @@ class Predictor:
     def _batch_size(self, batch_size: int | None, num_images: int) -> int:
         """Rows at once. The memory that attention takes grows with the square of a row."""
         if batch_size is None:
-            row = self.processor.num_image_tokens * max(1, num_images)
-            return min(MAX_BATCH_SIZE, max(1, CONTEXT_LENGTH // row))
+            return usual_batch_size(self.processor.num_image_tokens * max(1, num_images))
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(
                 f"batch_size is {batch_size!r}; it must be a whole number of at least 1."
             )
         return batch_size
+
+
+def usual_batch_size(num_image_tokens: int) -> int:
+    """How many rows with so many image tokens each are computed together by default."""
+    return min(MAX_BATCH_SIZE, max(1, CONTEXT_LENGTH // num_image_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ import heapq
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from paligemma.batch.journal import JOURNAL_FILE, Entry, Journal
 from paligemma.batch.lock import locked
 from paligemma.batch.outputs.rows import Content, filtered, replacing
 from paligemma.batch.outputs.write import OutputOptions, write_file
+from paligemma.batch.process import Row
 from paligemma.batch.runner import Progress, Runner
 from paligemma.batch.source import Item, SourceOptions, find_items
 from paligemma.batch.tasks import BatchTask
@@ -99,8 +101,8 @@ class Job:
             for name in ("model", "adapter", "mask_codec")
             if (value := model.get(name)) is not None
         }
-        task = self.task.to_dict()
-        options = {f"{name} of the task": task.get(name) for name in task if name != "name"}
+        task = asdict(self.task)
+        options = {f"{name} of the task": task[name] for name in task if name != "name"}
         return {
             "task": self.task.name,
             **options,
@@ -133,31 +135,80 @@ class Job:
         asked before each batch. Raises OptionError before anything is computed for settings that
         differ from those that the folder was made with, and what loading the model raises.
         """
+        runner = Runner(
+            worker=self.worker, options=self.worker_options, say=say, should_stop=should_stop
+        )
+        try:
+            return self.run_with(runner.run, items=items, report=report)
+        finally:
+            runner.close()
+
+    def run_with(
+        self,
+        compute: Callable[[Sequence[Item]], Iterator[tuple[dict[str, Any], list[Row]]]],
+        *,
+        items: Sequence[Item] | None = None,
+        report: Callable[[Progress], object] = lambda progress: None,
+    ) -> JobResult:
+        """As `run`, with another way to compute: items -> the worker's `info`, and the results of
+        some of the items, in any order."""
         items = self.items() if items is None else items
         self.check()
-        if self._todo(items):
-            runner = Runner(
-                worker=self.worker,
-                options=self.worker_options,
-                report=report,
-                say=say,
-                should_stop=should_stop,
-            )
-            try:
-                with self.open_journal(runner.load(), len(items)) as journal:
-                    todo = self._todo(items)  # again, now that no other process can add to it
-                    again = {item.key for item in todo}
-                    failed = sum(item.key not in again for item in self.split(items)[2])
-                    runner.run(journal, todo, total=len(items), failed=failed)
-            finally:
-                runner.close()
+        if todo := self.todo(items):
+            self._record(compute(todo), todo, items, report)
         files = self.write(items)
-        done, pending, failed_items = self.split(items)
+        done, pending, failed = self.split(items)
         return JobResult(
-            done=len(done), failed=self._errors(failed_items), left=len(pending), files=files
+            done=len(done), failed=self._errors(failed), left=len(pending), files=files
         )
 
-    def _todo(self, items: Sequence[Item]) -> list[Item]:
+    def _record(
+        self,
+        computed: Iterator[tuple[dict[str, Any], list[Row]]],
+        todo: Sequence[Item],
+        items: Sequence[Item],
+        report: Callable[[Progress], object],
+    ) -> None:
+        """Add results to the journal as they come."""
+        fingerprints = {item.key: item.fingerprint for item in todo}
+        failed = sum(item.key not in fingerprints for item in self.split(items)[2])
+        journal: Journal | None = None
+        num_now = 0
+        started = time.monotonic()
+        try:
+            for info, rows in computed:
+                if journal is None:
+                    journal = self._open_journal(info, todo, items)
+                    started = time.monotonic() if not rows else started
+                if not rows:
+                    continue
+                journal.add([Entry(fingerprint=fingerprints[row["key"]], **row) for row in rows])
+                num_now += len(rows)
+                failed += sum(row["error"] is not None for row in rows)
+                report(
+                    Progress(
+                        finished=len(items) - len(todo) + num_now,
+                        failed=failed,
+                        total=len(items),
+                        now=num_now,
+                        seconds=time.monotonic() - started,
+                    )
+                )
+        finally:
+            if journal is not None:
+                journal.close()
+
+    def measure(self, items: Sequence[Item]) -> float:
+        """Seconds that an item takes, measured on the first ones; nothing is kept."""
+        runner = Runner(worker=self.worker, options=self.worker_options)
+        try:
+            return runner.seconds_per_row(items)
+        finally:
+            runner.close()
+
+    def todo(self, items: Sequence[Item]) -> list[Item]:
+        """The items to compute, sorted by key: those that are missing or have changed, and with
+        `retry_failed` those that failed."""
         _, pending, failed = self.split(items)
         if not self.retry_failed:
             return pending
@@ -196,15 +247,23 @@ class Job:
                 parts[1].append(item)
         return parts
 
-    def open_journal(self, info: Mapping[str, Any], total: int) -> Journal:
-        """The journal for `total` items and a worker whose `info` is known.
-
-        Raises OptionError as `Journal.open` does.
-        """
+    def _open_journal(
+        self, info: Mapping[str, Any], todo: Sequence[Item], items: Sequence[Item]
+    ) -> Journal:
         loaded = {f"loaded {name}": value for name, value in info.items()}
         journal = Journal.open(self.folder, {**self.settings(), **loaded})
-        with replacing(self.folder / PLAN_FILE) as unfinished:
-            unfinished.write_text(json.dumps({"total": total}) + "\n", encoding="utf-8")
+        try:
+            if self.todo(items) != todo:
+                raise OptionError(
+                    f"Another process has worked in {str(self.folder)!r} meanwhile. Run the "
+                    "command again."
+                )
+            with replacing(self.folder / PLAN_FILE) as unfinished:
+                plan = json.dumps({"total": len(items)})
+                unfinished.write_text(plan + "\n", encoding="utf-8")
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     def write(self, items: Sequence[Item]) -> tuple[Path, ...]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from paligemma.batch.journal import Entry, Journal
 from paligemma.batch.process import Row, WorkerDiedError, WorkerProcess
 from paligemma.batch.source import Item
 
@@ -50,18 +49,23 @@ class Progress:
         return (self.total - self.finished) / self.per_second if self.now else None
 
 
+def cut_into_batches(items: Sequence[Item], rows_at_a_time: int) -> deque[list[Row]]:
+    """The rows of the items, in the batches of the journal."""
+    rows = [{"key": item.key, "image": item.location} for item in items]
+    size = BATCH_ROWS * rows_at_a_time
+    return deque(rows[first : first + size] for first in range(0, len(rows), size))
+
+
 @dataclass(kw_only=True)
 class Runner:
-    """Computes items in a worker process, and adds them to a journal.
+    """Computes items in a worker process, which is started again when it dies.
 
-    `report` is called after each batch, `say` with what a person should know, and `should_stop`
-    before each batch.
+    `say` is told what a person should know; `should_stop` is asked before each batch.
     """
 
     worker: str
     """The class that computes, as "module:Class"."""
     options: dict[str, Any]
-    report: Callable[[Progress], object] = lambda progress: None
     say: Callable[[str], object] = lambda text: None
     should_stop: Callable[[], bool] = lambda: False
     _process: WorkerProcess | None = field(default=None, init=False)
@@ -86,30 +90,25 @@ class Runner:
             self._loading_deaths = 0
             return info
 
-    def run(self, journal: Journal, pending: Sequence[Item], *, total: int, failed: int) -> None:
-        """Compute these items, of `total` in all, of which `failed` have an error that stays.
+    def run(self, items: Sequence[Item]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
+        """What `load` says with the results of each batch; first, before any, with none."""
+        info = self.load()
+        yield info, []
+        for results in self._computed(cut_into_batches(items, self._rows_at_a_time)):
+            yield info, results
 
-        `load` comes before, `close` after it.
-        """
+    def compute(self, rows: Sequence[Row]) -> list[Row]:
+        """The results of one batch, after `load`."""
+        return self._try(rows) or self._careful(rows)
+
+    def seconds_per_row(self, items: Sequence[Item]) -> float:
+        """Measured on the first of these, without the first of all."""
+        self.load()
+        rows = cut_into_batches(items, self._rows_at_a_time)[0][: self._rows_at_a_time]
+        self.compute(rows[:1])
         started = time.monotonic()
-        fingerprints = {item.key: item.fingerprint for item in pending}
-        rows = [{"key": item.key, "image": item.location} for item in pending]
-        size = BATCH_ROWS * self._rows_at_a_time
-        batches = deque(rows[first : first + size] for first in range(0, len(rows), size))
-        num_now = 0
-        for results in self._computed(batches):
-            journal.add([Entry(fingerprint=fingerprints[row["key"]], **row) for row in results])
-            num_now += len(results)
-            failed += sum(row["error"] is not None for row in results)
-            self.report(
-                Progress(
-                    finished=total - len(pending) + num_now,
-                    failed=failed,
-                    total=total,
-                    now=num_now,
-                    seconds=time.monotonic() - started,
-                )
-            )
+        self.compute(rows)
+        return (time.monotonic() - started) / len(rows)
 
     def close(self) -> None:
         """End the worker process."""

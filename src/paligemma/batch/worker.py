@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 
 from paligemma.answering import ImageQuery, PreparedImage
+from paligemma.batch.process import Row
 from paligemma.batch.reading import LocationReader
 from paligemma.batch.tasks import BatchTask
 from paligemma.checkpoints.hub import Source
 from paligemma.errors import DocumentError, ImageError, MissingExtraError, PaliGemmaError
+from paligemma.fast.weights import usual_name, weights_name
 from paligemma.loading import load
 from paligemma.processor.ahead import ReadAhead
 from paligemma.threads import set_threads
-
-Row = dict[str, Any]
 
 
 class BatchWorker:
     """Answers rows such as {"key": "a.jpg", "image": "photos/a.jpg"}; never raises for one of them.
 
     `task` is a `BatchTask`, or its fields as a dict; `model` holds the arguments of
-    `paligemma.load` as JSON has them, and perhaps "revision", "offline", "verify" and "threads".
+    `paligemma.load` as JSON has them, or "dtype" and "quantization" in place of "weights", and
+    perhaps "revision", "offline", "verify" and "threads".
     The image of a row is a path, an address (if `allow_urls`), the bytes of a file, or a location
     of `paligemma.batch.find_items`.
 
@@ -51,6 +52,9 @@ class BatchWorker:
         options = dict(model or {})
         set_threads(options.pop("threads", None))
         names = ("revision", "offline", "verify")
+        if "dtype" in options or "quantization" in options:
+            dtype = usual_name(options.pop("dtype", "auto"))
+            options["weights"] = weights_name(dtype, options.pop("quantization", None))
         source = Source(**{name: options.pop(name) for name in names if name in options})
         self.predictor = load(options.pop("model", None), source=source, **options)
         self._batch_size = batch_size

@@ -10,6 +10,7 @@ import typer
 from paligemma import __version__
 from paligemma.cli import (
     alt,
+    batch,
     bench,
     catalog,
     certify,
@@ -55,6 +56,7 @@ for command in (
     predict.generate,
     tables.table,
     tables.chart,
+    batch.batch,
     alt.alt,
     catalog.catalog,
     models.models,

@@ -180,6 +180,32 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def progress_line() -> Iterator[Callable[[str], object] | None]:
+    """A line on stderr that changes; call it with the text. None unless it is a terminal."""
+    from rich.progress import SpinnerColumn, TextColumn
+
+    if not stderr().is_terminal:
+        yield None
+        return
+    with _progress(SpinnerColumn(), TextColumn("{task.description}", markup=False)) as progress:
+        line = progress.add_task("loading the model", total=None)
+        yield lambda text: progress.update(line, description=visible(text))
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(5), duration(50), duration(3000), duration(10_000), duration(400_000)
+    ('5 s', '50 s', '50 min', '2.8 h', '4.6 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+@contextmanager
 def byte_progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
     """A progress bar with a rate if stderr is a terminal; call it with the bytes of each step."""
     from rich.progress import (

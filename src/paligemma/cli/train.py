@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from paligemma.cli.console import print_json, print_note, print_table, print_text, stderr
+from paligemma.cli.console import duration, print_json, print_note, print_table, print_text, stderr
 from paligemma.cli.memory import in_gigabytes, machine_memory
 from paligemma.cli.model_options import ThreadsOption
 from paligemma.cli.options import Json, takes
@@ -242,8 +242,8 @@ def estimate_memory(*, options: EstimateOptions, as_json: Json = False) -> None:
                     (needed.weights, needed.training, needed.activations, needed.total),
                 ),
                 "yes" if needed.total <= free else "no",
-                _duration(needed.seconds(rate)),
-                "" if num_steps is None else _duration(num_steps * needed.seconds(rate)),
+                duration(needed.seconds(rate)),
+                "" if num_steps is None else duration(num_steps * needed.seconds(rate)),
             )
             for method, needed in estimates.items()
         ],
@@ -257,9 +257,3 @@ def estimate_memory(*, options: EstimateOptions, as_json: Json = False) -> None:
             "No method fits into memory. Use a larger --accumulation, a smaller --batch-size, a "
             "smaller model or several machines."
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
