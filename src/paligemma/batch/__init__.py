@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from paligemma.batch.journal import Entry as Entry
     from paligemma.batch.journal import Journal as Journal
     from paligemma.batch.outputs.write import OutputOptions as OutputOptions
+    from paligemma.batch.ray_data import RayOptions as RayOptions
+    from paligemma.batch.ray_data import run_on_ray as run_on_ray
     from paligemma.batch.runner import Progress as Progress
     from paligemma.batch.source import Item as Item
     from paligemma.batch.source import SourceOptions as SourceOptions
     from paligemma.batch.source import find_items as find_items
+    from paligemma.batch.status import JobStatus as JobStatus
+    from paligemma.batch.status import read_status as read_status
     from paligemma.batch.tasks import BatchTask as BatchTask
     from paligemma.batch.worker import BatchWorker as BatchWorker
 else:
