@@ -83,3 +83,7 @@ def test_the_guide_to_catalogs(clone: Path) -> None:
     follow("catalog.md", {})
     assert len(Path("toys.csv").read_text(encoding="utf-8").splitlines()) == 14
     assert len(Path("toys.jsonl").read_text(encoding="utf-8").splitlines()) == 14
+
+
+def test_the_guide_to_searching(clone: Path) -> None:
+    follow("search.md", {})

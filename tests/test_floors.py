@@ -50,6 +50,7 @@ LAYERS = (
         "evals",
         "finetune",
         "gradio_demo",
+        "search",
         "server",
     ),
     ("cli",),
@@ -66,6 +67,7 @@ WITHIN_LAST = {
     ("evals", "data"),
     ("finetune", "data"),
     ("finetune", "evals"),
+    ("search", "data"),
 }
 LAST = set(LAYERS[9])
 

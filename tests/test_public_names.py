@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = [
     "tasks", "data", "finetune", "evals", "engine", "checkpoints", "server", "adapters", "certify",
-    "documents", "extraction", "alt", "batch", "catalog", "compare", "video",
+    "documents", "extraction", "alt", "batch", "catalog", "compare", "search", "video",
 ]  # fmt: skip
 NAMESPACES = ("paligemma", *(f"paligemma.{room}" for room in ROOMS))
 HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "fastapi", "uvicorn"}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from paligemma.catalog import Article, CatalogOptions, Cell, build_catalog
-from paligemma.catalog.articles import group_photos, photos_below, vote
+from paligemma.catalog.articles import group_photos, vote
+from paligemma.data.source import images_below
 from paligemma.errors import ImageError, OptionError
 from paligemma.extraction import read_schema
 from tests.catalog.scripted import Said, Seer, draw
@@ -187,9 +188,9 @@ def test_what_cannot_be_read_or_written_is_said_first(photos: Path, tmp_path: Pa
             build_catalog(Seer(SAID), photos, SCHEMA, tmp_path / out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="contains no images"):
-        photos_below(tmp_path / "empty")
+        images_below(tmp_path / "empty")
     with pytest.raises(ImageError, match="is no folder"):
-        photos_below(photos / "one.png")
+        images_below(photos / "one.png")
 
 
 def test_the_built_in_schema_of_products_has_closed_lists() -> None:

@@ -16,6 +16,7 @@ from paligemma.alt.pages import PAGE_SUFFIXES, Alternative, Page, PageAlternativ
 from paligemma.alt.wording import LONGEST_TEXT, alt_of_caption, with_text
 from paligemma.answering import ImageQuery, Query
 from paligemma.errors import ImageError, InputError, NumericalError, OptionError, PaliGemmaError
+from paligemma.extraction.values import is_absent
 from paligemma.options import Option
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Text, one_line
@@ -25,7 +26,6 @@ from paligemma.tasks.text import CaptionTask, OcrTask
 if TYPE_CHECKING:
     from paligemma.documents.asker import Asker
 
-_NO_TEXT = frozenset({"", "unanswerable", "none", "n/a", "no text", "-"})
 _TINY = 2
 """Pixels along the longer side of images that only fill space or count visitors."""
 
@@ -270,7 +270,7 @@ def _problem(alt: str, score: float | None, options: AltOptions) -> str | None:
 
 
 def _is_nothing(text: Text) -> bool:
-    return one_line(text.text).casefold().rstrip(".") in _NO_TEXT
+    return is_absent(text.text)
 
 
 def _text_to_add(text: Text, options: AltOptions) -> tuple[str, str | None]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from paligemma.data.source import is_image
-from paligemma.errors import ImageError
 from paligemma.extraction.values import comparable
 from paligemma.results import Result
 
@@ -78,32 +75,6 @@ class Article(Result):
             "unsure": unsure,
             "failed": dict(self.failed),
         }
-
-
-def photos_below(folder: Path) -> list[str]:
-    """The images in a folder and below, as paths with "/", in order; none in hidden folders.
-
-    Raises ImageError for a folder without any, or that cannot be listed.
-    """
-
-    def fail(error: OSError) -> None:
-        raise ImageError(
-            f"The folder {error.filename!r} cannot be listed: {error.strerror}."
-        ) from error
-
-    if not folder.is_dir():
-        raise ImageError(f"{str(folder)!r} is no folder. Give the folder with the photos.")
-    found = []
-    for root, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(root, name).relative_to(folder).as_posix()
-            for name in files
-            if is_image(Path(name)) and not name.startswith(".")
-        ]
-    if not found:
-        raise ImageError(f"The folder {str(folder)!r} contains no images. Check the path.")
-    return sorted(found)
 
 
 def group_photos(photos: Iterable[str], by: Grouping) -> dict[str, list[str]]:

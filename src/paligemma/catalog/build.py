@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from paligemma.batch.journal import Entry, Journal
-from paligemma.catalog.articles import Article, Cell, Grouping, group_photos, photos_below, vote
+from paligemma.catalog.articles import Article, Cell, Grouping, group_photos, vote
 from paligemma.catalog.reading import check_schema, read_photo
 from paligemma.catalog.tables import check_output, write_table
+from paligemma.data.source import fingerprint_of, images_below
 from paligemma.errors import ImageError, NumericalError, OptionError, check_choice
 from paligemma.extraction.options import ExtractOptions, QuestionLanguage
 from paligemma.extraction.schema import Schema, read_schema
@@ -85,7 +86,7 @@ class CatalogJob:
 
     def __post_init__(self) -> None:
         self.names = check_schema(self.schema)
-        self.all_photos = photos_below(self.folder)
+        self.all_photos = images_below(self.folder)
         if self.out is not None:
             check_output(self.out)
 
@@ -138,7 +139,7 @@ class CatalogJob:
         return Journal.open(self.out.with_name(f"{self.out.name}.job"), settings)
 
     def _take(self, journal: Journal) -> None:
-        wanted = {photo: _fingerprint(self.folder / photo) for photo in self.all_photos}
+        wanted = {photo: fingerprint_of(self.folder / photo) for photo in self.all_photos}
         for entry in journal.entries():
             if entry.fingerprint == wanted.get(entry.key) and entry.result is not None:
                 self._said[entry.key] = {
@@ -147,7 +148,7 @@ class CatalogJob:
 
     def _read(self, photo: str) -> Entry:
         assert self._asker is not None
-        start, fingerprint = time.perf_counter(), _fingerprint(self.folder / photo)
+        start, fingerprint = time.perf_counter(), fingerprint_of(self.folder / photo)
         result, error = None, None
         try:
             loaded = load_image(self.folder / photo)
@@ -204,12 +205,3 @@ def build_catalog(
         each(photo)
     job.write()
     return job.articles()
-
-
-def _fingerprint(path: Path) -> str:
-    """What changes when the file does."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return f"{status.st_size}-{status.st_mtime_ns}"

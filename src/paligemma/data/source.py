@@ -6,6 +6,7 @@ of one entry shows when it is built, so that bad records are handled in one plac
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from paligemma.data.record import OnBadRecord, Record
-from paligemma.errors import DataError, OptionError, check_choice
+from paligemma.errors import DataError, ImageError, OptionError, check_choice
 from paligemma.options import Option
 
 ObjectTask = Literal["detect", "segment"]
@@ -297,6 +298,41 @@ def images_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"The folder {str(folder)!r} cannot be listed: {error}.") from error
     return [path for path in paths if is_image(path) and not path.name.startswith(".")]
+
+
+def images_below(folder: Path) -> list[str]:
+    """The images in a folder and below, as paths with "/", in order; none in hidden folders.
+
+    Raises ImageError for a folder without any, or that cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise ImageError(
+            f"The folder {error.filename!r} cannot be listed: {error.strerror}."
+        ) from error
+
+    if not folder.is_dir():
+        raise ImageError(f"{str(folder)!r} is no folder. Give the folder with the images.")
+    found = []
+    for root, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(root, name).relative_to(folder).as_posix()
+            for name in files
+            if is_image(Path(name)) and not name.startswith(".")
+        ]
+    if not found:
+        raise ImageError(f"The folder {str(folder)!r} contains no images. Check the path.")
+    return sorted(found)
+
+
+def fingerprint_of(path: Path) -> str:
+    """What changes when a file does: its size and time of change; "" without the file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def read_head(path: Path) -> bytes:
