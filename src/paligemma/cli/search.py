@@ -147,7 +147,7 @@ def search(
 
 
 def _reranked(hits: Sequence[Hit], query: str, language: str, options: SearchOptions) -> list[Hit]:
-    from paligemma.search.rerank import rerank
+    from paligemma.search.likelihood import rerank
 
     with warnings_as_notes(is_quiet=options.quiet):
         return rerank(options.load(), hits, query, language=language)

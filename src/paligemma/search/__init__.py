@@ -18,6 +18,6 @@ if TYPE_CHECKING:
     from paligemma.search.find import Hit as Hit
     from paligemma.search.find import Index as Index
     from paligemma.search.find import Match as Match
-    from paligemma.search.rerank import rerank as rerank
+    from paligemma.search.likelihood import rerank as rerank
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)
