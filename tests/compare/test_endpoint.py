@@ -162,7 +162,7 @@ def test_nobody_waits_for_an_hour(ask: Ask, script: Script, header: str) -> None
     [
         (
             (200, {"Content-Type": "text/html"}, b"<html><b>Welcome</b></html>"),
-            "not that of a chat",
+            "a web page; check the address",
         ),
         ((200, {}, b""), "is empty"),
         ((200, {}, chat("x" * 2**20)), "larger than 256 KiB"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from paligemma.errors import OptionError
 from paligemma.evals.evaluation import EvalSet
 
 ANSWERS_FOLDER = "answers"
+_NO_NETWORK = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _MAX_TAIL = 600  # characters of what a process printed before it died
 
 Progress = Callable[[str, int, int], None]
@@ -185,12 +187,14 @@ def _run_child(job: dict[str, Any], name: str, on_progress: Progress | None) -> 
     """Let a process do the job; returns why it did not, or None."""
     failure: str | None = None
     is_finished = False
+    kind = job["contestant"]["kind"]
     with tempfile.TemporaryFile() as printed:
         process = subprocess.Popen(
             [sys.executable, "-m", "paligemma.compare.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=printed,
+            env={**os.environ, **_NO_NETWORK} if kind == "transformers" else None,
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -231,10 +231,11 @@ class Endpoint:
             choice = reply["choices"][0]
             text = _text_of(choice["message"])
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            start = content[:_MAX_SHOWN].decode("utf-8", errors="replace")
-            raise EndpointError(
-                self._safe(f"The answer is not that of a chat completion: {start!r}")
-            ) from None
+            start = content[:_MAX_SHOWN].decode("utf-8", errors="replace").strip()
+            what = "not that of a chat completion"
+            if start.startswith("<"):
+                what = "a web page; check the address, which often ends with /v1"
+            raise EndpointError(self._safe(f"The answer is {what}: {start!r}")) from None
         if text is None:
             why = choice.get("finish_reason") if isinstance(choice, dict) else None
             raise EndpointError(self._safe(f"The answer has no text (finish_reason {why!r})."))

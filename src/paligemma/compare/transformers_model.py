@@ -7,7 +7,6 @@ repository is never run, and weights are read from safetensors alone.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +36,6 @@ class TransformersModel:
         self, contestant: Contestant, questions: Questions, options: CompareOptions
     ) -> None:
         set_threads(options.threads)
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         try:
             import transformers
         except ImportError:
