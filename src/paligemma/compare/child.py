@@ -31,7 +31,7 @@ from paligemma.process_memory import peak_bytes
 
 RUN_KEY = "run"
 """The entry with what is known of the model, and what its last run took."""
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS = 0.2
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from paligemma.checkpoints.hub import resolve
+from paligemma.checkpoints.hub import Source, resolve
 from paligemma.errors import OptionError
-from paligemma.loading import MINI
+from paligemma.loading import MINI, find_checkpoint
 
 Kind = Literal["checkpoint", "openai", "paligemma", "transformers", "recorded"]
 FORMS = ("float32", "bfloat16", "float16", "int8", "int4")
@@ -81,12 +81,17 @@ class Contestant:
 
     def settings(self) -> dict[str, Any]:
         """What tells it from another one that would answer differently."""
-        files = [Path(path) for path in (self.model, self.adapter) if path and not self.is_remote]
+        names = () if self.is_remote else (self.model, self.adapter)
+        files = [
+            find_checkpoint(MINI, Source()) if name == MINI else Path(name)
+            for name in names
+            if name
+        ]
         digest = hashlib.sha256()
         for path in files:
             for file in _files(path):
                 stat = file.stat()
-                digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return {"name": self.name, "kind": self.kind, "files": digest.hexdigest()[:16]}
 
     def folder_name(self) -> str:

@@ -36,7 +36,8 @@ MAX_ANSWER_BYTES = 256 * 1024
 MAX_ATTEMPTS = 4
 MAX_WAIT_SECONDS = 60.0
 NUM_FAILURES_TO_STOP = 3
-_MAX_NEW_TOKENS = 256
+_LEAST_FOR_CHAT = 256
+"""Tokens, since chat models may think aloud first."""
 _MAX_SHOWN = 200
 _MAX_PIXELS_AS_PNG = 2**18
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -146,10 +147,15 @@ class Endpoint:
         request = {
             "model": self.contestant.model,
             "messages": [{"role": "user", "content": parts}],
-            "max_tokens": self.options.max_new_tokens or _MAX_NEW_TOKENS,
+            "max_tokens": self._max_tokens(record),
             "temperature": 0,
         }
         return json.dumps(request).encode(), asked, images[0].size_wh
+
+    def _max_tokens(self, record: Record) -> int:
+        usual = self.questions.max_tokens(record)
+        is_free = self.contestant.is_chat_model and self.options.max_new_tokens is None
+        return max(usual, _LEAST_FOR_CHAT) if is_free else usual
 
     def _post(self, body: bytes) -> bytes:
         """The body of the answer to one request."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from paligemma.answering import ANSWER_LENGTHS
 from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.compare.options import CompareOptions
 from paligemma.data.open import check_number_of_bad, open_data
@@ -16,6 +17,7 @@ from paligemma.evals.evaluation import EvalSet, predict_options_of
 from paligemma.evals.options import TaskName
 from paligemma.evals.predictions import OBJECT_TASKS, PredictOptions, task_of
 from paligemma.tasks.detect import DetectTask
+from paligemma.tasks.parse_prompt import kind_of_prompt
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.text import AnswerTask, CaptionTask, OcrTask
 
@@ -43,6 +45,12 @@ class Questions:
     def task_of(self, record: Record) -> TaskName:
         """The kind of answer."""
         return task_of(record, self.predict_options(self.data))
+
+    def max_tokens(self, record: Record) -> int:
+        """The length of an answer at which it is cut, as for PaliGemma by default."""
+        is_long = kind_of_prompt(record.prefix) == "describe"
+        kind = "describe" if is_long else self.task_of(record)
+        return self.options.max_new_tokens or ANSWER_LENGTHS[kind]
 
     def has_truth(self, record: Record) -> bool:
         """Whether there is something to compare the answer with."""

@@ -24,7 +24,6 @@ from paligemma.errors import CheckpointError, MissingExtraError, PaliGemmaError
 from paligemma.fast.device import choose_device
 from paligemma.threads import set_threads
 
-_MAX_NEW_TOKENS = 64
 _BLIP = ("blip-2", "instructblip")
 _PALIGEMMA = "paligemma"
 
@@ -44,7 +43,7 @@ class TransformersModel:
             ) from None
         transformers.logging.set_verbosity_error()
         self._name = contestant.name
-        self._questions, self._options = questions, options
+        self._questions = questions
         self._device = choose_device(options.device)
         start = time.perf_counter()
         try:
@@ -111,7 +110,7 @@ class TransformersModel:
         images = [image.rgb for image in record.load_images()]
         asked, inputs = self._inputs(record, images)
         inputs = inputs.to(self._device, self._model.dtype)
-        limit = self._options.max_new_tokens or _MAX_NEW_TOKENS
+        limit = self._questions.max_tokens(record)
         ids = self._model.generate(**inputs, max_new_tokens=limit, do_sample=False)[0]
         # Decoders of one stack repeat the prompt, others do not.
         prompt = inputs["input_ids"][0]
