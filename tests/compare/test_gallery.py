@@ -87,18 +87,15 @@ def browser_page(page: Path) -> Iterator[Any]:
     with chromium() as browser:
         opened = browser.new_context(accept_downloads=True).new_page()
         said: list[str] = []
+        asked: list[str] = []
         opened.on("console", lambda message: said.append(message.text))
         opened.on("pageerror", lambda error: said.append(str(error)))
         opened.on("dialog", lambda dialog: said.append(dialog.message))
-        opened.on(
-            "request",
-            lambda request: (
-                request.url.startswith(("file:", "data:", "blob:")) or said.append(request.url)
-            ),
-        )
+        opened.on("request", lambda request: asked.append(request.url))
         opened.goto(page.as_uri())
         yield opened
         assert said == []
+        assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
 
 
 def test_answers_are_filtered_and_boxes_hidden_and_votes_kept(

@@ -96,7 +96,7 @@ def test_blip_2_answers_in_the_form_of_its_paper(blip: Path, scenes: Path) -> No
     assert question.asked == "Question: how many frogs? Answer:"
     assert isinstance(caption, Reply)
     assert caption.asked == "a photo of"
-    assert 0 < caption.prediction.num_tokens <= 4
+    assert caption.prediction.num_tokens in range(1, 5)
     assert not caption.has_score
     assert "not asked to segment" in str(masks)
     assert model.info["family"] == "blip-2"
