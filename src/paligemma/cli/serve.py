@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,6 +92,9 @@ class ServeOptions(ModelOptions):
         tuple[str, ...], Option(flags=("--limit",), metavar="NAME=VALUE", shown_default="none")
     ] = ()
     """Change one of the limits that /v1/limits lists; may be repeated."""
+    allow_video: bool = False
+    """Serve /v1/video, which captions the videos of clients: their files are decoded by processes
+    of their own. Needs: pip install 'paligemma[video]'"""
     certify: bool = False
     """Check the model as `paligemma certify` does before serving it, and refuse one that fails."""
 
@@ -101,7 +105,7 @@ def serve(*, options: ServeOptions) -> None:
 
     SIGTERM or Ctrl-C drains requests in flight; a second signal exits immediately.
     """
-    _require_server()
+    _require_server(with_video=options.allow_video)
     from paligemma.server.app import create_app
     from paligemma.server.logs import set_up_logs
     from paligemma.server.process import serve as serve_app
@@ -131,6 +135,7 @@ def serve(*, options: ServeOptions) -> None:
             "http://localhost:3000, without a path",
         ),
         question_prefix=options.question_prefix,
+        allow_video=options.allow_video,
         open_readiness=options.open_readiness,
         image_domains=_hosts(
             "--allow-urls-from", options.image_domains, _DOMAIN, "example.com or *.example.com"
@@ -161,7 +166,9 @@ def serve(*, options: ServeOptions) -> None:
         sys.exit(code)
 
 
-def _require_server() -> None:
+def _require_server(*, with_video: bool) -> None:
+    if with_video and find_spec("av") is None:
+        raise MissingExtraError("av", "video", "`paligemma serve --allow-video`")
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

@@ -50,6 +50,7 @@ from paligemma.server.routes.openai import OPENAI_REQUESTS, openai_routes
 from paligemma.server.routes.openai_responses import openai_responses_routes
 from paligemma.server.service import Service
 from paligemma.server.settings import Settings
+from paligemma.server.video_models import VideoRequest
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 
@@ -116,6 +117,7 @@ def create_app(service: Service, settings: Settings | None = None) -> Applicatio
     schemas: list[type[BaseModel]] = [
         *REQUESTS.values(),
         *(task.request for task in TASKS),
+        *([VideoRequest] if settings.allow_video else []),
         *OPENAI_REQUESTS,
         *_STREAMED,
     ]

@@ -1,11 +1,11 @@
-"""A process that reads one document of a stranger: the program, and how to talk to it.
+"""A process that reads one document or video of a stranger: the program, and how to talk to it.
 
-Readers of PDF and TIFF files are large programs in C, and some files crash or exhaust them. In a
-process of its own that is harmless: it has limits on memory, CPU time and open files, can write no
-files, and inherits no keys, sockets or other documents. It gets the file through its standard
-input, so that nothing is written to a disk, and ends with it.
+Readers of PDF, TIFF and video files are large programs in C, and some files crash or exhaust them.
+In a process of its own that is harmless: it has limits on memory, CPU time and open files, can
+write no files, and inherits no keys, sockets or other documents. It gets the file through its
+standard input, so that nothing is written to a disk, and ends with it.
 
-    python -m paligemma.server.document_child '{"memory_bytes": ..., "cpu_seconds": ...}'
+    python -m paligemma.server.document_child '{"video": false, "memory_bytes": ..., ...}'
 
 Both directions are frames: the lengths of two parts, then JSON, then bytes. Neither side unpickles
 anything.
@@ -22,7 +22,9 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -53,8 +55,9 @@ def main(options: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)  # what a library prints is no frame
-    reader = _Reader()
-    _limit(**json.loads(options))
+    limits = json.loads(options)
+    reader: _Reader | _VideoReader = _VideoReader() if limits.pop("video") else _Reader()
+    _limit(**limits)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     _send(target, frame({"ready": True}))
     if not select.select([source], [], [], _IDLE_SECONDS)[0]:
@@ -108,6 +111,61 @@ class _File(io.BytesIO):
     name = "the document"  # what errors call it
 
 
+def _answer(call: Callable[[], bytes], errors: tuple[type[Exception], ...]) -> bytes:
+    """What the call returns, or its error as a frame."""
+    try:
+        return call()
+    except MemoryError:
+        error, message = "memory", ""
+    except errors as problem:
+        error, message = "input", str(problem)
+    except Exception:
+        error, message = "damaged", ""
+    return frame({"error": error, "message": message[:_MAX_MESSAGE]})
+
+
+class _VideoReader:
+    """Answers requests about one video."""
+
+    def __init__(self) -> None:
+        # Imported before the limits are set.
+        with suppress(ImportError):  # reported when a video is opened
+            import av  # noqa: F401
+
+        from paligemma.errors import InputError, MissingExtraError
+        from paligemma.video import clip, decoding, orientation, windows  # noqa: F401
+
+        self._opening = clip
+        self._limits_type = decoding.ClipLimits
+        self._reduced = windows.reduced
+        self._errors = (InputError, MissingExtraError)
+        self._clip: Any = None
+        self._frames: Any = None
+
+    def answer(self, request: dict[str, Any], payload: bytes) -> bytes:
+        return _answer(lambda: self._call(request, payload), self._errors)
+
+    def _call(self, request: dict[str, Any], payload: bytes) -> bytes:
+        call = request["call"]
+        if call == "open":
+            self._clip = self._opening.open_clip(payload, self._limits_type(**request["limits"]))
+            return frame({"info": asdict(self._clip.info), **self._state()})
+        if call == "frames":
+            if self._frames is not None:
+                self._frames.close()
+            self._frames = self._clip.frames(**request["which"])
+            return frame({})
+        found = next(self._frames, None)
+        if found is None:
+            return frame({"is_end": True, **self._state()})
+        image = self._reduced(found.image, request["resolution"])
+        about = {"index": found.index, "time_s": found.time_s, "size_wh": image.size}
+        return frame({**about, **self._state()}, image.tobytes())
+
+    def _state(self) -> dict[str, Any]:
+        return {"problems": self._clip.problems, "is_damaged": self._clip.is_damaged}
+
+
 class _Reader:
     """Answers requests about one document."""
 
@@ -127,15 +185,7 @@ class _Reader:
         self._document: Any = None
 
     def answer(self, request: dict[str, Any], payload: bytes) -> bytes:
-        try:
-            return self._answer(request, payload)
-        except MemoryError:
-            error, message = "memory", ""
-        except self._errors as problem:
-            error, message = "input", str(problem)
-        except Exception:
-            error, message = "damaged", ""
-        return frame({"error": error, "message": message[:_MAX_MESSAGE]})
+        return _answer(lambda: self._answer(request, payload), self._errors)
 
     def _answer(self, request: dict[str, Any], payload: bytes) -> bytes:
         call = request["call"]

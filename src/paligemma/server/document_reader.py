@@ -32,9 +32,11 @@ from paligemma.documents.read import DocumentText
 from paligemma.errors import (
     CancelledError,
     DocumentError,
+    ImageError,
     OptionError,
     PaliGemmaError,
     UnavailableError,
+    VideoError,
     counted,
 )
 from paligemma.server.document_child import LENGTHS, MAX_ATTACHMENTS, MAX_WORDS, frame
@@ -60,13 +62,37 @@ _CRASHED = (
 )
 
 
-class ReaderProcess:
-    """One process, for one document. Calls come from one thread; `end` may come from any."""
+@dataclass(frozen=True, kw_only=True)
+class FileMessages:
+    """The error for files of one kind, and what it says when a process could not read one."""
 
-    def __init__(self, limits: Limits) -> None:
+    error: type[ImageError]
+    crashed: str
+    slow: str
+    memory: str
+    damaged: str
+
+
+DOCUMENTS = FileMessages(
+    error=DocumentError,
+    crashed=_CRASHED,
+    slow="A page of the document took too long to read. Leave it out with `pages`, or print the "
+    "document to a new PDF file.",
+    memory="A page of the document needs more memory than this server gives it. Scale it down "
+    "first.",
+    damaged="The document cannot be read: it is damaged. Get an intact copy.",
+)
+
+
+class ReaderProcess:
+    """One process, for one file. Calls come from one thread; `end` may come from any."""
+
+    def __init__(self, limits: Limits, messages: FileMessages = DOCUMENTS) -> None:
+        self._messages = messages
         options = {
             "memory_bytes": limits.document_memory_bytes,
             "cpu_seconds": math.ceil(limits.document_seconds),
+            "video": messages.error is VideoError,
         }
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environment |= {
@@ -93,7 +119,7 @@ class ReaderProcess:
         self._lock = threading.Lock()
         self._has_started = False
         self._is_cancelled = False
-        self.failure: DocumentError | None = None
+        self.failure: ImageError | None = None
         """Why the process was ended in the middle of its work."""
 
     @property
@@ -111,7 +137,7 @@ class ReaderProcess:
             return
         try:
             header, _ = self._receive(time.monotonic() + _START_SECONDS, 0)
-        except DocumentError:
+        except self._messages.error:
             raise UnavailableError("No process to read documents could be started.") from None
         self._has_started = bool(header.get("ready"))
 
@@ -120,21 +146,21 @@ class ReaderProcess:
     ) -> tuple[dict[str, Any], bytes]:
         """The answer: JSON, and bytes, at most so many.
 
-        Raises DocumentError for whatever goes wrong, and CancelledError after `cancel`.
+        Raises DocumentError or VideoError for whatever goes wrong, CancelledError after `cancel`.
         """
         deadline = time.monotonic() + seconds + _EXTRA_SECONDS
         try:
             with self._lock:
                 self._send(frame(request, payload), deadline)
                 header, data = self._receive(deadline, most)
-        except DocumentError as error:
+        except self._messages.error as error:
             self.end()
             if self._is_cancelled:
                 raise CancelledError("The request was cancelled.") from None
             self.failure = self.failure or error
             raise self.failure from None
         if "error" in header:
-            raise _error(header)
+            raise _error(header, self._messages)
         return header, data
 
     def cancel(self) -> None:
@@ -163,20 +189,20 @@ class ReaderProcess:
             except BlockingIOError:
                 continue
             except OSError:
-                raise DocumentError(_CRASHED) from None
+                raise self._messages.error(self._messages.crashed) from None
 
     def _receive(self, deadline: float, most: int) -> tuple[dict[str, Any], bytes]:
         num_header, num_payload = LENGTHS.unpack(self._read(LENGTHS.size, deadline))
         if num_header > _MAX_HEADER_BYTES or num_payload > most:
-            raise DocumentError(_CRASHED)
+            raise self._messages.error(self._messages.crashed)
         text = self._read(num_header, deadline)
         payload = self._read(num_payload, deadline)
         try:
             header = json.loads(text)
         except (ValueError, RecursionError):
-            raise DocumentError(_CRASHED) from None
+            raise self._messages.error(self._messages.crashed) from None
         if not isinstance(header, dict):
-            raise DocumentError(_CRASHED)
+            raise self._messages.error(self._messages.crashed)
         return header, payload
 
     def _read(self, num_bytes: int, deadline: float) -> bytes:
@@ -188,7 +214,7 @@ class ReaderProcess:
             except BlockingIOError:
                 continue
             if not part:
-                raise DocumentError(_CRASHED)
+                raise self._messages.error(self._messages.crashed)
             parts.append(part)
             num_bytes -= len(part)
         return b"".join(parts)
@@ -198,25 +224,19 @@ class ReaderProcess:
         poll.register(file, event)
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise DocumentError(
-                "A page of the document took too long to read. Leave it out with `pages`, or print "
-                "the document to a new PDF file."
-            )
+            raise self._messages.error(self._messages.slow)
 
 
-def _error(header: dict[str, Any]) -> DocumentError:
+def _error(header: dict[str, Any], messages: FileMessages) -> ImageError:
     """The error that a process reports. Its messages name neither files nor values."""
     if header["error"] == "memory":
-        return DocumentError(
-            "A page of the document needs more memory than this server gives it. Scale it down "
-            "first."
-        )
+        return messages.error(messages.memory)
     message = str(header.get("message", ""))
     if header["error"] != "input" or not message:
-        message = "The document cannot be read: it is damaged. Get an intact copy."
+        message = messages.damaged
     message = message.replace("--password, or password=...", "the field `password`")
     message = message.replace("Check --password.", "Check the field `password`.")
-    return DocumentError(message[:1].upper() + message[1:])
+    return messages.error(message[:1].upper() + message[1:])
 
 
 def _checked(
@@ -348,14 +368,14 @@ class ReaderPool:
         self._spare: list[ReaderProcess] = []
         weakref.finalize(self, _end_all, self._spare)
 
-    def take(self) -> ReaderProcess:
-        """A process without a document. Raises UnavailableError if none can be started."""
+    def take(self, messages: FileMessages = DOCUMENTS) -> ReaderProcess:
+        """A process without a file. Raises UnavailableError if none can be started."""
         with self._lock:
-            process = self._spare.pop() if self._spare else None
+            process = self._spare.pop() if self._spare and messages is DOCUMENTS else None
         if process is not None and not process.is_running:  # after a long time without documents
             process.close()
             process = None
-        process = process or self._start()
+        process = process or self._start(messages)
         try:
             process.wait_until_started()
         except BaseException:
@@ -410,9 +430,9 @@ class ReaderPool:
         with self._lock:
             _end_all(self._spare)
 
-    def _start(self) -> ReaderProcess:
+    def _start(self, messages: FileMessages = DOCUMENTS) -> ReaderProcess:
         try:
-            return ReaderProcess(self._limits)
+            return ReaderProcess(self._limits, messages)
         except OSError:
             raise UnavailableError("No process to read documents could be started.") from None
 

@@ -1,8 +1,8 @@
-"""What can be done with a document: how each request becomes work, and its result an answer."""
+"""What can be done with documents and videos: how requests become work, and results answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,7 +34,12 @@ from paligemma.server.document_models import (
 )
 from paligemma.server.document_reader import RemotePages
 from paligemma.server.document_work import ServiceAsker
+from paligemma.server.images import DOCUMENT, VIDEO, FileKind
 from paligemma.server.responses import ResponseModel, TaskResponse
+from paligemma.server.video_models import SegmentResult, VideoRequest, VideoResponse, VideoResult
+from paligemma.server.video_reader import RemoteClip, check_questions
+from paligemma.video.asking import FRAMES_OF_A_FILM, Video
+from paligemma.video.segment import VideoSegment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,8 @@ class Download:
         return Response(self.data, media_type=self.media_type, headers=headers)
 
 
-Work = Callable[[Document, ServiceAsker], ResponseModel | Download]
+Work = Callable[[Any, ServiceAsker], ResponseModel | Download]
+"""Gets a `Document`, or the `RemoteClip` of a video."""
 RequestT = TypeVar("RequestT", bound=StreamedRequest)
 
 
@@ -60,12 +66,13 @@ class DocumentTask:
     """A route."""
 
     name: str
-    request: type[StreamedRequest]
+    request: type[StreamedRequest] | type[VideoRequest]
     response: type[TaskResponse]
     prepare: Callable[[Any], Work]
     """Returns what to do for a request. Raises OptionError before the document is opened."""
-    media_types: tuple[str, ...]
+    media_types: tuple[str, ...] = ()
     """Of the files that the answer may be, other than JSON."""
+    kind: FileKind = DOCUMENT
 
 
 def _reading(request: ReadRequest) -> Work:
@@ -169,6 +176,53 @@ def _chart(request: ChartRequest) -> Work:
 
     return work
 
+
+def _video(request: VideoRequest) -> Work:
+    settings = {
+        "frames": request.frames,
+        "pick": request.pick,
+        "max_new_tokens": request.max_new_tokens,
+    }
+    question, every = request.question, request.every
+
+    def segments(video: Video) -> Iterator[VideoSegment]:
+        if every is None:
+            given: dict[str, Any] = {k: v for k, v in settings.items() if v is not None}
+            if question is None:
+                yield video.caption(language=request.language or "en", **given)
+            else:
+                yield video.ask(question, language=request.language or None, **given)
+        elif question is None:
+            yield from video.captions(every, language=request.language or "en", **settings)  # type: ignore[arg-type]
+        else:
+            yield from video.answers(question, every, language=request.language or None, **settings)  # type: ignore[arg-type]
+
+    def work(clip: RemoteClip, asker: ServiceAsker) -> ResponseModel | Download:
+        video = Video(asker=asker, clip=clip, start_s=request.start_s, end_s=request.end_s)
+        number = 1 if every is None else len(video.windows(every))
+        usual = FRAMES_OF_A_FILM if every is None else 1
+        check_questions(number * (request.frames or usual), asker.limits)
+        found = []
+        for segment in segments(video):
+            found.append(SegmentResult.model_validate(segment.to_dict()))
+            asker.tell(found[-1])
+        info = clip.info
+        return VideoResult(
+            width=info.width,
+            height=info.height,
+            duration_s=info.duration_s,
+            stream=info.stream,
+            segments=found,
+            problems=list(clip.problems),
+        )
+
+    return work
+
+
+VIDEO_TASK = DocumentTask(
+    name="video", request=VideoRequest, response=VideoResponse, prepare=_video, kind=VIDEO
+)
+"""Only where the server's settings allow it."""
 
 TASKS: tuple[DocumentTask, ...] = (
     DocumentTask(

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from paligemma.answering import ImageQuery, Query, Usage
-from paligemma.documents.page import Document
 from paligemma.errors import (
     BusyError,
     CancelledError,
@@ -31,9 +30,11 @@ from paligemma.errors import (
 )
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.processor import Processor
-from paligemma.server.document_reader import DocumentFile, ReaderPool, ReaderProcess
+from paligemma.server.document_reader import DOCUMENTS, DocumentFile, ReaderPool, ReaderProcess
 from paligemma.server.jobs import Job, JobOptions
 from paligemma.server.service import Service
+from paligemma.server.settings import Limits
+from paligemma.server.video_reader import VIDEOS, RemoteClip, VideoFile
 
 ResultT = TypeVar("ResultT")
 
@@ -68,6 +69,11 @@ class ServiceAsker:
         self._open: set[Future[Any]] = set()
         self._process: ReaderProcess | None = None
         self.stopped_by: PaliGemmaError | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Those of the server."""
+        return self._service.limits
 
     @property
     def processor(self) -> Processor:
@@ -211,15 +217,16 @@ class DocumentRunner:
 
     async def run(
         self,
-        file: DocumentFile,
-        work: Callable[[Document, ServiceAsker], ResultT],
+        file: DocumentFile | VideoFile,
+        work: Callable[[Any, ServiceAsker], ResultT],
         asker: ServiceAsker,
         client: str,
     ) -> ResultT:
         """The result of the work, which is done in a thread.
 
-        Raises BusyError when too many documents are read, DocumentError for one that cannot be
-        read, TimeLimitError after `document_seconds`, and what the work raises.
+        The work gets a `Document` or a `RemoteClip`. Raises BusyError when too many files are read,
+        DocumentError and VideoError for one that cannot be read, TimeLimitError after
+        `document_seconds`, and what the work raises.
         """
         loop = asyncio.get_running_loop()
         seconds = self._service.limits.document_seconds
@@ -245,21 +252,27 @@ class DocumentRunner:
 
     def _work(
         self,
-        file: DocumentFile,
-        work: Callable[[Document, ServiceAsker], ResultT],
+        file: DocumentFile | VideoFile,
+        work: Callable[[Any, ServiceAsker], ResultT],
         asker: ServiceAsker,
     ) -> ResultT:
-        process = self._pool.take()
+        is_video = isinstance(file, VideoFile)
+        process = self._pool.take(VIDEOS if is_video else DOCUMENTS)
         asker.use(process)
         try:
-            with self._pool.open(process, file) as document:
-                result = work(document, asker)
+            if isinstance(file, VideoFile):
+                side = asker.processor.resolution
+                result = work(RemoteClip(process, file, self._service.limits, side), asker)
+            else:
+                with self._pool.open(process, file) as document:
+                    result = work(document, asker)
         except Exception:
             asker.check()
             raise
         finally:
             process.close()
-            self._pool.keep_ready()
+            if not is_video:
+                self._pool.keep_ready()
         if process.failure is not None:  # whatever the work made of it
             raise process.failure
         asker.check()
@@ -270,7 +283,7 @@ class DocumentRunner:
         limits = self._service.limits
         is_full = self._by_client.total() >= limits.max_documents
         if is_full or self._by_client[client] >= limits.documents_per_client:
-            raise BusyError("Too many documents are being read. Try again later.")
+            raise BusyError("Too many files are being read. Try again later.")
         self._by_client[client] += 1
         try:
             yield

@@ -25,6 +25,7 @@ from paligemma.errors import (
     PromptError,
     TimeLimitError,
     UnavailableError,
+    VideoError,
 )
 from paligemma.server.responses import ErrorDetail, ErrorResponse, json_response
 
@@ -132,6 +133,8 @@ _ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
 def _input_error(error: InputError) -> ApiError:
     if isinstance(error, DocumentError):
         return ApiError(400, "invalid_document", str(error), param="document")
+    if isinstance(error, VideoError):
+        return ApiError(400, "invalid_video", str(error), param="video")
     if isinstance(error, ImageError):
         # In Python the message names the source of the image; here that is always bytes.
         message = str(error).replace("The image bytes ", "The image ")

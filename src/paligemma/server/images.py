@@ -75,6 +75,17 @@ DOCUMENT = FileKind(
     media_types=("application/pdf", "image/tiff", *_IMAGE_TYPES),
     limit="max_document_bytes",
 )
+VIDEO = FileKind(
+    name="video",
+    media_types=(
+        "video/mp4",
+        "video/quicktime",
+        "video/webm",
+        "video/x-matroska",
+        "video/x-msvideo",
+    ),
+    limit="max_video_bytes",
+)
 
 
 def decode_base64(text: str, limits: Limits, kind: FileKind = IMAGE) -> bytes:

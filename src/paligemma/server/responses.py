@@ -337,6 +337,7 @@ LimitsResponse: type[ResponseModel] = create_model(
     },  # type: ignore[call-overload]
     image_formats=(list[str], ...),
     fetches_images=(bool, ...),
+    reads_videos=(bool, ...),
 )
 
 

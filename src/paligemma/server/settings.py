@@ -91,6 +91,15 @@ class Limits:
     documents_per_client: int = 2
     """The same for one client."""
 
+    # One video, where videos are allowed; otherwise as for documents
+
+    max_video_bytes: int = 30 * _MIB
+    """Of a video file; a body is held to `max_body_bytes`, too."""
+    max_video_seconds: float = 3600.0
+    """Length of a video."""
+    max_video_frames: int = 200_000
+    """Frames that are decoded for one request."""
+
     # All jobs together
 
     max_running: int = 32
@@ -150,6 +159,8 @@ class Settings:
     """Origins whose pages may call the server, in lower case: "http://localhost:3000"."""
     open_readiness: bool = False
     """Answer /health/ready without a key and for any Host header, for probes."""
+    allow_video: bool = False
+    """Serve /v1/video, which decodes the videos of clients in processes of their own."""
     question_prefix: str | None = None
     """What a plain question to /v1/chat/completions begins with, such as "answer en"; "" sends it
     unchanged. None: "answer en" for mini and mix checkpoints, which were trained with it."""

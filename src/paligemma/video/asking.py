@@ -14,9 +14,9 @@ from paligemma.errors import OptionError, PaliGemmaError, check_choice, check_wh
 from paligemma.processor.image import LoadedImage
 from paligemma.tasks.task import Task
 from paligemma.tasks.text import AnswerTask, CaptionTask
-from paligemma.video.clip import Clip, Frame, check_range
+from paligemma.video.clip import Frame, FrameSource, check_range
 from paligemma.video.segment import FrameTime, VideoSegment, merged, voted
-from paligemma.video.windows import Pick, Window, distinct, frames_of, windows_of
+from paligemma.video.windows import Pick, Window, distinct, frames_of, reduced, windows_of
 
 if TYPE_CHECKING:
     from paligemma.video.tracking import TrackOptions
@@ -43,7 +43,7 @@ class Video:
     """
 
     asker: Asker = field(repr=False)
-    clip: Clip
+    clip: FrameSource
     start_s: float = 0.0
     end_s: float | None = None
     """The part that is asked about; None: to the end."""
@@ -200,18 +200,12 @@ class Video:
             yield voted(window, frames, [answer, *rest], question=question, notes=notes)
 
     def _image(self, frame: Frame) -> LoadedImage:
-        """The frame, made smaller by a whole factor where it is far larger than the model's input.
-
-        Both sides keep at least twice the model's resolution, so that a batch of frames of a large
-        film takes little memory and the model sees the same.
-        """
-        factor = min(frame.image.size) // (2 * self.asker.processor.resolution)
-        image = frame.image.reduce(factor) if factor > 1 else frame.image
+        image = reduced(frame.image, self.asker.processor.resolution)
         name = f"the frame at {frame.time_s:.2f} s"
         return LoadedImage(rgb=image, name=name, full_size_wh=frame.image.size)
 
 
-def check_part(clip: Clip, start_s: float, end_s: float | None) -> None:
+def check_part(clip: FrameSource, start_s: float, end_s: float | None) -> None:
     """Raise OptionError for a part that the film does not have."""
     check_range(start_s, end_s)
     if start_s >= clip.info.duration_s:

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
@@ -69,6 +70,26 @@ class ClipInfo:
         )
 
 
+class FrameSource(Protocol):
+    """A film that is open: a `Clip`, or one in another process."""
+
+    @property
+    def info(self) -> ClipInfo: ...
+    @property
+    def problems(self) -> tuple[str, ...]: ...
+    @property
+    def is_damaged(self) -> bool: ...
+    def frames(
+        self,
+        times: Iterable[float] | None = None,
+        *,
+        every_s: float | None = None,
+        fps: float | None = None,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> Generator[Frame]: ...
+
+
 class Clip:
     """A film whose frames can be taken as often as needed. Each pass opens the file anew."""
 
@@ -78,9 +99,14 @@ class Clip:
         self._problems: dict[str, str] = {}
         decoding = Decoding(source, limits, self._problems)
         try:
-            self.info = self._read_info(decoding)
+            self._info = self._read_info(decoding)
         finally:
             decoding.close()
+
+    @property
+    def info(self) -> ClipInfo:
+        """What the film is."""
+        return self._info
 
     @property
     def problems(self) -> tuple[str, ...]:

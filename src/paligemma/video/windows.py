@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.errors import OptionError
-from paligemma.video.clip import Clip, Frame
+from paligemma.video.clip import Frame, FrameSource
 
 Pick = Literal["middle", "sharpest"]
 """Which frame stands for a part of a window: that in its middle, or the sharpest of several."""
@@ -58,7 +58,7 @@ def windows_of(start_s: float, end_s: float, every_s: float) -> list[Window]:
 
 
 def frames_of(
-    clip: Clip, windows: Sequence[Window], count: int, pick: Pick
+    clip: FrameSource, windows: Sequence[Window], count: int, pick: Pick
 ) -> Iterator[tuple[Window, list[Frame]]]:
     """Each window with the `count` frames that stand for its equal parts, in one pass.
 
@@ -83,6 +83,16 @@ def frames_of(
             yield window, kept
     finally:
         frames.close()
+
+
+def reduced(image: Image.Image, resolution: int) -> Image.Image:
+    """The image, smaller by a whole factor where it is far larger than a model's input.
+
+    Both sides keep at least twice the model's resolution, so that it sees the same, and a batch of
+    frames of a large film takes little memory.
+    """
+    factor = min(image.size) // (2 * resolution)
+    return image.reduce(factor) if factor > 1 else image
 
 
 def distinct(frames: Sequence[Frame]) -> list[Frame]:

@@ -1,4 +1,4 @@
-"""The routes for documents: one per task, and `/v1/pages`, with which the page shows them.
+"""The routes for documents and videos: one per task, and `/v1/pages`, which shows documents.
 
     body -> request model -> file and work -> thread: Document -> result, or a file to download
 
@@ -31,17 +31,19 @@ from paligemma.server.document_models import (
     ProgressEvent,
 )
 from paligemma.server.document_reader import DocumentFile
-from paligemma.server.document_tasks import TASKS, DocumentTask, Download, Work
+from paligemma.server.document_tasks import TASKS, VIDEO_TASK, DocumentTask, Download, Work
 from paligemma.server.document_work import DocumentRunner, ServiceAsker
 from paligemma.server.errors import ApiError
 from paligemma.server.handler import RequestHandler, cancel_on_disconnect, request_schema
-from paligemma.server.images import DOCUMENT
+from paligemma.server.images import DOCUMENT, FileKind
 from paligemma.server.requests import validate
 from paligemma.server.responses import ResponseModel, error_responses
 from paligemma.server.routes.native import REQUEST_ID, sum_usage
 from paligemma.server.sse import EventStream, event_description, event_frame, start_stream
+from paligemma.server.video_models import SegmentResult, VideoRequest
+from paligemma.server.video_reader import VideoFile
 
-RequestT = TypeVar("RequestT", bound=DocumentRequest)
+RequestT = TypeVar("RequestT", bound=DocumentRequest | VideoRequest)
 
 MAX_PAGE_IMAGES = 12
 """Pages in one answer of /v1/pages."""
@@ -50,7 +52,7 @@ _PROGRESS_SECONDS = 0.25
 
 
 def document_routes(handler: RequestHandler, runner: DocumentRunner) -> APIRouter:
-    """`/v1/read`, `/v1/table`, `/v1/chart` and `/v1/pages`."""
+    """A route per task, that of videos where they are allowed, and `/v1/pages`."""
     router = APIRouter(tags=["documents"])
 
     @router.post("/v1/pages", name="pages", response_class=Response, include_in_schema=False)
@@ -66,7 +68,8 @@ def document_routes(handler: RequestHandler, runner: DocumentRunner) -> APIRoute
         answer = await cancel_on_disconnect(request.receive, call.run(call.asker(), work))
         return Response(answer.to_json(), media_type="application/json")
 
-    for task in TASKS:
+    tasks = (*TASKS, VIDEO_TASK) if handler.settings.allow_video else TASKS
+    for task in tasks:
         router.add_api_route(
             f"/v1/{task.name}",
             _route(handler, runner, task),
@@ -78,14 +81,16 @@ def document_routes(handler: RequestHandler, runner: DocumentRunner) -> APIRoute
             responses={200: _answer_description(task), **error_responses()},
             openapi_extra={
                 "parameters": [REQUEST_ID],
-                "requestBody": request_schema(task.request, with_form=True, kind=DOCUMENT),
+                "requestBody": request_schema(task.request, with_form=True, kind=task.kind),
             },
         )
     return router
 
 
 def _answer_description(task: DocumentTask) -> dict[str, Any]:
-    events = event_description("Events `progress`, `page` (of /v1/read), `result` and `error`.")
+    events = event_description(
+        "Events `progress`, `page` (of /v1/read), `segment` (of /v1/video), `result` and `error`."
+    )
     files = {name: {"schema": {"type": "string"}} for name in task.media_types}
     return {
         "description": "The answer; with `to`, a file; with `stream`, a stream of events.",
@@ -95,24 +100,27 @@ def _answer_description(task: DocumentTask) -> dict[str, Any]:
 
 
 async def _read(
-    handler: RequestHandler, request: Request, model: type[RequestT]
-) -> tuple[DocumentFile, RequestT]:
+    handler: RequestHandler, request: Request, model: type[RequestT], kind: FileKind = DOCUMENT
+) -> tuple[DocumentFile | VideoFile, RequestT]:
     """The file and the other fields of a request. Raises ApiError."""
-    body = await handler.read_request(request, DOCUMENT)
+    body = await handler.read_request(request, kind)
     task = validate(model, body.fields, handler.limits, is_text=body.is_text)
-    data = body.file
-    if data is not None and task.document is not None:
-        raise DOCUMENT.invalid("Document given twice: as a file and in the request.")
-    if task.document is not None:
-        data = await handler.decode(task.document, DOCUMENT)
+    data, text = body.file, getattr(task, kind.name)
+    if data is not None and text is not None:
+        raise kind.invalid(f"{kind.name.capitalize()} given twice: as a file and in the request.")
+    if text is not None:
+        data = await handler.decode(text, kind)
     if data is None:
-        raise ApiError(400, "missing_document", "A document is required.", param="document")
+        message = f"A {kind.name} is required."
+        raise ApiError(400, f"missing_{kind.name}", message, param=kind.name)
+    if isinstance(task, VideoRequest):
+        return VideoFile(data=data), task
     return DocumentFile(data=data, password=task.password, pages=task.page_numbers), task
 
 
 def _route(handler: RequestHandler, runner: DocumentRunner, task: DocumentTask) -> Any:
     async def answer(request: Request) -> Response:
-        file, fields = await _read(handler, request, task.request)
+        file, fields = await _read(handler, request, task.request, task.kind)
         call = _Call(handler=handler, runner=runner, request=request, task=fields, file=file)
         work = task.prepare(fields)
         if fields.stream:
@@ -135,8 +143,8 @@ class _Call:
     handler: RequestHandler
     runner: DocumentRunner
     request: Request
-    task: DocumentRequest
-    file: DocumentFile
+    task: DocumentRequest | VideoRequest
+    file: DocumentFile | VideoFile
 
     def asker(self, on_event: Callable[[object], None] = lambda event: None) -> ServiceAsker:
         """Asks the model that the request names. Raises ApiError for an unknown one."""
@@ -184,7 +192,7 @@ class _Call:
             await asyncio.gather(running, return_exceptions=True)
 
 
-_EVENT_NAMES: dict[type[ResponseModel], str] = {PageTextResult: "page"}
+_EVENT_NAMES: dict[type[ResponseModel], str] = {PageTextResult: "page", SegmentResult: "segment"}
 
 
 def _page_image(page: Page, max_side: int) -> PageImage:

@@ -71,6 +71,7 @@ def limits_routes(handler: RequestHandler) -> APIRouter:
                 "fetches_images": bool(
                     handler.settings.image_domains or handler.settings.private_image_hosts
                 ),
+                "reads_videos": handler.settings.allow_video,
             }
         )
         return json_response(body)
