@@ -35,7 +35,7 @@ LAYERS = (
     ("fast", "adapters"),
     ("engine", "checkpoints"),
     ("answering",),
-    ("documents", "video"),
+    ("documents", "video", "ranking"),
     ("extraction",),
     ("predictor", "loading"),
     ("__init__",),

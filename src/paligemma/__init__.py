@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from paligemma.processor.image import load_image as load_image
     from paligemma.processor.processor import Processor as Processor
     from paligemma.processor.processor import PromptRow as PromptRow
+    from paligemma.ranking import Classification as Classification
+    from paligemma.ranking import Ranked as Ranked
+    from paligemma.ranking import RankOptions as RankOptions
     from paligemma.results import Answer as Answer
     from paligemma.results import BatchItem as BatchItem
     from paligemma.results import Caption as Caption
@@ -75,5 +78,7 @@ if TYPE_CHECKING:
     from paligemma.tasks.text import CaptionTask as CaptionTask
     from paligemma.tasks.text import OcrTask as OcrTask
     from paligemma.tasks.text import QuestionTask as QuestionTask
+    from paligemma.tasks.yes_no import YesNo as YesNo
+    from paligemma.tasks.yes_no import YesNoTask as YesNoTask
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

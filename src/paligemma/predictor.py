@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from paligemma.extraction.options import ExtractOptions
     from paligemma.extraction.result import Extraction
     from paligemma.extraction.schema import Schema
+    from paligemma.ranking import Classification, How, Ranked, RankOptions
     from paligemma.tables import Table
     from paligemma.video.asking import Video
     from paligemma.video.clip import Clip
@@ -773,6 +774,50 @@ class Predictor:
             for row in score_batch(self.model, inputs, image_tokens=image_tokens)
         ]
         return scores[0] if isinstance(suffix, str) else scores
+
+    def classify(
+        self,
+        image: ImageInput,
+        labels: Sequence[str],
+        how: How = "ask",
+        *,
+        allow_none: bool = True,
+        options: RankOptions | None = None,
+    ) -> Classification:
+        """Which of the labels fits the image, with probabilities, or none of them.
+
+        "ask" asks "is there {label} in the image?" for each label, all in one batch; "caption"
+        compares how likely each is as the caption, and always chooses one. `presences` of the
+        result judge each label by itself, where several may fit.
+
+        >>> predictor.classify("cat.jpg", ["cat", "dog", "red car"]).best
+        'cat'
+        """
+        from paligemma.ranking import RankOptions, classify
+
+        options = replace(options or RankOptions(), how=how)
+        return classify(self, image, labels, options, allow_none=allow_none)
+
+    def rank(
+        self,
+        images: Iterable[ImageInput],
+        text: str,
+        how: How = "ask",
+        *,
+        errors: Literal["raise", "return"] = "raise",
+        options: RankOptions | None = None,
+    ) -> list[Ranked]:
+        """The images in the order of how well a text fits them, best first; for hundreds of them.
+
+        As `classify`, with one question for each image, or the text as its caption. With
+        `errors="return"`, images that cannot be read come last, with their error.
+
+        >>> [paths[found.index] for found in predictor.rank(paths, "dog on a beach")[:5]]
+        """
+        from paligemma.ranking import RankOptions, rank
+
+        options = replace(options or RankOptions(), how=how)
+        return rank(self, images, text, options, errors=errors)
 
     def embed_image(
         self, image: ImageInput | Sequence[ImageInput], *, pooled: bool = False

@@ -5,6 +5,7 @@ scored_text.py     the text of an answer with the probability of its parts
 table.py           tables: HTML
 chart.py           charts: labels and values
 text.py            captions, answers to questions, and the text in the image
+yes_no.py          how likely yes and no are as answers
 field.py           answers that are held to a form: a pattern, the JSON of a schema
 text_grammar.py    constrained decoding of text, with llguidance
 json_schema.py     JSON schemas without open ends, for text_grammar.py
@@ -47,5 +48,6 @@ if TYPE_CHECKING:
     from paligemma.tasks.text import CaptionTask as CaptionTask
     from paligemma.tasks.text import OcrTask as OcrTask
     from paligemma.tasks.text import QuestionTask as QuestionTask
+    from paligemma.tasks.yes_no import YesNoTask as YesNoTask
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)
