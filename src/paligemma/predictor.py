@@ -820,24 +820,32 @@ class Predictor:
         return rank(self, images, text, options, errors=errors)
 
     def embed_image(
-        self, image: ImageInput | Sequence[ImageInput], *, pooled: bool = False
+        self,
+        image: ImageInput | PreparedImage | Sequence[ImageInput | PreparedImage],
+        *,
+        pooled: bool = False,
     ) -> npt.NDArray[np.float32]:
         """The image as the decoder sees it: float32[P, D], P image tokens of the model's width.
 
         float32[256, 2304] for PaliGemma 2 3B at 224 pixels. Of a list of N images, all of them:
         float32[N, P, D]. With `pooled`, the mean of the image tokens: float32[D] or [N, D].
         """
-        images = _as_tuple(cast("ImageInputs", image))
+        is_list = isinstance(image, list | tuple)
+        images = cast("Sequence[ImageInput | PreparedImage]", image if is_list else (image,))
         if not images:
             raise OptionError("There are no images to embed. Pass one, or a list of them.")
         size = self._batch_size(None, 1)
         parts = []
         for start in range(0, len(images), size):
-            loaded = [self._load(each) for each in images[start : start + size]]
-            tokens = self._encode(self.processor.pixel_values(loaded)).float()
+            prepared = [
+                each if isinstance(each, PreparedImage) else self.prepare(each)
+                for each in images[start : start + size]
+            ]
+            pixels = torch.stack([each.image.pixel_values for each in prepared])
+            tokens = self._encode(pixels).float()
             parts.append(_finite(tokens.mean(1) if pooled else tokens))
         embedded = np.concatenate(parts)
-        return embedded if isinstance(image, list | tuple) else embedded[0]
+        return embedded if is_list else embedded[0]
 
     @torch.inference_mode()
     def embed_prompt(

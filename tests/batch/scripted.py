@@ -19,6 +19,7 @@ class ScriptedWorker:
         self, task: Any, model: dict[str, Any], batch_size: int | None, allow_urls: bool
     ) -> None:
         self.rows_at_a_time = batch_size or 4
+        self.note = model.get("note")
         self._seconds = float(model.get("seconds", 0.0))
         self._log = model.get("log")
         if model.get("refuse"):

@@ -95,11 +95,18 @@ def test_a_table_of_json_lines_has_ids_or_names(folder: Path) -> None:
 
 def test_a_missing_file_of_a_list_is_an_item_that_will_fail(folder: Path) -> None:
     listed = folder / "list.txt"
-    listed.write_text("gone.png\n")
-    [item] = find_items([str(listed)])
+    listed.write_text("b.png\ngone.png\n")
+    _, item = find_items([str(listed)])
     assert item.fingerprint == "missing"
     with pytest.raises(ImageError, match=r"gone\.png"):
         LocationReader(resolution=4).read(item.location)
+
+
+def test_a_text_that_is_no_list_is_told_and_left_out_of_patterns(folder: Path) -> None:
+    (folder / "a" / "1.txt").write_text("a cat on a mat\n")
+    with pytest.raises(OptionError, match=r"None of the files in the list .* 'a cat on a mat'"):
+        keys(folder / "a" / "1.txt")
+    assert keys(folder / "a" / "*") == ["1.png", "2.jpg"]
 
 
 def test_images_in_a_shard_are_read_by_their_place_in_it(tmp_path: Path) -> None:

@@ -89,9 +89,11 @@ def test_a_batch_that_fails_as_a_whole_is_done_row_by_row(
 
 def test_embeddings_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
     worker = BatchWorker(BatchTask(name="embed"), {"model": "mini"})
-    [good, bad] = worker([rows[1], rows[3]])
-    expected = worker.predictor.embed_image(rows[1]["image"], pooled=True)
-    assert np.array_equal(embedding(good["result"]), expected)
+    first, good, bad, last = worker([rows[0], rows[1], rows[3], rows[2]])
+    paths = [row["image"] for row in rows[:3]]
+    expected = worker.predictor.embed_image(paths, pooled=True)
+    for answer, vector in zip((first, good, last), expected, strict=True):
+        assert np.array_equal(embedding(answer["result"]), vector)
     assert "unknown format" in bad["error"]
 
 

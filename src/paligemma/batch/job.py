@@ -268,6 +268,7 @@ class Job:
 
     def write(self, items: Sequence[Item]) -> tuple[Path, ...]:
         """Derive the files from the journals of all parts."""
+        self.out.mkdir(parents=True, exist_ok=True)  # for a part without any item
         with locked(self.out / "outputs.lock"):
             content = self.content()
             files = [write_file(content, name, self.out) for name in self.outputs.formats]

@@ -3,7 +3,7 @@
 Parent and child exchange lines of JSON over the child's stdin and stdout:
 
     parent  {"worker": "module:Class", "options": {...}}
-    child   {"ready": {...}, "rows_at_a_time": 32}          or  {"error": [class, message]}
+    child   {"ready": {...}, "rows_at_a_time": 32, "note": null}   or  {"error": [class, message]}
     parent  {"rows": [...], "following": [...]}
     child   {"rows": [...]}                                 or  {"error": [class, message]}
 
@@ -50,13 +50,13 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_ready(self) -> tuple[dict[str, Any], int]:
-        """What the worker's `info` and `rows_at_a_time` say.
+    def wait_until_ready(self) -> tuple[dict[str, Any], int, str | None]:
+        """What the worker's `info`, `rows_at_a_time` and `note` say.
 
         Raises what its constructor raised, and WorkerDiedError.
         """
         said = self._hear()
-        return said["ready"], said["rows_at_a_time"]
+        return said["ready"], said["rows_at_a_time"], said["note"]
 
     def start(self, rows: Sequence[Row], following: Sequence[Row] = ()) -> None:
         """Let it compute; `finish` waits for the results. Raises WorkerDiedError."""
@@ -123,7 +123,7 @@ def _serve(messages: queue.SimpleQueue[dict[str, Any]], answers: BinaryIO) -> No
     try:
         worker = getattr(importlib.import_module(module), name)(**first["options"])
         ready = {"ready": worker.info(), "rows_at_a_time": worker.rows_at_a_time}
-        _write(answers, ready)
+        _write(answers, {**ready, "note": worker.note})
         while True:
             message = messages.get()
             _write(answers, {"rows": worker(message["rows"], message["following"])})

@@ -71,6 +71,7 @@ class Runner:
     _process: WorkerProcess | None = field(default=None, init=False)
     _rows_at_a_time: int = field(default=1, init=False)
     _loading_deaths: int = field(default=0, init=False)
+    _notes: set[str] = field(default_factory=set, init=False)
 
     def load(self) -> dict[str, Any]:
         """Start the worker process. Returns what its results depend on.
@@ -80,7 +81,7 @@ class Runner:
         while True:
             self._process = WorkerProcess(self.worker, self.options)
             try:
-                info, self._rows_at_a_time = self._process.wait_until_ready()
+                info, self._rows_at_a_time, note = self._process.wait_until_ready()
             except WorkerDiedError as error:
                 self._loading_deaths += 1
                 if self._loading_deaths >= _LOADING_TRIES:
@@ -88,6 +89,9 @@ class Runner:
                 self._restart(error, load=False)
                 continue
             self._loading_deaths = 0
+            if note is not None and note not in self._notes:
+                self.say(note)
+                self._notes.add(note)
             return info
 
     def run(self, items: Sequence[Item]) -> Iterator[tuple[dict[str, Any], list[Row]]]:

@@ -160,18 +160,24 @@ class _Source:
             files = tuple(each for each in paths if each.is_file())
             if not files:
                 raise OptionError(f"No file matches the pattern {word!r}. Check the path.")
-            fixed = [part for part in _until_magic(path.parts[:-1])]
-            return cls(word=word, base=os.path.abspath(Path(*fixed)), paths=files)
+            # Lists and tables next to images, such as the texts of an earlier run, are not meant.
+            images = tuple(each for each in files if _is_image_or_pdf(each))
+            fixed = Path(*_until_magic(path.parts[:-1]))
+            return cls(word=word, base=os.path.abspath(fixed), paths=images or files)
         raise OptionError(f"The source {word!r} does not exist. Check the path.")
 
     def items(self, root: str, options: SourceOptions) -> Iterator[Item]:
         for path in self.paths:
             if path.is_dir():
                 for file in _files_below(path):
-                    if is_image(file) or file.suffix.lower() == ".pdf":
+                    if _is_image_or_pdf(file):
                         yield from _of_image_file(file, _relative(file, root), options)
             else:
                 yield from _of_file(path, _relative(path, root), options)
+
+
+def _is_image_or_pdf(path: Path) -> bool:
+    return is_image(path) or (path.suffix.lower() == ".pdf" and not path.name.startswith("._"))
 
 
 def _until_magic(parts: Sequence[str]) -> Iterator[str]:
@@ -203,7 +209,7 @@ def _of_file(path: Path, key: str, options: SourceOptions) -> Iterator[Item]:
     reader = _READERS.get(path.suffix.lower())
     if reader is not None:
         yield from reader(path, key, options)
-    elif is_image(path) or path.suffix.lower() == ".pdf":
+    elif _is_image_or_pdf(path):
         yield from _of_image_file(path, key, options)
     else:
         raise OptionError(
@@ -262,6 +268,16 @@ def _of_entry(
 
 
 def _of_list(path: Path, key: str, options: SourceOptions) -> Iterator[Item]:
+    items = list(_of_lines(path, options))
+    if items and all(item.fingerprint == "missing" for item in items):
+        raise OptionError(
+            f"None of the files in the list {str(path)!r} exists, such as {items[0].key!r}. "
+            "Expected a path or an address on each line; paths are relative to the list."
+        )
+    yield from items
+
+
+def _of_lines(path: Path, options: SourceOptions) -> Iterator[Item]:
     for number, line in enumerate(_lines(path), start=1):
         if text := line.strip():
             where = f"Line {number} of {str(path)!r}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,15 @@ class BatchWorker:
 
     @property
     def rows_at_a_time(self) -> int:
-        """Rows that the model computes together."""
+        """Rows that the model computes together; documents come one by one."""
+        if self.task.name in ("read", "extract"):
+            return 1
         return self.predictor.rows_at_a_time(self._batch_size)
+
+    @property
+    def note(self) -> str | None:
+        """What a person should read before trusting the results."""
+        return self.predictor.note
 
     def info(self) -> dict[str, Any]:
         """What results depend on: which weights were loaded, and in which form."""
@@ -110,6 +118,9 @@ class BatchWorker:
     def _answers(
         self, rows: Sequence[Row], following: Sequence[Row]
     ) -> Iterator[dict[str, Any] | Exception]:
+        if self.task.name == "embed":
+            yield from self._embeddings(rows, following)
+            return
         if not self.task.is_query:
             yield from map(self._answer, rows)
             return
@@ -127,21 +138,29 @@ class BatchWorker:
             return error
         return answer
 
+    def _embeddings(
+        self, rows: Sequence[Row], following: Sequence[Row]
+    ) -> Iterator[dict[str, Any] | Exception]:
+        reading = self._ahead.over(rows, following)
+        while group := list(islice(reading, self.rows_at_a_time)):
+            read: list[PreparedImage | Exception] = []
+            for _, take in group:
+                try:
+                    read.append(take())
+                except Exception as error:
+                    read.append(error)
+            images = [image for image in read if not isinstance(image, Exception)]
+            embedded = iter(self.predictor.embed_image(images, pooled=True) if images else ())
+            for image in read:
+                yield image if isinstance(image, Exception) else _embedding(next(embedded))
+
     def _answer(self, row: Row) -> dict[str, Any] | Exception:
-        """One row of a task that asks more than one question, or none."""
+        """One row of a task that asks more than one question."""
         try:
-            location = row["image"]
-            match self.task.name:
-                case "embed":
-                    image = self._reader.read(location)
-                    return _embedding(self.predictor.embed_image(image, pooled=True))
-                case "extract":
-                    found = self.predictor.extract(
-                        self._reader.contents(location), self.task.schema or ""
-                    )
-                    return found.to_dict()
-                case _:
-                    return self._read(location)
+            if self.task.name == "extract":
+                document = self._reader.contents(row["image"])
+                return self.predictor.extract(document, self.task.schema or "").to_dict()
+            return self._read(row["image"])
         except MissingExtraError:
             raise
         except Exception as error:  # one bad file of a thousand must not cost the others

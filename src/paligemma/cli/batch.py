@@ -277,7 +277,8 @@ class _Shown:
             self._last_line = time.monotonic()
 
     def say(self, text: str) -> None:
-        print_note(text)
+        if not self._is_quiet:
+            print_note(text)
 
 
 def _progress_text(progress: Progress) -> str:
@@ -321,7 +322,7 @@ def _finish(result: JobResult, command: BatchCommandOptions, *, was_stopped: boo
     if not command.quiet:
         print_note(
             f"{result.done:,} done, {len(result.failed):,} failed, {result.left:,} left"
-            + "".join(f"; written: {path}" for path in result.files)
+            + (f"; written: {', '.join(map(str, result.files))}" if result.files else "")
         )
     if was_stopped and result.left:
         print_note("Stopped. The same command goes on.")
