@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class ScriptedWorker:
         if model.get("die"):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def watch(self, tell: Callable[[str, bool], object]) -> None:
+        self._tell = tell
+
     def info(self) -> dict[str, Any]:
         return {"family": "scripted"}
 
@@ -37,8 +40,12 @@ class ScriptedWorker:
             with open(self._log, "a", encoding="utf-8") as log:
                 log.write(" ".join(row["key"] for row in rows) + "\n")
         for row in (*rows, *following):  # which a decoder that reads ahead would open, too
+            self._tell(row["key"], False)
             if Path(row["image"]["path"]).read_bytes().startswith(b"kill"):
                 os.kill(os.getpid(), signal.SIGKILL)
+            self._tell(row["key"], True)
+        if len(rows) > 1 and any(Path(r["image"]["path"]).read_bytes() == b"crash" for r in rows):
+            os.kill(os.getpid(), signal.SIGKILL)  # in the model, with all images read
         results = []
         for number, row in enumerate(rows):
             time.sleep(self._seconds)

@@ -142,7 +142,9 @@ def test_an_image_that_kills_the_worker_is_marked_and_the_others_are_done(tmp_pa
     [(key, error)] = result.failed
     assert key == "006.jpg"
     assert "died twice" in error
-    # Those of its batch are computed together in the end, as if it were not there.
+    # Nothing else is suspected, and the rest of its batch is computed as if it were not there.
+    alone = [batch for batch in computed(log) if len(batch) == 1]
+    assert alone == [["006.jpg"], ["006.jpg"]]
     assert ["004.jpg", "005.jpg", "007.jpg"] in computed(log)
     assert any("ended by SIGKILL" in text for text in said)
     log.unlink()
@@ -150,28 +152,15 @@ def test_an_image_that_kills_the_worker_is_marked_and_the_others_are_done(tmp_pa
     assert computed(log) == []
 
 
-def test_a_batch_that_only_works_one_by_one_keeps_those_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_images(tmp_path / "in", 2)
-    from paligemma.batch.runner import Runner
-
-    tried: list[int] = []
-    whole = Runner._try
-
-    def dies_on_two(self: Runner, rows: Any) -> Any:
-        tried.append(len(rows))
-        return None if len(rows) == 2 else whole(self, rows)
-
-    monkeypatch.setattr(Runner, "_try", dies_on_two)
-    runner = Runner(worker=SCRIPTED, options=job(tmp_path).worker_options)
-    runner.load()
-    rows = [{"key": i.key, "image": i.location} for i in job(tmp_path).items()]
-    results = runner._careful(rows)
-    runner.close()
-    assert [row["key"] for row in results] == ["000.jpg", "001.jpg"]
-    assert all(row["result"] for row in results)
-    assert tried == [2, 1, 1, 2, 2, 2, 2, 2]
+def test_a_batch_that_only_works_one_by_one_keeps_those_results(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 3)
+    (tmp_path / "in" / "001.jpg").write_bytes(b"crash")
+    log, model = logging(tmp_path)
+    said: list[str] = []
+    result = job(tmp_path, model=model).run(say=said.append)
+    assert (result.done, result.failed) == (3, ())
+    assert [len(batch) for batch in computed(log)] == [*([3] * 6), 1, 1, 1]
+    assert any("smaller --batch-size" in text for text in said)
 
 
 def test_a_worker_that_cannot_be_made_says_why_in_the_parent(tmp_path: Path) -> None:

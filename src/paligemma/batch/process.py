@@ -5,6 +5,8 @@ Parent and child exchange lines of JSON over the child's stdin and stdout:
     parent  {"worker": "module:Class", "options": {...}}
     child   {"ready": {...}, "rows_at_a_time": 32, "note": null}   or  {"error": [class, message]}
     parent  {"rows": [...], "following": [...]}
+    child   {"reading": key} and {"read": key}, for each image, so that the parent knows which ones
+            were being read when the child died
     child   {"rows": [...]}                                 or  {"error": [class, message]}
 
 The child ends when its stdin is closed, in the middle of a batch too: it never outlives the parent.
@@ -28,6 +30,8 @@ from paligemma.errors import PaliGemmaError, ProcessLostError
 
 Row = dict[str, Any]
 
+_writing = threading.Lock()  # images are read in threads
+
 
 class WorkerDiedError(ProcessLostError):
     """The worker process ended by itself, or was killed, before it answered."""
@@ -37,6 +41,7 @@ class WorkerProcess:
     """The parent's end. `worker` names a class such as `BatchWorker`, made with `options`."""
 
     def __init__(self, worker: str, options: dict[str, Any]) -> None:
+        self._reading: dict[str, None] = {}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "paligemma.batch.process"],
             stdin=subprocess.PIPE,
@@ -47,8 +52,9 @@ class WorkerProcess:
         self._say({"worker": worker, "options": options})
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def reading(self) -> tuple[str, ...]:
+        """The keys of the images that were being read when the process last said something."""
+        return tuple(self._reading)
 
     def wait_until_ready(self) -> tuple[dict[str, Any], int, str | None]:
         """What the worker's `info`, `rows_at_a_time` and `note` say.
@@ -87,10 +93,17 @@ class WorkerProcess:
 
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._death()
-        message: dict[str, Any] = json.loads(line)
+        while True:
+            line = self._process.stdout.readline()
+            if not line.endswith(b"\n"):
+                raise self._death()
+            message: dict[str, Any] = json.loads(line)
+            if "reading" in message:
+                self._reading[message["reading"]] = None
+            elif "read" in message:
+                self._reading.pop(message["read"], None)
+            else:
+                break
         if "error" in message:
             name, text = message["error"]
             kind = getattr(errors, name, PaliGemmaError)
@@ -112,16 +125,23 @@ class WorkerProcess:
 
 
 def _write(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
-    stream.write(json.dumps(message, allow_nan=False).encode("ascii") + b"\n")
-    stream.flush()
+    line = json.dumps(message, allow_nan=False).encode("ascii") + b"\n"
+    with _writing:
+        stream.write(line)
+        stream.flush()
 
 
 def _serve(messages: queue.SimpleQueue[dict[str, Any]], answers: BinaryIO) -> None:
     """The child's work: make the worker, and answer batch by batch."""
+
+    def tell(key: str, is_over: bool) -> None:
+        _write(answers, {"read" if is_over else "reading": key})
+
     first = messages.get()
     module, _, name = first["worker"].partition(":")
     try:
         worker = getattr(importlib.import_module(module), name)(**first["options"])
+        worker.watch(tell)
         ready = {"ready": worker.info(), "rows_at_a_time": worker.rows_at_a_time}
         _write(answers, {**ready, "note": worker.note})
         while True:

@@ -71,6 +71,8 @@ class Runner:
     _process: WorkerProcess | None = field(default=None, init=False)
     _rows_at_a_time: int = field(default=1, init=False)
     _loading_deaths: int = field(default=0, init=False)
+    _suspects: set[str] = field(default_factory=set, init=False)
+    """Keys of the images that were being read when the worker last died."""
     _notes: set[str] = field(default_factory=set, init=False)
 
     def load(self) -> dict[str, Any]:
@@ -153,37 +155,42 @@ class Runner:
     def _careful(self, rows: Sequence[Row]) -> list[Row]:
         """The results of a batch during which the worker died, with nothing else in progress.
 
-        It may have been killed from outside, or by an image of the next batch, which was being
-        read. Only an image that kills it twice, alone, is to blame. Results of images that were
-        computed alone are not used as long as the batch works as a whole, as they may differ in
-        the last bit.
+        It may have been killed from outside, or by an image of the next batch. Images that were
+        being read when it died are suspected, and tried alone; one that kills it twice more is to
+        blame. Results of images that were computed alone are not used as long as the batch works
+        without those, as they may differ in the last bit.
         """
-        if (results := self._try(rows)) is not None:
-            return results
-        bad: dict[str, Row] = {}
-        alone: dict[str, Row] = {}
-        for row in rows:
-            result = self._try([row]) or self._try([row])
-            if result is None:
-                error = "The worker process died twice while it was working on this image alone."
-                bad[row["key"]] = {
-                    "key": row["key"], "result": None, "error": error, "seconds": None,
-                }  # fmt: skip
-                self.say(f"failed: {row['key']}: {error}")
-            else:
-                alone[row["key"]] = result[0]
-        rest = [row for row in rows if row["key"] not in bad]
-        for _ in range(_WHOLE_TRIES if rest else 0):
-            if (results := self._try(rest)) is not None:
-                alone = {row["key"]: row for row in results}
+        bad: list[Row] = []
+        rest = list(rows)
+        for _ in range(_WHOLE_TRIES):
+            suspects = [row for row in rest if row["key"] in self._suspects]
+            bad += [row for row in suspects if self._alone(row) is None]
+            rest = [row for row in rest if row not in bad]
+            results = self._try(rest) if rest else []
+            if results is not None:
                 break
         else:
-            if rest:
-                self.say(
-                    "The worker process dies on a batch, but not on its images one by one. If "
-                    "memory is short, stop, and resume with a smaller --batch-size."
-                )
-        return [(bad | alone)[row["key"]] for row in rows]
+            self.say(
+                "The worker process dies on a batch again and again; its images are tried one by "
+                "one. If memory is short, stop, and resume with a smaller --batch-size."
+            )
+            alone = [(row, self._alone(row)) for row in rest]
+            bad += [row for row, result in alone if result is None]
+            results = [result for _, result in alone if result is not None]
+        by_key = {row["key"]: row for row in (*results, *map(self._blamed, bad))}
+        return [by_key[row["key"]] for row in rows]
+
+    def _alone(self, row: Row) -> Row | None:
+        """The result of one image, or None where it kills the worker twice."""
+        for _ in range(2):
+            if (results := self._try([row])) is not None:
+                return results[0]
+        return None
+
+    def _blamed(self, row: Row) -> Row:
+        error = "The worker process died twice while it was working on this image alone."
+        self.say(f"failed: {row['key']}: {error}")
+        return {"key": row["key"], "result": None, "error": error, "seconds": None}
 
     def _try(self, rows: Sequence[Row]) -> list[Row] | None:
         """The results, or None where the worker died; then there is a new one."""
@@ -201,6 +208,7 @@ class Runner:
 
     def _restart(self, error: WorkerDiedError, *, load: bool = True) -> None:
         self.say(f"{error} It is started again.")
+        self._suspects = set() if self._process is None else set(self._process.reading)
         self.close()
         if load:
             self.load()

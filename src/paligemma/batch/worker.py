@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -63,10 +63,9 @@ class BatchWorker:
         self._reader = LocationReader(resolution=resolution, allow_urls=allow_urls)
         depth = self.rows_at_a_time
         self._ahead = ReadAhead[Row, PreparedImage](
-            lambda row: self.predictor.prepare(self._reader.read(row["image"])),
-            lambda row: row["key"],
-            depth=depth,
+            self._prepare, lambda row: row["key"], depth=depth
         )
+        self._tell: Callable[[str, bool], object] = lambda key, is_over: None
         if self.task.is_query:
             self._query = self.task.query(self.predictor.trained_on)
             self.predictor.check(self._query)
@@ -82,6 +81,11 @@ class BatchWorker:
     def note(self) -> str | None:
         """What a person should read before trusting the results."""
         return self.predictor.note
+
+    def watch(self, tell: Callable[[str, bool], object]) -> None:
+        """Call `tell(key, False)` before an image or document is opened, and `tell(key, True)` when
+        it is read, in whatever thread that happens."""
+        self._tell = tell
 
     def info(self) -> dict[str, Any]:
         """What results depend on: which weights were loaded, and in which form."""
@@ -114,6 +118,13 @@ class BatchWorker:
             }
             for row, answer in zip(rows, answers, strict=True)
         ]
+
+    def _prepare(self, row: Row) -> PreparedImage:
+        self._tell(row["key"], False)
+        try:
+            return self.predictor.prepare(self._reader.read(row["image"]))
+        finally:
+            self._tell(row["key"], True)
 
     def _answers(
         self, rows: Sequence[Row], following: Sequence[Row]
@@ -156,6 +167,7 @@ class BatchWorker:
 
     def _answer(self, row: Row) -> dict[str, Any] | Exception:
         """One row of a task that asks more than one question."""
+        self._tell(row["key"], False)
         try:
             if self.task.name == "extract":
                 document = self._reader.contents(row["image"])
@@ -165,6 +177,8 @@ class BatchWorker:
             raise
         except Exception as error:  # one bad file of a thousand must not cost the others
             return error
+        finally:
+            self._tell(row["key"], True)
 
     def _read(self, location: Any) -> dict[str, Any]:
         page = location.get("page") if isinstance(location, dict) else None
