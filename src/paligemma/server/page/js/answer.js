@@ -5,6 +5,7 @@ import { DOCUMENT_ROUTES, itemsOfCells, itemsOfFields, itemsOfPage, toCsv, toTex
 import { byId, element, toast } from "./dom.js";
 import { css, isUnsure, Overlay, scoreText } from "./overlay.js";
 import { download, save, SAVES } from "./saves.js";
+import { speechButton, stopSpeech } from "./speech.js";
 import { chartOf, countOf, tableOf } from "./tables.js";
 
 const SCORE_HINT =
@@ -76,6 +77,7 @@ export class AnswerView {
   }
 
   clear() {
+    stopSpeech();
     this.asked = null;
     this.outcome = null;
     this.chosen = null;
@@ -106,6 +108,7 @@ export class AnswerView {
 
   /** `asked`: {route, fields, title, model, base, image, address, withKey}. */
   begin(asked) {
+    stopSpeech();
     this.asked = asked;
     this.outcome = null;
     this.started = performance.now();
@@ -304,8 +307,10 @@ export class AnswerView {
     const shown = this.text || nothing;
     const kind = this.text ? "stream" : "stream nothing";
     const attributes = { class: kind, dir: "auto" };
-    if (this.asked.fields.language) attributes.lang = this.asked.fields.language;
+    const language = this.asked.fields.language ?? "";
+    if (language) attributes.lang = language;
     this.body.replaceChildren(element("p", attributes, shown), ...notes(result));
+    if (this.text) this.body.append(speechButton(this.text, language));
   }
 
   finishObjects(result) {
