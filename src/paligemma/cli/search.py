@@ -50,8 +50,7 @@ class SearchOptions(LoadOptions):
     count: Annotated[int, Option(least=1)] = 10
     """Largest number of pictures to show."""
     rerank: bool = False
-    """Ask the model about the best 50 and order them by its probability. Loads the model that made
-    the index, unless --model names another."""
+    """Ask the model (--model) about the best 50 and order them by its probability."""
     json: bool = False
     """Print one JSON object per picture, on one line."""
     quiet: bool = False

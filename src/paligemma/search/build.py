@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,7 +87,7 @@ class IndexJob:
         """
         info: dict[str, Any] = getattr(asker, "info", dict)()
         settings = {
-            "folder": os.fsencode(self.folder.resolve()).hex(),
+            "folder": str(self.folder.resolve()),
             "language": self.options.language,
             "detect": list(self.phrases),
             "min_score": self.options.min_score,

@@ -73,7 +73,7 @@ class Index:
         self._store = store
         with said_as_option_error(store.path):
             self.settings = store.settings()
-        self.folder = Path(os.fsdecode(bytes.fromhex(self.settings["folder"])))
+        self.folder = Path(self.settings["folder"])
         """The folder whose pictures it has."""
 
     @classmethod

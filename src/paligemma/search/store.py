@@ -172,9 +172,7 @@ class Store:
         self.connection.execute(f"PRAGMA user_version = {_VERSION}")
         for statement in _statements(_TABLES.format(tokenizer=tokenizer)):
             self.connection.execute(statement)
-        self.connection.execute(
-            "INSERT INTO meta VALUES ('settings', ?)", (json.dumps(dict(settings)),)
-        )
+        self._set("settings", settings)
 
     def _check(self) -> None:
         values = [
@@ -190,6 +188,9 @@ class Store:
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         made = self.settings()
         given = json.loads(json.dumps(dict(settings)))
+        if not Path(made["folder"]).is_dir():  # it was moved: paths count from the new place
+            made["folder"] = given["folder"]
+            self._set("settings", made)
         different = [
             f"{name} was {made.get(name)!r} and is now {given.get(name)!r}"
             for name in sorted(made.keys() | given.keys())
@@ -200,6 +201,12 @@ class Store:
                 f"The index {str(self.path)!r} was made in another way: {'; '.join(different)}. "
                 "Use the same settings, or another file."
             )
+
+    def _set(self, key: str, value: Mapping[str, Any]) -> None:
+        # ASCII, as names of folders may be no UTF-8, which only "\\udce9" can say.
+        self.connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(dict(value)))
+        )
 
 
 def _connect(address: str) -> sqlite3.Connection:
