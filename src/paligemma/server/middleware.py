@@ -31,8 +31,8 @@ from paligemma.server.service import Service
 from paligemma.server.settings import KeyRing, Limits, Settings
 
 CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'; object-src 'none'"
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'"
 )
 
 SECURITY_HEADERS = (

@@ -39,8 +39,8 @@ from paligemma.results import (
 
 PAGE = Path(str(files("paligemma"))) / "server" / "page"
 POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
 )
 _WRITTEN: dict[str, Any] = {"token_ids": (5, 1), "logprobs": (-0.1, -0.2), "stop_reason": "eos"}
 

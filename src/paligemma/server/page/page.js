@@ -10,6 +10,7 @@ import { SAMPLES } from "./js/samples.js";
 import {
   isDoubtful, LANGUAGES, languageName, OWN_SCHEMA, phrasesOf, questionOf, schemaProblem, SCHEMAS, TASKS, taskOf,
 } from "./js/tasks.js";
+import { Film } from "./js/video.js";
 import { explain, sizeProblem } from "./js/words.js";
 
 const POLL_MILLISECONDS = 3000;
@@ -30,6 +31,7 @@ const views = [0, 1].map((number) => {
   return view;
 });
 const history = new History(restore);
+const film = new Film(() => byId("model").value || (models[0]?.id ?? "mini"), (then) => askForKey(then));
 
 // What is asked
 
@@ -100,7 +102,18 @@ function buildControls() {
 
 // The image
 
+function setVideo(file) {
+  if (!limits?.reads_videos) {
+    sayProblem(`“${file.name}”: this server reads no videos. It does with: paligemma serve --allow-video.`);
+    return;
+  }
+  forget(...views);
+  sayProblem(null);
+  film.open(file, limits);
+}
+
 function setImage(chosen, sample = null) {
+  film.close();
   forget(...views);
   image = chosen;
   for (const view of views) view.showImage(chosen);
@@ -551,7 +564,7 @@ function storedTheme() {
 
 buildControls();
 setTheme(storedTheme());
-listen(setImage, sayFileProblem);
+listen(setImage, sayFileProblem, setVideo);
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   run();
@@ -570,7 +583,7 @@ byId("key-button").addEventListener("click", () => askForKey(null));
 byId("key-form").addEventListener("submit", takeKey);
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
 addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) film.isShown ? film.run() : run();
   if (event.key === "Escape" && !byId("key-dialog").open) stop();
 });
 history.restore();

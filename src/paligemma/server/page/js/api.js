@@ -76,7 +76,8 @@ export async function imageAt(address) {
  *
  * `route` is "caption", "ask", ...; `image` a {blob, name}, for a document its file with a password
  * where it has one; `fields` the rest of the request. `on.token(text)`, `on.object(object)`,
- * `on.page(page)` and `on.progress(answers)` are called as they arrive, `on.sign()` at any sign of life.
+ * `on.page(page)`, `on.segment(segment)` and `on.progress(answers)` are called as they arrive,
+ * `on.sign()` at any sign of life.
  * Returns {result, usage, model}; throws AnswerError.
  */
 export async function answer(route, image, fields, on, signal) {
@@ -94,6 +95,7 @@ export async function answer(route, image, fields, on, signal) {
       if (event === "token") on.token(String(body.text ?? ""));
       else if (event === "object") on.object(body);
       else if (event === "page") on.page(body);
+      else if (event === "segment") on.segment(body);
       else if (event === "progress") on.progress(body.answers);
       else if (event === "result") whole = readWhole(body);
       else if (event === "error") {
@@ -128,7 +130,7 @@ const WITH_IMAGE = new Set(["caption", "ask", "ocr", "detect", "segment", "gener
 
 function post(route, file, fields, signal) {
   const form = new FormData();
-  const name = WITH_IMAGE.has(route) ? "image" : "document";
+  const name = WITH_IMAGE.has(route) ? "image" : route === "video" ? "video" : "document";
   const secret = file.password ? { password: file.password } : {};
   form.append("request", JSON.stringify({ ...fields, ...secret }));
   form.append(name, file.blob, file.name);

@@ -5,7 +5,7 @@ import { DOCUMENT_TYPES, openDocument } from "./documents.js";
 import { byId, element } from "./dom.js";
 import { Colors } from "./overlay.js";
 import { SAMPLES } from "./samples.js";
-import { fileProblem } from "./words.js";
+import { fileProblem, isVideo } from "./words.js";
 
 const SMALLER_SIDE = 1600;
 
@@ -53,9 +53,10 @@ export async function smaller(image) {
  * Connects all ways to choose an image.
  *
  * `onImage(image, sample | null)` gets each image, or the first page of a document;
- * `onProblem(text, error, file)` each error, with the file if it is a document.
+ * `onProblem(text, error, file)` each error, with the file if it is a document; `onVideo(file)` each
+ * video.
  */
-export function listen(onImage, onProblem) {
+export function listen(onImage, onProblem, onVideo) {
   let latest = 0;
   const take = async (load, sample = null, file = null) => {
     const turn = (latest += 1);
@@ -67,6 +68,11 @@ export function listen(onImage, onProblem) {
     }
   };
   const takeFile = (file) => {
+    if (isVideo(file)) {
+      latest += 1;
+      onVideo(file);
+      return;
+    }
     const problem = fileProblem(file);
     if (problem) {
       latest += 1;

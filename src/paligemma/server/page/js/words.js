@@ -86,6 +86,11 @@ function wait(error) {
   return `Wait ${error.retryAfter === 1 ? "a second" : `${error.retryAfter} seconds`}.`;
 }
 
+/** Whether a file is a video; browsers know no type for some. */
+export function isVideo(file) {
+  return file.type.startsWith("video/") || /\.(mkv|avi|m4v)$/i.test(file.name);
+}
+
 /** Why a file cannot be used, or null. */
 export function fileProblem(file) {
   if (TYPES.has(file.type)) return null;
