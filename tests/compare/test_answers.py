@@ -80,11 +80,13 @@ def test_what_the_command_line_writes_is_a_recorded_answer(
                 "result": {"text": "x", "objects": [{"label": "a", "box_xyxy": [0, 0, 1, 1]}]},
             },
             {"image": "0.png", "error": "broken"},
+            {"image": "0.png", "model": "m", "result": {"text": "2", "question": "how many?"}},
         ],
         questions,
         tmp_path,
     )
-    [prediction] = found.values()
+    answer, prediction = sorted(found.values(), key=lambda each: each.task)
+    assert answer.text == "2"
     assert prediction.objects[0].label == "a"
 
 

@@ -143,6 +143,8 @@ def count_votes(
 
 def _image_files(sources: list[str], *, recursive: bool) -> list[str]:
     names = []
+    if web := next((source for source in sources if "://" in source), None):
+        raise OptionError(f"{web!r} is an address. Save the image, and name the file.")
     for image in find_images(sources, recursive=recursive):
         if not isinstance(image.source, Path):
             raise OptionError(
@@ -156,11 +158,8 @@ def _image_files(sources: list[str], *, recursive: bool) -> list[str]:
 def _show(comparison: Comparison) -> None:
     for note in comparison.notes:
         print_note(note)
-    if comparison.bad:
-        print_note(
-            f"{counted(len(comparison.bad), 'image')} could not be used. The first: "
-            f"{comparison.bad[0].reason}"
-        )
+    if comparison.bad_note is not None:
+        print_note(comparison.bad_note)
     columns = ("model", "answers", "failed", "s median", "s p95", "load s", "peak memory", "tokens")
     rows = [_row(row) for row in comparison.rows]
     print_table(None, columns, rows, right=columns[1:])

@@ -112,6 +112,14 @@ class Comparison:
         return not self.bad and not any(row.failure or row.num_failed for row in self.rows)
 
     @property
+    def bad_note(self) -> str | None:
+        """What the user should know of images that could not be used."""
+        if not self.bad:
+            return None
+        images = {record.where for record in self.bad}
+        return f"{counted(len(images), 'image')} could not be used. The first: {self.bad[0].reason}"
+
+    @property
     def identity(self) -> str:
         """A short text that is the same for the same questions and contestants, for votes."""
         names = [row.name for row in self.rows]

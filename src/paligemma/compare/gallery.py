@@ -16,7 +16,6 @@ from paligemma.compare.contest import Answers
 from paligemma.compare.quality import Quality
 from paligemma.compare.questions import image_name, question_in, truth_of
 from paligemma.data.record import Record
-from paligemma.errors import counted
 from paligemma.escaping import visible
 from paligemma.evals.bootstrap import Interval
 from paligemma.evals.predictions import OBJECT_TASKS
@@ -41,12 +40,7 @@ def render_gallery(comparison: Comparison) -> str:
         "names": [_text(row.name) for row in comparison.rows],
         **_shown_records(comparison, records[:MAX_RECORDS]),
     }
-    notes = list(comparison.notes)
-    if comparison.bad:
-        notes.append(
-            f"{counted(len(comparison.bad), 'image')} could not be used. The first: "
-            f"{comparison.bad[0].reason}"
-        )
+    notes = [*comparison.notes, *filter(None, [comparison.bad_note])]
     if len(records) > MAX_RECORDS:
         notes.append(
             f"The page has the {MAX_RECORDS} questions with most disagreement of {len(records)}; "

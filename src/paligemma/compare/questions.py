@@ -12,6 +12,7 @@ from paligemma.checkpoints.trained_on import TrainedOn
 from paligemma.compare.options import CompareOptions
 from paligemma.data.open import check_number_of_bad, open_data
 from paligemma.data.record import BadRecord, Record
+from paligemma.data.source import images_in, is_image
 from paligemma.errors import DataError, ImageError, OptionError
 from paligemma.evals.evaluation import EvalSet, predict_options_of
 from paligemma.evals.options import TaskName
@@ -83,12 +84,27 @@ def read_questions(
                 "as --ask 'how many people are there?' or --caption; or give one set of labeled "
                 "data, whose records are asked."
             )
-        records = open_data(sources[0], options, purpose="test")
-        data, bad = EvalSet.of(records), records.skipped
+        data, bad = _labeled_data(sources[0], options)
     data, ignored = data.first(options.limit), set(left_out)
     kept = [record for record in data.records if record.record_id not in ignored]
     data = replace(data, records=kept)
     return Questions(data=data, options=options, bad=bad)
+
+
+def _labeled_data(source: str, options: CompareOptions) -> tuple[EvalSet, tuple[BadRecord, ...]]:
+    """Raises DataError or OptionError, with advice where images were meant."""
+    try:
+        records = open_data(source, options, purpose="test")
+    except DataError as error:
+        path = Path(source)
+        if is_image(path) or (path.is_dir() and images_in(path)):
+            raise OptionError(
+                f"{source!r} holds no labeled data. To ask something about each image, add a "
+                "question, such as --ask 'how many people are there?' or --caption. Labeled data: "
+                f"{error}"
+            ) from error
+        raise
+    return EvalSet.of(records), records.skipped
 
 
 def without_unreadable(questions: Questions) -> tuple[Questions, dict[str, tuple[int, int]]]:

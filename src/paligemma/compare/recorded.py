@@ -127,7 +127,8 @@ def _values(line: str, where: str) -> dict[str, Any] | None:
         return None
     result = values.get("result")
     if isinstance(result, dict):  # as `paligemma ask --output` writes it
-        inner = {name: result[name] for name in ("text", "objects", "score") if name in result}
+        names = ("text", "objects", "score", "question")
+        inner = {name: result[name] for name in names if name in result}
         values = {**values, **inner}
     return values
 
