@@ -93,6 +93,11 @@ def test_base_changes_where_addresses_count_from(site: Path) -> None:
     )
 
 
+def test_a_base_that_is_no_address_is_told(site: Path) -> None:
+    [found] = described(site, "<base href='http://['><a href=x><img src=a.png></a>")
+    assert found.problem == "the page's <base>, http://[, is invalid"
+
+
 def test_the_first_image_that_is_there_is_described(site: Path) -> None:
     page = """<picture><source srcset="img/none.webp, img/b.png 2x"><img src=img/no.png></picture>
     <img src="data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"

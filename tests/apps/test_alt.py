@@ -76,6 +76,15 @@ def test_a_file_has_all_proposals(run, site: Path, model, tmp_path: Path) -> Non
     assert listed[0]["alt"] == "=a dog"
 
 
+def test_a_template_that_is_named_is_a_page(run, site: Path, model) -> None:
+    page = site / "page.php"
+    page.write_text("<?php if ($a > 1) { ?>\n<img src=a.png><?php } echo '<img src=a.png>' ?>")
+    assert run("alt", page, "--write", "--quiet").code == 0
+    assert page.read_text() == (
+        """<?php if ($a > 1) { ?>\n<img alt="=a dog" src=a.png><?php } echo '<img src=a.png>' ?>"""
+    )
+
+
 def test_pictures_without_a_page_are_listed(run, site: Path, model, tmp_path: Path) -> None:
     (site / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     for page in site.glob("*.html"):

@@ -66,7 +66,7 @@ class Place:
         if address[:5].lower() == "data:":
             return address
         if self.base is not None and not _SCHEME.match(address):
-            address = urljoin(self.base, address)
+            address = self._from_base(address)
         if _is_web(address):
             if not allow_urls:
                 raise ImageError(f"{shown(address)} is a web address; add --allow-urls to fetch it")
@@ -74,6 +74,12 @@ class Place:
         if _SCHEME.match(address):
             raise ImageError(f"{shown(address)} is no file of the site")
         return self.file_of(address)
+
+    def _from_base(self, address: str) -> str:
+        try:
+            return urljoin(self.base or "", address)
+        except ValueError as error:
+            raise ImageError(f"the page's <base>, {shown(self.base or '')}, is invalid") from error
 
     def file_of(self, address: str) -> Path:
         """The file of a relative address. Raises ImageError where there is none in the folder."""
@@ -190,7 +196,7 @@ def _with_scheme(address: str) -> str:
 def _outside(address: str) -> str:
     return (
         f"{shown(address)} leads out of the folder, and nothing outside of it is read; give the "
-        "folder of the whole site instead of a page"
+        "folder of the whole site"
     )
 
 

@@ -48,7 +48,7 @@ class AltCommandOptions(LoadOptions):
     """Write the alternative texts into the pages; nothing else in them changes."""
     patch: Annotated[Path | None, Option(shown_default="none")] = None
     """File to write the changes to as a patch instead, for `git apply` or `patch -p1`."""
-    output: Annotated[Path | None, Option(flags=("--output", "-o"), shown_default="stdout")] = None
+    output: Annotated[Path | None, Option(shown_default="stdout")] = None
     """File to write the alternative texts to: .csv, .json or .jsonl."""
     recursive: bool = False
     """Include the pictures in the folders of a folder of pictures. Pages of a site are always
@@ -66,7 +66,8 @@ def alt(
         typer.Argument(
             metavar="SOURCE...",
             show_default=False,
-            help="HTML pages, a folder with the pages of a site, or pictures or a folder of them.",
+            help="HTML pages or templates, a folder with the pages of a site, or pictures or a "
+            "folder of them.",
         ),
     ],
     *,
@@ -106,7 +107,7 @@ def _pages_of(sources: Sequence[str]) -> list[tuple[Path, Path]]:
         if path.is_dir():
             found = [(page, path) for page in pages_below(path)]
         else:
-            is_page = word.lower().endswith(PAGE_SUFFIXES)
+            is_page = word.lower().endswith(PAGE_SUFFIXES) or _is_template(path)
             found = [(path, path.absolute().parent)] if is_page else []
             if is_page and not path.is_file():
                 raise InputError(f"The page {word!r} does not exist. Check the path.")
@@ -119,6 +120,14 @@ def _pages_of(sources: Sequence[str]) -> list[tuple[Path, Path]]:
             "in two calls."
         )
     return pages
+
+
+def _is_template(path: Path) -> bool:
+    """Whether a file of another name, such as page.php, holds HTML; of an SVG, it is a picture."""
+    if path.suffix.lower() == ".svg" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 def _pictures_of(

@@ -30,7 +30,7 @@ class CatalogCommandOptions(LoadOptions):
     schema: Annotated[str, Option(flags=("--schema", "-s"))]
     """What to read: product, a JSON schema (schema.json), or a pydantic model in a Python file
     (my.py:Article), which is run."""
-    out: Annotated[Path, Option(flags=("--out", "-o"))]
+    out: Annotated[Path, Option(flags=("--out",))]
     """File to write: .csv, .jsonl or .parquet. What each photo says is kept in the folder OUT.job
     next to it; a run that was interrupted goes on, and photos that are unchanged are not read
     again."""

@@ -37,7 +37,7 @@ _AROUND = 60
 class IndexCommandOptions(LoadOptions):
     """Where the index is."""
 
-    out: Annotated[Path, Option(flags=("--out", "-o"))] = Path("index.db")
+    out: Annotated[Path, Option(flags=("--out",))] = Path("index.db")
     """File of the index. An index that exists is brought up to date."""
     quiet: bool = False
     """Print no notes, only errors."""
