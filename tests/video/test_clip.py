@@ -265,6 +265,8 @@ def test_names_are_never_patterns_or_addresses(
             open_clip(address)
     with pytest.raises(VideoError, match="is a folder"):
         open_clip(tmp_path)
+    with pytest.raises(VideoError, match="not BytesIO"):
+        open_clip(io.BytesIO(film()))  # type: ignore[arg-type]
     os.mkfifo("pipe.mp4")
     with pytest.raises(VideoError, match="device or pipe"):
         open_clip("pipe.mp4")

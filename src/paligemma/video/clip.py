@@ -342,7 +342,12 @@ def _ascending(times: Iterable[float], end_s: float) -> Iterator[float]:
 
 
 def _path(source: str | os.PathLike[str]) -> Path:
-    text = os.fsdecode(source)
+    try:
+        text = os.fsdecode(source)
+    except TypeError:
+        raise VideoError(
+            f"A video is the path of a file or its bytes, not {type(source).__name__}."
+        ) from None
     if re.match(r"[A-Za-z][\w+.-]+:", text):
         raise VideoError(f"{text!r} is an address. Download the video first, and pass its path.")
     path = Path(text).expanduser()
