@@ -111,6 +111,10 @@ def test_a_drawn_film_is_written(run, clip, model, tmp_path):
     assert ran.code == 0
     assert len(list(open_clip(tmp_path / "drawn.mp4").frames())) == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "drawn.mp4"]
+    part = ("--from", "0.5", "--to", "1.2", "--fps", "2")
+    run("video", clip, "track", "dog", "--draw", tmp_path / "drawn.mp4", *part)
+    times = [frame.time_s for frame in open_clip(tmp_path / "drawn.mp4").frames()]
+    assert times == pytest.approx([k / 10 for k in range(7)])
 
 
 def test_boxes_below_the_minimum_score_are_left_out(run, clip, model):

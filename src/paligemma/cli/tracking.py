@@ -164,7 +164,7 @@ def track_objects(
         elif not options.json:
             print_text(str(tracks))
         if options.draw is not None:
-            tracks.draw(film, options.draw, font=options.font)
+            tracks.draw(film, options.draw, end_s=end_s, font=options.font)
     for path in (options.out, options.draw):
         if path is not None and not options.quiet:
             print_note(f"written: {path}")

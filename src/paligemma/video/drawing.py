@@ -20,7 +20,12 @@ _SAME_TIME_S = 1e-3
 
 
 def draw_tracks(
-    clip: Clip, tracks: Tracks, path: str | Path, *, font: str | Path | None = None
+    clip: Clip,
+    tracks: Tracks,
+    path: str | Path,
+    *,
+    end_s: float | None = None,
+    font: str | Path | None = None,
 ) -> Path:
     """What `Tracks.draw` does."""
     path = Path(path).expanduser()
@@ -30,17 +35,17 @@ def draw_tracks(
             f"The film is {clip.info.width} x {clip.info.height}, and the tracks are of one of "
             f"{tracks.size_wh[0]} x {tracks.size_wh[1]} pixels. Pass the film that was searched."
         )
-    write_film(path, _drawn(clip, tracks, font))
+    write_film(path, _drawn(clip, tracks, end_s, font))
     return path
 
 
 def _drawn(
-    clip: Clip, tracks: Tracks, font: str | Path | None
+    clip: Clip, tracks: Tracks, end_s: float | None, font: str | Path | None
 ) -> Iterator[tuple[float, Image.Image]]:
     """Every frame of the part of the film that was searched."""
     boxes = _BoxesByTime(tracks)
-    start_s, end_s = tracks.times_s[0], None
-    if len(tracks.times_s) > 1:
+    start_s = tracks.times_s[0]
+    if end_s is None and len(tracks.times_s) > 1:
         end_s = 2 * tracks.times_s[-1] - tracks.times_s[-2]
     for frame in clip.frames(start_s=start_s, end_s=end_s):
         objects = boxes.at(frame.time_s)

@@ -174,17 +174,27 @@ class Tracks(Result, Sequence[Track]):
                 lines.append((box.frame, track.track_id, line))
         return "".join(line for _, _, line in sorted(lines))
 
-    def draw(self, clip: Clip, path: str | Path, *, font: str | Path | None = None) -> Path:
+    def draw(
+        self,
+        clip: Clip,
+        path: str | Path,
+        *,
+        end_s: float | None = None,
+        font: str | Path | None = None,
+    ) -> Path:
         """Write the film with the objects drawn on every frame, as an MP4 file without sound.
 
-        `clip` is the film that was searched. Between the frames that were taken, boxes move
-        straight on. Each object has a color, its label and its number; boxes that were detected in
-        the frame have their score. Returns the path. Raises OptionError for a path that cannot be
-        written, VideoError for another film.
+        `clip` is the film that was searched. The drawn one begins with the first frame that was
+        taken, and ends at `end_s`, or where the next frame would have been taken. Between the
+        frames that were taken, boxes move straight on. Each object has a color, its label and its
+        number; boxes that were detected in the frame have their score.
+
+        Returns the path. Raises OptionError for a path that cannot be written, VideoError for
+        another film.
         """
         from paligemma.video.drawing import draw_tracks
 
-        return draw_tracks(clip, self, path, font=font)
+        return draw_tracks(clip, self, path, end_s=end_s, font=font)
 
     def __str__(self) -> str:
         width, height = self.size_wh
