@@ -20,7 +20,13 @@ from PIL import Image
 from paligemma.documents.page import Document
 from paligemma.errors import CancelledError, DocumentError, OptionError
 from paligemma.server.document_child import LENGTHS, frame
-from paligemma.server.document_reader import DocumentFile, ReaderPool, ReaderProcess, RemotePages
+from paligemma.server.document_reader import (
+    DOCUMENTS,
+    DocumentFile,
+    ReaderPool,
+    ReaderProcess,
+    RemotePages,
+)
 from paligemma.server.settings import Limits
 from tests.documents.pdf_files import pdf_of_pages, stream, text_at
 
@@ -259,6 +265,7 @@ class Liar(ReaderProcess):
     """A process that a document has taken over, and that answers what it likes."""
 
     def __init__(self, header: object, payload: bytes = b"", raw: bytes | None = None) -> None:
+        self._messages = DOCUMENTS
         self._lock = threading.Lock()
         self._is_cancelled = False
         self.failure = None
