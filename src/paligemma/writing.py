@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paligemma.errors import OptionError
+
+
+def short_name(name: str) -> str:
+    """A name that stands for a file's own in that of a temporary file, which must not be longer
+    than file systems allow.
+
+    >>> short_name("page.html"), len(short_name(250 * "x"))
+    ('page.html', 16)
+    """
+    octets = os.fsencode(name)
+    return name if len(octets) <= 200 else hashlib.sha256(octets).hexdigest()[:16]
 
 
 @contextmanager
@@ -20,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises OptionError where it cannot be written.
     """
     target = path.resolve() if path.is_symlink() else path
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    unfinished = target.with_name(f".{short_name(target.name)}.{os.getpid()}.unfinished")
     try:
         yield unfinished
         with suppress(FileNotFoundError):

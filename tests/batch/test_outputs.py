@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from paligemma.batch import BatchTask, Entry, Item, Job, Journal, OutputOptions
 from paligemma.batch.outputs.detection import label_file
+from paligemma.batch.status import read_status
 from paligemma.data import open_data
 from paligemma.errors import OptionError
 from paligemma.masks import mask_to_rle
@@ -244,3 +247,66 @@ def test_a_disk_that_is_full_leaves_the_earlier_file(
         made.write([])
     assert (tmp_path / "out/results.jsonl").read_bytes() == before
     assert not list((tmp_path / "out").glob(".*unfinished"))
+
+
+def test_text_files_of_a_process_killed_while_it_noted_them_stay_the_jobs_own(
+    tmp_path: Path,
+) -> None:
+    images = items(tmp_path, "1.jpg", "2.jpg")
+    made = job(
+        tmp_path, "caption", entry("1.jpg", {"text": "one"}), entry("2.jpg", {"text": "two"}),
+        sidecar=("txt",),
+    )  # fmt: skip
+    (tmp_path / "out/sidecars.jsonl").write_bytes(b'{"path": "in/1.t')  # torn
+    made.write(images)
+    made.outputs.sidecars(made.out).check(images, "caption")
+
+
+def test_text_files_of_images_with_the_longest_names_are_written(tmp_path: Path) -> None:
+    images = items(tmp_path, 251 * "x" + ".jpg")
+    made = job(tmp_path, "caption", entry(images[0].key, {"text": "one"}), sidecar=("txt",))
+    made.write(images)
+    assert (tmp_path / "in" / (251 * "x" + ".txt")).read_text() == "one\n"
+    with pytest.raises(OptionError, match=r"The name of the file .* is too long\. Use --to jsonl"):
+        OutputOptions(sidecar=("json",)).sidecars(tmp_path / "out").check(images, "caption")
+
+
+def test_images_beside_the_labels_of_yolo_outlive_another_run(tmp_path: Path) -> None:
+    box = (0.0, 0.0, 10.0, 10.0)
+    job(tmp_path, "detect", entry("1.jpg", objects(found("cat", 0.9, box))), to=("yolo",)).write([])
+    theirs = tmp_path / "out/yolo/images/1.jpg"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"image")
+    job(tmp_path, "detect", entry("2.jpg", objects(found("dog", 0.9, box))), to=("yolo",)).write([])
+    assert theirs.read_bytes() == b"image"
+    labels = tmp_path / "out/yolo/labels"
+    assert sorted(path.name for path in labels.iterdir()) == ["1.txt", "2.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if "yolo" in path.name) == [
+        "yolo"
+    ]
+
+
+def test_a_model_in_a_folder_whose_name_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    made = job(tmp_path, "caption", entry("1.jpg", {"text": "ein Zelt, grün"}), to=("jsonl",))
+    replace(made, model={"model": os.fsdecode(b"m\xff")}).write([])
+    line = json.loads((tmp_path / "out/results.jsonl").read_text("utf-8"))
+    assert os.fsencode(line["model"]) == b"m\xff"
+    assert line["result"]["text"] == "ein Zelt, grün"
+
+
+def test_the_status_of_a_job_is_read_without_writing_into_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path, "caption", entry("1.jpg", {"text": "x"}))
+    given = os.open
+
+    def open_on_a_read_only_disk(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return given(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", open_on_a_read_only_disk)
+    status = read_status(tmp_path / "out")
+    assert (status.done, status.running) == (1, 0)
+    with pytest.raises(OptionError, match="outputs\\.lock' cannot be written: Read-only"):
+        Job(sources=(), task=BatchTask(name="caption"), out=tmp_path / "out").write([])

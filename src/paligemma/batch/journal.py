@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
-from paligemma.batch.lock import acquire_lock
+from paligemma.batch.lock import acquire_lock, is_locked
 from paligemma.errors import OptionError
 
 JOURNAL_FILE = "journal.jsonl"
@@ -111,13 +111,7 @@ class Journal:
     @staticmethod
     def is_open(folder: Path) -> bool:
         """Whether a process has the journal open to write."""
-        if not (folder / LOCK_FILE).is_file():
-            return False
-        try:
-            os.close(_acquire(folder))
-        except OptionError:
-            return True
-        return False
+        return is_locked(folder / LOCK_FILE)
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Append a batch with one write, and wait until it is on the disk.

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paligemma.errors import OptionError
+
 
 def acquire_lock(path: Path, *, wait: bool) -> int:
     """Lock a file, which is made if need be. Returns its descriptor, which `os.close` releases.
@@ -15,6 +17,28 @@ def acquire_lock(path: Path, *, wait: bool) -> int:
     Raises BlockingIOError, unless it waits, when another process has it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _lock(descriptor, wait=wait)
+    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has the lock; nothing is written, so that it may lie on a read-only
+    disk."""
+    try:
+        # Windows locks only what is open to write.
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        _lock(descriptor, wait=False)
+    except BlockingIOError:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def _lock(descriptor: int, *, wait: bool) -> None:
+    """Closes the descriptor where the lock is not to be had."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -27,13 +51,18 @@ def acquire_lock(path: Path, *, wait: bool) -> int:
     except OSError as error:
         os.close(descriptor)
         raise BlockingIOError(error.errno, error.strerror) from None
-    return descriptor
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Within the context, no other process is within one for the same path."""
-    descriptor = acquire_lock(path, wait=True)
+    """Within the context, no other process is within one for the same path.
+
+    Raises OptionError where the file cannot be made, or the file system has no locks.
+    """
+    try:
+        descriptor = acquire_lock(path, wait=True)
+    except OSError as error:
+        raise OptionError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     try:
         yield
     finally:

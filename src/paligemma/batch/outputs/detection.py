@@ -76,16 +76,18 @@ def _annotations(content: Content, categories: dict[str, int]) -> Iterator[dict[
 
 
 def write_yolo(content: Content, folder: Path) -> None:
-    """labels/NAME.txt for each image, and data.yaml; the folder appears whole.
+    """labels/NAME.txt for each image, and data.yaml. Other files in the folder, such as the images
+    that were put there for training, stay.
 
-    Raises OptionError when it cannot be written.
+    The labels appear whole, and data.yaml is there only while they fit it. Raises OptionError when
+    it cannot be written.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    previous = folder.with_name(f".{folder.name}.previous")
-    for path in (unfinished, previous):  # of a process that was killed
-        shutil.rmtree(path, ignore_errors=True)
+    labels, table = folder / "labels", folder / "data.yaml"
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         unfinished.mkdir()
+        (unfinished / "labels").mkdir()
         classes = {name: number for number, name in enumerate(_class_names(content))}
         for entry, result in _with_result(content):
             path = unfinished / "labels" / label_file(entry.key)
@@ -96,15 +98,17 @@ def write_yolo(content: Content, folder: Path) -> None:
             for name, number in classes.items()
         )
         text = f"path: .\ntrain: images\nval: images\nnames:\n{names}"
-        (unfinished / "data.yaml").write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.replace(previous)
-        unfinished.replace(folder)
+        (unfinished / table.name).write_text(text, encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        table.unlink(missing_ok=True)
+        if labels.exists():
+            labels.replace(unfinished / "previous")
+        (unfinished / "labels").replace(labels)
+        (unfinished / table.name).replace(table)
     except OSError as error:
         raise OptionError(f"{str(folder)!r} cannot be written: {error.strerror}.") from error
     finally:
-        for path in (unfinished, previous):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def label_file(key: str, suffix: str = ".txt") -> PurePosixPath:

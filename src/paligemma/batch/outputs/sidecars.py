@@ -6,10 +6,12 @@ is known by `sidecars.jsonl` in its folder, which gets a file's hash before the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,7 @@ from paligemma.batch.outputs.detection import label_file
 from paligemma.batch.outputs.rows import Content
 from paligemma.batch.source import Item
 from paligemma.errors import OptionError, counted
+from paligemma.writing import short_name
 
 Sidecar = Literal["txt", "json"]
 MANIFEST_FILE = "sidecars.jsonl"
@@ -52,9 +55,10 @@ class Sidecars:
                         "--to jsonl, or take one of them with --where."
                     )
         self._read_manifest()
+        existing = [path for path in owners if _exists(path)]
         if self.overwrite:
             return
-        foreign = [path for path in owners if path.exists() and not self._is_own(path)]
+        foreign = [path for path in existing if not self._is_own(path)]
         if foreign:
             exist = counted(len(foreign), "file exists", "files exist")
             raise OptionError(
@@ -109,13 +113,15 @@ class Sidecars:
             )
         self._note(changed)
         for path, data in changed:
-            unfinished = path.with_name(f".{path.name}.unfinished")
+            unfinished = path.with_name(f".{short_name(path.name)}.unfinished")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished.unlink(missing_ok=True)  # perhaps a link that a stranger put there
                 unfinished.write_bytes(data)
                 unfinished.replace(path)
             except OSError as error:
-                unfinished.unlink(missing_ok=True)
+                with suppress(OSError):
+                    unfinished.unlink(missing_ok=True)
                 raise OptionError(
                     f"{str(path)!r} cannot be written: {error.strerror}. Choose a folder with "
                     "--sidecar-root."
@@ -129,14 +135,24 @@ class Sidecars:
     def _note(self, files: Sequence[tuple[Path, bytes]]) -> None:
         if not files:
             return
-        with open(self.folder / MANIFEST_FILE, "ab") as manifest:
-            for path, data in files:
-                digest = _sha256(data)
-                self._written.setdefault(str(path), set()).add(digest)
-                line = json.dumps({"path": str(path), "sha256": digest})
-                manifest.write(line.encode("ascii") + b"\n")
-            manifest.flush()
-            os.fsync(manifest.fileno())
+        lines = []
+        for path, data in files:
+            digest = _sha256(data)
+            self._written.setdefault(str(path), set()).add(digest)
+            lines.append(json.dumps({"path": str(path), "sha256": digest}).encode("ascii") + b"\n")
+        try:
+            with open(self.folder / MANIFEST_FILE, "ab+") as manifest:
+                end = manifest.seek(0, os.SEEK_END)
+                manifest.seek(max(0, end - 1))
+                if manifest.read() not in (b"", b"\n"):  # the torn end of a killed process
+                    lines.insert(0, b"\n")
+                manifest.write(b"".join(lines))
+                manifest.flush()
+                os.fsync(manifest.fileno())
+        except OSError as error:
+            raise OptionError(
+                f"{str(self.folder / MANIFEST_FILE)!r} cannot be written: {error.strerror}."
+            ) from error
 
     def _read_manifest(self) -> None:
         manifest = self.folder / MANIFEST_FILE
@@ -154,6 +170,20 @@ def _bytes_of(content: Content, entry: Entry, kind: Sidecar) -> bytes:
         return text.encode("utf-8", errors="backslashreplace")
     line = json.dumps(content.line(entry), ensure_ascii=True, allow_nan=False)
     return line.encode("ascii") + b"\n"
+
+
+def _exists(path: Path) -> bool:
+    """Raises OptionError for a name that the file system does not take."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OptionError(
+                f"The name of the file {str(path)!r} is too long. Use --to jsonl, or leave the "
+                "image out with --where."
+            ) from error
+        return False
+    return True
 
 
 def _read(path: Path) -> bytes | None:

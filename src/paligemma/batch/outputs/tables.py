@@ -26,8 +26,10 @@ def write_jsonl(content: Content, path: Path) -> None:
             line = content.line(entry)
             if content.task == "embed" and entry.result is not None:
                 line["result"] = {"embedding": embedding(entry.result).tolist()}
-            is_utf8 = utf8(entry.key) == entry.key
-            file.write(json.dumps(line, ensure_ascii=not is_utf8, allow_nan=False) + "\n")
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+            if utf8(text) != text:  # a name of the image or the model
+                text = json.dumps(line, ensure_ascii=True, allow_nan=False)
+            file.write(text + "\n")
 
 
 def write_csv(content: Content, path: Path) -> None:
