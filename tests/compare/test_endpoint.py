@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -157,6 +158,16 @@ def test_nobody_waits_for_an_hour(ask: Ask, script: Script, header: str) -> None
     assert ask.waits == []  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("header", ["soon", "nan", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"])
+def test_a_time_to_wait_that_is_none_is_waited_as_without_it(
+    ask: Ask, script: Script, header: str
+) -> None:
+    script.answers = [(429, {"Retry-After": header}, b"")]
+    [reply] = ask()
+    assert isinstance(reply, Reply)
+    assert ask.waits == [1.0]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -168,6 +179,7 @@ def test_nobody_waits_for_an_hour(ask: Ask, script: Script, header: str) -> None
         ((200, {}, chat("x" * 2**20)), "larger than 256 KiB"),
         ((200, {}, b"[" * 100_000), "not that of a chat"),
         ((200, {}, b'{"choices": []}'), "not that of a chat"),
+        ((200, {}, chat(["text", None])), "not that of a chat"),
         ((200, {}, chat(None, finish_reason="content_filter")), "no text .*content_filter"),
         ((400, {}, b'{"error": {"message": "the image is too large"}}'), "the image is too large"),
         ((400, {}, b"\x1b[2J\xff"), r"status 400: \\x1b"),
@@ -222,10 +234,38 @@ def test_a_server_that_is_down_is_tried_again_and_then_given_up(
     assert waits == [1.0, 2.0, 4.0]
 
 
-def test_a_silent_server_is_given_up_after_the_time_limit(script: Script, scenes: Path) -> None:
+def wait_forever(handler: BaseHTTPRequestHandler) -> None:
+    time.sleep(2)
+
+
+def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    for _ in range(30):
+        time.sleep(0.1)
+        handler.wfile.write(b"x")
+
+
+def drip_a_chunk(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    for _ in range(30):
+        time.sleep(0.1)
+        handler.wfile.write(b"x")
+
+
+def continue_forever(handler: BaseHTTPRequestHandler) -> None:
+    for _ in range(300):
+        time.sleep(0.01)
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+@pytest.mark.parametrize("behave", [wait_forever, drip_headers, drip_a_chunk, continue_forever])
+def test_a_silent_or_dripping_server_is_given_up_after_the_time_limit(
+    scenes: Path, behave: Callable[[BaseHTTPRequestHandler], None]
+) -> None:
     class Slow(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            time.sleep(2)
+            with suppress(OSError):
+                behave(self)
 
         def log_message(self, *_: Any) -> None: ...
 

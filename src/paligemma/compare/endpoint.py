@@ -12,12 +12,13 @@ import base64
 import email.utils
 import io
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ from paligemma.compare.reply import Reply, prediction_of_text
 from paligemma.data.record import Record
 from paligemma.errors import PaliGemmaError
 from paligemma.escaping import visible
+from paligemma.processor.fetch import DeadlineSocket
 
 MAX_ANSWER_BYTES = 256 * 1024
 MAX_ATTEMPTS = 4
@@ -64,6 +66,33 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Response(HTTPResponse):
+    """All of it must come within the connection's timeout, which by itself restarts at every byte,
+    so that headers could drip for ever."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
+        deadline = time.monotonic() + (sock.gettimeout() or 0.0)
+        super().__init__(DeadlineSocket(sock, deadline), *args, **named)  # type: ignore[arg-type]
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Secure(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_SecureConnection, req)
+
+
 @dataclass
 class Endpoint:
     """A contestant at an address."""
@@ -84,7 +113,7 @@ class Endpoint:
         # The environment's proxies are for other machines.
         proxies: dict[str, str] | None = {} if host in _LOOPBACK else None
         self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler(proxies), _NoRedirects
+            urllib.request.ProxyHandler(proxies), _NoRedirects, _Plain, _Secure
         )
 
     def answer(self, records: Sequence[Record]) -> list[tuple[Reply | PaliGemmaError, float]]:
@@ -236,7 +265,7 @@ class Endpoint:
             reply = json.loads(content)
             choice = reply["choices"][0]
             text = _text_of(choice["message"])
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             start = content[:_MAX_SHOWN].decode("utf-8", errors="replace").strip()
             what = "not that of a chat completion"
             if start.startswith("<"):
@@ -316,9 +345,9 @@ def _seconds_to_wait(header: str | None) -> float:
         pass
     try:
         date = email.utils.parsedate_to_datetime(header)
-    except (TypeError, ValueError):
+        return max(0.0, date.timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
         return 0.0
-    return max(0.0, date.timestamp() - time.time())
 
 
 def _count_or_none(value: Any) -> int | None:

@@ -157,7 +157,7 @@ def _body(
     )
     connection.settimeout(_seconds_left(deadline))
     connection.sendall(request.encode("ascii"))
-    response = http.client.HTTPResponse(_DeadlineSocket(connection, deadline), method="GET")  # type: ignore[arg-type]
+    response = http.client.HTTPResponse(DeadlineSocket(connection, deadline), method="GET")  # type: ignore[arg-type]
     with response:
         response.begin()
         content_length = response.length  # None without a valid Content-Length
@@ -213,7 +213,7 @@ def _quoted(url: str) -> str:
     return repr(url if len(url) <= 200 else url[:200] + "...")
 
 
-class _DeadlineSocket:
+class DeadlineSocket:
     """The part of a socket that HTTPResponse uses, with one deadline for all reads."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
@@ -228,6 +228,12 @@ class _DeadlineReader(io.RawIOBase):
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
         self._deadline = deadline
+        # Keeps the connection open for a reader whose caller has closed it, as urllib does.
+        self._raw = connection.makefile("rb", buffering=0)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -235,4 +241,4 @@ class _DeadlineReader(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         # A socket's timeout restarts at every read, so one byte per second would never time out.
         self._connection.settimeout(_seconds_left(self._deadline))
-        return self._connection.recv_into(buffer)
+        return self._raw.readinto(buffer) or 0
