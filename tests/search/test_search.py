@@ -325,3 +325,25 @@ def test_what_is_looked_for_is_said() -> None:
     assert query.ignored == ("the", "of", "the", "the")
     assert read_query("the").fts5 == '"the"'
     assert read_query('say ""hello"').terms[-1].text == "hello"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM meta",
+        "UPDATE meta SET value = '[1]'",
+        "UPDATE meta SET value = '{}'",
+        "UPDATE meta SET value = x'ff'",
+        "UPDATE pictures SET scores = 'none'",
+        "UPDATE pictures SET path = id",
+        "CREATE VIEW v AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n FROM r) "
+        "SELECT n FROM r",
+    ],
+)
+def test_an_index_of_a_stranger_is_told_in_one_line(index: Path, change: str) -> None:
+    connection = sqlite3.connect(index)
+    connection.execute(change)
+    connection.commit()
+    connection.close()
+    with pytest.raises(OptionError, match=r"it is damaged|has views or triggers"):
+        found(index, "red")

@@ -73,8 +73,8 @@ class Index:
         self._store = store
         with said_as_option_error(store.path):
             self.settings = store.settings()
-        self.folder = Path(self.settings["folder"])
-        """The folder whose pictures it has."""
+            self.folder = Path(self.settings["folder"])
+            """The folder whose pictures it has."""
 
     @classmethod
     def open(cls, path: Path | str) -> Self:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, PaliGemmaError
 from paligemma.escaping import visible
 from paligemma.results import one_line
 
@@ -184,6 +184,14 @@ class Store:
                 f"{str(self.path)!r} is no index of `paligemma index`, or one of another version. "
                 "Choose another file."
             )
+        # Views and triggers of a stranger's file could compute for ever.
+        if self.connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE type IN ('view', 'trigger')"
+        ).fetchone():
+            raise OptionError(
+                f"{str(self.path)!r} has views or triggers, which `paligemma index` never makes. "
+                "Choose another file."
+            )
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         made = self.settings()
@@ -248,3 +256,9 @@ def said_as_option_error(path: Path) -> Iterator[None]:
         else:
             reason = str(error)
         raise OptionError(f"The index {str(path)!r} cannot be used: {reason}.") from error
+    except PaliGemmaError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:  # of values that no index has
+        raise OptionError(
+            f"The index {str(path)!r} cannot be used: it is damaged. Make it again."
+        ) from error
