@@ -12,6 +12,7 @@ from paligemma.data.open import open_data
 from paligemma.processor.processor import Processor
 from paligemma.tasks.seg_codec import MaskCodec
 from tests.data.annotated import coco, make_image
+from tests.video.clips import film
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -21,12 +22,17 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_lines_of_the_guide_are_read(tmp_path: Path) -> None:
-    lines, _ = blocks("json")  # the others are of documents with fields
+    lines, of_film, _ = blocks("json")  # the others are of documents with fields
     make_image(tmp_path / "1.jpg", (100, 100))
     (tmp_path / "train.jsonl").write_text(lines)
     records = open_data(tmp_path / "train.jsonl")
     assert len(records) == 4
     assert records.class_names == ("dog",)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "7010.mp4").write_bytes(film(range(10)))
+    (tmp_path / "films.jsonl").write_text(of_film)
+    [record] = open_data(tmp_path / "films.jsonl")
+    assert len(record.load_images()) == 16
 
 
 def test_the_python_of_the_guide_runs(
