@@ -102,3 +102,15 @@ def test_hostile_pages_take_no_longer_than_their_length(piece: str) -> None:
 )
 def test_a_page_may_end_anywhere(page: str) -> None:
     assert image_names(page) == []
+
+
+@pytest.mark.parametrize("opening", ["{#", "{{", "<![CDATA[>", "<%", "<!--", "<svg><![CDATA["])
+def test_openings_that_nothing_closes_take_no_time_each(opening: str) -> None:
+    started = time.process_time()
+    list(scan(opening * (400_000 // len(opening))))
+    assert time.process_time() - started < 4
+
+
+def test_a_mark_is_found_where_it_comes_next_however_often_it_was_looked_for() -> None:
+    page = "{# a #} {{ b }} <img alt='{{ c }}'> {# d {# e #} {{ f <p> }}"
+    assert [tag.name for tag in scan(page) if tag.kind == "start"] == ["img"]

@@ -80,12 +80,30 @@ class Tag:
         return next((each for each in self.attributes if each.name == name), None)
 
 
+class _Page(str):
+    """A page that remembers what it found, so that a page full of openings that nothing closes is
+    not searched to its end for each of them."""
+
+    def __init__(self, _text: str) -> None:
+        self._found: dict[str, tuple[int, int]] = {}
+
+    def next(self, mark: str, start: int, end: int | None = None) -> int:
+        """As `find`."""
+        searched_from, found = self._found.get(mark, (0, -1))
+        if not searched_from <= start <= found:
+            found = self.find(mark, start)
+            found = len(self) if found < 0 else found
+            self._found[mark] = start, found
+        return found if found + len(mark) <= min(len(self), end or len(self)) else -1
+
+
 def scan(page: str) -> Iterator[Tag]:
     """The tags and texts of a page in order, without comments and server-side code.
 
     >>> [(tag.kind, tag.name) for tag in scan("<!-- <img> --><A HREF=x>go</a>")]
     [('start', 'a'), ('text', ''), ('end', 'a')]
     """
+    page = _Page(page)
     position, text_start = 0, 0
     while found := _MARKUP.search(page, position):
         start = found.start()
@@ -106,7 +124,7 @@ def scan(page: str) -> Iterator[Tag]:
         yield Tag(kind="text", start=text_start, end=len(page))
 
 
-def _markup_at(page: str, start: int) -> tuple[Tag | None, int]:
+def _markup_at(page: _Page, start: int) -> tuple[Tag | None, int]:
     """The tag that begins here, if any, and where it ends; the same place for plain text."""
     if code_end := _end_of_code(page, start):
         return None, code_end
@@ -123,7 +141,7 @@ def _markup_at(page: str, start: int) -> tuple[Tag | None, int]:
     if page.startswith("<!--", start):
         return None, _end_of_comment(page, start + 4)
     if page.startswith("<![CDATA[", start):
-        end = page.find("]]>", start, start + _LONGEST_CDATA)
+        end = page.next("]]>", start, start + _LONGEST_CDATA)
         return None, end + 3 if end >= 0 else _after(page, ">", start + 2)
     return (None, _after(page, ">", start + 2)) if following in "!?" else (None, start)
 
@@ -133,14 +151,14 @@ def _after(page: str, mark: str, start: int) -> int:
     return len(page) if end < 0 else end + len(mark)
 
 
-def _end_of_code(page: str, start: int) -> int | None:
+def _end_of_code(page: _Page, start: int) -> int | None:
     """Where server-side code that begins here ends; None where none does."""
     opening = _CODE.match(page, start)
     if opening is None:
         return None
     mark = opening[0][:2]
     limit = _LONGEST_CODE[mark]
-    end = page.find(_CODE_ENDS[mark], opening.end(), None if limit is None else start + limit)
+    end = page.next(_CODE_ENDS[mark], opening.end(), None if limit is None else start + limit)
     if end < 0:
         return len(page) if limit is None else None
     return end + 2
@@ -154,7 +172,7 @@ def _end_of_comment(page: str, start: int) -> int:
     return len(page) if end is None else end.end()
 
 
-def _tag(page: str, start: int, kind: Literal["start", "end"], name_at: int) -> tuple[Tag, int]:
+def _tag(page: _Page, start: int, kind: Literal["start", "end"], name_at: int) -> tuple[Tag, int]:
     """The tag, and where it ends. A tag that the page's end cuts off is no tag, but text."""
     name = _TAG_NAME.match(page, name_at)
     assert name is not None
