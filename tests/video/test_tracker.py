@@ -46,7 +46,7 @@ def numbers(
 def test_two_that_cross_and_one_that_stands_still_keep_their_numbers(
     fps: float, score: float
 ) -> None:
-    """Eight seconds, 2 px of noise, one box in ten missed: the numbers of this project's notes."""
+    """Eight seconds, 2 px of noise, one box in ten missed."""
     rng = random.Random(fps)
     ids: dict[str, set[int | None]] = {"right": set(), "left": set(), "still": set()}
     state = TrackerState()
@@ -94,6 +94,11 @@ def test_low_scores_begin_tracks_where_all_are_low() -> None:
     low = [[found(at(100), score=0.05)]] * 3
     assert numbers(low) == [(1,)] * 3
     assert numbers(low, start_score=0.5) == [(None,)] * 3
+
+
+def test_what_the_model_takes_for_wrong_begins_no_track_even_alone() -> None:
+    assert numbers([[found(at(10), score=0.001)]] * 3) == [(None,)] * 3
+    assert numbers([[found(at(10), score=0.06)]] * 2) == [(1,)] * 2
 
 
 def test_an_unsure_box_goes_on_with_a_track_but_begins_none() -> None:

@@ -34,6 +34,7 @@ _BOX_NOISE = 0.05  # of a detected edge
 _FIRST_VELOCITY = 1.0  # standard deviation of the velocity of something seen once
 _ACCELERATION = 1.0  # how much a velocity changes in a second
 _OTHER_LABEL = 1.0
+_LEAST_START = 0.05  # the model itself takes a box below this score for wrong
 _LEAST_SIDE = 0.25  # of its last side, to which a predicted box may shrink
 
 
@@ -43,8 +44,8 @@ class TrackerOptions:
 
     start_score: float | None = None
     """Least score of a box that begins a track: 0.5 for calibrated scores, say. None: half the mean
-    score of all boxes of that label so far, since scores of models that are not calibrated may all
-    be low."""
+    score of all boxes of that label so far, and at least 0.05, since scores of models that are not
+    calibrated may all be low."""
     max_lost_s: float = 3.0
     """A track ends when its object was not found for longer than this, in seconds."""
 
@@ -247,4 +248,4 @@ def _is_sure(
     if options.start_score is not None:
         return box.score >= options.start_score
     number, total = scores[box.label]
-    return box.score >= 0.5 * total / number
+    return box.score >= max(_LEAST_START, 0.5 * total / number)
