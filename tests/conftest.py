@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +25,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
+_REPOSITORY = Path(__file__).parents[1]
 _SENTENCES = (
     "caption en\n",
     "detect cat ; dog\n",
@@ -40,6 +44,18 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a fresh clone has, as the working directory."""
+    if not (files("paligemma") / "mini" / "model" / "model.safetensors").is_file():
+        pytest.skip("the weights of mini are not there yet")
+    for name in ("examples", "mini"):
+        shutil.copytree(_REPOSITORY / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(_REPOSITORY / "src"), str(tmp_path)]))
+    return tmp_path
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -20,18 +18,6 @@ from tests.test_readme import assert_alike
 
 REPOSITORY = Path(__file__).parents[1]
 BLOCK = r"```(sh|python)\n(.*?)```(?:[^`]*?\n\n```text\n(.*?)```)?"
-
-
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a fresh clone has, as the working directory."""
-    if not (files("paligemma") / "mini" / "model" / "model.safetensors").is_file():
-        pytest.skip("the weights of mini are not there yet")
-    for name in ("examples", "mini"):
-        shutil.copytree(REPOSITORY / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "src"), str(tmp_path)]))
-    return tmp_path
 
 
 def run_line(line: str, codes: dict[str, int]) -> str:

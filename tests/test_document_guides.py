@@ -6,14 +6,11 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -26,18 +23,6 @@ REPOSITORY = Path(__file__).parents[1]
 BLOCK = r"```(sh|python|json)\n(.*?)```(?:\n\n```text\n(.*?)```)?"
 WORDS = ("NORA", "STATIN", "PUREVA")
 """What examples/prescription.png prints."""
-
-
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a fresh clone has, as the working directory."""
-    if not (files("paligemma") / "mini" / "model" / "model.safetensors").is_file():
-        pytest.skip("the weights of mini are not there yet")
-    for name in ("examples", "mini"):
-        shutil.copytree(REPOSITORY / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "src"), str(tmp_path)]))
-    return tmp_path
 
 
 def run_line(line: str) -> str:

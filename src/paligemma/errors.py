@@ -24,6 +24,7 @@ A message says in full sentences what was found, what was expected, and what to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import get_args
 
 
@@ -135,6 +136,19 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     ('1 image', '2 images', '1 record has')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def changed_settings(made: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
+    """What differs between the settings with which something was made and those given now.
+
+    >>> changed_settings({"task": "caption", "seed": 1}, {"task": "ocr", "seed": 1})
+    ["task was 'caption' and is now 'ocr'"]
+    """
+    return [
+        f"{name} was {made.get(name)!r} and is now {given.get(name)!r}"
+        for name in sorted(made.keys() | given.keys())
+        if made.get(name) != given.get(name)
+    ]
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -37,14 +37,24 @@ def replacing(path: Path) -> Iterator[Path]:
         yield unfinished
         with suppress(FileNotFoundError):
             unfinished.chmod(target.stat().st_mode & 0o7777)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(unfinished)
         unfinished.replace(target)
     except OSError as error:
         raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    if os.name == "nt":  # cannot flush a file that is open for reading only
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, data: bytes) -> None:

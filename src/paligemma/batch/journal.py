@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 from paligemma.batch.lock import acquire_lock, is_locked
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, changed_settings
+from paligemma.writing import flush
 
 JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "journal.lock"
@@ -85,7 +85,7 @@ class Journal:
 
     @classmethod
     def read(cls, folder: Path) -> Journal:
-        """The journal as it is now, to read only; another process may be adding to it.
+        """The journal as it is now, read-only; another process may be adding to it.
 
         Raises OptionError when there is none.
         """
@@ -185,7 +185,7 @@ class Journal:
                 header = _encode({"journal": _VERSION, "settings": settings})
                 _write_all(self._file, header)
                 os.fsync(self._file)
-                _sync_folder(self.folder)
+                flush(self.folder)
                 self._size = len(header)
             _check_same(self.folder, made=self.settings, given=settings)
         except BaseException:
@@ -254,12 +254,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, *, made: dict[str, Any], given: dict[str, Any]) -> None:
-    different = [
-        f"{name} was {made.get(name)!r} and is now {given.get(name)!r}"
-        for name in sorted(made.keys() | given.keys())
-        if made.get(name) != given.get(name)
-    ]
-    if different:
+    if different := changed_settings(made, given):
         raise OptionError(
             f"The job in {str(folder)!r} was started with other settings: {'; '.join(different)}. "
             "Results of different settings are not mixed: use the same settings, or another folder."
@@ -280,16 +275,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":  # which has no way to sync a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _acquire(folder: Path) -> int:

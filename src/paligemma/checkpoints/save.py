@@ -7,7 +7,6 @@ and other files (such as a mask codec) are passed as bytes.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from paligemma.errors import CheckpointError, NumericalError, counted
 from paligemma.fast.accelerate import quantization_of, weight_rows
 from paligemma.fast.linear import Rows, WeightRows
 from paligemma.model.paligemma import PaliGemma
+from paligemma.writing import flush
 
 
 def save_model(
@@ -251,17 +251,6 @@ def _quantized(name: str, rows: QuantizedRows) -> Iterator[TensorToWrite]:
         shape=scales_shape(shape, weight_format),
         blocks=(read(*block)[1] for block in row_blocks(shape)),
     )
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    if os.name == "nt":  # cannot flush a file that is open for reading only
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}

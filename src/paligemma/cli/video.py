@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +24,7 @@ from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import Command, takes
 from paligemma.errors import OptionError
 from paligemma.options import Option
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from paligemma.video import Video, VideoSegment
@@ -262,15 +262,5 @@ def _write(files: Mapping[str, Path], segments: Iterable[VideoSegment]) -> None:
 
     found = list(segments)
     for name, path in files.items():
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        try:
-            with unfinished.open("w", encoding="utf-8", newline="") as file:
-                file.writelines(SUBTITLE_WRITERS[name](found))  # type: ignore[index]
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except OSError as error:
-            raise OptionError(f"{path} cannot be written: {error.strerror}.") from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+        text = "".join(SUBTITLE_WRITERS[name](found))  # type: ignore[index]
+        write_whole(path, text.encode("utf-8"))

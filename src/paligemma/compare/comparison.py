@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +41,7 @@ from paligemma.evals.predictions import OBJECT_TASKS, SuffixReader
 from paligemma.loading import MINI, load_processor
 from paligemma.processor.processor import Processor
 from paligemma.tasks.seg_codec import MaskCodec
+from paligemma.writing import write_whole
 
 REPORT_FILE = "report.json"
 ANSWERS_FILE = "answers.jsonl"
@@ -340,7 +340,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         (ANSWERS_FILE, lines),
         (PAGE_FILE, render_gallery(comparison)),
     ):
-        _write_whole(folder / name, text)
+        write_whole(folder / name, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _answer_line(comparison: Comparison, record: Record) -> dict[str, Any]:
@@ -380,23 +380,6 @@ def _one_answer(comparison: Comparison, answers: Answers, record_id: str) -> dic
         ]
         line["problems"] = list(prediction.problems)
     return line
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Raises OptionError."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open(
-            "w", encoding="utf-8", newline="\n", errors="backslashreplace"
-        ) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise OptionError(f"The file {path} cannot be written: {error.strerror}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _plain(interval: Any) -> dict[str, float] | None:

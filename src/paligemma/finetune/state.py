@@ -40,11 +40,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from paligemma.checkpoints.files import sha256_of
-from paligemma.checkpoints.save import flush
 from paligemma.errors import CheckpointError
 from paligemma.finetune.distributed import World
 from paligemma.finetune.muon import MOMENTUM
 from paligemma.finetune.optim import Trained
+from paligemma.writing import flush
 
 FOLDER = "checkpoints"
 LATEST = "latest"

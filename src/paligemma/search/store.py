@@ -1,7 +1,7 @@
 """The index as an SQLite file: a row per picture, and FTS5 over its words.
 
-Searching opens the file to read only. Writing goes on in transactions, so that whoever reads, or
-resumes after the process was killed, sees whole batches.
+Searching opens the file read-only. Rows are written in transactions, so that a reader, or a run
+that resumes after being killed, sees whole batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import OptionError, PaliGemmaError
+from paligemma.errors import OptionError, PaliGemmaError, changed_settings
 from paligemma.escaping import visible
 from paligemma.results import one_line
 
@@ -64,7 +64,7 @@ class Store:
 
     @classmethod
     def read(cls, path: Path) -> Store:
-        """Open an index to read only. Raises OptionError for a file that is none."""
+        """Open an index read-only. Raises OptionError for a file that is none."""
         if not path.is_file():
             raise OptionError(
                 f"The index {str(path)!r} does not exist. Make it with: paligemma index FOLDER "
@@ -199,12 +199,7 @@ class Store:
         if not Path(made["folder"]).is_dir():  # it was moved: paths count from the new place
             made["folder"] = given["folder"]
             self._set("settings", made)
-        different = [
-            f"{name} was {made.get(name)!r} and is now {given.get(name)!r}"
-            for name in sorted(made.keys() | given.keys())
-            if made.get(name) != given.get(name)
-        ]
-        if different:
+        if different := changed_settings(made, given):
             raise OptionError(
                 f"The index {str(self.path)!r} was made in another way: {'; '.join(different)}. "
                 "Use the same settings, or another file."
