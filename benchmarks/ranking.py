@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help="model to load (%(default)s)")
     parser.add_argument("--scenes", type=int, default=24, help="number (%(default)s)")
     parser.add_argument("--labels", type=int, default=17, help="for each (%(default)s)")
-    parser.add_argument("--seed", type=int, default=_SEED, help="of the scenes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=_SEED, help="seed of the scenes (%(default)s)")
     add_output_options(parser)
     options = parser.parse_args()
     cases = _cases(options.scenes, options.labels, options.seed)

@@ -63,7 +63,7 @@ def main() -> None:
     model.add_argument("--together", action="store_true", help="all names in one question only")
     for part in (noise, model):
         part.add_argument("--films", type=int, default=20, help="number (%(default)s)")
-        part.add_argument("--seed", type=int, default=_SEED, help="of the films (%(default)s)")
+        part.add_argument("--seed", type=int, default=_SEED, help="seed of the films (%(default)s)")
         part.add_argument("--detect-every", type=int, default=1, help="frames (%(default)s)")
         part.add_argument("--fill", type=float, default=1.0, help="seconds (%(default)s)")
         add_output_options(part)

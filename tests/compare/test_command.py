@@ -70,7 +70,7 @@ def test_votes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_dead_process_is_explained() -> None:
-    assert "SIGKILL, perhaps for want of memory" in _why_it_died(-9, "")
+    assert "SIGKILL, perhaps because memory ran out" in _why_it_died(-9, "")
     assert _why_it_died(1, "Traceback\nKeyError: 'x'").endswith("with an error: KeyError: 'x'")
 
 

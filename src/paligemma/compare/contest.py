@@ -226,7 +226,7 @@ def _why_it_died(code: int, tail: str) -> str:
             how = signal.Signals(-code).name
         except ValueError:
             how = str(-code)
-        hint = ", perhaps for want of memory" if how == "SIGKILL" else ""
+        hint = ", perhaps because memory ran out" if how == "SIGKILL" else ""
         return f"Its process was ended by {how}{hint}. Repeat the command to go on."
     last = tail.splitlines()[-1] if tail else f"exit code {code}"
     return f"Its process ended with an error: {last}"

@@ -78,7 +78,7 @@ class Index:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Open an index to read only. Raises OptionError for a file that is none."""
+        """Open an index read-only. Raises OptionError for a file that is none."""
         return cls(Store.read(Path(path)))
 
     def __len__(self) -> int:

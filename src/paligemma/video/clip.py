@@ -91,7 +91,7 @@ class FrameSource(Protocol):
 
 
 class Clip:
-    """A film whose frames can be taken as often as needed. Each pass opens the file anew."""
+    """A film whose frames can be read any number of times. Each pass reopens the file."""
 
     def __init__(self, source: Source, limits: ClipLimits) -> None:
         self._source = source
