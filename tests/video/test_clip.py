@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -109,6 +111,61 @@ def test_a_film_turned_by_an_odd_angle_is_left_and_said() -> None:
     clip = open_clip(with_matrix(film(), 0.8, 0.6, -0.6, 0.8))
     assert (clip.info.width, clip.info.height) == (64, 48)
     assert any("odd angle" in problem for problem in clip.problems)
+
+
+def test_a_film_of_a_camera_s_jpegs_is_turned_by_their_exif_data() -> None:
+    """PyAV cannot list the side data of such a frame."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    with av.open(file, "w", format="avi") as output:
+        stream = output.add_stream("mjpeg", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for number in range(3):
+            picture = io.BytesIO()
+            numbered(number, (64, 48)).save(picture, "JPEG", exif=exif)
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 10)
+            packet.pts = packet.dts = number
+            output.mux(packet)
+    clip = open_clip(file.getvalue())
+    assert seen(clip) == [(k / 10, k) for k in range(3)]
+    assert {frame.image.size for frame in clip.frames()} == {(48, 64)}
+    assert clip.problems == ()
+
+
+@pytest.mark.parametrize(("container", "fps"), [("mp4", 2.7), ("matroska", 10)])
+def test_a_film_of_variable_rate_lasts_until_its_last_frame_ends(
+    container: str, fps: float
+) -> None:
+    """An MP4 file states 2.6 s here: until the end of the frame that is decoded last."""
+    times = [0.0, 0.04, 0.5, 0.51, 2.0, 2.01, 9.0]
+    clip = open_clip(film(times, container=container))
+    assert clip.info.duration_s == pytest.approx(9.1, abs=0.01)
+    assert clip.info.frames_per_second == pytest.approx(fps, abs=0.1)
+    assert [t for t, _ in seen(clip)] == times
+    assert clip.problems == ()
+
+
+def test_the_rate_is_told_of_a_film_that_is_read_twice_for_its_length() -> None:
+    """A first frame that comes late leaves the stated length of a Matroska file in doubt."""
+    clip = open_clip(film([1000, 1001, 1002], container="matroska"))
+    assert clip.info.frames_per_second == 10
+    assert seen(clip) == [(0.0, 0), (1.0, 1), (2.0, 2)]
+
+
+def test_frames_are_freed_without_the_garbage_collector() -> None:
+    """A frame of a large film is megabytes: hundreds of them must not wait for it."""
+    clip = open_clip(film())
+    gc.collect()
+    gc.disable()
+    try:
+        most = 0
+        for _ in clip.frames():
+            most = max(most, sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert 0 < most <= 4
 
 
 def test_of_several_streams_the_best_is_taken_and_named() -> None:

@@ -50,7 +50,7 @@ class ClipInfo:
     height: int
     """Pixels of an upright frame."""
     duration_s: float
-    """As the container says, else until the end of the last frame."""
+    """As the container says, or until the end of the last frame where that is later."""
     frames_per_second: float | None
     """On average, as the container says; times come from the frames themselves."""
     codec: str
@@ -196,7 +196,6 @@ class Clip:
 
     def _read_info(self, decoding: Decoding) -> ClipInfo:
         name = self._source.name
-        stream = decoding.stream
         first = decoding.next()
         if first is None:
             raise VideoError(f"{name} has no frame that can be decoded. Get an intact copy.")
@@ -204,21 +203,35 @@ class Clip:
         if duration_s is None:
             decoding.rewind()
             duration_s = max((end_s for _, end_s in decoding.packet_times()), default=0.0)
+        elif self._source.format == "mov":
+            duration_s = max(duration_s, self._last_end_s(duration_s))
+        duration_s = max(duration_s, first.end_s)
         if duration_s > self._limits.max_seconds:
             raise too_long(name, duration_s, self._limits)
         image = self._image(first)
+        stream = decoding.stream  # not earlier: `rewind` frees that of the first pass
         rate = stream.average_rate
         path = self._source.data
         return ClipInfo(
             name=path.name if isinstance(path, Path) else "",
             width=image.width,
             height=image.height,
-            duration_s=max(duration_s, first.end_s),
-            frames_per_second=float(rate) if rate else None,
+            duration_s=duration_s,
+            frames_per_second=float(rate) if rate and rate > 0 else None,
             codec=stream.codec_context.name,
             stream_index=stream.index,
             num_video_streams=decoding.num_video_streams,
         )
+
+    def _last_end_s(self, stated_s: float) -> float:
+        """The end of the last frame of an MP4 file. The length that it states ends with the frame
+        that is decoded last, which need not be shown last or may be shown for long."""
+        decoding = Decoding(self._source, self._limits, {})  # damage is noted when it is reached
+        try:
+            ends = decoding.packet_times() if decoding.seek(stated_s) else ()
+            return max((end_s for _, end_s in ends), default=0.0)
+        finally:
+            decoding.close()
 
 
 def open_clip(

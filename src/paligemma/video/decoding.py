@@ -119,7 +119,7 @@ class Decoding:
             )
         if stream.codec_context is None:  # for a coding without a decoder
             raise VideoError(
-                f"The video in {name} has a coding that FFmpeg cannot read. Convert it to H.264."
+                f"{name} has pictures in a coding that FFmpeg cannot read. Convert it to H.264."
             )
         self._check_size(stream.codec_context.width, stream.codec_context.height)
         return stream
@@ -260,6 +260,8 @@ class Decoding:
                 frames = packet.decode()
             except End:
                 return
+            except MemoryError:
+                raise
             except FFmpegError as error:
                 self._note_damage(last_s, error)
                 num_bad += 1
@@ -300,7 +302,7 @@ class Decoding:
         if frame.duration and frame.time_base:
             return float(frame.duration * frame.time_base)
         rate = self.stream.average_rate or self.stream.guessed_rate
-        return float(1 / rate) if rate else 0.04
+        return float(1 / rate) if rate and rate > 0 else 0.04
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:

@@ -22,6 +22,8 @@ _OPERATIONS: dict[tuple[int, int, int, int], Image.Transpose | None] = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
+_BY_ROTATION = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}
+"""Degrees counterclockwise -> steps."""
 
 
 def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
@@ -31,12 +33,16 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     ISO 14496-12, 6.2.2: nine numbers (a, b, u, c, d, v, x, y, w) that send the point (p, q) to
     (a p + c q, b p + d q); the first two columns in 16.16 fixed point.
     """
-    from av.sidedata.sidedata import Type
+    from av.sidedata.sidedata import SideDataContainer, Type
 
     try:
-        data: Any = frame.side_data[Type.DISPLAYMATRIX]  # type: ignore[typeddict-item]  # their stub
+        # Not `frame.side_data`, which the frame keeps and which refers to the frame: hundreds of
+        # them would stay in memory, megabytes each, until the garbage collector comes by.
+        data: Any = SideDataContainer(frame)[Type.DISPLAYMATRIX]  # type: ignore[call-arg]
     except KeyError:
         return 1, 0, 0, 1
+    except ValueError:  # PyAV does not know some kinds of side data, such as EXIF
+        return _BY_ROTATION.get(frame.rotation % 360)
     a, b, _, c, d, *_ = struct.unpack("=9i", memoryview(data)[:36])
     largest = max(map(abs, (a, b, c, d))) or 1
     exact = [value / largest for value in (a, b, c, d)]
@@ -47,7 +53,8 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
 
 def upright(frame: VideoFrame) -> tuple[Image.Image, bool]:
     """The frame as an RGB image turned upright, and whether its matrix could be followed."""
-    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    # In this thread: others would be started for each frame, and need memory of their own.
+    image: Image.Image = frame.to_image(threads=1)  # type: ignore[no-untyped-call]
     matrix = display_matrix(frame)
     operation = None if matrix is None else _OPERATIONS[matrix]
     return (image if operation is None else image.transpose(operation)), matrix is not None
