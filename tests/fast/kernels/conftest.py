@@ -1,19 +1,29 @@
-"""Every level of kernels that this machine can run, one after the other."""
+"""Every level of kernels, one after the other: compiled for it where this processor can run it, and
+with its instructions emulated on every processor."""
 
 from __future__ import annotations
 
 import pytest
 
 from paligemma.fast.kernels import layers, products
-from paligemma.fast.kernels.build import LEVELS
+from paligemma.fast.kernels.build import LEVELS, find_compiler
 from paligemma.fast.kernels.library import Kernels, load_kernels
+from tests.fast.kernels.emulation import EMULATED_LEVELS, emulated_kernels
 
 
-@pytest.fixture(params=LEVELS)
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+@pytest.fixture(params=[*LEVELS, *(f"{level} emulated" for level in EMULATED_LEVELS)])
+def compiled(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Kernels:
     """The kernels of one level, put in the place of the best."""
-    level: str = request.param
-    found = load_kernels(level)
+    level, *emulated = request.param.split()
+    if emulated and find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    found = (
+        emulated_kernels(level, tmp_path_factory.getbasetemp()) if emulated else load_kernels(level)
+    )
     if found is None:
         pytest.skip(f"the kernels for {level} were not compiled, or this processor lacks it")
     for module in (products, layers):

@@ -263,6 +263,11 @@ def load_kernels(level: str) -> Kernels | None:
         return None
     if level == "amx" and not _allow_tiles():
         return None
+    return open_library(path, level)
+
+
+def open_library(path: Path, level: str) -> Kernels:
+    """Load a library that was compiled for the level; whether it can run here is not checked."""
     library = ctypes.CDLL(str(path))
     for name, (arguments, result) in FUNCTIONS.items():
         if name == "attend_many" and level != "amx":
