@@ -98,6 +98,31 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("num_images", [0, 1])  # without images, all blocks are one call
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_the_last_state_alone_is_that_of_the_whole_pass(
+    family: Family, quantization: str | None, num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    rows = [Row(images=(0,) * num_images, prefix=n, suffix=2) for n in (5, 9, 3)]
+    inputs = tiny_inputs(model.config, rows, pad="right")
+    last = inputs.input_mask.sum(dim=1) - 1
+
+    def run(at: torch.Tensor | None) -> tuple[torch.Tensor, KVCache]:
+        cache = KVCache(model.config.decoder, len(rows), 60, dtype=model.dtype)
+        return model.hidden_states(inputs, kv_cache=cache, at=at), cache
+
+    (whole, expected_cache), (states, cache) = run(None), run(last)
+    assert states.shape == (len(rows), 1, model.config.decoder.width)
+    assert distance(states[:, 0], whole[torch.arange(len(rows)), last]) < 0.02
+    for found, expected in zip(cache.keys, expected_cache.keys, strict=True):
+        assert torch.equal(found, expected)
+    monkeypatch.setattr(blocks, "can_run_blocks", lambda x: False)
+    assert torch.equal(run(last)[0], states)
+
+
 @pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
 def test_weights_that_moved_are_found_again() -> None:
     model = accelerate(bfloat16_model("paligemma2"))

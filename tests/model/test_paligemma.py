@@ -74,6 +74,28 @@ def test_the_cache_changes_nothing(family: Any, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("pad", ["left", "right"])
+@pytest.mark.parametrize(
+    ("family", "fields"), [("paligemma", {}), ("paligemma2", {}), ("paligemma2", WINDOW)]
+)
+@torch.inference_mode()
+def test_the_last_state_alone_is_that_of_the_whole_pass(
+    family: Any, fields: dict[str, Any], pad: str
+) -> None:
+    model = tiny_model(family, **fields)
+    rows = [Row(prefix=4), Row(images=(1, 0), prefix=7, suffix=3), Row(images=(), prefix=1)]
+    inputs = tiny_inputs(model.config, rows, pad=pad)
+    num_rows, length = inputs.token_ids.shape
+    caches = [KVCache(model.config.decoder, num_rows, length, dtype=model.dtype) for _ in range(2)]
+    whole = model.hidden_states(inputs, kv_cache=caches[0])
+    last = length - 1 - inputs.input_mask.flip(1).int().argmax(dim=1)
+    states = model.prefix_state(inputs, caches[1])
+    expected = whole[torch.arange(num_rows), last]
+    assert (states - expected).abs().max() < FLOAT32_TOLERANCE
+    for found, kept in zip(*(cache.keys + cache.values for cache in caches), strict=True):
+        assert torch.equal(found, kept)
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_a_row_gets_the_same_logits_alone_and_in_a_batch(family: Any, pad: str) -> None:

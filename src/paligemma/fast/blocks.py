@@ -72,14 +72,21 @@ class FusedDecoderBlock(nn.Module):
         self.post_mlp_norm = block.post_mlp_norm
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        bias: Tensor,
+        kv_cache: Cache | None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """As `DecoderBlock.forward`. From the second layer on, x is modified in place."""
         if self.layer == 0:
             x = x.clone(memory_format=torch.contiguous_format)
         normed = add_rms_norm(x, None, None, self.pre_attention_norm.weight, self.eps)
         assert normed is not None
-        attended = self.out(self._attention(normed, angles, bias, kv_cache))
+        attended = self.out(self._attention(normed, angles, bias, kv_cache, at))
+        if at is not None:
+            x = attention.pick(x, at, 1)
         normed = add_rms_norm(
             x, attended, _weight(self.post_attention_norm), self.pre_mlp_norm.weight, self.eps
         )
@@ -88,12 +95,23 @@ class FusedDecoderBlock(nn.Module):
         return x
 
     def _attention(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        bias: Tensor,
+        kv_cache: Cache | None,
+        at: Tensor | None,
     ) -> Tensor:
-        queries, keys, values = self.qkv.split(x)
-        queries = split_heads(queries, self.head_dim, angles, self.query_scale)
+        if at is None:
+            queries, keys, values = self.qkv.split(x)
+        else:
+            keys, values = self.qkv.split(x, slice(1, 3))
         keys = split_heads(keys, self.head_dim, angles)
         values = split_heads(values, self.head_dim)
+        if at is not None:
+            [queries] = self.qkv.split(attention.pick(x, at, 1), slice(0, 1))
+            angles, bias = attention.pick_queries(at, angles, bias)
+        queries = split_heads(queries, self.head_dim, angles, self.query_scale)
         if kv_cache is not None:
             keys, values = kv_cache.write(self.layer, keys, values)
         mixed = attend(queries, keys, values, bias, self.logit_softcap)
@@ -155,13 +173,11 @@ class FusedDecoder(Decoder):
         angles: tuple[Tensor, Tensor],
         biases: Sequence[Tensor],
         kv_cache: Cache | None,
+        at: Tensor | None = None,
     ) -> Tensor:
         if kv_cache is None or not can_run_blocks(x):
-            return super().run_blocks(x, angles, biases, kv_cache)
-        return run_blocks(
-            self._blocks(), x, angles, biases,
-            kv_cache.keys, kv_cache.values, kv_cache.claimed, kv_cache.length,
-        )  # fmt: skip
+            return super().run_blocks(x, angles, biases, kv_cache, at)
+        return run_blocks(self._blocks(), x, angles, biases, kv_cache, at)
 
     def _blocks(self) -> ctypes.Array[Block]:
         """Return the blocks' structs, rebuilt when the address of a weight has changed."""

@@ -75,19 +75,24 @@ class PackedLinear(nn.Module):
         """Return the outputs of a single weight (or of gate and up together), contiguous."""
         return self.padded(x)[..., : self.num_outputs[0]].contiguous()
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of each weight, as slices of one tensor."""
-        parts = self.padded(x).split([panels * LANES for panels in self.panels], dim=-1)
-        return tuple(part[..., :n] for part, n in zip(parts, self.num_outputs, strict=True))
+    def split(self, x: Tensor, numbers: slice = slice(None)) -> tuple[Tensor, ...]:
+        """Return the outputs of each weight, or of those in `numbers`, as slices of one tensor."""
+        counts, widths = self.panels[numbers], self.num_outputs[numbers]
+        first = sum(self.panels[: numbers.start or 0])
+        padded = self.padded(x, range(first, first + sum(counts)))
+        parts = padded.split([count * LANES for count in counts], dim=-1)
+        return tuple(part[..., :n] for part, n in zip(parts, widths, strict=True))
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Return the outputs of all weights, including padding."""
+    def padded(self, x: Tensor, panels: range | None = None) -> Tensor:
+        """Return the outputs of all weights, or of some panels, including padding."""
+        panels = panels or range(self.values.shape[0])
+        here, lanes = (slice(panels.start * n, panels.stop * n) for n in (1, LANES))
         return packed_linear(
             x,
-            self.values,
-            self.scales,
+            self.values[here],
+            None if self.scales is None else self.scales[here],
             self.weight_format,
-            bias=self.bias,
+            bias=None if self.bias is None else self.bias[lanes],
             activation=self.activation,
         )
 

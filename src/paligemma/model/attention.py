@@ -100,6 +100,19 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return rotated.to(x.dtype)
 
 
+def pick(x: Tensor, at: Tensor, dim: int) -> Tensor:
+    """Keep one entry of each batch row: x [B, ...] at int64[B] along `dim`, which becomes 1."""
+    return x.take_along_dim(at.view(-1, *[1] * (x.ndim - 1)), dim)
+
+
+def pick_queries(
+    at: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Keep the angles [B, 1, T, H / 2] and the bias [B, 1, T, S] of one query in each row."""
+    cos, sin = angles
+    return (pick(cos, at, 2), pick(sin, at, 2)), pick(bias, at, 2)
+
+
 # B batch, T tokens in this call, S visible positions, D width,
 # N query heads, K key/value heads, G = N // K, H head dim
 
@@ -145,13 +158,22 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries_dim, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        bias: Tensor,
+        kv_cache: Cache | None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        queries = rotate(self._split_heads(self.q_proj(x)), angles) * self.query_scale
+        """[B, T, D] -> [B, T, D], or [B, 1, D] for the query `at` int64[B] of each row only."""
         keys = rotate(self._split_heads(self.k_proj(x)), angles)
         values = self._split_heads(self.v_proj(x))
         if kv_cache is not None:
             keys, values = kv_cache.write(self.layer, keys, values)
+        if at is not None:
+            x = pick(x, at, 1)
+            angles, bias = pick_queries(at, angles, bias)
+        queries = rotate(self._split_heads(self.q_proj(x)), angles) * self.query_scale
         mixed = attend(queries, keys, values, bias, self.logit_softcap)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from paligemma.config import DecoderConfig
-from paligemma.model.attention import Attention, as_bias, rotary_angles, soft_cap
+from paligemma.model.attention import Attention, as_bias, pick, rotary_angles, soft_cap
 from paligemma.model.kv_cache import Cache
 
 # B batch, T tokens in this call, S visible positions, D width, F mlp dim, V vocabulary
@@ -64,9 +64,20 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(0.0)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], bias: Tensor, kv_cache: Cache | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        bias: Tensor,
+        kv_cache: Cache | None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        attended: Tensor = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache)
+        """[B, T, D] -> [B, T, D], or [B, 1, D] for the position `at` int64[B] of each row only.
+
+        Keys and values of all positions go to the cache in both cases.
+        """
+        attended: Tensor = self.attention(self.pre_attention_norm(x), angles, bias, kv_cache, at)
+        if at is not None:
+            x = pick(x, at, 1)
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm(attended)
         x = x + self.dropout(attended)
@@ -119,18 +130,20 @@ class Decoder(nn.Module):
         attn_mask: Tensor,
         sliding_mask: Tensor | None = None,
         kv_cache: Cache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Run all blocks and the final norm: [B, T, D] -> [B, T, D].
 
         `positions` are int64[B, T], the masks bool[B, T, S]. `sliding_mask` replaces `attn_mask`
-        on the layers that `config.sliding_layers` marks.
+        on the layers that `config.sliding_layers` marks. With `at` int64[B], only that position of
+        each row is returned, [B, 1, D], and the last block computes no other.
         """
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         bias = as_bias(attn_mask, torch.float32)[:, None]  # (B, 1, T, S)
         sliding_bias = bias if sliding_mask is None else as_bias(sliding_mask, bias.dtype)[:, None]
         slides = self.config.sliding_layers or (False,) * self.config.depth
         biases = [sliding_bias if is_sliding else bias for is_sliding in slides]
-        out: Tensor = self.final_norm(self.run_blocks(x, angles, biases, kv_cache))
+        out: Tensor = self.final_norm(self.run_blocks(x, angles, biases, kv_cache, at))
         return out
 
     def run_blocks(
@@ -139,12 +152,15 @@ class Decoder(nn.Module):
         angles: tuple[Tensor, Tensor],
         biases: Sequence[Tensor],
         kv_cache: Cache | None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        for block, bias in zip(self.blocks, biases, strict=True):
+        last = len(self.blocks) - 1
+        for layer, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
+            wanted = at if layer == last else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, bias, kv_cache, use_reentrant=False)
+                x = checkpoint(block, x, angles, bias, kv_cache, wanted, use_reentrant=False)
             else:
-                x = block(x, angles, bias, kv_cache)
+                x = block(x, angles, bias, kv_cache, wanted)
         return x
 
     def logits(

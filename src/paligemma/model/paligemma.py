@@ -92,8 +92,13 @@ class PaliGemma(nn.Module):
         *,
         image_tokens: Tensor | None = None,
         kv_cache: Cache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Run whole sequences in one pass -> [B, T, D]; fills `kv_cache`, which must be empty."""
+        """Run whole sequences in one pass -> [B, T, D]; fills `kv_cache`, which must be empty.
+
+        With `at` int64[B], returns only that position of each row, [B, 1, D], which saves most of
+        the last block.
+        """
         x = self.embed(inputs, image_tokens)
         positions = positions_of(inputs.input_mask)
         attn_mask = prefix_lm_mask(inputs.input_mask, inputs.mask_ar)
@@ -104,7 +109,7 @@ class PaliGemma(nn.Module):
             )
         if kv_cache is not None:
             kv_cache.claim(inputs.input_mask, positions)
-        hidden: Tensor = self.decoder(x, positions, attn_mask, sliding_mask, kv_cache)
+        hidden: Tensor = self.decoder(x, positions, attn_mask, sliding_mask, kv_cache, at)
         return hidden
 
     def forward(self, inputs: ModelInputs) -> Tensor:
@@ -133,10 +138,10 @@ class PaliGemma(nn.Module):
 
         This and the filled cache are the whole state that decoding continues from.
         """
-        hidden = self.hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
-        steps = torch.arange(inputs.input_mask.shape[1], device=hidden.device)
+        steps = torch.arange(inputs.input_mask.shape[1], device=inputs.input_mask.device)
         last = (steps * inputs.input_mask).argmax(dim=1)
-        return hidden[torch.arange(len(last), device=last.device), last]
+        hidden = self.hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache, at=last)
+        return hidden[:, 0]
 
     def decode_step(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None

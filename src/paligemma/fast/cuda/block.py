@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from paligemma.errors import OptionError
 from paligemma.fast.cuda.attention import attend_prefix, attend_slots
 from paligemma.fast.linear import ParameterRows, Rows
-from paligemma.model.attention import attend, rotate
+from paligemma.model.attention import attend, pick, rotate
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.kv_cache import Cache
 
@@ -50,11 +50,20 @@ class MergedBlock(nn.Module):
         self.down_proj = mlp.down_proj
         self.post_mlp_norm = block.post_mlp_norm
 
-    def forward(self, x: Tensor, angles: Angles, bias: Tensor, kv_cache: Cache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: Angles,
+        bias: Tensor,
+        kv_cache: Cache | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         """As `DecoderBlock.forward`, with plain attention."""
         queries, keys, values = self.project(self.pre_attention_norm(x), angles)
         if kv_cache is not None:
             keys, values = kv_cache.write(self.layer, keys, values)
+        if at is not None:
+            x, queries, bias = pick(x, at, 1), pick(queries, at, 2), pick(bias, at, 2)
         return self.finish(x, attend(queries, keys, values, bias, self.logit_softcap))
 
     def project(self, normed: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:

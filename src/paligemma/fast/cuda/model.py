@@ -23,7 +23,7 @@ from paligemma.fast.cuda.attention import prefix_blocks, slots_in_reach
 from paligemma.fast.cuda.block import Angles, MergedBlock, prefix_layer, slots_layer
 from paligemma.fast.device import agree, probe_inputs
 from paligemma.inputs import ModelInputs
-from paligemma.model.attention import positions_of, rotary_angles
+from paligemma.model.attention import pick, positions_of, rotary_angles
 from paligemma.model.gemma import Decoder, DecoderBlock
 from paligemma.model.kv_cache import Cache, KVCache, SlotCache
 from paligemma.model.paligemma import PaliGemma
@@ -95,12 +95,15 @@ class CudaPaliGemma(PaliGemma):
         *,
         image_tokens: Tensor | None = None,
         kv_cache: Cache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """As `PaliGemma.hidden_states`."""
+        """As `PaliGemma.hidden_states`; the compiled last layer computes all positions."""
         slides = self.config.decoder.sliding_window is not None
         is_known = kv_cache is None or (isinstance(kv_cache, KVCache) and kv_cache.length == 0)
         if slides or not is_known or torch.is_grad_enabled():
-            return super().hidden_states(inputs, image_tokens=image_tokens, kv_cache=kv_cache)
+            return super().hidden_states(
+                inputs, image_tokens=image_tokens, kv_cache=kv_cache, at=at
+            )
         cache = cast("KVCache | None", kv_cache)
         x = self.embed(inputs, image_tokens)
         positions = positions_of(inputs.input_mask)
@@ -119,7 +122,7 @@ class CudaPaliGemma(PaliGemma):
                     here = slice(cache.length)
                     memory = (cache.keys[i][:, :, here], cache.values[i][:, :, here])
                 x, normed = self._prefix_layer(block, next_norm, x, normed, angles, blocks, memory)
-        return normed
+        return normed if at is None else pick(normed, at, 1)
 
     def decode_step(
         self, token_ids: Tensor, kv_cache: Cache, vocab_range: range | None = None

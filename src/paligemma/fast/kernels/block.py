@@ -13,10 +13,11 @@ from ctypes import c_float, c_int32, c_void_p
 import torch
 from torch import Tensor
 
-from paligemma.fast.kernels.layers import FEW_QUERIES, compiled_for
+from paligemma.fast.kernels.layers import FEW_QUERIES, address_of, compiled_for
 from paligemma.fast.kernels.library import DecoderBlocksArguments
 from paligemma.fast.kernels.products import ACTIVATION_CODES, Activation
 from paligemma.fast.quantization import LANES, WeightFormat
+from paligemma.model.kv_cache import Cache
 
 # B batch, T tokens in this call, S slots, K key/value heads, H head dim, D width
 
@@ -91,25 +92,25 @@ def run_blocks(
     x: Tensor,
     angles: tuple[Tensor, Tensor],
     biases: Sequence[Tensor],
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    slots: Tensor,
-    reach: int,
+    kv_cache: Cache,
+    at: Tensor | None = None,
 ) -> Tensor:
     """Run bfloat16[B, T, D] through all blocks, into a new tensor.
 
-    `angles` are cosines and sines float32[B, 1, T, H / 2]. The keys and values of a block are
-    written to its bfloat16[B, K, S, H] at int64[B, T] `slots`. Queries see the first `reach` slots,
-    with the block's bias float32[B, 1, T, reach].
+    `angles` are cosines and sines float32[B, 1, T, H / 2]. Queries see the cache's first `length`
+    slots, with the block's bias float32[B, 1, T, length]. With `at` int64[B], the last block
+    computes only this position of each row, and the result is [B, 1, D].
     """
     compiled = compiled_for(x)
     assert compiled is not None
     x = x.clone(memory_format=torch.contiguous_format)
-    batch, tokens, _ = x.shape
+    batch, tokens, width = x.shape
+    keys, values, reach = kv_cache.keys, kv_cache.values, kv_cache.length
     cos, sin = (angle.contiguous() for angle in angles)
     # Blocks share a few bias tensors, which are made contiguous once.
     dense = {id(bias): bias.expand(batch, 1, tokens, reach).contiguous() for bias in biases}
-    slots = slots.contiguous()
+    slots = kv_cache.claimed.contiguous()
+    at = None if at is None else at.contiguous()
     work = torch.empty(batch * tokens * compiled.decoder_work(blocks), dtype=torch.bfloat16)
     compiled.decoder_blocks(
         DecoderBlocksArguments(
@@ -127,11 +128,14 @@ def run_blocks(
             slots=slots.data_ptr(),
             reach=reach,
             bias=_addresses([dense[id(bias)] for bias in biases]),
+            at=address_of(at),
             work=work.data_ptr(),
             threads=torch.get_num_threads(),
         )
     )
-    return x
+    if at is None:
+        return x
+    return x.view(-1, 1, width)[:batch]  # where the last block puts them
 
 
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:

@@ -147,6 +147,7 @@ class DecoderBlocksArguments(NamedTuple):
     slots: Address
     reach: Int64
     bias: Address
+    at: Address
     work: Address
     threads: Int32
 

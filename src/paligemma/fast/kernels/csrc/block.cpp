@@ -2,6 +2,8 @@
 // would spend a sixth of its time between them.
 #include "common.h"
 
+#include <vector>
+
 extern "C" {
 void paligemma_linear(int format, const void* values, const void* scales, int group, int panels,
                       int k, const float* bias, int epilogue, const void* x, int64_t x_stride,
@@ -37,6 +39,16 @@ struct Projection {
         paligemma_linear(format, values, scales, group, panels, k, nullptr, epilogue, x, x_stride,
                          rows, inputs, out, outputs(), 0, threads);
     }
+    // The same weight, but only its `count` panels from `first` on.
+    Projection some(int32_t first, int32_t count) const {
+        const int64_t weights = static_cast<int64_t>(first) * k * LANES;
+        const int64_t bytes = scales == nullptr ? 2 * weights : format == 1 ? weights : weights / 2;
+        Projection part = *this;
+        part.values = static_cast<const uint8_t*>(values) + bytes;
+        if (scales != nullptr) part.scales = static_cast<const bf16*>(scales) + weights / group;
+        part.panels = count;
+        return part;
+    }
 };
 
 struct Block {
@@ -59,16 +71,46 @@ void keep(const bf16* from, const int64_t* slots, int64_t batch, int heads, int6
                             from, head_dim * sizeof(bf16));
 }
 
+// Row at[b] of the `tokens` rows of each batch row b becomes row b, in the same memory or another.
+template <typename T>
+void pick(const T* from, const int64_t* at, int64_t batch, int64_t tokens, int64_t width, T* to) {
+    for (int64_t b = 0; b < batch; b++)
+        std::memmove(to + b * width, from + (b * tokens + at[b]) * width, width * sizeof(T));
+}
+
 struct Shape {
     int64_t batch, tokens;
     int64_t batch_stride, head_stride;  // of the cache
     int64_t reach;                      // slots of the cache that may be seen
 };
 
-void run(const Block& block, const Shape& shape, bf16* x, const float* cos, const float* sin,
-         bf16* keys, bf16* values, const int64_t* slots, const float* bias, bf16* work, int threads) {
+// What the queries of a block need, beside their rows.
+struct Queries {
+    int64_t tokens;
+    const float *cos, *sin, *bias;
+};
+
+// The keys of all rows (at the start of `projected`) and the values after them into the cache.
+void keep_keys_and_values(const Block& block, const Shape& shape, const bf16* projected,
+                          int64_t stride, const float* cos, const float* sin, const int64_t* slots,
+                          bf16* keys, bf16* values, bf16* heads, int threads) {
     const auto [batch, tokens, batch_stride, head_stride, reach] = shape;
-    const int64_t rows = batch * tokens;
+    const int head_dim = block.head_dim, count = block.kv_heads;
+    paligemma_split_heads(projected, stride, cos, sin, 1.0f, heads, batch, tokens, count, head_dim,
+                          threads);
+    keep(heads, slots, batch, count, tokens, head_dim, keys, batch_stride, head_stride);
+    projected += padded(static_cast<int64_t>(count) * head_dim);
+    paligemma_split_heads(projected, stride, nullptr, nullptr, 1.0f, heads, batch, tokens, count,
+                          head_dim, threads);
+    keep(heads, slots, batch, count, tokens, head_dim, values, batch_stride, head_stride);
+}
+
+// With `at`, everything after the keys and values is computed for row at[b] of each batch row only,
+// and the results are the first rows of x.
+void run(const Block& block, const Shape& shape, bf16* x, Queries asked, bf16* keys, bf16* values,
+         const int64_t* slots, const int64_t* at, bf16* work, int threads) {
+    const int64_t batch = shape.batch;
+    int64_t rows = batch * shape.tokens;
     const int head_dim = block.head_dim;
     const int64_t queries_width = static_cast<int64_t>(block.heads) * head_dim;
     const int64_t keys_width = static_cast<int64_t>(block.kv_heads) * head_dim;
@@ -82,25 +124,34 @@ void run(const Block& block, const Shape& shape, bf16* x, const float* cos, cons
 
     paligemma_add_rms_norm(x, nullptr, nullptr, block.pre_attention_norm, normed, rows, block.width,
                            block.eps, threads);
-    block.qkv(normed, block.width, rows, projected, threads);
-    const bf16* part = projected;
-    paligemma_split_heads(part, block.qkv.outputs(), cos, sin, block.query_scale, queries, batch,
-                          tokens, block.heads, head_dim, threads);
-    part += padded(queries_width);
-    paligemma_split_heads(part, block.qkv.outputs(), cos, sin, 1.0f, heads, batch, tokens,
-                          block.kv_heads, head_dim, threads);
-    keep(heads, slots, batch, block.kv_heads, tokens, head_dim, keys, batch_stride, head_stride);
-    part += padded(keys_width);
-    paligemma_split_heads(part, block.qkv.outputs(), nullptr, nullptr, 1.0f, heads, batch, tokens,
-                          block.kv_heads, head_dim, threads);
-    keep(heads, slots, batch, block.kv_heads, tokens, head_dim, values, batch_stride, head_stride);
-
+    const int32_t panels = static_cast<int32_t>(padded(queries_width) / LANES);
+    Projection product = at == nullptr ? block.qkv : block.qkv.some(panels, block.qkv.panels - panels);
+    product(normed, block.width, rows, projected, threads);
+    keep_keys_and_values(block, shape, projected + (at == nullptr ? padded(queries_width) : 0),
+                         product.outputs(), asked.cos, asked.sin, slots, keys, values, heads, threads);
+    std::vector<float> picked;
+    if (at != nullptr) {
+        const int64_t half = head_dim / 2;
+        picked.resize(batch * (2 * half + shape.reach));
+        float *cos = picked.data(), *sin = cos + batch * half, *bias = sin + batch * half;
+        pick(asked.cos, at, batch, shape.tokens, half, cos);
+        pick(asked.sin, at, batch, shape.tokens, half, sin);
+        pick(asked.bias, at, batch, shape.tokens, shape.reach, bias);
+        asked = {1, cos, sin, bias};
+        pick<bf16>(x, at, batch, shape.tokens, block.width, x);
+        pick<bf16>(normed, at, batch, shape.tokens, block.width, normed);
+        rows = batch;
+        product = block.qkv.some(0, panels);
+        product(normed, block.width, rows, projected, threads);
+    }
+    paligemma_split_heads(projected, product.outputs(), asked.cos, asked.sin, block.query_scale,
+                          queries, batch, asked.tokens, block.heads, head_dim, threads);
     auto attend = paligemma_attend;
 #ifdef PG_AMX
-    if (tokens > block.few_queries) attend = paligemma_attend_many;
+    if (asked.tokens > block.few_queries) attend = paligemma_attend_many;
 #endif
-    attend(queries, keys, values, batch_stride, head_stride, bias, 1.0f, block.cap, mixed, batch,
-           block.heads, block.kv_heads, tokens, reach, head_dim, threads);
+    attend(queries, keys, values, shape.batch_stride, shape.head_stride, asked.bias, 1.0f, block.cap,
+           mixed, batch, block.heads, block.kv_heads, asked.tokens, shape.reach, head_dim, threads);
     block.out(mixed, queries_width, rows, projected, threads);
     paligemma_add_rms_norm(x, projected, block.post_attention_norm, block.pre_mlp_norm, normed,
                            rows, block.width, block.eps, threads);
@@ -114,18 +165,20 @@ void run(const Block& block, const Shape& shape, bf16* x, const float* cos, cons
 
 // x[B, T, D] through `count` blocks, in place. `keys`, `values` and `bias` have an entry a block:
 // two [B, K, S, H] of the cache and float[B, T, reach]; `slots` int64[B, T] say where new keys and
-// values go. `work` holds what `paligemma_decoder_work` asks for a token.
+// values go. With `at` int64[B], the last block computes row at[b] of each batch row only, and they
+// become the first B rows of x. `work` holds what `paligemma_decoder_work` asks for a token.
 extern "C" void paligemma_decoder_blocks(const void* blocks, int count, void* x, int64_t batch,
                                          int64_t tokens, const float* cos, const float* sin,
                                          void* const* keys, void* const* values,
                                          int64_t batch_stride, int64_t head_stride,
                                          const int64_t* slots, int64_t reach,
-                                         const float* const* bias, void* work, int threads) {
+                                         const float* const* bias, const int64_t* at, void* work,
+                                         int threads) {
     const Shape shape{batch, tokens, batch_stride, head_stride, reach};
     for (int i = 0; i < count; i++)
-        run(static_cast<const Block*>(blocks)[i], shape, static_cast<bf16*>(x), cos, sin,
-            static_cast<bf16*>(keys[i]), static_cast<bf16*>(values[i]), slots, bias[i],
-            static_cast<bf16*>(work), threads);
+        run(static_cast<const Block*>(blocks)[i], shape, static_cast<bf16*>(x),
+            {tokens, cos, sin, bias[i]}, static_cast<bf16*>(keys[i]), static_cast<bf16*>(values[i]),
+            slots, i == count - 1 ? at : nullptr, static_cast<bf16*>(work), threads);
 }
 
 // Values of bfloat16 that one token needs in `work`.
