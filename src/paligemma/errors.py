@@ -144,8 +144,12 @@ def changed_settings(made: Mapping[str, object], given: Mapping[str, object]) ->
     >>> changed_settings({"task": "caption", "seed": 1}, {"task": "ocr", "seed": 1})
     ["task was 'caption' and is now 'ocr'"]
     """
+
+    def shown(value: object) -> str:
+        return "not set" if value is None else repr(value)
+
     return [
-        f"{name} was {made.get(name)!r} and is now {given.get(name)!r}"
+        f"{name} was {shown(made.get(name))} and is now {shown(given.get(name))}"
         for name in sorted(made.keys() | given.keys())
         if made.get(name) != given.get(name)
     ]

@@ -93,6 +93,8 @@ def test_wrong_usage_is_told_before_the_model_is_loaded(run: Run, tmp_path: Path
         ((folder, "caption", *out, "--to", "coco"), "--to coco is for the objects"),
         ((folder, "extract", *out, "--schema", "my.py:Invoice"), "takes no Python files"),
         ((folder, "extract", *out), "extract needs a schema"),
+        ((folder, "caption", *out, "--schema", "form"), "caption takes no schema"),
+        ((folder, "caption", "a cat", *out), "caption takes no text, but got 'a cat'"),
         (("status", folder), "not the folder of a job"),
         ((tmp_path / "nothing", "caption", *out), "does not exist"),
     ):

@@ -52,6 +52,17 @@ def test_a_table_of_objects_and_one_of_texts(run, picture, broken, stand_in, tmp
     assert [row["text"] for row in rows] == ["blue", ""]
 
 
+def test_a_table_has_nothing_that_a_spreadsheet_takes_for_a_formula(
+    run, picture, stand_in, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    picture.rename("=A1.jpg")
+    for command in (("ask", "=A1.jpg", "what?"), ("detect", "=A1.jpg", "wall")):
+        run(*command, "--output", "out.csv")
+        row, *_ = csv.DictReader((tmp_path / "out.csv").read_text("utf-8").splitlines())
+        assert row["image"] == "'=A1.jpg"
+
+
 def test_coco_numbers_images_and_objects_through(run, picture, broken, stand_in, tmp_path):
     out = tmp_path / "out.json"
     run("segment", picture, broken, picture, "dog ; wall", "--output", out)

@@ -111,7 +111,7 @@ def test_other_settings_never_mix(tmp_path: Path) -> None:
         ({"task": BatchTask(name="ocr")}, "task was 'read' and is now 'ocr'"),
         ({"task": BatchTask(name="read", language="de")}, "language of the task"),
         ({"model": {"model": "other"}}, "model was 'scripted' and is now 'other'"),
-        ({"model": {"model": "scripted", "adapter": "a"}}, "adapter was None and is now 'a'"),
+        ({"model": {"model": "scripted", "adapter": "a"}}, "adapter was not set and is now 'a'"),
         ({"source": SourceOptions(shard=(1, 2))}, "started as a whole"),
     ):
         with pytest.raises(OptionError, match=told):

@@ -103,7 +103,7 @@ def test_other_settings_are_refused_and_what_differs_is_named(tmp_path: Path) ->
     with pytest.raises(OptionError, match="model was 'mini' and is now 'x'") as caught:
         Journal.open(tmp_path, {**SETTINGS, "model": "x"})
     assert "caption" not in str(caught.value)
-    with pytest.raises(OptionError, match="adapter was None and is now 'run'"):
+    with pytest.raises(OptionError, match="adapter was not set and is now 'run'"):
         Journal.open(tmp_path, {**SETTINGS, "adapter": "run"})
     assert write(tmp_path) == content
 

@@ -53,7 +53,7 @@ def items(tmp_path: Path, *names: str) -> list[Item]:
     return made
 
 
-def test_json_lines_and_csv_hold_texts_and_errors_without_control_characters(
+def test_json_lines_hold_texts_as_they_are_and_csv_holds_nothing_that_acts(
     tmp_path: Path,
 ) -> None:
     made = job(
@@ -75,7 +75,7 @@ def test_json_lines_and_csv_hold_texts_and_errors_without_control_characters(
     assert rows == [
         ["image", "text", "score", "error"],
         ["a.jpg", "", "", "It is no image."],
-        ["b.jpg", r"=1+1\x1b[2J", "0.25", ""],
+        ["b.jpg", r"'=1+1\x1b[2J", "0.25", ""],
     ]
 
 
@@ -207,8 +207,9 @@ def test_text_files_can_have_a_folder_of_their_own(tmp_path: Path) -> None:
     made.write(images)
     written = sorted(p.relative_to(tmp_path / "texts").as_posix() for p in tmp_path.rglob("*.txt"))
     assert written == ["s.tar/d/1.txt", "x.pdf#page=0002.txt"]
-    with pytest.raises(OptionError, match="no file of its own"):
+    with pytest.raises(OptionError, match="not a file of its own"):
         job(tmp_path, "ocr", sidecar=("txt",)).outputs.sidecars(tmp_path).check(images, "ocr")
+    job(tmp_path, "ocr", to=("csv",)).outputs.sidecars(tmp_path).check(images, "ocr")
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_computed(tmp_path: Path) -> None:

@@ -48,8 +48,13 @@ class BatchTask:
             raise OptionError(f"{self.name} takes no text, but got {self.text!r}.")
         if self.name == "ask" and not self.text:
             raise OptionError('ask needs a question: ask "how many people are there?"')
-        if (self.schema is None) == (self.name == "extract"):
-            raise OptionError("extract needs a schema, and other tasks take none.")
+        if self.schema is None and self.name == "extract":
+            raise OptionError(
+                "extract needs a schema: the name of a built-in one, such as invoice, or a JSON "
+                "schema."
+            )
+        if self.schema is not None and self.name != "extract":
+            raise OptionError(f"{self.name} takes no schema; only extract does.")
         if self.name == "extract":
             from paligemma.extraction.schema import read_schema
 

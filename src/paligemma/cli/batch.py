@@ -43,7 +43,7 @@ _SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is no terminal
 class BatchCommandOptions(LoadOptions):
     """What is asked of which images."""
 
-    out: Annotated[Path | None, Option(flags=("--out", "-o"), shown_default="none")] = None
+    out: Annotated[Path | None, Option(shown_default="none")] = None
     """Folder of the job: its journal, and the files of --to. Running the same command again goes on
     where the job stopped."""
     where: Annotated[str | None, Option(shown_default="all")] = None
@@ -127,7 +127,7 @@ def batch(
     shown = _Shown(command)
     with _asking_to_stop() as should_stop, shown.running():
         result = job.run(items=items, report=shown.report, say=shown.say, should_stop=should_stop)
-    _finish(result, command, was_stopped=should_stop())
+    _finish(result, command, outputs, was_stopped=should_stop())
 
 
 def _job(words: Sequence[str], command: BatchCommandOptions, outputs: OutputOptions) -> Job:
@@ -181,6 +181,8 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], Any, str | None]:
         return words[:-2], words[-2], words[-1]
     if len(words) > 1 and words[-1] in names:
         return words[:-1], words[-1], None
+    if len(words) > 2 and words[-2] in names:
+        raise OptionError(f"{words[-2]} takes no text, but got {words[-1]!r}.")
     raise OptionError(
         f"There is no task at the end of {' '.join(words)!r}. Write: paligemma batch SOURCE TASK "
         f"--out FOLDER, with one of the tasks {', '.join(names)}; after "
@@ -302,7 +304,9 @@ def _estimate(job: Job, todo: Sequence[Any], command: BatchCommandOptions) -> No
     print_text(f"about {duration(seconds * len(todo))} for {counted(len(todo), 'image')}{rate}")
 
 
-def _finish(result: JobResult, command: BatchCommandOptions, *, was_stopped: bool) -> None:
+def _finish(
+    result: JobResult, command: BatchCommandOptions, outputs: OutputOptions, *, was_stopped: bool
+) -> None:
     for key, error in result.failed[:_LISTED]:
         print_error(f"{key}: {error}")
     if len(result.failed) > _LISTED:
@@ -320,15 +324,24 @@ def _finish(result: JobResult, command: BatchCommandOptions, *, was_stopped: boo
             }
         )
     if not command.quiet:
+        written = ", ".join(_written(result, outputs))
         print_note(
             f"{result.done:,} done, {len(result.failed):,} failed, {result.left:,} left"
-            + (f"; written: {', '.join(map(str, result.files))}" if result.files else "")
+            + (f"; written: {written}" if written else "")
         )
     if was_stopped and result.left:
         print_note("Stopped. The same command goes on.")
         raise typer.Exit(130)
     if result.failed:
         raise typer.Exit(3 if result.done or result.left else 2)
+
+
+def _written(result: JobResult, outputs: OutputOptions) -> Iterator[str]:
+    yield from map(str, result.files)
+    root = outputs.sidecar_root
+    place = "next to the images" if root is None else f"in {root}"
+    for kind in dict.fromkeys(outputs.sidecar):
+        yield f"{counted(result.done, f'.{kind} file')} {place}"
 
 
 def _show_status(folder: Path, command: BatchCommandOptions) -> None:
@@ -364,8 +377,11 @@ def _status_lines(status: JobStatus) -> Iterator[str]:
     if status.per_second is not None:
         left = status.seconds_left
         until = f", {duration(left)} left" if left else ""
-        yield f"{status.per_second:.3g} images/s and process{until}"
-    yield f"running: {counted(status.running, 'process', 'processes')}"
+        yield f"{status.per_second:.3g} images/s in each process{until}"
+    if status.running:
+        yield f"{counted(status.running, 'process is', 'processes are')} working on it"
+    elif status.left:
+        yield "no process is working on it; the same command goes on"
     for name, finished, total in status.parts:
         yield f"part {name}: {finished:,} of {total:,}"
     for key, error in status.failed[:_LISTED]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from paligemma.errors import OptionError
+from paligemma.escaping import csv_cell
 
 if TYPE_CHECKING:
     from paligemma.cli.image_arguments import NamedImage
@@ -207,7 +208,10 @@ class _JsonLines:
 
 
 class _Csv:
-    """A row per object, or per text; an image that could not be read has a row with its error."""
+    """A row per object, or per text; an image that could not be read has a row with its error.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._writer = csv.writer(file, lineterminator="\n")
@@ -223,10 +227,16 @@ class _Csv:
         elif isinstance(result, Generation):
             self._write(("image", "text", "score", "error"))
             values = line["result"]
-            self._writer.writerow((name, values["text"], values.get("score", ""), ""))
+            self._row(name, values["text"], values.get("score", ""), "")
         else:
             self._write(("image", *CSV_COLUMNS, "error"))
-            self._writer.writerows((name, *row, "") for row in result.csv_rows())
+            for row in result.csv_rows():
+                self._row(name, *row, "")
+
+    def _row(self, *cells: Any) -> None:
+        self._writer.writerow(
+            [csv_cell(cell, safe=True) if isinstance(cell, str) else cell for cell in cells]
+        )
 
     def _write(self, columns: tuple[str, ...]) -> None:
         """The heading, and errors that came before the first result."""
@@ -235,7 +245,7 @@ class _Csv:
             self._writer.writerow(columns)
         for name, error in self._errors:
             blanks = [""] * (len(self._columns) - 2)
-            self._writer.writerow((name, *blanks, error))
+            self._row(name, *blanks, error)
         self._errors.clear()
 
     def close(self) -> None:

@@ -43,6 +43,8 @@ class Sidecars:
 
     def check(self, items: Sequence[Item], task: str) -> None:
         """Raises OptionError for files that cannot be written, or are not the job's own."""
+        if not self.kinds:
+            return
         if "txt" in self.kinds and task not in _TEXT_TASKS:
             raise OptionError(f"The results of {task} are no text. Use --sidecar json, or --to.")
         owners: dict[Path, str] = {}
@@ -93,7 +95,7 @@ class Sidecars:
             return [self.root / label_file(item.key, f".{kind}") for kind in self.kinds]
         if "path" not in item.location:
             raise OptionError(
-                f"The image {item.key!r} is no file of its own, so that nothing can be next to it. "
+                f"The image {item.key!r} is not a file of its own: nothing can be put next to it. "
                 "Choose a folder with --sidecar-root, or use --to jsonl."
             )
         image = Path(item.location["path"])

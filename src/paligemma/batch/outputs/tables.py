@@ -33,15 +33,16 @@ def write_jsonl(content: Content, path: Path) -> None:
 
 
 def write_csv(content: Content, path: Path) -> None:
-    """A row for each text, object or field, and one for each error."""
+    """A row for each text, object or field, and one for each error. Text that a spreadsheet would
+    take for a formula begins with an apostrophe."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns, rows_of = _csv_form(content)
         writer.writerow(("image", *columns, "error"))
         for entry in content.entries():
-            name = csv_cell(utf8(entry.key))
+            name = csv_cell(utf8(entry.key), safe=True)
             if entry.error is not None:
-                writer.writerow((name, *[""] * len(columns), csv_cell(entry.error)))
+                writer.writerow((name, *[""] * len(columns), csv_cell(entry.error, safe=True)))
             else:
                 writer.writerows((name, *row, "") for row in rows_of(content, entry))
 
@@ -56,7 +57,7 @@ def _csv_form(content: Content) -> tuple[tuple[str, ...], Any]:
 
 def _text_rows(content: Content, entry: Entry) -> Iterator[tuple[Any, ...]]:
     assert entry.result is not None
-    yield csv_cell(content.text(entry)), entry.result.get("score", "")
+    yield csv_cell(content.text(entry), safe=True), entry.result.get("score", "")
 
 
 def _object_rows(content: Content, entry: Entry) -> Iterator[tuple[Any, ...]]:
@@ -64,15 +65,15 @@ def _object_rows(content: Content, entry: Entry) -> Iterator[tuple[Any, ...]]:
     for each in entry.result["objects"]:
         score = "" if each["score"] is None else f"{each['score']:.4f}"
         box = (f"{edge:.2f}" for edge in each["box_xyxy"])
-        yield csv_cell(each["label"]), score, *box, str(each["unsure"])
+        yield csv_cell(each["label"], safe=True), score, *box, str(each["unsure"])
 
 
 def _field_rows(content: Content, entry: Entry) -> Iterator[tuple[Any, ...]]:
     assert entry.result is not None
     for each in entry.result["fields"]:
-        value = "" if each["value"] is None else csv_cell(str(each["value"]))
-        problems = csv_cell(" ; ".join(each["problems"]))
-        yield csv_cell(each["path"]), value, each["score"], each["page"], problems
+        value = "" if each["value"] is None else csv_cell(str(each["value"]), safe=True)
+        problems = csv_cell(" ; ".join(each["problems"]), safe=True)
+        yield csv_cell(each["path"], safe=True), value, each["score"], each["page"], problems
 
 
 def write_parquet(content: Content, path: Path) -> None:
