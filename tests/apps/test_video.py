@@ -105,7 +105,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(run, clip, tmp_path, no_
         ((clip, "ask", " "), "at least one word"),
         ((clip, "caption", "--srt", tmp_path), "is a folder"),
         ((clip, "caption", "--srt", tmp_path / "no" / "a.srt"), "does not exist"),
-        ((clip, "caption", "--srt", "same", "--vtt", "same"), "to one file"),
+        ((clip, "caption", "--srt", "same", "--vtt", "same"), "would be written twice"),
+        ((clip, "caption", "--jsonl", clip), "is the film itself"),
         ((clip, "caption", "--json", "--vtt", "a.vtt"), "--jsonl FILE"),
     ]
     for arguments, message in wrong:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from paligemma.batch.journal import JOURNAL_FILE, Entry, Journal
+from paligemma.batch.lock import locked
 from paligemma.errors import OptionError
 
 SETTINGS = {"model": "mini", "task": {"name": "caption", "language": "en"}}
@@ -181,3 +182,18 @@ def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
     journal.close()
     with pytest.raises(ValueError, match="closed"):
         journal.add([entry("a")])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks in another way")
+def test_a_file_system_without_locks_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for start in (lambda: Journal.open(tmp_path, {}), lambda: locked(tmp_path / "x").__enter__()):
+        with pytest.raises(OptionError, match="cannot be locked: No locks available") as caught:
+            start()
+        assert "Another process is" not in str(caught.value)
+    assert not Journal.is_open(tmp_path)

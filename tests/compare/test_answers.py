@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def test_what_the_command_line_writes_is_a_recorded_answer(
     assert prediction.objects[0].label == "a"
 
 
+TWO = {"image": "0.png", "question": "how many?", "text": "2"}
+FROG = {"image": "0.png", "prefix": "detect frog"}
+BOX = {"label": "frog", "box_xyxy": [0, 0, 9, 9]}
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -103,6 +109,14 @@ def test_what_the_command_line_writes_is_a_recorded_answer(
             "needs label, box_xyxy",
         ),
         ([{"image": "0.png", "question": "how many?", "text": "2"}] * 2, "second answer"),
+        ([{**TWO, "seconds": float("nan")}], '"seconds" is .nan.; expected a number from 0'),
+        ([{**TWO, "seconds": 10**400}], '"seconds" is '),
+        ([{**TWO, "seconds": True}], '"seconds" is '),
+        ([{**TWO, "score": float("inf")}], '"score" is .inf.; expected a number from 0 to 1'),
+        ([{**FROG, "objects": [{**BOX, "box_xyxy": [0, 0, math.inf, 9]}]}], "box with an area"),
+        ([{**FROG, "objects": [{**BOX, "box_xyxy": [0, 0, 10**400, 9]}]}], "needs label"),
+        ([{**FROG, "objects": [{**BOX, "score": math.nan}]}], "number from 0 to 1"),
+        ([{**FROG, "objects": [{**BOX, "mask": 5}]}], "mask in run lengths"),
     ],
 )
 def test_lines_that_are_no_answers_are_told_by_number(
@@ -161,6 +175,13 @@ def ballot(*votes: tuple[str, str, str, str], comparison: str = "c") -> str:
     return json.dumps({"paligemma_votes": 1, "comparison": comparison, "votes": lines})
 
 
+def test_a_name_that_stands_twice_in_a_line_is_told(questions: Questions, tmp_path: Path) -> None:
+    path = tmp_path / "recorded.jsonl"
+    path.write_text('{"image": "0.png", "question": "how many?", "text": "2", "text": "3"}\n')
+    with pytest.raises(DataError, match="is not JSON: a name is in it twice"):
+        read_recorded(path, questions, {})
+
+
 def test_votes_are_counted_once_in_either_order(tmp_path: Path) -> None:
     one, two = tmp_path / "1.json", tmp_path / "2.json"
     one.write_text(
@@ -175,7 +196,14 @@ def test_votes_are_counted_once_in_either_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"paligemma_votes": 1}', ballot(("r", "a", "a", "first"))]
+    "content",
+    [
+        "",
+        "[]",
+        '{"paligemma_votes": 1}',
+        '{"paligemma_votes": 1, "votes": [], "comparison": NaN}',
+        ballot(("r", "a", "a", "first")),
+    ],
 )
 def test_files_that_hold_no_votes_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "votes.json"

@@ -33,6 +33,9 @@ def app(mini_service: Service) -> ASGIApp:
 def test_videos_are_refused_unless_the_server_allows_them(mini_app: ASGIApp) -> None:
     answer = post(mini_app, "/v1/video", {"video": encoded(CLIP)})
     assert (answer.status, answer.error["code"]) == (404, "not_found")
+    assert "paligemma serve --allow-video" in answer.error["message"]
+    schema = asyncio.run(call(mini_app, "GET", "/openapi.json", b"", {})).json()
+    assert "/v1/video" not in schema["paths"]
 
 
 def test_a_video_is_captioned_with_times(app: ASGIApp, mini: Predictor) -> None:

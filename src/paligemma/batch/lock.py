@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -10,14 +11,17 @@ from pathlib import Path
 
 from paligemma.errors import OptionError
 
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
 
 def acquire_lock(path: Path, *, wait: bool) -> int:
     """Lock a file, which is made if need be. Returns its descriptor, which `os.close` releases.
 
-    Raises BlockingIOError, unless it waits, when another process has it.
+    Raises BlockingIOError, unless it waits, when another process has it, OptionError where the file
+    system has no locks, and OSError for a file that cannot be made.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    _lock(descriptor, wait=wait)
+    _lock(descriptor, path, wait=wait)
     return descriptor
 
 
@@ -30,14 +34,16 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        _lock(descriptor, wait=False)
+        _lock(descriptor, path, wait=False)
     except BlockingIOError:
         return True
+    except OptionError:  # where there are no locks, none is held
+        return False
     os.close(descriptor)
     return False
 
 
-def _lock(descriptor: int, *, wait: bool) -> None:
+def _lock(descriptor: int, path: Path, *, wait: bool) -> None:
     """Closes the descriptor where the lock is not to be had."""
     try:
         if sys.platform == "win32":
@@ -50,7 +56,12 @@ def _lock(descriptor: int, *, wait: bool) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         os.close(descriptor)
-        raise BlockingIOError(error.errno, error.strerror) from None
+        if error.errno in _HELD:
+            raise BlockingIOError(error.errno, error.strerror) from None
+        raise OptionError(
+            f"{str(path)!r} cannot be locked: {error.strerror}. Without a lock, another process "
+            "could write there at the same time. Use a folder on a disk of this machine."
+        ) from error
 
 
 @contextmanager

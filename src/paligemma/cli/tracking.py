@@ -24,7 +24,7 @@ from paligemma.cli.documents import PARTLY_DONE
 from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import takes
 from paligemma.cli.predict import ObjectOptions, box_calibration, check_font
-from paligemma.cli.video import ClipArgument, PartOptions
+from paligemma.cli.video import ClipArgument, PartOptions, check_distinct
 from paligemma.errors import OptionError
 from paligemma.options import Option
 
@@ -84,9 +84,7 @@ class TrackCommandOptions(LoadOptions):
             from paligemma.video.encoding import check_film_name
 
             check_film_name(self.draw)
-        for path in (self.out, self.draw):
-            if path is not None and path.resolve() == Path(clip).resolve():
-                raise OptionError(f"{path} is the film itself. Choose another name.")
+        check_distinct(clip, [path for path in (self.out, self.draw) if path is not None])
         check_font(self.font)
         if self.out is None:
             return None

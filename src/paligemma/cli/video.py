@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -117,9 +117,10 @@ class VideoOptions(LoadOptions):
     quiet: bool = False
     """Print no notes, only results and errors."""
 
-    def files(self) -> dict[str, Path]:
+    def files(self, clip: str) -> dict[str, Path]:
         """Format -> file to write. Raises OptionError for files that cannot be written."""
         files = {name: path for name in _FORMATS if (path := getattr(self, name)) is not None}
+        check_distinct(clip, tuple(files.values()))
         for path in files.values():
             if path.is_dir():
                 raise OptionError(f"{path} is a folder. Give the name of a file.")
@@ -127,11 +128,19 @@ class VideoOptions(LoadOptions):
                 raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
             if not os.access(path.absolute().parent, os.W_OK):
                 raise OptionError(f"The folder {path.parent} for {path.name} is not writable.")
-        if len({path.resolve() for path in files.values()}) < len(files):
-            raise OptionError("Two formats would be written to one file. Give each its own.")
         if files and self.json:
             raise OptionError("--json prints the results. Leave it out, or use --jsonl FILE.")
         return files
+
+
+def check_distinct(clip: str, paths: Sequence[Path]) -> None:
+    """Raises OptionError where a file to write is the film, or two of them are one."""
+    places = [os.path.realpath(path) for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if place == os.path.realpath(os.path.expanduser(clip)):
+            raise OptionError(f"{path} is the film itself. Choose another name.")
+        if places.count(place) > 1:
+            raise OptionError(f"{path} would be written twice. Give each its own file.")
 
 
 @app.command(cls=Command)
@@ -197,7 +206,7 @@ def _run(name: str, task: str, ask: Any, windows: WindowOptions, options: VideoO
     from paligemma.video.times import parse_time
     from paligemma.video.windows import windows_of
 
-    files = options.files()
+    files = options.files(name)
     start_s, end_s = windows.seconds()
     every_s = None if windows.every is None else parse_time(windows.every)
     clip = open_clip(name)

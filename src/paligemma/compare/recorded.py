@@ -25,8 +25,10 @@ from paligemma.compare.reply import (
 from paligemma.data.record import Record
 from paligemma.errors import DataError
 from paligemma.evals.predictions import OBJECT_TASKS, Prediction, read_predictions
+from paligemma.masks import rle_to_mask
 
 _HEADER = b'{"paligemma_predictions"'
+_LONGEST_SECONDS = 1e9
 
 
 def read_recorded(
@@ -38,7 +40,12 @@ def read_recorded(
     question.
     """
     records = questions.data.records
-    if path.read_bytes()[: len(_HEADER)] == _HEADER:
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The file {str(path)!r} cannot be read: {error}.") from error
+    if data.startswith(_HEADER):
         known = {record.record_id for record in records}
         return {
             each.record_id: (Reply(prediction=each, asked=each.prefix), None)
@@ -47,11 +54,7 @@ def read_recorded(
         }
     finder = _Finder(records)
     found: dict[str, tuple[Reply, float | None]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The file {str(path)!r} cannot be read: {error}.") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"Line {number} of {str(path)!r}"
@@ -64,14 +67,13 @@ def read_recorded(
         if record.record_id in found:
             raise DataError(f"{where} is a second answer to {record.record_id!r}. Keep one.")
         prediction = _prediction(values, record, questions, sizes[record.record_id], where)
-        seconds = values.get("seconds")
         found[record.record_id] = (
             Reply(
                 prediction=prediction,
                 asked=record.prefix,
                 has_score=values.get("score") is not None,
             ),
-            float(seconds) if isinstance(seconds, int | float) else None,
+            _number(values, "seconds", where, _LONGEST_SECONDS),
         )
     if not found:
         raise DataError(
@@ -118,7 +120,7 @@ class _Finder:
 def _values(line: str, where: str) -> dict[str, Any] | None:
     """The fields of a line; None for one that records an error."""
     try:
-        values = json.loads(line)
+        values = json.loads(line, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}.") from error
     if not isinstance(values, dict):
@@ -131,6 +133,26 @@ def _values(line: str, where: str) -> dict[str, Any] | None:
         inner = {name: result[name] for name in names if name in result}
         values = {**values, **inner}
     return values
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name is in it twice")
+    return values
+
+
+def _number(values: Mapping[str, Any], name: str, where: str, most: float) -> float | None:
+    """None where there is none. Raises DataError for what is no number from 0 to `most`."""
+    value = values.get(name)
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most:
+        raise DataError(
+            f'{where}: "{name}" is {str(value)[:40]!r}; expected a number from 0 to {most:g}.'
+        )
+    return float(value)
 
 
 def _prediction(
@@ -146,14 +168,16 @@ def _prediction(
         raise DataError(f'{where} has no answer: "text" must be a text, or there are "objects".')
     task = questions.task_of(record)
     prediction = prediction_of_text(record, task, size_wh, text)
-    score = values.get("score")
-    if isinstance(score, int | float):
-        prediction = replace(prediction, score=float(score))
+    if (score := _number(values, "score", where, 1.0)) is not None:
+        prediction = replace(prediction, score=score)
     if objects is not None and task in OBJECT_TASKS:
         try:
             listed = objects_of_values(objects)
         except ValueError as error:
             raise DataError(f"{where}: {error}.") from error
+        for each in listed:
+            if each.rle is not None:
+                rle_to_mask(each.rle, size_wh, where)  # raises for what is no mask of the image
         prediction = replace(
             prediction, text=text[:MAX_CHARACTERS], objects=listed, is_valid=bool(listed)
         )

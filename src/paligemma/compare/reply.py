@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, cast
@@ -143,10 +144,13 @@ def objects_of_values(items: Any) -> tuple[FoundObject, ...]:
             x1, y1, x2, y2 = (float(edge) for edge in item["box_xyxy"])
             score = 1.0 if item.get("score") is None else float(item["score"])
             label = cast("str", item["label"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError("an object needs label, box_xyxy and perhaps score") from error
-        if not isinstance(label, str) or not (x1 < x2 and y1 < y2):
+        has_area = -math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf
+        if not isinstance(label, str) or not has_area:
             raise ValueError("an object needs a label and a box with an area")
+        if not 0 <= score <= 1:
+            raise ValueError("the score of an object is a number from 0 to 1")
         objects.append(
             FoundObject(
                 label=label,

@@ -104,7 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     is_votes = isinstance(content, dict) and content.get("paligemma_votes") == 1
-    if not is_votes or not isinstance(content.get("votes"), list) or "comparison" not in content:
+    types = {"votes": list, "comparison": str}
+    if not is_votes or any(not isinstance(content.get(k), kind) for k, kind in types.items()):
         raise DataError(
             f"{str(path)!r} is no file of votes. Save one with the button of compare.html."
         )

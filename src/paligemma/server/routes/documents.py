@@ -49,6 +49,9 @@ MAX_PAGE_IMAGES = 12
 """Pages in one answer of /v1/pages."""
 _JPEG_QUALITY = 85
 _PROGRESS_SECONDS = 0.25
+_NO_VIDEO = (
+    "This server reads no videos. Whoever runs it can allow them: paligemma serve --allow-video."
+)
 
 
 def document_routes(handler: RequestHandler, runner: DocumentRunner) -> APIRouter:
@@ -67,6 +70,12 @@ def document_routes(handler: RequestHandler, runner: DocumentRunner) -> APIRoute
 
         answer = await cancel_on_disconnect(request.receive, call.run(call.asker(), work))
         return Response(answer.to_json(), media_type="application/json")
+
+    if not handler.settings.allow_video:
+
+        @router.post("/v1/video", name="video", include_in_schema=False)
+        async def no_video() -> Response:
+            raise ApiError(404, "not_found", _NO_VIDEO)
 
     tasks = (*TASKS, VIDEO_TASK) if handler.settings.allow_video else TASKS
     for task in tasks:
