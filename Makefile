@@ -1,6 +1,7 @@
 # make try    sets up .venv and detects objects in an image with the built-in model
 # make serve  a server with the built-in model and its page: http://127.0.0.1:8000
-# make test   lint, types and tests in two processes: what CI runs
+# make test   lint, types and tests in two processes: what CI checks
+# make tests  the tests only
 # make test-all  the same with the tests that take minutes
 # make check  lint and types only
 # make docs   regenerates docs/cli.md and docs/recipes.md
@@ -8,12 +9,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_OPTIONS)
 
 # Each process of the tests needs up to 2 GB of memory and one core.
 TEST_WORKERS ?= 2
 
-.PHONY: try serve test test-all check docs constraints clean
+.PHONY: try serve test tests test-all check docs constraints clean
 
 try: .venv/core.stamp
 	@mkdir -p out
@@ -23,7 +24,9 @@ try: .venv/core.stamp
 serve: .venv/serve.stamp
 	@$(BIN)/paligemma serve
 
-test: check
+test: check tests
+
+tests: .venv/dev.stamp
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-all: check

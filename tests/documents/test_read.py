@@ -83,7 +83,7 @@ def test_small_print_is_cut_and_joined_again() -> None:
 
 def test_without_tiles_the_page_is_asked_once() -> None:
     with open_document(pdf_of_pages([contents(6)], media_box=A4)) as document:
-        reader = perfect_reader(document, 224)
+        reader = ScriptedReader(lambda image: text_result("a few words"), 224)
         read_document(reader, document, ReadOptions(tiles=False))
     assert len(reader.seen) == 1
 

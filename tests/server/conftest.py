@@ -22,6 +22,7 @@ from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
+from tests.server.copies import prepare
 from tests.server.faults import Faults, FaultyService
 from tests.server.server_process import ServerProcess
 from tests.server.serving import patient
@@ -96,14 +97,22 @@ def mini_app(mini_service: Service) -> Iterator[ASGIApp]:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Starts `paligemma serve` as a process of its own; ends each that a test left running."""
+    """Starts `paligemma serve` as a process of its own; ends each that a test left running.
+
+    Each is a copy of a process that has imported everything, unless `is_copy` is False.
+    """
+    prepare()
     started: list[ServerProcess] = []
 
     def start(
-        *options: str, env: dict[str, str] | None = None, faults: str = "", wait: bool = True
+        *options: str,
+        env: dict[str, str] | None = None,
+        faults: str = "",
+        wait: bool = True,
+        is_copy: bool = True,
     ) -> ServerProcess:
         folder = tmp_path_factory.mktemp("server")
-        server = ServerProcess(options, env or {}, folder, faults=faults)
+        server = ServerProcess(options, env or {}, folder, faults=faults, is_copy=is_copy)
         started.append(server)
         if wait:
             server.wait_until_ready()
@@ -117,7 +126,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 @pytest.fixture(scope="session")
 def shared_server(start_server: StartServer, scene: bytes) -> ServerProcess:
     """One process for many tests; each ends with the alive check of `server`."""
-    server = start_server("--limit", "idle_seconds=2", "--limit", "body_seconds=3")
+    limits = ("--limit", "idle_seconds=2", "--limit", "body_seconds=3")
+    server = start_server(*limits, is_copy=False)
     for _ in range(3):  # what is made at the first requests is there before the level is taken
         server.ask(scene)
     server.take_level(scene)

@@ -233,12 +233,18 @@ class FaultyService(Service):
         self._has_points = True
 
 
-if __name__ == "__main__":
-    from paligemma.cli.main import main
+def plan_faults(plan: str) -> None:
+    """Every service of this process has these faults."""
 
     class PlannedService(FaultyService):
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, faults=Faults(sys.argv[1]), **options)
+            super().__init__(*args, faults=Faults(plan), **options)
 
     service_module.Service = PlannedService  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    from paligemma.cli.main import main
+
+    plan_faults(sys.argv[1])
     main(sys.argv[2:])

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from tests.server.copies import Copy
+
 CANARY = "canary-7f3a"
 """Stands in keys, prompts, file names, ids that tests send: no log may hold it."""
 
@@ -52,38 +54,37 @@ class ServerProcess:
     """`paligemma serve` on a free port, with its log in a file."""
 
     def __init__(
-        self, options: Sequence[str], env: dict[str, str], folder: Path, *, faults: str = ""
+        self,
+        options: Sequence[str],
+        env: dict[str, str],
+        folder: Path,
+        *,
+        faults: str = "",
+        is_copy: bool = False,
     ) -> None:
-        """`faults` is a plan for `tests.server.faults`."""
-        program = ["tests.server.faults", faults] if faults else ["paligemma"]
+        """`faults` is a plan for `tests.server.faults`; `is_copy`, see `tests.server.copies`."""
         self.log_file = folder / "log"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self._level: Level | None = None
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                # A slow machine refuses nothing for its slowness.
-                [
-                    sys.executable,
-                    "-m",
-                    *program,
-                    "serve",
-                    "--port",
-                    "0",
-                    "--limit",
-                    "max_wait_seconds=60",
-                    *options,
-                ],
-                cwd=Path(__file__).parents[2],
-                stdout=log,
-                stderr=log,
-                env={
-                    **{k: v for k, v in os.environ.items() if not k.startswith("PALIGEMMA")},
-                    "OMP_NUM_THREADS": "1",
-                    "TMPDIR": str(self.temporary),
-                    **env,
-                },
-            )
+        # A slow machine refuses nothing for its slowness.
+        arguments = ["serve", "--port", "0", "--limit", "max_wait_seconds=60", *options]
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PALIGEMMA")},
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self.temporary),
+            **env,
+        }
+        self.process: subprocess.Popen[bytes] | Copy
+        if is_copy:
+            self.process = Copy(arguments, environment, self.log_file, faults)
+        else:
+            program = ["tests.server.faults", faults] if faults else ["paligemma"]
+            with self.log_file.open("wb") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", *program, *arguments],
+                    cwd=Path(__file__).parents[2], stdout=log, stderr=log, env=environment,
+                )  # fmt: skip
         self.pid = self.process.pid
         self._port: int | None = None
 

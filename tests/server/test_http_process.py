@@ -376,7 +376,7 @@ def test_d4_sigterm_finishes_what_was_accepted_and_takes_nothing_new(
     start_server: StartServer, no_children_left: None
 ) -> None:
     server = start_server(
-        "--limit", "max_running=2", "--limit", "drain_seconds=3", faults=SLOW
+        "--limit", "max_running=2", "--limit", "drain_seconds=3", faults=SLOW, is_copy=False
     )  # fmt: skip
     port = server.port
     with ThreadPoolExecutor(4) as pool:
@@ -435,7 +435,7 @@ def test_d5_sigkill_leaves_nothing_behind(
 
 
 def test_d6_a_process_whose_engine_dies_says_so_and_ends(start_server: StartServer) -> None:
-    server = start_server(faults="step@3=raise")
+    server = start_server(faults="step@3=raise", is_copy=False)
     reply = server.exchange(generate())
     assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
     assert server.get("/health/live").status == 503
