@@ -58,6 +58,18 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Flush no file, but check that there is one.
+
+    A flush takes longer than most tests. It saves from a power failure, which no test brings about:
+    what a process that is killed has written is kept anyway. Processes of their own do flush.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _garbage_of_one_file() -> Iterator[None]:
     """Free the models of a test file before the next one, at a time that no test measures."""
