@@ -54,7 +54,7 @@ def test_questions_are_shown_without_a_model(run, schema: Path, no_model, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none", "--schema", "product", "--out", "x.csv"], "is no folder"),
+        (["none", "--schema", "product", "--out", "x.csv"], "is not a folder"),
         (["photos", "--schema", "product", "--out", "x.xls"], "must end in"),
         (["photos", "--schema", "receipt", "--out", "x.csv"], "does not fit into a row"),
         (["photos", "--schema", "none.json", "--out", "x.csv"], "cannot be opened"),

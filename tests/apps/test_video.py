@@ -98,7 +98,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(run, clip, tmp_path, no_
         ((text, "caption"), "'list.mp4' is a list of other video files (ffconcat)"),
         (("missing.mp4", "caption"), "does not exist"),
         (("https://example.org/a.mp4", "caption"), "is an address"),
-        ((clip, "caption", "--every", "soon"), "'soon' is no time"),
+        ((clip, "caption", "--every", "soon"), "'soon' is not a time"),
         ((clip, "caption", "--every", "0"), "above 0"),
         ((clip, "caption", "--from", "9"), "2.00 s long"),
         ((clip, "caption", "--from", "1", "--to", "0.5"), "later than the start"),
@@ -115,6 +115,14 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(run, clip, tmp_path, no_
         assert message in ran.err
         assert ran.err.startswith("error: ")
         assert ran.err.count("\n") == 1
+
+
+def test_a_film_without_a_command_gets_the_commands(run, clip, no_model):
+    for arguments in ((clip,), (clip, "captoin"), (clip, "--every", "2")):
+        ran = run("video", *arguments)
+        assert (ran.code, ran.out) == (2, "")
+        assert "There is no command in" in ran.err
+        assert "paligemma video CLIP caption, paligemma video CLIP ask QUESTION" in ran.err
 
 
 def test_commands_for_images_point_to_this_one(run, clip, no_model):

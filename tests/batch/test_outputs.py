@@ -222,7 +222,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(tmp_path: Pa
     ):
         with pytest.raises(OptionError, match=told):
             job(tmp_path, name, **outputs).outputs.check(images, name)
-    for name, told in (("caption", "both have the file"), ("detect", "are no text")):
+    for name, told in (("caption", "both have the file"), ("detect", "are not text")):
         with pytest.raises(OptionError, match=told):
             job(tmp_path, name, sidecar=("txt",)).outputs.sidecars(tmp_path).check(images, name)
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_read_or_written_is_said_first(photos: Path, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="contains no images"):
         images_below(tmp_path / "empty")
-    with pytest.raises(ImageError, match="is no folder"):
+    with pytest.raises(ImageError, match="is not a folder"):
         images_below(photos / "one.png")
 
 

@@ -194,7 +194,7 @@ DAMAGE: dict[str, tuple[Any, Any, str]] = {
     "cut weight": (
         lambda t: t.update({Q_PROJ + ".weight": t[Q_PROJ + ".weight"][:, :15].contiguous()}),
         None,
-        "no packing of 128 inputs",
+        "not a packing of 128 inputs",
     ),
     "fewer rows": (
         lambda t: t.update({Q_PROJ + ".weight": t[Q_PROJ + ".weight"][:64].contiguous()}),

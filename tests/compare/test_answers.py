@@ -208,7 +208,7 @@ def test_votes_are_counted_once_in_either_order(tmp_path: Path) -> None:
 def test_files_that_hold_no_votes_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "votes.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"no file of votes|not one that the page saves"):
+    with pytest.raises(DataError, match=r"not a file of votes|not one that the page saves"):
         count_votes([path])
 
 

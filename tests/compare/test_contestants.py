@@ -31,7 +31,7 @@ def test_an_adapter_is_loaded_on_the_model_that_it_names(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("mini@int3", "no form of weights"),
+        ("mini@int3", "not a form of weights"),
         ("./nowhere", "does not exist"),
         ("palligemma", "neither a folder nor a known model"),
         ("openai:gpt-4o", "names no address"),

@@ -129,7 +129,7 @@ def test_boxes_of_a_chat_model_are_read_from_json(ask: Ask, script: Script) -> N
     [found] = reply.prediction.objects
     width, height = reply.prediction.size_wh
     assert found.box_xyxy == (0, height / 2, width / 4, height)
-    assert "no box with a label" in reply.prediction.problems[0]
+    assert "not a box with a label" in reply.prediction.problems[0]
 
 
 def test_too_many_requests_are_waited_out_as_long_as_the_server_says(

@@ -209,7 +209,7 @@ def test_a_damaged_or_missing_index_is_told_in_one_line(index: Path, tmp_path: P
     data = bytearray(index.read_bytes())
     data[4096:] = os.urandom(len(data) - 4096)
     index.write_bytes(data)
-    with pytest.raises(OptionError, match="no index, or damaged"):
+    with pytest.raises(OptionError, match="not an index, or is damaged"):
         found(index, "frog")
 
 

@@ -30,7 +30,7 @@ def test_deplot_tables_are_series(line_break: str) -> None:
     }
     assert [point.raw for point in chart.series[0]] == ["68.1%", "$1,200"]
     assert [str(problem) for problem in chart.problems] == [
-        "malformed: The value of '2012' is no number: 'n/a'."
+        "malformed: The value of '2012' is not a number: 'n/a'."
     ]
 
 

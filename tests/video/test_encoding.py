@@ -64,7 +64,7 @@ def test_a_film_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     small, large = numbered(0, (64, 48)), numbered(0, (64, 64))
     for name, images, problem in [
-        ("f.avi", [(0.0, small)], "no name for a film. Choose one that ends in .mp4"),
+        ("f.avi", [(0.0, small)], "not a name for a film. Choose one that ends in .mp4"),
         ("no/f.mp4", [(0.0, small)], "does not exist"),
         ("f.mp4", [], "no image"),
         ("f.mp4", [(0.0, small), (0.0, small)], "not later than the one before"),

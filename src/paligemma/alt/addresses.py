@@ -50,7 +50,7 @@ class Place:
         if _is_web(base):
             return cls(root=root, folder=folder, base=_with_scheme(base))
         if _SCHEME.match(base):
-            raise ImageError(f"the page's <base> is {shown(base)}, which is no address of files")
+            raise ImageError(f"the page's <base> is {shown(base)}, not an address of files")
         parts = place.parts_of(base)
         return cls(root=root, folder=parts if base.endswith("/") else parts[:-1])
 
@@ -72,7 +72,7 @@ class Place:
                 raise ImageError(f"{shown(address)} is a web address; add --allow-urls to fetch it")
             return _with_scheme(address)
         if _SCHEME.match(address):
-            raise ImageError(f"{shown(address)} is no file of the site")
+            raise ImageError(f"{shown(address)} is not a file of the site")
         return self.file_of(address)
 
     def _from_base(self, address: str) -> str:
@@ -107,7 +107,7 @@ class Place:
                     raise ImageError(_outside(address))
                 parts.pop()
             elif "/" in name or "\0" in name or "\\" in name:
-                raise ImageError(f"{shown(address)} is no name of a file")
+                raise ImageError(f"{shown(address)} is not the name of a file")
             elif name not in ("", "."):
                 parts.append(name)
         return tuple(parts)

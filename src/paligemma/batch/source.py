@@ -213,7 +213,7 @@ def _of_file(path: Path, key: str, options: SourceOptions) -> Iterator[Item]:
         yield from _of_image_file(path, key, options)
     else:
         raise OptionError(
-            f"{str(path)!r} is no source that is known by its name. Give images, PDF files, a .txt "
+            f"{str(path)!r} is not a file that a job can take. Give images, PDF files, a .txt "
             "list, a .jsonl or .parquet table, or .tar shards."
         )
 
@@ -255,7 +255,7 @@ def _of_entry(
     if match is None:
         path = folder / text
         if not text or "\0" in text:
-            raise OptionError(f"{where} has no image: {text!r} is no path.")
+            raise OptionError(f"{where} has no image: {text!r} is not a path.")
         yield from _of_image_file(path, key, options)
         return
     if match[1].lower() not in ("http", "https"):

@@ -181,7 +181,7 @@ def _check_foreign_quantization(top: Section) -> Mapping[str, Any] | None:
                 "weights='int4'."
             )
         if any(not isinstance(groups.get(key, 0), int) for key in ("bits", "group_size")):
-            raise CheckpointError(f"{where} has bits or a group_size that is no whole number.")
+            raise CheckpointError(f"{where} has bits or a group_size that is not a whole number.")
     return entry
 
 

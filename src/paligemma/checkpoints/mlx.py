@@ -91,7 +91,7 @@ class GroupRows:
         )
         if not self.groups.bits:
             raise CheckpointError(
-                f"{names['']} is {words.shape} with {num_groups} groups, which is no packing of "
+                f"{names['']} is {words.shape} with {num_groups} groups, which is not a packing of "
                 f"{num_inputs} inputs with {', '.join(map(str, BITS))} bits in groups of 32, 64 or "
                 "128"
             )

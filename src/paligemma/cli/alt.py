@@ -116,8 +116,8 @@ def _pages_of(sources: Sequence[str]) -> list[tuple[Path, Path]]:
             others.append(word)
     if pages and others:
         raise InputError(
-            f"{others[0]!r} is no page and has none, and others are pages. Give pages and pictures "
-            "in two calls."
+            f"{others[0]!r} is not a page and has none, and others are pages. Give pages and "
+            "pictures in two calls."
         )
     return pages
 

@@ -148,7 +148,7 @@ def _image_files(sources: list[str], *, recursive: bool) -> list[str]:
     for image in find_images(sources, recursive=recursive):
         if not isinstance(image.source, Path):
             raise OptionError(
-                f"{image.name} is no file, and every contestant reads the images again. Save it "
+                f"{image.name} is not a file, and every contestant reads the images again. Save it "
                 "first."
             )
         names.append(os.fspath(image.source))

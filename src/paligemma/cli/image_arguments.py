@@ -285,7 +285,7 @@ def _read_all(file: BinaryIO) -> bytes:
 def _read_data_uri(uri: str) -> bytes:
     match = _DATA_URI.match(uri)
     if match is None:
-        raise ImageError(f"{_shortened(uri)!r} is no data URI: it has no comma before the data.")
+        raise ImageError(f"{_shortened(uri)!r} is not a data URI: it has no comma before the data.")
     data = urllib.parse.unquote_to_bytes(match[2])
     if not match[1].lower().endswith(";base64"):
         return data

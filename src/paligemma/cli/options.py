@@ -88,6 +88,10 @@ class Command(TyperCommand):
             self._complete()
         return super().get_params(ctx)
 
+    def get_short_help_str(self, limit: int = 1000) -> str:
+        """The first sentence, which lists of commands show on several lines rather than cut."""
+        return super().get_short_help_str(1000)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flags = {
             flag for param in self.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)

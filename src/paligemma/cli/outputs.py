@@ -109,7 +109,7 @@ def text_file(image: NamedImage, folder: Path | None) -> Path:
         return folder / f"{image.stem}.txt"
     if not isinstance(image.source, Path):
         raise OptionError(
-            f"The image {image.name} is no file, so that its text needs a folder: --output FOLDER."
+            f"The image {image.name} is not a file, so its text needs a folder: --output FOLDER."
         )
     return image.source.with_suffix(".txt")
 
@@ -148,8 +148,8 @@ def finished_lines(path: Path, *, command: str, model: str) -> dict[str, str]:
             lines[line["image"]] = text + "\n"
         except (ValueError, KeyError, TypeError) as error:
             raise OptionError(
-                f"Line {number} of {path} is no result of an earlier run. Choose another --output, "
-                "or leave out --skip-existing to replace the file."
+                f"Line {number} of {path} is not the result of an earlier run. Choose another "
+                "--output, or leave out --skip-existing to replace the file."
             ) from error
         if not is_same:
             raise OptionError(

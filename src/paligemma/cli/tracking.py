@@ -43,7 +43,7 @@ class FollowOptions(ObjectOptions):
     calibration: Annotated[Path | None, Option(shown_default="none")] = None
     """File that turns scores into probabilities: the calibration.json that `paligemma eval
     --calibrate` writes. A track then begins with a box that reaches its threshold; without it, with
-    one that has half the mean score of its label."""
+    one that has half the mean score of its label, and at least 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,13 +36,19 @@ class ClipFirst(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if len(args) > 1 and args[0] not in self.commands and args[1] in self.commands:
             args = [args[1], args[0], *args[2:]]
+        elif args and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(
+                f"There is no command in {' '.join(args[:2])!r}. Write: paligemma video CLIP "
+                "caption, paligemma video CLIP ask QUESTION, or paligemma video CLIP track NAMES."
+            )
         return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
     cls=ClipFirst,
-    help="Caption a film or answer questions about it, with times: paligemma video CLIP caption. "
+    help="Caption a film, ask about it, or track objects in it. "
     "Needs: pip install 'paligemma[video]'",
+    subcommand_metavar="CLIP COMMAND [ARGS]...",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -100,7 +106,7 @@ class WindowOptions(PartOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions(LoadOptions):
-    """What both commands take."""
+    """What `caption` and `ask` take."""
 
     srt: Annotated[Path | None, Option(shown_default="none")] = None
     """File to write SubRip subtitles to."""
@@ -168,7 +174,14 @@ def caption(
 @takes(windows=WindowOptions, options=VideoOptions)
 def ask(
     clip: ClipArgument,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)],
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUESTION",
+            show_default=False,
+            help="Question about what is seen, in quotes.",
+        ),
+    ],
     *,
     language: Annotated[
         str,

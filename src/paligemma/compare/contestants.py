@@ -182,14 +182,14 @@ def _checkpoint(spec: str) -> Contestant:
         name, _, form = spec.rpartition("@")
         if form not in FORMS:
             raise OptionError(
-                f"{spec!r}: {form!r} is no form of weights. Forms: {', '.join(FORMS)}. An address "
-                "is openai:NAME@URL."
+                f"{spec!r}: {form!r} is not a form of weights. Forms: {', '.join(FORMS)}. An "
+                "address is openai:NAME@URL."
             )
     base, adapter = name, None
     if not os.path.exists(name) and "+" in name:
         base, _, adapter = name.partition("+")
         if not Path(adapter, _ADAPTER_FILE).is_file():
-            raise OptionError(f"{spec!r}: {adapter!r} is no folder of an adapter.")
+            raise OptionError(f"{spec!r}: {adapter!r} is not the folder of an adapter.")
     elif Path(name, _ADAPTER_FILE).is_file():
         base, adapter = _base_of(Path(name)), name
     if base != MINI:

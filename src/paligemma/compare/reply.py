@@ -113,11 +113,11 @@ def _boxes_of_json(
     match = re.search(r"\[.*\]", text, re.DOTALL)
     if match is None:
         is_none = not text or "none" in text.lower()
-        return (), () if is_none else ("The answer is no list of boxes in JSON.",)
+        return (), () if is_none else ("The answer is not a list of boxes in JSON.",)
     try:
         items = json.loads(match[0])
     except (ValueError, RecursionError):
-        return (), ("The answer is no list of boxes in JSON.",)
+        return (), ("The answer is not a list of boxes in JSON.",)
     objects, problems = [], []
     width, height = size_wh
     for item in items:
@@ -127,7 +127,7 @@ def _boxes_of_json(
             if not isinstance(label, str) or not (x1 < x2 and y1 < y2):
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):
-            problems.append(f"{json.dumps(item)[:80]} is no box with a label.")
+            problems.append(f"{json.dumps(item)[:80]} is not a box with a label.")
             continue
         box = (x1 * width, y1 * height, x2 * width, y2 * height)
         objects.append(FoundObject(label=label.strip(), box_xyxy=box, score=1.0))

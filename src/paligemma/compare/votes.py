@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
     types = {"votes": list, "comparison": str}
     if not is_votes or any(not isinstance(content.get(k), kind) for k, kind in types.items()):
         raise DataError(
-            f"{str(path)!r} is no file of votes. Save one with the button of compare.html."
+            f"{str(path)!r} is not a file of votes. Save one with the button of compare.html."
         )
     return dict(content)
 

@@ -312,7 +312,7 @@ def images_below(folder: Path) -> list[str]:
         ) from error
 
     if not folder.is_dir():
-        raise ImageError(f"{str(folder)!r} is no folder. Give the folder with the images.")
+        raise ImageError(f"{str(folder)!r} is not a folder. Give the folder with the images.")
     found = []
     for root, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]

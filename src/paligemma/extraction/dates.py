@@ -50,7 +50,7 @@ def read_date(text: str, order: DateOrder = "auto", language: str | None = None)
         digits = f"{numbers[0][0]:08}"
         numbers = [(int(digits[:4]), 4), (int(digits[4:6]), 2), (int(digits[6:]), 2)]
     if len(numbers) != 3:
-        raise UnreadableError("it is no date with a day, a month and a year")
+        raise UnreadableError("it is not a date with a day, a month and a year")
     (a, len_a), (b, _), (c, len_c) = numbers
     if len_a >= 3:
         return _date(a, b, c)
@@ -94,16 +94,16 @@ def read_time(text: str) -> datetime.time:
         plain(text),
     )
     if found is None:
-        raise UnreadableError("it is no time of day")
+        raise UnreadableError("it is not a time of day")
     hour, minute, second = (int(part or 0) for part in found.groups()[:3])
     if half := found[4]:
         if not 1 <= hour <= 12:
-            raise UnreadableError("it is no time of day")
+            raise UnreadableError("it is not a time of day")
         hour = hour % 12 + (12 if half[0] in "pP" else 0)
     try:
         return datetime.time(hour, minute, second)
     except ValueError as error:
-        raise UnreadableError("it is no time of day") from error
+        raise UnreadableError("it is not a time of day") from error
 
 
 def read_datetime(
@@ -120,7 +120,7 @@ def read_datetime(
 
 def _with_month(numbers: Sequence[tuple[int, int]], month: int) -> datetime.date:
     if len(numbers) != 2:
-        raise UnreadableError("it is no date with a day, a month and a year")
+        raise UnreadableError("it is not a date with a day, a month and a year")
     (a, len_a), (b, len_b) = numbers
     if len_a >= 3 or a > 31:
         return _date(_full_year(a, len_a), month, b)

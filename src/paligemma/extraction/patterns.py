@@ -92,7 +92,7 @@ def bounded_pattern(pattern: str, limit: int) -> str:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise OptionError(f"it is no regular expression: {error}") from error
+        raise OptionError(f"it is not a regular expression: {error}") from error
     parts = list(_tokens(pattern))
     starts = bool(parts) and parts[0] == "^"
     ends = bool(parts) and parts[-1] == "$"

@@ -209,7 +209,8 @@ def _of_model(model: type[T]) -> Schema[T]:
         raise MissingExtraError("pydantic", "guided", "Extracting fields") from error
     if not issubclass(model, pydantic.BaseModel):
         raise OptionError(
-            f"The schema {model.__name__} is no pydantic model. Derive it from pydantic.BaseModel."
+            f"The schema {model.__name__} is not a pydantic model. Derive it from "
+            "pydantic.BaseModel."
         )
     try:
         json_schema = model.model_json_schema()
@@ -450,7 +451,7 @@ class _Reader:
             rest = {name: value for name, value in schema.items() if name != key}
             for part in schema[key]:
                 if not isinstance(part, Mapping):
-                    raise _refused(place.below(key), "an alternative is no object")
+                    raise _refused(place.below(key), "an alternative is not an object")
             options = [self._resolved(part, place)[0] for part in schema[key]]
             others = [part for part in options if part.get("type") != "null"]
             is_nullable = len(others) < len(options)

@@ -181,8 +181,8 @@ class Store:
         ]
         if values != [_APPLICATION, _VERSION]:
             raise OptionError(
-                f"{str(self.path)!r} is no index of `paligemma index`, or one of another version. "
-                "Choose another file."
+                f"{str(self.path)!r} is not an index of `paligemma index`, or is one of another "
+                "version. Choose another file."
             )
         # Views and triggers of a stranger's file could compute for ever.
         if self.connection.execute(
@@ -247,7 +247,7 @@ def said_as_option_error(path: Path) -> Iterator[None]:
         elif code == "SQLITE_READONLY_ROLLBACK":
             reason = "the process that wrote it was killed. Run `paligemma index` again"
         elif code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-            reason = "it is no index, or damaged. Make it again"
+            reason = "it is not an index, or is damaged. Make it again"
         else:
             reason = str(error)
         raise OptionError(f"The index {str(path)!r} cannot be used: {reason}.") from error

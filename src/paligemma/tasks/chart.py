@@ -290,7 +290,8 @@ class _Reader:
             return
         y = number_in(value.text)
         if y is None:
-            detail = f"The value of {label.text[:_SHOWN]!r} is no number: {value.text[:_SHOWN]!r}."
+            name, text = label.text[:_SHOWN], value.text[:_SHOWN]
+            detail = f"The value of {name!r} is not a number: {text!r}."
             self.problem("malformed", detail, value.start, value.end)
         score = self.answer.probability(value.start, value.end + 1)
         if label.text:

@@ -34,7 +34,7 @@ _QUALITY = {
 def check_film_name(path: Path) -> None:
     """Raises OptionError for a film that cannot be written there: a file that ends in .mp4."""
     if path.suffix.lower() != ".mp4":
-        raise OptionError(f"{str(path)!r} is no name for a film. Choose one that ends in .mp4.")
+        raise OptionError(f"{str(path)!r} is not a name for a film. Choose one that ends in .mp4.")
     folder = path.absolute().parent
     if not folder.is_dir() or path.is_dir():
         problem = f"{str(path)!r} is a folder" if path.is_dir() else f"{folder} does not exist"

@@ -28,7 +28,7 @@ def parse_time(text: str) -> float:
     if match := _UNITS.fullmatch(stripped):
         return float(match[1]) * _SECONDS[match[2]]
     raise OptionError(
-        f"{text!r} is no time. Write seconds, such as 90 or 2.5s, or minutes and hours, such as "
+        f"{text!r} is not a time. Write seconds, such as 90 or 2.5s, or minutes and hours, such as "
         "0:10, 1:02:03 or 2m."
     )
 

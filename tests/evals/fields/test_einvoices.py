@@ -123,7 +123,7 @@ def test_a_folder_of_invoices_is_a_data_set(tmp_path: Path, shared_data: Path) -
     [
         ("", "damaged"),
         ("<Invoice>", "damaged"),
-        ("<html/>", "no electronic invoice"),
+        ("<html/>", "not an electronic invoice"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><Invoice>&b;</Invoice>', "entities"),
         (
             '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///x">]><Invoice>&b;</Invoice>',

@@ -46,7 +46,7 @@ class Sidecars:
         if not self.kinds:
             return
         if "txt" in self.kinds and task not in _TEXT_TASKS:
-            raise OptionError(f"The results of {task} are no text. Use --sidecar json, or --to.")
+            raise OptionError(f"The results of {task} are not text. Use --sidecar json, or --to.")
         owners: dict[Path, str] = {}
         for item in items:
             for path in self._paths(item):

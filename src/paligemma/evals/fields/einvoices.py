@@ -90,7 +90,7 @@ def read_einvoice(xml: bytes) -> dict[str, Any]:
     name = root.tag.rpartition("}")[2]
     if name not in ("CrossIndustryInvoice", "CrossIndustryDocument", "Invoice", "CreditNote"):
         raise DataError(
-            f"The XML is no electronic invoice: its root is {name[:80]!r}; expected Factur-X, "
+            f"The XML is not an electronic invoice: its root is {name[:80]!r}; expected Factur-X, "
             "ZUGFeRD or UBL."
         )
     is_ubl = name in ("Invoice", "CreditNote")

@@ -158,13 +158,13 @@ def _record(value: Any, folder: Path, where: str) -> FieldRecord:
         raise ValueError("the name of the document is missing: 'file'")
     text = value.get("text")
     if text is not None and not isinstance(text, str):
-        raise ValueError("'text' is no text")
+        raise ValueError("'text' is not text")
     if "fields" not in value and text is None:
         raise ValueError("neither 'fields' nor 'text' is given")
     fields, boxes = _truth(value.get("fields", {}))
     given = value.get("boxes", {})
     if not isinstance(given, Mapping):
-        raise ValueError("'boxes' is no object: path -> box")
+        raise ValueError("'boxes' is not an object: path -> box")
     boxes |= {path: _box(box, path) for path, box in given.items()}
     source = folder / name
     if not source.is_file():
