@@ -1,4 +1,5 @@
-"""Compiles the kernels of levels that few processors have, with their instructions emulated."""
+"""Compiles the kernels of levels that few processors have, with their instructions emulated, and
+the generic ones as for a processor without vector instructions of their own."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from paligemma.fast.kernels.library import Kernels, open_library
 EMULATED_LEVELS = {
     "avx512": ["__AVX512BF16__", "__AVX512VNNI__"],
     "amx": ["__AVX512BF16__", "__AVX512VNNI__", "__AMX_BF16__"],
+    "generic": [],
 }
 
 _HEADERS = Path(__file__).parent / "emulated"

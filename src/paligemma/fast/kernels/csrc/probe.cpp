@@ -70,14 +70,18 @@ extern "C" double paligemma_matrix_peak(int64_t steps, int threads) {
         for (auto sum : sums) kept = kept + _mm512_reduce_add_ps(sum);
         operations += 8.0 * 32 * 2 * static_cast<double>(steps);
 #else
-        float sums[8][LANES] = {};
-        const float x = static_cast<float>(steps);
+        // Sums that differ, or compilers would compute one for all.
+        constexpr int SUMS = 8;
+        float sums[SUMS][8];
+        for (int i = 0; i < SUMS * 8; i++) sums[i / 8][i % 8] = static_cast<float>(i);
+        const float x = 1.0f / static_cast<float>(steps);
         for (int64_t s = 0; s < steps; s++)
             for (auto& sum : sums)
                 for (float& lane : sum) lane = lane * x + x;
         volatile float kept = 0;
-        for (auto& sum : sums) kept = kept + sum[0];
-        operations += 8.0 * LANES * 2 * static_cast<double>(steps);
+        for (auto& sum : sums)
+            for (float lane : sum) kept = kept + lane;
+        operations += SUMS * 8.0 * 2 * static_cast<double>(steps);
 #endif
     }
     return operations / (seconds() - begin);
