@@ -69,6 +69,17 @@ def test_a_link_or_button_without_another_name_is_known() -> None:
     assert (found["a"], found["f"], found["i"], found["k"]) == ("1", None, "5", "8")
 
 
+def test_a_broken_srcset_is_read_as_browsers_do() -> None:
+    page = """<img srcset="a 1.2.3x, b .5x, c .x, d 1x 2x, ,, e,"><img srcset=", ,">
+    <picture><source srcset=w><img src=1><img src=2></picture>"""
+    assert [image.addresses for image in find_images_of(page).images] == [
+        ("a", "c", "d", "e", "b"),
+        (),
+        ("1", "w"),
+        ("2",),
+    ]
+
+
 def test_all_places_of_an_image_are_known_the_likeliest_first() -> None:
     page = """<picture><source srcset="w.webp 1x, w2.webp 2x"><img src=a.png></picture>
     <img src="data:image/gif;base64,R0" data-src=b.png>

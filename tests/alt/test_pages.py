@@ -298,3 +298,9 @@ _DOM = """text => {
     const bare = page.documentElement.outerHTML.replaceAll(' alt="img_1.png"', '');
     return {marks, needed, shape: bare};
 }"""
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.html")
+    with pytest.raises(InputError, match="is a pipe"):
+        read_page(tmp_path / "a.html", tmp_path)

@@ -107,6 +107,7 @@ def test_pictures_without_a_page_are_listed(run, site: Path, model, tmp_path: Pa
         (["site", "site/a.png"], "pages and pictures"),
         (["site", "--language", "x y"], "language"),
         (["site", "--patch", "site"], "is a folder"),
+        (["site", "--patch", "site/index.html"], "is one of the pages"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(

@@ -209,3 +209,10 @@ def test_a_changed_file_has_another_fingerprint(folder: Path) -> None:
 def test_an_address_is_not_fetched_unless_that_is_allowed() -> None:
     with pytest.raises(ImageError, match="fetching is not allowed"):
         LocationReader(resolution=4).read("https://example.com/a.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl", "a.tar", "a.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(OptionError, match="is a pipe"):
+            find_items([str(tmp_path / name)])

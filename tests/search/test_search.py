@@ -347,3 +347,13 @@ def test_an_index_of_a_stranger_is_told_in_one_line(index: Path, change: str) ->
     connection.close()
     with pytest.raises(OptionError, match=r"it is damaged|has views or triggers"):
         found(index, "red")
+
+
+@pytest.mark.parametrize("path", [b"/etc/passwd", b"../secret.png", b"in/../../secret.png"])
+def test_no_index_leads_out_of_its_folder(index: Path, path: bytes) -> None:
+    """`rerank` would open whatever file of this machine a stranger's index names."""
+    with sqlite3.connect(index) as connection:
+        connection.execute("UPDATE pictures SET path = ? WHERE path = ?", (path, b"a.png"))
+    connection.close()
+    with pytest.raises(OptionError, match="which is outside of its folder"):
+        found(index, "frogs")

@@ -385,6 +385,8 @@ def test_what_cannot_be_asked_is_said_at_once() -> None:
         {"every_s": 0.0},
         {"fps": -1.0},
         {"fps": float("nan")},
+        {"fps": 1e300},
+        {"every_s": 1e-9},
         {"every_s": 1.0, "fps": 1.0},
         {"start_s": -1.0},
         {"start_s": 2.0, "end_s": 1.0},

@@ -15,7 +15,7 @@ _SET_BY_CODE = re.compile(r"[:\[]alt\]?|(?:v-bind|x-bind):alt|\[attr\.alt\]|ng-a
 _CODE_IN_VALUE = re.compile(r"<[?%]|\{\{|\{%|\$\{")
 _LAZY = ("data-src", "data-original", "data-lazy-src")
 _LAZY_SETS = ("data-srcset", "data-lazy-srcset")
-_DESCRIPTOR = re.compile(r"([0-9.]+)[wx]")
+_DESCRIPTOR = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)[wx]")
 _BLANKS = "\t\n\f\r "
 
 
@@ -143,6 +143,7 @@ class _Reader:
             self.num_decorative += 1
             return
         addresses = _addresses(tag, self.sources or ())
+        self.sources = None  # a picture element has one image
         was = tag.get("alt")
         is_submit = tag.name == "input"
         if was == "" and not is_submit:

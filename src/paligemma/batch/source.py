@@ -208,6 +208,8 @@ def _of_file(path: Path, key: str, options: SourceOptions) -> Iterator[Item]:
         raise OptionError(f"{str(path)!r} is compressed. Unpack it first.")
     reader = _READERS.get(path.suffix.lower())
     if reader is not None:
+        if path.is_fifo():  # which could be waited for forever
+            raise OptionError(f"{str(path)!r} is a pipe. Write what it says to a file first.")
         yield from reader(path, key, options)
     elif _is_image_or_pdf(path):
         yield from _of_image_file(path, key, options)

@@ -84,7 +84,7 @@ def alt(
     with exit_when_interrupted():
         pages = _pages_of(sources)
         pictures = [] if pages else _pictures_of(sources, command, options)
-        _check(command, is_site=bool(pages))
+        _check(command, [page for page, _ in pages])
     with warnings_as_notes(is_quiet=command.quiet):
         predictor = command.load()
         if predictor.note and not (command.json or command.quiet):
@@ -141,7 +141,7 @@ def _pictures_of(
     return find_images(sources, recursive=command.recursive, allow_urls=options.allow_urls)
 
 
-def _check(command: AltCommandOptions, *, is_site: bool) -> None:
+def _check(command: AltCommandOptions, pages: Sequence[Path]) -> None:
     """Raises OptionError for what cannot be written, before any work is done."""
     if command.write and command.patch is not None:
         raise OptionError("--write excludes --patch. Choose one.")
@@ -152,6 +152,8 @@ def _check(command: AltCommandOptions, *, is_site: bool) -> None:
     for path in (output, command.patch):
         if path is not None and path.is_dir():
             raise OptionError(f"{path} is a folder. Give the name of a file.")
+    if command.patch is not None and command.patch.resolve() in {page.resolve() for page in pages}:
+        raise OptionError(f"--patch {command.patch} is one of the pages. Choose another name.")
 
 
 class _Pages:

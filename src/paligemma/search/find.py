@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from paligemma.errors import check_whole
+from paligemma.errors import OptionError, check_whole
+from paligemma.escaping import visible
 from paligemma.results import Result
 from paligemma.search.query import Query, Term, read_query
 from paligemma.search.store import FIELDS, Store, said_as_option_error
@@ -154,13 +155,23 @@ class Index:
             values[name], found = _unmarked(name, text)
             matches += found
         return Hit(
-            path=str(self.folder / os.fsdecode(path)),
+            path=str(self._place(os.fsdecode(path))),
             matches=tuple(matches),
             num_terms=num_terms,
             bm25=round(-rank, 6),
             scores=json.loads(scores),
             **values,
         )
+
+    def _place(self, path: str) -> Path:
+        """Where a picture is. An index of a stranger could name any file of this machine, which
+        `rerank` would open."""
+        if Path(path).is_absolute() or Path(path).drive or ".." in Path(path).parts:
+            raise OptionError(
+                f"The index {str(self._store.path)!r} names {visible(path)!r}, which is outside of "
+                "its folder, as `paligemma index` never does. Make the index again."
+            )
+        return self.folder / path
 
 
 def _unmarked(field: str, marked: str) -> tuple[str, list[Match]]:

@@ -25,6 +25,7 @@ from paligemma.video.decoding import ClipLimits, DecodedFrame, Decoding, Source,
 from paligemma.video.orientation import upright
 
 _ROUNDING_S = 1e-6  # so that 3 * 0.1 s finds a frame at 0.3 s, whichever way either was rounded
+_FINEST_S = 1e-4
 _NOT_TURNED = "The video asks to be turned by an odd angle; its frames are shown as stored."
 
 
@@ -153,6 +154,11 @@ class Clip:
         check_range(start_s, end_s)
         if fps is not None:
             every_s = 1 / fps
+        if every_s is not None and every_s < _FINEST_S:
+            raise OptionError(
+                f"A frame every {every_s:g} s is too often; at most one every {_FINEST_S:g} s "
+                "can be asked for. Without every_s and fps, all frames come."
+            )
         return self._frames(times, every_s, start_s, math.inf if end_s is None else end_s)
 
     def _frames(
