@@ -187,7 +187,7 @@ def test_what_is_no_source_is_told(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "nothing", "does not exist"),
         (tmp_path / "*.gif", "No file matches"),
         (tmp_path / "empty", "no images in"),
-        (tmp_path / "x.doc", "no source that is known by its name"),
+        (tmp_path / "x.doc", "not a file that a job can take"),
     ):
         with pytest.raises(OptionError, match=told):
             keys(source)
