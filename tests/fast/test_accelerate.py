@@ -72,7 +72,7 @@ def test_kernels_and_plain_torch_agree(
     for module in (products, layers):
         monkeypatch.setattr(module, "kernels", lambda: None)
     for found, expected in zip(by_kernels, logits_of(model), strict=True):
-        assert distance(found, expected) < 0.03
+        assert distance(found, expected) < 0.04  # both are as far from float32
 
 
 @pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
@@ -91,14 +91,13 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
 
     monkeypatch.setattr(blocks, "run_blocks", counted)
     at_once = logits_of(model, cache_type)
-    many = kernels().level == "amx"  # type: ignore[union-attr]
-    assert len(calls) == (3 if many else 2)  # prefill, three tokens, one token
+    assert len(calls) == 3  # prefill, three tokens, one token
     monkeypatch.setattr(blocks, "can_run_blocks", lambda x: False)
     for found, expected in zip(at_once, logits_of(model, cache_type), strict=True):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("num_images", [0, 1])  # without images, all blocks are one call
+@pytest.mark.parametrize("num_images", [0, 1])
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()

@@ -80,11 +80,8 @@ def projection(
 
 
 def can_run_blocks(x: Tensor) -> bool:
-    """Return whether `run_blocks` supports [B, T, D]; many queries need AMX tiles."""
-    compiled = compiled_for(x)
-    if compiled is None or x.shape[2] % LANES:
-        return False
-    return x.shape[1] <= FEW_QUERIES or compiled.level == "amx"
+    """Return whether `run_blocks` supports [B, T, D]."""
+    return compiled_for(x) is not None and x.shape[2] % LANES == 0
 
 
 def run_blocks(

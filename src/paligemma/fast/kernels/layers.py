@@ -165,8 +165,7 @@ def attend(
 
     `bias` float32[B, 1, T, S] is 0 where a query may attend and very negative elsewhere; without
     it, every query sees every key. Keys and values may be slices of a cache. Returns None if no
-    kernel supports these tensors (many queries need AMX tiles); the reference is
-    `model.attention.attend`.
+    kernel supports these tensors; the reference is `model.attention.attend`.
     """
     compiled = compiled_for(queries, keys, values)
     batch, num_heads, tokens, head_dim = queries.shape
@@ -176,9 +175,6 @@ def attend(
     if bias is not None:
         bias = bias.expand(batch, 1, tokens, count).contiguous()
     out = torch.empty(batch, tokens, num_heads * head_dim, dtype=queries.dtype)
-    few = tokens <= FEW_QUERIES
-    if not few and compiled.level != "amx":
-        return None
     arguments = AttentionArguments(
         queries=queries.data_ptr(),
         keys=keys.data_ptr(),
@@ -197,7 +193,7 @@ def attend(
         head_dim=head_dim,
         threads=torch.get_num_threads(),
     )
-    if few:
+    if tokens <= FEW_QUERIES:
         compiled.attend(arguments)
     else:
         compiled.attend_many(arguments)

@@ -213,7 +213,7 @@ class Kernels:
         self.library.paligemma_attend(*arguments)
 
     def attend_many(self, arguments: AttentionArguments) -> None:
-        """For many queries per row; only at level "amx"."""
+        """For many queries per row."""
         self.library.paligemma_attend_many(*arguments)
 
     def decoder_blocks(self, arguments: DecoderBlocksArguments) -> None:
@@ -271,8 +271,6 @@ def open_library(path: Path, level: str) -> Kernels:
     """Load a library that was compiled for the level; whether it can run here is not checked."""
     library = ctypes.CDLL(str(path))
     for name, (arguments, result) in FUNCTIONS.items():
-        if name == "attend_many" and level != "amx":
-            continue
         function = getattr(library, f"paligemma_{name}")
         function.restype, function.argtypes = result, argument_types(arguments)
     return Kernels(level=level, library=library)

@@ -1,13 +1,20 @@
-// Attention of many queries: a whole prefix, or the patches of an image. Tiles do the products,
-// and the logits of 32 queries never leave the second-level cache.
+// Attention of many queries: a whole prefix, or the patches of an image. 32 queries at a time meet all
+// keys, so that their logits never leave the second-level cache, whatever the number of keys. Tiles
+// do the products, or, without them, vectors of float32.
 #include "tiles.h"
-
-#ifdef PG_AMX
 
 namespace {
 
+constexpr int QUERIES = 2 * LANES;            // at once
+constexpr int PANEL_SUMS = QUERIES * LANES;   // sums of these queries and a panel: [32][16]
+
+#ifdef PG_AMX
+
+using Packed = bf16;
+constexpr int UNIT = TILE_K;  // what the lengths of packed rows are multiples of
+
 // Keys [S, H] as panels of 16 keys: [S / 16][H / 2][16][2], zeros beyond.
-void pack_keys(const bf16* keys, int64_t count, int head_dim, int k, bf16* out) {
+void pack_keys(const bf16* keys, int64_t count, int head_dim, int64_t k, bf16* out) {
     const int64_t panels = (count + LANES - 1) / LANES;
     std::memset(out, 0, panels * LANES * k * sizeof(bf16));
     for (int64_t s = 0; s < count; s++) {
@@ -32,15 +39,91 @@ void pack_values(const bf16* values, int64_t count, int head_dim, int64_t k, bf1
     }
 }
 
-// sums[panel][2][16][16] = two blocks of 16 packed rows times all panels.
+void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, bf16* rows) {
+    pack_row(query, is_there, head_dim, row, static_cast<int>(k), rows);
+}
+
+// The weights of one query and what is beyond the keys: zeros.
+void pack_weights(const float* line, int64_t row, int64_t reach, bf16* rows) {
+    bf16* to = rows + row / LANES * LANES * reach + row % LANES * TILE_K;
+    for (int64_t s = 0; s < reach; s += TILE_K, to += TILE) narrow_row(line + s, TILE_K, to);
+}
+
+// sums[panel][32][16] = 32 packed rows times all panels.
 void multiply_panels(const bf16* rows, int64_t k, const bf16* panels, int count, float* sums) {
     const int steps = static_cast<int>(k / TILE_K);
     for (int p = 0; p < count; p += 2) {
         auto run = p + 1 < count ? multiply_tiles<2, 2> : multiply_tiles<2, 1>;
         run(rows, LANES * k, reinterpret_cast<const uint8_t*>(panels + p * LANES * k),
-            LANES * k * 2, steps, sums + p * 2 * SUMS, 2 * SUMS, true, nullptr, 0);
+            LANES * k * 2, steps, sums + p * PANEL_SUMS, PANEL_SUMS, true, nullptr, 0);
     }
 }
+
+#else
+
+using Packed = float;
+constexpr int UNIT = 1;
+
+// Keys [S, H] as panels of 16 keys: [S / 16][H][16], zeros beyond.
+void pack_keys(const bf16* keys, int64_t count, int head_dim, int64_t k, float* out) {
+    const int64_t panels = (count + LANES - 1) / LANES;
+    std::memset(out + (panels - 1) * LANES * k, 0, LANES * k * sizeof(float));
+    for (int64_t s = 0; s < count; s++) {
+        float* to = out + s / LANES * LANES * k + s % LANES;
+        for (int i = 0; i < head_dim; i++) to[i * LANES] = widen(keys[s * head_dim + i]);
+    }
+}
+
+// Values [S, H] as panels of 16 features: [H / 16][S][16], zeros beyond.
+void pack_values(const bf16* values, int64_t count, int head_dim, int64_t k, float* out) {
+    const int panels = (head_dim + LANES - 1) / LANES;
+    std::memset(out + (panels - 1) * LANES * k, 0, LANES * k * sizeof(float));
+    for (int p = 0; p < panels; p++) {
+        const int width = std::min(LANES, head_dim - p * LANES);
+        for (int64_t s = 0; s < count; s++)
+            widen_row(values + s * head_dim + p * LANES, width, out + (p * k + s) * LANES);
+    }
+}
+
+void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, float* rows) {
+    if (is_there) widen_row(query, head_dim, rows + row * k);
+    else std::memset(rows + row * k, 0, k * sizeof(float));
+}
+
+void pack_weights(const float* line, int64_t row, int64_t reach, float* rows) {
+    std::memcpy(rows + row * reach, line, reach * sizeof(float));
+}
+
+#ifdef PG_AVX512
+constexpr int WIDTH = 16;  // floats of a register
+constexpr int ROWS = 8;    // whose sums stay in registers
+#else
+constexpr int WIDTH = 8;
+constexpr int ROWS = 4;
+#endif
+typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
+typedef float Unaligned __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4), may_alias));
+
+// sums[panel][32][16] = 32 packed rows times all panels.
+void multiply_panels(const float* rows, int64_t k, const float* panels, int count, float* sums) {
+    constexpr int VECTORS = LANES / WIDTH;
+    for (int p = 0; p < count; p++)
+        for (int first = 0; first < QUERIES; first += ROWS) {
+            const float* x = rows + first * k;
+            const float* w = panels + p * LANES * k;
+            Vector sum[ROWS][VECTORS] = {};
+            for (int64_t i = 0; i < k; i++, w += LANES) {
+                const Unaligned* weights = reinterpret_cast<const Unaligned*>(w);
+                for (int r = 0; r < ROWS; r++)
+                    for (int v = 0; v < VECTORS; v++) sum[r][v] += x[r * k + i] * weights[v];
+            }
+            Unaligned* to = reinterpret_cast<Unaligned*>(sums + p * PANEL_SUMS + first * LANES);
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < VECTORS; v++) to[r * VECTORS + v] = sum[r][v];
+        }
+}
+
+#endif
 
 }  // namespace
 
@@ -52,57 +135,58 @@ extern "C" void paligemma_attend_many(const void* queries, const void* keys, con
                                      int kv_heads, int64_t tokens, int64_t count, int head_dim,
                                      int threads) {
     const int group = heads / kv_heads;
-    const int k = (head_dim + TILE_K - 1) / TILE_K * TILE_K;
-    const int64_t reach = (count + TILE_K - 1) / TILE_K * TILE_K;
+    const int64_t k = (head_dim + UNIT - 1) / UNIT * UNIT;
+    const int64_t reach = (count + UNIT - 1) / UNIT * UNIT;
     const int key_panels = static_cast<int>((count + LANES - 1) / LANES);
     const int value_panels = (head_dim + LANES - 1) / LANES;
-    const int64_t blocks = (tokens + 2 * LANES - 1) / (2 * LANES);
+    const int64_t blocks = (tokens + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
     {
+#ifdef PG_AMX
         configure_tiles();
-        bf16* packed = scratch<bf16>(0, key_panels * LANES * k + value_panels * LANES * reach);
-        bf16* packed_values = packed + static_cast<int64_t>(key_panels) * LANES * k;
-        bf16* rows = scratch<bf16>(1, 2 * LANES * (k + reach));
-        bf16* weights = rows + 2 * LANES * k;
-        float* sums = scratch<float>(2, std::max(key_panels, value_panels) * 2 * SUMS + reach);
-        float* line = sums + std::max(key_panels, value_panels) * 2 * SUMS;
+#endif
+        Packed* packed = scratch<Packed>(0, key_panels * LANES * k + value_panels * LANES * reach);
+        Packed* packed_values = packed + key_panels * LANES * k;
+        Packed* rows = scratch<Packed>(1, QUERIES * (k + reach));
+        Packed* weights = rows + QUERIES * k;
+        const int64_t most_panels = std::max(key_panels, value_panels);
+        float* sums = scratch<float>(2, most_panels * PANEL_SUMS + std::max<int64_t>(reach, key_panels * LANES));
+        float* line = sums + most_panels * PANEL_SUMS;
+        int64_t packed_place = -1;
+        // The query heads of a key/value head follow each other, so a thread packs few of those.
 #pragma omp for schedule(static)
-        for (int64_t job = 0; job < batch * heads; job++) {
-            const int64_t b = job / heads, n = job % heads, kv = n / group;
-            const int64_t place = b * batch_stride + kv * head_stride;
-            pack_keys(static_cast<const bf16*>(keys) + place, count, head_dim, k, packed);
-            pack_values(static_cast<const bf16*>(values) + place, count, head_dim, reach, packed_values);
-            for (int64_t block = 0; block < blocks; block++) {
-                const int64_t first = block * 2 * LANES;
-                const bf16* from = static_cast<const bf16*>(queries) + (job * tokens + first) * head_dim;
-                for (int64_t r = 0; r < 2 * LANES; r++)
-                    pack_row(from + r * head_dim, first + r < tokens, head_dim, r, k, rows);
-                multiply_panels(rows, k, packed, key_panels, sums);
-                for (int64_t r = 0; r < 2 * LANES; r++) {
-                    const bool is_there = first + r < tokens;
-                    for (int p = 0; p < key_panels; p++)
-                        std::memcpy(line + p * LANES, sums + p * 2 * SUMS + r * LANES,
-                                    LANES * sizeof(float));
-                    const float* seen =
-                        bias == nullptr ? nullptr : bias + (b * tokens + first + r) * count;
-                    if (is_there) soften(line, scale, seen, count, cap);
-                    for (int64_t s = 0; s < reach; s++) line[s] = s < count ? line[s] : 0.0f;
-                    bf16* to = weights + r / LANES * LANES * reach + r % LANES * TILE_K;
-                    for (int64_t s = 0; s < reach; s += TILE_K, to += TILE)
-                        narrow_row(line + s, TILE_K, to);
-                }
-                multiply_panels(weights, reach, packed_values, value_panels, sums);
-                for (int64_t r = 0; r < std::min<int64_t>(2 * LANES, tokens - first); r++) {
-                    bf16* to = static_cast<bf16*>(out) +
-                               ((b * tokens + first + r) * heads + n) * head_dim;
-                    for (int p = 0; p < value_panels; p++)
-                        narrow_row(sums + p * 2 * SUMS + r * LANES,
-                                   std::min(LANES, head_dim - p * LANES), to + p * LANES);
-                }
+        for (int64_t job = 0; job < batch * heads * blocks; job++) {
+            const int64_t b = job / (heads * blocks), n = job / blocks % heads;
+            const int64_t first = job % blocks * QUERIES;
+            const int64_t place = b * batch_stride + n / group * head_stride;
+            if (place != packed_place) {
+                pack_keys(static_cast<const bf16*>(keys) + place, count, head_dim, k, packed);
+                pack_values(static_cast<const bf16*>(values) + place, count, head_dim, reach, packed_values);
+                packed_place = place;
+            }
+            const int64_t there = std::min<int64_t>(QUERIES, tokens - first);
+            const bf16* from = static_cast<const bf16*>(queries) + ((b * heads + n) * tokens + first) * head_dim;
+            for (int64_t r = 0; r < QUERIES; r++)
+                pack_query(from + r * head_dim, r < there, head_dim, r, k, rows);
+            multiply_panels(rows, k, packed, key_panels, sums);
+            for (int64_t r = 0; r < QUERIES; r++) {
+                for (int p = 0; p < key_panels; p++)
+                    std::memcpy(line + p * LANES, sums + p * PANEL_SUMS + r * LANES, LANES * sizeof(float));
+                const float* seen = bias == nullptr ? nullptr : bias + (b * tokens + first + r) * count;
+                if (r < there) soften(line, scale, seen, count, cap);
+                for (int64_t s = count; s < reach; s++) line[s] = 0.0f;
+                pack_weights(line, r, reach, weights);
+            }
+            multiply_panels(weights, reach, packed_values, value_panels, sums);
+            for (int64_t r = 0; r < there; r++) {
+                bf16* to = static_cast<bf16*>(out) + ((b * tokens + first + r) * heads + n) * head_dim;
+                for (int p = 0; p < value_panels; p++)
+                    narrow_row(sums + p * PANEL_SUMS + r * LANES,
+                               std::min(LANES, head_dim - p * LANES), to + p * LANES);
             }
         }
+#ifdef PG_AMX
         _tile_release();
+#endif
     }
 }
-
-#endif

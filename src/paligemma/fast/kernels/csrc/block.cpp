@@ -19,12 +19,10 @@ void paligemma_attend(const void* queries, const void* keys, const void* values,
                       int64_t batch_stride, int64_t head_stride, const float* bias, float scale,
                       float cap, void* out, int64_t batch, int heads, int kv_heads, int64_t tokens,
                       int64_t count, int head_dim, int threads);
-#ifdef PG_AMX
 void paligemma_attend_many(const void* queries, const void* keys, const void* values,
                            int64_t batch_stride, int64_t head_stride, const float* bias,
                            float scale, float cap, void* out, int64_t batch, int heads,
                            int kv_heads, int64_t tokens, int64_t count, int head_dim, int threads);
-#endif
 }
 
 namespace {
@@ -146,10 +144,7 @@ void run(const Block& block, const Shape& shape, bf16* x, Queries asked, bf16* k
     }
     paligemma_split_heads(projected, product.outputs(), asked.cos, asked.sin, block.query_scale,
                           queries, batch, asked.tokens, block.heads, head_dim, threads);
-    auto attend = paligemma_attend;
-#ifdef PG_AMX
-    if (asked.tokens > block.few_queries) attend = paligemma_attend_many;
-#endif
+    auto attend = asked.tokens > block.few_queries ? paligemma_attend_many : paligemma_attend;
     attend(queries, keys, values, shape.batch_stride, shape.head_stride, asked.bias, 1.0f, block.cap,
            mixed, batch, block.heads, block.kv_heads, asked.tokens, shape.reach, head_dim, threads);
     block.out(mixed, queries_width, rows, projected, threads);

@@ -103,6 +103,11 @@ static T* scratch(int slot, size_t count) {
     return static_cast<T*>(block.memory);
 }
 
+static inline void widen_row(const bf16* x, int width, float* out) {
+#pragma omp simd
+    for (int i = 0; i < width; i++) out[i] = widen(x[i]);
+}
+
 static inline void narrow_row(const float* x, int width, bf16* out) {
     int i = 0;
     for (; i + LANES <= width; i += LANES) narrow16(x + i, out + i);

@@ -16,11 +16,6 @@ inline float inverse_rms(const float* x, int width, float eps) {
     return 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
 }
 
-inline void widen_row(const bf16* x, int width, float* out) {
-#pragma omp simd
-    for (int i = 0; i < width; i++) out[i] = widen(x[i]);
-}
-
 // row * (1 + weight) / rms, in place.
 inline void rms_normalize(float* row, const bf16* weight, int width, float eps) {
     const float scale = inverse_rms(row, width, eps);
