@@ -13,7 +13,7 @@ from ctypes import c_float, c_int32, c_void_p
 import torch
 from torch import Tensor
 
-from paligemma.fast.kernels.layers import FEW_QUERIES, address_of, compiled_for
+from paligemma.fast.kernels.layers import address_of, compiled_for
 from paligemma.fast.kernels.library import DecoderBlocksArguments
 from paligemma.fast.kernels.products import ACTIVATION_CODES, Activation
 from paligemma.fast.quantization import LANES, WeightFormat
