@@ -29,9 +29,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * (1.0 + self.weight.float())).to(x.dtype)
+        weight = 1.0 + self.weight.float()
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -45,7 +44,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = F.gelu(self.gate_proj(x), approximate="tanh")
-        out: Tensor = self.down_proj(gate * self.up_proj(x))
+        up = self.up_proj(x)
+        # In place where no gradient needs the factors: they are the largest tensors of a prefix.
+        out: Tensor = self.down_proj(gate * up if torch.is_grad_enabled() else gate.mul_(up))
         return out
 
 

@@ -418,8 +418,11 @@ def resize_to_square(rgb: Image.Image, transform: ImageTransform) -> Image.Image
 
 def pixel_array(rgb: Image.Image, transform: ImageTransform) -> NDArray[np.float32]:
     """Turn an RGB image into float32[3, R, R] in [-1, 1]: resize as uint8, then x / 127.5 - 1."""
-    pixels = np.asarray(resize_to_square(rgb, transform), dtype=np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
+    pixels = np.asarray(resize_to_square(rgb, transform)).transpose(2, 0, 1)
+    values = pixels.astype(np.float32, order="C")
+    values /= np.float32(127.5)
+    values -= np.float32(1)
+    return values
 
 
 def _read(source: Any, allow_urls: bool, rules: _Rules) -> tuple[bytes, str]:
