@@ -93,14 +93,44 @@ def test_without_a_compiler_every_level_says_why(monkeypatch: pytest.MonkeyPatch
     assert all("no C++ compiler" in (problem or "") for problem in outcomes.values())
 
 
-def test_a_compiler_that_fails_leaves_no_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def _failing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such flag' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setattr(build, "OUTPUT", tmp_path / "lib")
+
+
+@pytest.mark.usefixtures("_failing_compiler")
+def test_a_compiler_that_fails_leaves_no_file(tmp_path: Path) -> None:
     outcomes = build.build()
     assert set(outcomes.values()) == {"x.cpp:1: error: no such flag"}
     assert not list((tmp_path / "lib").iterdir())
+
+
+@pytest.mark.usefixtures("_failing_compiler")
+def test_libraries_of_other_sources_are_not_loaded_but_warned_of_and_removed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "lib").mkdir()
+    old = tmp_path / "lib" / "paligemma_generic_0123456789ab.so"
+    old.write_bytes(b"not a library")
+    with pytest.warns(UserWarning, match=r"another version.*paligemma\.fast\.kernels\.build"):
+        assert library.kernels() is None
+    build.build()
+    assert not old.exists()
+
+
+def test_the_name_of_a_library_follows_its_sources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "linear.cpp").write_text("// one")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    names = set()
+    for text in ("// one", "// two"):
+        (tmp_path / "linear.cpp").write_text(text)
+        build._digest.cache_clear()
+        names.add(build.library_path("generic").name)
+    build._digest.cache_clear()
+    assert len(names) == 2

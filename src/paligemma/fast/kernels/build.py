@@ -7,6 +7,8 @@ torch, so that an installer can run it.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -37,7 +39,26 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 def library_path(level: str) -> Path:
-    return OUTPUT / f"paligemma_{level}.so"
+    """Return the path of a compiled level.
+
+    The name contains a digest of the sources: calling functions of other sources would crash.
+    """
+    return OUTPUT / f"paligemma_{level}_{_digest()}.so"
+
+
+def other_libraries() -> list[Path]:
+    """Return the libraries that were compiled from other sources, such as an earlier version's."""
+    current = {library_path(level) for level in LEVELS}
+    return sorted(set(OUTPUT.glob("paligemma_*.so")) - current)
+
+
+@functools.cache
+def _digest() -> str:
+    sources = hashlib.sha256(repr((_COMMON, LEVELS)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        sources.update(f"\n{path.name}\n".encode())
+        sources.update(path.read_bytes())
+    return sources.hexdigest()[:12]
 
 
 def find_compiler() -> str | None:
@@ -49,12 +70,14 @@ def find_compiler() -> str | None:
 def build() -> dict[str, str | None]:
     """Compile all levels; return None per level, or why it could not be compiled.
 
-    A level that fails leaves no file, so that no library is older than its source.
+    A level that fails leaves no file. Libraries of other sources are removed.
     """
     compiler = find_compiler()
     if compiler is None:
         return {level: "no C++ compiler found (set CXX, or install g++)" for level in LEVELS}
     OUTPUT.mkdir(exist_ok=True)
+    for path in other_libraries():
+        path.unlink()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         outcomes = threads.map(lambda level: _compile(compiler, level), LEVELS)
         return dict(zip(LEVELS, outcomes, strict=True))

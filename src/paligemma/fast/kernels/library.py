@@ -12,6 +12,7 @@ import functools
 import mmap
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import OptionError
-from paligemma.fast.kernels.build import LEVELS, library_path
+from paligemma.fast.kernels.build import LEVELS, library_path, other_libraries
 
 LEVEL_VARIABLE = "PALIGEMMA_KERNELS"
 
@@ -241,7 +242,8 @@ class Kernels:
 def kernels() -> Kernels | None:
     """Return the kernels for this processor; None if none were compiled or they are disabled.
 
-    Raises OptionError when PALIGEMMA_KERNELS has an unknown value.
+    Warns if only those of other sources were compiled, such as an earlier version's. Raises
+    OptionError when PALIGEMMA_KERNELS has an unknown value.
     """
     levels = list(LEVELS)
     highest = os.environ.get(LEVEL_VARIABLE, levels[0])
@@ -254,6 +256,12 @@ def kernels() -> Kernels | None:
     best = next((library for library in libraries if library is not None), None)
     if best is not None:
         keep_freed_memory()
+    elif not any(library_path(level).is_file() for level in levels) and other_libraries():
+        warnings.warn(
+            "The compiled kernels are those of another version of paligemma, so plain torch is "
+            "used, which is slower. Run: python -m paligemma.fast.kernels.build",
+            stacklevel=2,
+        )
     return best
 
 
