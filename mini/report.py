@@ -75,7 +75,7 @@ def _means(log: Path) -> list[dict[str, Any]]:
         record = json.loads(line)
         groups.setdefault((record["step"] - 1) // _MEAN_OF, []).append(record)
     return [
-        {name: sum(record[name] for record in group) / len(group) for name in group[-1]}
+        {name: round(sum(record[name] for record in group) / len(group), 5) for name in group[-1]}
         | {"step": group[-1]["step"]}
         for group in groups.values()
     ]
@@ -112,13 +112,18 @@ def _plot(records: list[dict[str, Any]], path: Path) -> None:
 def _series(
     records: list[dict[str, Any]], stages: tuple[str, ...], name: str
 ) -> tuple[list[int], list[float], list[tuple[int, str]]]:
-    """Values over steps counted through all stages, and where each stage begins."""
+    """Values over steps counted through all stages, and where each stage begins.
+
+    A stage that does not train the encoder has no values of patches.
+    """
     steps, values, borders, offset = [], [], [], 0
     for stage in stages:
         own = [record for record in records if record["stage"] == stage]
-        borders.append((offset, stage))
-        steps += [offset + record["step"] for record in own]
-        values += [record[name] for record in own]
+        if own:
+            borders.append((offset, stage))
+        having = [record for record in own if name in record]
+        steps += [offset + record["step"] for record in having]
+        values += [record[name] for record in having]
         offset += own[-1]["step"] if own else 0
     return steps, values, borders
 
