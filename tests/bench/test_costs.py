@@ -37,10 +37,12 @@ def test_quantized_weights_are_read_with_their_scales():
     assert 1.3 < int8 / int4 < 1.8  # attention and the table stay int8
 
 
-def test_a_prefill_computes_the_output_layer_for_the_last_position_only():
+def test_a_prefill_computes_the_output_layer_and_most_of_the_last_block_for_one_position():
     work = prefill_work(CONFIG.decoder, "bfloat16", 1, 272)
-    attended = 4 * 26 * 8 * 256 * 272**2
-    assert work.num_operations == 2 * 26 * LAYER * 272 + attended + 2 * TABLE
+    keys_and_values = 2 * 2304 * 1024
+    multiplied = (25 * LAYER + keys_and_values) * 272 + LAYER - keys_and_values + TABLE
+    attended = 4 * 8 * 256 * (25 * 272 + 1) * 272
+    assert work.num_operations == 2 * multiplied + attended
     assert work.num_bytes == 2 * (26 * LAYER + TABLE)
 
 

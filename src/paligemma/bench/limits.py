@@ -116,13 +116,20 @@ def decode_work(config: DecoderConfig, weights: str, num_rows: int, length: int)
 
 
 def prefill_work(config: DecoderConfig, weights: str, num_rows: int, length: int) -> Work:
-    """A prefill: prefixes of `length` tokens, and the logits after the last token of each."""
+    """A prefill: prefixes of `length` tokens, and the logits after the last token of each.
+
+    The last layer computes only keys and values for all tokens.
+    """
     layers, table = config.depth * _layer_parameters(config), config.vocab_size * config.width
     layer_size, table_size = _weight_sizes(config, weights)
-    attended = 4 * config.depth * config.num_heads * config.head_dim * length**2
+    keys_and_values = 2 * config.width * config.num_kv_heads * config.head_dim
+    at_last_only = _layer_parameters(config) - keys_and_values
+    multiplied = (layers - at_last_only) * length + at_last_only
+    num_queries = (config.depth - 1) * length + 1
+    attended = 4 * config.num_heads * config.head_dim * num_queries * length
     return Work(
         num_bytes=layers * layer_size + table * table_size,
-        num_operations=num_rows * (2 * layers * length + attended + 2 * table),
+        num_operations=num_rows * (2 * multiplied + attended + 2 * table),
     )
 
 

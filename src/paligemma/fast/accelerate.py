@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from paligemma.errors import OptionError
-from paligemma.fast.blocks import FusedDecoder, FusedDecoderBlock, FusedVisionBlock
+from paligemma.fast.blocks import (
+    FusedDecoder,
+    FusedDecoderBlock,
+    FusedPatchEmbedding,
+    FusedProjector,
+    FusedVisionBlock,
+)
 from paligemma.fast.cuda.block import MergedBlock
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.linear import PackedEmbedding, ParameterRows, Rows
@@ -22,6 +28,7 @@ from paligemma.model.paligemma import PaliGemma
 from paligemma.model.siglip import VisionBlock
 
 _BLOCK_ROWS = 1024  # rows copied at once: a multiple of 16
+_FUSED = FusedVisionBlock | FusedDecoderBlock | FusedProjector | PackedEmbedding
 
 
 def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> PaliGemma:
@@ -43,6 +50,10 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
             "weights=Plain('bfloat16')."
         )
     vision, decoder = model.config.vision, model.config.decoder
+    patches = FusedPatchEmbedding(model.vision_encoder.patch_embedding)
+    model.vision_encoder.patch_embedding = patches  # type: ignore[assignment]
+    projector = _move_weights(model.projector, FusedProjector(model.projector, model.device))
+    model.projector = projector  # type: ignore[assignment]
     blocks = model.vision_encoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, VisionBlock)
@@ -68,7 +79,7 @@ def weight_rows(model: PaliGemma) -> dict[str, Rows]:
     """
     rows: dict[str, Rows] = {name: ParameterRows(p) for name, p in model.named_parameters()}
     for prefix, module in model.named_modules():
-        if isinstance(module, FusedVisionBlock | FusedDecoderBlock | PackedEmbedding):
+        if isinstance(module, _FUSED):
             rows |= {f"{prefix}.{name}": row for name, row in module.weight_rows().items()}
         elif isinstance(module, MergedBlock):
             for name in module.merged_names:

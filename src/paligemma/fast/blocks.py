@@ -31,6 +31,7 @@ from paligemma.fast.quantization import BFLOAT16, WeightFormat
 from paligemma.model import attention
 from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache
+from paligemma.model.paligemma import Projector
 from paligemma.model.siglip import VisionBlock
 
 # B batch, T tokens in this call, S visible positions, D width, N query heads, H head dim;
@@ -187,6 +188,44 @@ class FusedDecoder(Decoder):
             structs = (Block * len(blocks))(*(block.to_struct() for block in blocks))
             self._structs = addresses, structs
         return self._structs[1]
+
+
+class FusedPatchEmbedding(nn.Module):
+    """A replacement for the vision encoder's `Conv2d`, with its parameters, computed in float32.
+
+    Where the processor has no bfloat16 products, torch's bfloat16 convolution takes fifty times as
+    long.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self.bias = conv.bias
+        self.stride = conv.stride
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """float[I, 3, height, width] -> float[I, W, rows, columns] in the dtype of the pixels."""
+        bias = None if self.bias is None else self.bias.float()
+        patches = F.conv2d(pixel_values.float(), self.weight.float(), bias, self.stride)
+        return patches.to(pixel_values.dtype)
+
+
+class FusedProjector(nn.Module):
+    """A packed replacement for a `Projector`."""
+
+    def __init__(self, projector: Projector, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        plain = projector.linear
+        sizes = plain.in_features, (plain.out_features,)
+        self.layer = PackedLinear(*sizes, BFLOAT16, bias=True, device=device)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """As `Projector.forward`."""
+        out: Tensor = self.layer(features)
+        return out
+
+    def weight_rows(self) -> dict[str, Rows]:
+        return {"linear.weight": WeightRows(self.layer), "linear.bias": BiasRows(self.layer)}
 
 
 class FusedVisionBlock(nn.Module):
