@@ -62,6 +62,21 @@ def test_a_product_equals_its_reference(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("weight_format", FORMATS, ids=lambda f: f.name)
+def test_a_product_in_many_parts_by_several_threads_equals_its_reference(
+    compiled: Kernels, monkeypatch: pytest.MonkeyPatch, weight_format: WeightFormat
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    values, scales = packed(700, 2100, weight_format)
+    x = rows_of(50, 2100)
+    found = packed_linear(x, values, scales, weight_format, out_dtype=torch.float32)
+    expected = packed_linear_reference(
+        x, values, scales, weight_format,
+        out_dtype=torch.float32, as_integers=as_integers(compiled, 50),
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("num_rows", [1, 5, 33])
 @pytest.mark.parametrize("activation", ["none", "gelu", "geglu"])
 @pytest.mark.parametrize("weight_format", FORMATS, ids=lambda f: f.name)

@@ -40,7 +40,9 @@ struct Rows {
     int inputs;
 };
 
-constexpr int MANY_PANELS = 4;  // of which a thread works on at once: as many streams as memory likes
+constexpr int MANY_PANELS = 4;    // that a thread works on at once: as many streams as memory likes
+
+constexpr int CHUNK_PANELS = 16;  // whose sums wait for the next part of many rows
 
 // The panels of this thread: whole blocks, so that each thread reads one stretch of memory.
 inline void share(int panels, int* first, int* end) {

@@ -16,7 +16,6 @@ constexpr int64_t FEW_BLOCKS = 4;  // of rows, which pass by while weights strea
 constexpr int AHEAD_LINES = 128;   // to fetch ahead while one block of rows streams
 constexpr int PART_LINES = REGISTER == 64 ? 96 : 128;
 constexpr int PART_BYTES = 144 * 1024;  // of a part of all rows, in the second-level cache with their sums
-constexpr int CHUNK_PANELS = 16;        // whose sums wait for the next part of many rows
 
 // Panels at once: as many sums as registers can hold, or as hide the latency of a few rows.
 constexpr int panels_at_once(int rows) {
