@@ -14,7 +14,7 @@ namespace {
 constexpr int BLOCK_ROWS = 6;      // whose sums registers hold
 constexpr int64_t FEW_BLOCKS = 4;  // of rows, which pass by while weights stream
 constexpr int AHEAD_LINES = 128;   // to fetch ahead while one block of rows streams
-constexpr int PART_LINES = REGISTER == 64 ? 96 : 128;
+constexpr int PART_LINES = REGISTER == 64 ? 96 : 192;
 constexpr int PART_BYTES = 144 * 1024;  // of a part of all rows, in the second-level cache with their sums
 
 // Panels at once: as many sums as registers can hold, or as hide the latency of a few rows.
