@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def test_what_is_not_there_is_missing_or_marked(mini: paligemma.Predictor, phras
 
 def test_one_may_ask_once_or_always_separately(mini: paligemma.Predictor) -> None:
     once = mini.detect(SCENE, "frog ; unicorn", separate=False)
-    assert (once.notes, len(once)) == ((), 1)
+    assert once.notes == ()
+    assert set(once.labels) == {"frog"}
     apart = mini.detect(SCENE, "frog ; mushroom", separate=True)
     assert finds(apart, "frog", FROGS)
     assert finds(apart, "mushroom", [MUSHROOM])
@@ -346,14 +348,17 @@ def test_phrases_that_may_be_several_get_a_note(mini: paligemma.Predictor, phras
         ("mush", ["frog", "frog", ""]),
         ("og", ["fr"]),
         (";", ["frog"]),
-        ("<loc0856>", ["frog", "frog"]),  # of the third box
+        ("y1 of the third box", ["frog", "frog"]),
         ("nowhere", ["frog", "frog", "mushroom"]),
     ],
 )
 def test_objects_end_where_the_text_ends(
     mini: paligemma.Predictor, stop: str, labels: list[str]
 ) -> None:
-    result = mini.generate(SCENE, "detect frog ; mushroom", stop=[stop])
+    prompt = "detect frog ; mushroom"
+    if stop.startswith("y1"):
+        stop = re.findall(r"<loc\d{4}>", mini.generate(SCENE, prompt).text)[10]
+    result = mini.generate(SCENE, prompt, stop=[stop])
     assert [obj.label for obj in result.objects] == labels
 
 

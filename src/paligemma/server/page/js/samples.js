@@ -1,12 +1,28 @@
 // Made by `python -m mini.samples`.
 export const SAMPLES = [
   {
-    "file": "turtle-and-lemon.jpg",
-    "about": "a turtle and a lemon on a green background",
-    "phrases": "turtle, lemon",
-    "question": "how many turtles are there?",
+    "file": "cactus.jpg",
+    "about": "two cactuses on a red background with the word \"JOLLY\"",
+    "phrases": "cactus",
+    "question": "how many cactuses are there?",
     "seed": 12,
-    "index": 4
+    "index": 0
+  },
+  {
+    "file": "phone.jpg",
+    "about": "two phones on an orange background with the word \"MAJOR\"",
+    "phrases": "phone",
+    "question": "what is written?",
+    "seed": 12,
+    "index": 5
+  },
+  {
+    "file": "bear-and-fish.jpg",
+    "about": "two fish and a bear on a green background",
+    "phrases": "bear, fish",
+    "question": "how many fish are there?",
+    "seed": 12,
+    "index": 12
   },
   {
     "file": "clock.jpg",
@@ -25,35 +41,19 @@ export const SAMPLES = [
     "index": 39
   },
   {
-    "file": "bear.jpg",
-    "about": "two bears on an orange background with the word \"SEVEN\"",
-    "phrases": "bear",
+    "file": "monkey.jpg",
+    "about": "two monkeys on a purple background with the word \"BIG\"",
+    "phrases": "monkey",
     "question": "what is written?",
     "seed": 12,
-    "index": 72
+    "index": 80
   },
   {
-    "file": "apple-and-cloud.jpg",
-    "about": "an apple and a cloud on a photo",
-    "phrases": "apple, cloud",
-    "question": "how many apples are there?",
+    "file": "drum.jpg",
+    "about": "three drums on a blue background with the word \"WILE\"",
+    "phrases": "drum",
+    "question": "how many drums are there?",
     "seed": 12,
-    "index": 98
-  },
-  {
-    "file": "monkey-and-strawberry.jpg",
-    "about": "two strawberries and a monkey on a photo with the word \"ZOLU\"",
-    "phrases": "monkey, strawberry",
-    "question": "what is written?",
-    "seed": 12,
-    "index": 111
-  },
-  {
-    "file": "snowman.jpg",
-    "about": "two snowmen on a green background with the word \"MENU\"",
-    "phrases": "snowman",
-    "question": "how many snowmen are there?",
-    "seed": 12,
-    "index": 112
+    "index": 88
   }
 ];
