@@ -79,7 +79,14 @@ struct Bfloat16Dots {
         if (phase == 0) return both << 16;
         return added_now(both >> 16) << 16;  // two shifts, because a mask would take a register
     }
-    static Sum add(Sum sum, Words w, Words x) { return added_now(sum + (Floats)w * (Floats)x); }
+    static Sum add(Sum sum, Words w, Words x) {
+#ifdef __FMA__  // written out, because compilers choose forms that need moves beside them
+        asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
+        return sum;
+#else
+        return sum + (Floats)w * (Floats)x;
+#endif
+    }
 #endif
 };
 
