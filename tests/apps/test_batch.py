@@ -40,6 +40,29 @@ def test_a_job_with_mini_writes_texts_next_to_the_images(run: Run, tmp_path: Pat
     assert "images/s" in ran.err
 
 
+def test_rows_of_a_table_ask_mini_and_what_it_does_not_use_is_told(
+    run: Run, tmp_path: Path
+) -> None:
+    Image.new("RGB", (30, 20), (0, 0, 200)).save(tmp_path / "a.png")
+    table, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    questions = ("how many frogs are there?", "what color is it?")
+    rows = [{"image": "a.png", "question": question, "split": 1} for question in questions]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    words = ("batch", table, "ask", "--out", out, "-n", 4)
+    ran = run(*words)
+    assert ran.code == 0, ran.err
+    assert "not use: 'split'" in ran.err
+    assert "2 images" in ran.err
+    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(f["question"], f["result"]["question"]) for f in found] == [(q, q) for q in questions]
+    ran = run("batch", table, "ocr", "--out", tmp_path / "texts")
+    assert ran.code == 2
+    assert "line 2" in ran.err.lower()
+    ran = run("batch", table, "ask", "why?", "--out", tmp_path / "other")
+    assert ran.code == 2
+    assert "'how many frogs are there?', and the task has 'why?'" in ran.err
+
+
 @pytest.mark.usefixtures("scripted")
 def test_failed_images_are_listed_and_end_with_code_3(run: Run, tmp_path: Path) -> None:
     make_images(tmp_path / "in", 5)

@@ -16,7 +16,12 @@ class ScriptedWorker:
     """Answers with the size of a file. Of a file that begins with "kill" it dies."""
 
     def __init__(
-        self, task: Any, model: dict[str, Any], batch_size: int | None, allow_urls: bool
+        self,
+        task: Any,
+        model: dict[str, Any],
+        batch_size: int | None,
+        allow_urls: bool,
+        rows_ask: bool = False,
     ) -> None:
         self.rows_at_a_time = batch_size or 4
         self.note = model.get("note")
@@ -52,7 +57,8 @@ class ScriptedWorker:
             data = Path(row["image"]["path"]).read_bytes()
             # As in a model, the last digits depend on the whole batch.
             score = 0.5 + len(data) / 1e6 + 1e-12 * len(rows) + 1e-13 * number
-            result = {"text": f"{len(data)} bytes", "score": score}
+            question = row.get("question", "")
+            result = {"text": f"{question} {len(data)} bytes".strip(), "score": score}
             error = "bad" if data.startswith(b"bad") else None
             results.append(
                 {

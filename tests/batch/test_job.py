@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from paligemma.batch import BatchTask, Job, Journal, Progress, SourceOptions
+from paligemma.batch import BatchTask, Job, Journal, OutputOptions, Progress, SourceOptions
 from paligemma.batch.job import read_entries
 from paligemma.batch.process import WorkerDiedError
 from paligemma.batch.status import read_status
@@ -102,6 +103,108 @@ def test_the_check_of_the_content_ignores_the_time_of_a_file(tmp_path: Path) -> 
     assert computed(log) == [["001.jpg"]]
     with pytest.raises(OptionError, match="check was 'content' and is now 'stat'"):
         job(tmp_path, model=model).run()
+
+
+def write_rows(tmp_path: Path, *rows: dict[str, Any]) -> str:
+    table = tmp_path / "in" / "rows.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    return str(table)
+
+
+def test_rows_ask_and_a_changed_question_is_asked_again(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    (tmp_path / "in" / "001.jpg").write_bytes(b"bad")
+    rows = [
+        {"image": "000.jpg", "question": "=how?"},
+        {"image": "000.jpg", "question": "why?"},
+        {"image": "001.jpg", "question": "who?"},
+    ]
+    log, model = logging(tmp_path)
+    outputs = OutputOptions(to=("jsonl", "csv"), sidecar=("json",), sidecar_root=tmp_path / "texts")
+    made = job(
+        tmp_path,
+        sources=(write_rows(tmp_path, *rows),),
+        task=BatchTask(name="ask"),
+        model=model,
+        outputs=outputs,
+    )
+    result = made.run()
+    assert (result.done, result.left, result.failed) == (2, 0, (("001.jpg", "bad"),))
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    assert [(v["image"], v["question"]) for v in values] == [
+        ("000.jpg", "=how?"),
+        ("000.jpg#question=0002", "why?"),
+        ("001.jpg", "who?"),
+    ]
+    assert values[1]["result"]["text"] == "why? 100 bytes"
+    rows_of_csv = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert rows_of_csv[0] == "image,question,text,score,error"
+    assert rows_of_csv[1].startswith("000.jpg,'=how?,'=how? 100 bytes,0.5")
+    assert rows_of_csv[3] == "001.jpg,who?,,,bad"
+    texts = tmp_path / "texts"
+    assert json.loads((texts / "000.jpg#question=0002.json").read_text()) == values[1]
+    rows[1]["question"] = "what?"
+    write_rows(tmp_path, *rows, {"image": "000.jpg", "question": "where?"})
+    log.unlink()
+    assert made.run().done == 3
+    assert computed(log) == [["000.jpg#question=0002", "000.jpg#question=0003"]]
+
+
+def test_a_killed_job_with_rows_that_ask_has_the_outputs_of_one_that_ran_through(
+    tmp_path: Path,
+) -> None:
+    make_images(tmp_path / "in", 3)
+    rows = [{"image": f"00{n % 3}.jpg", "question": f"question {n}?"} for n in range(12)]
+    table = write_rows(tmp_path, *rows)
+    task = BatchTask(name="ask")
+    whole = job(tmp_path, sources=(table,), task=task, out=tmp_path / "whole")
+    assert whole.run().done == 12
+    reports: list[Progress] = []
+    stopped = job(tmp_path, sources=(table,), task=task)
+    assert stopped.run(report=reports.append, should_stop=lambda: bool(reports)).left == 4
+    assert stopped.run().done == 12
+    parts = [
+        job(tmp_path, sources=(table,), task=task, out=tmp_path / "parts", batch_size=1)
+        for _ in range(2)
+    ]
+    for number, part in enumerate(parts, start=1):
+        replace(part, source=SourceOptions(shard=(number, 2))).run()
+    read = [(tmp_path / n / "results.jsonl").read_bytes() for n in ("whole", "out")]
+    assert read[0] == read[1]
+    assert len((tmp_path / "parts" / "results.jsonl").read_text().splitlines()) == 12
+
+
+def test_either_the_task_asks_or_all_rows_do(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    asks, silent = {"image": "000.jpg", "question": "how?"}, {"image": "001.jpg", "prompt": "x"}
+    named = {"image": "000.jpg", "names": "cat"}
+    for name, text, rows, told in (
+        ("ask", None, (asks, silent), r"Line 2 .* has no \"question\", but Line 1 .* has one"),
+        ("ask", None, (silent,), r"Line 1 .* has no \"question\"\. Give each row one, or ask"),
+        ("ask", "why?", (silent, asks), r"Line 2 .* of its own, 'how\?', and the task has 'why\?'"),
+        ("detect", None, (named, silent), r"Line 2 .* has no \"names\", but Line 1"),
+        ("detect", "dog", (named,), r"\"names\" of its own, 'cat'"),
+    ):
+        task = BatchTask(name=name, text=text)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match=told):
+            job(tmp_path, sources=(write_rows(tmp_path, *rows),), task=task).run()
+    with pytest.raises(OptionError, match="ask needs a question"):
+        job(tmp_path, sources=(str(tmp_path / "in" / "000.jpg"),), task=BatchTask(name="ask")).run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image_cannot_be_twice_in_a_data_set(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 1)
+    rows = ({"image": "000.jpg", "names": "cat"}, {"image": "000.jpg", "names": "dog"})
+    made = job(
+        tmp_path,
+        sources=(write_rows(tmp_path, *rows),),
+        task=BatchTask(name="detect"),
+        outputs=OutputOptions(to=("coco",)),
+    )
+    with pytest.raises(OptionError, match=r"Line 1 .* and line 2 .* same image.*one row"):
+        made.run()
 
 
 def test_other_settings_never_mix(tmp_path: Path) -> None:

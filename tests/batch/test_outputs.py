@@ -43,6 +43,18 @@ def job(tmp_path: Path, name: str, *entries: Entry, **outputs: Any) -> Job:
     return Job(sources=(), task=task, out=tmp_path / "out", outputs=OutputOptions(**outputs))
 
 
+def test_parquet_holds_what_each_row_asked(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    asked = replace(entry("a.jpg", {"text": "two", "score": 0.5}), asks={"question": "how many?"})
+    failed = replace(entry("b.jpg", None, "bad"), asks={"question": "who?"})
+    job(tmp_path, "ask", asked, failed, to=("parquet",)).write([])
+    rows = parquet.read_table(tmp_path / "out/results.parquet").to_pylist()
+    assert [(row["id"], row["question"], row["text"], row["error"]) for row in rows] == [
+        ("a.jpg", "how many?", "two", None),
+        ("b.jpg", "who?", None, "bad"),
+    ]
+
+
 def items(tmp_path: Path, *names: str) -> list[Item]:
     (tmp_path / "in").mkdir(exist_ok=True)
     made = []

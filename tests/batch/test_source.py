@@ -93,6 +93,74 @@ def test_a_table_of_json_lines_has_ids_or_names(folder: Path) -> None:
             keys(table)
 
 
+def asked(table: Path, **options: object) -> dict[str, dict[str, str]]:
+    found = find_items([str(table)], SourceOptions(**options), text_column="question")  # type: ignore[arg-type]
+    return {item.key: item.asks for item in found}
+
+
+def test_each_row_that_asks_is_an_item_also_about_the_same_image(folder: Path) -> None:
+    table = folder / "rows.jsonl"
+    rows = [
+        {"image": "b.png", "question": "How many?"},
+        {"image": "a/1.png", "question": "What color?", "id": 7},
+        {"image": "b.png", "question": "What color?"},
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    expected = {
+        "7": {"question": "What color?"},
+        "b.png": {"question": "How many?"},
+        "b.png#question=0002": {"question": "What color?"},
+    }
+    assert asked(table) == expected
+    assert list(asked(table, where="b.png")) == ["b.png", "b.png#question=0002"]
+    parts = [asked(table, shard=(number, 3)) for number in (1, 2, 3)]
+    assert {key: asks for part in parts for key, asks in part.items()} == expected
+    [seven, *_] = find_items([str(table)], text_column="question")
+    assert seven.place == f"Line 2 of {str(table)!r}"
+    rows[1]["question"] = "What colour?"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    [changed, *_] = find_items([str(table)], text_column="question")
+    assert changed.fingerprint != seven.fingerprint
+    for wrong in ("", 3, ["a"]):
+        table.write_text(json.dumps({"image": "b.png", "question": wrong}))
+        with pytest.raises(OptionError, match=r"Line 1 .* as its \"question\"; expected text"):
+            asked(table)
+
+
+def test_columns_that_are_not_used_are_told_once(folder: Path) -> None:
+    table = folder / "rows.jsonl"
+    rows = [{"image": "b.png", "question": "x", "split": 1}, {"image": "a/1.png", "answer": "y"}]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    said: list[str] = []
+    find_items([str(table)], say=said.append)
+    find_items([str(table)], text_column="question", say=said.append)
+    assert [text.partition("not use: ")[2] for text in said] == [
+        "'question', 'split', 'answer'.",
+        "'split', 'answer'.",
+    ]
+
+
+def test_tables_in_parquet_may_ask_in_each_row(folder: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table, said = folder / "t.parquet", list[str]()
+    columns = {"path": ["b.png"] * 2, "question": ["How many?", "What color?"], "split": [1, 2]}
+    parquet.write_table(pa.table(columns), table)
+    items = find_items([str(table)], text_column="question", say=said.append)
+    assert [(item.key, item.asks["question"]) for item in items] == [
+        ("b.png", "How many?"),
+        ("b.png#question=0002", "What color?"),
+    ]
+    assert said == [f"The table {str(table)!r} has columns that this task does not use: 'split'."]
+    columns = {"image": [png(1), png(2)], "question": ["How many?", None]}
+    parquet.write_table(pa.table(columns), table)
+    assert asked(table) == {
+        "t.parquet#row=00000000": {"question": "How many?"},
+        "t.parquet#row=00000001": {},
+    }
+
+
 def test_a_missing_file_of_a_list_is_an_item_that_will_fail(folder: Path) -> None:
     listed = folder / "list.txt"
     listed.write_text("b.png\ngone.png\n")

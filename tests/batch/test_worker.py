@@ -68,6 +68,38 @@ def test_the_same_rows_give_the_same_results_to_the_last_bit_whatever_came_befor
     assert results(*rows[:2]) == first
 
 
+def test_a_row_has_a_question_of_its_own_or_its_error(
+    worker: BatchWorker, rows: list[dict[str, Any]]
+) -> None:
+    asking = BatchWorker({"name": "ask", "max_new_tokens": 4}, {"model": "mini"})
+    questions = ("how many frogs are there?", None, "", "<image> what?", "what is there?")
+    given = [
+        {**rows[1], "key": str(number), "question": question}
+        for number, question in enumerate(questions)
+    ]
+    answers = asking(given)
+    for number in (0, 4):
+        expected = asking.predictor.ask(
+            rows[1]["image"], str(questions[number]), "en", max_new_tokens=4
+        )
+        assert answers[number]["result"]["text"] == expected.text
+        assert answers[number]["result"]["question"] == questions[number]
+    assert 'has no "question"' in answers[1]["error"]
+    assert "at least one word" in answers[2]["error"]
+    assert "<image>" in answers[3]["error"]
+    told = worker([given[0]])[0]["error"]
+    assert told == 'The row has "question", which caption does not take.'
+
+
+def test_rows_that_name_objects_need_no_model_that_names_its_own(
+    rows: list[dict[str, Any]],
+) -> None:
+    worker = BatchWorker({"name": "detect", "max_new_tokens": 5}, {"model": "mini"}, rows_ask=True)
+    named, unnamed = worker([{**rows[0], "names": "frog ; cat"}, rows[1]])
+    assert named["result"]["phrases"] == ["frog", "cat"]
+    assert "does not say what it was trained on" in unnamed["error"]
+
+
 def test_a_batch_that_fails_as_a_whole_is_done_row_by_row(
     worker: BatchWorker, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,10 +131,11 @@ def test_embeddings_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
 
 def test_a_task_that_no_image_could_be_asked_is_refused_before_the_first_row() -> None:
     for fields, told in (
-        ({"name": "ask"}, "needs a question"),
+        ({"name": "ask", "text": ""}, "at least one word"),
+        ({"name": "ask", "language": "tlh!"}, "tlh!"),
         ({"name": "caption", "text": "x"}, "takes no text"),
         ({"name": "extract"}, "needs a schema"),
-        ({"name": "ocr", "schema": "invoice"}, "other tasks take none"),
+        ({"name": "ocr", "schema": "invoice"}, "ocr takes no schema"),
         ({"name": "extract", "schema": {"type": "never"}}, "never"),
         ({"name": "sing"}, "The task is 'sing'"),
         ({"name": "caption", "language": "tlh!"}, "tlh!"),

@@ -82,14 +82,15 @@ class Job:
         number, count = self.source.shard
         return self.out / _SHARDS / f"{number}-of-{count}"
 
-    @property
-    def worker_options(self) -> dict[str, Any]:
-        """The arguments of the worker, as JSON holds them."""
+    def worker_options(self, items: Sequence[Item]) -> dict[str, Any]:
+        """The arguments of the worker for these items, as JSON holds them."""
+        rows_ask = {"rows_ask": True} if any(item.asks for item in items) else {}
         return {
             "task": self.task.to_dict(),
             "model": dict(self.model),
             "batch_size": self.batch_size,
             "allow_urls": self.source.allow_urls,
+            **rows_ask,
         }
 
     def settings(self) -> dict[str, Any]:
@@ -111,12 +112,14 @@ class Job:
             "check": self.source.check,
         }
 
-    def items(self) -> list[Item]:
-        """The items of the sources, after a check that their outputs can be written.
+    def items(self, say: Callable[[str], object] = lambda text: None) -> list[Item]:
+        """The items of the sources, after a check that each is asked something, and that their
+        outputs can be written. `say` is told what of the sources is not used.
 
         Raises OptionError.
         """
-        items = find_items(self.sources, self.source)
+        items = find_items(self.sources, self.source, text_column=self.task.text_column, say=say)
+        self.task.check_items(items)
         self.outputs.check(items, self.task.name)
         self.outputs.sidecars(self.out).check(items, self.task.name)
         return items
@@ -135,9 +138,9 @@ class Job:
         asked before each batch. Raises OptionError before anything is computed for settings that
         differ from those that the folder was made with, and what loading the model raises.
         """
-        runner = Runner(
-            worker=self.worker, options=self.worker_options, say=say, should_stop=should_stop
-        )
+        items = self.items(say) if items is None else items
+        options = self.worker_options(items)
+        runner = Runner(worker=self.worker, options=options, say=say, should_stop=should_stop)
         try:
             return self.run_with(runner.run, items=items, report=report)
         finally:
@@ -170,8 +173,8 @@ class Job:
         report: Callable[[Progress], object],
     ) -> None:
         """Add results to the journal as they come."""
-        fingerprints = {item.key: item.fingerprint for item in todo}
-        failed = sum(item.key not in fingerprints for item in self.split(items)[2])
+        by_key = {item.key: item for item in todo}
+        failed = sum(item.key not in by_key for item in self.split(items)[2])
         journal: Journal | None = None
         num_now = 0
         started = time.monotonic()
@@ -182,7 +185,7 @@ class Job:
                     started = time.monotonic() if not rows else started
                 if not rows:
                     continue
-                journal.add([Entry(fingerprint=fingerprints[row["key"]], **row) for row in rows])
+                journal.add([_entry(by_key[row["key"]], row) for row in rows])
                 num_now += len(rows)
                 failed += sum(row["error"] is not None for row in rows)
                 report(
@@ -200,7 +203,7 @@ class Job:
 
     def measure(self, items: Sequence[Item]) -> float:
         """Seconds that an item takes, measured on the first ones; nothing is kept."""
-        runner = Runner(worker=self.worker, options=self.worker_options)
+        runner = Runner(worker=self.worker, options=self.worker_options(items))
         try:
             return runner.seconds_per_row(items)
         finally:
@@ -285,6 +288,11 @@ class Job:
             return (filtered(entry, self.outputs.min_score) for entry in read_entries(self.out))
 
         return Content(entries=entries, model=str(self.model.get("model")), task=self.task.name)
+
+
+def _entry(item: Item, row: Row) -> Entry:
+    """The line of the journal for what a worker answered."""
+    return Entry(fingerprint=item.fingerprint, asks=item.asks, **row)
 
 
 def journals_of(out: Path) -> list[Journal]:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
@@ -36,6 +36,8 @@ class Entry:
     error: str | None
     seconds: float | None
     """What the item took; no output depends on it."""
+    asks: dict[str, str] = field(default_factory=dict)
+    """What its row of a table asks by itself, such as {"question": "how many?"}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Journal:
         if self._file is None:
             raise ValueError("The journal is closed, or was opened to be read only.")
         lines = [
-            _encode({**asdict(entry), "following": len(entries) - number})
+            _encode({**_values(entry), "following": len(entries) - number})
             for number, entry in enumerate(entries, start=1)
         ]
         with _said_as_option_error(self.folder):
@@ -232,6 +234,11 @@ class Journal:
         )
 
 
+def _values(entry: Entry) -> dict[str, Any]:
+    """Its fields, without "asks" where it asks nothing by itself."""
+    return {name: value for name, value in asdict(entry).items() if name != "asks" or value}
+
+
 def _encode(values: dict[str, Any]) -> bytes:
     # ASCII, because names of files may be no UTF-8, which only "\udce9" can say.
     return json.dumps(values, allow_nan=False).encode("ascii") + b"\n"
@@ -247,7 +254,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or not (
         values.keys() >= {"journal", "settings"}
-        or values.keys() == {"key", "fingerprint", "result", "error", "seconds", "following"}
+        or values.keys() - {"asks"}
+        == {"key", "fingerprint", "result", "error", "seconds", "following"}
     ):
         return None
     return cast("dict[str, Any]", values)

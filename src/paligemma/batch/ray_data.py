@@ -53,18 +53,21 @@ def run_on_ray(
     options: RayOptions | None = None,
     *,
     report: Callable[[Progress], object] = lambda progress: None,
+    say: Callable[[str], object] = print,
 ) -> JobResult:
     """Compute what the job lacks on the cluster that `ray.init` joined, and write its files.
 
-    Without `ray.init`, Ray starts on this machine. An actor, or the machine under it, that dies
-    loses its batch, which another one computes. Raises what `Job.run` raises.
+    `report` is told how it goes, `say` what of the sources is not used. Without `ray.init`, Ray
+    starts on this machine. An actor, or the machine under it, that dies loses its batch, which
+    another one computes. Raises what `Job.run` raises.
 
     >>> ray.init(address="auto")
     >>> run_on_ray(job, RayOptions(actors=8, num_gpus=1)).done
     100000
     """
     options = options or RayOptions()
-    return job.run_with(lambda todo: _computed(job, todo, options), report=report)
+    items = job.items(say)
+    return job.run_with(lambda todo: _computed(job, todo, options), items=items, report=report)
 
 
 def _computed(
@@ -82,7 +85,7 @@ def _computed(
     )
     answers = data.map_batches(
         RayActor,
-        fn_constructor_kwargs={"worker": job.worker, "options": job.worker_options},
+        fn_constructor_kwargs={"worker": job.worker, "options": job.worker_options(todo)},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(options.actors, len(batches))),
         num_cpus=options.num_cpus,

@@ -51,7 +51,7 @@ class Progress:
 
 def cut_into_batches(items: Sequence[Item], rows_at_a_time: int) -> deque[list[Row]]:
     """The rows of the items, in the batches of the journal."""
-    rows = [{"key": item.key, "image": item.location} for item in items]
+    rows = [{"key": item.key, "image": item.location, **item.asks} for item in items]
     size = BATCH_ROWS * rows_at_a_time
     return deque(rows[first : first + size] for first in range(0, len(rows), size))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,14 +10,15 @@ from paligemma.errors import OptionError, check_choice, check_whole
 
 if TYPE_CHECKING:
     from paligemma.answering import Query
+    from paligemma.batch.source import Item
     from paligemma.checkpoints.trained_on import TrainedOn
 
 TaskName = Literal[
     "caption", "describe", "ask", "ocr", "detect", "segment", "read", "extract", "embed"
 ]
 WITH_OBJECTS = ("detect", "segment")
-WITH_TEXT = ("ask", "detect", "segment")
-"""Tasks with a text of the user's: a question, or the names of objects."""
+TEXT_COLUMNS = {"ask": "question", "detect": "names", "segment": "names"}
+"""Tasks with a text of the user's, and the column of tables that has it for each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class BatchTask:
 
     name: TaskName
     text: str | None = None
-    """The question of `ask`, or the names of objects for `detect` and `segment`; None for what the
-    model was trained on."""
+    """The question of `ask`, or the names of objects for `detect` and `segment`. None: each row has
+    its own, or, for objects, what the model was trained on."""
     language: str = "en"
     max_new_tokens: int | None = None
     max_objects: int | None = None
@@ -44,10 +45,8 @@ class BatchTask:
             check_whole("max_new_tokens", self.max_new_tokens)
         if self.max_objects is not None:
             check_whole("max_objects", self.max_objects)
-        if self.text is not None and self.name not in WITH_TEXT:
+        if self.text is not None and self.text_column is None:
             raise OptionError(f"{self.name} takes no text, but got {self.text!r}.")
-        if self.name == "ask" and not self.text:
-            raise OptionError('ask needs a question: ask "how many people are there?"')
         if self.schema is None and self.name == "extract":
             raise OptionError(
                 "extract needs a schema: the name of a built-in one, such as invoice, or a JSON "
@@ -59,9 +58,11 @@ class BatchTask:
             from paligemma.extraction.schema import read_schema
 
             read_schema(self.schema)  # type: ignore[arg-type]
-        elif self.name not in ("read", "embed") and not (
-            self.name in WITH_OBJECTS and self.text is None
-        ):
+        elif self.name == "ask" and self.text is None:
+            from paligemma.tasks.task import check_language
+
+            check_language(self.language or "en")
+        elif self.is_query and not (self.name in WITH_OBJECTS and self.text is None):
             from paligemma.answering import check_control_words
 
             check_control_words(self.query(None).text)
@@ -75,6 +76,59 @@ class BatchTask:
         """What differs from the defaults, as JSON holds it."""
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+    @property
+    def text_column(self) -> str | None:
+        """The column of a table, or the entry of a row, that has the text; None for no text."""
+        return TEXT_COLUMNS.get(self.name)
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raises OptionError unless all items get the text of the task, or all have their own."""
+        own = next((item for item in items if item.asks), None)
+        without = next((item for item in items if not item.asks), None)
+        column = self.text_column
+        if own is not None and self.text is not None:
+            raise OptionError(
+                f'{own.place} has a "{column}" of its own, {own.asks[str(column)]!r}, and the task '
+                f"has {self.text!r} for all. Leave out one of them: the text of the task, or the "
+                f'column "{column}".'
+            )
+        if without is None or self.text is not None or (own is None and self.name != "ask"):
+            return
+        if own is None and not without.place:
+            raise OptionError(
+                'ask needs a question: ask "how many people are there?"; or a table (.jsonl, '
+                '.parquet) with a column "question".'
+            )
+        others = "" if own is None else f", but {own.place} has one"
+        every = "" if self.name != "ask" else ", or ask one question of all: ask QUESTION"
+        raise OptionError(
+            f'{without.place or repr(without.key)} has no "{column}"{others}. Give each row one'
+            f"{every}."
+        )
+
+    def of_row(self, row: Mapping[str, Any]) -> BatchTask:
+        """The task as a row asks it, such as {"image": "a.jpg", "question": "how many?"}.
+
+        Raises OptionError, or PromptError, for a row without a question, or with a text that the
+        task does not take.
+        """
+        texts = {name: row[name] for name in TEXT_COLUMNS.values() if row.get(name) is not None}
+        text = texts.pop(str(self.text_column), None)
+        if texts:
+            raise OptionError(
+                f'The row has "{next(iter(texts))}", which {self.name} does not take.'
+            )
+        if text is None:
+            if self.name == "ask" and self.text is None:
+                raise OptionError('The row has no "question", and the task has none for all.')
+            return self
+        if self.text is not None:
+            raise OptionError(
+                f'The row has a "{self.text_column}" of its own, {text!r}, and the task has '
+                f"{self.text!r} for all. Leave out one of them."
+            )
+        return replace(self, text=text)
 
     @property
     def is_query(self) -> bool:

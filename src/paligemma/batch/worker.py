@@ -8,17 +8,24 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from paligemma.answering import ImageQuery, PreparedImage
+from paligemma.answering import ImageQuery, PreparedImage, Query
 from paligemma.batch.process import Row
 from paligemma.batch.reading import LocationReader
 from paligemma.batch.tasks import BatchTask
 from paligemma.checkpoints.hub import Source
-from paligemma.errors import DocumentError, ImageError, MissingExtraError, PaliGemmaError
+from paligemma.errors import (
+    DocumentError,
+    ImageError,
+    InputError,
+    MissingExtraError,
+    PaliGemmaError,
+)
 from paligemma.fast.weights import usual_name, weights_name
 from paligemma.loading import load
 from paligemma.processor.ahead import ReadAhead
@@ -32,7 +39,9 @@ class BatchWorker:
     `paligemma.load` as JSON has them, or "dtype" and "quantization" in place of "weights", and
     perhaps "revision", "offline", "verify" and "threads".
     The image of a row is a path, an address (if `allow_urls`), the bytes of a file, or a location
-    of `paligemma.batch.find_items`.
+    of `paligemma.batch.find_items`. Where the task has no text, a row has its own: "question" for
+    `ask`, "names" for `detect` and `segment`. `rows_ask` says that all have, which a model that
+    was trained on no objects of its own needs. Other entries of rows are not used.
 
     Results do not depend on earlier calls: the same rows give the same results again.
 
@@ -48,6 +57,7 @@ class BatchWorker:
         *,
         batch_size: int | None = None,
         allow_urls: bool = False,
+        rows_ask: bool = False,
     ) -> None:
         self.task = task if isinstance(task, BatchTask) else BatchTask.of(task)
         options = dict(model or {})
@@ -66,9 +76,11 @@ class BatchWorker:
             self._prepare, lambda row: row["key"], depth=depth
         )
         self._tell: Callable[[str, bool], object] = lambda key, is_over: None
+        rows_ask = rows_ask or (self.task.name == "ask" and self.task.text is None)
+        self._shared: Query | None = None
         if self.task.is_query:
-            self._query = self.task.query(self.predictor.trained_on)
-            self.predictor.check(self._query)
+            # Where rows ask, any name tells whether the model can be asked at all.
+            self._query(replace(self.task, text="thing") if rows_ask else self.task)
 
     @property
     def rows_at_a_time(self) -> int:
@@ -129,18 +141,50 @@ class BatchWorker:
     def _answers(
         self, rows: Sequence[Row], following: Sequence[Row]
     ) -> Iterator[dict[str, Any] | Exception]:
+        asked = [self._asked(row) for row in rows]
+        good = [
+            (row, query)
+            for row, query in zip(rows, asked, strict=True)
+            if not isinstance(query, Exception)
+        ]
+        answers = self._answers_to([row for row, _ in good], [q for _, q in good], following)
+        for query in asked:
+            yield query if isinstance(query, Exception) else next(answers)
+
+    def _answers_to(
+        self, rows: Sequence[Row], queries: Sequence[Query | None], following: Sequence[Row]
+    ) -> Iterator[dict[str, Any] | Exception]:
         if self.task.name == "embed":
             yield from self._embeddings(rows, following)
             return
         if not self.task.is_query:
             yield from map(self._answer, rows)
             return
-        queries = (
-            ImageQuery(images=(_Guarded(read),), query=self._query)
-            for _, read in self._ahead.over(rows, following)
+        asked = (
+            ImageQuery(images=(_Guarded(read),), query=query)
+            for query, (_, read) in zip(queries, self._ahead.over(rows, following), strict=True)
+            if query is not None
         )
-        for answer in self.predictor.answer(queries, self._batch_size):
+        for answer in self.predictor.answer(asked, self._batch_size):
             yield answer if isinstance(answer, Exception) else answer.to_dict()
+
+    def _asked(self, row: Row) -> Query | Exception | None:
+        """What the row asks, or its error; None for a task that asks more than one question."""
+        try:
+            task = self.task.of_row(row)
+            return self._query(task) if task.is_query else None
+        except InputError as error:
+            return error
+
+    def _query(self, task: BatchTask) -> Query:
+        """Raises PromptError, OptionError or CheckpointError for what no image could be asked."""
+        if task is self.task and self._shared is not None:
+            return self._shared
+        query = task.query(self.predictor.trained_on)
+        self.predictor.check(query)
+        if task is self.task:
+            self._shared = query
+        return query
 
     def _alone(self, row: Row) -> dict[str, Any] | Exception:
         try:

@@ -93,7 +93,8 @@ def batch(
             show_default=False,
             help="Folders, quoted patterns, PDF files, lists of paths or addresses (.txt), tables "
             "(.jsonl, .parquet) or webdataset shards (.tar); then caption, describe, ask QUESTION, "
-            "ocr, read, detect NAMES, segment NAMES, extract or embed. Or: status FOLDER.",
+            "ocr, read, detect NAMES, segment NAMES, extract or embed. Rows of tables may have "
+            'their own "question" or "names". Or: status FOLDER.',
         ),
     ],
     *,
@@ -111,9 +112,10 @@ def batch(
     if len(words) == 2 and words[0] == "status":
         _show_status(Path(words[1]), command)
         return
+    shown = _Shown(command)
     with exit_when_interrupted():
         job = _job(words, command, outputs)
-        items = job.items()
+        items = job.items(shown.say)
         job.check()
     done, pending, failed = job.split(items)
     if not command.quiet:
@@ -124,7 +126,6 @@ def batch(
     if command.dry_run:
         _estimate(job, job.todo(items), command)
         return
-    shown = _Shown(command)
     with _asking_to_stop() as should_stop, shown.running():
         result = job.run(items=items, report=shown.report, say=shown.say, should_stop=should_stop)
     _finish(result, command, outputs, was_stopped=should_stop())
@@ -174,10 +175,10 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], Any, str | None]:
     >>> _split(["a.jpg", "ask", "how many?"])
     (['a.jpg'], 'ask', 'how many?')
     """
-    from paligemma.batch.tasks import WITH_TEXT, TaskName
+    from paligemma.batch.tasks import TEXT_COLUMNS, TaskName
 
     names = get_args(TaskName)
-    if len(words) > 2 and words[-2] in WITH_TEXT:
+    if len(words) > 2 and words[-2] in TEXT_COLUMNS:
         return words[:-2], words[-2], words[-1]
     if len(words) > 1 and words[-1] in names:
         return words[:-1], words[-1], None
@@ -186,8 +187,8 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], Any, str | None]:
     raise OptionError(
         f"There is no task at the end of {' '.join(words)!r}. Write: paligemma batch SOURCE TASK "
         f"--out FOLDER, with one of the tasks {', '.join(names)}; after "
-        f"{', '.join(WITH_TEXT)} a quoted text follows, which is needed for ask. Or: paligemma "
-        "batch status FOLDER."
+        f"{', '.join(TEXT_COLUMNS)} a quoted text follows, unless the rows of a table have one. "
+        "Or: paligemma batch status FOLDER."
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,14 @@ class Content:
 
     def line(self, entry: Entry) -> dict[str, Any]:
         """The JSON of an entry, as `paligemma caption --json` prints it."""
+        about = {"image": entry.key, **entry.asks}
         if entry.error is not None:
-            return {"image": entry.key, "error": entry.error}
-        return {
-            "image": entry.key, "model": self.model, "task": self.task, "result": entry.result,
-        }  # fmt: skip
+            return {**about, "error": entry.error}
+        return {**about, "model": self.model, "task": self.task, "result": entry.result}
+
+    def asked_columns(self) -> tuple[str, ...]:
+        """The columns of tables for what rows asked by themselves: none, or one."""
+        return tuple(dict.fromkeys(name for entry in self.entries() for name in entry.asks))
 
     def text(self, entry: Entry) -> str:
         """The text of a result: a caption on one line, as training reads it from files."""
@@ -48,13 +51,7 @@ def filtered(entry: Entry, min_score: float) -> Entry:
     if not min_score or entry.result is None or "objects" not in entry.result:
         return entry
     kept = [each for each in entry.result["objects"] if (each["score"] or 0.0) >= min_score]
-    return Entry(
-        key=entry.key,
-        fingerprint=entry.fingerprint,
-        result={**entry.result, "objects": kept},
-        error=None,
-        seconds=entry.seconds,
-    )
+    return replace(entry, result={**entry.result, "objects": kept})
 
 
 def embedding(result: dict[str, Any]) -> npt.NDArray[np.float32]:

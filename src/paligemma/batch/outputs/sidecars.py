@@ -52,9 +52,10 @@ class Sidecars:
             for path in self._paths(item):
                 other = owners.setdefault(path, item.key)
                 if other != item.key:
+                    root = " choose a folder with --sidecar-root," if self.root is None else ""
                     raise OptionError(
                         f"{other!r} and {item.key!r} would both have the file {str(path)!r}. Use "
-                        "--to jsonl, or take one of them with --where."
+                        f"--to jsonl,{root} or take one of them with --where."
                     )
         self._read_manifest()
         existing = [path for path in owners if _exists(path)]

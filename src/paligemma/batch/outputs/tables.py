@@ -38,13 +38,15 @@ def write_csv(content: Content, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns, rows_of = _csv_form(content)
-        writer.writerow(("image", *columns, "error"))
+        asked_columns = content.asked_columns()
+        writer.writerow(("image", *asked_columns, *columns, "error"))
         for entry in content.entries():
-            name = csv_cell(utf8(entry.key), safe=True)
+            asked = (entry.asks.get(name, "") for name in asked_columns)
+            about = [csv_cell(utf8(text), safe=True) for text in (entry.key, *asked)]
             if entry.error is not None:
-                writer.writerow((name, *[""] * len(columns), csv_cell(entry.error, safe=True)))
+                writer.writerow((*about, *[""] * len(columns), csv_cell(entry.error, safe=True)))
             else:
-                writer.writerows((name, *row, "") for row in rows_of(content, entry))
+                writer.writerows((*about, *row, "") for row in rows_of(content, entry))
 
 
 def _csv_form(content: Content) -> tuple[tuple[str, ...], Any]:
@@ -77,11 +79,13 @@ def _field_rows(content: Content, entry: Entry) -> Iterator[tuple[Any, ...]]:
 
 
 def write_parquet(content: Content, path: Path) -> None:
-    """A row for each image: id, text, score, error, model, task, and what the task finds."""
+    """A row for each image: id, what its row asked, text, score, error, model, task, and what the
+    task finds."""
     pa, parquet = _pyarrow()
     schema = pa.schema(
         [
-            ("id", pa.string()), ("text", pa.string()), ("score", pa.float64()),
+            ("id", pa.string()), *((name, pa.string()) for name in content.asked_columns()),
+            ("text", pa.string()), ("score", pa.float64()),
             ("error", pa.string()), ("model", pa.string()), ("task", pa.string()),
             *_extra_columns(pa, content.task),
         ]
@@ -125,6 +129,7 @@ def _extra_columns(pa: Any, task: str) -> list[tuple[str, Any]]:
 def _parquet_row(content: Content, entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": utf8(entry.key),
+        **{name: utf8(text) for name, text in entry.asks.items()},
         "error": None if entry.error is None else utf8(entry.error),
         "model": utf8(content.model),
         "task": content.task,

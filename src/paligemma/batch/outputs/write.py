@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,26 @@ class OutputOptions:
                 raise OptionError("The numbers of embed fit no CSV file. Use jsonl or parquet.")
             if name == "parquet":
                 check_parquet()
+            if name in ("coco", "yolo"):
+                _check_asked_once(items)
             if name == "yolo":
                 _check_label_files(items)
         if self.sidecar_root is not None and not self.sidecar:
             raise OptionError("--sidecar-root needs --sidecar.")
+
+
+def _check_asked_once(items: Sequence[Item]) -> None:
+    """Raises OptionError for two rows about one image, which is there once in a data set."""
+    places: dict[str, str] = {}
+    for item in items:
+        if item.asks:
+            other = places.setdefault(json.dumps(item.location), item.place)
+            if other != item.place:
+                raise OptionError(
+                    f"{other} and {item.place[0].lower()}{item.place[1:]} are about the same "
+                    "image, which coco and yolo list once. Put their names into one row, such as "
+                    '"cat ; dog", or use --to jsonl.'
+                )
 
 
 def _check_label_files(items: Sequence[Item]) -> None:
