@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import paligemma
-from paligemma import BatchItem, DetectTask, OptionError, Predictor, PromptError
+from paligemma import AnswerTask, BatchItem, DetectTask, OptionError, Predictor, PromptError
+from paligemma.errors import InputError
 from paligemma.processor.ahead import ReadAhead
 
 
@@ -81,6 +82,43 @@ def test_a_task_that_no_image_could_be_asked_is_an_error_at_once(predictor: Pred
         predictor.batch([], "caption", batch_size=0)
     with pytest.raises(PromptError, match="<image>"):
         predictor.batch([], "detect <image>")
+
+
+def test_each_image_may_have_a_task_of_its_own(predictor: Predictor, paths: list[Path]) -> None:
+    questions = ["how many frogs are there?", "what color is the frog?"]
+    tasks = [AnswerTask(question=question, language="en") for question in questions]
+    for given in (tasks, iter(tasks)):
+        items = list(predictor.batch([paths[0], paths[0]], given, batch_size=2, max_new_tokens=4))
+        assert [item.result.question for item in items if item.result] == questions
+    with pytest.raises(OptionError, match="There are 2 tasks and more images"):
+        list(predictor.batch(paths, tasks))
+    with pytest.raises(OptionError, match="There are 1 images and more tasks"):
+        list(predictor.batch(paths[:1], tasks))
+
+
+def test_what_is_no_task_and_no_list_of_images_is_told(
+    predictor: Predictor, paths: list[Path]
+) -> None:
+    calls: list[tuple[Callable[[Any], object], Any, str]] = [
+        (lambda task: predictor.batch(paths, task), 3, "The task is 3"),
+        (lambda task: predictor.batch(paths, task), DetectTask, "The task is DetectTask"),
+        (lambda task: predictor.batch(paths, task), ["caption", 3], "The task is 3"),
+        (lambda images: predictor.batch(images, "caption"), paths[0], "takes several images"),
+        (lambda images: predictor.batch(images, "caption"), "a.jpg", "got str"),
+        (lambda images: predictor.batch(images, "caption"), np.zeros((4, 4, 3)), "got ndarray"),
+        (lambda images: predictor.rank(images, "a frog"), "a.jpg", "rank takes several images"),
+        (lambda labels: predictor.classify(paths[0], labels), 3, "The labels are 3"),
+        (predictor.run, 3, r"pairs \(image, task\), not 3"),
+        (predictor.run, paths, "one is of type PosixPath"),
+        (predictor.run, [(paths[0], "caption")], "The task is 'caption'"),
+        (lambda tasks: list(predictor.iterate(tasks)), [(paths[0],)], "tuple with 1 item"),
+        (predictor.generate_batch, [(paths[0], 3)], "The prompt is 3"),
+        (lambda prompt: predictor.stream(paths[0], prompt), 3, "The prompt is 3"),
+        (lambda prompt: predictor.score(paths[0], prompt, "x"), 3, "The prompt is 3"),
+    ]
+    for call, argument, told in calls:
+        with pytest.raises(InputError, match=told):
+            call(argument)
 
 
 def test_reading_goes_ahead_in_threads_and_into_what_follows() -> None:

@@ -13,6 +13,7 @@ an engine that runs on.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -134,6 +135,8 @@ class Query:
     def __post_init__(self) -> None:
         if (self.task is None) == (self.prompt is None):
             raise OptionError("A query has either a task or a prompt; give exactly one of them.")
+        if self.task is not None:
+            check_task(self.task)
         is_list = isinstance(self.stop, Collection) and not isinstance(self.stop, str)
         if not is_list or not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop is {self.stop!r}; it must be a list of non-empty strings.")
@@ -783,11 +786,35 @@ def _tokenized(pipeline: AnswerPipeline, item: ImageQuery) -> TokenizedQuery:
     return pipeline.tokenize(item.query, len(item.images))
 
 
-def check_control_words(text: str) -> None:
-    """Raises PromptError for what other tools want in a prompt.
+def check_task(task: object) -> None:
+    """Raises OptionError for what is no task, such as the class of one."""
+    methods = (getattr(task, name, None) for name in ("prompt", "parse"))
+    if isinstance(task, type) or not all(map(callable, methods)):
+        shown = task.__name__ if isinstance(task, type) else repr(task)
+        raise OptionError(
+            f"The task is {shown}; expected a task such as CaptionTask(), DetectTask.of('cat ; "
+            "dog') or AnswerTask(question='how many cats?')."
+        )
 
-    The model would read it letter by letter, and answer something else.
+
+def check_several(images: object, method: str) -> None:
+    """Raises OptionError for one image, or what is none, where several are expected."""
+    is_one = isinstance(images, str | bytes | bytearray | os.PathLike)
+    is_array = getattr(images, "ndim", 4) < 4  # whose rows would be taken for images
+    if is_one or is_array or not isinstance(images, Iterable):
+        raise OptionError(
+            f"{method} takes several images, but got {type(images).__name__}; pass a list or a "
+            "generator of images, such as [image]."
+        )
+
+
+def check_control_words(text: str) -> None:
+    """Raises PromptError for what is no text, and for what other tools want in a prompt.
+
+    The model would read that letter by letter, and answer something else.
     """
+    if not isinstance(text, str):
+        raise PromptError(f"The prompt is {text!r}; expected text.")
     for word in CONTROL_WORDS:
         if word in text:
             raise PromptError(

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
@@ -29,6 +29,7 @@ from paligemma.answering import (
     answer_all,
     check_beams,
     check_control_words,
+    check_several,
     in_order,
     stream_answer,
 )
@@ -45,6 +46,7 @@ from paligemma.errors import (
     OptionError,
     PaliGemmaError,
     PromptError,
+    check_choice,
     counted,
 )
 from paligemma.fast.accelerate import quantization_of
@@ -96,6 +98,7 @@ Texts = list[str] | tuple[str, ...]
 ResultT = TypeVar("ResultT")
 
 MAX_BATCH_SIZE = 32
+_NOTHING = object()  # in place of an image or a task that is missing
 MAX_NEW_TOKENS = ANSWER_LENGTHS["prompt"]
 
 
@@ -483,6 +486,7 @@ class Predictor:
 
         >>> predictor.run([("a.jpg", OcrTask()), ("b.jpg", DetectTask.of("cat"))])
         """
+        check_choice("errors", errors, Literal["raise", "return"])
         query = Query(prompt="", max_new_tokens=max_new_tokens, constrained=constrained)
         results: dict[int, ResultT | PaliGemmaError] = {}
         for index, result in self._answers(_queries(tasks, query), batch_size, num_beams):
@@ -534,6 +538,7 @@ class Predictor:
         >>> tasks = ((path, SegmentTask.of("cat")) for path in Path("images").glob("*.jpg"))
         >>> for segments in predictor.iterate(tasks): ...
         """
+        check_choice("errors", errors, Literal["raise", "return"])
         query = Query(
             prompt="", max_new_tokens=max_new_tokens, constrained=constrained, separate=separate
         )
@@ -545,47 +550,60 @@ class Predictor:
     def batch(
         self,
         images: Iterable[ImageInput],
-        task: Task[ResultT] | str,
+        task: Task[ResultT] | str | Iterable[Task[ResultT] | str],
         *,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
         separate: bool | None = False,
     ) -> Iterator[BatchItem[ResultT]]:
-        """One task on any number of images: each image with its result or its error, in order.
+        """One task on any number of images, or one for each: the result or error of each, in order.
 
         Memory stays the same however many images there are, and threads read and resize the next
         images while the model computes. `task` is a task or its prompt, such as "caption",
-        "caption de", "ocr" or "detect cat ; dog". For jobs that survive interruption, see
-        `paligemma.batch`.
+        "caption de", "ocr" or "detect cat ; dog"; or a list or generator of them, one for each
+        image. For jobs that survive interruption, see `paligemma.batch`.
 
-        Raises PromptError or OptionError, at once, for a task that no image could be asked.
+        Raises PromptError or OptionError for a task that no image could be asked, at once unless
+        it comes from a generator.
 
         >>> for item in predictor.batch(Path("photos").glob("*.jpg"), "caption"):
         ...     print(item.image, item.error or item.result)
         """
-        query = Query(
-            task=parse_task(task) if isinstance(task, str) else task,
-            max_new_tokens=max_new_tokens,
-            separate=separate,
-        )
-        self.check(query)
-        return self._batch(images, query, self.rows_at_a_time(batch_size))
+        check_several(images, "batch")
+
+        def checked(task: Task[ResultT] | str) -> Query:
+            query = Query(
+                task=parse_task(task) if isinstance(task, str) else task,
+                max_new_tokens=max_new_tokens,
+                separate=separate,
+            )
+            self.check(query)
+            return query
+
+        queries: Iterable[Query]
+        if isinstance(task, str) or not isinstance(task, Iterable):
+            queries = repeat(checked(task))
+        elif isinstance(task, Sequence):
+            queries = [checked(each) for each in task]
+        else:
+            queries = map(checked, task)
+        return self._batch(images, queries, self.rows_at_a_time(batch_size))
 
     def _batch(
-        self, images: Iterable[ImageInput], query: Query, batch_size: int
+        self, images: Iterable[ImageInput], queries: Iterable[Query], batch_size: int
     ) -> Iterator[BatchItem[Any]]:
         given: deque[ImageInput] = deque()
-        ahead = ReadAhead[tuple[int, ImageInput], PreparedImage](
-            lambda item: self.prepare(item[1]), lambda item: item[0], depth=batch_size
+        ahead = ReadAhead[tuple[int, tuple[ImageInput, Query]], PreparedImage](
+            lambda item: self.prepare(item[1][0]), lambda item: item[0], depth=batch_size
         )
 
-        def queries() -> Iterator[ImageQuery]:
-            for (_, image), read in ahead.over(enumerate(images)):
+        def asked() -> Iterator[ImageQuery]:
+            for (_, (image, query)), read in ahead.over(enumerate(_pairs(images, queries))):
                 given.append(image)
                 yield ImageQuery(images=(read,), query=query)
 
         try:
-            for answer in self.answer(queries(), batch_size):
+            for answer in self.answer(asked(), batch_size):
                 image, is_error = given.popleft(), isinstance(answer, PaliGemmaError)
                 if isinstance(answer, Detections | Segments):
                     answer = replace(answer, image_reference=ImageReference(image))
@@ -711,7 +729,7 @@ class Predictor:
         )
         check_beams(num_beams, sampler=query.sampler, stop=query.stop)
         queries = []
-        for index, (images, prompt) in enumerate(rows):
+        for index, (images, prompt) in enumerate(_checked_pairs(rows, "prompt")):
             row = replace(query, prompt=prompt, sample_index=index)
             queries.append(ImageQuery(images=_as_tuple(images), query=row))
         generations: dict[int, Generation] = {}
@@ -719,7 +737,7 @@ class Predictor:
             if isinstance(result, PaliGemmaError):
                 raise result
             generations[index] = result
-        return [generations[index] for index in range(len(rows))]
+        return [generations[index] for index in range(len(queries))]
 
     def stream(
         self,
@@ -1038,11 +1056,46 @@ def asked_for(
     )
 
 
+def _pairs(
+    images: Iterable[ImageInput], queries: Iterable[Query]
+) -> Iterator[tuple[ImageInput, Query]]:
+    """Raises OptionError where there are fewer of one than of the other."""
+    if isinstance(queries, repeat):
+        yield from zip(images, queries, strict=False)
+        return
+    count = 0
+    for count, (image, query) in enumerate(zip_longest(images, queries, fillvalue=_NOTHING), 1):
+        if image is _NOTHING or query is _NOTHING:
+            short, long = ("images", "tasks") if image is _NOTHING else ("tasks", "images")
+            raise OptionError(
+                f"There are {count - 1} {short} and more {long}. Pass a task for each image, or "
+                "one for all."
+            )
+        yield cast("tuple[ImageInput, Query]", (image, query))
+
+
+def _checked_pairs(pairs: object, second: str) -> Iterator[tuple[Any, Any]]:
+    """Pairs of images and a task, or a prompt. Raises OptionError for anything else."""
+    if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes):
+        raise OptionError(f"Expected a list of pairs (image, {second}), not {pairs!r}.")
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise OptionError(
+                f"Expected pairs (image, {second}), but one is of type {type(pair).__name__}"
+                + (
+                    f" with {counted(len(pair), 'item')}."
+                    if isinstance(pair, list | tuple)
+                    else "."
+                )
+            )
+        yield pair[0], pair[1]
+
+
 def _queries(tasks: Iterable[tuple[ImageInputs, Task[Any]]], query: Query) -> Iterable[ImageQuery]:
     """The tasks with the options of `query`: a list from a list, a generator from a generator."""
     queries = (
         ImageQuery(images=_as_tuple(images), query=replace(query, prompt=None, task=task))
-        for images, task in tasks
+        for images, task in _checked_pairs(tasks, "task")
     )
     return list(queries) if isinstance(tasks, Sequence) else queries
 

@@ -8,11 +8,11 @@ One pass over the prompt for each question; an image that several ask about is e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from paligemma.answering import ImageInput, ImageQuery, Query, check_control_words
+from paligemma.answering import ImageInput, ImageQuery, Query, check_control_words, check_several
 from paligemma.documents.asker import Asker
 from paligemma.errors import OptionError, PaliGemmaError, PromptError, check_choice
 from paligemma.results import Result, Score, one_line
@@ -176,6 +176,7 @@ def rank(
 ) -> list[Ranked]:
     """What `Predictor.rank` does."""
     check_choice("errors", errors, Literal["raise", "return"])
+    check_several(images, "rank")
     scores = _captioned if options.how == "caption" else _asked
     ranked = []
     for index, score in enumerate(scores(model, images, text, options)):
@@ -228,7 +229,7 @@ def _check_text(text: str) -> None:
 
 
 def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(labels, str) or not labels:
+    if not isinstance(labels, Collection) or isinstance(labels, str | bytes) or not labels:
         raise OptionError(f"The labels are {labels!r}; pass a list with at least one.")
     names = tuple(labels)
     if len(set(names)) < len(names):
