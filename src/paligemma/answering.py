@@ -870,7 +870,7 @@ def check_beams(num_beams: int, *, sampler: Sampling, stop: Sequence[str]) -> No
     if num_beams != 1 and (sampler.temperature != 0 or stop):
         raise OptionError(
             f"num_beams is {num_beams}: beam search takes neither a temperature nor stop strings. "
-            "Use num_beams=1, or leave those out."
+            "Use num_beams=1 (--num-beams 1), or leave those out."
         )
 
 
@@ -886,7 +886,8 @@ def _no_mask_codec() -> CheckpointError:
     return CheckpointError(
         "The model came without a mask codec, which turns <seg> tokens into masks. Fetch the "
         "released one, gs://big_vision/paligemma/vae-oid.npz, and put it into the model's folder "
-        "or load with mask_codec='vae-oid.npz'. Boxes alone need none: detect()."
+        "or load with mask_codec='vae-oid.npz' (--mask-codec vae-oid.npz). Boxes alone need none: "
+        "detect()."
     )
 
 

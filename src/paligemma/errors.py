@@ -108,8 +108,8 @@ class NumericalError(PaliGemmaError, ArithmeticError):
         """Return the error for logits that are not finite."""
         return cls(
             "The model returned NaN or infinity, so there is no result. Load it with "
-            "weights='float32', because float16 has too small a range for it. If that does not "
-            "help, its weights are damaged."
+            "weights='float32' (--dtype float32), because float16 has too small a range for it. If "
+            "that does not help, its weights are damaged."
         )
 
 

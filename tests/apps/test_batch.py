@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,18 @@ def test_failed_images_are_listed_and_end_with_code_3(run: Run, tmp_path: Path) 
     (tmp_path / "in" / "002.jpg").write_bytes(b"good")
     again = run(*words, "--quiet")
     assert (again.code, again.out, again.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_while_nothing_is_done_a_line_now_and_then_says_so(
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_SECONDS_BETWEEN_LINES", 0.05)
+    with command._Shown(command.BatchCommandOptions(quiet=quiet)).running(1, 12):
+        time.sleep(0.3)
+    said = capsys.readouterr().err
+    assert ("1 of 12 images, 11 left; running for 0." in said) is not quiet
+    assert bool(said) is not quiet
 
 
 @pytest.mark.usefixtures("scripted")

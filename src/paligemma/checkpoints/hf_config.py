@@ -178,7 +178,7 @@ def _check_foreign_quantization(top: Section) -> Mapping[str, Any] | None:
             raise CheckpointError(
                 f"{where} has the mode {str(mode)[:40]!r}; of MLX's modes only 'affine' is read. "
                 "Convert the original model with mlx_vlm.convert --q-mode affine, or load it with "
-                "weights='int4'."
+                "weights='int4' (--quantization int4)."
             )
         if any(not isinstance(groups.get(key, 0), int) for key in ("bits", "group_size")):
             raise CheckpointError(f"{where} has bits or a group_size that is not a whole number.")

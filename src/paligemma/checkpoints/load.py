@@ -186,6 +186,6 @@ def _check_memory(model: PaliGemma, dtype: torch.dtype, device: torch.device) ->
     if need > room:
         raise CheckpointError(
             f"The weights need {need / 1e9:.1f} GB in {dtype}, but {device} has "
-            f"{room / 1e9:.1f} GB. Choose weights='int4', a smaller dtype, a smaller model, or "
-            "another device."
+            f"{room / 1e9:.1f} GB. Choose weights='int4' (--quantization int4), a smaller dtype, a "
+            "smaller model, or another device."
         )

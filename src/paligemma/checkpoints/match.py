@@ -157,7 +157,8 @@ def _refuse_others(files: WeightFiles) -> None:
         raise CheckpointError(
             f"{files.folder} contains a whole model with adapters that are not merged: "
             f"{shorten(adapters, limit=3)}. Merge them in peft (merge_and_unload, then "
-            "save_pretrained), or save the adapter alone and load it with adapter=... ."
+            "save_pretrained), or save the adapter alone and load it with adapter=... "
+            "(--adapter)."
         )
 
 

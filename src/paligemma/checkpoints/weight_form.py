@@ -104,7 +104,7 @@ def _note_on_other_schemes(stored: OpenCheckpoint, form: WeightForm) -> str | No
     return (
         f"Stored as {names}, and dequantized to {str(form.dtype).removeprefix('torch.')}: "
         f"{num_bytes / 1e9:.2g} GB in memory instead of {on_disk / 1e9:.2g} GB in the files. "
-        "weights='int8' or 'int4' needs less memory, and rounds twice."
+        "weights='int8' or 'int4' (--quantization) needs less memory, and rounds twice."
     )
 
 

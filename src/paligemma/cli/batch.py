@@ -126,7 +126,10 @@ def batch(
     if command.dry_run:
         _estimate(job, job.todo(items), command)
         return
-    with _asking_to_stop() as should_stop, shown.running():
+    with (
+        _asking_to_stop() as should_stop,
+        shown.running(len(items) - len(job.todo(items)), len(items)),
+    ):
         result = job.run(items=items, report=shown.report, say=shown.say, should_stop=should_stop)
     _finish(result, command, outputs, was_stopped=should_stop())
 
@@ -262,17 +265,36 @@ class _Shown:
         self._is_quiet = options.quiet
         self._update: Any = None
         self._last_line = -_SECONDS_BETWEEN_LINES
+        self._last_text = ""
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, done: int, total: int) -> Iterator[None]:
+        """While the job runs, of which so many images are done."""
+        self._last_text = f"{done:,} of {total:,} images, {total - done:,} left"
+        is_over = threading.Event()
+        # A batch of documents, after which the next report comes, may take minutes.
+        ticking = threading.Thread(target=self._tick, args=(is_over,), daemon=True)
         with progress_line() as update:
             self._update = update
-            yield
+            if update is None and not self._is_quiet:
+                ticking.start()
+            try:
+                yield
+            finally:
+                is_over.set()
+                if ticking.ident is not None:
+                    ticking.join()
+
+    def _tick(self, is_over: threading.Event) -> None:
+        started = time.monotonic()
+        while not is_over.wait(_SECONDS_BETWEEN_LINES):
+            if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+                print_note(f"{self._last_text}; running for {duration(time.monotonic() - started)}")
 
     def report(self, progress: Progress) -> None:
         if self._is_quiet:
             return
-        text = _progress_text(progress)
+        self._last_text = text = _progress_text(progress)
         if self._update is not None:
             self._update(text)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:

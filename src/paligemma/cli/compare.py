@@ -172,7 +172,7 @@ def _show(comparison: Comparison) -> None:
     _show_quality(comparison)
     for agreement in comparison.agreements if not comparison.qualities else ():
         matrix = [
-            (name, *("" if value is None else f"{value:.2f}" for value in values))
+            (name, *("–" if value is None else f"{value:.2f}" for value in values))
             for name, values in zip(agreement.names, agreement.similarity, strict=True)
         ]
         print_text(f"Agreement ({agreement.task}): mean similarity of two models' answers")

@@ -29,7 +29,8 @@ class Agreement:
     task: TaskName
     names: tuple[str, ...]
     similarity: tuple[tuple[float | None, ...], ...]
-    """Mean similarity of each pair; None where they have no question in common."""
+    """Mean similarity of each pair; None where they have no question in common, and of each with
+    itself."""
     same: tuple[tuple[float | None, ...], ...]
     """Share of equal answers."""
 
@@ -134,6 +135,6 @@ def _matrix(
     size: int, values: Mapping[tuple[int, int], float | None]
 ) -> tuple[tuple[float | None, ...], ...]:
     return tuple(
-        tuple(1.0 if a == b else values[min(a, b), max(a, b)] for b in range(size))
+        tuple(None if a == b else values[min(a, b), max(a, b)] for b in range(size))
         for a in range(size)
     )

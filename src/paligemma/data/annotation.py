@@ -97,12 +97,12 @@ def clean_box(
         cause = ", as its edges are in the wrong order" if is_swapped else ""
         raise DataError(
             f"{where}: the box {shown} (x1, y1, x2, y2) has no area{cause}. Remove or redraw it, "
-            "or drop the object with boxes='drop'."
+            "or drop the object with boxes='drop' (--boxes drop)."
         )
     raise DataError(
         f"{where}: the box {shown} (x1, y1, x2, y2) extends beyond its image of {width} x "
         f"{height} pixels. Check the unit and order of its numbers, and the image; or clip or drop "
-        "such boxes: boxes='clip'."
+        "such boxes: boxes='clip' (--boxes clip)."
     )
 
 

@@ -266,7 +266,8 @@ def objects(rows: Sequence[TrainingRow], builder: TargetBuilder) -> Iterator[Fin
         yield _finding(
             "warning",
             f"{counted(left_out, 'object is', 'objects are')} left out: the limit is "
-            f"{builder.options.max_objects} per image. Raise max_objects to keep them.",
+            f"{builder.options.max_objects} per image. Raise max_objects (--max-objects) to "
+            "keep them.",
             [row.record.record_id for row in with_objects if row.target.num_left_out],
         )
     has_masks = any(item.make_mask for row in with_objects for item in row.record.objects or ())
@@ -274,7 +275,7 @@ def objects(rows: Sequence[TrainingRow], builder: TargetBuilder) -> Iterator[Fin
         yield Finding(
             level="note",
             text="The data set has masks, which detect does not use. To use them, train with "
-            "task='segment'.",
+            "task='segment' (--task segment).",
         )
 
 

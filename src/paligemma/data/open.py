@@ -167,7 +167,7 @@ def _choose_reader(path: Path, format: str | None) -> tuple[Path, Reader]:
     if not path.exists():
         raise DataError(
             f"{str(path)!r} does not exist. Give a file or folder of data; for a data set of the "
-            "Hugging Face hub use format='huggingface'."
+            "Hugging Face hub use format='huggingface' (--format huggingface)."
         )
     if reader := _only_reader(path):
         return path, reader
@@ -185,10 +185,13 @@ def _choose_reader(path: Path, format: str | None) -> tuple[Path, Reader]:
         names = sorted(p.name for p in path.iterdir())
         content = f" It holds: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}."
         if any(images_in(folder) for folder in folders):
-            content += " Folders of images named by class are read with format='huggingface'."
+            content += (
+                " Folders of images named by class are read with format='huggingface' (--format "
+                "huggingface)."
+            )
     raise DataError(
         f"{str(path)!r} does not look like any supported format: {formats}.{content} Choose one "
-        "with format=..., or write JSON Lines of image, prefix and suffix."
+        "with format=... (--format), or write JSON Lines of image, prefix and suffix."
     )
 
 

@@ -136,7 +136,8 @@ class TargetBuilder:
             if self.mask_codec is None:
                 raise CheckpointError(
                     "The model has no mask codec, which turns masks into <seg> tokens. Put "
-                    "vae-oid.npz into its folder, or learn boxes alone: task='detect'."
+                    "vae-oid.npz into its folder, or learn boxes alone: task='detect' (--task "
+                    "detect)."
                 )
             if self.options.noise_token is not None:
                 raise OptionError("Noise boxes are for detection. Leave noise_token out.")
@@ -219,7 +220,7 @@ class TargetBuilder:
         if not (phrases := SEPARATOR.join(names)):
             raise DataError(
                 f"{record.where} has no object, so there is no class to ask for. Ask for all "
-                "classes of the data set (ask='dataset'), or leave the image out."
+                "classes of the data set (ask='dataset', --ask dataset), or leave the image out."
             )
         return f"{self.task} {phrases}"
 
@@ -284,7 +285,7 @@ def _crop(item: TrueObject, record: Record) -> np.ndarray[tuple[int, ...], np.dt
     if mask is None:
         raise DataError(
             f"{record.where}: the object {item.label!r} has no mask, only a box. Add masks to the "
-            "data, or learn boxes alone: task='detect'."
+            "data, or learn boxes alone: task='detect' (--task detect)."
         )
     height, width = mask.shape
     assert record.size_wh == (width, height)

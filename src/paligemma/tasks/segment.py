@@ -88,7 +88,8 @@ class SegmentTask:
         if context.mask_codec is None:
             raise CheckpointError(
                 "The model has no mask codec, which turns <seg> tokens into masks. Load it with "
-                "mask_codec=PATH, where PATH is vae-oid.npz of big_vision's PaliGemma."
+                "mask_codec=PATH (--mask-codec PATH), where PATH is vae-oid.npz of big_vision's "
+                "PaliGemma."
             )
         pairs, problems = read_detections(generated, tokenizer, context, self)
         num_codes = context.mask_codec.config.num_codes

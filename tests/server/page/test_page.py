@@ -65,6 +65,7 @@ def test_the_files_are_small_and_ask_nothing_of_others() -> None:
 
 def test_the_empty_page_invites_an_image_and_shows_model_and_license(page: Any) -> None:
     assert "Start with an image" in words(page, "#stage-0")
+    assert "Drop or paste one here, or a PDF; choose" in words(page, "#stage-0")
     assert "mini" in words(page, "#facts")
     assert "Apache-2.0" in words(page, "#facts")
     assert "its own world" in words(page, "#facts")
@@ -125,6 +126,23 @@ def test_an_image_comes_in_and_goes_out_untouched(page: Any, double: Double, way
     run(page)
     assert double.last().image == data
     assert double.last().image_name == "my own.png"
+
+
+def test_a_file_chosen_before_the_page_is_ready_is_shown(
+    context: Any, double: Double, watch: Watch
+) -> None:
+    page = context.new_page()
+    watch.follow(page)
+    held: list[Any] = []
+    page.route("**/page/page.js", held.append)
+    page.goto(double.url, wait_until="commit")
+    page.wait_for_selector("#file", state="attached")
+    page.set_input_files("#file", {"name": "soon.png", "mimeType": "image/png", "buffer": png()})
+    held[0].continue_()
+    page.wait_for_selector("#stage-0 .pane:visible")
+    assert "soon.png, 64 × 48" in words(page, "#image-name")
+    page.close()
+    watch.check()
 
 
 def test_dropping_text_does_not_leave_the_page(page: Any) -> None:

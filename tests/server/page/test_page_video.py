@@ -51,8 +51,26 @@ def done(page: Any) -> str:
     return str(page.inner_text("#film-state"))
 
 
+def test_a_film_chosen_before_the_server_answers_is_opened_once_it_does(
+    context: Any, watch: Watch, video_server: ServerProcess, clip: Path
+) -> None:
+    page = context.new_page()
+    watch.follow(page)
+    held: list[Any] = []
+    page.route("**/v1/limits", held.append)
+    page.goto(f"http://127.0.0.1:{video_server.port}/")
+    page.wait_for_selector("#samples img")
+    page.set_input_files("#file", clip)
+    page.wait_for_selector("text=is opened as soon as the server answers")
+    held[0].continue_()
+    page.wait_for_selector("#film:visible")
+    page.close()
+    watch.check()
+
+
 def test_captions_stand_along_the_time_line(opened: Any, clip: Path) -> None:
     page = opened
+    assert "a PDF or a video clip; choose" in page.inner_text("#stage-0")
     page.set_input_files("#file", clip)
     page.wait_for_selector("#film:visible")
     assert page.locator("#controls").is_hidden()

@@ -131,7 +131,7 @@ class RunOptions(ReadOptions, ObjectOptions):
         if not self.trains_adapters and (self.rslora or self.dora):
             raise OptionError(
                 f"rslora and dora are forms of adapters, and the method is {self.chosen_method!r}. "
-                "Use method='lora'."
+                "Use method='lora' (--method lora)."
             )
         if self.from_adapter is not None:
             self._check_continuation()
@@ -139,7 +139,7 @@ class RunOptions(ReadOptions, ObjectOptions):
             raise OptionError(
                 "vision_tower needs a method that saves a whole model: adapters belong to the "
                 "encoder of the model that they were trained on. Use method='frozen-encoder' or "
-                "'full'."
+                "'full' (--method)."
             )
         if self.bfloat16_weights and self.trains_adapters:
             raise OptionError(
@@ -151,7 +151,8 @@ class RunOptions(ReadOptions, ObjectOptions):
         if not self.trains_adapters:
             raise OptionError(
                 f"from_adapter trains an adapter further, and the method is {self.chosen_method!r}."
-                " Use method='lora' or 'qlora', or merge the adapter into its model first."
+                " Use method='lora' or 'qlora' (--method), or merge the adapter into its model "
+                "first."
             )
         default = RunOptions(data=self.data)
         names = ("rank", "alpha", "rslora", "dora", "parts")

@@ -219,7 +219,7 @@ def _split(options: RunOptions, records: Records) -> _Parts:
                 f"{len(shared)} of {counted(len(given), 'validation record')} have an image that "
                 f"is in the training data too, the first is {shared[0]!r}; the scores would "
                 "measure memorization. Give other data, remove them, or hold out a part of the "
-                "training data: validation_split=0.1."
+                "training data: validation_split=0.1 (--validation-split 0.1)."
             )
         source = f"the split {given.split!r}" if given.split else given.name
         return _Parts(
@@ -239,7 +239,8 @@ def _split(options: RunOptions, records: Records) -> _Parts:
     if not training.records or not held_out.records:
         raise DataError(
             f"{counted(num_images(keys), 'image is', 'images are')} too few for a validation "
-            "split. Give validation data, or train without validation: validation_split=0."
+            "split. Give validation data, or train without validation: validation_split=0 "
+            "(--validation-split 0)."
         )
     held_out_keys = {record_id: keys[record_id] for record_id in ids}
     return _Parts(
@@ -374,13 +375,14 @@ def _check(
             raise DataError(
                 f"The data set has {counted(len(errors), 'error')} to fix before training. The "
                 f"first: {errors[0].text} `paligemma data check` shows all; "
-                "on_bad_record='skip' leaves invalid records out."
+                "on_bad_record='skip' (--on-bad-record skip) leaves invalid records out."
             )
         if too_long := [row.record_id for row in report.rows if row.is_cut]:
             raise DataError(
                 f"{counted(len(too_long), 'record is', 'records are')} longer than "
                 f"{options.max_tokens} tokens, the first is {too_long[0]!r}. Shorten them, allow "
-                "more with max_tokens, or skip them with on_bad_record='skip'."
+                "more with max_tokens (--max-tokens), or skip them with on_bad_record='skip' "
+                "(--on-bad-record skip)."
             )
         for finding in report.findings if is_training else ():
             on_event(f"{finding.level}: {finding.text}")

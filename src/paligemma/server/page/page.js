@@ -21,6 +21,7 @@ const THEMES = ["auto", "light", "dark"];
 let image = null;
 let models = [];
 let limits = null;
+let waitingVideo = null; // a video that was chosen before the limits were known
 let afterKey = null; // what to do again once a key was typed in
 
 const views = [0, 1].map((number) => {
@@ -103,7 +104,12 @@ function buildControls() {
 // The image
 
 function setVideo(file) {
-  if (!limits?.reads_videos) {
+  waitingVideo = limits ? null : file;
+  if (waitingVideo) {
+    sayProblem(`“${file.name}” is opened as soon as the server answers.`);
+    return;
+  }
+  if (!limits.reads_videos) {
     sayProblem(`“${file.name}”: this server reads no videos. It does with: paligemma serve --allow-video.`);
     return;
   }
@@ -113,6 +119,7 @@ function setVideo(file) {
 }
 
 function setImage(chosen, sample = null) {
+  waitingVideo = null;
   film.close();
   forget(...views);
   image = chosen;
@@ -434,8 +441,10 @@ async function connect() {
     const found = await api.models();
     if (!limits) limits = await api.limits().catch(() => null);
     byId("address-form").hidden = !limits?.fetches_images;
+    for (const view of views) view.invite(Boolean(limits?.reads_videos));
     showModels(found);
     setStatus("ready", "ready");
+    if (limits && waitingVideo) setVideo(waitingVideo);
     return true;
   } catch (error) {
     if (error.status === 401 || error.status === 403) {

@@ -29,8 +29,9 @@ export class AnswerView {
       { class: "invitation" },
       element("img", { src: "page/icon.svg", alt: "", width: 52, height: 52 }),
       element("strong", {}, "Start with an image"),
-      "Drop or paste one here, or a PDF; choose a file, or use a sample.",
+      element("span", {}),
     );
+    this.invite(false);
     this.invitation.addEventListener("click", () => byId("choose").click()); // as the button does
     this.modelName = element("p", { class: "model-name", hidden: true });
     this.stage.append(this.modelName, this.invitation);
@@ -47,6 +48,12 @@ export class AnswerView {
       this.body,
     );
     this.clear();
+  }
+
+  /** Says what may be dropped here. */
+  invite(readsVideos) {
+    const others = readsVideos ? ", a PDF or a video clip" : ", or a PDF";
+    this.invitation.lastChild.textContent = `Drop or paste one here${others}; choose a file, or use a sample.`;
   }
 
   showImage(image) {

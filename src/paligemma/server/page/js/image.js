@@ -85,10 +85,13 @@ export function listen(onImage, onProblem, onVideo) {
 
   for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
     byId(button).addEventListener("click", () => byId(input).click());
-    byId(input).addEventListener("change", () => {
-      if (byId(input).files.length) takeFile(byId(input).files[0]);
+    const takeChosen = () => {
+      const [file] = byId(input).files;
       byId(input).value = ""; // the same file again is a choice again
-    });
+      if (file) takeFile(file);
+    };
+    byId(input).addEventListener("change", takeChosen);
+    takeChosen(); // what was chosen before this code was loaded
   }
 
   byId("address-form").addEventListener("submit", (event) => {
