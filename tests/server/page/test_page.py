@@ -134,7 +134,7 @@ def test_a_file_chosen_before_the_page_is_ready_is_shown(
     page = context.new_page()
     watch.follow(page)
     held: list[Any] = []
-    page.route("**/page/page.js", held.append)
+    page.route("**/page/page.js", lambda route: held.append(route))
     page.goto(double.url, wait_until="commit")
     page.wait_for_selector("#file", state="attached")
     page.set_input_files("#file", {"name": "soon.png", "mimeType": "image/png", "buffer": png()})

@@ -57,7 +57,7 @@ def test_a_film_chosen_before_the_server_answers_is_opened_once_it_does(
     page = context.new_page()
     watch.follow(page)
     held: list[Any] = []
-    page.route("**/v1/limits", held.append)
+    page.route("**/v1/limits", lambda route: held.append(route))
     page.goto(f"http://127.0.0.1:{video_server.port}/")
     page.wait_for_selector("#samples img")
     page.set_input_files("#file", clip)
