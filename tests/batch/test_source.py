@@ -100,7 +100,7 @@ def asked(table: Path, **options: object) -> dict[str, dict[str, str]]:
 
 def test_each_row_that_asks_is_an_item_also_about_the_same_image(folder: Path) -> None:
     table = folder / "rows.jsonl"
-    rows = [
+    rows: list[dict[str, object]] = [
         {"image": "b.png", "question": "How many?"},
         {"image": "a/1.png", "question": "What color?", "id": 7},
         {"image": "b.png", "question": "What color?"},
