@@ -539,12 +539,12 @@ def test_an_old_answer_does_not_stand_under_another_task(page: Any) -> None:
 
 
 def test_a_sample_suggests_questions_that_one_click_asks(page: Any, double: Double) -> None:
-    pick_sample(page)
-    phrases = SAMPLES[0]["phrases"]
+    number = next(n for n, sample in enumerate(SAMPLES) if ", " in sample["phrases"])
+    pick_sample(page, number)
+    phrases = SAMPLES[number]["phrases"]
     page.get_by_role("button", name=f"Detect {phrases}").click()
     page.wait_for_selector("#answer-0[data-state=done]")
     assert double.last().fields["phrases"] == phrases.split(", ")
-    assert len(phrases.split(", ")) > 1
     by_drop(page, png())
     page.wait_for_selector("#suggestions", state="hidden")
 
