@@ -15,7 +15,7 @@ from paligemma.errors import MissingExtraError, PromptError
 from paligemma.predictor import Predictor
 from tests.server.page.browser import Watch, chromium, keep_shot
 
-PICTURE = Path(paligemma.__file__).parent / "server" / "page" / "samples" / "bear.jpg"
+PICTURE = Path(paligemma.__file__).parent / "mini" / "sample.png"
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ def test_the_answers_are_those_of_the_predictor(mini: Predictor, image: Image.Im
     }
     for task, (text, said) in expected.items():
         assert answer(mini, image, task, f" {text} ") == (said, (image, []))
-    boxes = mini.detect(image, "bear")
-    said, (_, marks) = answer(mini, image, "Detect", "bear")
+    boxes = mini.detect(image, "guitar")
+    said, (_, marks) = answer(mini, image, "Detect", "guitar")
     assert said == str(boxes)
     assert [mark for mark, _ in marks] == [tuple(map(round, o.box_xyxy)) for o in boxes]
-    masks = mini.segment(image, "bear")
-    said, (_, marks) = answer(mini, image, "Segment", "bear")
+    masks = mini.segment(image, "guitar")
+    said, (_, marks) = answer(mini, image, "Segment", "guitar")
     assert said == str(masks)
     for (mark, label), found in zip(marks, masks, strict=True):
         assert (mark == found.mask).all()
@@ -84,15 +84,15 @@ def test_the_app_works_in_a_browser_and_asks_nothing_of_others(
             page.goto(app.local_url)
             page.set_input_files("input[type=file]", PICTURE)
             page.get_by_label("Detect").check()
-            page.get_by_label("Words").fill("bear")
-            page.wait_for_selector("img[src*=bear], .image-frame img, .image-container img")
+            page.get_by_label("Words").fill("guitar")
+            page.wait_for_selector("img[src*=sample], .image-frame img, .image-container img")
             page.get_by_role("button", name="Run").click()
             said = page.get_by_label("Answer")
             for _ in range(100):
                 if "objects in an image" in said.input_value():
                     break
                 page.wait_for_timeout(100)
-            assert said.input_value() == str(mini.detect(image, "bear"))
+            assert said.input_value() == str(mini.detect(image, "guitar"))
             keep_shot(page, "gradio")
             page.get_by_label("Words").fill(" ; ")
             page.get_by_role("button", name="Run").click()

@@ -162,7 +162,7 @@ def early(
 
 
 def test_an_early_refusal_says_what_the_application_would(make_service: Any) -> None:
-    service = make_service(Limits(max_running=1, max_queued=1))
+    service = make_service(Limits(max_running=1, max_queued=1), "step@0*0=sleep:0.05")
     app = create_app(service, Settings(limits=service.limits))
 
     async def main() -> None:

@@ -81,7 +81,7 @@ def test_boxes_may_be_on_any_page(folder: Path) -> None:
         ({"file": "a.png", "fields": {}, "boxes": {"a": [1, 2, 3]}}, "not four numbers"),
         ({"file": "a.png", "fields": {}, "boxes": {"a": [3, 2, 1, 4]}}, "no area"),
         ({"file": "a.png", "fields": {}, "truth": {}}, "'truth' is not known"),
-        ({"file": "a.png", "fields": {}, "text": 3}, "no text"),
+        ({"file": "a.png", "fields": {}, "text": 3}, "is not text"),
         ('{"file": "a.png", "fields": ' + '{"a": ' * 300 + "1" + "}" * 301, "levels deep"),
         ('{"file": "a.png", "fields": ' + '{"a": ' * 30000 + "1" + "}" * 30001, ""),
     ],
