@@ -3,6 +3,8 @@ with its instructions emulated on every processor."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from paligemma.fast.kernels import layers, products
@@ -21,9 +23,10 @@ def compiled(
     level, *emulated = request.param.split()
     if emulated and find_compiler() is None:
         pytest.skip("no C++ compiler")
-    found = (
-        emulated_kernels(level, tmp_path_factory.getbasetemp()) if emulated else load_kernels(level)
-    )
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of this run
+    found = emulated_kernels(level, folder) if emulated else load_kernels(level)
     if found is None:
         pytest.skip(f"the kernels for {level} were not compiled, or this processor lacks it")
     for module in (products, layers):

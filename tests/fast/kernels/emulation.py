@@ -3,6 +3,7 @@ the generic ones as for a processor without vector instructions of their own."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import subprocess
 from pathlib import Path
@@ -28,10 +29,16 @@ _FLAGS = [
 
 @functools.cache
 def emulated_kernels(level: str, folder: Path) -> Kernels:
+    """Compile them into a folder that the processes of the tests share, if none has yet."""
     compiler = find_compiler()
     assert compiler is not None
     target = folder / f"emulated_{level}.so"
     macros = [f"-D{macro}" for macro in EMULATED_LEVELS[level]]
     sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
-    subprocess.run([compiler, *_FLAGS, *macros, *sources, "-o", str(target)], check=True)
+    with (folder / f"emulated_{level}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            part = folder / f"emulated_{level}.part"
+            subprocess.run([compiler, *_FLAGS, *macros, *sources, "-o", str(part)], check=True)
+            part.rename(target)
     return open_library(target, level)
