@@ -15,7 +15,7 @@ export class History {
     byId("clear-history").addEventListener("click", () => {
       this.entries = [];
       this.draw();
-      keep([]);
+      forget();
       byId("choose").focus();
     });
     byId("save-history").addEventListener("click", () => {
@@ -107,6 +107,13 @@ function withStore(mode, act) {
   });
 }
 
+/** At once: a reload may come before the database has answered, but not before the name is gone. */
+function forget() {
+  const name = tabName();
+  sessionStorage.removeItem("tab");
+  withStore("readwrite", (store) => store.delete(name)).catch(() => {}); // goes within a day, then
+}
+
 async function keep(entries) {
   // Documents are not stored: their files are large, and whoever opens one again has it.
   const plain = entries.filter(({ image }) => !image.document).map(({ image, answers, ...entry }) => ({
@@ -114,8 +121,9 @@ async function keep(entries) {
     image: { blob: image.blob, name: image.name, about: image.about },
     answers: answers.map(({ asked: { image: _, ...asked }, outcome }) => ({ asked, outcome })),
   }));
+  const tab = tabName(); // before the wait, in which the history may be cleared
   try {
-    await withStore("readwrite", (store) => store.put({ tab: tabName(), when: Date.now(), entries: plain }));
+    await withStore("readwrite", (store) => store.put({ tab, when: Date.now(), entries: plain }));
   } catch {
     // A browser that keeps nothing shows the history until the page is closed.
   }
