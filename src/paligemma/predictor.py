@@ -1079,14 +1079,11 @@ def _checked_pairs(pairs: object, second: str) -> Iterator[tuple[Any, Any]]:
     if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes):
         raise OptionError(f"Expected a list of pairs (image, {second}), not {pairs!r}.")
     for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+        is_sequence = isinstance(pair, list | tuple)
+        if not is_sequence or len(pair) != 2:
+            size = f" with {counted(len(pair), 'item')}" if is_sequence else ""
             raise OptionError(
-                f"Expected pairs (image, {second}), but one is of type {type(pair).__name__}"
-                + (
-                    f" with {counted(len(pair), 'item')}."
-                    if isinstance(pair, list | tuple)
-                    else "."
-                )
+                f"Expected pairs (image, {second}), but one is of type {type(pair).__name__}{size}."
             )
         yield pair[0], pair[1]
 

@@ -67,7 +67,7 @@ def _run(arguments: list[str], environment: dict[str, str], log_file: str, fault
     os.close(log)
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # found anew, in the copy's own TMPDIR
+    tempfile.tempdir = None  # looked up again, from the copy's own TMPDIR
     sys.argv = ["paligemma", *arguments]
     from paligemma.cli.main import main
     from tests.server.faults import plan_faults

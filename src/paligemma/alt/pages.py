@@ -6,7 +6,6 @@ import difflib
 import html
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +76,7 @@ def read_page(path: Path, root: Path) -> Page:
     Raises InputError for a file that cannot be read or that is not inside the folder.
     """
     try:
-        if stat.S_ISFIFO(path.stat().st_mode):  # which could be waited for forever
+        if path.is_fifo():  # which could be waited for forever
             raise InputError(f"The page {str(path)!r} is a pipe. Give the path of a file.")
         with path.open("rb") as file:
             data = file.read(LARGEST_PAGE + 1)

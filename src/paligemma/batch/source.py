@@ -374,9 +374,9 @@ def _of_jsonl(path: Path, key: str, reading: _Reading) -> Iterator[Item]:
         if not line.strip():
             continue
         where = f"Line {number} of {str(path)!r}"
-        row, image = _row_of(line, where)
-        columns |= dict.fromkeys(name for name in row if name != _image_column(row))
-        asks = reading.asks(row, where)
+        row, column = _row_of(line, where)
+        columns |= dict.fromkeys(name for name in row if name != column)
+        image, asks = row[column], reading.asks(row, where)
         name = keys.of(image, row.get("id"), asks, where)
         yield from _asking(_of_entry(image, name, where, path.parent, reading), asks, where)
     reading.say_unused(path, columns, ("id", reading.text_column))
@@ -387,19 +387,19 @@ def _image_column(names: Container[str]) -> str | None:
 
 
 def _row_of(line: str, where: str) -> tuple[dict[str, Any], str]:
-    """The row and its image. Raises OptionError."""
+    """The row and the name of its image's column. Raises OptionError."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{where} is not JSON: {error}.") from error
-    is_row = isinstance(row, dict)
-    image, name = (row.get(_image_column(row)), row.get("id")) if is_row else (None, None)
-    if not isinstance(image, str) or not (name is None or isinstance(name, str | int)):
+    column = _image_column(row) if isinstance(row, dict) else None
+    is_named = column is not None and isinstance(row[column], str)
+    if column is None or not is_named or not isinstance(row.get("id"), str | int | None):
         raise OptionError(
             f'{where} does not name an image; expected an object such as {{"image": "a.jpg"}}, '
             'with a text or a number as its "id", if it has one.'
         )
-    return row, image
+    return row, column
 
 
 def _lines(path: Path) -> Iterator[str]:

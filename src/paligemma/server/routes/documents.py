@@ -50,7 +50,8 @@ MAX_PAGE_IMAGES = 12
 _JPEG_QUALITY = 85
 _PROGRESS_SECONDS = 0.25
 _NO_VIDEO = (
-    "This server reads no videos. Whoever runs it can allow them: paligemma serve --allow-video."
+    "This server does not accept videos. To enable them, its operator starts it with: paligemma "
+    "serve --allow-video."
 )
 
 

@@ -41,7 +41,6 @@ struct Rows {
 };
 
 constexpr int MANY_PANELS = 4;    // that a thread works on at once: as many streams as memory likes
-
 constexpr int CHUNK_PANELS = 16;  // whose sums wait for the next part of many rows
 
 // The panels of this thread: whole blocks, so that each thread reads one stretch of memory.
