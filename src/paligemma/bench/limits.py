@@ -2,7 +2,8 @@
 
 A stage cannot be faster than reading its bytes at the memory's rate, or than computing its
 operations at the peak of the matrix units. Both are counted by arithmetic; preprocessing, norms
-and softmax are not. Weights are "bfloat16", "int8" or "int4".
+and softmax are not. Weights are "bfloat16", "int8" or "int4". The peak is always that of bfloat16;
+processors whose integer products are faster can be faster than this limit with int8 and int4.
 """
 
 from __future__ import annotations

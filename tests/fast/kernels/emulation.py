@@ -14,7 +14,7 @@ from paligemma.fast.kernels.library import Kernels, open_library
 # The macros by which a compiler says that a level's instructions may be used.
 EMULATED_LEVELS = {
     "avx512": ["__AVX512BF16__", "__AVX512VNNI__"],
-    "amx": ["__AVX512BF16__", "__AVX512VNNI__", "__AMX_BF16__"],
+    "amx": ["__AVX512BF16__", "__AVX512VNNI__", "__AMX_BF16__", "__AMX_INT8__"],
     "generic": [],
 }
 

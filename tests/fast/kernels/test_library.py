@@ -85,6 +85,13 @@ def test_a_processor_that_lacks_everything_gets_none(monkeypatch: pytest.MonkeyP
     assert library.kernels() is None
 
 
+def test_a_level_needs_the_features_that_it_is_compiled_for() -> None:
+    for level, flags in build.LEVELS.items():
+        needed = {need.replace("_", "") for need in library._NEEDS[level]}
+        features = {flag[2:].replace("-", "") for flag in flags if "=" not in flag}
+        assert features <= needed
+
+
 def test_without_a_compiler_every_level_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)

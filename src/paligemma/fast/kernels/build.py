@@ -32,7 +32,7 @@ _AVX512 = ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-
 LEVELS: dict[str, list[str]] = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS = {
-        "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
+        "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
         "avx512": _AVX512,
         "generic": ["-march=x86-64-v3"],
     }

@@ -27,9 +27,10 @@ from paligemma.fast.kernels.build import LEVELS, library_path, other_libraries
 
 LEVEL_VARIABLE = "PALIGEMMA_KERNELS"
 
+_AVX512 = {"avx512_bf16", "avx512_vnni", "avx512bw", "avx512vl"}
 _NEEDS: dict[str, set[str]] = {
-    "amx": {"amx_tile", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512bw", "avx512vl"},
-    "avx512": {"avx512_bf16", "avx512_vnni", "avx512bw", "avx512vl"},
+    "amx": {"amx_tile", "amx_bf16", "amx_int8", *_AVX512},
+    "avx512": _AVX512,
     "generic": {"avx2", "fma"} if platform.machine().lower() in ("x86_64", "amd64") else set(),
 }
 

@@ -2,10 +2,9 @@
 
     out = activation(x W^T + bias)
 
-With a quantized weight, a few rows are multiplied as integers: the rows are quantized too, in the
-same groups of inputs, with a scale per row and group. Many rows are multiplied as bfloat16 (without
-AMX tiles, also as integers). `packed_linear_reference` is the same in torch, and runs where no
-kernel can.
+With a quantized weight, the rows are quantized too, in the same groups of inputs, with a scale per
+row and group, and multiplied as integers. `packed_linear_reference` is the same in torch, and runs
+where no kernel can.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ from paligemma.fast.quantization import LANES, WeightFormat, unpack_scales, unpa
 # M rows, K inputs, P panels of 16 outputs
 
 Activation = Literal["none", "gelu", "geglu"]
-
-FEW_ROWS = 16
-"""Up to this many rows are multiplied as integers; for more, dequantizing the weight is faster."""
 
 ACTIVATION_CODES = {"none": 0, "gelu": 1, "geglu": 2}
 
@@ -87,15 +83,9 @@ def packed_linear_reference(
     bias: Tensor | None = None,
     activation: Activation = "none",
     out_dtype: torch.dtype = torch.bfloat16,
-    as_integers: bool | None = None,
 ) -> Tensor:
-    """`packed_linear` in plain torch; products are summed in float32.
-
-    `as_integers` is whether rows are quantized; None means if they are few.
-    """
+    """`packed_linear` in plain torch; products are summed in float32."""
     rows = x.reshape(-1, x.shape[-1]).float()
-    if as_integers is None:
-        as_integers = rows.shape[0] <= FEW_ROWS
     weight = unpack_values(values, weight_format).float()
     rows = F.pad(rows, (0, weight.shape[1] - rows.shape[1]))
     if scales is not None:
@@ -103,10 +93,7 @@ def packed_linear_reference(
         groups = weight.view(weight.shape[0], -1, group_size)
         groups = groups * unpack_scales(scales).float()[..., None]
         weight = groups.flatten(1)
-        if as_integers:
-            rows = quantized_rows(rows, group_size)
-        else:
-            weight = weight.to(torch.bfloat16).float()
+        rows = quantized_rows(rows, group_size)
     sums = rows @ weight.T
     if bias is not None:
         sums = sums + bias

@@ -1,9 +1,10 @@
 // The AVX-512 and AMX intrinsics that the kernels use, in plain C++, so that tests run their code on
 // any processor. It stands before the compiler's own header of this name on the include path.
 //
-// Rounding is that of the instructions: bfloat16 dot products and conversions take denormal numbers
-// for zero, flush denormal results, and round to nearest even. A kernel that breaks a rule that the
-// processor would enforce (alignment, tiles that are not configured) ends the process.
+// They follow the operations in Intel's Software Developer's Manual, volume 2. Rounding is that of the
+// instructions: bfloat16 dot products and conversions take denormal numbers for zero, flush denormal
+// results, and round to nearest even. A kernel that breaks a rule that the processor would enforce
+// (tiles that are not configured, or whose shapes do not match) ends the process.
 #pragma once
 
 #include <cmath>
@@ -52,16 +53,6 @@ Register load(const void* from) {
     std::memcpy(&to, from, sizeof to);
     return to;
 }
-inline void require_aligned(const void* address) {
-    require(reinterpret_cast<uintptr_t>(address) % 64 == 0, "the address must be a multiple of 64");
-}
-
-template <typename T>
-__m512i each(__m512i a, T (*function)(T, T), __m512i b) {
-    auto x = parts<T>(a), y = parts<T>(b);
-    for (size_t i = 0; i < 64 / sizeof(T); i++) x.at[i] = function(x.at[i], y.at[i]);
-    return bits_as<__m512i>(x);
-}
 
 inline float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
 inline float widened(uint16_t x) { return flushed(bits_as<float>(static_cast<uint32_t>(x) << 16)); }
@@ -81,30 +72,10 @@ inline float step(float sum, uint16_t a, uint16_t b) {
 
 static inline __m512 _mm512_loadu_ps(const void* from) { return emulated::load<__m512>(from); }
 static inline __m512i _mm512_loadu_si512(const void* from) { return emulated::load<__m512i>(from); }
-static inline __m256i _mm256_loadu_si256(const __m256i* from) { return emulated::load<__m256i>(from); }
-static inline __m512i _mm512_load_si512(const void* from) {
-    emulated::require_aligned(from);
-    return emulated::load<__m512i>(from);
-}
-static inline void _mm512_storeu_ps(void* to, __m512 x) { std::memcpy(to, &x, sizeof x); }
-static inline void _mm512_store_ps(void* to, __m512 x) {
-    emulated::require_aligned(to);
-    std::memcpy(to, &x, sizeof x);
-}
-static inline void _mm512_store_si512(void* to, __m512i x) {
-    emulated::require_aligned(to);
-    std::memcpy(to, &x, sizeof x);
-}
 
 // ------------------------------------------------------------------------------------- arithmetic
 
 static inline __m512 _mm512_set1_ps(float x) { return x - __m512{}; }
-static inline __m512 _mm512_setzero_ps() { return __m512{}; }
-static inline __m512 _mm512_mul_ps(__m512 a, __m512 b) { return a * b; }
-static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
-    for (int i = 0; i < 16; i++) c[i] = std::fma(a[i], b[i], c[i]);
-    return c;
-}
 static inline float _mm512_reduce_add_ps(__m512 x) {
     float sum = 0;
     for (int i = 0; i < 16; i++) sum += x[i];
@@ -116,32 +87,11 @@ static inline __m512i _mm512_set1_epi32(int32_t x) {
     for (auto& part : all.at) part = x;
     return emulated::bits_as<__m512i>(all);
 }
-static inline __m512i _mm512_set1_epi8(int8_t x) {
-    emulated::Parts<int8_t, 64> all;
-    for (auto& part : all.at) part = x;
-    return emulated::bits_as<__m512i>(all);
-}
-static inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 static inline __m512i _mm512_add_epi64(__m512i a, __m512i b) { return a + b; }
 static inline long long _mm512_reduce_add_epi64(__m512i x) {
     long long sum = 0;
     for (int i = 0; i < 8; i++) sum += x[i];
     return sum;
-}
-static inline __m512i _mm512_slli_epi32(__m512i x, unsigned bits) {
-    auto words = emulated::parts<uint32_t>(x);
-    for (auto& word : words.at) word <<= bits;
-    return emulated::bits_as<__m512i>(words);
-}
-static inline __m512i _mm512_srli_epi32(__m512i x, unsigned bits) {
-    auto words = emulated::parts<uint32_t>(x);
-    for (auto& word : words.at) word >>= bits;
-    return emulated::bits_as<__m512i>(words);
-}
-static inline __m512i _mm512_permutexvar_epi16(__m512i index, __m512i x) {
-    auto from = emulated::parts<uint16_t>(x), at = emulated::parts<uint16_t>(index);
-    for (auto& place : at.at) place = from.at[place & 31];
-    return emulated::bits_as<__m512i>(at);
 }
 static inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i without_sign, __m512i with_sign) {
     auto sum = emulated::parts<uint32_t>(sums);  // without a sign, so that overflow wraps
@@ -153,31 +103,10 @@ static inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i without_sign, __
 
 // ------------------------------------------------------------------------------------ conversions
 
-static inline __m512 _mm512_castsi512_ps(__m512i x) { return (__m512)x; }
-static inline __m512i _mm512_cvtepu16_epi32(__m256i x) {
-    auto halves = emulated::parts<uint16_t>(x);
-    emulated::Parts<uint32_t, 16> words;
-    for (int i = 0; i < 16; i++) words.at[i] = halves.at[i];
-    return emulated::bits_as<__m512i>(words);
-}
-static inline __m512 _mm512_cvtepi32_ps(__m512i x) {
-    auto words = emulated::parts<int32_t>(x);
-    __m512 out;
-    for (int i = 0; i < 16; i++) out[i] = static_cast<float>(words.at[i]);
-    return out;
-}
 static inline __m256bh _mm512_cvtneps_pbh(__m512 x) {
     emulated::Parts<uint16_t, 16> out;
     for (int i = 0; i < 16; i++) out.at[i] = emulated::rounded(x[i]);
     return emulated::bits_as<__m256bh>(out);
-}
-static inline __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
-    emulated::Parts<uint16_t, 32> out;
-    for (int i = 0; i < 16; i++) {
-        out.at[i] = emulated::rounded(low[i]);
-        out.at[16 + i] = emulated::rounded(high[i]);
-    }
-    return emulated::bits_as<__m512bh>(out);
 }
 
 // VDPBF16PS: to each sum the product of the odd numbers is added first, then that of the even ones.
@@ -217,6 +146,7 @@ void product(int to, int a, int b, Cell cell) {
     const Tile& y = tile(b);
     require(tile(to).rows == x.rows && tile(to).row_bytes == y.row_bytes && x.row_bytes == 4 * y.rows,
             "the shapes of three tiles must match");
+    require(to != a && to != b && a != b, "three tiles must differ");
     for (int row = 0; row < x.rows; row++)
         for (int column = 0; column < y.row_bytes / 4; column++) cell(row, column, y.rows);
 }
@@ -230,6 +160,18 @@ inline void dot_bfloat16(int to, int a, int b) {
             odd = step(odd, tile(a).at<uint16_t>(row, 2 * k + 1), tile(b).at<uint16_t>(k, 2 * column + 1));
         }
         const float sum = flushed(flushed(tile(to).at<float>(row, column)) + flushed(even + odd));
+        std::memcpy(&tile(to).bytes[row][4 * column], &sum, sizeof sum);
+    });
+}
+
+// TDPBSSD: to each sum the products of bytes, both with a sign; overflow wraps.
+inline void dot_bytes(int to, int a, int b) {
+    product(to, a, b, [&](int row, int column, int steps) {
+        uint32_t sum = tile(to).at<uint32_t>(row, column);
+        for (int k = 0; k < steps; k++)
+            for (int i = 0; i < 4; i++)
+                sum += static_cast<uint32_t>(tile(a).at<int8_t>(row, 4 * k + i) *
+                                             tile(b).at<int8_t>(k, 4 * column + i));
         std::memcpy(&tile(to).bytes[row][4 * column], &sum, sizeof sum);
     });
 }
@@ -267,3 +209,4 @@ static inline void _tile_zero(int t) { std::memset(emulated::tile(t).bytes, 0, s
 static inline void _tile_loadd(int t, const void* from, int64_t stride) { emulated::load_tile(t, from, stride); }
 static inline void _tile_stored(int t, void* to, int64_t stride) { emulated::store_tile(t, to, stride); }
 static inline void _tile_dpbf16ps(int to, int a, int b) { emulated::dot_bfloat16(to, a, b); }
+static inline void _tile_dpbssd(int to, int a, int b) { emulated::dot_bytes(to, a, b); }

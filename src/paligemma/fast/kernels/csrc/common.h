@@ -17,7 +17,7 @@
 #define PG_AVX512 1
 #include <immintrin.h>
 #endif
-#if defined(__AMX_BF16__) && defined(PG_AVX512)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(PG_AVX512)
 #define PG_AMX 1
 #endif
 

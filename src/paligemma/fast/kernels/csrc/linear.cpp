@@ -1,15 +1,17 @@
 // out = epilogue(x W^T + bias) for weights packed in panels of 16 outputs (see
 // ../../quantization.py).
 //
-// Quantized weights are multiplied as integers with rows that are quantized too, per group; AMX tiles
-// multiply them as bfloat16.
-#include "linear_tiles.h"
+// Quantized weights are multiplied as integers with rows that are quantized too, per group.
+#include "linear_tiles_bfloat16.h"
+#include "linear_tiles_integer.h"
 #include "linear_vector.h"
 
 #ifdef PG_AMX
 namespace {
+// Above, tiles are faster. Weights of integers are unpacked for them, which takes as long as some rows
+// by vector instructions.
 constexpr int64_t FEW_ROWS_BFLOAT16 = 1;
-constexpr int64_t FEW_ROWS_INTEGER = 16;  // above, widening the weights once is cheaper
+constexpr int64_t FEW_ROWS_INTEGER = 8;
 }  // namespace
 #endif
 
@@ -23,7 +25,9 @@ extern "C" void paligemma_linear(int format, const void* values, const void* sca
     const Rows in{static_cast<const bf16*>(x), x_stride, rows, inputs};
 #ifdef PG_AMX
     if (rows > (format == BFLOAT16 ? FEW_ROWS_BFLOAT16 : FEW_ROWS_INTEGER)) {
-        multiply_by_tiles(l, in, threads);
+        if (format == BFLOAT16) multiply_by_tiles<Bfloat16Tiles>(l, in, threads);
+        else if (format == INT8) multiply_by_tiles<IntegerTiles<Int8Steps>>(l, in, threads);
+        else multiply_by_tiles<IntegerTiles<Int4Steps>>(l, in, threads);
         return;
     }
 #endif

@@ -23,10 +23,9 @@ struct Linear {
     int64_t out_stride;
     int out_is_float;
 
-    int64_t panel_bytes() const {
-        int64_t weights = static_cast<int64_t>(k) * LANES;
-        return format == BFLOAT16 ? 2 * weights : format == INT8 ? weights : weights / 2;
-    }
+    // Of one input of a panel.
+    int input_bytes() const { return format == BFLOAT16 ? 2 * LANES : format == INT8 ? LANES : LANES / 2; }
+    int64_t panel_bytes() const { return static_cast<int64_t>(k) * input_bytes(); }
     const uint8_t* panel(int p) const { return values + p * panel_bytes(); }
     const bf16* panel_scales(int p) const {
         return scales + static_cast<int64_t>(p) * (k / group) * LANES;

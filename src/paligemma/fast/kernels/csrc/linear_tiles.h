@@ -1,4 +1,17 @@
-// Products of many rows by AMX tiles of 16 x 16.
+// Products of many rows by AMX tiles of 16 x 16: the order in which rows and panels meet, so that both
+// are in a cache when they do.
+//
+// What tiles do is up to a kind of product: Bfloat16Tiles (linear_tiles_bfloat16.h) or IntegerTiles
+// (linear_tiles_integer.h). It has
+//
+//     STEP, INPUT_BYTES, ROW_BYTES   inputs multiplied at once; bytes of one, and of a row, in tiles
+//     Kind(l, tiles)                 memory for so many tiles of rows, which threads share
+//     pack(x, inputs, row)           puts a row there; a null pointer: zeros
+//     weights(part)                  those of a part, in the memory of this thread
+//     multiply(weights, part, tile, tiles, sums, next)
+//                                    sums[panels][tiles][16][16] (+)= up to BLOCK_TILES tiles of rows
+//                                    times the weights; the last panel may be multiplied twice, so
+//                                    that the number is even
 #pragma once
 
 #include "dots.h"
@@ -9,81 +22,22 @@
 
 namespace {
 
-constexpr int MAX_TILES = 32;             // of rows, whose inputs of a part stay in the second-level cache:
+constexpr int MAX_TILES = 32;              // of rows, whose inputs of a part stay in the second-level cache:
 constexpr int64_t PART_OF_ROWS = 1 << 20;  // bytes
-constexpr int MAX_PART = 2048;            // inputs, so that four panels stay there too, and the next four
-constexpr int BLOCK_TILES = 4;            // of rows, whose sums with four panels stay in the first-level
-constexpr int STEPS = 3;                  // cache beside so many tiles of each row and panel
+constexpr int PART_OF_PANEL = 1 << 16;     // bytes, so that four panels stay there too, and the next four
+constexpr int BLOCK_TILES = 4;             // of rows, whose sums with four panels stay in the first-level cache
 
-// Inputs `from` to `to` of a quantized panel as bfloat16 in the layout of a bfloat16 panel.
-void widen_panel(const Linear& l, int panel, int from, int to, bf16* out) {
-    const uint8_t* w = l.panel(panel);
-    const __m512i byte = _mm512_set1_epi32(l.format == INT8 ? 0xff : 0x0f);
-    const float offset = l.format == INT8 ? -128.0f : -8.0f;
-    alignas(64) uint16_t order[32];  // [first 16, second 16] -> pairs
-    for (int i = 0; i < 16; i++) {
-        order[2 * i] = static_cast<uint16_t>(i);
-        order[2 * i + 1] = static_cast<uint16_t>(16 + i);
-    }
-    const __m512i interleave = _mm512_load_si512(order);
-    auto four = [&](__m512i words, __m512 scale, __m512 shift, bf16* to_pairs) {
-        auto value = [&](int bits) {
-            __m512i q = _mm512_and_si512(_mm512_srli_epi32(words, bits), byte);
-            return _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, shift);
-        };
-        for (int half = 0; half < 2; half++) {
-            __m512bh both = _mm512_cvtne2ps_pbh(value(16 * half + 8), value(16 * half));
-            _mm512_store_si512(to_pairs + half * 32,
-                               _mm512_permutexvar_epi16(interleave, (__m512i)both));
-        }
-    };
-    for (int i = from; i < to;) {
-        __m512 scale = (__m512)widen_half(l.panel_scales(panel) + i / l.group * LANES);
-        __m512 shift = _mm512_mul_ps(scale, _mm512_set1_ps(offset));
-        const int end = std::min(to, (i / l.group + 1) * l.group);
-        if (l.format == INT8) {
-            for (; i < end; i += 4, out += 64)
-                four(_mm512_loadu_si512(w + i * LANES), scale, shift, out);
-        } else {
-            for (; i < end; i += 8, out += 128) {
-                __m512i both = _mm512_loadu_si512(w + i * LANES / 2);
-                four(both, scale, shift, out);
-                four(_mm512_srli_epi32(both, 4), scale, shift, out + 64);
-            }
-        }
-    }
-}
-
-// Weights of some panels, inputs `from` to `to`, and those that are fetched from memory meanwhile:
-// `lines` for each step and panel.
-struct TileWeights {
-    const uint8_t* at;
-    int64_t stride;
-    const uint8_t* next;
-    int lines;
-    int count, from, to;
+// Some inputs of some panels.
+struct Part {
+    int panel, count, from, to;
 };
 
-// sums[panels][tiles][16][16] (+)= up to BLOCK_TILES tiles of rows, packed, times the weights.
-// Returns how many bytes of each panel were fetched.
-int64_t multiply_tile_block(const TileWeights& w, const bf16* x, int k, int64_t tiles, float* sums,
-                            int64_t fetched) {
-    const int all_steps = (w.to - w.from) / TILE_K;
-    for (int step = 0; step < all_steps; step += STEPS) {
-        const int steps = std::min(STEPS, all_steps - step);
-        for (int64_t m = 0; m < tiles; m += 2, fetched += steps * w.lines * LINE)
-            for (int n = 0; n < w.count; n += 2) {
-                const bool two = m + 1 < tiles;
-                auto run = n + 1 < w.count ? (two ? multiply_tiles<2, 2> : multiply_tiles<1, 2>)
-                                           : (two ? multiply_tiles<2, 1> : multiply_tiles<1, 1>);
-                run(x + m * LANES * k + (w.from / TILE_K + step) * TILE, static_cast<int64_t>(LANES) * k,
-                    w.at + n * w.stride + static_cast<int64_t>(step) * 2 * TILE, w.stride, steps,
-                    sums + (n * tiles + m) * SUMS, tiles * SUMS, w.from == 0 && step == 0,
-                    w.next + n * w.stride + fetched, w.lines);
-            }
-    }
-    return fetched;
-}
+// The panels that are fetched from memory meanwhile, so many lines of each for a step.
+struct NextPanels {
+    const uint8_t* at;
+    int64_t stride;
+    int lines;
+};
 
 void finish_tiles(const Linear& l, int64_t first_row, int64_t rows, int panel, int count, int64_t tiles,
                   const float* sums) {
@@ -95,21 +49,23 @@ void finish_tiles(const Linear& l, int64_t first_row, int64_t rows, int panel, i
 }
 
 // Inputs multiplied before the next panels: all, or a part, if rows and panels are too large for the cache.
+template <typename Kind>
 int part_of_inputs(const Linear& l, int64_t tiles) {
-    const int64_t bytes = tiles * LANES * 2 * l.k;
+    constexpr int MOST = PART_OF_PANEL / (LANES * Kind::INPUT_BYTES);
+    const int64_t bytes = tiles * LANES * Kind::INPUT_BYTES * l.k;
     const int64_t parts = std::max((bytes + PART_OF_ROWS - 1) / PART_OF_ROWS,
-                                   static_cast<int64_t>((l.k + MAX_PART - 1) / MAX_PART));
-    const int unit = l.format == BFLOAT16 ? TILE_K : std::max(TILE_K, l.group);
-    return static_cast<int>((l.k + parts - 1) / parts + unit - 1) / unit * unit;
+                                   static_cast<int64_t>((l.k + MOST - 1) / MOST));
+    return static_cast<int>((l.k + parts - 1) / parts + Kind::STEP - 1) / Kind::STEP * Kind::STEP;
 }
 
-void multiply_tile_rows(const Linear& l, const bf16* x, int64_t first_row, int64_t rows) {
+template <typename Kind>
+void multiply_tile_rows(const Kind& x, int64_t first_row, int64_t rows) {
+    const Linear& l = x.l;
     const int64_t tiles = (rows + LANES - 1) / LANES, pairs = (tiles + 1) / 2;
-    const int part = part_of_inputs(l, tiles);
+    const int part = part_of_inputs<Kind>(l, tiles);
     const bool whole = part >= l.k;
     float* sums = scratch<float>(0, (whole ? MANY_PANELS * BLOCK_TILES : CHUNK_PANELS * tiles) * SUMS);
-    bf16* widened = l.format == BFLOAT16 ? nullptr : scratch<bf16>(1, MANY_PANELS * LANES * part);
-    const int lines = widened ? 0 : static_cast<int>((TILE * 2 / LINE + pairs - 1) / pairs);
+    const int lines = Kind::STEP * l.input_bytes() / LINE;
     int first, end;
     share(l.panels, &first, &end);
     for (int chunk = first; chunk < end; chunk += CHUNK_PANELS) {
@@ -117,25 +73,20 @@ void multiply_tile_rows(const Linear& l, const bf16* x, int64_t first_row, int64
         for (int from = 0; from < l.k; from += part) {
             const int to = std::min(l.k, from + part);
             for (int p = chunk; p < chunk_end; p += MANY_PANELS) {
-                const int count = std::min(MANY_PANELS, chunk_end - p);
+                const int count = std::min(MANY_PANELS, chunk_end - p), even = (count + 1) / 2 * 2;
                 auto at = [&](int panel, int input) {
-                    return l.panel(panel) + static_cast<int64_t>(input) * LANES * 2;
+                    return l.panel(panel) + static_cast<int64_t>(input) * l.input_bytes();
                 };
-                const uint8_t* next = p + count < chunk_end ? at(p + count, from)
-                                      : to < l.k            ? at(chunk, to)
-                                                            : l.panel(chunk_end);
-                TileWeights weights{at(p, from), l.panel_bytes(), next, lines, count, from, to};
-                if (widened != nullptr) {
-                    weights.at = reinterpret_cast<const uint8_t*>(widened);
-                    weights.stride = 2 * LANES * part;
-                    for (int n = 0; n < count; n++)
-                        widen_panel(l, p + n, from, to, widened + n * LANES * part);
-                }
-                int64_t fetched = 0;
+                NextPanels next{p + count < chunk_end ? at(p + count, from)
+                                : to < l.k            ? at(chunk, to)
+                                                      : l.panel(chunk_end),
+                                l.panel_bytes(), static_cast<int>((lines + pairs - 1) / pairs)};
+                const Part of_panels{p, count, from, to};
+                const auto* weights = x.weights(of_panels);
                 for (int64_t t = 0; t < tiles; t += BLOCK_TILES) {
                     const int64_t size = std::min<int64_t>(BLOCK_TILES, tiles - t);
-                    float* of_block = sums + (whole ? 0 : (p - chunk) * tiles + t * count) * SUMS;
-                    fetched = multiply_tile_block(weights, x + t * LANES * l.k, l.k, size, of_block, fetched);
+                    float* of_block = sums + (whole ? 0 : (p - chunk) * tiles + t * even) * SUMS;
+                    x.multiply(weights, of_panels, t, size, of_block, next);
                     if (to == l.k)
                         finish_tiles(l, first_row + t * LANES, std::min(size * LANES, rows - t * LANES), p,
                                      count, size, of_block);
@@ -145,20 +96,21 @@ void multiply_tile_rows(const Linear& l, const bf16* x, int64_t first_row, int64
     }
 }
 
+template <typename Kind>
 void multiply_by_tiles(const Linear& l, const Rows& rows, int threads) {
     const int64_t tiles = (rows.count + LANES - 1) / LANES;
     const int64_t times = (tiles + MAX_TILES - 1) / MAX_TILES;
-    bf16* packed = scratch<bf16>(3, (tiles + times - 1) / times * LANES * l.k);
+    const Kind x(l, (tiles + times - 1) / times);
 #pragma omp parallel num_threads(threads)
     {
-        configure_tiles();
+        configure_tiles(Kind::ROW_BYTES);
         for (int64_t t = 0; t < times; t++) {
             const int64_t row = tiles * t / times * LANES, after = tiles * (t + 1) / times * LANES;
             const int64_t end = std::min(after, rows.count);
 #pragma omp for schedule(static)
             for (int64_t r = row; r < after; r++)
-                pack_row(rows.x + r * rows.stride, r < end, rows.inputs, r - row, l.k, packed);
-            multiply_tile_rows(l, packed, row, end - row);
+                x.pack(r < end ? rows.x + r * rows.stride : nullptr, rows.inputs, r - row);
+            multiply_tile_rows(x, row, end - row);
 #pragma omp barrier
         }
         _tile_release();

@@ -19,16 +19,17 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-void configure_tiles() {
+// Tiles 0-3 are 16 x 16 sums, 4-5 16 rows of so many bytes, 6-7 the weights of 16 outputs for them.
+void configure_tiles(int row_bytes = 64) {
     TileConfig config;
     for (int t = 0; t < 8; t++) {
-        config.row_bytes[t] = 64;
-        config.rows[t] = 16;
+        config.row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? row_bytes : 64);
+        config.rows[t] = static_cast<uint8_t>(t < 6 ? 16 : row_bytes / 4);
     }
     _tile_loadconfig(&config);
 }
 
-// Two blocks of 16 rows times two panels, or fewer: tiles 0-3 sum, 4-5 hold rows, 6-7 weights.
+// Two blocks of 16 rows times two panels, or fewer.
 // `next` is fetched meanwhile: the weights that come after those in use.
 template <int MT, int NP>
 void multiply_tiles(const bf16* x, int64_t x_stride, const uint8_t* w, int64_t w_stride, int steps,
