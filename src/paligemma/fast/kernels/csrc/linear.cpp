@@ -8,10 +8,9 @@
 
 #ifdef PG_AMX
 namespace {
-// Above, tiles are faster. Weights of integers are unpacked for them, which takes as long as some rows
-// by vector instructions.
-constexpr int64_t FEW_ROWS_BFLOAT16 = 1;
-constexpr int64_t FEW_ROWS_INTEGER = 8;
+// Of each format: up to so many, vector instructions keep pace with the memory that weights come from.
+// Tiles take as long for one row as for 16, and integers are unpacked for them.
+constexpr int64_t FEW_ROWS[] = {1, 16, 8};
 }  // namespace
 #endif
 
@@ -24,7 +23,7 @@ extern "C" void paligemma_linear(int format, const void* values, const void* sca
              group,    panels, k, bias, epilogue, out, out_stride, out_is_float};
     const Rows in{static_cast<const bf16*>(x), x_stride, rows, inputs};
 #ifdef PG_AMX
-    if (rows > (format == BFLOAT16 ? FEW_ROWS_BFLOAT16 : FEW_ROWS_INTEGER)) {
+    if (rows > FEW_ROWS[format]) {
         if (format == BFLOAT16) multiply_by_tiles<Bfloat16Tiles>(l, in, threads);
         else if (format == INT8) multiply_by_tiles<IntegerTiles<Int8Steps>>(l, in, threads);
         else multiply_by_tiles<IntegerTiles<Int4Steps>>(l, in, threads);

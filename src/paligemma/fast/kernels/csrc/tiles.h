@@ -26,6 +26,7 @@ void configure_tiles(int row_bytes = 64) {
         config.row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? row_bytes : 64);
         config.rows[t] = static_cast<uint8_t>(t < 6 ? 16 : row_bytes / 4);
     }
+    asm volatile("" : : "m"(config));  // because GCC takes the instruction to read 8 bytes only
     _tile_loadconfig(&config);
 }
 
