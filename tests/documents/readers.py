@@ -18,7 +18,16 @@ from paligemma.results import Text
 
 
 class Letters:
-    """A tokenizer with a token per letter."""
+    """A tokenizer with a token per letter, and none for places and masks."""
+
+    eos_id = -1
+    loc_offset = seg_offset = 0
+
+    def is_loc(self, token_id: int) -> bool:
+        return False
+
+    def is_seg(self, token_id: int) -> bool:
+        return False
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -48,6 +49,22 @@ def test_what_crosses_the_columns_divides_them() -> None:
             *(*column(0, 175, 10), *column(170, 175, 10)),
         ]
     )
+
+
+def test_facing_pages_of_two_columns_each_are_read_column_by_column() -> None:
+    columns = [box for x in (0, 170, 400, 570) for box in column(x, 0, 12)]
+    shuffled_order_is(columns)
+    shuffled_order_is([(0.0, -40.0, 720.0, -20.0), *columns])
+
+
+@pytest.mark.parametrize("gap", [2.0, 0.01])
+def test_thousands_of_rows_are_ordered_in_about_the_time_that_reading_them_takes(
+    gap: float,
+) -> None:
+    boxes = [(0.0, 10 * i + gap * i * i, 100.0, 10 * i + gap * i * i + 8) for i in range(5000)]
+    started = time.process_time()
+    assert reading_order(boxes) == list(range(5000))
+    assert time.process_time() - started < 4
 
 
 def test_paragraphs_that_end_at_the_same_height_do_not_cut_the_columns() -> None:

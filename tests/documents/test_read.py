@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tests.documents.readers import (
     texts,
 )
 from tests.documents.test_layout import A4, contents
+from tests.tasks.character_tokenizer import CharacterTokenizer
 
 WORDS = "any of some more moss can serve as cover over acorns in even rows near our rose oaks"
 
@@ -188,3 +190,43 @@ def test_any_number_of_lines_fits_any_number_of_rows(count: int) -> None:
         tops = [line.box[1] for line in lines]
         assert tops == sorted(tops)
     assert lines_in_tile(text_result("  \n"), rows, Letters()) == []
+
+
+class CountingLetters(Letters):
+    num_ids = 0
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        self.num_ids += len(ids)
+        return super().detokenize(ids)
+
+
+@pytest.mark.parametrize("separator", ["\n", " "])
+def test_placing_a_dense_page_takes_time_in_proportion_to_its_length(separator: str) -> None:
+    rows = [[(0.0, 20.0 * row, 500.0, 20.0 * row + 10)] for row in range(250)]
+    text = separator.join(["twenty words of print"] * 250)
+    tokens = CountingLetters()
+    lines = lines_in_tile(text_result(text), rows, tokens)
+    assert len(lines) == 250
+    assert tokens.num_ids <= 4 * len(text)
+
+
+def test_places_in_an_answer_are_shown_as_they_are_written() -> None:
+    tokens = CharacterTokenizer()
+    ids = tokens.tokenize_text("total<loc0012>\n571")
+    answer = Text(
+        text="total<loc0012>\n571",
+        token_ids=tuple(ids),
+        logprobs=(-0.1,) * len(ids),
+        stop_reason="eos",
+        score=0.9,
+    )
+    rows = [[(0.0, 0.0, 9.0, 5.0)], [(0.0, 9.0, 9.0, 14.0)]]
+    assert [line.text for line in lines_in_tile(answer, rows, tokens)] == ["total<loc0012>", "571"]
+
+
+def test_no_line_is_lost_where_the_model_sees_more_lines_than_the_ink() -> None:
+    said = "first line\nsecond line\nthird line\nfourth line"
+    reader = ScriptedReader(lambda image: text_result(said))
+    data = pdf_of_pages([letter(lines_of_words(1))], media_box=A4)
+    read = read_document(reader, data)
+    assert [line.text for line in read.lines] == said.split("\n")

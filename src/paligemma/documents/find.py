@@ -20,26 +20,38 @@ def find_on_page(words: Sequence[Word], text: str) -> Box | None:
     >>> find_on_page(words, "571.04")
     (40, 0, 80, 10)
     """
-    wanted = _letters(text)
-    if not wanted:
+    return WordSearch(words).find(text)
+
+
+class WordSearch:
+    """Words in which many texts are searched for, each in one pass over the letters."""
+
+    def __init__(self, words: Sequence[Word]) -> None:
+        letters: list[str] = []
+        owners: list[int] = []  # the word that each letter belongs to
+        for index, word in enumerate(words):
+            of_word = _letters(word.text)
+            letters.append(of_word)
+            owners.extend([index] * len(of_word))
+        self._words = words
+        self._page = "".join(letters)
+        self._owners = owners
+
+    def find(self, text: str) -> Box | None:
+        """As `find_on_page`."""
+        wanted, page, owners = _letters(text), self._page, self._owners
+        if not wanted:
+            return None
+        # Whole words first: "2" is rather the word than a part of "2/5".
+        for is_set_apart in (_ends_a_word, _ends_at_punctuation):
+            start = page.find(wanted)
+            while start >= 0:
+                end = start + len(wanted)
+                if is_set_apart(page, owners, start, -1) and is_set_apart(page, owners, end - 1, 1):
+                    used = dict.fromkeys(owners[start:end])
+                    return union([self._words[index].box_xyxy for index in used])
+                start = page.find(wanted, start + 1)
         return None
-    letters: list[str] = []
-    owners: list[int] = []  # the word that each letter belongs to
-    for index, word in enumerate(words):
-        for letter in _letters(word.text):
-            letters.append(letter)
-            owners.append(index)
-    page = "".join(letters)
-    # Whole words first: "2" is rather the word than a part of "2/5".
-    for is_set_apart in (_ends_a_word, _ends_at_punctuation):
-        start = page.find(wanted)
-        while start >= 0:
-            end = start + len(wanted)
-            if is_set_apart(page, owners, start, -1) and is_set_apart(page, owners, end - 1, 1):
-                used = range(owners[start], owners[end - 1] + 1)
-                return union([words[i].box_xyxy for i in used if _letters(words[i].text)])
-            start = page.find(wanted, start + 1)
-    return None
 
 
 def _ends_a_word(page: str, owners: Sequence[int], at: int, step: int) -> bool:

@@ -17,6 +17,9 @@ Indices = NDArray[np.intp]
 _NUM_BINS = 512  # of the page's width, in which white corridors are looked for
 _COLUMN_SHARE = 0.6  # of the height of a block, along which a corridor makes columns of it
 _COLUMN_WIDTH = 7.0  # in line heights: narrower ones are the cells of a table
+_MAX_TRIED = 2_000_000
+"""Boxes that are looked at for columns, block within block: more than a page of print takes. The
+blocks that are left are read row by row."""
 _TABLE_ROWS = 2  # that follow each other, with several cells on both sides of a corridor
 
 
@@ -101,10 +104,12 @@ class _Cutter:
         """The indices of the boxes, row by row in reading order."""
         rows: list[list[int]] = []
         waiting = [np.arange(len(self.boxes))]
+        num_tried = 0
         while waiting:
             block = waiting.pop()
-            parts = self._columns(block) or self._cut(block)
-            if parts:
+            num_tried += len(block)
+            is_allowed = num_tried <= _MAX_TRIED
+            if is_allowed and (parts := self._columns(block) or self._cut(block)):
                 waiting.extend(reversed(parts))
                 continue
             for row in _rows(self.boxes[block]):
@@ -191,23 +196,35 @@ def _in_bands(
 ) -> list[Indices]:
     """Left column, right column, and what crosses the corridor in its place between them.
 
-    A table may cross it with a gap between two of its columns.
+    A table may cross it with a gap between two of its columns. What fills most of the block is no
+    table across it, but more columns on both sides, as on two facing pages.
     """
     middles = (boxes[:, 1] + boxes[:, 3]) / 2
     crossing = [np.array([index]) for index in np.flatnonzero(~is_left & ~is_right)]
     tables = _tables_across(boxes, is_left, is_right)
+    if 2 * sum(map(len, tables)) > len(boxes):
+        tables = []
     for table in tables:
         is_left, is_right = is_left.copy(), is_right.copy()
         is_left[table] = is_right[table] = False
     crossing = sorted([*crossing, *tables], key=lambda part: float(middles[part].min()))
     cuts = [float(middles[part].min()) for part in crossing]
     band = np.searchsorted(np.array(cuts), middles)
+    left, right = (
+        _by_band(np.flatnonzero(side), band, len(cuts) + 1) for side in (is_left, is_right)
+    )
     parts: list[Indices] = []
     for number in range(len(cuts) + 1):
-        parts.extend(block[side & (band == number)] for side in (is_left, is_right))
+        parts += [block[left[number]], block[right[number]]]
         if number < len(cuts):
             parts.append(block[crossing[number]])
     return [part for part in parts if len(part)]
+
+
+def _by_band(indices: Indices, band: Indices, count: int) -> list[Indices]:
+    """The indices of each band from 0 to `count`."""
+    order = indices[np.argsort(band[indices], kind="stable")]
+    return np.split(order, np.searchsorted(band[order], np.arange(1, count)))
 
 
 def _tables_across(

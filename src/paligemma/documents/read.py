@@ -294,16 +294,21 @@ def _text_of(asker: Asker, plan: _Plan, answers: Sequence[Text | PaliGemmaError]
 
 def _merged(tiles: Sequence[Sequence[ReadLine]]) -> list[ReadLine]:
     """The lines of the tiles of one block, without those read twice, rows joined again."""
+    if len(tiles) == 1:
+        return list(tiles[0])
     kept: list[ReadLine] = []
-    for lines in tiles:
+    for lines in filter(None, tiles):
+        around = union([line.box for line in lines])
+        # Those of earlier tiles, each of which this tile may have read again once.
+        others = [index for index, old in enumerate(kept) if _overlap(old.box, around) > 0]
         for line in lines:
-            same = next((old for old in kept if _overlap(old.box, line.box) > 0.6), None)
+            same = next((i for i in others if _overlap(kept[i].box, line.box) > 0.6), None)
             if same is None:
                 kept.append(line)
-            elif _is_better(line, same):
-                kept[kept.index(same)] = line
-    if len(tiles) == 1:
-        return kept
+                continue
+            others.remove(same)
+            if _is_better(line, kept[same]):
+                kept[same] = line
     rows = reading_rows([line.box for line in kept])
     return [_joined([kept[index] for index in row]) for row in rows]
 

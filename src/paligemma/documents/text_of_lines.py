@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from paligemma.documents.geometry import Box, union
 from paligemma.results import Text
-
-
-class Detokenizer(Protocol):
-    """Turns token ids into text."""
-
-    def detokenize(self, ids: Sequence[int]) -> str: ...
+from paligemma.tasks.objects import TokenReader
+from paligemma.tasks.scored_text import ScoredText
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class ReadLine:
 
 
 def lines_in_tile(
-    answer: Text, rows: Sequence[Sequence[Box]], tokens: Detokenizer
+    answer: Text, rows: Sequence[Sequence[Box]], tokens: TokenReader
 ) -> list[ReadLine]:
     """The answer line by line, each with its box and the mean probability of its tokens.
 
@@ -36,8 +31,8 @@ def lines_in_tile(
     there are rows, each has its own. Else text is laid along the rows by its length: of an answer
     in one line, word by word.
     """
-    spans = _token_spans(answer, tokens)
-    text = "".join(piece for piece, _ in spans)
+    scored = ScoredText.of(answer, tokens)
+    text = scored.text
     parts = [(m.start(), m.end()) for m in re.finditer(r"[^\n\r]*[^\s][^\n\r]*", text)]
     if not parts or not rows:
         return []
@@ -51,34 +46,10 @@ def lines_in_tile(
         placed = _spread(parts, boxes)
     lines = []
     for (start, end), box in placed:
-        words = " ".join(text[start:end].split())
+        words = " ".join(scored.written(start, end).split())
         if words:
-            lines.append(ReadLine(words, box, _score(spans, start, end)))
+            lines.append(ReadLine(words, box, scored.mean_probability(start, end)))
     return lines
-
-
-def _token_spans(answer: Text, tokens: Detokenizer) -> list[tuple[str, float]]:
-    """The text that each token adds, and its log-probability."""
-    spans: list[tuple[str, float]] = []
-    before = ""
-    for count, logprob in enumerate(answer.logprobs, start=1):
-        text = tokens.detokenize(answer.token_ids[:count])
-        # A token that completes a character changes the end of the text before it.
-        shared = len(before) if text.startswith(before) else len(before.rstrip("\ufffd"))
-        if shared < len(before) and spans:
-            spans[-1] = (spans[-1][0].rstrip("\ufffd"), spans[-1][1])
-        spans.append((text[shared:], logprob))
-        before = text
-    return spans
-
-
-def _score(spans: Sequence[tuple[str, float]], start: int, end: int) -> float:
-    logprobs, at = [], 0
-    for piece, logprob in spans:
-        if piece and at < end and at + len(piece) > start:
-            logprobs.append(logprob)
-        at += len(piece)
-    return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0
 
 
 def _along(text: str, part: tuple[int, int], boxes: Sequence[Box]) -> list[tuple[int, int]]:
@@ -124,12 +95,20 @@ def _spread(
     for start, end in parts:
         first, last = at / total, (at + end - start) / total
         at += end - start
+        nearby = range(bisect_right(ends, first), min(bisect_left(ends, last) + 1, len(ends)))
+        begins = {index: ends[index - 1] if index else 0.0 for index in nearby}
         covered = [
-            box
-            for box, stop, begin in zip(boxes, ends, [0.0, *ends], strict=False)
-            if min(stop, last) - max(begin, first) > 0.3 * min(stop - begin, last - first)
+            boxes[index]
+            for index, begin in begins.items()
+            if min(ends[index], last) - max(begin, first)
+            > 0.3 * min(ends[index] - begin, last - first)
         ]
-        middle = (first + last) / 2
-        nearest = min(range(len(ends)), key=lambda i: abs(ends[i] - middle))
-        placed.append(((start, end), union(covered or [boxes[nearest]])))
+        placed.append(((start, end), union(covered or [boxes[_nearest(ends, first, last)]])))
     return placed
+
+
+def _nearest(ends: Sequence[float], first: float, last: float) -> int:
+    """Which end is nearest to the middle of a part."""
+    middle = (first + last) / 2
+    after = min(bisect_left(ends, middle), len(ends) - 1)
+    return min(range(max(0, after - 1), after + 1), key=lambda index: abs(ends[index] - middle))

@@ -40,7 +40,7 @@ from paligemma.extraction.questions import (
 from paligemma.extraction.result import BoxSource, Extraction, Field, Match
 from paligemma.extraction.schema import Group, Leaf, List, Node, Schema, path_of, read_schema
 from paligemma.extraction.values import CURRENCY_SIGNS, Reading, comparable, is_absent, read_value
-from paligemma.extraction.views import View, Views
+from paligemma.extraction.views import ValueLike, View, Views
 from paligemma.results import BoxXyxy, ImageReference, one_line
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.field import FieldTask
@@ -216,6 +216,7 @@ class Run:
         self.problems: list[str] = []
         self.num_asked = 0
         self.settled = ""
+        self.formats = options.formats
 
     # Asking
 
@@ -345,7 +346,7 @@ class Run:
             items = tuple(items_of(result, self.asker.processor.tokenizer))
             score = min((item.score for item in items), default=result.score)
             return replace(made, items=items, score=score)
-        return replace(made, reading=read_value(node, result.text, self.options.formats))
+        return replace(made, reading=read_value(node, result.text, self.formats))
 
     # Answers -> fields
 
@@ -415,7 +416,7 @@ class Run:
         """The items that are values of their kind. The others are problems."""
         kept = []
         for each in chosen:
-            reading = read_value(leaf, each[1].text, self.options.formats)
+            reading = read_value(leaf, each[1].text, self.formats)
             if reading.value is not None:
                 kept.append(each)
             else:
@@ -435,7 +436,7 @@ class Run:
             text=item.text,
             score=item.score,
             items=(),
-            reading=read_value(leaf, item.text, self.options.formats),
+            reading=read_value(leaf, item.text, self.formats),
         )
         return Draft(pending=pending, leaf=leaf, keys=keys, candidate=own, is_item=True)
 
@@ -501,11 +502,11 @@ class Run:
         order = order_of_dates([*answers, *printed])
         if order == "auto":
             return
-        formats = replace(self.options.formats, date_order=order)
+        self.formats = replace(self.formats, date_order=order)
         for draft in unclear:
             assert draft.candidate is not None
             assert isinstance(draft.leaf, Leaf)
-            reading = read_value(draft.leaf, draft.candidate.text, formats)
+            reading = read_value(draft.leaf, draft.candidate.text, self.formats)
             draft.candidate = replace(draft.candidate, reading=reading)
         first = "day" if order == "dmy" else "month"
         self.settled = f"Dates that may be two were read {first} first, as others in the document."
@@ -521,13 +522,15 @@ class Run:
     def find_places(self) -> None:
         """Give each value its place: by the text layer, else found by the model, else the view."""
         to_search: list[tuple[View, Draft, str]] = []
+        items = {_item_keys(draft.keys): draft for draft in self.drafts.values() if draft.is_item}
         # Items first, since the values of an item are printed near it.
         for draft in sorted(self.drafts.values(), key=lambda d: (_view_of(d), not d.is_item)):
             candidate = draft.candidate
             if candidate is None or not candidate.is_value:
                 continue
             draft.box_xyxy, draft.box_source = candidate.view.box_xyxy, "tile"
-            box = self._printed_place(draft, candidate)
+            item = None if draft.is_item else items.get(_item_keys(draft.keys))
+            box = self._printed_place(draft, candidate, item)
             if box is not None:
                 draft.box_xyxy, draft.box_source = box, "text layer"
             elif self.options.detect and (phrase := _phrase(draft)):
@@ -547,36 +550,31 @@ class Run:
                 draft.box_xyxy = self.views.tile(view).from_fractions(fractions)
                 draft.box_source = "detect"
 
-    def _printed_place(self, draft: Draft, candidate: Candidate) -> BoxXyxy | None:
+    def _printed_place(
+        self, draft: Draft, candidate: Candidate, item: Draft | None
+    ) -> BoxXyxy | None:
         """Where the text layer has a value; a problem if there is a text layer without it."""
         leaf, view = draft.leaf, candidate.view
         if not isinstance(leaf, Leaf) or not self.views.words(view):
             return None
-        is_value = None
+        like = None
         if leaf.kind not in ("text", "boolean", "choice"):
-            formats = self.options.formats
-            is_value = lambda text: read_value(leaf, text, formats).value == draft.value  # noqa: E731
-        item, box = self._item_of(draft), None
+            like = ValueLike(
+                value=draft.value,
+                kind=leaf.kind,
+                read=lambda text: read_value(leaf, text, self.formats).value,
+            )
+        box = None
         if item is not None and item.box_xyxy is not None and item.box_source == "text layer":
-            box = self.views.find_near(view, candidate.text, item.box_xyxy, is_value)
+            box = self.views.find_near(view, candidate.text, item.box_xyxy, like)
         if box is None:
-            box = self.views.find(view, candidate.text, is_value)
+            box = self.views.find(view, candidate.text, like)
         if box is None and (sign := CURRENCY_SIGNS.get(candidate.text.upper())):
             box = self.views.find(view, sign, None)
         is_printed = leaf.kind not in ("boolean", "choice")
         if box is None and is_printed and len(self.views.words(view)) >= _WORDS_OF_A_LAYER:
             draft.problems.append("the text layer of the page does not have these words")
         return box
-
-    def _item_of(self, draft: Draft) -> Draft | None:
-        """The item that a value belongs to."""
-        numbers = [index for index, key in enumerate(draft.keys) if isinstance(key, int)]
-        if draft.is_item or not numbers:
-            return None
-        owner = draft.keys[: numbers[-1] + 1]
-        return next(
-            (d for d in self.drafts.values() if d.is_item and d.keys[: len(owner)] == owner), None
-        )
 
     # The result
 
@@ -721,6 +719,12 @@ def _touch(first: BoxXyxy, second: BoxXyxy) -> bool:
         min(first[2], second[2]) > max(first[0], second[0])
         and min(first[3], second[3]) > max(first[1], second[1])
     )  # fmt: skip
+
+
+def _item_keys(keys: Keys) -> Keys:
+    """The innermost item of a list that a value belongs to; () for none."""
+    last = max((index for index, key in enumerate(keys) if isinstance(key, int)), default=-1)
+    return keys[: last + 1]
 
 
 def _view_of(draft: Draft) -> tuple[int, int]:

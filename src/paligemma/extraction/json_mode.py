@@ -133,5 +133,5 @@ def _candidate(run: Run, node: Leaf, view: View, leaf: JsonLeaf) -> Any:
         text=text,
         score=leaf.score,
         held=leaf.held,
-        reading=read_value(node, text, run.options.formats),
+        reading=read_value(node, text, run.formats),
     )

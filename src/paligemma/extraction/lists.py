@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from paligemma.extraction.values import comparable, is_absent
 from paligemma.results import BoxXyxy, FieldAnswer
-from paligemma.tasks.objects import before_eos
+from paligemma.tasks.objects import TokenReader, joint_probability
+from paligemma.tasks.scored_text import ScoredText
 
 _AND = r"and|und|et|y|e|en|och|og|ja|i|ve|és"
 _STRONG = re.compile(r"\s*(?:[;\n]|•)\s*")
 _COMMA = re.compile(rf"(?:(?<![0-9]),|,(?![0-9]))\s*(?:(?:{_AND}) )?|\s+(?:{_AND})\s+")
 _BULLET = re.compile(r"^(?:[-*•–]|\(?[0-9]{1,2}[.)])\s+")
-
-
-class TokenTexts(Protocol):
-    """What a tokenizer must do for the scores of items."""
-
-    @property
-    def eos_id(self) -> int: ...
-    def detokenize(self, token_ids: Sequence[int], /) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,34 +74,17 @@ def _cuts(text: str, separator: re.Pattern[str]) -> list[tuple[int, int]]:
     ]
 
 
-def items_of(answer: FieldAnswer, tokenizer: TokenTexts) -> list[Item]:
+def items_of(answer: FieldAnswer, tokenizer: TokenReader) -> list[Item]:
     """Return the items of an answer, each with the probability of its tokens."""
-    ends = _token_ends(answer, tokenizer)
-    return [
-        Item(text=text, score=span_score(answer, ends, start, start + len(text)))
-        for text, start in split_items(answer.text)
-    ]
-
-
-def _token_ends(answer: FieldAnswer, tokenizer: TokenTexts) -> list[int]:
-    """Where each token ends in the answer's text, which is stripped."""
-    ids = before_eos(answer.token_ids, tokenizer)  # type: ignore[arg-type]
-    whole = tokenizer.detokenize(ids)
-    lead = len(whole) - len(whole.lstrip())
-    return [len(tokenizer.detokenize(ids[: n + 1])) - lead for n in range(len(ids))]
-
-
-def span_score(answer: FieldAnswer, ends: Sequence[int], start: int, end: int) -> float:
-    """Return the probability of the tokens that write [start, end) of the answer's text."""
-    if not ends:
-        return answer.score
-    starts = [0, *ends]
-    total = math.fsum(
-        logprob
-        for first, last, logprob in zip(starts, ends, answer.logprobs, strict=False)
-        if first < end and last > start
-    )
-    return math.exp(min(0.0, total))
+    scored = ScoredText.of(answer, tokenizer)
+    lead = len(scored.text) - len(scored.text.lstrip())  # the answer's text is stripped
+    items = []
+    for text, start in split_items(answer.text):
+        first, last = scored.tokens(lead + start, lead + start + len(text))
+        logprobs = scored.logprobs[first:last]
+        score = joint_probability(logprobs) if logprobs else answer.score
+        items.append(Item(text=text, score=score))
+    return items
 
 
 def union_of(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from paligemma.documents.find import find_on_page
+from paligemma.documents.find import WordSearch
 from paligemma.documents.geometry import union
 from paligemma.documents.page import Document, Page, Word
 from paligemma.documents.tiles import Tile, tiles_of, whole
@@ -39,7 +41,7 @@ class Views:
         self._resolution = resolution
         self._tiles: OrderedDict[View, Tile] = OrderedDict()
         self._boxes: dict[int, list[View]] = {}
-        self._words: tuple[int, tuple[Word, ...]] = (-1, ())
+        self._printed: dict[View, _Printed] = {}  # of one page
         self.notes: list[str] = []
         self.errors: list[PaliGemmaError] = []
         self._failed: set[int] = set()
@@ -115,57 +117,96 @@ class Views:
 
     def words(self, view: View) -> Sequence[Word]:
         """The words of the text layer that a view shows."""
-        if self._words[0] != view.page_index:
-            try:
-                self._words = (view.page_index, self.page(view.page_index).words)
-            except PaliGemmaError:
-                self._words = (view.page_index, ())
-        words = self._words[1]
-        if view.tile == 0:
-            return words
-        x1, y1, x2, y2 = view.box_xyxy
-        return [
-            word
-            for word in words
-            if x1 <= (word.box_xyxy[0] + word.box_xyxy[2]) / 2 <= x2
-            and y1 <= (word.box_xyxy[1] + word.box_xyxy[3]) / 2 <= y2
-        ]
+        return self._printed_in(view).words
 
-    def find(self, view: View, text: str, is_value: Callable[[str], bool] | None) -> BoxXyxy | None:
-        """Where the text layer has a text, or else another spelling of the value that `is_value`
-        knows: in this view, or for a text anywhere on its page."""
-        box = self.find_here(view, text)
-        if box is None and is_value is not None:
-            box = find_value(self.words(view), is_value)
+    def find(self, view: View, text: str, like: ValueLike | None) -> BoxXyxy | None:
+        """Where the text layer has a text, or else another spelling of a value: in this view, or
+        for a text anywhere on its page."""
+        printed = self._printed_in(view)
+        box = printed.search.find(text)
+        if box is None and like is not None:
+            box = printed.values(like).get(like.value)
         if box is None and view.tile:
             box = self.find_here(replace(view, tile=0), text)
         return box
 
     def find_near(
-        self, view: View, text: str, near: BoxXyxy, is_value: Callable[[str], bool] | None
+        self, view: View, text: str, near: BoxXyxy, like: ValueLike | None
     ) -> BoxXyxy | None:
         """As `find`, in the lines of a box and those next to it, across the page."""
         height = near[3] - near[1]
-        words = [
-            word
-            for word in self.words(replace(view, tile=0))
-            if near[1] - height < (word.box_xyxy[1] + word.box_xyxy[3]) / 2 < near[3] + height
-        ]
-        box = find_on_page(words, text)
-        return find_value(words, is_value) if box is None and is_value is not None else box
+        printed = _Printed(
+            [
+                word
+                for word in self.words(replace(view, tile=0))
+                if near[1] - height < (word.box_xyxy[1] + word.box_xyxy[3]) / 2 < near[3] + height
+            ]
+        )
+        box = printed.search.find(text)
+        return printed.values(like).get(like.value) if box is None and like is not None else box
 
     def find_here(self, view: View, text: str) -> BoxXyxy | None:
         """Where the text layer has a text in this view."""
-        words = self.words(view)
-        return find_on_page(words, text) if words else None
+        return self._printed_in(view).search.find(text)
+
+    def _printed_in(self, view: View) -> _Printed:
+        if view in self._printed:
+            return self._printed[view]
+        if any(other.page_index != view.page_index for other in self._printed):
+            self._printed.clear()
+        if view.tile == 0:
+            try:
+                words: Sequence[Word] = self.page(view.page_index).words
+            except PaliGemmaError:
+                words = ()
+        else:
+            x1, y1, x2, y2 = view.box_xyxy
+            words = [
+                word
+                for word in self.words(replace(view, tile=0))
+                if x1 <= (word.box_xyxy[0] + word.box_xyxy[2]) / 2 <= x2
+                and y1 <= (word.box_xyxy[1] + word.box_xyxy[3]) / 2 <= y2
+            ]
+        self._printed[view] = _Printed(words)
+        return self._printed[view]
 
 
-def find_value(words: Sequence[Word], is_value: Callable[[str], bool]) -> BoxXyxy | None:
-    """Where up to three words are a value, however it is written."""
+@dataclass(frozen=True, kw_only=True)
+class ValueLike:
+    """A value, and how a text is read as one of its kind, however it is written."""
+
+    value: Any
+    kind: str
+    read: Callable[[str], Any]
+    """A text -> the value, or None."""
+
+
+class _Printed:
+    """The words of a view, prepared to be searched many times."""
+
+    def __init__(self, words: Sequence[Word]) -> None:
+        self.words = words
+        self._values: dict[str, dict[Any, BoxXyxy]] = {}
+
+    @functools.cached_property
+    def search(self) -> WordSearch:
+        return WordSearch(self.words)
+
+    def values(self, like: ValueLike) -> dict[Any, BoxXyxy]:
+        """The first place of each value of a kind that up to three words are."""
+        if like.kind not in self._values:
+            self._values[like.kind] = _values_in(self.words, like.read)
+        return self._values[like.kind]
+
+
+def _values_in(words: Sequence[Word], read: Callable[[str], Any]) -> dict[Any, BoxXyxy]:
+    places: dict[Any, BoxXyxy] = {}
     for length in (1, 2, 3):
         for start in range(len(words) - length + 1):
             group = words[start : start + length]
             text = " ".join(word.text for word in group)
-            if re.search("[0-9]", text) and is_value(text):
-                return union([word.box_xyxy for word in group])
-    return None
+            if not re.search("[0-9]", text) or (value := read(text)) is None:
+                continue
+            if value not in places:
+                places[value] = union([word.box_xyxy for word in group])
+    return places

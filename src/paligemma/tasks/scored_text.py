@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from paligemma.tasks.objects import TokenReader, before_eos, joint_probability
-from paligemma.tasks.task import Generated
 
 LOCATION = "\ue000"
 """Stands for a location token in `ScoredText.text`, where nothing else is this character."""
 _UNKNOWN = "\ufffd"
 _MAX_BYTES = 4  # of a character in UTF-8
+
+
+class ScoredTokens(Protocol):
+    """An answer as tokens, such as `results.Generation` or `results.Text`."""
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def logprobs(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,7 @@ class ScoredText:
     """Index of a location in the text -> its bin, 0 to 1023."""
 
     @classmethod
-    def of(cls, generated: Generated, tokenizer: TokenReader) -> ScoredText:
+    def of(cls, generated: ScoredTokens, tokenizer: TokenReader) -> ScoredText:
         """The text up to EOS. Takes time in proportion to its length."""
         ids = before_eos(generated.token_ids, tokenizer)
         pieces: list[str] = []
@@ -72,6 +82,22 @@ class ScoredText:
         """Of the tokens that text[start:end] is in; an `end` beyond the text includes EOS."""
         first, last = self.tokens(start, end)
         return joint_probability(self.logprobs[first:last])
+
+    def mean_probability(self, start: int, end: int) -> float:
+        """The geometric mean over the tokens that text[start:end] is in; 0.0 without any."""
+        first, last = self.tokens(start, end)
+        logprobs = self.logprobs[first:last]
+        return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0
+
+    def written(self, start: int, end: int) -> str:
+        """text[start:end] with its locations as they are written, such as <loc0512>."""
+        text = self.text[start:end]
+        if not self.locations or LOCATION not in text:
+            return text
+        return "".join(
+            f"<loc{self.locations[index]:04d}>" if index in self.locations else character
+            for index, character in enumerate(text, start=start)
+        )
 
     def bins(self, start: int, end: int) -> list[int]:
         """The locations in text[start:end]."""
