@@ -22,10 +22,10 @@ help texts; a test keeps it current.
 - Results go to stdout, everything else to stderr. `--json` prints JSON on stdout and nothing else.
 - An image is a file, a folder (with `--recursive` also its folders), a quoted pattern such as
   `'scans/*.png'`, `-` or a pipe, `file://` or a data URI, or with `--allow-urls` a web address.
-- Line k of `--json` belongs to image k; one that cannot be read has an `error`, and the exit code
-  is 2.
-- Exit codes: 0 success; 2 invalid usage, input, option, checkpoint or data; 1 any other error; 130
-  interrupted.
+- Line k of `--json` belongs to image k; one that cannot be read has an `error`, and the others are
+  read.
+- Exit codes: 0 success; 2 invalid usage, input, option, checkpoint or data; 3 some of several files
+  could not be read, and are listed; 1 any other error; 130 interrupted.
 - Tab completion: run `paligemma --install-completion` once, then open a new shell.
 - `$PALIGEMMA_MODEL` sets the default of `--model`. `$PALIGEMMA_DEBUG=1` shows tracebacks.
 - Short options mean the same in every command: `-m` model, `-a` adapter, `-o` output, `-n` maximum

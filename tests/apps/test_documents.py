@@ -111,6 +111,28 @@ def test_a_bad_file_does_not_stop_the_others(run, letter, tmp_path):
     assert (ran.code, ran.out) == (2, "")
 
 
+@pytest.mark.parametrize("content", [None, b"", b"some text"])
+def test_a_file_of_an_unknown_format_does_not_stop_the_others(run, letter, tmp_path, content):
+    bad = tmp_path / "notes"
+    if content is not None:
+        bad.write_bytes(content)
+    ran = run("ocr", bad, letter, *LAYER)
+    assert ran.code == 3
+    assert "Hello brave world" in ran.out
+    assert ran.err.count("notes") == 1
+    ran = run("ocr", bad, bad, *LAYER)
+    assert (ran.code, ran.out) == (2, "")
+
+
+def test_a_document_without_the_pages_asked_for_does_not_stop_the_others(run, letter, tmp_path):
+    short = tmp_path / "short.pdf"
+    short.write_bytes(pdf_of_pages([HELLO]))
+    ran = run("ocr", short, letter, *LAYER, "--pages", "2")
+    assert ran.code == 3
+    assert "Second page" in ran.out
+    assert "the document has 1 page" in ran.err
+
+
 def test_passwords_and_pages_are_checked_before_the_model_is_loaded(run, letter):
     ran = run("ocr", letter, "--pages", "3", "--model", "no/such/model")
     assert ran.code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import sys
 import threading
@@ -150,10 +151,35 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(
         with pytest.raises(ImageError, match=reason):
             find_images([word])
         return
-    ran = run(command, "b.png", word, *(["dog"] if command == "detect" else []))
+    ran = run(command, word, *(["dog"] if command == "detect" else []))
     assert ran.code == 2
     assert reason in ran.err
     assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("nowhere.png", "does not exist"), ("note.txt", "unknown format"), ("*.jpg", "No file")],
+)
+def test_one_of_several_files_that_cannot_be_read_is_listed_and_the_others_are_answered(
+    word, reason, run, here, stand_in
+):
+    ran = run("caption", "b.png", word, "a.PNG", "--json")
+    assert ran.code == 3
+    assert [("error" in json.loads(line)) for line in ran.out.splitlines()] == [False, True, False]
+    assert reason in ran.err
+    assert run("caption", word, word, "--json").out == ""
+
+
+def test_a_prompt_about_all_images_needs_all_of_them(run, here, no_model):
+    ran = run("generate", "b.png", "note.txt", "describe")
+    assert (ran.code, ran.out) == (2, "")
+    assert "unknown format" in ran.err
+
+
+@pytest.mark.parametrize("word", ["", "https://example.com/a.png", "s3://bucket/a.png"])
+def test_what_is_not_to_be_read_at_all_stops_before_the_others_are_read(word, run, here, no_model):
+    assert run("caption", "b.png", word).code == 2
 
 
 def test_empty_stdin_and_a_terminal_are_refused(run, no_model, monkeypatch):
@@ -166,7 +192,7 @@ def test_empty_stdin_and_a_terminal_are_refused(run, no_model, monkeypatch):
 def test_a_file_of_a_folder_that_is_no_image_is_reported_in_its_place(run, here, stand_in):
     (here / "b.png").write_bytes(b"text")
     ran = run("caption", ".")
-    assert ran.code == 2
+    assert ran.code == 3
     assert "'b.png' has an unknown format" in ran.err
     assert ran.out.count("\n") == 1
 

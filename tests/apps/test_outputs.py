@@ -27,7 +27,7 @@ def broken(tmp_path):
 def test_json_lines_have_a_line_for_each_image(run, picture, broken, stand_in, tmp_path):
     out = tmp_path / "out.jsonl"
     ran = run("caption", picture, broken, picture, "--output", out)
-    assert (ran.code, ran.out) == (2, "")
+    assert (ran.code, ran.out) == (3, "")
     assert f"written: {out}" in ran.err
     first, second, third = map(json.loads, out.read_text(encoding="utf-8").splitlines())
     assert first["result"]["text"] == third["result"]["text"]
@@ -187,7 +187,7 @@ def test_skipped_texts_stay_and_the_others_are_written(run, folder, stand_in):
 def test_json_lines_are_continued(run, folder, broken, stand_in, tmp_path):
     out = tmp_path / "out.jsonl"
     skip = ("--output", out, "--skip-existing")
-    assert run("caption", folder / "b.png", broken, *skip).code == 2
+    assert run("caption", folder / "b.png", broken, *skip).code == 3
     assert run("caption", folder, *skip).code == 0
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [line["image"] for line in lines] == [str(folder / "b.png"), str(folder / "a.png")]

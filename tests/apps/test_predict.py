@@ -183,8 +183,8 @@ def test_a_long_prompt_is_not_taken_for_a_path(run, picture, stand_in):
     assert run("ask", picture, "why? " * 1000).code == 0
 
 
-def test_a_missing_image_is_found_before_the_model_is_loaded(run, picture, no_model):
-    ran = run("caption", picture, "nowhere.png")
+def test_a_missing_image_is_found_before_the_model_is_loaded(run, no_model):
+    ran = run("caption", "nowhere.png")
     assert ran.code == 2
     assert "nowhere.png" in ran.err
 
@@ -199,7 +199,7 @@ def test_a_damaged_image_is_reported_and_the_next_one_is_taken(run, picture, tmp
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n")
     ran = run("ask", broken, picture, "What color?", "--json")
-    assert ran.code == 2
+    assert ran.code == 3
     assert ran.err.startswith("error: ")
     assert "broken.png" in ran.err
     bad, good = map(json.loads, ran.out.splitlines())

@@ -156,6 +156,40 @@ def test_nothing_is_loaded_for_what_cannot_work(
     assert run("a.png", "--schema", "invoice", "--date-order", "xyz") == 2
 
 
+@pytest.mark.parametrize("word", ["cut.pdf", "note.json", "nowhere.pdf"])
+def test_a_document_that_cannot_be_read_does_not_stop_the_others(
+    word: str, asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(word, "a.png", "--schema", "note.json", "--json") == 3
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [("error" in line, line["file"]) for line in lines] == [(True, word), (False, "a.png")]
+    assert word in err
+
+
+def test_nothing_is_loaded_where_no_document_can_be_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LoadOptions, "load", lambda self: pytest.fail("loaded"))
+    assert run("cut.pdf", "note.json", "--schema", "note.json") == 2
+    err = capsys.readouterr().err
+    assert "cut.pdf" in err
+    assert "note.json" in err
+
+
+def test_a_document_without_the_pages_asked_for_does_not_stop_the_others(
+    asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.open("a.png")
+    image.save("two.tiff", save_all=True, append_images=[image])
+    documents = ("a.png", "two.tiff")
+    assert run(*documents, "--schema", "note.json", "--json", "--pages", "2") == 3
+    assert ["error" in json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        True,
+        False,
+    ]
+
+
 def test_a_key_that_a_schema_file_has_twice(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object", "properties": {"a": {"type": "string"}, "a": {}}}')

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.cli.image_arguments import STDIN, read_stdin
-from paligemma.errors import DocumentError, OptionError
+from paligemma.errors import DocumentError, InputError, OptionError
 
 _SUFFIXES = (".pdf", ".tif", ".tiff")
 
@@ -22,6 +22,8 @@ class NamedDocument:
 
     name: str
     source: Path | bytes
+    error: InputError | None = None
+    """Why it cannot be read, as far as that is known already."""
 
     @property
     def stem(self) -> str:
@@ -32,21 +34,35 @@ class NamedDocument:
 def find_documents(words: Sequence[str], *, recursive: bool = False) -> list[NamedDocument]:
     """The documents in the order given; those of a folder or pattern by name.
 
-    Raises DocumentError for a word that names none. Whether a file can be read shows when its turn
-    comes.
+    Of several words, one that names none is a document with an `error`. Whether a file can be read
+    shows when its turn comes.
+
+    Raises DocumentError where no word names one, and OptionError for what is not to be read at all.
     """
     if sum(word in STDIN for word in words) > 1:
         raise OptionError("Stdin can be read once. Name it once, and give other files by name.")
-    return [document for word in words for document in _find(word, recursive)]
+    documents: list[NamedDocument] = []
+    errors: list[InputError] = []
+    for word in words:
+        try:
+            documents += _find(word, recursive)
+        except OptionError:
+            raise
+        except InputError as error:
+            errors.append(error)
+            documents.append(NamedDocument(name=word, source=Path(word), error=error))
+    if errors and len(errors) == len(documents):
+        raise errors[0]
+    return documents
 
 
 def _find(word: str, recursive: bool) -> list[NamedDocument]:
     if word in STDIN:
         return [NamedDocument(name=word, source=read_stdin())]
     if not word:
-        raise DocumentError("The name of a file is empty. Give the path of a document.")
+        raise OptionError("The name of a file is empty. Give the path of a document.")
     if re.match(r"https?://", word, re.IGNORECASE):
-        raise DocumentError(f"{word!r} is a web address. Download the document first.")
+        raise OptionError(f"{word!r} is a web address. Download the document first.")
     path = Path(os.path.expanduser(word))
     if not os.path.lexists(path) and glob.has_magic(word):
         paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]

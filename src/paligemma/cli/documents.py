@@ -95,6 +95,8 @@ class DocumentOptions:
 
     def open(self, file: NamedImage) -> Document:
         """Open a named file with its pages. Raises ImageError and OptionError."""
+        if file.error is not None:
+            raise file.error
         from paligemma.documents import open_document
 
         source: Any = file.source if isinstance(file.source, Path | bytes) else file.read()

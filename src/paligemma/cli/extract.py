@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,6 +100,7 @@ def extract(
         from paligemma.extraction.names import read_names
 
         read_names(names, schema)  # raises before the model is loaded
+        documents = _checked(documents, options)
     with warnings_as_notes(is_quiet=command.quiet):
         predictor = command.load()
         if predictor.note and not (command.json or command.quiet):
@@ -110,6 +111,8 @@ def extract(
             from paligemma.extraction.asking import extract as extract_fields
 
             try:
+                if document.error is not None:
+                    raise document.error
                 with open_document(
                     document.source, password=options.password, pages=options.pages
                 ) as opened:
@@ -117,13 +120,39 @@ def extract(
                     outputs.add(document, found, opened)
                 codes.append(0)
             except (InputError, NumericalError) as error:
-                if isinstance(error, OptionError):
+                if isinstance(error, OptionError) and error is not document.error:
                     raise
                 outputs.fail(document, error)
                 codes.append(2 if isinstance(error, InputError) else 1)
         outputs.close()
     if any(codes):
         raise typer.Exit(3 if len(codes) > 1 and not all(codes) else max(codes))
+
+
+def _checked(
+    documents: Sequence[NamedDocument], options: ExtractOptions
+) -> Sequence[NamedDocument]:
+    """The documents with what is wrong with them. Raises the first error where none can be opened,
+    before a model is loaded."""
+    from paligemma.documents.open import open_document
+
+    checked = []
+    for document in documents:
+        error = document.error
+        try:
+            if error is None:
+                open_document(
+                    document.source, password=options.password, pages=options.pages
+                ).close()
+        except InputError as problem:
+            error = problem
+        checked.append(replace(document, error=error))
+    if all(document.error for document in checked):
+        for document in checked[1:]:
+            print_error(f"{document.name}: {document.error}")
+        assert checked[0].error is not None
+        raise checked[0].error
+    return checked
 
 
 def load_schema(word: str) -> Schema[Any]:

@@ -1,7 +1,7 @@
 """The images that a command line names: files, folders, patterns, addresses and stdin.
 
-All of them are checked before a model is loaded. A file that was named must be an image. Files that
-were found in a folder or by a pattern may be anything; they are reported when their turn comes.
+All of them are checked before a model is loaded, and where none can be read, none is. What is wrong
+with some of several is reported when their turn comes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ class NamedImage:
     name: str
     source: Path | bytes | str
     """A file, its contents, or a web address."""
+    error: ImageError | None = None
+    """Why it cannot be read, as far as that is known already."""
     _fetched: bytes | None = None
 
     def read(self) -> LoadedImage:
         """Raises ImageError."""
+        if self.error is not None:
+            raise self.error
         from paligemma.processor.fetch import fetch_image_bytes
         from paligemma.processor.image import load_image
 
@@ -61,7 +65,7 @@ class NamedImage:
         from paligemma.documents.image_pages import num_tiff_pages
         from paligemma.documents.open import is_document, is_pdf
 
-        if isinstance(self.source, str):
+        if isinstance(self.source, str) or self.error is not None:
             return False
         first = self.source[:1024] if isinstance(self.source, bytes) else _first_bytes(self.source)
         return is_pdf(first) or (is_document(first) and num_tiff_pages(self.source) > 1)
@@ -102,14 +106,27 @@ def find_images(
 ) -> list[NamedImage]:
     """The images in the order given; those of a folder or pattern by name.
 
-    With `documents`, PDF files too.
+    With `documents`, PDF files too. Of several words, one that names nothing that can be read is
+    an image with an `error`.
 
-    Raises ImageError for a word that names no image that can be read.
+    Raises ImageError where no image can be read, and OptionError for what is not to be read at all.
     """
     if sum(word in STDIN for word in words) > 1:
         raise OptionError("Stdin can be read once. Name it once, and give other images as files.")
     finder = _Finder(recursive=recursive, allow_urls=allow_urls, documents=documents)
-    return [image for word in words for image in finder.find(word)]
+    images: list[NamedImage] = []
+    errors: list[ImageError] = []
+    for word in words:
+        try:
+            images += finder.find(word)
+        except ImageError as error:
+            errors.append(error)
+            images.append(NamedImage(name=_shortened(word), source=Path(word), error=error))
+    if errors and len(errors) == len(images):
+        if len(errors) == 1:
+            raise errors[0]
+        raise ImageError(f"None of the {len(errors)} files can be read. {errors[0]}")
+    return images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +181,7 @@ def _find(word: str, finder: _Finder) -> list[NamedImage]:
 
 def _at(path: Path, word: str, finder: _Finder) -> list[NamedImage]:
     if not word:
-        raise ImageError("The path is empty. Give the name of an image file.")
+        raise OptionError("The path is empty. Give the name of an image file.")
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
@@ -313,9 +330,9 @@ def _path_of_uri(uri: str) -> Path:
 
 def _web_image(address: str, scheme: str, allow_urls: bool) -> NamedImage:
     if scheme not in ("http", "https"):
-        raise ImageError(
+        raise OptionError(
             f"{address!r} cannot be fetched: only http and https addresses can. Download it first."
         )
     if not allow_urls:
-        raise ImageError(f"{address!r} is a web address. Add --allow-urls to fetch it.")
+        raise OptionError(f"{address!r} is a web address. Add --allow-urls to fetch it.")
     return NamedImage(name=address, source=address)

@@ -1,7 +1,8 @@
 """The program `paligemma`: runs a command, and reports errors.
 
 An error that the package raises on purpose is one line on stderr. Exit codes: 0 done; 2 wrong
-usage, input, option, checkpoint or data; 1 anything else; 130 interrupted.
+usage, input, option, checkpoint or data; 3 some of several files could not be read (the commands
+say so); 1 anything else; 130 interrupted.
 
 Little is imported before `main` runs, so that an interrupt is handled from the start.
 """

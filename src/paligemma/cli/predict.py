@@ -28,7 +28,7 @@ from paligemma.cli.console import (
     track,
     warnings_as_notes,
 )
-from paligemma.cli.documents import DocumentOptions, read_files
+from paligemma.cli.documents import PARTLY_DONE, DocumentOptions, read_files
 from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_image
 from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
@@ -397,6 +397,8 @@ def generate(words: ImagesAndPrompt, *, sampling: SamplingOptions, options: Pred
         raise OptionError("--stream excludes --json and --output. Choose one.")
     settings = sampling.settings()
     images, prompt = _split(words, "generate", options)
+    if error := next((image.error for image in images if image.error is not None), None):
+        raise error  # the prompt is about all of them
     if sampling.stream:
         _stream(images, prompt, options, settings)
         return
@@ -526,18 +528,18 @@ def _run(job: _Job) -> None:
             output = open_output(options.output, output_format, kept_lines=kept_lines)
             writer = stack.enter_context(output)
         predictor = _load(options)
-        codes = {
+        codes = [
             _finish(job, group, target, result, writer)
             for group, target, result in track(
                 zip(groups, targets, _answers(job, predictor, query), strict=True),
                 len(groups),
                 job.command,
             )
-        }
+        ]
     if writer is not None and not options.quiet:
         print_note(f"written: {options.output or 'a .txt file next to each image'}")
-    if code := max(codes):
-        raise typer.Exit(code)
+    if any(codes):
+        raise typer.Exit(max(codes) if all(codes) else PARTLY_DONE)
 
 
 def _without_finished(
