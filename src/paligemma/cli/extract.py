@@ -129,9 +129,7 @@ def extract(
         raise typer.Exit(3 if len(codes) > 1 and not all(codes) else max(codes))
 
 
-def _checked(
-    documents: Sequence[NamedDocument], options: ExtractOptions
-) -> Sequence[NamedDocument]:
+def _checked(documents: Sequence[NamedDocument], options: ExtractOptions) -> list[NamedDocument]:
     """The documents with what is wrong with them. Raises the first error where none can be opened,
     before a model is loaded."""
     from paligemma.documents.open import open_document
