@@ -55,7 +55,7 @@ void multiply_panels(const bf16* rows, int64_t k, const bf16* panels, int count,
     for (int p = 0; p < count; p += 2) {
         auto run = p + 1 < count ? multiply_tiles<2, 2> : multiply_tiles<2, 1>;
         run(rows, LANES * k, reinterpret_cast<const uint8_t*>(panels + p * LANES * k),
-            LANES * k * 2, steps, sums + p * PANEL_SUMS, PANEL_SUMS, true, nullptr, 0);
+            LANES * k * 2, steps, {sums + p * PANEL_SUMS, SUMS, PANEL_SUMS}, true, nullptr, 0);
     }
 }
 

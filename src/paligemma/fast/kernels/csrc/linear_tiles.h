@@ -9,9 +9,12 @@
 //     pack(x, inputs, row)           puts a row there; a null pointer: zeros
 //     weights(part)                  those of a part, in the memory of this thread
 //     multiply(weights, part, tile, tiles, sums, next)
-//                                    sums[panels][tiles][16][16] (+)= up to BLOCK_TILES tiles of rows
-//                                    times the weights; the last panel may be multiplied twice, so
-//                                    that the number is even
+//                                    sums[tiles][panels][16][16] (+)= up to BLOCK_TILES tiles of rows
+//                                    times the weights
+//
+// Two tiles of rows meet two panels at a time. An odd number of panels has sums for one more. Panels
+// are the inner dimension of the sums, so that those of successive products do not stand at the same
+// place of two pages, where loads would wait for stores and lines compete for a place in the cache.
 #pragma once
 
 #include "dots.h"
@@ -30,6 +33,8 @@ constexpr int BLOCK_TILES = 4;             // of rows, whose sums with four pane
 // Some inputs of some panels.
 struct Part {
     int panel, count, from, to;
+
+    int even_count() const { return (count + 1) / 2 * 2; }
 };
 
 // The panels that are fetched from memory meanwhile, so many lines of each for a step.
@@ -39,12 +44,11 @@ struct NextPanels {
     int lines;
 };
 
-void finish_tiles(const Linear& l, int64_t first_row, int64_t rows, int panel, int count, int64_t tiles,
-                  const float* sums) {
-    for (int n = 0; n < count; n += l.epilogue == GEGLU ? PAIR : 1)
-        for (int64_t r = 0; r < rows; r++) {
-            const float* row = sums + n * tiles * SUMS + r * LANES;
-            finish(l, first_row + r, panel + n, row, row + tiles * SUMS);
+void finish_tiles(const Linear& l, int64_t first_row, int64_t rows, const Part& part, const float* sums) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int n = 0; n < part.count; n += l.epilogue == GEGLU ? PAIR : 1) {
+            const float* row = sums + (r / LANES * part.even_count() + n) * SUMS + r % LANES * LANES;
+            finish(l, first_row + r, part.panel + n, row, row + SUMS);
         }
 }
 
@@ -73,7 +77,7 @@ void multiply_tile_rows(const Kind& x, int64_t first_row, int64_t rows) {
         for (int from = 0; from < l.k; from += part) {
             const int to = std::min(l.k, from + part);
             for (int p = chunk; p < chunk_end; p += MANY_PANELS) {
-                const int count = std::min(MANY_PANELS, chunk_end - p), even = (count + 1) / 2 * 2;
+                const int count = std::min(MANY_PANELS, chunk_end - p);
                 auto at = [&](int panel, int input) {
                     return l.panel(panel) + static_cast<int64_t>(input) * l.input_bytes();
                 };
@@ -85,11 +89,11 @@ void multiply_tile_rows(const Kind& x, int64_t first_row, int64_t rows) {
                 const auto* weights = x.weights(of_panels);
                 for (int64_t t = 0; t < tiles; t += BLOCK_TILES) {
                     const int64_t size = std::min<int64_t>(BLOCK_TILES, tiles - t);
-                    float* of_block = sums + (whole ? 0 : (p - chunk) * tiles + t * even) * SUMS;
+                    float* of_block = sums + (whole ? 0 : (p - chunk) * tiles + t * of_panels.even_count()) * SUMS;
                     x.multiply(weights, of_panels, t, size, of_block, next);
                     if (to == l.k)
-                        finish_tiles(l, first_row + t * LANES, std::min(size * LANES, rows - t * LANES), p,
-                                     count, size, of_block);
+                        finish_tiles(l, first_row + t * LANES, std::min(size * LANES, rows - t * LANES),
+                                     of_panels, of_block);
                 }
             }
         }

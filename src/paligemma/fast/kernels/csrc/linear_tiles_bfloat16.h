@@ -39,8 +39,8 @@ struct Bfloat16Tiles {
                     run(x + m * LANES * l.k + (part.from / TILE_K + step) * TILE,
                         static_cast<int64_t>(LANES) * l.k,
                         w + n * l.panel_bytes() + static_cast<int64_t>(step) * 2 * TILE, l.panel_bytes(),
-                        steps, sums + (n * tiles + m) * SUMS, tiles * SUMS, part.from == 0 && step == 0,
-                        next.at + n * next.stride, next.lines);
+                        steps, {sums + (m * part.even_count() + n) * SUMS, part.even_count() * SUMS, SUMS},
+                        part.from == 0 && step == 0, next.at + n * next.stride, next.lines);
                 }
         }
     }

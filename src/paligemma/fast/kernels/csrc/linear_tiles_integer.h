@@ -50,8 +50,8 @@ template <typename Steps>
 struct BlockStep {
     const StepTiles<Steps>*x, *w;
     int32_t (*dots)[2][2][SUMS];  // [GROUPS][tiles][panels]
-    float* sums;
-    int64_t sums_stride;  // between panels
+    float* sums;          // [tiles][panels][16][16]
+    int64_t sums_stride;  // between tiles
     int tiles;
     bool first;
 
@@ -60,17 +60,17 @@ struct BlockStep {
         Floats scale[2][Steps::GROUPS];
         for (int n = 0; n < 2; n++)
             for (int g = 0; g < Steps::GROUPS; g++) scale[n][g] = load<Floats>(w[n].scales[g]);
-        float* to = sums + m * SUMS;
+        float* to = sums + m * sums_stride;
         for (int r = 0; r < LANES; r++, to += LANES) {
             Floats sum[2];
-            for (int n = 0; n < 2; n++) sum[n] = first ? Floats{} : load<Floats>(to + n * sums_stride);
+            for (int n = 0; n < 2; n++) sum[n] = first ? Floats{} : load<Floats>(to + n * SUMS);
             for (int g = 0; g < Steps::GROUPS; g++)
                 for (int n = 0; n < 2; n++) {
                     const Floats both_scales = scale[n][g] * x[m].scales[g][r];
                     const Ints dot = load<Ints>(dots[g][m][n] + r * LANES);
                     sum[n] += __builtin_convertvector(dot, Floats) * both_scales;
                 }
-            for (int n = 0; n < 2; n++) std::memcpy(to + n * sums_stride, &sum[n], sizeof sum[n]);
+            for (int n = 0; n < 2; n++) std::memcpy(to + n * SUMS, &sum[n], sizeof sum[n]);
         }
     }
 };
@@ -153,8 +153,7 @@ struct IntegerTiles {
 
     const Tiles* weights(const Part& part) const {
         auto* tiles = scratch<Tiles>(1, (part.to - part.from + STEP - 1) / STEP * MANY_PANELS);
-        const int even = (part.count + 1) / 2 * 2;
-        for (int n = 0; n < even; n++)
+        for (int n = 0; n < part.even_count(); n++)
             unpack(part.panel + std::min(n, part.count - 1), part.from, part.to, tiles + n);
         // To a compiler, the instructions that load tiles do not read memory.
         asm volatile("" ::: "memory");
@@ -183,21 +182,23 @@ struct IntegerTiles {
 
     void multiply(const Tiles* w, const Part& part, int64_t tile, int64_t tiles, float* sums,
                   NextPanels& next) const {
-        alignas(64) int32_t dots[2][Steps::GROUPS][2][2][SUMS];
+        // With two groups, those of the step before are in use when the first of this step are stored.
+        alignas(64) int32_t dots[Steps::GROUPS][Steps::GROUPS][2][2][SUMS];
         const Tiles* x = rows + (tile / BLOCK_TILES * steps + part.from / STEP) * BLOCK_TILES;
         BlockStep<Steps> before{};
         int turn = 0;
         for (int i = part.from; i < part.to; i += STEP, x += BLOCK_TILES, w += MANY_PANELS)
             for (int64_t m = 0; m < tiles; m += 2, next.at += next.lines * LINE)
-                for (int n = 0; n < part.count; n += 2, turn = 1 - turn) {
+                for (int n = 0; n < part.count; n += 2, turn = (turn + 1) % Steps::GROUPS) {
                     const uint8_t* fetched = next.at + n * next.stride;
                     for (int line = 0; line < next.lines; line++, fetched += LINE) {
                         _mm_prefetch(reinterpret_cast<const char*>(fetched), _MM_HINT_T1);
                         _mm_prefetch(reinterpret_cast<const char*>(fetched + next.stride), _MM_HINT_T1);
                     }
                     const int size = m + 1 < tiles ? 2 : 1;
-                    const BlockStep<Steps> step{x + m, w + n, dots[turn], sums + (n * tiles + m) * SUMS,
-                                                tiles * SUMS, size, i == 0};
+                    const BlockStep<Steps> step{x + m, w + n, dots[turn],
+                                                sums + (m * part.even_count() + n) * SUMS,
+                                                part.even_count() * SUMS, size, i == 0};
                     if (size > 1) multiply_step<2>(step, before);
                     else multiply_step<1>(step, before);
                     before = step;

@@ -30,15 +30,23 @@ void configure_tiles(int row_bytes = 64) {
     _tile_loadconfig(&config);
 }
 
+// Where sums are: float[16][16] of each block of 16 rows and panel.
+struct TileSums {
+    float* at;
+    int64_t block_stride, panel_stride;
+
+    float* of(int block, int panel) const { return at + block * block_stride + panel * panel_stride; }
+};
+
 // Two blocks of 16 rows times two panels, or fewer.
 // `next` is fetched meanwhile: the weights that come after those in use.
 template <int MT, int NP>
 void multiply_tiles(const bf16* x, int64_t x_stride, const uint8_t* w, int64_t w_stride, int steps,
-                    float* sums, int64_t sums_stride, bool first, const uint8_t* next, int lines) {
-#define PG_SUM(t, m, n)                                                     \
-    if constexpr (m < MT && n < NP) {                                       \
-        if (first) _tile_zero(t);                                           \
-        else _tile_loadd(t, sums + m * SUMS + n * sums_stride, 64);         \
+                    const TileSums& sums, bool first, const uint8_t* next, int lines) {
+#define PG_SUM(t, m, n)                          \
+    if constexpr (m < MT && n < NP) {            \
+        if (first) _tile_zero(t);                \
+        else _tile_loadd(t, sums.of(m, n), 64);  \
     }
     PG_SUM(0, 0, 0) PG_SUM(1, 0, 1) PG_SUM(2, 1, 0) PG_SUM(3, 1, 1)
 #undef PG_SUM
@@ -57,7 +65,7 @@ void multiply_tiles(const bf16* x, int64_t x_stride, const uint8_t* w, int64_t w
         if constexpr (MT > 1 && NP > 1) _tile_dpbf16ps(3, 5, 7);
     }
 #define PG_STORE(t, m, n) \
-    if constexpr (m < MT && n < NP) _tile_stored(t, sums + m * SUMS + n * sums_stride, 64);
+    if constexpr (m < MT && n < NP) _tile_stored(t, sums.of(m, n), 64);
     PG_STORE(0, 0, 0) PG_STORE(1, 0, 1) PG_STORE(2, 1, 0) PG_STORE(3, 1, 1)
 #undef PG_STORE
 }
