@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import defusedxml.ElementTree
@@ -20,6 +21,7 @@ from paligemma.predictor import Predictor
 from paligemma.server.app import create_app
 from paligemma.server.settings import Limits, Settings
 from tests.documents.pdf_files import pdf_of_pages, text_at
+from tests.extraction.french_invoice import write_french_invoice
 from tests.server.asgi import Answer, call
 from tests.server.conftest import EXAMPLES, MakeService
 from tests.server.serving import until
@@ -382,6 +384,36 @@ def test_wrong_requests_to_extract_are_refused(
     answer = post(mini_app, "/v1/extract", {"document": encoded(TWO_PAGES), **fields})
     assert answer.status == 400
     assert answer.error["param"] == param
+
+
+def test_values_of_an_invoices_xml_need_no_model(mini_app: ASGIApp, tmp_path: Path) -> None:
+    write_french_invoice(tmp_path / "fr.pdf")
+    fields = {"document": encoded((tmp_path / "fr.pdf").read_bytes()), "schema": "invoice"}
+    answer = post(mini_app, "/v1/extract", {**fields, "source": "xml"})
+    assert answer.status == 200, answer.body
+    result = answer.json()["result"]
+    total = next(field for field in result["fields"] if field["path"] == "total")
+    assert (total["value"], total["source"], total["score"]) == ("158.25", "xml", None)
+    assert answer.json()["usage"]["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"schema": "invoice"}, "no XML of an electronic invoice"),
+        ({"schema": "prescription"}, "no value of an electronic invoice"),
+        ({"schema": "invoice", "check": "twice"}, "asks no model"),
+        ({"schema": "invoice", "source": "yaml"}, "source"),
+    ],
+)
+def test_documents_without_the_xml_of_an_invoice_are_refused(
+    more: dict[str, Any], reason: str, mini_app: ASGIApp
+) -> None:
+    answer = post(
+        mini_app, "/v1/extract", {"document": encoded(TWO_PAGES), "source": "xml", **more}
+    )
+    assert answer.status == 400
+    assert reason in answer.error["message"]
 
 
 def test_names_are_compared_with_what_was_read(mini_app: ASGIApp) -> None:

@@ -30,6 +30,7 @@ from paligemma.escaping import visible
 from paligemma.options import Option
 
 if TYPE_CHECKING:
+    from paligemma.documents.page import Document
     from paligemma.extraction.options import ExtractOptions
     from paligemma.extraction.result import Extraction
     from paligemma.extraction.schema import Schema
@@ -102,20 +103,17 @@ def extract(
         read_names(names, schema)  # raises before the model is loaded
         documents = _checked(documents, options)
     with warnings_as_notes(is_quiet=command.quiet):
-        predictor = command.load()
-        if predictor.note and not (command.json or command.quiet):
+        predictor = command.load() if options.source == "model" else None
+        if predictor is not None and predictor.note and not (command.json or command.quiet):
             print_note(predictor.note)
         codes = []
         for document in track(documents, len(documents), "extract"):
-            from paligemma.documents.open import open_document
             from paligemma.extraction.asking import extract as extract_fields
 
             try:
                 if document.error is not None:
                     raise document.error
-                with open_document(
-                    document.source, password=options.password, pages=options.pages
-                ) as opened:
+                with _opened(document, options) as opened:
                     found = extract_fields(predictor, opened, schema, options, names)
                     outputs.add(document, found, opened)
                 codes.append(0)
@@ -132,16 +130,13 @@ def extract(
 def _checked(documents: Sequence[NamedDocument], options: ExtractOptions) -> list[NamedDocument]:
     """The documents with what is wrong with them. Raises the first error where none can be opened,
     before a model is loaded."""
-    from paligemma.documents.open import open_document
-
     checked = []
     for document in documents:
         error = document.error
         try:
             if error is None:
-                open_document(
-                    document.source, password=options.password, pages=options.pages
-                ).close()
+                with _opened(document, options):
+                    pass
         except InputError as problem:
             error = problem
         checked.append(replace(document, error=error))
@@ -151,6 +146,20 @@ def _checked(documents: Sequence[NamedDocument], options: ExtractOptions) -> lis
         assert checked[0].error is not None
         raise checked[0].error
     return checked
+
+
+@contextmanager
+def _opened(document: NamedDocument, options: ExtractOptions) -> Iterator[Document | bytes]:
+    """The document, or the contents of an XML file where values are taken from XML."""
+    from paligemma.documents.open import open_document
+    from paligemma.extraction.from_xml import xml_file
+
+    xml = xml_file(document.source) if options.source == "xml" else None
+    if xml is not None:
+        yield xml
+        return
+    with open_document(document.source, password=options.password, pages=options.pages) as opened:
+        yield opened
 
 
 def load_schema(word: str) -> Schema[Any]:

@@ -22,11 +22,13 @@ from paligemma.errors import (
     DocumentError,
     ImageError,
     NumericalError,
+    OptionError,
     PaliGemmaError,
     counted,
 )
 from paligemma.extraction.assemble import Keys, assemble
 from paligemma.extraction.dates import order_of_dates
+from paligemma.extraction.from_xml import extract_from_xml, note_of_einvoice
 from paligemma.extraction.lists import Item, PlacedItem, items_of, union_of
 from paligemma.extraction.names import NameLists, Names, read_names
 from paligemma.extraction.options import ExtractOptions
@@ -117,7 +119,7 @@ class Draft:
 
 @overload
 def extract(
-    asker: Asker,
+    asker: Asker | None,
     source: DocumentInput,
     schema: type[T] | Schema[T],
     options: ExtractOptions | None = None,
@@ -125,14 +127,14 @@ def extract(
 ) -> Extraction[T]: ...
 @overload
 def extract(
-    asker: Asker,
+    asker: Asker | None,
     source: DocumentInput,
     schema: Mapping[str, Any] | str,
     options: ExtractOptions | None = None,
     names: NameLists = (),
 ) -> Extraction[Any]: ...
 def extract(
-    asker: Asker,
+    asker: Asker | None,
     source: DocumentInput,
     schema: Any,
     options: ExtractOptions | None = None,
@@ -140,8 +142,9 @@ def extract(
 ) -> Extraction[Any]:
     """Read the values of a schema from a document.
 
-    `schema`: a pydantic model, a JSON schema, or the name of a built-in one. `names`: how names are
-    spelled, for the values that the schema marks with `names`, or by the path of a value.
+    `asker`: the model; None is enough with `source="xml"`, which asks nothing. `schema`: a pydantic
+    model, a JSON schema, or the name of a built-in one. `names`: how names are spelled, for the
+    values that the schema marks with `names`, or by the path of a value.
 
     Raises OptionError for a schema or an option that cannot be used, before anything is read;
     DocumentError and ImageError for a document that cannot be opened, or none of whose pages can
@@ -150,6 +153,10 @@ def extract(
     options = options or ExtractOptions()
     tree: Schema[Any] = read_schema(schema)
     known_names = read_names(names, tree)
+    if options.source == "xml":
+        return extract_from_xml(source, tree, options, known_names)
+    if asker is None:
+        raise OptionError("There is no model to read with; only source='xml' needs none.")
     with open_document(source, password=options.password, pages=options.pages) as document:
         run = Run(asker, document, tree, options)
         if options.mode == "json":
@@ -163,7 +170,10 @@ def extract(
         run.settle_dates()
         run.match(known_names)
         run.find_places()
-        return replace(run.result(), image_reference=ImageReference(source))
+        found = run.result()
+        note = note_of_einvoice(document, tree)
+        notes = found.notes if note is None else (*found.notes, note)
+        return replace(found, notes=notes, image_reference=ImageReference(source))
 
 
 def list_questions(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from paligemma.errors import OptionError, check_choice
 from paligemma.extraction.dates import DateOrder
+from paligemma.extraction.result import ValueSource
 from paligemma.extraction.values import DecimalMark, Formats
 from paligemma.options import Option
 from paligemma.tasks.task import check_language
@@ -23,6 +24,9 @@ class ExtractOptions:
     Raises OptionError for values that are not allowed.
     """
 
+    source: ValueSource = "model"
+    """Where the values are from. xml: the XML of an electronic invoice (Factur-X, ZUGFeRD, UBL)
+    inside of a PDF file, or as a file of its own, without a model."""
     language: str = "en"
     """Language code of the document, for the prompt and for dates; "" leaves it out of the
     prompt."""
@@ -67,11 +71,16 @@ class ExtractOptions:
         if self.language:
             check_language(self.language)
         check_choice("question_language", self.question_language, QuestionLanguage)
+        check_choice("source", self.source, ValueSource)
         check_choice("check", self.check, Check)
         check_choice("mode", self.mode, Mode)
         self.formats  # noqa: B018 - raises for a wrong order of dates or decimal mark
         if self.mode == "json" and self.check == "twice":
             raise OptionError("check='twice' needs mode='questions'. Leave one of them out.")
+        if self.source == "xml" and (self.mode == "json" or self.check == "twice"):
+            raise OptionError(
+                "source='xml' asks no model. Leave out mode='json' and check='twice'."
+            )
         for name in ("min_score", "whole_page_score", "min_box_score"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= 1:

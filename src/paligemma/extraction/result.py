@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
+ValueSource = Literal["model", "xml"]
 BoxSource = Literal["text layer", "detect", "tile"]
 
 UNSURE_SCORE = 0.5
@@ -29,7 +30,7 @@ UNSURE_SCORE = 0.5
 
 CSV_COLUMNS = (
     *("file", "path", "value", "raw", "score", "held", "page", "x1", "y1", "x2", "y2"),
-    *("box_source", "matched", "question", "problems"),
+    *("box_source", "matched", "question", "problems", "source"),
 )
 """Of a table of fields: one row per field."""
 
@@ -54,7 +55,8 @@ class Field(Result):
     raw: str | None
     """The model's own words; None where it was not asked or gave no answer."""
     score: float
-    """The model's probability of exactly these words; 0 where nothing was read."""
+    """The model's probability of exactly these words; 0 where nothing was read, and NaN for values
+    of an XML file, which no model has read."""
     held: float
     """The probability that the answer's pattern took away from other answers: near 0, the model
     answered freely in this form; near 1, it wanted to say something else."""
@@ -73,8 +75,9 @@ class Field(Result):
     """The prompt as a whole; "" in JSON mode, where the answer has all values."""
     tile_xyxy: BoxXyxy | None = None
     """The part of the page that the model saw when it gave the answer."""
-    source: Literal["model"] | None = "model"
-    """Where the value comes from; None where there is none."""
+    source: ValueSource | None = "model"
+    """Where the value comes from: the model, or the XML of an electronic invoice; None where there
+    is none."""
     problems: tuple[str, ...] = ()
     """Why the value may be wrong, or is missing."""
     matched: Match | None = None
@@ -88,6 +91,10 @@ class Field(Result):
     def is_unsure(self, min_score: float = UNSURE_SCORE) -> bool:
         """Whether a person should look at it: a low score, or problems."""
         return bool(self.problems) or (not self.is_missing and self.score < min_score)
+
+    def doubt(self) -> float:
+        """What sorts fields, the most doubtful ones first: the score, or 1 where no model read."""
+        return 1.0 if math.isnan(self.score) else self.score
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
@@ -114,6 +121,7 @@ class Field(Result):
             None if self.matched is None else self.matched.text,
             self.question,
             " ; ".join(self.problems),
+            self.source,
         )
 
     def __repr__(self) -> str:
@@ -161,7 +169,7 @@ class Extraction(Result, Generic[T_co]):
     def unsure(self, min_score: float | None = None) -> tuple[Field, ...]:
         """The fields that a person should look at: with a low score or a problem, lowest first."""
         limit = self.min_score if min_score is None else min_score
-        return tuple(sorted((f for f in self.fields if f.is_unsure(limit)), key=lambda f: f.score))
+        return tuple(sorted((f for f in self.fields if f.is_unsure(limit)), key=Field.doubt))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -241,6 +249,7 @@ class Extraction(Result, Generic[T_co]):
         lines = [f"{self.schema_name} on {counted(self.num_pages, 'page')}", " score  page  field"]
         for each in self.fields:
             score = "     " if each.is_missing else f"{each.score:5.2f}"
+            score = "  xml" if each.source == "xml" else score
             page = "    " if each.page is None else f"{each.page:4d}"
             shown = "not found" if each.is_missing else shown_value(each.value)
             if each.matched is not None:

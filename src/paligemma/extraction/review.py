@@ -47,7 +47,7 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
         pages = [
             _review_page(_page(found, document, n), found.fields) for n in numbers[:_MAX_PAGES]
         ]
-    by_doubt = sorted(found.fields, key=lambda f: (not f.is_unsure(found.min_score), f.score))
+    by_doubt = sorted(found.fields, key=lambda f: (not f.is_unsure(found.min_score), f.doubt()))
     ranks = {field.path: rank for rank, field in enumerate(by_doubt)}
     return render_sealed_page(
         "extraction.html",

@@ -219,6 +219,13 @@ class ExtractRequest(ManyPagesRequest):
             "receipt, id-card, form, product.",
         ),
     ]
+    source: Annotated[
+        Literal["model", "xml"],
+        Field(
+            description="Where the values are from. xml: the XML of an electronic invoice inside "
+            "of the PDF file, without the model."
+        ),
+    ] = "model"
     language: Annotated[
         Language | Literal[""],
         Field(description='Of the questions and the document; "" leaves it out of the prompt.'),
@@ -349,7 +356,7 @@ class FieldResult(ResponseModel):
     raw: str | None
     """The model's own words."""
     score: float | None
-    """The model's probability of exactly these words."""
+    """The model's probability of exactly these words; null for values of the XML."""
     held: float | None
     """The probability that the pattern of the answer took away from other answers."""
     page: int | None  # from 1
@@ -361,7 +368,7 @@ class FieldResult(ResponseModel):
     prompt: str
     tile_xyxy: Box | None
     """The part of the page that the model saw when it gave the answer."""
-    source: Literal["model"] | None
+    source: Literal["model", "xml"] | None
     problems: list[str]
     """Why the value may be wrong, or is missing."""
     matched: MatchResult | None

@@ -116,6 +116,7 @@ def _extraction(request: ExtractRequest) -> Work:
     names = request.names or ()
     read_names(names, schema)
     options = ExtractOptions(
+        source=request.source,
         language=request.language,
         date_order=request.date_order,
         decimal_mark=request.decimal_mark,

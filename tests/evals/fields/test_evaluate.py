@@ -25,7 +25,7 @@ from paligemma.evals.fields.records import FieldRecord, TrueBox
 from paligemma.extraction.options import ExtractOptions
 from paligemma.fonts import Lettering
 from tests.documents.scripted import ScriptedModel
-from tests.evals.fields.french_invoice import ANSWERS, write_french_invoice
+from tests.extraction.french_invoice import ANSWERS, write_french_invoice
 
 for package in ("pypdfium2", "defusedxml", "pydantic", "llguidance", "rapidfuzz"):
     pytest.importorskip(package)

@@ -161,7 +161,7 @@ export function toText(result) {
   return result.pages.map((page) => page.lines.map((line) => line.text).join("\n")).join("\n\f\n");
 }
 
-const COLUMNS = ["path", "value", "raw", "score", "held", "page", "x1", "y1", "x2", "y2", "box_source", "matched", "question", "problems"];
+const COLUMNS = ["path", "value", "raw", "score", "held", "page", "x1", "y1", "x2", "y2", "box_source", "matched", "question", "problems", "source"];
 
 /** A row per field in the order of the schema, or the rows of a table. */
 export function toCsv(route, result) {
@@ -176,7 +176,7 @@ function fieldRows(result) {
     const problems = (field.problems ?? []).join(" ; ");
     return [
       field.path, value, field.raw, field.score, field.held, field.page, ...box, field.box_source,
-      field.matched?.text, field.question, problems,
+      field.matched?.text, field.question, problems, field.source,
     ];
   });
   return [COLUMNS, ...rows];
