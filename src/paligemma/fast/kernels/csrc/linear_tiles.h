@@ -7,7 +7,7 @@
 //     STEP, INPUT_BYTES, ROW_BYTES   inputs multiplied at once; bytes of one, and of a row, in tiles
 //     Kind(l, tiles)                 memory for so many tiles of rows, which threads share
 //     pack(x, inputs, row)           puts a row there; a null pointer: zeros
-//     weights(part)                  those of a part, in the memory of this thread
+//     weights(part)                  where those of a part are, or memory of this thread for them
 //     multiply(weights, part, tile, tiles, sums, next)
 //                                    sums[tiles][panels][16][16] (+)= up to BLOCK_TILES tiles of rows
 //                                    times the weights
@@ -86,7 +86,7 @@ void multiply_tile_rows(const Kind& x, int64_t first_row, int64_t rows) {
                                                       : l.panel(chunk_end),
                                 l.panel_bytes(), static_cast<int>((lines + pairs - 1) / pairs)};
                 const Part of_panels{p, count, from, to};
-                const auto* weights = x.weights(of_panels);
+                const auto weights = x.weights(of_panels);
                 for (int64_t t = 0; t < tiles; t += BLOCK_TILES) {
                     const int64_t size = std::min<int64_t>(BLOCK_TILES, tiles - t);
                     float* of_block = sums + (whole ? 0 : (p - chunk) * tiles + t * of_panels.even_count()) * SUMS;

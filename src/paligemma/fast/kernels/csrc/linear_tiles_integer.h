@@ -151,43 +151,43 @@ struct IntegerTiles {
         }
     }
 
-    const Tiles* weights(const Part& part) const {
-        auto* tiles = scratch<Tiles>(1, (part.to - part.from + STEP - 1) / STEP * MANY_PANELS);
-        for (int n = 0; n < part.even_count(); n++)
-            unpack(part.panel + std::min(n, part.count - 1), part.from, part.to, tiles + n);
-        // To a compiler, the instructions that load tiles do not read memory.
-        asm volatile("" ::: "memory");
-        return tiles;
+    // Each step is unpacked when the first rows meet it, so that tiles work meanwhile.
+    Tiles* weights(const Part& part) const {
+        return scratch<Tiles>(1, (part.to - part.from + STEP - 1) / STEP * MANY_PANELS);
     }
 
-    void unpack(int panel, int from, int to, Tiles* tiles) const {
-        const uint8_t* line = l.panel(panel) + static_cast<int64_t>(from) * l.input_bytes();
-        const bf16* scales = l.panel_scales(panel) + from / Steps::GROUP * LANES;
-        for (int i = from; i < to; i += STEP, tiles += MANY_PANELS)
-            for (int g = 0; g < Steps::GROUPS; g++) {
-                if (i + g * Steps::GROUP >= to) {
-                    std::memset(tiles->values[g], 0, sizeof tiles->values[g]);
-                    std::memset(tiles->scales[g], 0, sizeof tiles->scales[g]);
+    // The step of all panels from input `first` on.
+    void unpack(const Part& part, int first, Tiles* step) const {
+        for (int n = 0; n < part.even_count(); n++, step++) {
+            const int panel = part.panel + std::min(n, part.count - 1);
+            const uint8_t* line = l.panel(panel) + static_cast<int64_t>(first) * l.input_bytes();
+            const bf16* scales = l.panel_scales(panel) + first / Steps::GROUP * LANES;
+            for (int g = 0; g < Steps::GROUPS; g++, line += Steps::GROUP * l.input_bytes(), scales += LANES) {
+                if (first + g * Steps::GROUP >= l.k) {
+                    std::memset(step->values[g], 0, sizeof step->values[g]);
+                    std::memset(step->scales[g], 0, sizeof step->scales[g]);
                     continue;
                 }
                 // Those of the panels that follow: too few for the processor to foresee.
                 __builtin_prefetch(scales + MANY_PANELS * groups * LANES, 0, 3);
                 const Floats wide = widen_half(scales);
-                std::memcpy(tiles->scales[g], &wide, sizeof wide);
-                Steps::unpack(line, tiles->values[g]);
-                scales += LANES;
-                line += Steps::GROUP * l.input_bytes();
+                std::memcpy(step->scales[g], &wide, sizeof wide);
+                Steps::unpack(line, step->values[g]);
             }
+        }
+        // To a compiler, the instructions that load tiles do not read memory.
+        asm volatile("" ::: "memory");
     }
 
-    void multiply(const Tiles* w, const Part& part, int64_t tile, int64_t tiles, float* sums,
+    void multiply(Tiles* w, const Part& part, int64_t tile, int64_t tiles, float* sums,
                   NextPanels& next) const {
         // With two groups, those of the step before are in use when the first of this step are stored.
         alignas(64) int32_t dots[Steps::GROUPS][Steps::GROUPS][2][2][SUMS];
         const Tiles* x = rows + (tile / BLOCK_TILES * steps + part.from / STEP) * BLOCK_TILES;
         BlockStep<Steps> before{};
         int turn = 0;
-        for (int i = part.from; i < part.to; i += STEP, x += BLOCK_TILES, w += MANY_PANELS)
+        for (int i = part.from; i < part.to; i += STEP, x += BLOCK_TILES, w += MANY_PANELS) {
+            if (tile == 0) unpack(part, i, w);
             for (int64_t m = 0; m < tiles; m += 2, next.at += next.lines * LINE)
                 for (int n = 0; n < part.count; n += 2, turn = (turn + 1) % Steps::GROUPS) {
                     const uint8_t* fetched = next.at + n * next.stride;
@@ -203,6 +203,7 @@ struct IntegerTiles {
                     else multiply_step<1>(step, before);
                     before = step;
                 }
+        }
         for (int m = 0; m < before.tiles; m++) before.scale(m);
     }
 };
