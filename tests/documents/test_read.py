@@ -12,6 +12,7 @@ from PIL import Image
 from paligemma.documents import ReadOptions, find_on_page, open_document, read_document
 from paligemma.documents.text_of_lines import lines_in_tile
 from paligemma.errors import DocumentError, OptionError
+from paligemma.fonts import Lettering
 from paligemma.processor.image import LoadedImage
 from paligemma.results import Text
 from tests.documents.pdf_files import pdf_of_pages, text_at
@@ -230,3 +231,42 @@ def test_no_line_is_lost_where_the_model_sees_more_lines_than_the_ink() -> None:
     data = pdf_of_pages([letter(lines_of_words(1))], media_box=A4)
     read = read_document(reader, data)
     assert [line.text for line in read.lines] == said.split("\n")
+
+
+@pytest.mark.parametrize("slant", [2.5, -4.0])
+def test_a_slanted_scan_is_read_line_by_line_with_boxes_on_the_page_as_it_is(slant: float) -> None:
+    scan = Image.new("RGB", (1000, 1400), "white")
+    lettering = Lettering(22)
+    for number in range(20):
+        text = f"{number} some more moss can serve as cover over acorns"
+        lettering.draw(scan, (120, 150 + 44 * number), text, (0, 0, 0))
+    slanted = scan.rotate(slant, Image.Resampling.BICUBIC, fillcolor="white")
+    reader = ScriptedReader(lambda image: text_result("line\n" * 30))
+    page = read_document(reader, slanted, ReadOptions(turn=False)).pages[0]
+    boxes = sorted({line.box_xyxy for line in page.lines}, key=lambda box: box[1])
+    assert len(boxes) == 20
+    assert page.size_wh == (1000, 1400)
+    ink = np.asarray(slanted.convert("L")) < 128
+    covered = np.zeros_like(ink)
+    for x0, y0, x1, y1 in boxes:
+        assert (y1 - y0) < 22 + 1.3 * (x1 - x0) * abs(math.sin(math.radians(slant)))
+        covered[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = True
+    assert (ink & ~covered).sum() < 0.03 * ink.sum()
+    # Each tile shows level lines: rows between them without ink.
+    for image in reader.seen:
+        rows = (np.asarray(image.rgb.convert("L")) < 128).any(axis=1)
+        assert not rows.all()
+
+
+def test_the_print_of_a_slanted_scan_is_as_high_as_that_of_a_straight_one() -> None:
+    scan = Image.new("RGB", (1000, 1400), "white")
+    for number in range(20):
+        Lettering(22).draw(
+            scan, (120, 150 + 44 * number), "some more moss on acorns " * 2, (0, 0, 0)
+        )
+    heights = []
+    for slant in (0, 1, 3, 5):
+        slanted = scan.rotate(slant, Image.Resampling.BICUBIC, fillcolor="white")
+        with open_document(slanted) as document:
+            heights.append(document.pages[0].print_height() or 0)
+    assert max(heights) < 1.25 * min(heights)

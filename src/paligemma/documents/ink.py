@@ -102,8 +102,12 @@ def lines_of_ink(image: Image.Image) -> list[InkLine]:
 
 
 def x_height_of_ink(image: Image.Image) -> float | None:
-    """The x-height of the small print of an image, in its pixels; None where no line is seen."""
-    lines = lines_of_ink(image)
+    """The x-height of the small print of an image, in its pixels; None where no line is seen.
+
+    The image may be slanted.
+    """
+    angle = deskew_angle(image)
+    lines = lines_of_ink(_rotated(image, angle) if angle else image)
     if not lines:
         return None
     widths = np.array([line.box[2] - line.box[0] for line in lines])
@@ -111,6 +115,10 @@ def x_height_of_ink(image: Image.Image) -> float | None:
     order = np.argsort(heights)
     share = np.cumsum(widths[order]) / widths.sum()
     return float(heights[order][np.searchsorted(share, 0.2)])
+
+
+def _rotated(image: Image.Image, angle: float) -> Image.Image:
+    return image.convert("L").rotate(angle, Image.Resampling.BILINEAR, expand=True, fillcolor=255)
 
 
 def _band_height(part: Mask) -> float:

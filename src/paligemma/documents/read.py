@@ -11,6 +11,7 @@ from typing import Literal
 from paligemma.answering import ImageQuery, Query
 from paligemma.documents.asker import Asker
 from paligemma.documents.geometry import Box, Turn, turn_box, union
+from paligemma.documents.level import Leveled, leveled
 from paligemma.documents.open import DocumentInput, PageNumbers, open_document
 from paligemma.documents.order import reading_rows
 from paligemma.documents.page import DocumentLimits, Page, Unit
@@ -166,6 +167,8 @@ class _Plan:
 
     page: Page
     regions: Sequence[Region] = ()
+    level: Leveled | None = None
+    """What the regions are parts of, where the page is slanted."""
     text: PageText | None = None
     """What is known without asking."""
 
@@ -194,8 +197,13 @@ def _plan(asker: Asker, page: Page, options: ReadOptions) -> _Plan:
     if page.is_blank:
         problem = "blank: neither ink nor text"
         return _Plan(page=page, text=_page_text(page, problems=(problem,)))
-    regions = regions_of(page, asker.processor.resolution, tiles=options.tiles)
-    return _Plan(page=page, regions=regions)
+    level = leveled(page)
+    resolution = asker.processor.resolution
+    if level is not None:
+        regions = regions_of(level.page, resolution, tiles=options.tiles)
+        if not any(region.is_picture for region in regions):
+            return _Plan(page=page, regions=regions, level=level)
+    return _Plan(page=page, regions=regions_of(page, resolution, tiles=options.tiles))
 
 
 def _page_text(
@@ -280,7 +288,7 @@ def _text_of(asker: Asker, plan: _Plan, answers: Sequence[Text | PaliGemmaError]
         lines.extend(
             Line(
                 text=line.text,
-                box_xyxy=line.box,
+                box_xyxy=line.box if plan.level is None else plan.level.to_page(line.box),
                 score=line.score,
                 page=page.number,
                 source="model",

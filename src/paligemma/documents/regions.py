@@ -30,6 +30,8 @@ class Region:
     rows: Sequence[Sequence[Box]]
     block: int
     """Tiles of one block belong together: their rows may go on from tile to tile."""
+    is_picture: bool = False
+    """Whether it is a whole page on which no print is seen, as a photo."""
 
 
 def regions_of(page: Page, resolution: int, *, tiles: bool = True) -> list[Region]:
@@ -39,7 +41,8 @@ def regions_of(page: Page, resolution: int, *, tiles: bool = True) -> list[Regio
     """
     lines = _lines(page)
     if _is_picture(lines):
-        return [Region(tile=whole(page), rows=[[(0.0, 0.0, *page.size_wh)]], block=0)]
+        rows_of_all = [[(0.0, 0.0, *page.size_wh)]]
+        return [Region(tile=whole(page), rows=rows_of_all, block=0, is_picture=True)]
     rows = [[lines[index] for index in row] for row in reading_rows([line.box for line in lines])]
     if not tiles:
         boxes = [[line.box for line in row] for row in rows]
