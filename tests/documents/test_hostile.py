@@ -18,6 +18,7 @@ from PIL import Image
 from paligemma.documents import (
     DocumentLimits,
     ReadOptions,
+    find_on_page,
     open_document,
     read_document,
     tiles_of,
@@ -214,6 +215,31 @@ def test_form_fields_show_what_was_filled_in() -> None:
         shown = np.asarray(page.render((20, 40, 100, 60), size_wh=(160, 40)).convert("L"))
         assert shown.min() < 100
         assert not page.is_blank
+
+
+def test_what_was_filled_in_belongs_to_the_text_layer() -> None:
+    def field(name: str, value: str, flags: int = 4, kind: str = "/Tx", more: str = "") -> str:
+        return (
+            f"<< /Type /Annot /Subtype /Widget /FT {kind} /T ({name}) /V ({value}) /F {flags} "
+            f"/Rect [20 20 120 40] {more} >>"
+        )
+
+    shown = [field("name", "Ann Walker"), field("town", "Ulm", kind="/Ch", more="/Ff 131072")]
+    unseen = [field("hidden", "Secret", 2), field("password", "Secret", more="/Ff 8192")]
+    unseen.append(field("tick", "Secret", kind="/Btn"))
+    names = [f"{6 + number} 0 R" for number in range(5)]
+    data = pdf_of_pages(
+        [HELLO],
+        page_extra=f"/Rotate 180 /Annots [{' '.join(names)}]",
+        catalog_extra=f"/AcroForm << /Fields [{' '.join(names)}] >>",
+        more_objects=[each.encode() for each in (*shown, *unseen)],
+    )
+    with open_document(data) as document:
+        words = document.pages[0].words
+        assert [word.text for word in words[3:]] == ["Ann", "Walker", "Ulm"]
+        # The page is turned back by its text, so that boxes are those of the file.
+        assert document.pages[0].turned == 180
+        assert find_on_page(words, "Ann Walker") == pytest.approx((20, 60, 120, 80), abs=0.1)
 
 
 def test_pages_without_ink_and_text_are_flagged() -> None:

@@ -27,6 +27,9 @@ from paligemma.errors import DocumentError, MissingExtraError
 
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
 _MAX_ATTACHMENT_BYTES = 64 * 2**20
+_MAX_FIELDS = 5_000  # of a page
+_MAX_FIELD_BYTES = 64 * 2**10
+_PASSWORD_FIELD = 1 << 13  # of a text field's flags (ISO 32000-1, table 228)
 _LINE_END_HYPHENS = (0x2, 0xFFFE)  # what pdfium reports for a hyphen that divides a word
 _X_HEIGHT_LETTERS = frozenset("acemnorsuvwxzаеосмптивкшгαεικνορστυω")
 _TALL_TO_X_HEIGHT = 0.72
@@ -176,7 +179,30 @@ class PdfFile:
                 letters = list(self._letters(raw, text, geometry, index))
             finally:
                 raw.FPDFText_ClosePage(text)
-        return _words_of(letters), turn_by_direction([each.direction for each in letters])
+            words = _words_of(letters)
+            # On a scan, fields alone are no text layer.
+            in_fields = list(self._field_words(raw, page, geometry)) if words else []
+        turn = turn_by_direction([each.direction for each in letters])
+        return (*words, *in_fields), turn
+
+    def _field_words(self, raw: Any, page: Any, geometry: _Geometry) -> Iterator[Word]:
+        """What was filled into the form fields of a page: each word with the box of its field."""
+        if not self._pdf.formenv:
+            return
+        form = self._pdf.formenv.raw
+        rect = raw.FS_RECTF()
+        for number in range(min(raw.FPDFPage_GetAnnotCount(page), _MAX_FIELDS)):
+            field = raw.FPDFPage_GetAnnot(page, number)
+            try:
+                text = _field_text(raw, form, field)
+                if text and raw.FPDFAnnot_GetRect(field, rect):
+                    box = geometry.box(
+                        *(min(rect.left, rect.right), min(rect.bottom, rect.top)),
+                        *(max(rect.left, rect.right), max(rect.bottom, rect.top)),
+                    )
+                    yield from (Word(word, box) for word in text.split())
+            finally:
+                raw.FPDFPage_CloseAnnot(field)
 
     def _letters(self, raw: Any, text: Any, geometry: _Geometry, index: int) -> Iterator[_Letter]:
         deadline = time.monotonic() + self._limits.max_seconds_per_page
@@ -330,6 +356,29 @@ def page_matrix(raw: Any, page: Any, *, rotated: bool) -> tuple[float, ...]:
         (-1.0, 0.0, 0.0, 1.0, rect.right, rect.bottom),
         (0.0, -1.0, -1.0, 0.0, rect.right, rect.top),
     )[rotation]
+
+
+def _field_text(raw: Any, form: Any, field: Any) -> str:
+    """The text that a form field shows; "" for other annotations, hidden fields and passwords."""
+    if raw.FPDFAnnot_GetSubtype(field) != raw.FPDF_ANNOT_WIDGET:
+        return ""
+    if raw.FPDFAnnot_GetFlags(field) & (
+        raw.FPDF_ANNOT_FLAG_HIDDEN | raw.FPDF_ANNOT_FLAG_NOVIEW | raw.FPDF_ANNOT_FLAG_INVISIBLE
+    ):
+        return ""
+    shows_text = (
+        raw.FPDF_FORMFIELD_TEXTFIELD, raw.FPDF_FORMFIELD_COMBOBOX, raw.FPDF_FORMFIELD_LISTBOX
+    )  # fmt: skip
+    is_password = raw.FPDFAnnot_GetFormFieldFlags(form, field) & _PASSWORD_FIELD
+    if raw.FPDFAnnot_GetFormFieldType(form, field) not in shows_text or is_password:
+        return ""
+    length = min(raw.FPDFAnnot_GetFormFieldValue(form, field, None, 0), _MAX_FIELD_BYTES)
+    buffer = ctypes.create_string_buffer(max(2, length))
+    pointer = ctypes.cast(buffer, ctypes.POINTER(raw.FPDF_WCHAR))
+    if raw.FPDFAnnot_GetFormFieldValue(form, field, pointer, length) > length:
+        return ""
+    text = buffer.raw[: max(0, length - 2)].decode("utf-16-le", errors="replace")
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _direction(a: float, b: float, rotation: int) -> Turn | None:
