@@ -33,6 +33,15 @@ def test_the_text_layer_is_printed_page_by_page(run, letter):
     assert run("ocr", letter, *LAYER, "--pages", "2").out == "Second page\n"
 
 
+def test_the_text_of_several_files_says_which_one_it_is_of(run, letter, tmp_path):
+    short = tmp_path / "short.pdf"
+    short.write_bytes(pdf_of_pages([HELLO]))
+    ran = run("ocr", short, letter, *LAYER, "--pages", "1")
+    assert ran.out == (
+        f"{short}, page 1:\nHello brave world\n\n{letter}, page 1:\nHello brave world\n\n"
+    )
+
+
 def test_mini_reads_the_pages_of_a_pdf_and_a_tiff(run, letter, tmp_path):
     image = Image.open("examples/scene.png").convert("RGB")
     tiff = tmp_path / "pages.tiff"

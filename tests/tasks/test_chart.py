@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma.charts import Chart
-from paligemma.tasks.chart import ChartTask, kind_in, number_in, parse_chart
+from paligemma.tasks.chart import ChartTask, kind_in, number_in, parse_chart, value_in
 from paligemma.tasks.task import TaskContext
 from tests.tasks.character_tokenizer import CharacterTokenizer
 
@@ -92,7 +92,8 @@ def test_series_of_one_name_are_both_kept_and_told() -> None:
         ("1.234,5 €", 1234.5), ("−5%", -5), ("-$5", -5), ("(12.3)", -12.3), ("1.2M", 1.2e6),
         ("12 million", 12e6), ("3m", 3), ("5 k", 5000), ("1e5", 1e5), ("٣", 3), (".5", 0.5),
         ("1e999", None), ("1,23,4", None), ("12abc34", None), ("NaN", None), ("", None),
-        ("9" * 5000, None), ("Total", None),
+        ("9" * 5000, None), ("Total", None), ("12 k€", 12e3), ("1,2 Mio. €", 1.2e6),
+        ("$1.5bn", 1.5e9), ("3 M€", 3e6), ("5 km", 5), ("4 Mrd. EUR", 4e9), ("7 €", 7),
     ],
 )  # fmt: skip
 def test_numbers_are_read_with_their_units(text: str, number: float | None) -> None:
@@ -125,3 +126,11 @@ def test_long_answers_take_no_time() -> None:
     chart = parse_chart(";".join(f"A{i} 1" for i in range(11_000)))
     assert len(chart.points) == 10_000
     assert [problem.kind for problem in chart.problems] == ["cut"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("The value is 12 k€.", "12 k€"), ("3,5 Mio. €", "3,5 Mio. €"), ("it was 5 €M", "5 €M")],
+)
+def test_the_value_of_an_answer_has_its_unit(text: str, value: str) -> None:
+    assert value_in(text) == value

@@ -130,8 +130,9 @@ def read_files(
         model = options.load() if read_options.source == "model" else None
         if model is not None and model.note and not (options.json or options.quiet):
             print_note(model.note)
+        reading = _Reading(model, to, documents, options, read_options, len(files) == 1)
         for file in files:
-            outcomes.update(_read(file, model, to, documents, options, read_options))
+            outcomes.update(_read(file, reading))
     if outcomes[False]:
         raise typer.Exit(PARTLY_DONE if outcomes[True] else 2)
 
@@ -238,17 +239,23 @@ def _message(file: _File, error: object) -> str:
     return text if name in text else f"{file.named.name}: {text}"
 
 
-def _read(
-    file: _File,
-    model: Any,
-    to: TextFormat,
-    documents: DocumentOptions,
-    options: PredictOptions,
-    read_options: ReadOptions,
-) -> Iterator[bool]:
+@dataclass(frozen=True)
+class _Reading:
+    """How all the files are read and written."""
+
+    model: Any
+    to: TextFormat
+    documents: DocumentOptions
+    options: PredictOptions
+    read_options: ReadOptions
+    is_only_file: bool
+
+
+def _read(file: _File, reading: _Reading) -> Iterator[bool]:
     """Read a document. Yields whether each page, or the file as a whole, could be read."""
     from paligemma.documents import DocumentText, read_pages
 
+    to, options = reading.to, reading.options
     if file.error is not None:
         print_error(_message(file, file.error))
         if options.json:
@@ -257,21 +264,23 @@ def _read(
         return
     pages: list[PageText] = []
     try:
-        with documents.open(file.named) as document:
+        with reading.documents.open(file.named) as document:
             total = len(document.pages)
-            read = read_pages(model, document.pages, read_options)
+            read = read_pages(reading.model, document.pages, reading.read_options)
             for page in track(read, total, "ocr"):
                 _report(file, page, options)
                 if file.target is None and (options.json or to == "txt"):
-                    _print(file, page, options, is_only=total == 1)
+                    _print(file, page, options, is_only=total == 1 and reading.is_only_file)
                 if file.target is not None or to != "txt":
                     pages.append(page)
                 yield page.error is None
             text = DocumentText(
-                name=Path(file.named.name).name, source=read_options.source, pages=tuple(pages)
+                name=Path(file.named.name).name,
+                source=reading.read_options.source,
+                pages=tuple(pages),
             )
             if not options.json and pages:
-                _write(file, to, text, document, documents, options)
+                _write(file, to, text, document, options)
     except PaliGemmaError as error:
         print_error(_message(file, error))
         yield False
@@ -305,7 +314,6 @@ def _write(
     to: TextFormat,
     text: DocumentText,
     document: Document,
-    documents: DocumentOptions,
     options: PredictOptions,
 ) -> None:
     """Print the text, or write the file whole or not at all."""

@@ -38,13 +38,17 @@ _NUMBER = re.compile(
 )
 _SCALES = {
     "k": 1e3, "K": 1e3, "thousand": 1e3, "M": 1e6, "mn": 1e6, "million": 1e6, "B": 1e9, "bn": 1e9,
-    "billion": 1e9, "trillion": 1e12,
+    "billion": 1e9, "trillion": 1e12, "thousands": 1e3, "millions": 1e6, "billions": 1e9,
+    "tsd": 1e3, "mio": 1e6, "millionen": 1e6, "mrd": 1e9, "milliarden": 1e9, "milliers": 1e3,
+    "milliard": 1e9, "milliards": 1e9, "millones": 1e6, "mld": 1e9, "milioni": 1e6, "miliardi": 1e9,
 }  # fmt: skip
+"""English, and abbreviations and words of German, French, Spanish and Italian charts."""
 # What ends an entry: a number with a sign, currency and unit, or a word for no value.
 _VALUE_AT_END = re.compile(
     r"(?:[\s:=(]|[-–—]\s)*(?:\b(?:is|was|has|at|with)\s+)?"
     rf"([+\-−–]?{_CURRENCY}?\s?[+\-−–]?(?:[0-9][0-9.,'’\u00a0\u202f]*|[.][0-9]+)"
-    r"(?:[eE][+\-]?[0-9]{1,3})?\s?(?:%|‰|°[CF]?|[€$£¥₹]|[^\W\d]{1,12})?"
+    r"(?:[eE][+\-]?[0-9]{1,3})?\s?"
+    r"(?:%|‰|°[CF]?|[€$£¥₹][^\W\d]{0,3}|[^\W\d]{1,12}(?:\.?\s?[€$£¥₹])?)?"
     r"|n/?a|none|unanswerable)[.)]?\Z",
     re.IGNORECASE,
 )
@@ -126,7 +130,7 @@ def number_in(text: str) -> float | None:
     """The number that a text is, without its unit; None where it is no number.
 
     With both marks, the last one is the decimal one. A single comma with three digits after it
-    separates thousands. "(5)" is -5, "1.2M" is 1,200,000.
+    separates thousands. "(5)" is -5; "1.2M", "1.2 M€" and "1,2 Mio. €" are 1,200,000.
 
     >>> number_in("45.0 %"), number_in("$1,234.5"), number_in("1.234,5 €"), number_in("Total")
     (45.0, 1234.5, 1234.5, None)
@@ -139,7 +143,8 @@ def number_in(text: str) -> float | None:
     if match is None or number is None:
         return None
     value = float(f"{number}{match['exponent'] or ''}")
-    unit = (match["unit"] or "").rstrip(".").partition(" ")[0]
+    unit = re.split(r"\s", match["unit"] or "", maxsplit=1)[0].rstrip(".")
+    unit = re.sub(rf"^{_CURRENCY}|{_CURRENCY}$", "", unit)  # "k€"
     value *= _SCALES.get(unit, _SCALES.get(unit.casefold(), 1.0) if len(unit) > 1 else 1.0)
     if match["open"] or match["sign"] in ("-", "−", "–"):
         value = -value
