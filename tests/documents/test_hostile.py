@@ -175,7 +175,8 @@ def test_scripts_of_a_document_do_not_run() -> None:
         catalog_extra=names + " /AcroForm << /Fields [] >>",
     )
     with open_document(data) as document:
-        assert [word.text for word in document.pages[0].words] == ["Hello", "brave", "world"]
+        words = [word.text for word in document.pages[0].words]
+        assert words == ["Hello", "brave", "world", "kept"]
         document.pages[0].render(size_wh=(100, 50))
     import pypdfium2.raw as raw
 

@@ -243,6 +243,19 @@ def test_print_without_a_gap_is_cut_with_an_overlap() -> None:
     assert len(tiles) <= 9
 
 
+def test_a_card_on_a_large_page_is_a_tile_of_its_own() -> None:
+    image = Image.new("RGB", (2400, 3200), "white")
+    lettering = Lettering(24)
+    for number in range(6):
+        lettering.draw(image, (1500, 2000 + 40 * number), "TOTAL 12.50 EUR", (0, 0, 0))
+    with open_document(image) as document:
+        [tile] = tiles_of(document.pages[0], 448)
+    x0, y0, x1, y1 = tile.box_xyxy
+    assert (x0 > 1400, y0 > 1900, x1 - x0 < 400, y1 - y0 < 400) == (True,) * 4
+    with open_document(image.crop((1480, 1980, 1880, 2280))) as document:
+        assert tiles_of(document.pages[0], 448) == []
+
+
 def test_a_page_never_has_more_tiles_than_allowed() -> None:
     with open_document(pdf_of_pages([contents(3)], media_box=A4)) as document:
         assert 1 < len(tiles_of(document.pages[0], 224, max_tiles=20)) <= 20

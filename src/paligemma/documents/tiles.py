@@ -112,7 +112,8 @@ def tiles_of(
 ) -> list[Tile]:
     """The page in parts, row by row, in which its small print is large enough for the model.
 
-    [] where the whole page is enough, or has nothing printed on it. The grid follows the print: a
+    [] where the whole page is enough, or has nothing printed on it; one where little is printed on
+    a large page. The grid follows the print: a
     part is as large as leaves small letters `x_height_pixels` high and as wide after the resize to
     `resolution`, but for pages that would need more than `max_tiles`, whose parts are larger.
     Parts end at white gaps, between lines and between columns. Where there is no gap they overlap
@@ -129,7 +130,7 @@ def tiles_of(
         if len(boxes) <= max_tiles:
             break
         side *= 1.15
-    if len(boxes) < 2:
+    if len(boxes) < 2 and max(page.size_wh) <= side:
         return []
     return [Tile(page=page, box_xyxy=box) for box in boxes]
 

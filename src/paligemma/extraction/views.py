@@ -87,7 +87,6 @@ class Views:
             self._boxes[index] = [
                 View(page_index=index, tile=number, box_xyxy=box)
                 for number, box in enumerate(boxes, start=1)
-                if len(boxes) > 1
             ]
         return self._boxes[index]
 
