@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HELD_LIMIT = 0.5
-"""Above this, the answer's pattern took away more than it left."""
+"""Above this, the answer's pattern took away more than it left. A choice, by this meaning: with
+mini, lower limits doubt few wrong values and no right ones (docs/document-benchmarks.md)."""
 FORCED = "the model wanted to say something else than the kind of value allows"
 """The problem of a value whose `held` is above that."""
 _PHRASE_LENGTH = 60

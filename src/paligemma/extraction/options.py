@@ -54,12 +54,12 @@ class ExtractOptions:
     """Turn pages without a text layer upright, by trying which way the model reads best."""
     whole_page_score: Annotated[float, Option(least=0, most=1)] = 0.6
     """Minimum score of an answer about the whole page; below, parts of the page are asked about
-    too."""
+    too."""  # measured with mini, for which 0.5 and more are alike: docs/document-benchmarks.md
     detect: Annotated[bool, Option()] = True
     """Find the place of each value that the file's text layer does not have."""
     min_box_score: Annotated[float, Option(least=0, most=1)] = 0.5
     """Minimum score of a box found so; below, the part of the page that was asked about is given
-    as the place."""
+    as the place."""  # a choice, more likely right than wrong: mini finds no texts to measure it
 
     max_questions: Annotated[int | None, Option(least=1, shown_default="no limit")] = None
     """Most questions to ask about a document, those for places included; one that needs more is
