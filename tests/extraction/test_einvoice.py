@@ -203,10 +203,10 @@ def test_the_xml_is_never_used_unasked(tmp_path: Path) -> None:
     write_french_invoice(tmp_path / "fr.pdf")
     found = extract(ScriptedAsker([]), tmp_path / "fr.pdf", "invoice")
     assert found["total"].value is None
-    assert any("--source xml" in note for note in found.notes)
+    assert any("source=xml" in note for note in found.notes)
     other = {"title": "A", "type": "object", "properties": {"color": {"type": "string"}}}
     found = extract(ScriptedAsker([]), tmp_path / "fr.pdf", other)
-    assert not any("--source xml" in note for note in found.notes)
+    assert not any("source=xml" in note for note in found.notes)
 
 
 def test_an_xml_file_is_an_invoice_of_its_own_and_schemas_choose_values(tmp_path: Path) -> None:

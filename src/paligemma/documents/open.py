@@ -126,7 +126,7 @@ def _limited(document: Document, pages: PageNumbers | None, limits: DocumentLimi
     if len(document.pages) > limits.max_pages:
         raise DocumentError(
             f"{at_start(document.name)} has {counted(len(document.pages), 'page')}; the limit is "
-            f"{limits.max_pages}. Choose some of them with --pages (pages=...), such as "
+            f"{limits.max_pages}. Choose some of them with the option pages, such as "
             f"1-{limits.max_pages}, or raise the limit."
         )
     return document

@@ -56,7 +56,7 @@ def extract_from_xml(
         if attachment is None:
             raise DocumentError(
                 "The document has no XML of an electronic invoice inside. Read it with the model "
-                "instead: --source model (source='model')."
+                "instead of the source xml."
             )
         fields = read_einvoice(attachment.data())
         return _Reader(schema, options, names, fields, document).result(source)
@@ -74,7 +74,7 @@ def note_of_einvoice(document: Document, schema: Schema[Any]) -> str | None:
         return None
     return (
         "The file has the XML of an electronic invoice inside. The values are what the model read; "
-        "--source xml (source='xml') takes those of the XML."
+        "the option source=xml takes those of the XML."
     )
 
 
