@@ -1,7 +1,7 @@
 """Training examples from a scene or a sheet: a task is drawn, its prefix and suffix are written.
 
 The formats are the family's own: `detect dog ; key` is answered by
-`<loc....>x4 dog ; <loc....>x4 key`, in the order of the prompt and from left to right;
+`<loc....>x4 dog ; <loc....>x4 key`, from top to bottom;
 `detect text` by every printed word behind its box, from top to bottom.
 """
 
@@ -123,12 +123,17 @@ def text_suffix(words: Sequence[SceneWord]) -> str:
 
 
 def detection_suffix(texts: SceneTexts, kinds: list[int], seg_codes: SegCodes | None = None) -> str:
-    """All objects of these kinds, with masks when `seg_codes` are given."""
+    """All objects of these kinds, with masks when `seg_codes` are given.
+
+    They are ordered by their top edges, the first number of a box. In any other order a model has to
+    write that number before it has settled on an object, and writes it less exactly.
+    """
+    things = [thing for kind in kinds for thing in texts.objects_of(kind)]
     found = []
-    for kind in kinds:
-        for thing in texts.objects_of(kind):
-            codes = "" if seg_codes is None else _seg_text(seg_codes[thing.kind, thing.pose])
-            found.append(f"{format_box(thing.box_xyxy)}{codes} {language.KINDS[kind].name}")
+    for thing in sorted(things, key=lambda thing: (thing.box_xyxy[1], thing.box_xyxy[0])):
+        codes = "" if seg_codes is None else _seg_text(seg_codes[thing.kind, thing.pose])
+        name = language.KINDS[thing.kind].name
+        found.append(f"{format_box(thing.box_xyxy)}{codes} {name}")
     return " ; ".join(found)
 
 

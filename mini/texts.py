@@ -22,9 +22,7 @@ class SceneTexts:
         return [(kind, len(self.objects_of(kind))) for kind in kinds]
 
     def objects_of(self, kind: int) -> list[SceneObject]:
-        """Objects of a kind, from left to right: the order in which detection lists them."""
-        found = [thing for thing in self.scene.objects if thing.kind == kind]
-        return sorted(found, key=lambda thing: thing.box_xyxy[0])
+        return [thing for thing in self.scene.objects if thing.kind == kind]
 
     @cached_property
     def words(self) -> list[str]:

@@ -23,6 +23,7 @@
     stage 13     the whole model with this encoder, mostly on detection, with losses that tell image
                  tokens and the decoder's later layers which coordinates to point to, also with
                  Muon; the encoder does not change
+    stage 13b    the same with more reading, tables, charts and forms
     stage 14     the vision encoder alone, mostly on papers
     stage 15     the whole model, half of it on papers, with losses that tell the decoder which
                  printed words are asked for, and where the next letter is
@@ -30,12 +31,12 @@
     evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, which includes the vocabulary and the mask codec, and
-needs nothing else: `--stages 8,9,10,11,12,13,14,15,export,evaluate` continues from any such folder.
+needs nothing else: `--stages 8,9,10,11,12,13,13b,14,15,export,evaluate` continues from any such folder.
 
 Each stage saves its state every few minutes; repeat the command to resume. `--stages` selects
-stages. Training takes about two hours on two CPU cores with tcmalloc preloaded
-(LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves a fifth of the time of a step of
-the whole model and needs a C++ compiler. Afterwards: python -m mini.report --out runs/mini --report
+stages. Stages 0 to 7 take about two hours on two CPU cores, 8 to 13b about ten, with tcmalloc
+preloaded (LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves a fifth of the time of a
+step of the whole model and needs a C++ compiler. Afterwards: python -m mini.report --out runs/mini --report
 docs/mini
 """
 
@@ -345,9 +346,27 @@ _STAGE13 = replace(
         warmup_steps=60,
     ),
 )
-_STAGE15 = replace(
+_STAGE13B = replace(
     _STAGE13,
-    start=("13", "14"),
+    start=("13",),
+    seed=52,
+    task_weights={
+        "caption": 0.24,
+        "describe": 0.01,
+        "detect": 0.33,
+        "segment": 0.15,
+        "ocr": 0.12,
+        "detect_text": 0.06,
+        "count": 0.06,
+        "question": 0.02,
+        "caption_box": 0.01,
+    },
+    num_sheets=16,
+    train=replace(_STAGE13.train, num_steps=890, learning_rate=5e-4, warmup_steps=40),
+)
+_STAGE15 = replace(
+    _STAGE13B,
+    start=("13b", "14"),
     weights=replace(_STAGE13.weights, dense=0.5, letters=0.3),
     seed=36,
     task_weights={
@@ -460,6 +479,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         ),
     ),
     "13": _STAGE13,
+    "13b": _STAGE13B,
     "14": EncoderStage(
         start=("11", "12"),
         resolution=160,
@@ -480,7 +500,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "15": _STAGE15,
 }
 LAST_OF_FIRST = "7"
-_LATER = ("8", "9", "10", "11", "12", "13", "14", "15")  # with the larger vocabulary
+_LATER = ("8", "9", "10", "11", "12", "13", "13b", "14", "15")  # with the larger vocabulary
 
 
 def main() -> None:
@@ -492,7 +512,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder. Reuse it to resume")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,12,13,14,15,export,evaluate",
+        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,12,13,13b,14,15,export,evaluate",
         help="stages to run, comma-separated (all); the vocabulary and the mask codec are made "
         "when a stage needs them",
     )
