@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 DESKTOP, PHONE = (1440, 900), (390, 844)
-SAMPLES = {"bear-and-fish": 2, "cactus": 0}
+SAMPLES = {"turtle-and-lemon": 1, "cactus": 0}
 
 
 def shoot(browser: Any, address: str, name: str, sample: str, size: tuple[int, int]) -> None:
@@ -45,6 +45,6 @@ if __name__ == "__main__":
         chromium = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
-        shoot(chromium, server, "page-detect", "bear-and-fish", DESKTOP)
+        shoot(chromium, server, "page-detect", "turtle-and-lemon", DESKTOP)
         shoot(chromium, server, "page-segment-dark", "cactus", DESKTOP)
-        shoot(chromium, server, "page-phone", "bear-and-fish", PHONE)
+        shoot(chromium, server, "page-phone", "turtle-and-lemon", PHONE)

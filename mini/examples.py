@@ -125,8 +125,8 @@ def text_suffix(words: Sequence[SceneWord]) -> str:
 def detection_suffix(texts: SceneTexts, kinds: list[int], seg_codes: SegCodes | None = None) -> str:
     """All objects of these kinds, with masks when `seg_codes` are given.
 
-    They are ordered by their top edges, the first number of a box. In any other order a model has to
-    write that number before it has settled on an object, and writes it less exactly.
+    They are ordered by their top edges, the first number of a box. In any other order a model has
+    to write that number before it has settled on an object, and writes it less exactly.
     """
     things = [thing for kind in kinds for thing in texts.objects_of(kind)]
     found = []

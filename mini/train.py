@@ -31,13 +31,14 @@
     evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, which includes the vocabulary and the mask codec, and
-needs nothing else: `--stages 8,9,10,11,12,13,13b,14,15,export,evaluate` continues from any such folder.
+needs nothing else: `--stages 8,9,10,11,12,13,13b,14,15,export,evaluate` continues from any such
+folder.
 
 Each stage saves its state every few minutes; repeat the command to resume. `--stages` selects
-stages. Stages 0 to 7 take about two hours on two CPU cores, 8 to 13b about ten, with tcmalloc
-preloaded (LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves a fifth of the time of a
-step of the whole model and needs a C++ compiler. Afterwards: python -m mini.report --out runs/mini --report
-docs/mini
+stages. Stages 0 to 7 take about two hours on two CPU cores, and docs/mini.md has the times of the
+later ones, with tcmalloc preloaded (LD_PRELOAD=libtcmalloc_minimal.so.4) and --compile, which saves
+a fifth of the time of a step of the whole model and needs a C++ compiler. Afterwards:
+python -m mini.report --out runs/mini --report docs/mini
 """
 
 from __future__ import annotations

@@ -9,20 +9,44 @@ export const SAMPLES = [
     "index": 0
   },
   {
-    "file": "phone.jpg",
-    "about": "two phones on an orange background with the word \"MAJOR\"",
-    "phrases": "phone",
-    "question": "what is written?",
+    "file": "turtle-and-lemon.jpg",
+    "about": "a turtle and a lemon on a green background",
+    "phrases": "turtle, lemon",
+    "question": "where is the turtle?",
     "seed": 12,
-    "index": 5
+    "index": 4
   },
   {
-    "file": "bear-and-fish.jpg",
-    "about": "two fish and a bear on a green background",
-    "phrases": "bear, fish",
-    "question": "how many fish are there?",
+    "file": "drum.jpg",
+    "about": "three drums on a pink background",
+    "phrases": "drum",
+    "question": "how many drums are there?",
     "seed": 12,
-    "index": 12
+    "index": 10
+  },
+  {
+    "file": "lion-and-snake.jpg",
+    "about": "three lions and a snake on a black background",
+    "phrases": "lion, snake",
+    "question": "where is the snake?",
+    "seed": 12,
+    "index": 18
+  },
+  {
+    "file": "cherry-and-egg.jpg",
+    "about": "two eggs and a cherry on a brown background",
+    "phrases": "cherry, egg",
+    "question": "how many eggs are there?",
+    "seed": 12,
+    "index": 24
+  },
+  {
+    "file": "tree.jpg",
+    "about": "three trees on a red background with the word \"BRUSH\"",
+    "phrases": "tree",
+    "question": "what is written?",
+    "seed": 12,
+    "index": 29
   },
   {
     "file": "clock.jpg",
@@ -31,29 +55,5 @@ export const SAMPLES = [
     "question": "how many clocks are there?",
     "seed": 12,
     "index": 32
-  },
-  {
-    "file": "pizza.jpg",
-    "about": "two pizzas on a blue background",
-    "phrases": "pizza",
-    "question": "how many pizzas are there?",
-    "seed": 12,
-    "index": 39
-  },
-  {
-    "file": "monkey.jpg",
-    "about": "two monkeys on a purple background with the word \"BIG\"",
-    "phrases": "monkey",
-    "question": "what is written?",
-    "seed": 12,
-    "index": 80
-  },
-  {
-    "file": "drum.jpg",
-    "about": "three drums on a blue background with the word \"WILE\"",
-    "phrases": "drum",
-    "question": "how many drums are there?",
-    "seed": 12,
-    "index": 88
   }
 ];
