@@ -33,6 +33,7 @@ def shoot(browser: Any, address: str, name: str, sample: str, size: tuple[int, i
     page.get_by_role("button", name=f"{task} ").click()
     page.locator("#answer-0 .object-label").first.wait_for()
     page.locator("#stop").wait_for(state="hidden")
+    page.mouse.move(0, 0)  # an object under the pointer would be highlighted
     page.wait_for_timeout(500)
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot.quantize(256).save(IMAGES / f"{name}.png", optimize=True)
