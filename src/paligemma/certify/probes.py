@@ -66,7 +66,7 @@ PROBES = (
         images=(4,),
         max_new_tokens=24,
     ),
-    Probe(name="segment", task="segment", prompt="segment banana", images=(4,), max_new_tokens=24),
+    Probe(name="segment", task="segment", prompt="segment guitar", images=(4,), max_new_tokens=24),
     Probe(
         name="two images",
         task="clip",
