@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import paligemma
 from paligemma.certify import Certificate, CertifyRequest, certificate, certify
+from paligemma.certify.agreement import LIMITS, ProbeReport, judge_tasks
 from paligemma.certify.known import PublishedAnswer, check_published
 from paligemma.certify.probes import PROBES
 from paligemma.certify.structure import MINI_FOLDER
@@ -195,6 +196,29 @@ def test_mini_gets_its_certificate_and_page(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "decoder layer 5" in page
     assert content["sha256"] in page
+
+
+@pytest.mark.parametrize(("num_same", "passes"), [(23, True), (22, False)])
+def test_a_single_other_token_is_no_evidence(num_same: int, passes: bool) -> None:
+    report = ProbeReport(
+        name="detect",
+        task="detect",
+        prompt="detect cat",
+        positions=100,
+        largest=0.0,
+        typical=0.0,
+        cache=0.0,
+        num_tokens=24,
+        num_same=num_same,
+        num_unexplained=0,
+        reference_text="",
+        text="",
+        box_iou=1.0,
+        mask_iou=None,
+    )
+    [task] = judge_tasks([report], LIMITS["float16"])
+    assert task.passes == passes
+    assert len(task.reasons) == 1 - passes
 
 
 def test_the_command_fails_for_a_damaged_model_and_serve_refuses_it(tmp_path: Path) -> None:

@@ -225,7 +225,9 @@ def judge_tasks(reports: Sequence[ProbeReport], limits: Limits) -> list[TaskRepo
         num_tokens = sum(row.num_tokens for row in rows)
         largest = max(row.largest for row in rows)
         typical = max(row.typical for row in rows)
-        agreement = sum(row.num_same for row in rows) / max(1, num_tokens)
+        # A single one is no evidence: two places of an edge may be equally likely.
+        num_different = num_tokens - sum(row.num_same for row in rows)
+        agreement = 1 - num_different / max(1, num_tokens)
         boxes = _mean([row.box_iou for row in rows])
         masks = _mean([row.mask_iou for row in rows])
         unexplained = sum(row.num_unexplained for row in rows)
@@ -238,7 +240,7 @@ def judge_tasks(reports: Sequence[ProbeReport], limits: Limits) -> list[TaskRepo
                 (cache > limits.cache, f"the key-value cache changes logits by {cache:.3g}"),
                 (unexplained > 0, f"{unexplained} tokens differ without being close"),
                 (
-                    agreement < limits.agreement and num_tokens > 8,
+                    agreement < limits.agreement and num_different > 1 and num_tokens > 8,
                     f"{agreement:.0%} of the tokens are the same",
                 ),
                 (boxes is not None and boxes < limits.iou, f"box IoU {boxes or 0:.2f}"),
