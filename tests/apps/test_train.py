@@ -18,7 +18,7 @@ def data(tmp_path: Path) -> Path:
         ImageDraw.Draw(picture).rectangle((5 * number, 8, 5 * number + 20, 28), fill="red")
         picture.save(tmp_path / f"{number}.png")
         answer = "yes" if number % 2 else "no"
-        line = {"image": f"{number}.png", "prefix": "answer en is it far?", "suffix": answer}
+        line = {"image": f"{number}.png", "prefix": "answer en is there a dog?", "suffix": answer}
         lines.append(json.dumps(line))
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path / "data.jsonl"
@@ -34,9 +34,9 @@ def test_one_command_makes_an_adapter_that_the_next_one_uses(run, data, tmp_path
     assert str(out / "report.html") in ran.out
     assert "step 2 of 2: loss" in ran.err
     assert "Confusion matrix" in (out / "report.html").read_text()
-    asked = run("ask", data.parent / "1.png", "is it far?", "--adapter", out / "adapter")
+    asked = run("ask", data.parent / "1.png", "is there a dog?", "--adapter", out / "adapter")
     assert asked.code == 0, asked.err
-    assert asked.out.strip()
+    assert asked.out.strip() in ("yes", "no")
 
 
 def test_json_holds_scores_and_paths(run, data, tmp_path):

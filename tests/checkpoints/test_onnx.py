@@ -286,7 +286,7 @@ def test_mini(tmp_path: Path) -> None:
         inputs = processor.prefix_inputs([PromptRow(prompt=prompt)], [image])
         actual, expected = exported.logits(inputs), expected_logits(model, inputs)
         torch.testing.assert_close(
-            actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+            actual, expected, rtol=0, atol=2e-5 * float(expected.abs().max())
         )
         ids = list(generate(model, inputs, max_new_tokens=20, eos_id=EOS)[0].token_ids)
         assert exported.greedy(inputs, 20) == ids
