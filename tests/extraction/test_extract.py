@@ -297,12 +297,14 @@ def test_a_scan_on_its_side_is_turned() -> None:
     asker.places["7"] = (1, (10, 10, 60, 40))
     found = extract(asker, lying, Note)
     assert found.turns == {1: 90}
+    assert any(note.startswith("Page 1 was turned by 90 degrees") for note in found.notes)
     assert found["number"].tile_xyxy == (0, 0, 600, 800)  # of the upright page
     assert found["number"].box_source == "detect"
     [drawn] = found.draw(source=lying)
     assert drawn.size == (600, 800)
     still = extract(asker, lying, Note, ExtractOptions(turn=False))
     assert still.turns == {}
+    assert not any("turned" in note for note in still.notes)
 
 
 def test_other_dates_settle_one_that_may_be_two(invoice: Document) -> None:

@@ -42,7 +42,11 @@ class Views:
         self._tiles: OrderedDict[View, Tile] = OrderedDict()
         self._boxes: dict[int, list[View]] = {}
         self._printed: dict[View, _Printed] = {}  # of one page
-        self.notes: list[str] = []
+        self.notes = [
+            f"Page {number} was turned by {degrees} degrees clockwise, because the model reads it "
+            "more surely like this."
+            for number, degrees in self._turns.items()
+        ]
         self.errors: list[PaliGemmaError] = []
         self._failed: set[int] = set()
         self.wholes = [view for index in range(len(self._pages)) for view in self._whole(index)]
