@@ -101,12 +101,11 @@ def lines_of_ink(image: Image.Image) -> list[InkLine]:
     return sorted(lines, key=lambda line: (line.box[1], line.box[0]))
 
 
-def x_height_of_ink(image: Image.Image) -> float | None:
+def x_height_of_ink(image: Image.Image, angle: float) -> float | None:
     """The x-height of the small print of an image, in its pixels; None where no line is seen.
 
-    The image may be slanted.
+    `angle`: the image's `deskew_angle`.
     """
-    angle = deskew_angle(image)
     lines = lines_of_ink(_rotated(image, angle) if angle else image)
     if not lines:
         return None

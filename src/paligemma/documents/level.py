@@ -9,11 +9,9 @@ from typing import Literal
 from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, union
-from paligemma.documents.ink import deskew_angle
 from paligemma.documents.page import Attachment, Page, Word
 
 _LEAST_SLANT = 0.3  # degrees: less moves neither lines nor the height of print
-_PIXELS = 1_500_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,5 +105,4 @@ def leveled(page: Page) -> Leveled | None:
     """The page laid straight; None for one that is straight already, or has a text layer."""
     if page.words:
         return None
-    angle = deskew_angle(page.thumbnail(_PIXELS))
-    return Leveled(slanted=page, angle=angle) if abs(angle) >= _LEAST_SLANT else None
+    return Leveled(slanted=page, angle=page.slant) if abs(page.slant) >= _LEAST_SLANT else None

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, add_turns, turn_box, turned_size
-from paligemma.documents.ink import ink_mask, x_height_of_ink
+from paligemma.documents.ink import deskew_angle, ink_mask, x_height_of_ink
 from paligemma.errors import DocumentError, OptionError
 
 Unit = Literal["pt", "px"]
@@ -195,9 +195,22 @@ class Page:
         if heights:
             # A few letters, such as a footnote's mark, do not decide.
             return float(np.percentile(heights, 10))
+        return self._slant_and_ink_height[1]
+
+    @property
+    def slant(self) -> float:
+        """Degrees, counterclockwise, by which to rotate the page so that its lines run level.
+
+        Between -5 and 5, by the ink; 0.0 where no slant is seen.
+        """
+        return self._slant_and_ink_height[0]
+
+    @functools.cached_property
+    def _slant_and_ink_height(self) -> tuple[float, float | None]:
         image = self.thumbnail(_INK_PIXELS)
-        pixels = x_height_of_ink(image)
-        return None if pixels is None else pixels * self.size_wh[0] / image.width
+        angle = deskew_angle(image)
+        pixels = x_height_of_ink(image, angle)
+        return angle, None if pixels is None else pixels * self.size_wh[0] / image.width
 
 
 _TRANSPOSE = {
