@@ -6,12 +6,17 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from paligemma.cli.console import print_error
 from paligemma.cli.image_arguments import STDIN, read_stdin
 from paligemma.errors import DocumentError, InputError, OptionError
+
+File = TypeVar("File")
 
 _SUFFIXES = (".pdf", ".tif", ".tiff")
 
@@ -54,6 +59,32 @@ def find_documents(words: Sequence[str], *, recursive: bool = False) -> list[Nam
     if errors and len(errors) == len(documents):
         raise errors[0]
     return documents
+
+
+def opening_errors(
+    files: Sequence[File],
+    opened: Callable[[File], AbstractContextManager[Any]],
+    message: Callable[[File, InputError], str],
+) -> list[InputError | None]:
+    """What is wrong with each file, by opening it, before a model is loaded.
+
+    Where none can be opened, raises the error of the first and prints those of the others.
+    """
+    errors: list[InputError | None] = []
+    for file in files:
+        try:
+            with opened(file):
+                pass
+        except InputError as error:
+            errors.append(error)
+        else:
+            errors.append(None)
+    failed = [(file, why) for file, why in zip(files, errors, strict=True) if why is not None]
+    if failed and len(failed) == len(files):
+        for file, why in failed[1:]:
+            print_error(message(file, why))
+        raise failed[0][1]
+    return errors
 
 
 def _find(word: str, recursive: bool) -> list[NamedDocument]:

@@ -24,8 +24,9 @@ from paligemma.cli.console import (
     track,
     warnings_as_notes,
 )
+from paligemma.cli.document_arguments import opening_errors
 from paligemma.cli.image_arguments import NamedImage
-from paligemma.errors import MissingExtraError, OptionError, PaliGemmaError, counted
+from paligemma.errors import OptionError, PaliGemmaError, counted
 from paligemma.escaping import visible
 from paligemma.options import Option
 
@@ -124,7 +125,8 @@ def read_files(
     files = _files(named, to, options)
     if not files:
         return
-    files = _checked(files, documents)
+    errors = opening_errors(files, lambda file: documents.open(file.named), _message)
+    files = [replace(file, error=error) for file, error in zip(files, errors, strict=True)]
     outcomes: Counter[bool] = Counter()
     with warnings_as_notes(is_quiet=options.quiet):
         model = options.load() if read_options.source == "model" else None
@@ -208,29 +210,6 @@ def _files(named: Sequence[NamedImage], to: TextFormat, options: PredictOptions)
     if (num_skipped := len(named) - len(files)) and not options.quiet:
         print_note(f"skipped: {counted(num_skipped, 'document')} with results")
     return files
-
-
-def _checked(files: Sequence[_File], documents: DocumentOptions) -> list[_File]:
-    """The files with what is wrong with them, before a model is loaded.
-
-    Raises the first error where none can be opened, and MissingExtraError.
-    """
-    checked = []
-    for file in files:
-        error = None
-        try:
-            documents.open(file.named).close()
-        except MissingExtraError:
-            raise
-        except PaliGemmaError as problem:
-            error = problem
-        checked.append(replace(file, error=error))
-    if all(file.error for file in checked):
-        for file in checked[1:]:
-            print_error(_message(file, file.error))
-        assert checked[0].error is not None
-        raise checked[0].error
-    return checked
 
 
 def _message(file: _File, error: object) -> str:

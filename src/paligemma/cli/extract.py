@@ -21,7 +21,7 @@ from paligemma.cli.console import (
     track,
     warnings_as_notes,
 )
-from paligemma.cli.document_arguments import NamedDocument, find_documents
+from paligemma.cli.document_arguments import NamedDocument, find_documents, opening_errors
 from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import takes
@@ -101,7 +101,12 @@ def extract(
         from paligemma.extraction.names import read_names
 
         read_names(names, schema)  # raises before the model is loaded
-        documents = _checked(documents, options)
+        errors = opening_errors(
+            documents,
+            lambda document: _opened(document, options),
+            lambda document, error: f"{document.name}: {error}",
+        )
+        documents = [replace(each, error=e) for each, e in zip(documents, errors, strict=True)]
     with warnings_as_notes(is_quiet=command.quiet):
         predictor = command.load() if options.source == "model" else None
         if predictor is not None and predictor.note and not (command.json or command.quiet):
@@ -111,8 +116,6 @@ def extract(
             from paligemma.extraction.asking import extract as extract_fields
 
             try:
-                if document.error is not None:
-                    raise document.error
                 with _opened(document, options) as opened:
                     found = extract_fields(predictor, opened, schema, options, names)
                     outputs.add(document, found, opened)
@@ -127,30 +130,14 @@ def extract(
         raise typer.Exit(3 if len(codes) > 1 and not all(codes) else max(codes))
 
 
-def _checked(documents: Sequence[NamedDocument], options: ExtractOptions) -> list[NamedDocument]:
-    """The documents with what is wrong with them. Raises the first error where none can be opened,
-    before a model is loaded."""
-    checked = []
-    for document in documents:
-        error = document.error
-        try:
-            if error is None:
-                with _opened(document, options):
-                    pass
-        except InputError as problem:
-            error = problem
-        checked.append(replace(document, error=error))
-    if all(document.error for document in checked):
-        for document in checked[1:]:
-            print_error(f"{document.name}: {document.error}")
-        assert checked[0].error is not None
-        raise checked[0].error
-    return checked
-
-
 @contextmanager
 def _opened(document: NamedDocument, options: ExtractOptions) -> Iterator[Document | bytes]:
-    """The document, or the contents of an XML file where values are taken from XML."""
+    """The document, or the contents of an XML file where values are taken from XML.
+
+    Raises what is known to be wrong with it.
+    """
+    if document.error is not None:
+        raise document.error
     from paligemma.documents.open import open_document
     from paligemma.extraction.from_xml import xml_file
 
