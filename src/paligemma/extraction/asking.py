@@ -41,8 +41,8 @@ from paligemma.extraction.questions import (
 )
 from paligemma.extraction.result import BoxSource, Extraction, Field, Match
 from paligemma.extraction.schema import Group, Leaf, List, Node, Schema, path_of, read_schema
-from paligemma.extraction.values import CURRENCY_SIGNS, Reading, comparable, is_absent, read_value
-from paligemma.extraction.views import ValueLike, View, Views
+from paligemma.extraction.values import Reading, comparable, is_absent, read_value
+from paligemma.extraction.views import WORDS_OF_A_LAYER, View, Views
 from paligemma.results import BoxXyxy, ImageReference, one_line
 from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.field import FieldTask
@@ -59,8 +59,6 @@ FORCED = "the model wanted to say something else than the kind of value allows"
 """The problem of a value whose `held` is above that."""
 _PHRASE_LENGTH = 60
 _PAGES_AT_A_TIME = 8
-_WORDS_OF_A_LAYER = 10
-"""A view with fewer words may be a scan on which a header was printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -568,22 +566,12 @@ class Run:
         leaf, view = draft.leaf, candidate.view
         if not isinstance(leaf, Leaf) or not self.views.words(view):
             return None
-        like = None
-        if leaf.kind not in ("text", "boolean", "choice"):
-            like = ValueLike(
-                value=draft.value,
-                kind=leaf.kind,
-                read=lambda text: read_value(leaf, text, self.formats).value,
-            )
-        box = None
-        if item is not None and item.box_xyxy is not None and item.box_source == "text layer":
-            box = self.views.find_near(view, candidate.text, item.box_xyxy, like)
-        if box is None:
-            box = self.views.find(view, candidate.text, like)
-        if box is None and (sign := CURRENCY_SIGNS.get(candidate.text.upper())):
-            box = self.views.find(view, sign, None)
+        near = None
+        if item is not None and item.box_source == "text layer":
+            near = item.box_xyxy
+        box = self.views.find_value(view, candidate.text, draft.value, leaf, self.formats, near)
         is_printed = leaf.kind not in ("boolean", "choice")
-        if box is None and is_printed and len(self.views.words(view)) >= _WORDS_OF_A_LAYER:
+        if box is None and is_printed and len(self.views.words(view)) >= WORDS_OF_A_LAYER:
             draft.problems.append("the text layer of the page does not have these words")
         return box
 
@@ -595,16 +583,10 @@ class Run:
         drafts = sorted(self.drafts.values(), key=lambda d: _order_of(d.keys, order))
         values = {d.keys: d.value for d in drafts if isinstance(d.leaf, Leaf)}
         made = assemble(self.schema, values, self.lengths)
-        by_path = {path_of(d.keys): d for d in drafts}
-        problems = list(self.problems)
-        for path, text in made.problems:
-            if path in by_path:
-                draft = by_path[path]
-                if draft.value is not None:
-                    left_out = ", and left out of the object" if draft.keys in made.dropped else ""
-                    draft.problems.append(f"not valid{left_out}: {text}")
-            else:
-                problems.append(f"{path}: {text}" if path else text)
+        invalid, of_object = made.problems_by(self.drafts)
+        for keys, problem in invalid:
+            if self.drafts[keys].value is not None:
+                self.drafts[keys].problems.append(problem)
         same = same_questions(self.schema, self.options.question_language)
         notes = [*self.schema.notes, *same, *filter(None, [self.settled]), *self.views.notes]
         for draft in drafts:
@@ -619,7 +601,7 @@ class Run:
             fields=tuple(self._field(draft) for draft in drafts),
             schema_name=self.schema.name,
             num_pages=len(self.views.wholes),
-            object_problems=tuple(problems),
+            object_problems=(*self.problems, *of_object),
             notes=tuple(notes),
             min_score=self.options.min_score,
             turns=self.turns,

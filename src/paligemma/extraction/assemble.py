@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
@@ -26,6 +26,20 @@ class Assembled(Generic[T]):
     """(path, what is wrong); "" for the object as a whole."""
     dropped: tuple[Keys, ...] = ()
     """Optional values that the schema does not allow, which are left out of the object."""
+
+    def problems_by(self, values: Iterable[Keys]) -> tuple[list[tuple[Keys, str]], list[str]]:
+        """In words: the problems of these values, and those of the object."""
+        keys_of = {path_of(keys): keys for keys in values}
+        of_values: list[tuple[Keys, str]] = []
+        of_object: list[str] = []
+        for path, text in self.problems:
+            if path in keys_of:
+                keys = keys_of[path]
+                left_out = ", and left out of the object" if keys in self.dropped else ""
+                of_values.append((keys, f"not valid{left_out}: {text}"))
+            else:
+                of_object.append(f"{path}: {text}" if path else text)
+        return of_values, of_object
 
 
 def assemble(

@@ -25,13 +25,12 @@ from paligemma.extraction.names import Names
 from paligemma.extraction.options import ExtractOptions
 from paligemma.extraction.result import Extraction, Field
 from paligemma.extraction.schema import Group, Leaf, List, Node, Schema, path_of
-from paligemma.extraction.values import CURRENCY_SIGNS, Formats, read_value
-from paligemma.extraction.views import ValueLike, View, Views
+from paligemma.extraction.values import Formats, read_value
+from paligemma.extraction.views import WORDS_OF_A_LAYER, View, Views
 from paligemma.results import BoxXyxy, ImageReference
 
 _XML_FORMATS = Formats(date_order="ymd", decimal_mark=".")
 _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[?!A-Za-z_]|\xff\xfe<\0|\xfe\xff\0<")
-_WORDS_OF_A_LAYER = 10
 _ANY_RESOLUTION = 448  # no view is shown to a model
 
 
@@ -85,9 +84,9 @@ def xml_file(source: DocumentInput) -> bytes | None:
     if not isinstance(source, str | Path):
         return None
     try:
-        path = Path(source).expanduser()
-        with path.open("rb") as file:
-            return path.read_bytes() if _XML.match(file.read(1024)) else None
+        with Path(source).expanduser().open("rb") as file:
+            first = file.read(1024)
+            return first + file.read() if _XML.match(first) else None
     except (OSError, ValueError, RuntimeError):
         return None  # said when it is opened as a document
 
@@ -120,14 +119,9 @@ class _Reader:
             fields = {keys: places.placed(field, keys, node) for keys, node, field in made_of}
         by_keys = {keys: field.value for keys, field in fields.items()}
         made = assemble(self.schema, by_keys, lengths)
-        by_path = {field.path: keys for keys, field in fields.items()}
-        for path, text in made.problems:
-            if path in by_path:
-                keys = by_path[path]
-                dropped = ", and left out of the object" if keys in made.dropped else ""
-                fields[keys] = _with_problem(fields[keys], f"not valid{dropped}: {text}")
-            else:
-                problems.append(f"{path}: {text}" if path else text)
+        invalid, of_object = made.problems_by(fields)
+        for keys, problem in invalid:
+            fields[keys] = _with_problem(fields[keys], problem)
         where = "the XML file" if self.document is None else "the XML inside of the file"
         notes = [f"The values are from {where}; no model has read the page."]
         return Extraction(
@@ -135,7 +129,7 @@ class _Reader:
             fields=tuple(fields.values()),
             schema_name=self.schema.name,
             num_pages=0 if self.document is None else len(self.document.pages),
-            object_problems=tuple(problems),
+            object_problems=(*problems, *of_object),
             notes=(*self.schema.notes, *notes, *(views.notes if views else ())),
             min_score=self.options.min_score,
             image_reference=ImageReference(source),
@@ -230,28 +224,15 @@ class _Places:
                     self.items.setdefault(keys[:2], (view, box))
                 page = self.views.number(view)
                 return replace(field, page=page, box_xyxy=box, box_source="text layer")
-        if num_words < _WORDS_OF_A_LAYER or leaf.kind in ("boolean", "choice"):
+        if num_words < WORDS_OF_A_LAYER or leaf.kind in ("boolean", "choice"):
             return field
         return _with_problem(field, "the text layer of the pages does not have this value")
 
     def _box(self, field: Field, keys: Keys, view: View, leaf: Leaf) -> BoxXyxy | None:
         assert field.raw is not None
-        like = None
-        if leaf.kind not in ("text", "boolean", "choice"):
-            like = ValueLike(
-                value=field.value,
-                kind=leaf.kind,
-                read=lambda text: read_value(leaf, text, self.formats).value,
-            )
-        box = None
         item = self.items.get(keys[:2])
-        if item is not None and item[0] == view:
-            box = self.views.find_near(view, field.raw, item[1], like)
-        if box is None:
-            box = self.views.find(view, field.raw, like)
-        if box is None and (sign := CURRENCY_SIGNS.get(field.raw.upper())):
-            box = self.views.find_here(view, sign)
-        return box
+        near = item[1] if item is not None and item[0] == view else None
+        return self.views.find_value(view, field.raw, field.value, leaf, self.formats, near)
 
 
 def _with_problem(field: Field, problem: str) -> Field:

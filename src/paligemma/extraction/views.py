@@ -14,9 +14,13 @@ from paligemma.documents.geometry import union
 from paligemma.documents.page import Document, Page, Word
 from paligemma.documents.tiles import Tile, tiles_of, whole
 from paligemma.errors import PaliGemmaError
+from paligemma.extraction.schema import Leaf
+from paligemma.extraction.values import CURRENCY_SIGNS, Formats, read_value
 from paligemma.processor.image import LoadedImage
 from paligemma.results import BoxXyxy
 
+WORDS_OF_A_LAYER = 10
+"""A view with fewer words may be a scan on which a header was printed."""
 _NUM_OPEN = 4
 
 
@@ -121,6 +125,23 @@ class Views:
     def words(self, view: View) -> Sequence[Word]:
         """The words of the text layer that a view shows."""
         return self._printed_in(view).words
+
+    def find_value(
+        self, view: View, text: str, value: Any, leaf: Leaf, formats: Formats, near: BoxXyxy | None
+    ) -> BoxXyxy | None:
+        """Where the text layer has a value that was written as `text`: first near a box, if one is
+        given, and a currency also as its sign."""
+        like = None
+        if leaf.kind not in ("text", "boolean", "choice"):
+            like = ValueLike(
+                value=value, kind=leaf.kind, read=lambda text: read_value(leaf, text, formats).value
+            )
+        box = None if near is None else self.find_near(view, text, near, like)
+        if box is None:
+            box = self.find(view, text, like)
+        if box is None and (sign := CURRENCY_SIGNS.get(text.upper())):
+            box = self.find(view, sign, None)
+        return box
 
     def find(self, view: View, text: str, like: ValueLike | None) -> BoxXyxy | None:
         """Where the text layer has a text, or else another spelling of a value: in this view, or
