@@ -20,17 +20,19 @@ import pytest
 
 from tests.server.conftest import StartServer
 from tests.server.server_process import CANARY, Reply, ServerProcess, read_reply, request
+from tests.server.test_http_life import LONG
 
 KEY = f"{CANARY}-0123456789"
-LONG = {
-    "prompt": "caption en", "temperature": 2.0, "seed": 22, "max_tokens": 1000,
-}  # fmt: skip
-"""What mini writes 87 tokens to."""
 JSON = "Content-Type: application/json\r\n"
 
 
 def generate(**fields: object) -> bytes:
-    return request("POST", "/v1/generate", json.dumps({**LONG, **fields}).encode(), JSON)
+    return request(
+        "POST",
+        "/v1/generate",
+        json.dumps({"prompt": "caption en", **LONG, **fields}).encode(),
+        JSON,
+    )
 
 
 def is_closed(connection: socket.socket, seconds: float) -> bool:
