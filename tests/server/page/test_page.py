@@ -261,6 +261,33 @@ def test_an_empty_field_is_asked_for(page: Any, double: Double, task: str, field
     assert double.asked == []
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_what_was_chosen_last_is_asked_about_even_before_it_is_open(
+    page: Any, double: Double, comes: bool
+) -> None:
+    pick_sample(page)
+    held: list[Any] = []
+    page.route(f"**/page/samples/{SAMPLES[1]['file']}", lambda route: held.append(route))
+    page.locator("#samples button").nth(1).click()
+    page.click("#run")
+    page.click("#run")
+    page.wait_for_timeout(200)
+    assert double.asked == []
+    if comes:
+        held[0].continue_()
+        page.wait_for_selector("#answer-0[data-state=done]")
+        assert [asked.image for asked in double.asked] == [
+            (PAGE / "samples" / SAMPLES[1]["file"]).read_bytes()
+        ]
+    else:
+        held[0].fulfill(status=404)
+        page.wait_for_selector("#image-problem:has-text('cannot be reached to load the sample')")
+        page.wait_for_timeout(200)
+        assert double.asked == []
+        run(page)  # now about the image that is there
+        assert double.asked[0].image == (PAGE / "samples" / SAMPLES[0]["file"]).read_bytes()
+
+
 def test_words_are_seen_as_they_come(page: Any, double: Double) -> None:
     go_on = threading.Event()
 

@@ -236,7 +236,8 @@ async function useSmaller() {
 
 // Asking
 
-function run() {
+async function run() {
+  if (!(await chosenOpened())) return; // what was chosen a moment ago, not the image before it
   if (isBusy()) return; // a double click asks once
   const task = taskOf(route());
   if (!image) {
@@ -573,7 +574,7 @@ function storedTheme() {
 
 buildControls();
 setTheme(storedTheme());
-listen(setImage, sayFileProblem, setVideo);
+const chosenOpened = listen(setImage, sayFileProblem, setVideo);
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

@@ -54,18 +54,32 @@ export async function smaller(image) {
  *
  * `onImage(image, sample | null)` gets each image, or the first page of a document;
  * `onProblem(text, error, file)` each error, with the file if it is a document; `onVideo(file)` each
- * video.
+ * video. Returns `opened()`: waits until what was chosen last is open, and says whether it could be.
  */
 export function listen(onImage, onProblem, onVideo) {
   let latest = 0;
-  const take = async (load, sample = null, file = null) => {
+  let opening = null; // what was chosen last, until it is open
+  const open = async (load, sample, file) => {
     const turn = (latest += 1);
     try {
       const image = await load();
       if (turn === latest) onImage(image, sample);
+      return turn === latest;
     } catch (error) {
       if (turn === latest) onProblem(error.message || "The server cannot be reached.", error, file);
+      return false;
     }
+  };
+  const take = (load, sample = null, file = null) => {
+    const mine = open(load, sample, file).finally(() => {
+      if (opening === mine) opening = null;
+    });
+    opening = mine;
+  };
+  const opened = async () => {
+    let could = true;
+    while (opening) could = await opening;
+    return could;
   };
   const takeFile = (file) => {
     if (isVideo(file)) {
@@ -141,4 +155,5 @@ export function listen(onImage, onProblem, onVideo) {
     const image = element("img", { src: address, alt: sample.about, width: 72, height: 72 });
     byId("samples").append(element("li", {}, element("button", { type: "button", onclick: pick }, image)));
   }
+  return opened;
 }
