@@ -284,10 +284,14 @@ class Liar(ReaderProcess):
 
 BAD_WORDS: list[object] = [
     {"words": [["a", 1, 2, 3]], "turn": 0},
-    {"words": [["a", 1, 2, 3, "4", None]], "turn": 0},
-    {"words": [["\ud800", 1, 2, 3, 4, None]], "turn": 0},
-    {"words": [[["a"], 1, 2, 3, 4, None]], "turn": 0},
-    {"words": [["a", True, 2, 3, 4, None]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None]], "turn": 0},
+    {"words": [["a", 1, 2, 3, "4", None, 0, False]], "turn": 0},
+    {"words": [["\ud800", 1, 2, 3, 4, None, 0, False]], "turn": 0},
+    {"words": [[["a"], 1, 2, 3, 4, None, 0, False]], "turn": 0},
+    {"words": [["a", True, 2, 3, 4, None, 0, False]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None, 45, False]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None, [0], False]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None, 0, 1]], "turn": 0},
     {"words": 7, "turn": 0},
     {"words": [], "turn": 45},
     {"words": [], "turn": [0]},

@@ -103,6 +103,6 @@ class Leveled:
 
 def leveled(page: Page) -> Leveled | None:
     """The page laid straight; None for one that is straight already, or has a text layer."""
-    if page.words:
+    if page.has_text_layer:
         return None
     return Leveled(slanted=page, angle=page.slant) if abs(page.slant) >= _LEAST_SLANT else None

@@ -7,7 +7,7 @@ left of the upright page. Pages count from 1.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self, overload
 
@@ -39,12 +39,16 @@ class DocumentLimits:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the text layer."""
+    """A word of the text layer, or of what was filled into a form field."""
 
     text: str
     box_xyxy: Box
     x_height: float | None = field(default=None, kw_only=True, compare=False, repr=False)
     """Height of a small letter in page units, where the word has letters that tell."""
+    turn: Turn = field(default=0, kw_only=True, compare=False, repr=False)
+    """How far to turn it, clockwise, to be upright: 90 where it runs upwards on the page."""
+    is_filled_in: bool = field(default=False, kw_only=True, compare=False, repr=False)
+    """Whether it stands in a form field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,11 @@ class Attachment:
     def data(self) -> bytes:
         """The contents. Raises DocumentError where they are damaged or larger than 64 MiB."""
         return self.read()
+
+
+def has_text_layer(words: Iterable[Word]) -> bool:
+    """Whether any of the words of a page is printed, and not filled into a form field."""
+    return any(not word.is_filled_in for word in words)
 
 
 UNNAMED = "the document"
@@ -118,12 +127,22 @@ class Page:
 
     @functools.cached_property
     def words(self) -> tuple[Word, ...]:
-        """The text layer, in the order of the file; () where there is none."""
+        """The text layer, in the order of the file, and what was filled into form fields; ()
+        where there is neither."""
         size_wh = self.source.size_wh(self.number - 1)
         return tuple(
-            replace(word, box_xyxy=turn_box(word.box_xyxy, size_wh, self.turned))
+            replace(
+                word,
+                box_xyxy=turn_box(word.box_xyxy, size_wh, self.turned),
+                turn=add_turns(word.turn, -self.turned),
+            )
             for word in self._text[0]
         )
+
+    @property
+    def has_text_layer(self) -> bool:
+        """Whether the file says what is printed. Of a scan with form fields it does not."""
+        return has_text_layer(self._text[0])
 
     @functools.cached_property
     def _text(self) -> tuple[tuple[Word, ...], Turn]:

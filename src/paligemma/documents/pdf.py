@@ -32,6 +32,9 @@ _MAX_FIELD_BYTES = 64 * 2**10
 _PASSWORD_FIELD = 1 << 13  # of a text field's flags (ISO 32000-1, table 228)
 _LINE_END_HYPHENS = (0x2, 0xFFFE)  # what pdfium reports for a hyphen that divides a word
 _X_HEIGHT_LETTERS = frozenset("acemnorsuvwxzаеосмптивкшгαεικνορστυω")
+_LETTER_GAP = 1.0
+"""The widest gap between two letters of a word, in the longer side of a letter's box."""
+_TOUCHING = 0.1
 _TALL_TO_X_HEIGHT = 0.72
 """The x-height of a usual typeface, as a share of the height of its capitals and digits."""
 
@@ -168,7 +171,8 @@ class PdfFile:
             raw.FPDF_FFLDraw(self._pdf.formenv.raw, bitmap, page, *area, 0, flags)
 
     def words(self, index: int) -> tuple[tuple[Word, ...], Turn]:
-        """The text layer, and how far the page as displayed must be turned to be read."""
+        """The text layer and what was filled into form fields, and how far the page as displayed
+        must be turned to be read."""
         with pdfium_lock() as raw:
             page = self._open_page(raw, index)
             geometry = self._geometry(raw, page)
@@ -179,14 +183,13 @@ class PdfFile:
                 letters = list(self._letters(raw, text, geometry, index))
             finally:
                 raw.FPDFText_ClosePage(text)
-            words = _words_of(letters)
-            # On a scan, fields alone are no text layer.
-            in_fields = list(self._field_words(raw, page, geometry)) if words else []
-        turn = turn_by_direction([each.direction for each in letters])
-        return (*words, *in_fields), turn
+            turn = turn_by_direction([each.direction for each in letters])
+            in_fields = tuple(self._field_words(raw, page, geometry, turn))
+        return (*_words_of(letters), *in_fields), turn
 
-    def _field_words(self, raw: Any, page: Any, geometry: _Geometry) -> Iterator[Word]:
-        """What was filled into the form fields of a page: each word with the box of its field."""
+    def _field_words(self, raw: Any, page: Any, geometry: _Geometry, turn: Turn) -> Iterator[Word]:
+        """What was filled into the form fields of a page that must be turned to be read: each word
+        with the box of its field."""
         if not self._pdf.formenv:
             return
         form = self._pdf.formenv.raw
@@ -200,7 +203,8 @@ class PdfFile:
                         *(min(rect.left, rect.right), min(rect.bottom, rect.top)),
                         *(max(rect.left, rect.right), max(rect.bottom, rect.top)),
                     )
-                    yield from (Word(word, box) for word in text.split())
+                    for word in text.split():
+                        yield Word(word, box, turn=turn, is_filled_in=True)
             finally:
                 raw.FPDFPage_CloseAnnot(field)
 
@@ -221,7 +225,8 @@ class PdfFile:
             high = 0
             letter = "-" if code in _LINE_END_HYPHENS else chr(code) if 0 < code < 0x110000 else ""
             if not letter or letter.isspace() or not letter.isprintable():
-                yield _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0)
+                is_guessed = raw.FPDFText_IsGenerated(text, number) == 1
+                yield _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0, is_guessed)
                 continue
             raw.FPDFText_GetLooseCharBox(text, number, rect)
             raw.FPDFText_GetCharBox(text, number, left, right, bottom, top)
@@ -340,6 +345,8 @@ class _Letter:
     direction: Turn | None
     """The turn that would make it upright."""
     x_height: float
+    is_guessed: bool = False
+    """Whether pdfium has put it in, between what it takes for words and lines."""
 
 
 def page_matrix(raw: Any, page: Any, *, rotated: bool) -> tuple[float, ...]:
@@ -401,25 +408,34 @@ def _x_height(letter: str, matrix: Any, height: float, width: float) -> float:
 
 
 def _words_of(letters: Sequence[_Letter]) -> tuple[Word, ...]:
-    """Letters up to white space, or up to a gap or a change of line that has none."""
+    """Letters up to white space, or up to a gap or a change of line that has none.
+
+    Letters that run upwards or downwards are lines of their own for pdfium, so that it puts white
+    space between them: it ends a word only where there is a gap.
+    """
     words: list[Word] = []
     current: list[_Letter] = []
+    largest_gap = _LETTER_GAP
     for letter in (*letters, _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0)):
-        if current and (not letter.text or not _continues(current[-1], letter)):
+        if current and letter.is_guessed and current[-1].direction in (90, 270):
+            largest_gap = _TOUCHING
+            continue
+        if current and not (letter.text and _continues(current[-1], letter, largest_gap)):
             words.append(_word(current))
             current = []
         if letter.text:
             current.append(letter)
+        largest_gap = _LETTER_GAP
     return tuple(words)
 
 
-def _continues(last: _Letter, letter: _Letter) -> bool:
-    """Whether a letter stands next to the last one, in whatever direction the text runs."""
+def _continues(last: _Letter, letter: _Letter, largest_gap: float) -> bool:
+    """Whether a letter stands next to the last one, in whatever direction the text runs, with a
+    gap of at most this share of the last one's longer side."""
     gap_x = max(letter.box[0] - last.box[2], last.box[0] - letter.box[2])
     gap_y = max(letter.box[1] - last.box[3], last.box[1] - letter.box[3])
-    height = min(last.box[2] - last.box[0], last.box[3] - last.box[1])
-    largest = max(last.box[2] - last.box[0], last.box[3] - last.box[1], height)
-    return max(gap_x, gap_y) <= largest
+    size = max(last.box[2] - last.box[0], last.box[3] - last.box[1])
+    return max(gap_x, gap_y) <= largest_gap * size
 
 
 def _word(letters: Sequence[_Letter]) -> Word:
@@ -434,6 +450,7 @@ def _word(letters: Sequence[_Letter]) -> Word:
             max(box[3] for box in boxes),
         ),
         x_height=heights[len(heights) // 2] if heights else None,
+        turn=turn_by_direction([each.direction for each in letters]),
     )
 
 

@@ -16,6 +16,7 @@ from paligemma.documents.open import DocumentInput, PageNumbers, open_document
 from paligemma.documents.order import reading_rows
 from paligemma.documents.page import DocumentLimits, Page, Unit
 from paligemma.documents.regions import Region, regions_of
+from paligemma.documents.text_layer import lines_of_words
 from paligemma.documents.text_of_lines import ReadLine, lines_in_tile
 from paligemma.documents.tiles import whole
 from paligemma.errors import PaliGemmaError, check_choice
@@ -28,6 +29,7 @@ _PAGES_AT_A_TIME = 8
 _TURNS: tuple[Turn, ...] = (0, 90, 180, 270)
 _TRIAL_TOKENS = 24  # per turn of a page that may lie on its side
 _TURN_MARGIN = 1.1  # by which another turn must be surer than the page as it is
+_FIELDS_ALONE = "no text layer: only what was filled into form fields is known"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +255,7 @@ def upright(asker: Asker, pages: Sequence[Page]) -> list[Page]:
 
 def _may_lie(page: Page) -> bool:
     try:
-        return not page.words and not page.is_blank
+        return not page.has_text_layer and not page.is_blank
     except PaliGemmaError:  # reported when its turn comes
         return False
 
@@ -365,14 +367,12 @@ def _from_text_layer(page: Page) -> PageText:
         if not words:
             problem = "blank: neither ink nor text" if page.is_blank else "no text layer"
             return _page_text(page, problems=(problem,))
-        lines = []
-        for row in reading_rows([word.box_xyxy for word in words]):
-            text = " ".join(words[index].text for index in row)
-            box = union([words[index].box_xyxy for index in row])
-            lines.append(
-                Line(text=text, box_xyxy=box, score=None, page=page.number, source="text layer")
-            )
-        return _page_text(page, lines=lines)
+        lines = [
+            Line(text=text, box_xyxy=box, score=None, page=page.number, source="text layer")
+            for text, box in lines_of_words(words)
+        ]
+        problems = () if page.has_text_layer else (_FIELDS_ALONE,)
+        return _page_text(page, lines=lines, problems=problems)
     except PaliGemmaError as error:
         return _failed(page, error)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, add_turns, turn_box
 from paligemma.documents.open import DocumentInput, open_document
-from paligemma.documents.page import Document, DocumentLimits, Page
+from paligemma.documents.page import Document, DocumentLimits, Page, has_text_layer
 from paligemma.documents.pdf import PdfFile, page_matrix, pdfium_lock
 from paligemma.errors import DocumentError
 
@@ -55,7 +55,7 @@ def _with_text(file: PdfFile, text: DocumentText) -> bytes:
         font = _font(raw, file.document)
         try:
             for page_text in text.pages:
-                if page_text.lines and not file.words(page_text.page - 1)[0]:
+                if page_text.lines and not has_text_layer(file.words(page_text.page - 1)[0]):
                     with file.page(raw, page_text.page - 1) as page:
                         _add_lines(raw, file.document, font, page, page_text)
             return _saved(raw, file.document)

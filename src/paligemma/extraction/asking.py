@@ -571,7 +571,7 @@ class Run:
             near = item.box_xyxy
         box = self.views.find_value(view, candidate.text, draft.value, leaf, self.formats, near)
         is_printed = leaf.kind not in ("boolean", "choice")
-        if box is None and is_printed and len(self.views.words(view)) >= WORDS_OF_A_LAYER:
+        if box is None and is_printed and self.views.num_printed(view) >= WORDS_OF_A_LAYER:
             draft.problems.append("the text layer of the page does not have these words")
         return box
 

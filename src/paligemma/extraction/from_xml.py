@@ -215,16 +215,16 @@ class _Places:
         """The field with its place on the first page that has the value, or a problem."""
         if field.value is None or isinstance(leaf, List):
             return field
-        num_words = 0
+        num_printed = 0
         for view in self.views.wholes:
-            num_words += len(self.views.words(view))
+            num_printed += self.views.num_printed(view)
             box = self._box(field, keys, view, leaf)
             if box is not None:
                 if leaf.keys[1:2] == ("[]",):
                     self.items.setdefault(keys[:2], (view, box))
                 page = self.views.number(view)
                 return replace(field, page=page, box_xyxy=box, box_source="text layer")
-        if num_words < WORDS_OF_A_LAYER or leaf.kind in ("boolean", "choice"):
+        if num_printed < WORDS_OF_A_LAYER or leaf.kind in ("boolean", "choice"):
             return field
         return _with_problem(field, "the text layer of the pages does not have this value")
 

@@ -20,7 +20,7 @@ from paligemma.processor.image import LoadedImage
 from paligemma.results import BoxXyxy
 
 WORDS_OF_A_LAYER = 10
-"""A view with fewer words may be a scan on which a header was printed."""
+"""A view with fewer printed words may be a scan on which a header was printed."""
 _NUM_OPEN = 4
 
 
@@ -123,8 +123,12 @@ class Views:
             return fail
 
     def words(self, view: View) -> Sequence[Word]:
-        """The words of the text layer that a view shows."""
+        """The words of the text layer, and those in form fields, that a view shows."""
         return self._printed_in(view).words
+
+    def num_printed(self, view: View) -> int:
+        """How many of the words are printed: a scan may have more in its form fields."""
+        return sum(not word.is_filled_in for word in self.words(view))
 
     def find_value(
         self, view: View, text: str, value: Any, leaf: Leaf, formats: Formats, near: BoxXyxy | None

@@ -230,7 +230,10 @@ class _Reader:
 
     def _words(self, index: int) -> bytes:
         words, turn = self._document.source.words(index)
-        rows = [[word.text, *word.box_xyxy, word.x_height] for word in words[:MAX_WORDS]]
+        rows = [
+            [word.text, *word.box_xyxy, word.x_height, word.turn, word.is_filled_in]
+            for word in words[:MAX_WORDS]
+        ]
         return frame({"words": rows, "turn": turn})
 
 

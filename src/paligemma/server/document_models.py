@@ -287,7 +287,7 @@ class PageImage(ResponseModel):
     unit: PageUnit
     turned: PageTurn
     num_words: int
-    """Words in the text layer; 0 for scans."""
+    """Words in the text layer and in form fields; 0 for scans without fields."""
     image: str | None = None
     """A JPEG file as a data URL; left out where the page cannot be drawn."""
     problem: str | None = None

@@ -291,10 +291,7 @@ class RemotePages:
     def words(self, index: int) -> tuple[tuple[Word, ...], Turn]:
         header, _ = self._call("words", index)
         rows = header.get("words", ())[:MAX_WORDS]
-        turn = header.get("turn")
-        if turn not in (0, 90, 180, 270):
-            raise DocumentError(_CRASHED)
-        return tuple(_word(*row) for row in rows), cast("Turn", turn)
+        return tuple(_word(*row) for row in rows), _turn(header.get("turn"))
 
     @_checked
     def attachments(self) -> tuple[Attachment, ...]:
@@ -329,13 +326,25 @@ class RemotePages:
         return self._process.call(request, most=most, seconds=self._seconds)
 
 
-def _word(text: object, *numbers: object) -> Word:
-    *box, x_height = numbers
+def _word(text: object, *about: object) -> Word:
+    *box, x_height, turn, is_filled_in = about
     x0, y0, x1, y1 = map(_number, box)
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not isinstance(is_filled_in, bool):
         raise TypeError
     text.encode()  # a lone surrogate is a ValueError
-    return Word(text, (x0, y0, x1, y1), x_height=None if x_height is None else _number(x_height))
+    return Word(
+        text,
+        (x0, y0, x1, y1),
+        x_height=None if x_height is None else _number(x_height),
+        turn=_turn(turn),
+        is_filled_in=is_filled_in,
+    )
+
+
+def _turn(value: object) -> Turn:
+    if value not in (0, 90, 180, 270) or isinstance(value, bool):
+        raise TypeError
+    return cast("Turn", value)
 
 
 def _number(value: object) -> float:

@@ -1,0 +1,102 @@
+"""The text layer as lines: words in form fields, and words that do not run from left to right."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from paligemma.documents import ReadOptions, open_document, read_document
+from paligemma.documents.searchable import to_searchable_pdf
+from tests.documents.pdf_files import pdf_of_pages, stream, text_at
+from tests.documents.readers import ScriptedReader, text_result
+
+A4 = "0 0 595 842"
+LAYER = ReadOptions(source="text layer")
+UPWARDS, DOWNWARDS, UPSIDE_DOWN = "0 1 -1 0", "0 -1 1 0", "-1 0 0 -1"
+
+
+def lines_of(*contents: bytes, rotate: int = 0) -> list[str]:
+    """The lines of a page of the contents, on which most text is upright."""
+    upright = b"".join(text_at(60, 700 - 20 * i, "most of the page is upright") for i in range(4))
+    data = pdf_of_pages(
+        [upright + b"".join(contents)], media_box=A4, page_extra=f"/Rotate {rotate}"
+    )
+    read = read_document(None, data, LAYER)  # type: ignore[arg-type]
+    lines = read.text.split("\n")
+    assert lines[:4] == ["most of the page is upright"] * 4
+    return lines[4:]
+
+
+def scan_with_field(value: str = "Ann Walker", *, scan: bool = True) -> bytes:
+    """A page with a form field, above the image of a paper where there is a `scan`."""
+    file = io.BytesIO()
+    paper = Image.new("L", (200, 100), "white")
+    paper.paste(0, (20, 20, 60, 40))
+    paper.save(file, "JPEG")
+    image = stream(
+        file.getvalue(),
+        b"/Type /XObject /Subtype /Image /Width 200 /Height 100 /ColorSpace /DeviceGray "
+        b"/BitsPerComponent 8 /Filter /DCTDecode",
+    )
+    field = (
+        f"<< /Type /Annot /Subtype /Widget /FT /Tx /T (name) /V ({value}) /F 4 "
+        "/Rect [120 20 180 40] >>"
+    )
+    return pdf_of_pages(
+        [b"q 200 0 0 100 0 0 cm /I Do Q" if scan else b""],
+        page_extra="/Annots [6 0 R]",
+        catalog_extra="/AcroForm << /Fields [6 0 R] >>",
+        more_objects=[field.encode(), image],
+    ).replace(b"/Font << /F1 3 0 R >>", b"/XObject << /I 7 0 R >>")
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_was_filled_in_is_known_where_nothing_else_is(scan: bool) -> None:
+    read = read_document(None, scan_with_field(scan=scan), LAYER)  # type: ignore[arg-type]
+    assert read.text == "Ann Walker"
+    assert read.lines[0].box_xyxy == pytest.approx((120, 60, 180, 80), abs=0.1)
+    assert read.problems == (
+        "page 1: no text layer: only what was filled into form fields is known",
+    )
+
+
+def test_a_scan_with_a_form_field_is_read_and_turned_as_any_other_scan() -> None:
+    with open_document(scan_with_field()) as document:
+        [page] = document.pages
+        assert [word.text for word in page.words] == ["Ann", "Walker"]
+        assert not page.has_text_layer
+    reader = ScriptedReader(lambda image: text_result("what the model says"))
+    read = read_document(reader, scan_with_field())
+    assert len(reader.seen) == 5  # four turns were tried
+    made = to_searchable_pdf(scan_with_field(), read)
+    with open_document(made) as document:
+        assert "says" in [word.text for word in document.pages[0].words]
+        assert document.pages[0].has_text_layer
+
+
+@pytest.mark.parametrize("matrix", [UPWARDS, DOWNWARDS, UPSIDE_DOWN])
+@pytest.mark.parametrize("rotate", [0, 90])
+def test_words_that_run_another_way_are_a_line_along_their_own_direction(
+    matrix: str, rotate: int
+) -> None:
+    label = text_at(300, 300, "Revenue in kEUR", matrix=matrix)
+    assert lines_of(label, rotate=rotate) == ["Revenue in kEUR"]
+
+
+@pytest.mark.parametrize(("matrix", "step"), [(UPWARDS, 6), (DOWNWARDS, -6)])
+def test_letters_that_touch_along_their_direction_are_one_word(matrix: str, step: int) -> None:
+    letters = [text_at(300, 300 + step * i, "kE"[i], matrix=matrix) for i in range(2)]
+    assert lines_of(*letters) == ["kE"]
+
+
+def test_labels_of_an_axis_that_stand_upright_are_read_one_after_the_other() -> None:
+    labels = [text_at(100 + 30 * i, 300, f"Jan {2020 + i}", matrix=UPWARDS) for i in range(3)]
+    assert lines_of(*labels) == ["Jan 2020", "Jan 2021", "Jan 2022"]
+
+
+def test_a_label_at_the_side_takes_no_row_of_the_page_into_its_line() -> None:
+    ticks = [text_at(80, 300 - 20 * i, str(60 - 20 * i)) for i in range(3)]
+    label = text_at(70, 275, "Revenue", matrix=UPWARDS)
+    assert lines_of(label, *ticks) == ["Revenue", "60", "40", "20"]
