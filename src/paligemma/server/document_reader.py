@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from PIL import Image
 
@@ -344,7 +344,7 @@ def _word(text: object, *about: object) -> Word:
 def _turn(value: object) -> Turn:
     if value not in (0, 90, 180, 270) or isinstance(value, bool):
         raise TypeError
-    return cast("Turn", value)
+    return value
 
 
 def _number(value: object) -> float:
