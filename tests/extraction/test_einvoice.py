@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import time
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -154,11 +155,11 @@ PRINTED = (
 )
 
 
-def write_printed_invoice(path: Path, xml: str = XML) -> None:
+def write_printed_invoice(path: Path, xml: str = XML, printed: Sequence[str] = PRINTED) -> None:
     """Write a PDF file with a text layer and XML inside."""
     import pypdfium2
 
-    lines = [text_at(40, 700 - 20 * n, line, 11) for n, line in enumerate(PRINTED)]
+    lines = [text_at(40, 700 - 20 * n, line, 11) for n, line in enumerate(printed)]
     document = pypdfium2.PdfDocument(pdf_of_pages([b"".join(lines)], media_box="0 0 595 842"))
     document.new_attachment("factur-x.xml").set_data(xml.encode())
     document.save(path)
@@ -197,6 +198,83 @@ def test_what_the_page_prints_differently_is_a_problem(tmp_path: Path) -> None:
     assert found["total"].problems == ("the text layer of the pages does not have this value",)
     assert found.value is None
     assert "the total is 1158.25" in " ".join(found.object_problems)
+
+
+DISCOUNTS = (
+    ("102.00", "91.80"),  # 10 % off the croissants
+    ("<ram:LineTotalAmount>150.00", "<ram:LineTotalAmount>139.80"),
+    ("AllowanceTotalAmount>0.00", "AllowanceTotalAmount>5.00"),
+    ("<ram:TaxTotal", "<ram:TaxBasisTotalAmount>134.80</ram:TaxBasisTotalAmount><ram:TaxTotal"),
+    ("158.25", "143.05"),
+    ("20240517", "20240305"),
+    ("20240616", "20240405"),
+)
+
+
+def with_discounts(xml: str = XML) -> str:
+    for before, after in DISCOUNTS:
+        assert before in xml
+        xml = xml.replace(before, after)
+    return xml
+
+
+def test_an_invoice_with_discounts_agrees_with_its_page(tmp_path: Path) -> None:
+    """One of a line, one below the lines, and dates that may be two."""
+    printed = [
+        *("Facture F-2024-0117 05/03/2024, a payer 05/04/2024", "Boulangerie Éloïse SARL"),
+        *("TVA FR32 123456789", "Client : Café de l'Étoile", "Total HT brut 139,80 EUR"),
+        *("Croissant au beurre 120 0,85 10 % 91,80 EUR", "Pain de campagne 15 48,00 EUR"),
+        *("Remise -5,00 EUR", "Total HT net 134,80 EUR", "TVA 8,25 EUR"),
+        *("Total TTC 143,05 EUR", "IBAN FR76 3000 6000 0112 3456 7890 189"),
+    ]
+    write_printed_invoice(tmp_path / "fr.pdf", with_discounts(), printed)
+    found = extract(None, tmp_path / "fr.pdf", "invoice", FROM_XML)
+    assert found.problems == ()
+    assert found.value is not None
+    assert (found.value.net_total, found.value.discount) == (Decimal("134.80"), 5)
+    places = [found[path].box_source for path in ("invoice_date", "due_date", "discount")]
+    assert places == ["text layer"] * 3
+    # Another date of the page says that the month is first.
+    write_printed_invoice(tmp_path / "fr.pdf", with_discounts(), [*printed, "Shipped 03/25/2024"])
+    found = extract(None, tmp_path / "fr.pdf", "invoice", FROM_XML)
+    assert found["invoice_date"].problems
+    text = {"type": "object", "properties": {"discount": {"type": "string", "maxLength": 9}}}
+    found = extract(None, tmp_path / "fr.pdf", text, FROM_XML)
+    assert found["discount"].value == "5.00"
+
+
+@pytest.mark.parametrize(
+    ("net", "discount", "shipping", "total"),
+    [("100", "10", "5", "114"), ("95", "10", "5", "114"), ("90", "10", "5", "114")],
+    ids=["of the lines", "after both", "after the discount"],
+)
+def test_a_total_without_tax_may_be_before_or_after_what_is_below_the_lines(
+    net: str, discount: str, shipping: str, total: str
+) -> None:
+    line = {"description": "Chair", "quantity": 4, "unit_price": 30, "amount": 100}
+    given: dict[str, object] = {
+        **{"invoice_number": "1", "invoice_date": "2024-03-01", "seller": "A", "items": [line]},
+        **{"net_total": net, "discount": discount, "shipping": shipping, "tax": "19"},
+    }
+    assert Invoice.model_validate({**given, "total": total}).items[0].amount == 100
+    for change in ({"net_total": "85"}, {"total": "113"}, {"discount": "-9"}, {"tax": "18"}):
+        with pytest.raises(ValueError, match=r"the amount of 'Chair' is 100, and .* 120\.00"):
+            Invoice.model_validate({**given, "total": total, **change})
+    more = {"items": [{**line, "amount": 130}], "net_total": "130", "total": "144"}
+    with pytest.raises(ValueError, match="the amount of 'Chair' is 130"):
+        Invoice.model_validate({**given, **more})
+
+
+def test_amounts_of_the_accounts_and_numbers_of_local_taxes_are_not_the_invoices() -> None:
+    other = '<ram:TaxTotalAmount currencyID="CHF">7.99</ram:TaxTotalAmount><ram:TaxTotal'
+    assert read_einvoice(XML.replace("<ram:TaxTotal", other).encode())["tax"] == Decimal("8.25")
+    tax = '<cac:TaxTotal><cbc:TaxAmount currencyID="SEK">240</cbc:TaxAmount></cac:TaxTotal>'
+    local = "<cac:PartyTaxScheme><cbc:CompanyID>0417</cbc:CompanyID><cac:TaxScheme><cbc:ID>LOC"
+    local += "</cbc:ID></cac:TaxScheme></cac:PartyTaxScheme>"
+    ubl = UBL.replace("<cac:TaxTotal>", f"{tax}<cac:TaxTotal>", 1)
+    ubl = ubl.replace("<cac:PartyTaxScheme>", f"{local}<cac:PartyTaxScheme>", 1)
+    fields = read_einvoice(ubl.encode())
+    assert (fields["tax"], fields["seller_vat"]) == (21, "BE0123456749")
 
 
 def test_the_xml_is_never_used_unasked(tmp_path: Path) -> None:

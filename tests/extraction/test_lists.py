@@ -36,6 +36,25 @@ def test_splitting(text: str, items: list[str]) -> None:
     assert all(text[start:].startswith(item) for item, start in found)
 
 
+@pytest.mark.parametrize(
+    ("text", "language", "items"),
+    [
+        ("Étagère en chêne, lampe et tapis", "fr", ["Étagère en chêne", "lampe", "tapis"]),
+        ("Étagère en chêne; lampe", "fr", ["Étagère en chêne", "lampe"]),
+        ("Étagère en chêne", "en", ["Étagère en chêne"]),
+        ("stoel en tafel", "nl", ["stoel", "tafel"]),
+        ("sal y pimienta", "es", ["sal", "pimienta"]),
+        ("Vitamin C und E", "de", ["Vitamin C", "E"]),
+        ("Ham and eggs, toast and butter", "en", ["Ham and eggs", "toast", "butter"]),
+        ("tea and cake and milk", "en", ["tea", "cake", "milk"]),
+    ],
+)
+def test_words_that_mean_and_separate_in_their_language(
+    text: str, language: str, items: list[str]
+) -> None:
+    assert [item for item, _ in split_items(text, language)] == items
+
+
 def test_items_have_the_probability_of_their_own_tokens() -> None:
     tokenizer = CharacterTokenizer()
     text = " ab, c"

@@ -352,7 +352,7 @@ class Run:
             is_cut=result.is_cut,
         )
         if isinstance(node, List):
-            items = tuple(items_of(result, self.asker.processor.tokenizer))
+            items = tuple(items_of(result, self.asker.processor.tokenizer, self.options.language))
             score = min((item.score for item in items), default=result.score)
             return replace(made, items=items, score=score)
         return replace(made, reading=read_value(node, result.text, self.formats))

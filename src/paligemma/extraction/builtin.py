@@ -17,6 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("pydantic", "guided", "Extracting fields") from error
 
+_ZERO = Decimal(0)
 NOT_MEDICAL = (
     "Not for medical decisions: what is read from a prescription may be wrong. Compare it with the "
     "document."
@@ -71,6 +72,15 @@ class InvoiceItem(BaseModel):
     unit_price: Decimal | None = Field(None, description="unit price of {description}")
     amount: Decimal | None = Field(None, description="amount of {description}")
 
+    def wrong_product(self, *, may_be_less: bool) -> Iterator[str]:
+        """Says that the amount is not quantity times unit price; less of it may be a discount."""
+        if self.quantity is None or self.unit_price is None or self.amount is None:
+            return
+        product = self.quantity * self.unit_price
+        is_less = 0 <= self.amount < product or product < self.amount <= 0
+        if not (is_less and may_be_less):
+            yield from _compared(f"the amount of {self.description!r}", self.amount, product)
+
 
 class Invoice(BaseModel):
     """An invoice, whose sums must agree."""
@@ -104,17 +114,24 @@ class Invoice(BaseModel):
         return self
 
     def _wrong_sums(self) -> Iterator[str]:
-        for item in self.items:
-            if item.quantity is not None and item.unit_price is not None:
-                product = item.quantity * item.unit_price
-                yield from _compared(f"the amount of {item.description!r}", item.amount, product)
+        off, added = abs(self.discount or _ZERO), self.shipping or _ZERO
+        below = added - off
         amounts = [item.amount for item in self.items if item.amount is not None]
-        if amounts and len(amounts) == len(self.items):
-            yield from _compared("the total without tax", self.net_total, sum(amounts, Decimal(0)))
+        lines = sum(amounts, _ZERO) if amounts and len(amounts) == len(self.items) else None
+        # The total without tax is printed before or after what is taken off and added below lines.
+        wrong = [[*self._wrong_totals(lines, part, below - part)] for part in (_ZERO, below, -off)]
+        least_wrong = min(wrong, key=len)
+        is_sum = lines is not None and self.net_total is not None and not least_wrong
+        for item in self.items:
+            yield from item.wrong_product(may_be_less=is_sum)
+        yield from least_wrong
+
+    def _wrong_totals(self, lines: Decimal | None, above: Decimal, below: Decimal) -> Iterator[str]:
+        """`above`, `below`: what is taken off or added above and below the total without tax."""
+        if self.net_total is not None and lines is not None:
+            yield from _compared("the total without tax", self.net_total, lines + above)
         if self.net_total is not None and self.tax is not None:
-            zero = Decimal(0)
-            net = self.net_total - abs(self.discount or zero)
-            yield from _compared("the total", self.total, net + self.tax + (self.shipping or zero))
+            yield from _compared("the total", self.total, self.net_total + self.tax + below)
 
 
 class ReceiptItem(BaseModel):
@@ -229,6 +246,6 @@ def builtin_schema(name: str) -> type[Any]:
     return BUILTIN[name]
 
 
-def _compared(what: str, printed: Decimal | None, computed: Decimal) -> Iterator[str]:
-    if printed is not None and abs(computed - printed) > Decimal("0.015"):
-        yield f"{what} is {printed}, and its parts make {computed}"
+def _compared(what: str, printed: Decimal, computed: Decimal) -> Iterator[str]:
+    if abs(computed - printed) > Decimal("0.015"):
+        yield f"{what} is {printed}, and its parts make {computed:.2f}"

@@ -163,9 +163,10 @@ class _BoundedBuilder(ElementTree.TreeBuilder):
 def _cii_fields(root: Element) -> dict[str, Any]:
     sums = _joined(_joined(_SETTLEMENTS, _SUMS), ("",))
 
-    def amount(name: str) -> Decimal | None:
-        return _amount(root, _joined(sums, (name,)))
+    def amount(*names: str) -> Decimal | None:
+        return _amount(root, [path for name in names for path in _joined(sums, (name,))])
 
+    currency = _text(root, _joined(_SETTLEMENTS, ("InvoiceCurrencyCode",)))
     heads = ("ExchangedDocument", "HeaderExchangedDocument")
     settled = _joined(_SETTLEMENTS, ("",))
     means = "SpecifiedTradeSettlementPaymentMeans/PayeePartyCreditorFinancialAccount/IBANID"
@@ -174,29 +175,30 @@ def _cii_fields(root: Element) -> dict[str, Any]:
         "invoice_number": _text(root, _joined(heads, ("ID",))),
         "invoice_date": _date(root, _joined(heads, ("IssueDateTime/DateTimeString",))),
         "due_date": _date(root, _joined(settled, (due,))),
-        "currency": _text(root, _joined(settled, ("InvoiceCurrencyCode",))),
+        "currency": currency,
         "iban": _text(root, _joined(settled, (means,))),
-        "net_total": amount("LineTotalAmount"),
+        "net_total": amount("TaxBasisTotalAmount", "LineTotalAmount"),
         "discount": amount("AllowanceTotalAmount"),
-        "tax": amount("TaxTotalAmount"),
+        "tax": _in_currency(root, _joined(sums, ("TaxTotalAmount",)), currency),
         "shipping": amount("ChargeTotalAmount"),
         "total": amount("GrandTotalAmount"),
     }
 
 
 def _ubl_fields(root: Element) -> dict[str, Any]:
-    def amount(name: str) -> Decimal | None:
-        return _amount(root, (f"./LegalMonetaryTotal/{name}",))
+    def amount(*names: str) -> Decimal | None:
+        return _amount(root, [f"./LegalMonetaryTotal/{name}" for name in names])
 
+    currency = _text(root, ("./DocumentCurrencyCode",))
     return {
         "invoice_number": _text(root, ("./ID",)),
         "invoice_date": _date(root, ("./IssueDate",)),
         "due_date": _date(root, ("./DueDate", "PaymentMeans/PaymentDueDate")),
-        "currency": _text(root, ("./DocumentCurrencyCode",)),
+        "currency": currency,
         "iban": _text(root, ("PaymentMeans/PayeeFinancialAccount/ID",)),
-        "net_total": amount("LineExtensionAmount"),
+        "net_total": amount("TaxExclusiveAmount", "LineExtensionAmount"),
         "discount": amount("AllowanceTotalAmount"),
-        "tax": _amount(root, ("./TaxTotal/TaxAmount",)),
+        "tax": _in_currency(root, ("./TaxTotal/TaxAmount",), currency),
         "shipping": amount("ChargeTotalAmount"),
         "total": amount("TaxInclusiveAmount"),
     }
@@ -221,8 +223,9 @@ def _vat(root: Element) -> str | None:
         for number in _all(seller, ("SpecifiedTaxRegistration/ID",)):
             if number.get("schemeID") == "VA":
                 return _clean(number)
-        for number in _all(seller, ("PartyTaxScheme/CompanyID",)):
-            return _clean(number)
+        for scheme in _all(seller, ("PartyTaxScheme",)):  # others than VAT are of local taxes
+            if _text(scheme, ("TaxScheme/ID",)) in ("VAT", None):
+                return _text(scheme, ("CompanyID",))
     return None
 
 
@@ -249,8 +252,7 @@ def _text(node: Element, paths: Iterable[str]) -> str | None:
     return next((text for each in _all(node, paths) if (text := _clean(each))), None)
 
 
-def _value(node: Element, paths: Iterable[str], read: Callable[[str], Any]) -> Any:
-    text = _text(node, paths)
+def _read(text: str | None, paths: Iterable[str], read: Callable[[str], Any]) -> Any:
     if text is None:
         return None
     try:
@@ -259,9 +261,18 @@ def _value(node: Element, paths: Iterable[str], read: Callable[[str], Any]) -> A
         raise DocumentError(f"{text[:40]!r} at {next(iter(paths))!r} cannot be read.") from error
 
 
-def _amount(node: Element, paths: Iterable[str]) -> Decimal | None:
-    value: Decimal | None = _value(node, tuple(paths), _read_number)
+def _amount(node: Element, paths: Sequence[str]) -> Decimal | None:
+    value: Decimal | None = _read(_text(node, paths), paths, _read_number)
     return value
+
+
+def _in_currency(node: Element, paths: Sequence[str], currency: str | None) -> Decimal | None:
+    """The amount in the invoice's currency: the tax may be given in that of the accounts too."""
+    for each in _all(node, paths):
+        if each.get("currencyID") in (currency, None):
+            value: Decimal | None = _read(_clean(each), paths, _read_number)
+            return value
+    return None
 
 
 def _read_number(text: str) -> Decimal:
@@ -271,8 +282,8 @@ def _read_number(text: str) -> Decimal:
     return Decimal(text)
 
 
-def _date(node: Element, paths: Iterable[str]) -> datetime.date | None:
-    value: datetime.date | None = _value(node, tuple(paths), _read_date)
+def _date(node: Element, paths: Sequence[str]) -> datetime.date | None:
+    value: datetime.date | None = _read(_text(node, paths), paths, _read_date)
     return value
 
 

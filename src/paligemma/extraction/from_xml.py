@@ -20,6 +20,7 @@ from paligemma.documents.open import DocumentInput, open_document
 from paligemma.documents.page import Document
 from paligemma.errors import DocumentError, OptionError
 from paligemma.extraction.assemble import Keys, assemble
+from paligemma.extraction.dates import order_of_dates
 from paligemma.extraction.einvoice import FIELDS, ITEM_FIELDS, einvoice_in, read_einvoice
 from paligemma.extraction.names import Names
 from paligemma.extraction.options import ExtractOptions
@@ -115,7 +116,7 @@ class _Reader:
         views = None if self.document is None else Views(self.document, _ANY_RESOLUTION)
         fields = {keys: field for keys, _, field in made_of}
         if views is not None:
-            places = _Places(views, self.options.formats, {})
+            places = _Places(views, _page_formats(views, self.options.formats), {})
             fields = {keys: places.placed(field, keys, node) for keys, node, field in made_of}
         by_keys = {keys: field.value for keys, field in fields.items()}
         made = assemble(self.schema, by_keys, lengths)
@@ -180,6 +181,14 @@ class _Reader:
         )
 
 
+def _page_formats(views: Views, formats: Formats) -> Formats:
+    """How the pages write values: the order of their dates, where others in them settle it."""
+    if formats.date_order != "auto":
+        return formats
+    printed = (word.text for view in views.wholes for word in views.words(view))
+    return replace(formats, date_order=order_of_dates(printed))
+
+
 def _missing(keys: Keys, node: Leaf | List) -> Field:
     is_required = node.is_required and not node.is_nullable
     return Field(
@@ -232,7 +241,13 @@ class _Places:
         assert field.raw is not None
         item = self.items.get(keys[:2])
         near = item[1] if item is not None and item[0] == view else None
-        return self.views.find_value(view, field.raw, field.value, leaf, self.formats, near)
+        box = self.views.find_value(view, field.raw, field.value, leaf, self.formats, near)
+        is_discount = leaf.keys == ("discount",) and not isinstance(field.value, str)
+        if box is None and is_discount:  # printed with a minus sign or without
+            box = self.views.find_value(
+                view, f"-{field.raw}", -field.value, leaf, self.formats, near
+            )
+        return box
 
 
 def _with_problem(field: Field, problem: str) -> Field:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from paligemma.results import BoxXyxy, FieldAnswer
 from paligemma.tasks.objects import TokenReader, joint_probability
 from paligemma.tasks.scored_text import ScoredText
 
-_AND = r"and|und|et|y|e|en|och|og|ja|i|ve|és"
+_AND = ("and", "und", "et", "och", "og", "ve", "és")
+_AND_OF = {"es": ("y", "e"), "it": ("e", "ed"), "pt": ("e",), "nl": ("en",), "fi": ("ja",)}
+_AND_OF |= {"pl": ("i",), "ca": ("i",), "hr": ("i",)}
+"""Words that mean "and" in one language and something else in others, as "en" in French."""
 _STRONG = re.compile(r"\s*(?:[;\n]|•)\s*")
-_COMMA = re.compile(rf"(?:(?<![0-9]),|,(?![0-9]))\s*(?:(?:{_AND}) )?|\s+(?:{_AND})\s+")
+_COMMA = r"(?:(?<![0-9]),|,(?![0-9]))\s*"
 _BULLET = re.compile(r"^(?:[-*•–]|\(?[0-9]{1,2}[.)])\s+")
 
 
@@ -39,18 +43,19 @@ class PlacedItem:
     """Whether it may be a part of another item."""
 
 
-def split_items(text: str) -> list[tuple[str, int]]:
+def split_items(text: str, language: str = "") -> list[tuple[str, int]]:
     """Return the items of an answer, each with its place in the text.
 
-    Lines and semicolons separate items; where there are none, commas and the word "and" do, except
-    in numbers and parentheses.
+    Lines and semicolons separate items; where there are none, commas do, except in numbers and
+    parentheses, and after the last comma the word "and". `language`: a code such as "fr".
 
     >>> [item for item, _ in split_items("Vyvanse, Clonidine (0.2 mg, daily) and Aspirin")]
     ['Vyvanse', 'Clonidine (0.2 mg, daily)', 'Aspirin']
     """
     if is_absent(text):
         return []
-    separator = _STRONG if _STRONG.search(text.strip(" ;\n")) else _COMMA
+    is_strong = _STRONG.search(text.strip(" ;\n")) is not None
+    separator = _STRONG if is_strong else _comma(language)
     items = []
     start = 0
     for end, following in [*_cuts(text, separator), (len(text), len(text))]:
@@ -65,6 +70,12 @@ def split_items(text: str) -> list[tuple[str, int]]:
     return items
 
 
+@functools.cache
+def _comma(language: str) -> re.Pattern[str]:
+    words = "|".join((*_AND, *_AND_OF.get(language[:2], ())))
+    return re.compile(rf"{_COMMA}(?:(?:{words}) )?|\s+(?:{words})\s+(?!.*{_COMMA})", re.DOTALL)
+
+
 def _cuts(text: str, separator: re.Pattern[str]) -> list[tuple[int, int]]:
     """Where separators begin and end that are outside of parentheses."""
     return [
@@ -74,12 +85,12 @@ def _cuts(text: str, separator: re.Pattern[str]) -> list[tuple[int, int]]:
     ]
 
 
-def items_of(answer: FieldAnswer, tokenizer: TokenReader) -> list[Item]:
+def items_of(answer: FieldAnswer, tokenizer: TokenReader, language: str = "") -> list[Item]:
     """Return the items of an answer, each with the probability of its tokens."""
     scored = ScoredText.of(answer, tokenizer)
     lead = len(scored.text) - len(scored.text.lstrip())  # the answer's text is stripped
     items = []
-    for text, start in split_items(answer.text):
+    for text, start in split_items(answer.text, language):
         first, last = scored.tokens(lead + start, lead + start + len(text))
         logprobs = scored.logprobs[first:last]
         score = joint_probability(logprobs) if logprobs else answer.score

@@ -14,6 +14,7 @@ from paligemma.documents.geometry import union
 from paligemma.documents.page import Document, Page, Word
 from paligemma.documents.tiles import Tile, tiles_of, whole
 from paligemma.errors import PaliGemmaError
+from paligemma.extraction.dates import DateOrder
 from paligemma.extraction.schema import Leaf
 from paligemma.extraction.values import CURRENCY_SIGNS, Formats, read_value
 from paligemma.processor.image import LoadedImage
@@ -138,7 +139,7 @@ class Views:
         like = None
         if leaf.kind not in ("text", "boolean", "choice"):
             like = ValueLike(
-                value=value, kind=leaf.kind, read=lambda text: read_value(leaf, text, formats).value
+                value=value, kind=leaf.kind, read=lambda text: _values_of(leaf, text, formats)
             )
         box = None if near is None else self.find_near(view, text, near, like)
         if box is None:
@@ -205,8 +206,8 @@ class ValueLike:
 
     value: Any
     kind: str
-    read: Callable[[str], Any]
-    """A text -> the value, or None."""
+    read: Callable[[str], Sequence[Any]]
+    """A text -> the values that it may be."""
 
 
 class _Printed:
@@ -227,14 +228,23 @@ class _Printed:
         return self._values[like.kind]
 
 
-def _values_in(words: Sequence[Word], read: Callable[[str], Any]) -> dict[Any, BoxXyxy]:
+def _values_of(leaf: Leaf, text: str, formats: Formats) -> list[Any]:
+    """The value of a text; both, of a date with day and month either way round."""
+    reading = read_value(leaf, text, formats)
+    if not reading.is_ambiguous:
+        return [] if reading.value is None else [reading.value]
+    orders: tuple[DateOrder, ...] = ("dmy", "mdy")
+    return [read_value(leaf, text, replace(formats, date_order=order)).value for order in orders]
+
+
+def _values_in(words: Sequence[Word], read: Callable[[str], Sequence[Any]]) -> dict[Any, BoxXyxy]:
     places: dict[Any, BoxXyxy] = {}
     for length in (1, 2, 3):
         for start in range(len(words) - length + 1):
             group = words[start : start + length]
             text = " ".join(word.text for word in group)
-            if not re.search("[0-9]", text) or (value := read(text)) is None:
+            if not re.search("[0-9]", text):
                 continue
-            if value not in places:
-                places[value] = union([word.box_xyxy for word in group])
+            for value in read(text):
+                places.setdefault(value, union([word.box_xyxy for word in group]))
     return places
