@@ -576,6 +576,7 @@ def test_exports(tmp_path: Path) -> None:
     }
     assert line["fields"][1]["value"] == "-5.00"
     assert line["missing"] == ["currency", "date", "tags"]
+    assert line["unsure"] == [field.path for field in found.unsure()]
     assert '"=HYPERLINK(""x"")"' in found.to_csv()
     assert '"\'=HYPERLINK(""x"")"' in found.to_csv(safe=True, file="a.png")
     found.to_parquet(tmp_path / "fields.parquet", file="a.png")

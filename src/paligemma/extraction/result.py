@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from paligemma.errors import MissingExtraError, OptionError, counted
 from paligemma.escaping import csv_cell, visible, without_formula
-from paligemma.results import BoxXyxy, ImageReference, Result, one_line
+from paligemma.results import UNSURE_SCORE, BoxXyxy, ImageReference, Result, one_line
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -24,9 +24,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 ValueSource = Literal["model", "xml"]
 BoxSource = Literal["text layer", "detect", "tile"]
-
-UNSURE_SCORE = 0.5
-"""Below this score, a value is more likely wrong than right."""
 
 CSV_COLUMNS = (
     *("file", "path", "value", "raw", "score", "held", "page", "x1", "y1", "x2", "y2"),
@@ -189,6 +186,7 @@ class Extraction(Result, Generic[T_co]):
             "value": self.plain_object(),
             "fields": [each.to_dict() for each in self.fields],
             "missing": list(self.missing),
+            "unsure": [each.path for each in self.unsure()],
             "problems": list(self.problems),
             "notes": list(self.notes),
             "num_pages": self.num_pages,

@@ -237,7 +237,7 @@ class ExtractRequest(ManyPagesRequest):
     decimal_mark: Literal["auto", ".", ","] = "auto"
     min_score: Annotated[
         float,
-        Field(ge=0, le=1, allow_inf_nan=False, description="Lower scores are marked as unsure."),
+        Field(ge=0, le=1, allow_inf_nan=False, description="Values with lower scores are `unsure`."),
     ] = 0.5
     check: Annotated[
         Literal["once", "twice"],
@@ -383,6 +383,8 @@ class ExtractionResult(ResponseModel):
     fields: list[FieldResult]
     missing: list[str]
     """The paths of all values that the document does not have."""
+    unsure: list[str]
+    """The paths of values with a score below `min_score` or with problems, the lowest first."""
     problems: list[str]
     notes: list[str]
     num_pages: int

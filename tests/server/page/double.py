@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from paligemma.extraction.asking import FORCED
 from paligemma.results import (
     Answer,
     Caption,
@@ -411,12 +412,16 @@ def fields() -> dict[str, Any]:
                 page=2, box_xyxy=[297.5, 421, 416.5, 505.2], box_source="detect",
             ),
             text_field("currency", None, problems=[]),
-            text_field("total", 571.04, raw="571,04 €", score=0.31, held=0.62, page=3),
+            text_field(
+                "total", 571.04, raw="571,04 €", score=0.31, held=0.62, page=3,
+                problems=[FORCED],
+            ),
             text_field(
                 "lines[0].name", "Bolt", score=0.97, matched={"text": "Bolts", "score": 0.92}
             ),
         ],
         "missing": ["currency"],
+        "unsure": ["total", "date"],
         "problems": [f"date: {problem}", "the lines do not add up to the total"],
         "notes": ["Texts may have 100 characters."],
         "num_pages": 3,

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paligemma.results import UNSURE_SCORE
 from tests.server.page.browser import (
     DESKTOP,
     PHONE,
@@ -111,7 +113,7 @@ def test_fields_come_with_scores_places_and_problems(page: Any, double: Double) 
     assert "page 2" in rows[0]
     assert "Check: the date may also be 2026-04-03" in rows[0]
     assert "read as “03/04/2026”" in rows[0]
-    assert "held 0.62" in rows[1]
+    assert "Check: the model wanted to say something else" in rows[1]
     assert "in your list: Bolts (0.92)" in rows[3]
     assert "not found" in rows[4]
     text = words(page)
@@ -123,6 +125,11 @@ def test_fields_come_with_scores_places_and_problems(page: Any, double: Double) 
     assert page.locator("#stage-0 .outline").count() == 1
     assert box_on_image(page) == pytest.approx([0.1, 0.1, 0.2, 0.12], abs=0.01)
     keep_shot(page, "fields")
+
+
+def test_the_page_calls_the_same_scores_unsure_as_the_library() -> None:
+    code = (files("paligemma.server") / "page" / "js" / "overlay.js").read_text()
+    assert f"export const UNSURE = {UNSURE_SCORE};" in code
 
 
 def test_a_field_shows_its_place_on_its_page(page: Any) -> None:

@@ -3,7 +3,7 @@
 import { toCoco, toCurl, toJson, toPython } from "./copies.js";
 import { DOCUMENT_ROUTES, itemsOfCells, itemsOfFields, itemsOfPage, toCsv, toText } from "./documents.js";
 import { byId, element, toast } from "./dom.js";
-import { css, isUnsure, Overlay, scoreText } from "./overlay.js";
+import { css, isUnsure, Overlay, scoreText, UNSURE } from "./overlay.js";
 import { download, save, SAVES } from "./saves.js";
 import { speechButton, stopSpeech } from "./speech.js";
 import { chartOf, countOf, tableOf } from "./tables.js";
@@ -296,7 +296,7 @@ export class AnswerView {
     else for (const page of result.pages ?? []) this.addItems(itemsOfPage(page, image), this.pageHead(page));
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
     if (this.items.some(({ unsure }) => unsure) || this.body.querySelector(".unsure-cell")) {
-      add("Unsure, with a question mark: a score below 0.5, or something to check.");
+      add(`Unsure, with a question mark: a score below ${UNSURE}, or something to check.`);
     }
     if (route === "table" || route === "chart") {
       for (const { kind, detail } of result.problems ?? []) add(kind === "cut" ? `It is cut: ${detail}` : `Ignored: ${detail}`);

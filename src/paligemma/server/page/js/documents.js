@@ -3,13 +3,11 @@
 import * as api from "./api.js";
 import { element } from "./dom.js";
 import { openImage } from "./image.js";
-import { scoreText } from "./overlay.js";
+import { scoreText, UNSURE } from "./overlay.js";
 import { rowsOf } from "./tables.js";
 
 const SIDE = 1600; // pixels of a page's longer side
 const PAGES_AT_ONCE = 4;
-const HELD = 0.05; // from which on it is worth saying
-const UNSURE = 0.5;
 
 /** The tasks about a document rather than an image. */
 export const DOCUMENT_ROUTES = new Set(["read", "extract", "table", "chart"]);
@@ -67,12 +65,14 @@ function blank([width, height]) {
 
 /** Those of the fields, the unsure ones first and the missing ones last. */
 export function itemsOfFields(result, image) {
-  const items = (Array.isArray(result.fields) ? result.fields : []).map((field) => itemOf(field, image));
+  const unsure = new Set(result.unsure);
+  const items = (Array.isArray(result.fields) ? result.fields : [])
+    .map((field) => itemOf(field, unsure.has(field.path), image));
   const rank = ({ isMissing, unsure }) => (unsure && !isMissing ? 0 : isMissing ? 2 : 1);
   return items.sort((one, other) => rank(one) - rank(other));
 }
 
-function itemOf(field, image) {
+function itemOf(field, unsure, image) {
   const problems = field.problems ?? [];
   const isMissing = field.value === null;
   const score = typeof field.score === "number" ? field.score : null;
@@ -82,7 +82,6 @@ function itemOf(field, image) {
     remarks.push(`read as “${field.raw.trim()}”`);
   }
   if (field.matched) remarks.push(`in your list: ${field.matched.text} (${scoreText(field.matched.score)})`);
-  if (!isMissing && field.held >= HELD) remarks.push(`held ${scoreText(field.held)}`);
   const isExact = Array.isArray(field.box_xyxy) && field.box_source !== "tile";
   if (!isMissing && field.box_source === "tile") remarks.push("exact place not found");
   const page = field.page ?? null;
@@ -93,7 +92,7 @@ function itemOf(field, image) {
     page,
     box_normalized_xyxy: page === null ? null : normalized(field.box_xyxy, sizeOf(page, image)),
     isExact,
-    unsure: problems.length > 0 || (!isMissing && score !== null && score < UNSURE),
+    unsure,
     isMissing,
     remarks,
   };

@@ -43,6 +43,9 @@ export function css([r, g, b]) {
   return `rgb(${r} ${g} ${b})`;
 }
 
+/** Below this score, what was read is more likely wrong than right; of fields the server says it. */
+export const UNSURE = 0.5;
+
 /** Two digits, and no false zero. */
 export function scoreText(score) {
   if (score === null) return "";

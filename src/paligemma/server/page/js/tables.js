@@ -1,9 +1,8 @@
 // Tables and charts as HTML tables, and as CSV.
 
 import { element } from "./dom.js";
-import { scoreText } from "./overlay.js";
+import { scoreText, UNSURE } from "./overlay.js";
 
-const UNSURE = 0.5;
 const MOST_ROWS = 500;
 
 /** The cells by row and column: {cells: [[cell or null]], columns}; a cell is in its first place. */
