@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from paligemma.data import open_data
-from paligemma.extraction import Extraction, extract
+from paligemma.documents import open_document
+from paligemma.errors import ImageError
+from paligemma.extraction import Extraction, ExtractOptions, extract
 from tests.extraction.scripted import Fact, ScriptedAsker
-from tests.extraction.test_extract import FILES, ITEMS, scan_facts
+from tests.extraction.test_extract import FILES, ITEMS, NUMBER, Note, pages, scan_facts
 from tests.server.page.browser import DESKTOP, PHONE, chromium
 
 HOSTILE = "</script><script>document.title='x'</script><img src=x onerror=alert(1)>"
@@ -115,6 +117,55 @@ def test_the_page_is_one_strict_file(found: Extraction[Any]) -> None:
     assert policy.startswith("default-src &#39;none&#39;") or "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_values_of_an_xml_are_no_examples_and_the_page_says_why(
+    browser: Any, tmp_path: Path
+) -> None:
+    with open_document(FILES / "einvoice_de.pdf") as document:
+        (tmp_path / "einvoice.xml").write_bytes(document.attachments[0].data())
+    for source, count in ((FILES / "einvoice_de.pdf", 1), (tmp_path / "einvoice.xml", 0)):
+        found = extract(None, source, "invoice", ExtractOptions(source="xml"))
+        found.to_html(tmp_path / "review.html")
+        heard: list[str] = []
+        page = opened(browser, tmp_path / "review.html", DESKTOP, heard)
+        assert page.locator("figure").count() == count
+        assert page.locator("#save-examples").count() == 0
+        assert "from the XML, which no model has read" in page.locator("#fields").inner_text()
+        page.locator(".field[data-path=total] .accept").click()
+        with page.expect_download() as values:
+            page.click("#save-values")
+        assert json.loads(Path(values.value.path()).read_text()) == {"total": "571.04"}
+        assert heard == []
+    with pytest.raises(ImageError, match="No page"):
+        found.draw()
+
+
+def test_an_example_is_never_cut_from_a_page_that_was_not_asked_about(
+    browser: Any, tmp_path: Path
+) -> None:
+    """What several pages do not have is from none of them."""
+    found = extract(ScriptedAsker([Fact(NUMBER, "R-17", page=2)]), pages(tmp_path, 3), Note)
+    assert (found["number"].page, found["amount"].page, found.page_numbers) == (2, None, (1, 2, 3))
+    found.to_html(tmp_path / "review.html")
+    page = opened(browser, tmp_path / "review.html", DESKTOP, [])
+    text = page.locator("#fields").inner_text()
+    assert "4 values make no training examples: the page that was asked about is not shown" in text
+    for card in page.locator(".accept").all():
+        card.click()
+    with page.expect_download() as examples:
+        page.click("#save-examples")
+    with zipfile.ZipFile(examples.value.path()) as archive:
+        [line] = archive.read("examples.jsonl").decode().splitlines()
+    assert json.loads(line)["suffix"] == "R-17"
+
+
+def test_the_review_without_values_shows_the_page_that_was_read(tmp_path: Path) -> None:
+    found = extract(ScriptedAsker([]), pages(tmp_path, 2), Note, ExtractOptions(pages="2"))
+    assert found.page_numbers == (2,)
+    html = found.to_html()
+    assert 'data-page="2"' in html
+    assert 'data-page="1"' not in html
 
 
 def test_drawing(found: Extraction[Any], tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ class _Outputs:
         self._formats: tuple[Format, ...] = tuple(dict.fromkeys(command.to))
         self._rows: list[tuple[Any, ...]] = []
         self._notes: set[str] = set()
+        self._num_read = 0
         out = command.out
         if out is None:
             if unfit := [name for name in self._formats if name in ("parquet", "html")]:
@@ -287,6 +288,7 @@ class _Outputs:
 
     def add(self, document: NamedDocument, found: Extraction[Any], source: Any) -> None:
         command, out = self._command, self._command.out
+        self._num_read += 1
         named = {"file": document.name, "model": command.model, "task": "extract"}
         line = {**named, "result": found.to_dict()}
         if "csv" in self._formats or "parquet" in self._formats:
@@ -321,6 +323,8 @@ class _Outputs:
                 from paligemma.extraction.result import csv_text
 
                 print(csv_text(self._rows), end="")
+            return
+        if not self._num_read:
             return
         if "csv" in self._formats:
             from paligemma.extraction.result import csv_text

@@ -600,7 +600,7 @@ class Run:
             value=made.value,
             fields=tuple(self._field(draft) for draft in drafts),
             schema_name=self.schema.name,
-            num_pages=len(self.views.wholes),
+            page_numbers=tuple(self.views.number(view) for view in self.views.wholes),
             object_problems=(*self.problems, *of_object),
             notes=tuple(notes),
             min_score=self.options.min_score,

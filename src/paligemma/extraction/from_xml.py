@@ -129,7 +129,9 @@ class _Reader:
             value=made.value,
             fields=tuple(fields.values()),
             schema_name=self.schema.name,
-            num_pages=0 if self.document is None else len(self.document.pages),
+            page_numbers=tuple(page.number for page in self.document.pages)
+            if self.document
+            else (),
             object_problems=(*problems, *of_object),
             notes=(*self.schema.notes, *notes, *(views.notes if views else ())),
             min_score=self.options.min_score,

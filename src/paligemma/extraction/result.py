@@ -139,8 +139,8 @@ class Extraction(Result, Generic[T_co]):
     fields: tuple[Field, ...]
     """In the order of the schema."""
     schema_name: str
-    num_pages: int
-    """Pages that were read."""
+    page_numbers: tuple[int, ...]
+    """The pages that were read, from 1; none of an XML file."""
     object_problems: tuple[str, ...] = ()
     """What is wrong with the object as a whole, such as sums that do not agree."""
     notes: tuple[str, ...] = ()
@@ -167,6 +167,11 @@ class Extraction(Result, Generic[T_co]):
         """The fields that a person should look at: with a low score or a problem, lowest first."""
         limit = self.min_score if min_score is None else min_score
         return tuple(sorted((f for f in self.fields if f.is_unsure(limit)), key=Field.doubt))
+
+    @property
+    def num_pages(self) -> int:
+        """How many pages were read."""
+        return len(self.page_numbers)
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ parts of the pages that the model saw.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,11 +43,10 @@ class ReviewPage:
 
 def render_review(found: Extraction[Any], *, file: str = "", source: Any = None) -> str:
     """The review page. Raises ImageError where the document is not known any more."""
-    numbers = sorted({f.page for f in found.fields if f.page is not None}) or [1]
-    with _open(found, source) as document:
-        pages = [
-            _review_page(_page(found, document, n), found.fields) for n in numbers[:_MAX_PAGES]
-        ]
+    numbers = _page_numbers(found)
+    pages = _review_pages(found, numbers[:_MAX_PAGES], source)
+    asked = {field.path: _asked_page(found, field) for field in found.fields}
+    whys = [_why_no_example(f, asked[f.path] in numbers[:_MAX_PAGES]) for f in found.fields]
     by_doubt = sorted(found.fields, key=lambda f: (not f.is_unsure(found.min_score), f.doubt()))
     ranks = {field.path: rank for rank, field in enumerate(by_doubt)}
     return render_sealed_page(
@@ -56,22 +56,57 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
         stem=re.sub(r"[^\w-]+", "-", file.rsplit("/", 1)[-1].rsplit(".", 1)[0]) or "document",
         pages=pages,
         left_out=max(0, len(numbers) - _MAX_PAGES),
+        no_examples=Counter(filter(None, whys)).most_common(),
+        has_examples=not all(whys),
         fields=[
             {
                 "field": field,
+                "asked_page": asked[field.path],
+                "is_example": not why,
                 "rank": ranks[field.path],
                 "shown": _answer_of(field),
                 "value": shown_value(field.value),
                 "is_unsure": field.is_unsure(found.min_score),
             }
-            for field in found.fields
+            for field, why in zip(found.fields, whys, strict=True)
         ],
     )
+
+
+def _page_numbers(found: Extraction[Any]) -> list[int]:
+    """The pages that values are from; without any values the first that was read."""
+    numbers = sorted({f.page for f in found.fields if f.page is not None})
+    return numbers or list(found.page_numbers[:1])
+
+
+def _asked_page(found: Extraction[Any], field: Field) -> int | None:
+    """The page that a field was asked about: that of its value, or the only one."""
+    if field.page is None and found.num_pages == 1:
+        return found.page_numbers[0]
+    return field.page
+
+
+def _why_no_example(field: Field, is_shown: bool) -> str:
+    """Why a field makes no training example, in the plural; "" where it makes one."""
+    if not field.question:
+        return "they are from the XML, which no model has read"
+    if not field.prompt:
+        return "the model wrote all values as one answer"
+    if field.tile_xyxy is None:
+        return "the model was not asked about them"
+    return "" if is_shown else "the page that was asked about is not shown"
 
 
 def _answer_of(field: Field) -> str:
     """What the model should have answered, as it stands."""
     return "" if field.raw is None or field.is_missing else field.raw
+
+
+def _review_pages(found: Extraction[Any], numbers: Sequence[int], source: Any) -> list[ReviewPage]:
+    if not numbers:
+        return []
+    with _open(found, source) as document:
+        return [_review_page(_page(found, document, n), found.fields) for n in numbers]
 
 
 def _review_page(page: Page, fields: Sequence[Field]) -> ReviewPage:
@@ -97,11 +132,12 @@ def _rendered(page: Page, side: float) -> Image.Image:
 
 def draw_pages(found: Extraction[Any], *, source: Any = None) -> dict[int, Image.Image]:
     """The pages that values are from, by number, with the boxes of the values; without any values
-    the first page."""
-    numbers = sorted({f.page for f in found.fields if f.page is not None})
+    the first page. Raises ImageError where no page was read, as of an XML file."""
+    numbers = _page_numbers(found)
+    if not numbers:
+        raise ImageError("No page of the document was read, so that there is none to draw.")
     drawn = {}
     with _open(found, source) as document:
-        numbers = numbers or [document.pages[0].number]
         for number in numbers:
             page = _page(found, document, number)
             image = _rendered(page, _SIDE)

@@ -237,7 +237,9 @@ class ExtractRequest(ManyPagesRequest):
     decimal_mark: Literal["auto", ".", ","] = "auto"
     min_score: Annotated[
         float,
-        Field(ge=0, le=1, allow_inf_nan=False, description="Values with lower scores are `unsure`."),
+        Field(
+            ge=0, le=1, allow_inf_nan=False, description="Values with lower scores are `unsure`."
+        ),
     ] = 0.5
     check: Annotated[
         Literal["once", "twice"],
