@@ -11,7 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from paligemma.documents import deskew_angle, ink_lines, open_document, reading_order, tiles_of
+from paligemma.documents.level import leveled
 from paligemma.documents.order import reading_rows
+from paligemma.documents.regions import regions_of
 from paligemma.errors import OptionError
 from paligemma.fonts import Lettering
 from tests.documents.pdf_files import pdf_of_pages, text_at
@@ -169,6 +171,23 @@ def test_print_on_a_dark_bar_is_ink() -> None:
     ImageDraw.Draw(image).rectangle((30, 100, 700, 140), fill="black")
     Lettering(20).draw(image, (60, 128), "white words on black", (255, 255, 255))
     assert any(90 < y0 < y1 < 145 and x1 - x0 > 150 for x0, y0, x1, y1 in ink_lines(image))
+
+
+@pytest.mark.parametrize("table", [(40, 36, 34), (90, 70, 52), (200, 190, 170)])
+@pytest.mark.parametrize("slant", [0, 3])
+def test_the_edges_of_a_sheet_on_a_table_are_no_print(
+    table: tuple[int, int, int], slant: int
+) -> None:
+    sheet = page_image(9).convert("RGBA").rotate(slant, Image.Resampling.BICUBIC, expand=True)
+    photo = Image.new("RGB", (sheet.width + 220, sheet.height + 200), table)
+    photo.paste(sheet, (110, 100), sheet)
+    if slant == 0:
+        assert len(ink_lines(photo)) == 9
+    assert deskew_angle(photo) == pytest.approx(-slant, abs=0.25)
+    pages = open_document(photo).pages
+    level = leveled(pages[0])
+    [region] = regions_of(pages[0] if level is None else level.page, 896)
+    assert len(region.rows) == 9
 
 
 @pytest.mark.parametrize("angle", [-4.0, -1.3, 0.0, 0.7, 3.2])

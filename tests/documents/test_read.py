@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from paligemma.documents import ReadOptions, find_on_page, open_document, read_document
+from paligemma.documents.geometry import Box
 from paligemma.documents.text_of_lines import lines_in_tile
 from paligemma.errors import DocumentError, OptionError
 from paligemma.fonts import Lettering
@@ -231,6 +232,27 @@ def test_no_line_is_lost_where_the_model_sees_more_lines_than_the_ink() -> None:
     data = pdf_of_pages([letter(lines_of_words(1))], media_box=A4)
     read = read_document(reader, data)
     assert [line.text for line in read.lines] == said.split("\n")
+
+
+def test_lines_of_text_are_laid_on_the_rows_that_are_as_wide_as_they_are_long() -> None:
+    """Other rows are none of print, such as the fold of a sheet, or a word that stands apart."""
+    fold = (0.0, 30.0, 500.0, 34.0)
+    rows = [(0.0, 0.0, 100.0, 10.0), fold, (0.0, 40.0, 250.0, 50.0), (0.0, 60.0, 50.0, 70.0)]
+
+    def places(said: str, of: Sequence[Box]) -> list[Box]:
+        lines = lines_in_tile(text_result(said), [[box] for box in of], Letters())
+        assert " ".join(line.text for line in lines) == " ".join(said.split())
+        return [line.box for line in lines]
+
+    said = "ten letter\nand then twenty-five ones\nfive."
+    assert places(said, rows) == [rows[0], rows[2], rows[3]]
+    assert places(said, [fold, *rows[:1], *rows[2:]]) == [rows[0], rows[2], rows[3]]
+    apart = [rows[0], (0.0, 40.0, 120.0, 50.0), (160.0, 41.0, 260.0, 51.0), rows[3]]
+    assert places(said, apart) == [rows[0], (0.0, 40.0, 260.0, 51.0), rows[3]]
+    broken = "ten letter\nand then\ntwenty-five ones\nfive."
+    assert places(broken, [rows[0], *rows[2:]]) == [rows[0], rows[2], rows[2], rows[3]]
+    assert len(places("a\n" * 40, rows)) == 40
+    assert places("one line\nand two", [fold] * 9)
 
 
 @pytest.mark.parametrize("slant", [2.5, -4.0])

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from paligemma.documents.geometry import Box
 
 Mask = NDArray[np.bool_]
+Levels = NDArray[np.uint8]
 
 _CONTRAST = 32  # of 255, by which ink differs from the paper around it
 _DARK_PAPER = 110  # below this gray level, print is lighter than the paper
@@ -25,14 +26,52 @@ _MAX_SKEW = 5.0  # degrees
 
 
 def ink_mask(image: Image.Image) -> Mask:
-    """bool[H, W]: True where something is printed, on light or on dark paper."""
+    """bool[H, W]: True where something is printed, on light or on dark paper.
+
+    The edges of large shapes, such as of a sheet on a dark table, are no print.
+    """
     gray = image.convert("L")
     radius = max(8, min(image.size) // 20)
     paper = np.asarray(gray.filter(ImageFilter.BoxBlur(radius)), dtype=np.int16)
-    level = np.asarray(gray, dtype=np.int16)
+    level = np.asarray(gray)
     dark: Mask = (level < paper - _CONTRAST) & (level < 200)
     light: Mask = (level > paper + 2 * _CONTRAST) & (paper < _DARK_PAPER)
+    widest = max(24, 3 * radius // 2)  # stroke of a letter, 7 % of the image
+    if dark.any():
+        dark &= _is_stroke(level, widest)
+    if light.any():
+        light &= _is_stroke(255 - level, widest)
     return dark | light
+
+
+def _is_stroke(level: Levels, width: int) -> Mask:
+    """True where it is darker than around, in a shape narrower than `width` pixels.
+
+    By a morphological closing with a square, of blocks of some pixels.
+    """
+    size = max(1, width // 16)
+    height, length = level.shape
+    blocks = np.pad(level, ((0, -height % size), (0, -length % size)), mode="edge")
+    blocks = blocks.reshape(-1, size, blocks.shape[1] // size, size).max(axis=(1, 3))
+    reach = width // size // 2
+    # A block at the edge of a large shape is as light as what is next to the shape.
+    around = _extremes(_extremes(blocks, reach, np.maximum), reach + (size > 1), np.minimum)
+    closed = around.repeat(size, axis=0).repeat(size, axis=1)[:height, :length]
+    is_stroke: Mask = closed > level.astype(np.int16) + _CONTRAST
+    return is_stroke
+
+
+def _extremes(level: Levels, reach: int, larger: np.ufunc) -> Levels:
+    """The largest, or smallest, level up to `reach` away, within the image."""
+    for _ in range(2):
+        window = np.pad(level, ((reach, reach), (0, 0)), mode="edge")
+        done = 1
+        while done < 2 * reach + 1:  # twice as far in each step
+            step = min(done, 2 * reach + 1 - done)
+            window = larger(window[:-step], window[step:])
+            done += step
+        level = window.T
+    return level
 
 
 def without_rules(mask: Mask, length: int) -> Mask:

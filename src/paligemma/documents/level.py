@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, union
 from paligemma.documents.page import Attachment, Page, Word
 
+_EDGE_PIXELS = 10_000
 _LEAST_SLANT = 0.3  # degrees: less moves neither lines nor the height of print
 
 
@@ -59,8 +62,16 @@ class Leveled:
             Image.Transform.AFFINE,
             matrix,
             Image.Resampling.BICUBIC,
-            fillcolor=(255, 255, 255),
+            fillcolor=self._around,
         )
+
+    @functools.cached_property
+    def _around(self) -> tuple[int, int, int]:
+        """The color of the page's edges, so that what lies around it is no shape of its own."""
+        pixels = np.asarray(self.slanted.thumbnail(_EDGE_PIXELS).convert("RGB"))
+        edges = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
+        red, green, blue = np.median(np.concatenate(edges), axis=0)
+        return int(red), int(green), int(blue)
 
     def words(self, index: int) -> tuple[tuple[Word, ...], Turn]:
         return (), 0

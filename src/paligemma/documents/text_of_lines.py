@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +11,11 @@ from paligemma.documents.geometry import Box, union
 from paligemma.results import Text
 from paligemma.tasks.objects import TokenReader
 from paligemma.tasks.scored_text import ScoredText
+
+_NO_TEXT = 0.7
+"""What a row without text costs, where text twice as long as its row costs log(2) = 0.69."""
+_UNEVEN = 0.4
+"""What each further line on a row costs, and each further row of a line."""
 
 
 @dataclass(frozen=True)
@@ -83,32 +88,51 @@ def _along(text: str, part: tuple[int, int], boxes: Sequence[Box]) -> list[tuple
 def _spread(
     parts: Sequence[tuple[int, int]], boxes: Sequence[Box]
 ) -> list[tuple[tuple[int, int], Box]]:
-    """Lines of text along another number of rows, by their share of the whole length."""
+    """Lines of text along another number of rows, in order: the way in which the rows are as wide
+    as their text is long.
+
+    A line may have several rows, several lines may share one, and a row may have no text: it is
+    none of print, as the fold of a sheet, or one that the model did not read.
+    """
+    lengths = [end - start for start, end in parts]
     widths = [box[2] - box[0] for box in boxes]
-    total_width = sum(widths) or 1.0
-    total = sum(end - start for start, end in parts)
-    ends, reached = [], 0.0
-    for width in widths:
-        reached += width / total_width
-        ends.append(reached)
-    placed, at = [], 0
-    for start, end in parts:
-        first, last = at / total, (at + end - start) / total
-        at += end - start
-        nearby = range(bisect_right(ends, first), min(bisect_left(ends, last) + 1, len(ends)))
-        begins = {index: ends[index - 1] if index else 0.0 for index in nearby}
-        covered = [
-            boxes[index]
-            for index, begin in begins.items()
-            if min(ends[index], last) - max(begin, first)
-            > 0.3 * min(ends[index] - begin, last - first)
-        ]
-        placed.append(((start, end), union(covered or [boxes[_nearest(ends, first, last)]])))
-    return placed
+    letter = sum(widths) / sum(lengths)  # too wide where there are rows of no print
+    _, pairs = min(_paired(lengths, widths, share * letter) for share in (1, 0.7, 0.5, 0.35))
+    return [
+        (parts[part], union([boxes[row] for row in rows])) for some, rows in pairs for part in some
+    ]
 
 
-def _nearest(ends: Sequence[float], first: float, last: float) -> int:
-    """Which end is nearest to the middle of a part."""
-    middle = (first + last) / 2
-    after = min(bisect_left(ends, middle), len(ends) - 1)
-    return min(range(max(0, after - 1), after + 1), key=lambda index: abs(ends[index] - middle))
+def _paired(
+    lengths: Sequence[int], widths: Sequence[float], letter: float
+) -> tuple[float, list[tuple[list[int], list[int]]]]:
+    """Which lines of text are on which rows, where a letter is so wide: the least costly way, with
+    its cost."""
+    most = max(3, -(-len(lengths) // len(widths)) + 1)
+    sizes = [(1, 1), *((n, 1) for n in range(2, most + 1)), *((1, n) for n in range(2, most + 1))]
+    # For so many lines and rows: the cost, and the lines and rows of the last step.
+    best: dict[tuple[int, int], tuple[float, int, int]] = {(0, 0): (0.0, 0, 0)}
+    for row in range(len(widths) + 1):
+        for part in range(len(lengths) + 1):
+            if (part, row) not in best:
+                continue
+            cost = best[part, row][0]
+            steps = [(0, 1, _NO_TEXT)] + [
+                (more, wide, abs(math.log(width / (length * letter))) + _UNEVEN * (more + wide - 2))
+                for more, wide in sizes
+                if (length := sum(lengths[part : part + more]))
+                and (width := sum(widths[row : row + wide])) > 0
+            ]
+            for more, wide, price in steps:
+                end = part + more, row + wide
+                is_inside = end[0] <= len(lengths) and end[1] <= len(widths)
+                if is_inside and (end not in best or cost + price < best[end][0]):
+                    best[end] = cost + price, more, wide
+    pairs = []
+    end = len(lengths), len(widths)
+    while end != (0, 0):
+        _, more, wide = best[end]
+        if more:
+            pairs.append(([*range(end[0] - more, end[0])], [*range(end[1] - wide, end[1])]))
+        end = end[0] - more, end[1] - wide
+    return best[len(lengths), len(widths)][0], pairs[::-1]
