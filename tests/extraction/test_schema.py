@@ -13,13 +13,14 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+import paligemma
 from paligemma.errors import OptionError
 from paligemma.extraction import ExtractOptions, Iban, list_questions, read_schema
 from paligemma.extraction.builtin import BUILTIN
 from paligemma.extraction.patterns import bounded_pattern, longest, pattern_of
 from paligemma.extraction.questions import same_questions
 from paligemma.extraction.schema import Leaf, List
-from paligemma.tasks.text_grammar import longest_match
+from paligemma.tasks.text_grammar import TextGrammar, longest_match
 
 
 def chained(length: int) -> dict[str, Any]:
@@ -230,6 +231,10 @@ WIDE = {
         (obj(a={"type": "string", "format": "hostname"}), "#/properties/a/format"),
         (obj(a={"type": "string", "pattern": "(?=a)b"}), "#/properties/a/pattern"),
         (obj(a={"type": "string", "pattern": "(a"}), "#/properties/a/pattern"),
+        (obj(a={"type": "string", "pattern": "a{,5}"}), "#/properties/a/pattern"),
+        (obj(a={"type": "string", "pattern": "a{x}"}), "#/properties/a/pattern"),
+        (obj(a={"type": "string", "pattern": "[a-z&&b]"}), "#/properties/a/pattern"),
+        (obj(a={"type": "string", "pattern": "[a[b]"}), "#/properties/a/pattern"),
         (obj(a={"type": "string", "pattern": "(a*)*b"}), "#/properties/a/pattern"),
         (obj(a={"type": "string", "pattern": "(a{1,300}){1,300}"}), "#/properties/a/pattern"),
         (obj(a={"type": "string", "question": 5}), "#/properties/a/question"),
@@ -262,6 +267,17 @@ WIDE = {
 def test_what_cannot_be_asked_is_refused_with_its_place(schema: Any, place: str) -> None:
     with pytest.raises(OptionError, match=re.escape(place)):
         read_schema(schema)
+
+
+def test_whatever_schema_is_read_has_grammars() -> None:
+    """Long lists of choices, with the spellings that are allowed, and odd but valid patterns."""
+    countries = [f"{number} Republic of {'x' * 80}" for number in range(200)]
+    tokenizer = paligemma.load_processor("mini")[0].tokenizer
+    patterns = [r"[\[\](){}]+", r"[a\-z&]{2}", r"\{a\}", "^a|b$", "[]a]", r"[^\]]", r"\u0041"]
+    given = [{"enum": countries}, *({"type": "string", "pattern": each} for each in patterns)]
+    for kind in given:
+        [leaf] = read_schema(obj(a=kind)).leaves()
+        assert TextGrammar.of_regex(pattern_of(leaf), tokenizer).allowed.any(), kind
 
 
 def test_odd_models_are_refused() -> None:

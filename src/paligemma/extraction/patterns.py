@@ -89,11 +89,13 @@ def bounded_pattern(pattern: str, limit: int) -> str:
     >>> bounded_pattern("^[A-Z]+-\\\\d*$", 20)
     '[A-Z]{1,20}-[0-9]{0,20}'
     """
+    parts = list(_tokens(pattern))
+    for part in parts:
+        _check_meaning(part)
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise OptionError(f"it is not a regular expression: {error}") from error
-    parts = list(_tokens(pattern))
     starts = bool(parts) and parts[0] == "^"
     ends = bool(parts) and parts[-1] == "$"
     parts = parts[starts : len(parts) - ends]
@@ -126,6 +128,18 @@ def _tokens(pattern: str) -> Iterator[str]:
         re.DOTALL,
     )
     return (match[0] for match in expression.finditer(pattern))
+
+
+def _check_meaning(part: str) -> None:
+    """Raises OptionError for what regular expressions of several kinds read in several ways."""
+    if part[0] == "[" and re.search(r"\[|&&|--|~~|\|\|", re.sub(r"\\.", "", part[1:])):
+        raise OptionError(
+            f"{part} has several meanings: in a class write \\[, \\&, \\~, \\- and \\|"
+        )
+    if part in (r"\p", r"\P"):
+        raise OptionError(f"{part} is not supported: write the characters out")
+    if part[0] == "{" and not re.fullmatch(r"\{[0-9]+(,[0-9]*)?\}\??", part):
+        raise OptionError(f"{part} has several meanings: write {{0,n}}, or \\{{ for the character")
 
 
 def _bounded(part: str, limit: int) -> str:

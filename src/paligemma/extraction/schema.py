@@ -314,12 +314,13 @@ def _check_number(value: float, pointer: str) -> None:
 def _check_form(schema: Mapping[str, Any]) -> None:
     """Raises OptionError for keywords with values of the wrong kind."""
     try:
-        from jsonschema import Draft202012Validator
+        from jsonschema import Draft202012Validator, FormatChecker
         from jsonschema.exceptions import SchemaError
     except ModuleNotFoundError as error:
         raise MissingExtraError("jsonschema", "guided", "Extracting fields") from error
     try:
-        Draft202012Validator.check_schema(schema)
+        # Patterns are checked one by one, as only some are grammars.
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(formats=()))
     except SchemaError as error:
         pointer = "/".join(["#", *map(str, error.absolute_path)])
         raise _refused(pointer, error.message.splitlines()[0][:200]) from error
@@ -674,12 +675,12 @@ def _choices_of(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def _check_pattern(pattern: str, max_length: int, pointer: str) -> None:
     from paligemma.extraction.patterns import bounded_pattern
-    from paligemma.tasks.text_grammar import longest_match
+    from paligemma.tasks.text_grammar import check_pattern
 
     if len(pattern) > MAX_PATTERN:
         raise _refused(pointer, f"expected at most {MAX_PATTERN} characters")
     try:
-        longest_match(bounded_pattern(pattern, max_length))
+        check_pattern(bounded_pattern(pattern, max_length))
     except OptionError as error:
         raise _refused(pointer, str(error).rstrip(".")) from error
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paligemma.processor.tokenizer import Tokenizer
 
 MAX_BYTES = 4096  # of the longest text that a pattern may allow
+_LONGEST_PATTERN = 100_000  # characters: 200 choices of 100 letters in four spellings are 80,000
 MAX_JSON_TOKENS = 2048
 _MAX_ROOTS = 256  # of 32 KB and a small automaton each
 
@@ -63,7 +64,7 @@ class TextGrammar:
         _check_pattern(pattern)
         num_bytes = longest_match(pattern)
         body = _llguidance().regex_to_lark(pattern, "d")
-        return cls._compiled(f"start: / ?(?:{body})/", tokenizer, num_bytes + 2, repr(pattern))
+        return cls._compiled(f"start: / ?(?:{body})/", tokenizer, num_bytes + 2, _shown(pattern))
 
     @classmethod
     def of_json_schema(cls, schema: Mapping[str, Any], tokenizer: Tokenizer) -> Self:
@@ -107,12 +108,22 @@ class TextGrammar:
         return TextGrammar(matcher, self._tokenizer, self.usual_length)
 
 
+def check_pattern(pattern: str) -> None:
+    """Raises OptionError for a pattern that `TextGrammar.of_regex` refuses, without a tokenizer."""
+    _check_pattern(pattern)
+    longest_match(pattern)
+    body = _llguidance().regex_to_lark(pattern, "d")
+    matcher = _llguidance().LLMatcher
+    if reason := matcher.validate_grammar(matcher.grammar_from_lark(f"start: /(?:{body})/")):
+        raise OptionError(f"The pattern {_shown(pattern)} is invalid: {_one_line(reason)}.")
+
+
 def _check_pattern(pattern: object) -> None:
-    if not isinstance(pattern, str) or len(pattern) > MAX_BYTES or _SURROGATE.search(pattern):
-        shown = repr(pattern) if len(repr(pattern)) <= 200 else f"{repr(pattern)[:200]}..."
+    is_usual = isinstance(pattern, str) and len(pattern) <= _LONGEST_PATTERN
+    if not is_usual or _SURROGATE.search(str(pattern)):
         raise OptionError(
-            f"The pattern is {shown}; it must be a regular expression of at most {MAX_BYTES} "
-            "characters."
+            f"The pattern is {_shown(pattern)}; it must be a regular expression of at most "
+            f"{_LONGEST_PATTERN} characters."
         )
 
 
@@ -211,6 +222,10 @@ class _Tokens:
         return [i for character in text for i in tokenizer.tokenize_text(character)]
 
 
+def _shown(pattern: object) -> str:
+    return repr(pattern) if len(repr(pattern)) <= 200 else f"{repr(pattern)[:200]}..."
+
+
 def _one_line(error: str) -> str:
     """The first lines of an error of llguidance, which go on with its internal state."""
     text = error.partition("<state>")[0].partition("Tokens:")[0]
@@ -232,7 +247,7 @@ def longest_match(pattern: str) -> int:
     num_bytes = reader.alternatives()
     if num_bytes > MAX_BYTES:
         raise OptionError(
-            f"The pattern {pattern!r} allows text of up to {num_bytes} bytes; the limit is "
+            f"The pattern {_shown(pattern)} allows text of up to {num_bytes} bytes; the limit is "
             f"{MAX_BYTES}. Lower its repetitions."
         )
     return num_bytes
