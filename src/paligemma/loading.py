@@ -101,9 +101,10 @@ def load(
       where the device computes it well, else float32; "float32", "bfloat16" and "float16" choose
       the dtype ("bf16", "fp16" and torch's dtypes too); "int8" and "int4" quantize the decoder's
       large weights while they are read (quantized checkpoints always stay quantized). A name uses
-      packed weights wherever the CPU kernels can run. `Packed()` on a CUDA device uses compiled
-      modules, if their logits agree with the plain ones. `Trainable()` keeps an adapter separate
-      from the weights, for further training; `Trainable("nf4")` trains on a frozen 4-bit base.
+      packed weights wherever the CPU kernels can run, and AMX tiles for products in float32.
+      `Packed()` on a CUDA device uses compiled modules, if their logits agree with the plain ones.
+      `Trainable()` keeps an adapter separate from the weights, for further training;
+      `Trainable("nf4")` trains on a frozen 4-bit base.
     - `device`: "auto" (CUDA, then Apple's MPS if it computes correctly, then the CPU), "cpu",
       "cuda", "cuda:1" (or its number, 1), "mps".
     - `adapter`: the folder of a LoRA, rsLoRA or DoRA adapter, written by this package or by peft.

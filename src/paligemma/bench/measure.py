@@ -34,7 +34,7 @@ WEIGHTS: dict[str, Plain | Packed] = {
     "int8": Packed("int8"),
     "int4": Packed("int4"),
 }
-"""How the weights can be kept; float32 weights are plain modules, the others packed."""
+"""How the weights can be kept; float32 weights are plain parameters, the others packed."""
 
 NUM_ROWS = 8  # of the batch
 _NUM_TOKENS = 9

@@ -17,6 +17,7 @@ from paligemma.bench.workload import (
 )
 from paligemma.config import PaliGemmaConfig
 from paligemma.fast.accelerate import accelerate
+from paligemma.fast.float32 import use_tiles
 from paligemma.fast.weights import Packed, Plain
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import SlotCache
@@ -132,6 +133,7 @@ def build_runner(config: PaliGemmaConfig, weights: Plain | Packed) -> ModelRunne
             model = accelerate(PaliGemma(config).to(torch.bfloat16), weights.quantization)
         else:
             model = PaliGemma(config).to(getattr(torch, weights.dtype))
+            model = use_tiles(model) if model.dtype == torch.float32 else model
     model = model.to_empty(device="cpu").eval()
     # Packed weights are filled in their packed form: packing plain ones takes twice the memory.
     fill_with_noise([*model.parameters(), *model.buffers()])

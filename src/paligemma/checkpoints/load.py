@@ -25,6 +25,7 @@ from paligemma.checkpoints.rows import QuantizedRows, StoredRows, Uninitialized,
 from paligemma.checkpoints.weight_form import WeightForm, choose_form
 from paligemma.errors import CheckpointError, counted
 from paligemma.fast.accelerate import accelerate, weight_rows
+from paligemma.fast.float32 import use_tiles
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.kernels.library import use_huge_pages
 from paligemma.fast.linear import Rows, WeightRows
@@ -109,6 +110,8 @@ def _empty_model(model: PaliGemma, form: WeightForm, device: torch.device) -> Pa
     model = model.to(form.dtype)
     if form.is_packed:
         model = accelerate(model, form.quantization)
+    if form.uses_tiles:
+        model = use_tiles(model)
     if form.frozen_base is not None:
         model = freeze_base(model, form.frozen_base, double_quantization=not form.keeps_nf4)
     _check_memory(model, form.dtype, device)

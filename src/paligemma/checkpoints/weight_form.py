@@ -40,6 +40,7 @@ class WeightForm:
 
     dtype: torch.dtype
     is_packed: bool = False
+    uses_tiles: bool = False  # plain float32 parameters, which AMX tiles multiply if there are any
     quantization: Quantization | None = None  # the format of packed weights
     frozen_base: FrozenFormat | None = None
     keeps_nf4: bool = False  # a frozen base in "nf4" holds the bits of the files
@@ -62,10 +63,13 @@ def _choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device)
     has_nf4 = any(is_nf4(rows) for rows in _decoder_linears(stored))
     if weights == "stored" and has_nf4:
         weights = Trainable("nf4", dtype="stored")
+    takes_fastest = weights in ("auto", "float32")
     if isinstance(weights, str):
         weights = _named_form(weights, stored, device)
     if isinstance(weights, Plain):
-        return WeightForm(dtype=choose_dtype(weights.dtype, stored, device))
+        dtype = choose_dtype(weights.dtype, stored, device)
+        may_use_tiles = dtype == torch.float32 and device.type == "cpu"
+        return WeightForm(dtype=dtype, uses_tiles=takes_fastest and may_use_tiles)
     if isinstance(weights, Trainable):
         return WeightForm(
             dtype=choose_dtype(weights.dtype, stored, device),

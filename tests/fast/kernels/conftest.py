@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from paligemma.fast import float32
 from paligemma.fast.kernels import layers, products
 from paligemma.fast.kernels.build import LEVELS, find_compiler
 from paligemma.fast.kernels.library import Kernels, load_kernels
@@ -29,6 +30,6 @@ def compiled(
     found = emulated_kernels(level, folder) if emulated else load_kernels(level)
     if found is None:
         pytest.skip(f"the kernels for {level} were not compiled, or this processor lacks it")
-    for module in (products, layers):
+    for module in (products, layers, float32):
         monkeypatch.setattr(module, "kernels", lambda: found)
     return found

@@ -67,6 +67,19 @@ class LinearArguments(NamedTuple):
     threads: Int32
 
 
+class Float32LinearArguments(NamedTuple):
+    """out = x W^T + bias in float32, for many rows."""
+
+    weight: Address
+    bias: Address
+    x: Address
+    rows: Int64
+    inputs: Int32
+    outputs: Int32
+    out: Address
+    threads: Int32
+
+
 class RmsNormArguments(NamedTuple):
     """x += norm(delta); out = norm(x)."""
 
@@ -171,6 +184,7 @@ class MatrixPeakArguments(NamedTuple):
 
 FUNCTIONS: dict[str, tuple[type, Any]] = {
     "linear": (LinearArguments, None),
+    "linear_float32": (Float32LinearArguments, c_int),
     "add_rms_norm": (RmsNormArguments, None),
     "add_layer_norm": (LayerNormArguments, None),
     "split_heads": (SplitHeadsArguments, None),
@@ -200,6 +214,13 @@ class Kernels:
 
     def linear(self, arguments: LinearArguments) -> None:
         self.library.paligemma_linear(*arguments)
+
+    def linear_float32(self, arguments: Float32LinearArguments) -> bool:
+        """Return False where it has to be computed in another way.
+
+        That is without tiles, or where a sum is not finite; `out` then holds any numbers.
+        """
+        return bool(self.library.paligemma_linear_float32(*arguments))
 
     def add_rms_norm(self, arguments: RmsNormArguments) -> None:
         self.library.paligemma_add_rms_norm(*arguments)

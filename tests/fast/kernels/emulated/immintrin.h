@@ -72,6 +72,10 @@ inline float step(float sum, uint16_t a, uint16_t b) {
 
 static inline __m512 _mm512_loadu_ps(const void* from) { return emulated::load<__m512>(from); }
 static inline __m512i _mm512_loadu_si512(const void* from) { return emulated::load<__m512i>(from); }
+static inline void _mm512_mask_storeu_ps(void* to, uint16_t mask, __m512 from) {
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) static_cast<float*>(to)[i] = from[i];
+}
 
 // ------------------------------------------------------------------------------------- arithmetic
 
@@ -92,6 +96,12 @@ static inline long long _mm512_reduce_add_epi64(__m512i x) {
     long long sum = 0;
     for (int i = 0; i < 8; i++) sum += x[i];
     return sum;
+}
+static inline __m512i _mm512_permutex2var_epi32(__m512i a, __m512i indices, __m512i b) {
+    auto index = emulated::parts<uint32_t>(indices), first = emulated::parts<uint32_t>(a),
+         second = emulated::parts<uint32_t>(b);
+    for (auto& i : index.at) i = (i & 16 ? second : first).at[i & 15];
+    return emulated::bits_as<__m512i>(index);
 }
 static inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i without_sign, __m512i with_sign) {
     auto sum = emulated::parts<uint32_t>(sums);  // without a sign, so that overflow wraps
