@@ -12,6 +12,7 @@ from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, union
 from paligemma.documents.page import Attachment, Page, Word
+from paligemma.documents.regions import shows_print
 
 _EDGE_PIXELS = 10_000
 _LEAST_SLANT = 0.3  # degrees: less moves neither lines nor the height of print
@@ -101,7 +102,7 @@ class Leveled:
             sine * x + cosine * y + slanted_wh[1] / 2,
         )
 
-    @property
+    @functools.cached_property
     def page(self) -> Page:
         """The level page."""
         return Page(
@@ -113,7 +114,9 @@ class Leveled:
 
 
 def leveled(page: Page) -> Leveled | None:
-    """The page laid straight; None for one that is straight already, or has a text layer."""
-    if page.has_text_layer:
+    """The page laid straight; None for one that is straight already, has a text layer, or shows
+    no print, as a photo."""
+    if page.has_text_layer or abs(page.slant) < _LEAST_SLANT:
         return None
-    return Leveled(slanted=page, angle=page.slant) if abs(page.slant) >= _LEAST_SLANT else None
+    level = Leveled(slanted=page, angle=page.slant)
+    return level if shows_print(level.page) else None

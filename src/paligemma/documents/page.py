@@ -15,13 +15,21 @@ import numpy as np
 from PIL import Image
 
 from paligemma.documents.geometry import Box, Turn, add_turns, turn_box, turned_size
-from paligemma.documents.ink import deskew_angle, ink_mask, x_height_of_ink
+from paligemma.documents.ink import (
+    InkLine,
+    deskew_angle,
+    ink_mask,
+    lines_of_ink,
+    x_height_of_ink,
+)
 from paligemma.errors import DocumentError, OptionError
 
 Unit = Literal["pt", "px"]
 
 _INK_PIXELS = 1_500_000  # of an image in which print is measured
 _BLANK_SIDE = 400  # pixels of an image in which ink is looked for
+_LINE_X_HEIGHT = 6.0  # pixels in the image in which lines are looked for
+_LINE_PIXELS = 6_000_000  # of that image, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +223,26 @@ class Page:
             # A few letters, such as a footnote's mark, do not decide.
             return float(np.percentile(heights, 10))
         return self._slant_and_ink_height[1]
+
+    @functools.cached_property
+    def ink_lines(self) -> tuple[InkLine, ...]:
+        """The lines of print that the ink shows, in page units."""
+        width, height = self.size_wh
+        scale = _LINE_X_HEIGHT / (self.print_height() or 0.006 * min(width, height))
+        image = self.thumbnail(max(1, min(_LINE_PIXELS, int(width * height * scale**2))))
+        factor_x, factor_y = width / image.width, height / image.height
+        return tuple(
+            InkLine(
+                (
+                    line.box[0] * factor_x,
+                    line.box[1] * factor_y,
+                    line.box[2] * factor_x,
+                    line.box[3] * factor_y,
+                ),
+                line.x_height * factor_y,
+            )
+            for line in lines_of_ink(image)
+        )
 
     @property
     def slant(self) -> float:

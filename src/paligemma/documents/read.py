@@ -200,12 +200,9 @@ def _plan(asker: Asker, page: Page, options: ReadOptions) -> _Plan:
         problem = "blank: neither ink nor text"
         return _Plan(page=page, text=_page_text(page, problems=(problem,)))
     level = leveled(page)
-    resolution = asker.processor.resolution
-    if level is not None:
-        regions = regions_of(level.page, resolution, tiles=options.tiles)
-        if not any(region.is_picture for region in regions):
-            return _Plan(page=page, regions=regions, level=level)
-    return _Plan(page=page, regions=regions_of(page, resolution, tiles=options.tiles))
+    shown = page if level is None else level.page
+    regions = regions_of(shown, asker.processor.resolution, tiles=options.tiles)
+    return _Plan(page=page, regions=regions, level=level)
 
 
 def _page_text(

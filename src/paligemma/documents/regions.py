@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paligemma.documents.geometry import Box, union
-from paligemma.documents.ink import InkLine, lines_of_ink
+from paligemma.documents.ink import InkLine
 from paligemma.documents.order import reading_rows
 from paligemma.documents.page import Page
 from paligemma.documents.tiles import X_HEIGHT_PIXELS, PrintMask, Tile, whole
@@ -18,8 +18,6 @@ _MAX_LETTERS = 500
 """Of a tile. The answer of a model has room for somewhat more."""
 _MAX_BLOCKS = 40  # more are no columns, but noise
 _NOTICED = 0.06  # of a line's area
-_LINE_X_HEIGHT = 6.0  # pixels in the image in which lines are looked for
-_MAX_PIXELS = 6_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,8 +28,6 @@ class Region:
     rows: Sequence[Sequence[Box]]
     block: int
     """Tiles of one block belong together: their rows may go on from tile to tile."""
-    is_picture: bool = False
-    """Whether it is a whole page on which no print is seen, as a photo."""
 
 
 def regions_of(page: Page, resolution: int, *, tiles: bool = True) -> list[Region]:
@@ -39,10 +35,10 @@ def regions_of(page: Page, resolution: int, *, tiles: bool = True) -> list[Regio
 
     The page as a whole without `tiles`, and where what is seen on it is no print, as in a photo.
     """
-    lines = _lines(page)
+    lines = page.ink_lines
     if _is_picture(lines):
         rows_of_all = [[(0.0, 0.0, *page.size_wh)]]
-        return [Region(tile=whole(page), rows=rows_of_all, block=0, is_picture=True)]
+        return [Region(tile=whole(page), rows=rows_of_all, block=0)]
     rows = [[lines[index] for index in row] for row in reading_rows([line.box for line in lines])]
     if not tiles:
         boxes = [[line.box for line in row] for row in rows]
@@ -60,24 +56,9 @@ def regions_of(page: Page, resolution: int, *, tiles: bool = True) -> list[Regio
     return regions
 
 
-def _lines(page: Page) -> list[InkLine]:
-    """The lines of print, in page units."""
-    width, height = page.size_wh
-    scale = _LINE_X_HEIGHT / (page.print_height() or 0.006 * min(width, height))
-    image = page.thumbnail(max(1, min(_MAX_PIXELS, int(width * height * scale**2))))
-    factor_x, factor_y = width / image.width, height / image.height
-    return [
-        InkLine(
-            (
-                line.box[0] * factor_x,
-                line.box[1] * factor_y,
-                line.box[2] * factor_x,
-                line.box[3] * factor_y,
-            ),
-            line.x_height * factor_y,
-        )
-        for line in lines_of_ink(image)
-    ]
+def shows_print(page: Page) -> bool:
+    """Whether what is seen on a page is print, and not a photo."""
+    return not _is_picture(page.ink_lines)
 
 
 def _is_picture(lines: Sequence[InkLine]) -> bool:

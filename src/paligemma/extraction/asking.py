@@ -470,7 +470,7 @@ class Run:
             for number, candidate in enumerate(tiles)
             for item in candidate.items
         ]
-        boxes = [candidate.view.box_xyxy for candidate in tiles]
+        boxes = [candidate.view.shown_xyxy for candidate in tiles]
         neighbors = [[_touch(a, b) for b in boxes] for a in boxes]
         return [(tiles[p.view], p.item, p.is_doubtful) for p in union_of(placed, neighbors)]
 
@@ -556,7 +556,7 @@ class Run:
                 continue
             if result[0].score >= self.options.min_box_score:
                 fractions = result[0].box_normalized_xyxy
-                draft.box_xyxy = self.views.tile(view).from_fractions(fractions)
+                draft.box_xyxy = self.views.place(view, fractions)
                 draft.box_source = "detect"
 
     def _printed_place(
@@ -663,7 +663,7 @@ def _is_part(short: Candidate, long: Candidate) -> bool:
     """Whether an answer is the beginning or the end of a longer one from a neighboring view."""
     first, second = short.text.casefold(), long.text.casefold()
     is_near = short.view.page_index == long.view.page_index
-    is_near = is_near and _touch(short.view.box_xyxy, long.view.box_xyxy)
+    is_near = is_near and _touch(short.view.shown_xyxy, long.view.shown_xyxy)
     is_inside = second.startswith(first) or second.endswith(first)
     return is_near and is_inside and len(first) < len(second) and long.is_value and short.is_value
 

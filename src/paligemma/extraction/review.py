@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from paligemma.documents.level import leveled
 from paligemma.documents.open import open_document
 from paligemma.documents.page import Document, Page
 from paligemma.draw import draw_detections
@@ -39,6 +40,8 @@ class ReviewPage:
     """A data URI."""
     size_wh: tuple[float, float]
     """In page units."""
+    angle: float
+    """Degrees, counterclockwise, by which the model was shown its parts rotated."""
 
 
 def render_review(found: Extraction[Any], *, file: str = "", source: Any = None) -> str:
@@ -112,12 +115,14 @@ def _review_pages(found: Extraction[Any], numbers: Sequence[int], source: Any) -
 def _review_page(page: Page, fields: Sequence[Field]) -> ReviewPage:
     width, height = page.size_wh
     tiles = [f.tile_xyxy for f in fields if f.page == page.number and f.tile_xyxy is not None]
+    level = leveled(page) if tiles else None
     narrow = min((min(box[2] - box[0], box[3] - box[1]) for box in tiles), default=width)
     side = min(_LARGEST_SIDE, max(_SIDE, _TILE_SIDE * max(width, height) / max(narrow, 1)))
     return ReviewPage(
         number=page.number,
         image=image_uri(_rendered(page, side)),
         size_wh=(width, height),
+        angle=0.0 if level is None else level.angle,
     )
 
 

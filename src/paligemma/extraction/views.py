@@ -1,4 +1,7 @@
-"""The parts of a document that the model is shown: whole pages, and tiles for detail."""
+"""The parts of a document that the model is shown: whole pages as they are, and tiles for detail.
+
+The tiles of a slanted scan are those of the page laid straight, so that they end between lines.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from typing import Any
 
 from paligemma.documents.find import WordSearch
 from paligemma.documents.geometry import union
+from paligemma.documents.level import Leveled, leveled
 from paligemma.documents.page import Document, Page, Word
-from paligemma.documents.tiles import Tile, tiles_of, whole
+from paligemma.documents.tiles import Tile, tiles_of
 from paligemma.errors import PaliGemmaError
 from paligemma.extraction.dates import DateOrder
 from paligemma.extraction.schema import Leaf
@@ -32,6 +36,9 @@ class View:
     page_index: int
     tile: int
     box_xyxy: BoxXyxy = field(compare=False)
+    """On the upright page."""
+    shown_xyxy: BoxXyxy = field(compare=False)
+    """The same on the page from which it is shown, which is laid straight for tiles."""
 
 
 class Views:
@@ -46,6 +53,7 @@ class Views:
         self._resolution = resolution
         self._tiles: OrderedDict[View, Tile] = OrderedDict()
         self._boxes: dict[int, list[View]] = {}
+        self._levels: dict[int, Leveled | None] = {}
         self._printed: dict[View, _Printed] = {}  # of one page
         self.notes = [
             f"Page {number} was turned by {degrees} degrees clockwise, because the model reads it "
@@ -72,7 +80,8 @@ class Views:
             if page.is_blank:
                 self.notes.append(f"Page {page.number} is blank: it has neither text nor ink.")
                 return []
-            return [View(page_index=index, tile=0, box_xyxy=(0.0, 0.0, *page.size_wh))]
+            box = (0.0, 0.0, *page.size_wh)
+            return [View(page_index=index, tile=0, box_xyxy=box, shown_xyxy=box)]
         except PaliGemmaError as error:
             self.fail(index, error)
             return []
@@ -88,28 +97,50 @@ class Views:
         """The tiles of a page; [] where the whole page shows all of its print."""
         if index not in self._boxes:
             try:
-                tiles = tiles_of(self.page(index), self._resolution)
+                self._boxes[index] = self._cut(index)
             except PaliGemmaError as error:
                 self.fail(index, error)
-                tiles = []
-            boxes = [tile.box_xyxy for tile in tiles]
-            self._boxes[index] = [
-                View(page_index=index, tile=number, box_xyxy=box)
-                for number, box in enumerate(boxes, start=1)
-            ]
+                self._boxes[index] = []
         return self._boxes[index]
+
+    def _cut(self, index: int) -> list[View]:
+        level = self._level(index)
+        page = self.page(index) if level is None else level.page
+        boxes = [tile.box_xyxy for tile in tiles_of(page, self._resolution)]
+        return [
+            View(
+                page_index=index,
+                tile=number,
+                box_xyxy=box if level is None else level.to_page(box),
+                shown_xyxy=box,
+            )
+            for number, box in enumerate(boxes, start=1)
+        ]
+
+    def _level(self, index: int) -> Leveled | None:
+        """The page laid straight, where it is slanted."""
+        if index not in self._levels:
+            self._levels[index] = leveled(self.page(index))
+        return self._levels[index]
 
     def tile(self, view: View) -> Tile:
         """The tile of a view, the same one as long as it is asked for again soon."""
         if view in self._tiles:
             self._tiles.move_to_end(view)
             return self._tiles[view]
-        page = self.page(view.page_index)
-        tile = whole(page) if view.tile == 0 else Tile(page=page, box_xyxy=view.box_xyxy)
+        level = self._level(view.page_index) if view.tile else None
+        page = self.page(view.page_index) if level is None else level.page
+        tile = Tile(page=page, box_xyxy=view.shown_xyxy)
         self._tiles[view] = tile
         if len(self._tiles) > _NUM_OPEN:
             self._tiles.popitem(last=False)[1].release()
         return tile
+
+    def place(self, view: View, fractions_xyxy: BoxXyxy) -> BoxXyxy:
+        """A box in fractions of a view as a box on the upright page."""
+        box = self.tile(view).from_fractions(fractions_xyxy)
+        level = self._level(view.page_index) if view.tile else None
+        return box if level is None else level.to_page(box)
 
     def reader(self, view: View) -> Callable[[], LoadedImage]:
         """What an ImageQuery takes: a function that renders the view."""
