@@ -73,9 +73,9 @@ def test_formulas_are_quoted_only_on_request() -> None:
     assert tuple(row) == tuple(map(visible, HOSTILE))
     [row] = csv.reader(io.StringIO(HOSTILE_TABLE.to_csv(safe=True)))
     assert row == [HOSTILE[0], f"'{HOSTILE[1]}", *map(visible, HOSTILE[2:])]
-    assert [without_formula(text)[0] for text in ("+1+1", "@A", " =1", "＝1", "-2-3|cmd")] == [
-        "'"
-    ] * 5
+    assert [
+        without_formula(text)[0] for text in ("+1+1", "@A", " =1", "＝1", "-2-3|cmd", "\ufeff=1")
+    ] == ["'"] * 6
     assert [without_formula(text) for text in ("-5.20", "+49 30", "")] == ["-5.20", "+49 30", ""]
 
 

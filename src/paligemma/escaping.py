@@ -10,7 +10,8 @@ import unicodedata
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_FORMULA_START = re.compile(r"\s*[=+\-@\t\r＝＋－＠]")
+# After spaces, also those without width.
+_FORMULA_START = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\t\r＝＋－＠]")
 _PLAIN_NUMBER = re.compile(r"\s*[-+]?[0-9][0-9.,' ]*\s*[%€$£¥]?\s*")
 
 

@@ -24,6 +24,7 @@ from paligemma.documents import (
     tiles_of,
     whole,
 )
+from paligemma.documents.image_pages import _count_pages
 from paligemma.errors import DocumentError, ImageError, OptionError
 from tests.documents.pdf_files import pdf, pdf_of_pages, stream, text_at
 from tests.documents.readers import ScriptedReader, text_result
@@ -334,6 +335,29 @@ def test_tiff_pages_that_run_in_a_circle() -> None:
     with open_document(bytes(data)) as document:
         assert document.num_pages == 2
         read_document(READER, document)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_endless_pages_is_refused_at_once(big: bool) -> None:
+    """Pillow takes minutes to count 200,000 pages of 20 bytes."""
+    if big:
+        head, size = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16), 8 + 20 + 8
+        page = struct.pack("<QHHQQ", 1, 256, 4, 1, 9)
+        pages = b"".join(page + struct.pack("<Q", 16 + size * n) for n in range(1, 200_000))
+    else:
+        head, size = b"II" + struct.pack("<HI", 42, 8), 2 + 12 + 4
+        page = struct.pack("<HHHII", 1, 256, 4, 1, 9)
+        pages = b"".join(page + struct.pack("<I", 8 + size * n) for n in range(1, 200_000))
+    whole_one = io.BytesIO()
+    Image.new("L", (50, 40), 200).save(whole_one, "TIFF", big_tiff=big)
+    start = time.perf_counter()
+    with pytest.raises(DocumentError, match=r"limit is 1000|damaged"):
+        open_document(head + pages)
+    assert time.perf_counter() - start < 5
+    file = io.BytesIO(head + pages)
+    assert _count_pages(file, 100_000) == 100_001
+    assert _count_pages(io.BytesIO((head + pages)[: -size * 199_990]), 100_000) in (9, 10)
+    assert _count_pages(whole_one, 100_000) == 1
 
 
 def test_a_damaged_page_of_a_tiff_does_not_stop_the_others() -> None:

@@ -523,6 +523,12 @@ def test_text_of_documents_in_questions_and_terminals() -> None:
     assert found["entries[0].name"].value == hostile  # as read
     assert "\x1b" not in str(found)
     assert "\u202e" not in str(found)
+    page = found.to_html(file="\u202egnp.exe", source=blank_page())
+    assert "\\u202egnp.exe</" in page
+    titled = {**Entries.model_json_schema(), "title": "\x1b[2J\u202eT"}
+    for text in (str(found := extract(asker, blank_page(), titled)), repr(found)):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
     assert tags
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from PIL import Image
 
@@ -57,12 +58,12 @@ class TiffFile(_Pixels):
         self._decoded: tuple[int, LoadedImage] | None = None
         self._tiff: Any = None
         try:
-            self._file = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
+            self._file: BinaryIO = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
         except OSError as error:
             raise DocumentError(f"{at_start(name)} cannot be opened: {error.strerror}.") from error
         try:
             self._tiff = TiffImageFile(self._file)
-            self.num_pages = self._count_pages()
+            self.num_pages = _count_pages(self._file, 100 * limits.max_pages)
         except (MemoryError, RecursionError):
             raise
         except Image.DecompressionBombError as error:
@@ -76,26 +77,6 @@ class TiffFile(_Pixels):
                 f"{at_start(name)} is no TIFF file that can be read: it is damaged or cut short. "
                 "Get an intact copy."
             ) from error
-
-    def _count_pages(self) -> int:
-        """As far as page after page can be found: their list may be cut, or run in a circle."""
-        seen: set[int] = set()
-        count = 0
-        while count <= 100 * self._limits.max_pages:
-            try:
-                self._tiff.seek(count)
-            except EOFError:
-                break
-            except Exception:
-                if not count:
-                    raise
-                break
-            offset = self._tiff._frame_pos[count]
-            if offset in seen:
-                break
-            seen.add(offset)
-            count += 1
-        return count
 
     def size_wh(self, index: int) -> tuple[float, float]:
         width, height = self._page(index).size_wh
@@ -135,6 +116,32 @@ class TiffFile(_Pixels):
     def close(self) -> None:
         self._tiff = self._decoded = None
         self._file.close()
+
+
+def _count_pages(file: BinaryIO, most: int) -> int:
+    """As far as page after page can be found: their list may be cut, or run in a circle.
+
+    Reads no more than where each page says that the next one is, which takes a microsecond; Pillow
+    reads all that a page says of itself.
+    """
+    file.seek(0)
+    first = file.read(16)
+    order = "<" if first[:2] == b"II" else ">"
+    is_big = struct.unpack(order + "H", first[2:4])[0] == 43  # BigTIFF
+    offset = struct.Struct(order + ("Q" if is_big else "I"))
+    counter = struct.Struct(order + ("Q" if is_big else "H"))
+    (place,) = offset.unpack_from(first, 8 if is_big else 4)
+    seen: set[int] = set()
+    while 0 < place < 2**62 and place not in seen and len(seen) <= most:
+        file.seek(place)
+        head = file.read(counter.size)
+        if len(head) < counter.size or (num_entries := counter.unpack(head)[0]) > 0xFFFF:
+            break
+        seen.add(place)
+        file.seek(place + counter.size + (20 if is_big else 12) * num_entries)
+        after = file.read(offset.size)
+        place = offset.unpack(after)[0] if len(after) == offset.size else 0
+    return len(seen)
 
 
 def num_tiff_pages(data: bytes | Path) -> int:

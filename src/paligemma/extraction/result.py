@@ -249,7 +249,8 @@ class Extraction(Result, Generic[T_co]):
     def __str__(self) -> str:
         """A table of the fields. What the document says is printed without control characters."""
         width = max((len(visible(f.path)) for f in self.fields), default=0)
-        lines = [f"{self.schema_name} on {counted(self.num_pages, 'page')}", " score  page  field"]
+        name = _cell(self.schema_name)
+        lines = [f"{name} on {counted(self.num_pages, 'page')}", " score  page  field"]
         for each in self.fields:
             score = "     " if each.is_missing else f"{each.score:5.2f}"
             score = "  xml" if each.source == "xml" else score
@@ -268,7 +269,7 @@ class Extraction(Result, Generic[T_co]):
 
     def __repr__(self) -> str:
         return (
-            f"Extraction({self.schema_name}, {counted(len(self.fields), 'field')}, "
+            f"Extraction({_cell(self.schema_name)}, {counted(len(self.fields), 'field')}, "
             f"{len(self.missing)} missing, {counted(len(self.problems), 'problem')})"
         )
 

@@ -20,6 +20,7 @@ from paligemma.documents.open import open_document
 from paligemma.documents.page import Document, Page
 from paligemma.draw import draw_detections
 from paligemma.errors import ImageError, PaliGemmaError
+from paligemma.escaping import visible
 from paligemma.extraction.result import Extraction, Field, shown_value
 from paligemma.processor.image import LoadedImage
 from paligemma.report import image_uri, render_sealed_page
@@ -54,7 +55,7 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
     ranks = {field.path: rank for rank, field in enumerate(by_doubt)}
     return render_sealed_page(
         "extraction.html",
-        title=f"{found.schema_name}: {file}" if file else found.schema_name,
+        title=visible(f"{found.schema_name}: {file}" if file else found.schema_name),
         found=found,
         stem=re.sub(r"[^\w-]+", "-", file.rsplit("/", 1)[-1].rsplit(".", 1)[0]) or "document",
         pages=pages,
