@@ -371,6 +371,34 @@ def test_a_damaged_page_of_a_tiff_does_not_stop_the_others() -> None:
     assert [page.error is None for page in pages][::2] == [True, True]
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_damaged_page_stays_damaged_however_often_it_is_asked_for(
+    compression: str | None,
+) -> None:
+    """Pillow gives black pixels, which look like a blank page, when it is asked again."""
+    noise = [Image.effect_noise((90, 90), 99), Image.effect_noise((90, 90), 99)]
+    data = tiff_of(noise, compression=compression)
+    with Image.open(io.BytesIO(data)) as tiff:
+        starts = []
+        for number in (0, 1):
+            tiff.seek(number)
+            starts.append(tiff._frame_pos[number])  # type: ignore[attr-defined]
+    first, second = starts
+    table = bytearray(data)
+    for place in range(second + 2, second + 2 + 12 * struct.unpack_from("<H", data, second)[0], 12):
+        if struct.unpack_from("<H", data, place)[0] == 273:  # where its pixels are
+            assert struct.unpack_from("<I", data, place + 4)[0] == 1
+            struct.pack_into("<I", table, place + 8, len(data) - 100)
+    with open_document(bytes(table)) as document:
+        for _ in range(3):
+            document.pages[0].render(size_wh=(20, 20))
+            with pytest.raises(DocumentError, match=r"Page 2 .* damaged"):
+                document.pages[1].render(size_wh=(20, 20))
+            with pytest.raises(DocumentError, match=r"Page 2 .* damaged"):
+                assert document.pages[1].is_blank
+    assert first < second
+
+
 def test_attachments_have_no_paths_and_a_limit() -> None:
     bomb = zlib.compress(bytes(70 * 2**20), 9)
     embedded = stream(bomb, b"/Type /EmbeddedFile /Filter /FlateDecode")

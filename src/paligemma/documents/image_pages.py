@@ -56,6 +56,7 @@ class TiffFile(_Pixels):
         self._name = name
         self._limits = limits
         self._decoded: tuple[int, LoadedImage] | None = None
+        self._damaged: set[int] = set()
         self._tiff: Any = None
         try:
             self._file: BinaryIO = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
@@ -98,6 +99,11 @@ class TiffFile(_Pixels):
 
     def _decode(self, index: int) -> LoadedImage:
         subject = f"Page {index + 1} of {self._name}"
+        damaged = f"{subject} is damaged or cut short. Get an intact copy."
+        if (
+            index in self._damaged
+        ):  # Pillow would go on with the pixels that it has, which are black
+            raise DocumentError(damaged)
         try:
             self._tiff.seek(index)
             width, height = self._tiff.size
@@ -109,9 +115,8 @@ class TiffFile(_Pixels):
         except Image.DecompressionBombError as error:
             raise DocumentError(f"{subject} is too large. {_SCALE_DOWN}") from error
         except Exception as error:  # decoders raise arbitrary exceptions on damaged data
-            raise DocumentError(
-                f"{subject} is damaged or cut short. Get an intact copy."
-            ) from error
+            self._damaged.add(index)
+            raise DocumentError(damaged) from error
 
     def close(self) -> None:
         self._tiff = self._decoded = None
