@@ -18,6 +18,7 @@ ABSENT = ("unanswerable", "none", "None", "n/a", "N/A", "not stated", "no answer
 """Answers that every pattern allows: the document does not say."""
 
 _CHARACTER = r"[^\x00-\x1f\x7f]"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]|\\(?:x[01]|x7[fF]|u00[01]|u007[fF]|U0000|0)")
 _BEFORE = r"[^0-9\x00-\x1f\x7f]"
 _GROUPS = r"[0-9]{1,3}([.,' \u00a0\u202f][0-9]{3}){1,4}"
 _MONEY = rf"{_GROUPS}([.,][0-9]{{1,4}})?|[0-9]{{1,12}}([.,][0-9]{{1,6}})?"
@@ -89,6 +90,8 @@ def bounded_pattern(pattern: str, limit: int) -> str:
     >>> bounded_pattern("^[A-Z]+-\\\\d*$", 20)
     '[A-Z]{1,20}-[0-9]{0,20}'
     """
+    if _CONTROL.search(pattern):
+        raise OptionError("it has control characters, which are no text")
     parts = list(_tokens(pattern))
     for part in parts:
         _check_meaning(part)

@@ -199,6 +199,8 @@ def read_schema(schema: Any) -> Schema[Any]:
             "schema, or the name of a built-in schema."
         )
     name = schema.get("title")
+    if isinstance(name, str) and len(name) > MAX_QUESTION:
+        raise _refused("#/title", f"expected at most {MAX_QUESTION} characters")
     return _of_json(schema, name if isinstance(name, str) and name.strip() else "document", None)
 
 
@@ -510,6 +512,10 @@ class _Reader:
         unknown = next((key for key in required if key not in properties), None)
         if unknown is not None:
             raise _refused(place.below("required"), f"{unknown!r} is not among the properties")
+        if any(len(key) > MAX_QUESTION for key in properties):
+            raise _refused(
+                place.below("properties"), f"a name has more than {MAX_QUESTION} characters"
+            )
         children = tuple(
             self.node(
                 child,
