@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -108,6 +109,71 @@ def test_words_are_joined_to_lines_first() -> None:
         for i in range(6)
     ]
     shuffled_order_is([(float(a), float(b), float(c), float(d)) for a, b, c, d in words])
+
+
+def placed(
+    *columns: Sequence[str], gap: float = 35, shift: float = 0
+) -> tuple[list[Box], list[str]]:
+    """Texts below each other, in columns next to each other, each lower than the last."""
+    boxes: list[Box] = []
+    x = 50.0
+    for number, column in enumerate(columns):
+        width = 5.0 * max(map(len, column))
+        for line, text in enumerate(column):
+            y = 100 + 13.0 * line + shift * number
+            boxes.append((x, y, x + 5 * len(text), y + 10))
+        x += width + gap
+    return boxes, [text for column in columns for text in column]
+
+
+SENDER = ["Muster GmbH", "Hauptstr. 1", "12345 Berlin", "Tel. 030 123456"]
+BUYER = ["Jane Q. Public", "Accounts", "1234 Elm Street", "Springfield, IL 62701"]
+THIRD = ["Best Ltd", "12 High Street", "London SW1A 2AA"]
+
+
+@pytest.mark.parametrize("gap", [25, 35, 200])
+@pytest.mark.parametrize("shift", [0, 4])
+@pytest.mark.parametrize("columns", [(SENDER, BUYER), (BUYER, THIRD), (THIRD, SENDER, BUYER)])
+def test_addresses_side_by_side_are_read_one_after_the_other(
+    columns: tuple[list[str], ...], shift: float, gap: float
+) -> None:
+    boxes, texts = placed(*columns, gap=gap, shift=shift)
+    footer = (50.0, 300.0, 400.0, 310.0)
+    order = reading_order([*boxes, footer], texts=[*texts, "What follows on the page."])
+    assert order == list(range(len(texts) + 1))
+
+
+def test_an_address_next_to_labels_with_values_is_read_before_them() -> None:
+    labels, values = ["Invoice number:", "Date:", "Due:"], ["R-17/2024", "3 May 2024", "3 June"]
+    boxes, texts = placed(SENDER, labels, values)
+    rows = reading_rows(boxes, texts=texts)
+    read = [" ".join(texts[index] for index in row) for row in rows]
+    assert read == [*SENDER, "Invoice number: R-17/2024", "Date: 3 May 2024", "Due: 3 June"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        (["Subtotal", "VAT 19 %", "Shipping", "Total"], ["10.00", "1.90", "3.10", "15.00"]),
+        (["Name", "Street", "Town", "Country"], ["Max Meier", "Weg 2", "12345 Berlin", "Germany"]),
+        (["Name:", "Street:", "Town:", "Tel.:"], ["Max Meier", "Weg 2", "12345 Berlin", "030 12"]),
+        (["Name", "Ann", "Bob", "Cy"], ["Town", "12345 Berlin", "75001 Paris", "1010 Wien"]),
+        (["Town", "12345 Berlin", "1010 Wien"], ["Branch", "20095 Hamburg", "75001 Paris"]),
+        (["Model", "Nokia 3310", "Samsung"], ["Kind", "Black", "64 GB"]),
+    ],
+    ids=lambda columns: columns[0][0],
+)
+def test_rows_of_tables_and_labels_with_values_stay_rows(columns: tuple[list[str], ...]) -> None:
+    boxes, texts = placed(*columns)
+    rows = reading_rows(boxes, texts=texts)
+    assert [[texts[index] for index in row] for row in rows] == [
+        list(row) for row in zip(*columns, strict=True)
+    ]
+
+
+def test_texts_are_those_of_the_boxes() -> None:
+    with pytest.raises(OptionError, match="1 text was given for 2 boxes"):
+        reading_order([(0, 0, 1, 1), (2, 0, 3, 1)], texts=["one"])
 
 
 def test_from_right_to_left() -> None:

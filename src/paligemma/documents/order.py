@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paligemma.documents.address import is_address, is_list
 from paligemma.documents.geometry import Box
-from paligemma.errors import OptionError
+from paligemma.errors import OptionError, counted
 
 Boxes = NDArray[np.float64]  # [N, 4]
 Indices = NDArray[np.intp]
@@ -17,27 +18,35 @@ Indices = NDArray[np.intp]
 _NUM_BINS = 512  # of the page's width, in which white corridors are looked for
 _COLUMN_SHARE = 0.6  # of the height of a block, along which a corridor makes columns of it
 _COLUMN_WIDTH = 7.0  # in line heights: narrower ones are the cells of a table
+_ADDRESS_GAP = 2.0  # in line heights, between two addresses
+_MOST_ADDRESS_PARTS = 30  # of all lines of an address
 _MAX_TRIED = 2_000_000
 """Boxes that are looked at for columns, block within block: more than a page of print takes. The
 blocks that are left are read row by row."""
 _TABLE_ROWS = 2  # that follow each other, with several cells on both sides of a corridor
 
 
-def reading_order(boxes: Sequence[Box], *, right_to_left: bool = False) -> list[int]:
+def reading_order(
+    boxes: Sequence[Box], *, texts: Sequence[str] | None = None, right_to_left: bool = False
+) -> list[int]:
     """The indices of boxes in the order in which a person reads them.
 
     The boxes may be those of words, lines, paragraphs or detected regions: x1, y1, x2, y2 with the
     origin at the top left, in any unit. Columns of text are read one after the other, and what
-    stands above, between or below them in its place; tables are read row by row. With
-    `right_to_left`, columns and rows begin at the right.
+    stands above, between or below them in its place; tables are read row by row. With the `texts`
+    of the boxes, narrow blocks that are addresses by what they say are read one after the other,
+    too. With `right_to_left`, columns and rows begin at the right.
 
     >>> reading_order([(60, 0, 100, 9), (0, 12, 40, 20), (0, 0, 40, 10)])
     [2, 0, 1]
     """
-    return [index for row in reading_rows(boxes, right_to_left=right_to_left) for index in row]
+    rows = reading_rows(boxes, texts=texts, right_to_left=right_to_left)
+    return [index for row in rows for index in row]
 
 
-def reading_rows(boxes: Sequence[Box], *, right_to_left: bool = False) -> list[list[int]]:
+def reading_rows(
+    boxes: Sequence[Box], *, texts: Sequence[str] | None = None, right_to_left: bool = False
+) -> list[list[int]]:
     """As `reading_order`, with the boxes that stand next to each other together."""
     if not len(boxes):
         return []
@@ -51,7 +60,13 @@ def reading_rows(boxes: Sequence[Box], *, right_to_left: bool = False) -> list[l
         array = array[:, [2, 1, 0, 3]] * np.array([-1.0, 1.0, -1.0, 1.0])
     parts = _joined(array)
     bounds = np.array([_around(array[part]) for part in parts])
-    cutter = _Cutter(bounds)
+    texts_of_parts = None
+    if texts is not None:
+        if len(texts) != len(boxes):
+            given = counted(len(texts), "text was", "texts were")
+            raise OptionError(f"{given} given for {counted(len(boxes), 'box', 'boxes')}.")
+        texts_of_parts = [" ".join(texts[index] for index in part) for part in parts]
+    cutter = _Cutter(bounds, texts_of_parts)
     rows = []
     for row in cutter.rows():
         members = np.concatenate([parts[index] for index in row])
@@ -99,6 +114,7 @@ class _Cutter:
     """Cuts a page into blocks that are rows."""
 
     boxes: Boxes
+    texts: Sequence[str] | None
 
     def rows(self) -> list[list[int]]:
         """The indices of the boxes, row by row in reading order."""
@@ -112,10 +128,7 @@ class _Cutter:
             if is_allowed and (parts := self._columns(block) or self._cut(block)):
                 waiting.extend(reversed(parts))
                 continue
-            for row in _rows(self.boxes[block]):
-                members = block[row]
-                order = np.argsort(self.boxes[members, 0], kind="stable")
-                rows.append(members[order].tolist())
+            rows.extend(self._rows_of(block))
         return rows
 
     def _columns(self, block: Indices) -> list[Indices]:
@@ -127,10 +140,43 @@ class _Cutter:
         line = float(np.median(boxes[:, 3] - boxes[:, 1]))
         for x in _corridors(boxes, (x0, x1), (1 - _COLUMN_SHARE) * (y1 - y0), 0.8 * line):
             is_left, is_right = boxes[:, 2] <= x, boxes[:, 0] >= x
-            if not _side_by_side(boxes[is_left], boxes[is_right], y1 - y0):
+            if not _overlap_in_height(boxes[is_left], boxes[is_right], y1 - y0):
                 continue
-            return _in_bands(block, boxes, is_left, is_right)
+            if _are_columns(boxes[is_left], boxes[is_right]) or self._are_addresses(
+                block[is_left], block[is_right], line
+            ):
+                return _in_bands(block, boxes, is_left, is_right)
         return []
+
+    def _are_addresses(self, left: Indices, right: Indices, line: float) -> bool:
+        """Whether the left side is an address, and the right one too, or several of them side by
+        side, or a list of labels with values."""
+        if self.texts is None or len(left) > _MOST_ADDRESS_PARTS:
+            return False
+        _, y0, x1, y1 = _around(self.boxes[left])
+        gap = self.boxes[right, 0].min() - x1
+        if y1 - y0 < 2 * line or gap < _ADDRESS_GAP * line or not is_address(self._texts_of(left)):
+            return False
+        rows = self._texts_of(right)
+        return is_address(rows) or is_list(rows) or self._has_addresses(right, line)
+
+    def _has_addresses(self, block: Indices, line: float) -> bool:
+        boxes = self.boxes[block]
+        x0, _, x1, _ = _around(boxes)
+        return any(
+            self._are_addresses(block[boxes[:, 2] <= x], block[boxes[:, 0] >= x], line)
+            for x in _corridors(boxes, (x0, x1), 0.0, _ADDRESS_GAP * line)
+        )
+
+    def _texts_of(self, block: Indices) -> list[list[str]]:
+        """The texts of a block, row by row."""
+        assert self.texts is not None
+        return [[self.texts[index] for index in row] for row in self._rows_of(block)]
+
+    def _rows_of(self, block: Indices) -> Iterator[list[int]]:
+        for row in _rows(self.boxes[block]):
+            members = block[row]
+            yield members[np.argsort(self.boxes[members, 0], kind="stable")].tolist()
 
     def _cut(self, block: Indices) -> list[Indices]:
         """The block above and below its widest white gap; [] where it has none."""
@@ -174,13 +220,16 @@ def _corridors(
     return [x for _, x in sorted(found, reverse=True)]
 
 
-def _side_by_side(left: Boxes, right: Boxes, height: float) -> bool:
-    """Whether both sides are columns of text, and not the cells of a table."""
+def _overlap_in_height(left: Boxes, right: Boxes, height: float) -> bool:
+    """Whether both sides stand next to each other for a good part of this height."""
     if len(left) < 2 or len(right) < 2:
         return False
     shared = min(left[:, 3].max(), right[:, 3].max()) - max(left[:, 1].min(), right[:, 1].min())
-    if shared < 0.4 * height:
-        return False
+    return bool(shared >= 0.4 * height)
+
+
+def _are_columns(left: Boxes, right: Boxes) -> bool:
+    """Whether both sides are columns of text, and not the cells of a table."""
     for side in (left, right):
         heights = side[:, 3] - side[:, 1]
         widths = side[:, 2] - side[:, 0]

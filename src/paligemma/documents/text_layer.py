@@ -21,7 +21,7 @@ def lines_of_words(words: Sequence[Word]) -> list[tuple[str, Box]]:
     """The text and the box of each line. `words` are in the order of the file."""
     runs = list(_runs(words))
     lines: list[tuple[str, Box]] = []
-    for row in reading_rows([run.place for run in runs]):
+    for row in reading_rows([run.place for run in runs], texts=[run.text for run in runs]):
         upright = [runs[index] for index in row if not runs[index].turn]
         lines += [(runs[index].text, runs[index].box) for index in row if runs[index].turn]
         if upright:
