@@ -43,6 +43,13 @@ def test_a_heading_and_a_footer_stay_above_and_below_columns() -> None:
     shuffled_order_is([heading, *column(0, 0, 20), *column(170, 0, 20), footer])
 
 
+def test_the_words_of_loose_lines_are_no_cells_of_a_table() -> None:
+    """A justified column of short lines, in whose third line the words stand far apart."""
+    words = [[(170 + 30 * n, y, 190 + 30 * n, y + 10.0) for n in range(5)] for y in (32.0, 46.0)]
+    loose = [*column(170, 4, 2), *words[0], *words[1], *column(170, 60, 4)]
+    shuffled_order_is([*column(0, 0, 8), *loose])
+
+
 def test_what_crosses_the_columns_divides_them() -> None:
     banner = (0.0, 150.0, 320.0, 165.0)
     shuffled_order_is(

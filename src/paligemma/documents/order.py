@@ -233,9 +233,9 @@ def _are_columns(left: Boxes, right: Boxes) -> bool:
     for side in (left, right):
         heights = side[:, 3] - side[:, 1]
         widths = side[:, 2] - side[:, 0]
-        # Most print of a column is in long lines.
-        long_enough = widths[np.argsort(widths)][len(widths) // 3]
-        if long_enough < _COLUMN_WIDTH * np.median(heights):
+        # Most print of a column is in long lines. The few words of loose ones stand apart.
+        is_long = widths >= _COLUMN_WIDTH * np.median(heights)
+        if widths[is_long].sum() < 2 / 3 * widths.sum():
             return False
     return True
 
