@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from paligemma.extraction.builtin import IdCard
 from paligemma.extraction.dates import UnreadableError, read_date, read_datetime, read_time
+from paligemma.extraction.mrz import read_mrz
 from paligemma.extraction.schema import Leaf
 from paligemma.extraction.values import (
     Formats,
@@ -167,5 +169,61 @@ def test_check_digits() -> None:
     reading = read_value(leaf("text", format="iban"), "DE88 2008 0000 0970 3757 01", Formats())
     assert reading.value == "DE88200800000970375701"
     assert reading.problem == "the check digits of this IBAN are wrong"
+    zone = (
+        "P<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<<<<<<<<<\nL898902C36UTO7408122F1204159ZE184226B<<<<<10"
+    )
+    reading = read_value(leaf("text", format="mrz"), zone, Formats())
+    assert (reading.value, reading.problem) == (zone.replace("\n", " "), None)
+    reading = read_value(leaf("text", format="mrz"), zone.replace("7408122", "7408132"), Formats())
+    assert reading.problem == "the check digits of this machine-readable zone are wrong"
+    reading = read_value(leaf("text", format="mrz"), zone[:-1], Formats())
+    assert (reading.value, reading.problem is None) == (None, False)
     reading = read_value(leaf("text", format="vat"), "USt-ID: DE 136 695 976", Formats())
     assert (reading.value, reading.problem) == ("DE136695976", None)
+
+
+# The specimens of ICAO Doc 9303, parts 4 to 6, and one with a longer number.
+NAME = "ERIKSSON<<ANNA<MARIA"
+SPECIMENS = (
+    (f"P<UTO{NAME}".ljust(44, "<"), "L898902C36UTO7408122F1204159ZE184226B<<<<<10"),
+    (f"I<UTO{NAME}".ljust(36, "<"), "D231458907UTO7408122F1204159<<<<<<<6"),
+    ("I<UTOD231458907<<<<<<<<<<<<<<<", "7408122F1204159UTO<<<<<<<<<<<6", NAME.ljust(30, "<")),
+    ("I<UTOD23145890<AB112234566<<<<", "7408122F1204159UTO<<<<<<<<<<<6", NAME.ljust(30, "<")),
+)
+
+
+@pytest.mark.parametrize("lines", SPECIMENS)
+def test_machine_readable_zones_have_check_digits(lines: tuple[str, ...]) -> None:
+    zone = read_mrz("\n".join(lines))
+    assert zone is not None
+    assert zone.is_valid
+    assert (zone.date_of_birth, zone.date_of_expiry) == ("740812", "120415")
+    assert zone.number in ("L898902C3", "D23145890", "D23145890AB11223456")
+    for place, letter in enumerate(text := "".join(lines)):
+        if letter.isdigit():
+            wrong = text[:place] + str((int(letter) + 1) % 10) + text[place + 1 :]
+            assert (changed := read_mrz(wrong)) is not None
+            assert not changed.is_valid, place
+    assert read_mrz(text[:-1]) is read_mrz(text[:-1] + "é") is None
+
+
+def test_what_an_id_card_says_twice_must_agree() -> None:
+    given = {
+        **{"surname": "Eriksson", "document_number": "D-231 45890", "mrz": " ".join(SPECIMENS[2])},
+        **{"date_of_birth": "1974-08-12", "date_of_issue": "2007-04-15"},
+        "date_of_expiry": "2012-04-15",
+    }
+    assert IdCard.model_validate(given).mrz is not None
+    for change, reason in (
+        ({"document_number": "D23145891"}, "the number of the document is not that"),
+        ({"date_of_birth": "1974-08-13"}, "the date of birth is not that"),
+        ({"date_of_expiry": "2013-04-15"}, "the date of expiry is not that"),
+        ({"date_of_issue": "2022-04-15"}, "the date of expiry is before the date of issue"),
+        (
+            {"date_of_issue": None, "mrz": None, "date_of_birth": "2019-01-01"},
+            "before the date of birth",
+        ),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            IdCard.model_validate({**given, **change})
+    assert IdCard.model_validate({"surname": "A", "date_of_expiry": "2012-04-15"}).mrz is None

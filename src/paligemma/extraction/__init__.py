@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from paligemma.extraction.asking import extract as extract
     from paligemma.extraction.asking import list_questions as list_questions
     from paligemma.extraction.builtin import Iban as Iban
+    from paligemma.extraction.builtin import Mrz as Mrz
     from paligemma.extraction.builtin import VatNumber as VatNumber
     from paligemma.extraction.options import ExtractOptions as ExtractOptions
     from paligemma.extraction.result import Extraction as Extraction

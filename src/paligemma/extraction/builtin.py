@@ -6,11 +6,14 @@ They need pydantic, so that this file is imported when one of them is asked for.
 from __future__ import annotations
 
 import datetime
+import itertools
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from paligemma.errors import MissingExtraError, OptionError
+from paligemma.extraction.mrz import read_mrz
 
 try:
     from pydantic import BaseModel, Field, model_validator
@@ -27,6 +30,9 @@ Iban = Annotated[str, Field(json_schema_extra={"format": "iban"})]
 """An IBAN, whose check digits are checked."""
 VatNumber = Annotated[str, Field(json_schema_extra={"format": "vat"})]
 """A VAT identification number of the EU; the check digits of some countries are checked."""
+
+Mrz = Annotated[str, Field(json_schema_extra={"format": "mrz"})]
+"""The machine-readable zone of an identity document, whose check digits are checked."""
 
 
 def _short(description: str, length: int = 80, **extra: Any) -> Any:
@@ -161,7 +167,7 @@ class Receipt(BaseModel):
 
 
 class IdCard(BaseModel):
-    """An identity card, passport or driving license."""
+    """An identity card, passport or driving license, whose dates and numbers must agree."""
 
     surname: str = Field(description="surname", max_length=60)
     given_names: str | None = _short("given names", 60)
@@ -173,6 +179,38 @@ class IdCard(BaseModel):
     date_of_issue: datetime.date | None = Field(None, description="date of issue")
     date_of_expiry: datetime.date | None = Field(None, description="date of expiry")
     authority: str | None = _short("authority that issued the document")
+    mrz: Mrz | None = Field(None, description="machine-readable zone")
+
+    @model_validator(mode="after")
+    def parts_agree(self) -> Self:
+        wrong = [*self._wrong_dates(), *self._unlike_zone()]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _wrong_dates(self) -> Iterator[str]:
+        dates = (
+            ("birth", self.date_of_birth),
+            ("issue", self.date_of_issue),
+            ("expiry", self.date_of_expiry),
+        )
+        known = [(name, date) for name, date in dates if date is not None]
+        for (first, earlier), (second, later) in itertools.pairwise(known):
+            if later < earlier:
+                yield f"the date of {second} is before the date of {first}"
+
+    def _unlike_zone(self) -> Iterator[str]:
+        zone = None if self.mrz is None else read_mrz(self.mrz)
+        if zone is None or not zone.is_valid:  # wrong check digits are a problem of their own
+            return
+        number = re.sub(r"[\W_]", "", self.document_number or "").upper()
+        for what, printed, coded in (
+            ("number of the document", number, zone.number),
+            ("date of birth", _six_digits(self.date_of_birth), zone.date_of_birth),
+            ("date of expiry", _six_digits(self.date_of_expiry), zone.date_of_expiry),
+        ):
+            if printed and printed != coded:
+                yield f"the {what} is not that of the machine-readable zone"
 
 
 class FormEntry(BaseModel):
@@ -244,6 +282,10 @@ def builtin_schema(name: str) -> type[Any]:
             f"There is no schema {name[:80]!r}. The built-in ones are: {', '.join(BUILTIN)}."
         )
     return BUILTIN[name]
+
+
+def _six_digits(date: datetime.date | None) -> str:
+    return "" if date is None else date.strftime("%y%m%d")
 
 
 def _compared(what: str, printed: Decimal, computed: Decimal) -> Iterator[str]:

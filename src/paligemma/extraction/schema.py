@@ -67,6 +67,7 @@ _FORMATS: dict[str, Kind] = {
     "decimal": "amount",
     "iban": "text",
     "vat": "text",
+    "mrz": "text",
     "email": "text",
     "uri": "text",
 }

@@ -19,6 +19,7 @@ from paligemma.extraction.dates import (
     read_datetime,
     read_time,
 )
+from paligemma.extraction.mrz import read_mrz
 from paligemma.extraction.schema import Leaf
 from paligemma.results import one_line
 
@@ -146,6 +147,12 @@ def _text(leaf: Leaf, text: str, formats: Formats) -> Reading:
         number = re.sub(r"[\s.-]", "", text).upper()
         number = found[0] if (found := re.search(r"[A-Z]{2}[A-Z0-9]{2,14}$", number)) else number
         return _checked(number, is_vat, "the check digits of this VAT number")
+    if leaf.format == "mrz":
+        zone = read_mrz(text)
+        if zone is None:
+            raise UnreadableError("a machine-readable zone has 90, 72 or 88 characters")
+        wrong = "the check digits of this machine-readable zone are wrong"
+        return Reading(value=text.upper(), problem=None if zone.is_valid else wrong)
     if len(text) > leaf.max_length:
         return Reading(problem=f"longer than {leaf.max_length} characters")
     return Reading(value=text)
