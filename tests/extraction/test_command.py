@@ -145,6 +145,11 @@ def test_nothing_is_loaded_for_what_cannot_work(
     shown = capsys.readouterr().out
     assert "medicines[].dose" in shown
     assert "answer en Which medicines are mentioned in the prescription?" in shown
+    assert run("a.png", "--schema", "invoice", "--dry-run", "--source", "xml") == 0
+    assert "Nothing is asked" in capsys.readouterr().err
+    for unknown in ("bill", "my.py", "my:Bill", "bill.yaml"):
+        assert run("a.png", "--schema", unknown) == 2
+        assert "my.py:Invoice" in capsys.readouterr().err
     Path("bad.json").write_text('{"type": "object", "properties": {"a": {"type": "any"}}}')
     assert run("a.png", "--schema", "bad.json") == 2
     assert "#/properties/a/type" in capsys.readouterr().err

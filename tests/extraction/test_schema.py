@@ -104,6 +104,10 @@ def test_a_model_becomes_a_tree() -> None:
 
 
 def test_questions() -> None:
+    twice = list_questions(Car, ExtractOptions(check="twice"))
+    assert len(twice) == 2 * len(list_questions(Car))
+    assert len({prompt for path, prompt in twice if path == "plate"}) == 2
+    assert list_questions(Car, ExtractOptions(source="xml")) == []
     asked = dict(list_questions(Car))
     assert asked["plate"] == "answer en What is the plate?"
     assert asked["owner.name"] == "answer en What is the name of the owner?"

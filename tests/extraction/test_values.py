@@ -75,8 +75,12 @@ def test_times() -> None:
     assert read_time("12 a.m.") == datetime.time(0)
     assert read_time("14h30") == datetime.time(14, 30)
     assert read_datetime("Sep 24, 2019 at 3:05 PM") == datetime.datetime(2019, 9, 24, 15, 5)
-    with pytest.raises(UnreadableError):
-        read_time("25:00")
+    assert read_datetime("2024-05-01T14:05:33.25Z").time() == datetime.time(14, 5, 33)
+    assert read_time("9 o'clock") == read_time("9h") == datetime.time(9)
+    assert read_time("at 14.30 Uhr") == datetime.time(14, 30)
+    for text in ("25:00", "0", "room 9", "12.05.2017", "14:305", "1,5 h", "0 pm"):
+        with pytest.raises(UnreadableError):
+            read_time(text)
 
 
 @pytest.mark.parametrize(

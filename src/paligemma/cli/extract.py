@@ -59,7 +59,7 @@ class ExtractCommandOptions(LoadOptions):
     safe_csv: bool = False
     """Put a ' in front of text that a spreadsheet would take for a formula."""
     dry_run: bool = False
-    """Print the questions instead of asking them; needs no model."""
+    """Print the questions instead of asking them. Needs no model, and opens no document."""
     recursive: bool = False
     """Include the documents in the folders of a folder."""
     json: bool = False
@@ -154,12 +154,19 @@ def load_schema(word: str) -> Schema[Any]:
 
     Raises OptionError for one that does not exist or cannot be used.
     """
+    from paligemma.extraction.builtin import BUILTIN
     from paligemma.extraction.schema import read_schema
 
     file, colon, name = word.rpartition(":")
     if colon and file.endswith(".py"):
         return read_schema(_model_in(Path(file), name))
     if not word.endswith(".json"):
+        if word not in BUILTIN:
+            raise OptionError(
+                f"There is no schema {word!r}. Give one of {', '.join(BUILTIN)}, a JSON schema in "
+                "a file that ends in .json, or a Python file with the name of a pydantic model in "
+                "it, such as my.py:Invoice."
+            )
         return read_schema(word)
     try:
         with open(word, "rb") as opened:
@@ -239,6 +246,9 @@ def print_questions(schema: Schema[Any], options: ExtractOptions) -> None:
     from paligemma.extraction.asking import list_questions
 
     rows = list_questions(schema, options)
+    if not rows:
+        print_note("Nothing is asked: the values are taken from the XML.")
+        return
     width = max(len(visible(path)) for path, _ in rows)
     for path, prompt in rows:
         print_text(f"{visible(path).ljust(width)}  {prompt}")

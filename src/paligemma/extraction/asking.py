@@ -178,9 +178,14 @@ def extract(
 def list_questions(
     schema: type[Any] | Mapping[str, Any] | str | Schema[Any], options: ExtractOptions | None = None
 ) -> list[tuple[str, str]]:
-    """The path and prompt of everything that would be asked, without asking: items as {name}."""
+    """The path and prompt of everything that would be asked, without asking: items as {name}.
+
+    With `check="twice"` a path has two prompts, and with `source="xml"` nothing is asked.
+    """
     options = options or ExtractOptions()
     tree: Schema[Any] = read_schema(schema)
+    if options.source == "xml":
+        return []
     if options.mode == "json":
         return [("", options.json_prompt)]
     return list(_prompts(tree.root, tree, options, {}))
@@ -196,6 +201,8 @@ def _prompts(
         return
     question = question_for(node, tuple(node.keys), schema, options.question_language, known)
     yield node.path, prompt_of(question.text, options.language)
+    if options.check == "twice":
+        yield node.path, prompt_of(*_second_of(question, options.language))
     if isinstance(node, List) and isinstance(node.item, Group):
         name = str(node.key_leaf.keys[-1])
         inside = {"": f"{{{name}}}", name: f"{{{name}}}"}
@@ -207,6 +214,13 @@ def _prompts(
 def prompt_of(question: str, language: str) -> str:
     """The prompt of a question."""
     return f"answer {language} {question}" if language else question
+
+
+def _second_of(question: Question, language: str) -> tuple[str, str]:
+    """Text and language of a question that is asked in a second way."""
+    if question.second_text:
+        return question.second_text, language
+    return question.text, "" if language else "en"
 
 
 class Run:
@@ -328,10 +342,8 @@ class Run:
 
     def _query(self, question: Question, *, is_second: bool = False) -> Query:
         text, language = question.text, self.options.language
-        if is_second and question.second_text:
-            text = question.second_text
-        elif is_second:
-            language = "" if language else "en"
+        if is_second:
+            text, language = _second_of(question, language)
         task = FieldTask(
             question=text, language=language or None, pattern=pattern_of(question.node)
         )

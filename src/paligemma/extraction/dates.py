@@ -18,6 +18,13 @@ _LANGUAGES = (
     "hr", "tr", "el", "ru", "uk", "id",
 )  # fmt: skip
 _DAY_FIRST = frozenset(_LANGUAGES) - {"en", "hu"}
+_TIME = re.compile(
+    r"(?<![0-9.,:])(?:"
+    r"(?P<hour>[0-9]{1,2})[:.hH](?P<minute>[0-9]{2})(?:[:.](?P<second>[0-9]{2})(?:[.,][0-9]+)?)?"
+    r"|(?P<only_hour>[0-9]{1,2})(?=\s*(?:[ap]\.?m|h|hrs?|uhr|uur|o'clock|heures?|horas?|ore)\b)"
+    r")(?![0-9]|[.,:][0-9])(?:\s*(?P<half>[ap]\.?m)\b)?",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[^\W\d_]{3,}", re.UNICODE)
 
 
@@ -84,19 +91,17 @@ def order_of_dates(texts: Iterable[str]) -> DateOrder:
 
 
 def read_time(text: str) -> datetime.time:
-    """Return the time. Raises UnreadableError.
+    """Return the time. Raises UnreadableError, also for a number alone.
 
     >>> read_time("2:05 pm"), read_time("14 Uhr")
     (datetime.time(14, 5), datetime.time(14, 0))
     """
-    found = re.search(
-        r"([0-9]{1,2})(?:[:.hH]([0-9]{2}))?(?:[:.]([0-9]{2}))?\s*([AaPp]\.?[Mm])?",
-        plain(text),
-    )
+    found = _TIME.search(plain(text))
     if found is None:
         raise UnreadableError("it is not a time of day")
-    hour, minute, second = (int(part or 0) for part in found.groups()[:3])
-    if half := found[4]:
+    hour = int(found["hour"] or found["only_hour"])
+    minute, second = int(found["minute"] or 0), int(found["second"] or 0)
+    if half := found["half"]:
         if not 1 <= hour <= 12:
             raise UnreadableError("it is not a time of day")
         hour = hour % 12 + (12 if half[0] in "pP" else 0)
