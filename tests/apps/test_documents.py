@@ -90,6 +90,23 @@ def test_a_searchable_pdf_is_written(run, letter, tmp_path):
     assert (ran.code, "would overwrite the document" in ran.err) == (2, True)
 
 
+def test_pages_with_a_text_layer_are_not_read_to_be_searchable(run, letter, tmp_path):
+    out = tmp_path / "out.pdf"
+    ran = run("ocr", letter, "--model", "mini", "--output", out)
+    assert ran.code == 0
+    assert "2 pages have a text layer already, which stays as it is" in ran.err
+    with open_document(out) as document:
+        assert [word.text for word in document.pages[1].words] == ["Second", "page"]
+
+
+def test_an_image_is_read_as_a_page_where_the_output_is_a_documents(run, tmp_path):
+    for name in ("a.hocr", "a.txt", "a.json", "a.pdf"):
+        ran = run("ocr", "examples/scene.png", "--output", tmp_path / name, "--no-turn")
+        assert (ran.code, (tmp_path / name).is_file()) == (0, True)
+    assert json.loads((tmp_path / "a.json").read_text())["pages"][0]["unit"] == "px"
+    assert run("ocr", "examples/scene.png", "--output", tmp_path / "a.docx").code == 2
+
+
 def test_what_cannot_be_written_is_one_line(run, letter, tmp_path):
     (tmp_path / "out" / "letter.txt").mkdir(parents=True)
     for output in (tmp_path / "out", "/proc/x.txt", "/dev/full"):

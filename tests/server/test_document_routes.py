@@ -240,8 +240,10 @@ def test_what_was_read_is_written_as_files(mini_app: ASGIApp) -> None:
     assert defusedxml.ElementTree.fromstring(alto.body).tag.endswith("alto")
     file = io.BytesIO()
     Image.new("RGB", (60, 40), "white").save(file, "PNG")
-    for data, num_pages in ((TWO_PAGES, 2), (file.getvalue(), 1)):
-        fields = {"document": encoded(data), "source": "text layer", "to": "searchable-pdf"}
+    for data, num_pages, source in (
+        (TWO_PAGES, 2, "text layer"), (TWO_PAGES, 2, "model"), (file.getvalue(), 1, "text layer"),
+    ):  # fmt: skip
+        fields = {"document": encoded(data), "source": source, "to": "searchable-pdf"}
         found = post(mini_app, "/v1/read", fields)
         assert found.headers["content-disposition"] == 'attachment; filename="document.pdf"'
         with open_document(found.body) as document:

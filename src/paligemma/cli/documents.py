@@ -116,6 +116,14 @@ class _File:
     error: PaliGemmaError | None = None
 
 
+def is_written_as_document(options: PredictOptions) -> bool:
+    """Whether the name of the output file is one of a format of documents."""
+    output = options.output
+    if output is None or options.output_format is not None or output.is_dir():
+        return False
+    return output.suffix.lower() in _BY_SUFFIX
+
+
 def read_files(
     named: Sequence[NamedImage], documents: DocumentOptions, options: PredictOptions
 ) -> None:
@@ -233,6 +241,7 @@ class _Reading:
 def _read(file: _File, reading: _Reading) -> Iterator[bool]:
     """Read a document. Yields whether each page, or the file as a whole, could be read."""
     from paligemma.documents import DocumentText, read_pages
+    from paligemma.documents.searchable import unsearchable
 
     to, options = reading.to, reading.options
     if file.error is not None:
@@ -245,8 +254,15 @@ def _read(file: _File, reading: _Reading) -> Iterator[bool]:
     try:
         with reading.documents.open(file.named) as document:
             total = len(document.pages)
-            read = read_pages(reading.model, document.pages, reading.read_options)
-            for page in track(read, total, "ocr"):
+            unread = document.pages
+            if to == "searchable-pdf" and reading.model is not None:
+                unread = unsearchable(document.pages)
+            if (num_left := total - len(unread)) and not options.quiet:
+                kept = counted(num_left, "page has a text layer", "pages have a text layer")
+                print_note(f"{visible(file.named.name)}: {kept} already, which stays as it is")
+            yield from (True for _ in range(num_left))
+            read = read_pages(reading.model, unread, reading.read_options)
+            for page in track(read, len(unread), "ocr"):
                 _report(file, page, options)
                 if file.target is None and (options.json or to == "txt"):
                     _print(file, page, options, is_only=total == 1 and reading.is_only_file)
@@ -258,7 +274,7 @@ def _read(file: _File, reading: _Reading) -> Iterator[bool]:
                 source=reading.read_options.source,
                 pages=tuple(pages),
             )
-            if not options.json and pages:
+            if not options.json and (pages or num_left):
                 _write(file, to, text, document, options)
     except PaliGemmaError as error:
         print_error(_message(file, error))

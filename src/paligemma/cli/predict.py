@@ -28,7 +28,12 @@ from paligemma.cli.console import (
     track,
     warnings_as_notes,
 )
-from paligemma.cli.documents import PARTLY_DONE, DocumentOptions, read_files
+from paligemma.cli.documents import (
+    PARTLY_DONE,
+    DocumentOptions,
+    is_written_as_document,
+    read_files,
+)
 from paligemma.cli.image_arguments import NamedImage, find_images, looks_like_image
 from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
@@ -245,9 +250,14 @@ def ask(
 
 @takes(documents=DocumentOptions, options=PredictOptions)
 def ocr(files: DocumentArguments, *, documents: DocumentOptions, options: PredictOptions) -> None:
-    """Read the text in each image, or in each PDF file, line by line in reading order."""
+    """Read the text in each image, PDF file or TIFF file, line by line in reading order.
+
+    The pages of documents are turned upright, laid straight and read in parts that are large
+    enough for their print. An image is read as a whole; --to txt reads it as a page.
+    """
     images = _documents_of(files, options)
-    if documents.is_given or any(image.has_pages for image in images):
+    are_pages = documents.is_given or is_written_as_document(options)
+    if are_pages or any(image.has_pages for image in images):
         read_files(images, documents, options)
         return
 

@@ -11,6 +11,7 @@ import functools
 import io
 import re
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -29,6 +30,18 @@ _ADVANCE = 0.5  # width of every character, in its height
 _IMAGE_DPI = 200
 """Of images, which rarely say how large they were on paper."""
 _JPEG_QUALITY = 90
+
+
+def unsearchable(pages: Iterable[Page]) -> list[Page]:
+    """The pages whose text is to be read, so that it can be found: those without a text layer."""
+
+    def is_searchable(page: Page) -> bool:
+        try:
+            return page.has_text_layer
+        except DocumentError:  # reported when it is read
+            return False
+
+    return [page for page in pages if not is_searchable(page)]
 
 
 def to_searchable_pdf(

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from paligemma.documents.page import Document
 from paligemma.documents.read import DocumentText, ReadOptions, read_pages
+from paligemma.documents.searchable import unsearchable
 from paligemma.documents.tables import ChartOptions, PartOptions, read_chart, read_table
 from paligemma.documents.write import to_alto, to_hocr, to_txt
 from paligemma.extraction.asking import extract
@@ -85,7 +86,10 @@ def _reading(request: ReadRequest) -> Work:
 
     def work(document: Document, asker: ServiceAsker) -> ResponseModel | Download:
         pages = []
-        for page in read_pages(asker, document.pages, options):
+        unread = document.pages
+        if request.to == "searchable-pdf" and request.source == "model":
+            unread = unsearchable(unread)
+        for page in read_pages(asker, unread, options):
             asker.tell(PageTextResult.model_validate(page.to_dict()))
             pages.append(page)
         text = DocumentText(name=document.name, source=options.source, pages=tuple(pages))
