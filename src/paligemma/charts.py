@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, overload
@@ -146,15 +147,28 @@ class Chart(Result):
         kind = f"{self.kind} chart" if self.kind else "chart"
         title = f": {visible(one_line(self.title))}" if self.title else ""
         lines = [f"{kind}{title}"]
-        labels = list(dict.fromkeys(point.x for point in self.points))
+        series = [_numbered(series.points) for series in self.series]
+        labels = list(dict.fromkeys(label for points in series for label in points))
         if any(series.name for series in self.series) or self.x_title:
             heading = [self.x_title, *(series.name for series in self.series)]
         else:
             heading = []
-        raw = [{point.x: point.raw for point in series} for series in self.series]
-        rows = [[label, *(of.get(label, "") for of in raw)] for label in labels]
+        rows = [
+            [label[0], *(points[label].raw if label in points else "" for points in series)]
+            for label in labels
+        ]
         lines += columns_of_text(([heading] if heading else []) + rows[:_SHOWN_ROWS])
         if len(rows) > _SHOWN_ROWS:
             lines.append(f"... {counted(len(rows) - _SHOWN_ROWS, 'more row')}")
         lines += unsure_line([(f"{point.x} {point.raw}", point.score) for point in self.unsure()])
         return "\n".join(lines + remarks(self.problems, self.notes))
+
+
+def _numbered(points: Iterable[Point]) -> dict[tuple[str, int], Point]:
+    """The points by label and how many of the same label come before: J is January, June, July."""
+    counts: Counter[str] = Counter()
+    numbered = {}
+    for point in points:
+        numbered[point.x, counts[point.x]] = point
+        counts[point.x] += 1
+    return numbered

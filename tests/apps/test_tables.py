@@ -61,6 +61,25 @@ def test_a_chart_is_printed_or_written(run, picture, model, tmp_path: Path):
     assert model.prompts[-1] == "what is the value of y for s?"
 
 
+def test_the_name_of_the_output_says_its_form(run, picture, model, tmp_path: Path):
+    starts = {"a.csv": "a", "a.html": "<table>", "a.json": "{", "a.txt": "a\\x1b  ", "a": "a"}
+    for name, start in starts.items():
+        assert run("table", picture, "--output", tmp_path / name).code == 0
+        assert (tmp_path / name).read_text().startswith(start)
+    assert (tmp_path / "a.csv").read_text() == "a\\x1b,=1+1,=1+1\n"
+    assert run("chart", picture, "--output", tmp_path / "b.csv").code == 0
+    assert (tmp_path / "b.csv").read_text().startswith("series,x,y,")
+    for command, name in (("table", "a.xlsx"), ("chart", "a.html")):
+        ran = run(command, picture, "--output", tmp_path / name)
+        assert (ran.code, "Choose such a name" in ran.err) == (2, True)
+    assert run("table", picture, "--output", tmp_path / "a.md", "--to", "html").code == 0
+
+
+def test_a_chart_shows_labels_that_repeat(run, picture, model):
+    model.reply = lambda prompt, image: "J 1 ; F 2 ; J 3" if prompt == "chart" else "7"
+    assert run("chart", picture).out.split("\n")[1:4] == ["J  1", "F  2", "J  3"]
+
+
 def test_parts_are_checked_before_the_model_is_loaded(run, picture, no_model):
     for options in (("--box", "1,2,3"), ("--box", "90,0,99,9"), ("--page", "2")):
         ran = run("table", picture, *options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -29,6 +28,7 @@ from paligemma.cli.image_arguments import NamedImage
 from paligemma.errors import OptionError, PaliGemmaError, counted
 from paligemma.escaping import visible
 from paligemma.options import Option
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from paligemma.cli.predict import PredictOptions
@@ -322,15 +322,10 @@ def _write(
     if file.target is None:
         print_text(data.decode("utf-8").rstrip("\n"))
         return
-    unfinished = file.target.with_name(f".{file.target.name}.{os.getpid()}.unfinished")
     try:
         file.target.parent.mkdir(exist_ok=True)
-        unfinished.write_bytes(data)
-        unfinished.replace(file.target)
     except OSError as error:
         raise OptionError(f"{file.target} cannot be written: {error.strerror}.") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    write_whole(file.target, data)
     if not options.quiet:
         print_note(f"written: {file.target}")

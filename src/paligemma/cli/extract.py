@@ -28,6 +28,7 @@ from paligemma.cli.options import takes
 from paligemma.errors import InputError, NumericalError, OptionError
 from paligemma.escaping import visible
 from paligemma.options import Option
+from paligemma.writing import replacing, write_whole
 
 if TYPE_CHECKING:
     from paligemma.documents.page import Document
@@ -343,7 +344,7 @@ class _Outputs:
         if "parquet" in self._formats:
             from paligemma.extraction.result import write_parquet
 
-            with _replacing(out / f"{_TABLE}.parquet") as unfinished:
+            with replacing(out / f"{_TABLE}.parquet") as unfinished:
                 write_parquet(unfinished, self._rows)
         if not self._command.quiet:
             print_note(f"written: {', '.join(self._formats)} in {out}")
@@ -357,22 +358,8 @@ def _without_notes(found: Extraction[Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with _replacing(path) as unfinished:
-        # Names of files may be no UTF-8: "\\udce9" in JSON is such a letter.
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file next to the final one, which takes its place when it is complete."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Names of files may be no UTF-8: "\\udce9" in JSON is such a letter.
+    write_whole(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _check_pyarrow() -> None:

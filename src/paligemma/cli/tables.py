@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,12 +22,17 @@ from paligemma.cli.model_options import LoadOptions
 from paligemma.cli.options import takes
 from paligemma.errors import OptionError
 from paligemma.options import Option
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from paligemma.charts import Chart
     from paligemma.results import BoxXyxy
     from paligemma.tables import Table
 
+_BY_SUFFIX = {".txt": "text", ".html": "html", ".csv": "csv", ".json": "json"}
+_TO = typer.Option(
+    "--to", help="Form of the result.", show_default="by the name of --output, else text"
+)
 _BOX = re.compile(r"\s*[,;\s]\s*")
 
 
@@ -74,9 +80,7 @@ _File = Annotated[
 def table(
     file: _File,
     *,
-    to: Annotated[
-        Literal["text", "html", "csv", "json"], typer.Option("--to", help="Form of the result.")
-    ] = "text",
+    to: Annotated[Literal["text", "html", "csv", "json"] | None, _TO] = None,
     spans: Annotated[
         Literal["repeat", "blank"],
         typer.Option(
@@ -86,6 +90,7 @@ def table(
     options: PartOptions,
 ) -> None:
     """Read the table in an image or on a page, with a score for each cell."""
+    form = to or _form(options.output, ("text", "html", "csv", "json"))
     _check(file, options)
     predictor = options.load()
     with warnings_as_notes(is_quiet=options.quiet):
@@ -96,25 +101,23 @@ def table(
             password=options.password,
             max_new_tokens=options.max_new_tokens,
         )
-    match to:
+    match form:
         case "html":
             text = result.to_html()
         case "csv":
             text = result.to_csv(spans, safe=options.safe_csv)
         case "json":
             text = _json("table", file, result, options)
-        case "text":
+        case _:
             text = str(result)
-    _write(text, result, options, has_remarks=to == "text")
+    _write(text, result, options, has_remarks=form == "text")
 
 
 @takes(options=PartOptions)
 def chart(
     file: _File,
     *,
-    to: Annotated[
-        Literal["text", "csv", "json"], typer.Option("--to", help="Form of the result.")
-    ] = "text",
+    to: Annotated[Literal["text", "csv", "json"] | None, _TO] = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -140,6 +143,7 @@ def chart(
     options: PartOptions,
 ) -> None:
     """Read the values of a chart in an image or on a page, with a score for each."""
+    form = to or _form(options.output, ("text", "csv", "json"))
     _check(file, options)
     predictor = options.load()
     with warnings_as_notes(is_quiet=options.quiet):
@@ -153,14 +157,28 @@ def chart(
             language=language or None,
             max_new_tokens=options.max_new_tokens,
         )
-    match to:
+    match form:
         case "csv":
             text = result.to_csv(safe=options.safe_csv)
         case "json":
             text = _json("chart", file, result, options)
-        case "text":
+        case _:
             text = str(result)
-    _write(text, result, options, has_remarks=to == "text")
+    _write(text, result, options, has_remarks=form == "text")
+
+
+def _form(output: Path | None, forms: Sequence[str]) -> str:
+    """The form that a file's name asks for. Raises OptionError for another name."""
+    if output is None or not output.suffix:
+        return "text"
+    form = _BY_SUFFIX.get(output.suffix.lower())
+    if form is None or form not in forms:
+        suffixes = ", ".join(suffix for suffix, form in _BY_SUFFIX.items() if form in forms)
+        raise OptionError(
+            f"--output {output}: the result is written to {suffixes} files. Choose such a name, or "
+            "add --to."
+        )
+    return form
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -193,12 +211,7 @@ def _json(task: str, file: Path, result: Table | Chart, options: PartOptions) ->
 def _write(text: str, result: Table | Chart, options: PartOptions, *, has_remarks: bool) -> None:
     text = text.rstrip("\n")
     if options.output is not None:
-        try:
-            options.output.write_text(f"{text}\n", encoding="utf-8", newline="")
-        except OSError as error:
-            raise OptionError(
-                f"{str(options.output)!r} cannot be written: {error.strerror}."
-            ) from error
+        write_whole(options.output, f"{text}\n".encode())
     elif sys.stdout.isatty() or has_remarks:
         print_text(text)
     else:
