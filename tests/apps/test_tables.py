@@ -56,6 +56,10 @@ def test_a_chart_is_printed_or_written(run, picture, model, tmp_path: Path):
     ran = run("chart", picture, "--to", "csv", "--output", out)
     assert (ran.code, ran.out) == (0, "")
     assert out.read_text().split("\n")[2].startswith(",B,5.0,5%,0.")
+    asked = ("--labels", "x", "--language", "")
+    assert "note: " in run("chart", picture, *asked).out
+    assert "note: " not in run("chart", picture, *asked, "--quiet").out
+    assert run("chart", picture, "--output", tmp_path / ("c" * 250 + ".csv")).code == 0
     ran = run("chart", picture, "--labels", "x; y", "--series", "s", "--language", "")
     assert "s\nx  7\ny  7" in ran.out.replace("   ", "")
     assert model.prompts[-1] == "what is the value of y for s?"

@@ -70,6 +70,22 @@ def test_a_table_on_stdout(asker: Model, folder: Path, capsys: pytest.CaptureFix
     assert "\x1b" not in shown
 
 
+def test_safe_csv_is_for_every_text_and_for_csv_alone(asker: Model, folder: Path) -> None:
+    """Names of files are text of others, too; names may be as long as file systems allow."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names = ["=cmd.png", "l" * 250 + ".png"]
+    for name in names:
+        shutil.copy("a.png", name)
+    formats = ("--to", "csv", "--to", "parquet", "--to", "json", "--to", "html")
+    assert run(*names, "--schema", "note.json", "--safe-csv", "--out", "out", *formats) == 0
+    rows = list(csv.reader(Path("out/fields.csv").read_text().splitlines()))
+    assert [row[0] for row in rows[1::2]] == [f"'{names[0]}", names[1]]
+    assert rows[1][2] == "'=7\\x1b[2J"
+    table = parquet.read_table("out/fields.parquet").to_pydict()
+    assert (table["file"][0], table["value"][0]) == (names[0], "=7\x1b[2J")
+    assert not list(Path("out").glob("*.unfinished"))
+
+
 def test_json_lines_csv_and_errors(
     asker: Model, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -303,7 +303,7 @@ class _Outputs:
         named = {"file": document.name, "model": command.model, "task": "extract"}
         line = {**named, "result": found.to_dict()}
         if "csv" in self._formats or "parquet" in self._formats:
-            self._rows += [(document.name, *row) for row in found.csv_rows(safe=command.safe_csv)]
+            self._rows += [(document.name, *row) for row in found.csv_rows()]
         if out is not None:
             if "json" in self._formats:
                 text = json.dumps(line, ensure_ascii=False, allow_nan=False, indent=1)
@@ -333,14 +333,15 @@ class _Outputs:
             if self._formats == ("csv",):
                 from paligemma.extraction.result import csv_text
 
-                print(csv_text(self._rows), end="")
+                print(csv_text(self._rows, safe=self._command.safe_csv), end="")
             return
         if not self._num_read:
             return
         if "csv" in self._formats:
             from paligemma.extraction.result import csv_text
 
-            _write(out / f"{_TABLE}.csv", csv_text(self._rows))
+            text = csv_text(self._rows, safe=self._command.safe_csv)
+            _write(out / f"{_TABLE}.csv", text)
         if "parquet" in self._formats:
             from paligemma.extraction.result import write_parquet
 

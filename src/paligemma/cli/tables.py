@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -109,7 +109,7 @@ def table(
         case "json":
             text = _json("table", file, result, options)
         case _:
-            text = str(result)
+            text = str(replace(result, notes=()) if options.quiet else result)
     _write(text, result, options, has_remarks=form == "text")
 
 
@@ -163,7 +163,7 @@ def chart(
         case "json":
             text = _json("chart", file, result, options)
         case _:
-            text = str(result)
+            text = str(replace(result, notes=()) if options.quiet else result)
     _write(text, result, options, has_remarks=form == "text")
 
 
@@ -211,7 +211,7 @@ def _json(task: str, file: Path, result: Table | Chart, options: PartOptions) ->
 def _write(text: str, result: Table | Chart, options: PartOptions, *, has_remarks: bool) -> None:
     text = text.rstrip("\n")
     if options.output is not None:
-        write_whole(options.output, f"{text}\n".encode())
+        write_whole(options.output, f"{text}\n".encode("utf-8", "backslashreplace"))
     elif sys.stdout.isatty() or has_remarks:
         print_text(text)
     else:

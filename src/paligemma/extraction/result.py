@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from paligemma.errors import MissingExtraError, OptionError, counted
-from paligemma.escaping import csv_cell, visible, without_formula
+from paligemma.escaping import csv_cell, visible
 from paligemma.results import UNSURE_SCORE, BoxXyxy, ImageReference, Result, one_line
+from paligemma.writing import replacing, write_whole
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -203,23 +204,22 @@ class Extraction(Result, Generic[T_co]):
         dump = getattr(self.value, "model_dump", None)
         return self.value if dump is None else dump(mode="json", by_alias=True)
 
-    def csv_rows(self, *, safe: bool = False) -> list[tuple[Any, ...]]:
-        """A row per field with the values of `CSV_COLUMNS` after the file; see `to_csv`."""
-        return [tuple(map(_safe_cell, f.row())) if safe else f.row() for f in self.fields]
+    def csv_rows(self) -> list[tuple[Any, ...]]:
+        """A row per field with the values of `CSV_COLUMNS` after the file."""
+        return [field.row() for field in self.fields]
 
     def to_csv(self, path: str | Path | None = None, *, file: str = "", safe: bool = False) -> str:
         """The fields as CSV, one row per field. `safe` puts a ' before what a spreadsheet would
         take for a formula."""
-        text = csv_text(
-            [(_safe_cell(file) if safe else file, *row) for row in self.csv_rows(safe=safe)]
-        )
+        text = csv_text([(file, *row) for row in self.csv_rows()], safe=safe)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+            write_whole(Path(path), text.encode("utf-8", "backslashreplace"))
         return text
 
     def to_parquet(self, path: str | Path, *, file: str = "") -> None:
         """Write the fields as a Parquet file, one row per field; needs pyarrow."""
-        write_parquet(path, [(file, *row) for row in self.csv_rows()])
+        with replacing(Path(path)) as unfinished:
+            write_parquet(unfinished, [(file, *row) for row in self.csv_rows()])
 
     def to_html(self, path: str | Path | None = None, *, file: str = "", source: Any = None) -> str:
         """A page to review and correct the fields, in one file that needs no network.
@@ -230,7 +230,7 @@ class Extraction(Result, Generic[T_co]):
 
         page = render_review(self, file=file, source=source)
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
+            write_whole(Path(path), page.encode("utf-8", "backslashreplace"))
         return page
 
     def draw(self, path: str | Path | None = None, *, source: Any = None) -> list[PIL.Image.Image]:
@@ -296,12 +296,13 @@ def shown_value(value: Any) -> str:
     return "" if plain is None else str(plain)
 
 
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """CSV with a heading; every text is quoted, and its control characters are written out."""
+def csv_text(rows: Iterable[Sequence[Any]], *, safe: bool = False) -> str:
+    """CSV with a heading; every text is quoted, and its control characters are written out. With
+    `safe`, what a spreadsheet would take for a formula begins with an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(map(_csv_cell, row) for row in rows)
+    writer.writerows([_csv_cell(cell, safe=safe) for cell in row] for row in rows)
     return file.getvalue()
 
 
@@ -331,17 +332,12 @@ def _cell(text: str) -> str:
     return visible(one_line(text))
 
 
-def _csv_cell(cell: Any) -> Any:
+def _csv_cell(cell: Any, *, safe: bool) -> Any:
     if isinstance(cell, str):
-        return csv_cell(cell)
+        return csv_cell(cell, safe=safe)
     return "" if cell is None else cell
 
 
 def _storable(cell: Any) -> Any:
     """A cell without what UTF-8 cannot hold, such as in names of files that are not UTF-8."""
     return cell.encode("utf-8", "backslashreplace").decode() if isinstance(cell, str) else cell
-
-
-def _safe_cell(cell: Any) -> Any:
-    """Text that a spreadsheet would take for a formula begins with an apostrophe."""
-    return without_formula(cell) if isinstance(cell, str) else cell
