@@ -96,6 +96,15 @@ def test_labels_of_an_axis_that_stand_upright_are_read_one_after_the_other() -> 
     assert lines_of(*labels) == ["Jan 2020", "Jan 2021", "Jan 2022"]
 
 
+def test_labels_next_to_each_other_are_read_from_left_to_right_whatever_their_length() -> None:
+    left, right = "Revenue", "Number of customers"
+    labels = [
+        text_at(x, 300, text, matrix=UPWARDS)
+        for x, text in ((60, left), (74, "in EUR"), (500, right))
+    ]
+    assert lines_of(*labels) == [left, "in EUR", right]
+
+
 def test_a_label_at_the_side_takes_no_row_of_the_page_into_its_line() -> None:
     ticks = [text_at(80, 300 - 20 * i, str(60 - 20 * i)) for i in range(3)]
     label = text_at(70, 275, "Revenue", matrix=UPWARDS)

@@ -81,7 +81,7 @@ def _around(boxes: Boxes) -> Boxes:
 def _joined(boxes: Boxes) -> list[Indices]:
     """Boxes of one line that are no further apart than words, together."""
     parts: list[Indices] = []
-    for row in _rows(boxes):
+    for row in rows_of_boxes(boxes):
         row = row[np.argsort(boxes[row, 0], kind="stable")]
         heights = boxes[row, 3] - boxes[row, 1]
         reach = np.maximum.accumulate(boxes[row, 2])
@@ -91,7 +91,7 @@ def _joined(boxes: Boxes) -> list[Indices]:
     return parts
 
 
-def _rows(boxes: Boxes) -> list[Indices]:
+def rows_of_boxes(boxes: Boxes) -> list[Indices]:
     """Boxes whose middles lie at about the same height, from the top."""
     order = np.argsort((boxes[:, 1] + boxes[:, 3]) / 2, kind="stable")
     rows: list[list[int]] = []
@@ -174,7 +174,7 @@ class _Cutter:
         return [[self.texts[index] for index in row] for row in self._rows_of(block)]
 
     def _rows_of(self, block: Indices) -> Iterator[list[int]]:
-        for row in _rows(self.boxes[block]):
+        for row in rows_of_boxes(self.boxes[block]):
             members = block[row]
             yield members[np.argsort(self.boxes[members, 0], kind="stable")].tolist()
 
@@ -281,7 +281,7 @@ def _tables_across(
 ) -> list[Indices]:
     """Rows that follow each other and have several cells on both sides of a corridor."""
     tables: list[list[Indices]] = [[]]
-    for row in _rows(boxes):
+    for row in rows_of_boxes(boxes):
         if is_left[row].sum() >= 2 and is_right[row].sum() >= 2:
             tables[-1].append(row)
         elif tables[-1]:

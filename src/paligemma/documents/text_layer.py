@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from paligemma.documents.geometry import Box, Turn, turn_box, union
-from paligemma.documents.order import reading_rows
+from paligemma.documents.order import reading_rows, rows_of_boxes
 from paligemma.documents.page import Word
 
 _WORD_GAP = 1.0
@@ -21,7 +23,7 @@ def lines_of_words(words: Sequence[Word]) -> list[tuple[str, Box]]:
     """The text and the box of each line. `words` are in the order of the file."""
     runs = list(_runs(words))
     lines: list[tuple[str, Box]] = []
-    for row in reading_rows([run.place for run in runs], texts=[run.text for run in runs]):
+    for row in reading_rows(_places(runs), texts=[run.text for run in runs]):
         upright = [runs[index] for index in row if not runs[index].turn]
         lines += [(runs[index].text, runs[index].box) for index in row if runs[index].turn]
         if upright:
@@ -38,11 +40,20 @@ class _Run:
     box: Box
     turn: Turn
 
-    @property
-    def place(self) -> Box:
-        """What puts it in order: of a line across those of the page, its upper end."""
-        x0, y0, x1, y1 = self.box
-        return (x0, y0, x1, y0 + min(x1 - x0, y1 - y0)) if self.turn in (90, 270) else self.box
+
+def _places(runs: Sequence[_Run]) -> list[Box]:
+    """What puts each run in order: of lines across those of the page, their upper end, at the same
+    height for those next to each other, which are read from left to right."""
+    places = [run.box for run in runs]
+    across = [index for index, run in enumerate(runs) if run.turn in (90, 270)]
+    for row in rows_of_boxes(np.array([places[index] for index in across]).reshape(-1, 4)):
+        members = [across[index] for index in row]
+        top = min(places[index][1] for index in members)
+        height = min(places[index][2] - places[index][0] for index in members)
+        for index in members:
+            x0, _, x1, _ = places[index]
+            places[index] = (x0, top, x1, top + height)
+    return places
 
 
 def _runs(words: Sequence[Word]) -> Iterator[_Run]:
