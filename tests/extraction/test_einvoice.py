@@ -238,9 +238,14 @@ def test_an_invoice_with_discounts_agrees_with_its_page(tmp_path: Path) -> None:
     write_printed_invoice(tmp_path / "fr.pdf", with_discounts(), [*printed, "Shipped 03/25/2024"])
     found = extract(None, tmp_path / "fr.pdf", "invoice", FROM_XML)
     assert found["invoice_date"].problems
-    text = {"type": "object", "properties": {"discount": {"type": "string", "maxLength": 9}}}
-    found = extract(None, tmp_path / "fr.pdf", text, FROM_XML)
-    assert found["discount"].value == "5.00"
+    write_printed_invoice(tmp_path / "fr.pdf", with_discounts(), printed)
+    text = {"type": "string", "maxLength": 20}
+    names = ("discount", "total", "due_date", "invoice_number")
+    as_texts = {"type": "object", "properties": dict.fromkeys(names, text)}
+    found = extract(None, tmp_path / "fr.pdf", as_texts, FROM_XML)
+    assert found.problems == ()
+    assert (found["discount"].value, found["due_date"].value) == ("5.00", "2024-04-05")
+    assert {found[name].box_source for name in names} == {"text layer"}
 
 
 @pytest.mark.parametrize(

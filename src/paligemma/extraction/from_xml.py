@@ -25,11 +25,17 @@ from paligemma.extraction.einvoice import FIELDS, ITEM_FIELDS, einvoice_in, read
 from paligemma.extraction.names import Names
 from paligemma.extraction.options import ExtractOptions
 from paligemma.extraction.result import Extraction, Field
-from paligemma.extraction.schema import Group, Leaf, List, Node, Schema, path_of
+from paligemma.extraction.schema import Group, Kind, Leaf, List, Node, Schema, path_of
 from paligemma.extraction.values import Formats, read_value
 from paligemma.extraction.views import WORDS_OF_A_LAYER, View, Views
 from paligemma.results import BoxXyxy, ImageReference
 
+_AMOUNTS = ("net_total", "discount", "tax", "shipping", "total", *ITEM_FIELDS[1:])
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(_AMOUNTS, "amount"),
+    **dict.fromkeys(("invoice_date", "due_date"), "date"),
+}
+"""Of the values that are no texts."""
 _XML_FORMATS = Formats(date_order="ymd", decimal_mark=".")
 _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[?!A-Za-z_]|\xff\xfe<\0|\xfe\xff\0<")
 _ANY_RESOLUTION = 448  # no view is shown to a model
@@ -243,12 +249,15 @@ class _Places:
         assert field.raw is not None
         item = self.items.get(keys[:2])
         near = item[1] if item is not None and item[0] == view else None
-        box = self.views.find_value(view, field.raw, field.value, leaf, self.formats, near)
-        is_discount = leaf.keys == ("discount",) and not isinstance(field.value, str)
-        if box is None and is_discount:  # printed with a minus sign or without
-            box = self.views.find_value(
-                view, f"-{field.raw}", -field.value, leaf, self.formats, near
-            )
+        value = field.value
+        if isinstance(value, str) and (kind := _KINDS.get(leaf.keys[-1])):
+            # The schema has it as text, and pages print it in their own way.
+            leaf = replace(leaf, kind=kind)
+            value = read_value(leaf, value, _XML_FORMATS).value
+        box = self.views.find_value(view, field.raw, value, leaf, self.formats, near)
+        if box is None and leaf.keys == ("discount",) and value is not None:
+            # Printed with a minus sign or without.
+            box = self.views.find_value(view, f"-{field.raw}", -value, leaf, self.formats, near)
         return box
 
 
