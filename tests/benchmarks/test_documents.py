@@ -44,8 +44,8 @@ def test_a_model_that_knows_a_paper_is_right_in_every_field(
     wrong = {score.path: score.exact for score in found.fields if score.exact < 1}
     assert (wrong, found.total.exact) == ({}, 1.0)
     assert found.total.coverage is not None
-    # All questions are in the words that mini is trained with.
-    assert set(asked) - answers.keys() == set()
+    # All questions are in the words that mini is trained with, but for what its papers never have.
+    assert set(asked) - answers.keys() <= {"What is the machine-readable zone?"}
 
 
 def test_long_pdf_files_repeat_their_papers(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def prompt(text: str = "ab", max_tokens: int = 4, **fields: Any) -> Job:
     return Job(prompt=text, options=options, **fields)
 
 
+def endless(**fields: Any) -> Job:
+    """A question that any model answers at length: at this temperature, EOS is one token of all."""
+    return prompt(options=JobOptions(max_new_tokens=500, temperature=20.0, seed=1), **fields)
+
+
 def slow(seconds: float = 0.02) -> Faults:
     """Each turn of the engine takes so long."""
     faults = Faults()

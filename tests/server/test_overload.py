@@ -30,7 +30,7 @@ from tests.agreement.tiny_predictor import build_predictor
 from tests.server.asgi import call
 from tests.server.conftest import StartServer
 from tests.server.server_process import ServerProcess, read_reply
-from tests.server.serving import prompt, serving, slow, until
+from tests.server.serving import endless, prompt, serving, slow, until
 
 JSON = {"content-type": "application/json"}
 SLOW_STEPS = "step@1=sleep:3"
@@ -136,7 +136,7 @@ def test_a_request_is_refused_before_its_body_is_read(mini: Predictor, make_serv
         yield b"{}"
 
     async def main() -> None:
-        tickets = service.submit_all([prompt(max_tokens=500)] * 2)
+        tickets = service.submit_all([endless()] * 2)
         answer = await call(app, "POST", "/v1/generate", body(), JSON)
         assert answer.status == 429
         assert int(answer.headers["retry-after"]) >= 1
@@ -162,12 +162,12 @@ def early(
 
 
 def test_an_early_refusal_says_what_the_application_would(make_service: Any) -> None:
-    service = make_service(Limits(max_running=1, max_queued=1), "step@0*0=sleep:0.05")
+    service = make_service(Limits(max_running=1, max_queued=1))
     app = create_app(service, Settings(limits=service.limits))
 
     async def main() -> None:
         assert app.early_refusal(early(), "10.0.0.1") is None
-        tickets = service.submit_all([prompt(max_tokens=500)] * 2)
+        tickets = service.submit_all([endless()] * 2)
         refused = service.stats().rejected
         given = app.early_refusal(early("/v1/generate", "X-Request-ID: mine"), "10.0.0.1")
         expected = await call(
@@ -217,7 +217,7 @@ def test_an_early_refusal_counts_the_requests_of_a_key(make_service: Any) -> Non
     async def main() -> None:
         client = keys.name_of(b"first-key-1234567")
         assert client is not None
-        ticket = service.submit(prompt(max_tokens=500, client=client))
+        ticket = service.submit(endless(client=client))
         assert ask("first-key-1234567") is not None
         assert ask("second-key-1234567") is None
         assert ask("unknown-key-1234567") is None
@@ -240,7 +240,7 @@ def test_under_overload_the_engine_leaves_a_cpu_to_the_refusals(make_service: An
     service._loop.engine.step = step
 
     async def main() -> None:
-        tickets = service.submit_all([prompt(max_tokens=500)] * 2)
+        tickets = service.submit_all([endless()] * 2)
         for _ in range(40):
             with pytest.raises(BusyError):
                 service.check_admission("10.0.0.1")
