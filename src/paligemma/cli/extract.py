@@ -28,7 +28,7 @@ from paligemma.cli.options import takes
 from paligemma.errors import InputError, NumericalError, OptionError
 from paligemma.escaping import visible
 from paligemma.options import Option
-from paligemma.writing import replacing, write_whole
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from paligemma.documents.page import Document
@@ -345,8 +345,7 @@ class _Outputs:
         if "parquet" in self._formats:
             from paligemma.extraction.result import write_parquet
 
-            with replacing(out / f"{_TABLE}.parquet") as unfinished:
-                write_parquet(unfinished, self._rows)
+            write_parquet(out / f"{_TABLE}.parquet", self._rows)
         if not self._command.quiet:
             print_note(f"written: {', '.join(self._formats)} in {out}")
 

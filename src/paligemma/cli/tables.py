@@ -109,7 +109,7 @@ def table(
         case "json":
             text = _json("table", file, result, options)
         case _:
-            text = str(replace(result, notes=()) if options.quiet else result)
+            text = _text(result, options)
     _write(text, result, options, has_remarks=form == "text")
 
 
@@ -163,8 +163,12 @@ def chart(
         case "json":
             text = _json("chart", file, result, options)
         case _:
-            text = str(replace(result, notes=()) if options.quiet else result)
+            text = _text(result, options)
     _write(text, result, options, has_remarks=form == "text")
+
+
+def _text(result: Table | Chart, options: PartOptions) -> str:
+    return str(replace(result, notes=()) if options.quiet else result)
 
 
 def _form(output: Path | None, forms: Sequence[str]) -> str:

@@ -13,10 +13,9 @@ Rows = Sequence[Sequence[str]]
 
 _LEAST_ROWS = 3
 _MOST_ROWS = 12
-_CODE_FIRST = (
-    re.compile(  # 12345 Berlin, D-12345 Berlin, 1234 AB Delft, 110 00 Praha, 00-950 Warsaw
-        r"(?:[A-Z]{1,3}-)?(?:\d{4,5}(?:-\d{3})?|\d{2,3}[ -]\d{2,3}) (?:[A-Z]{2} )?[^\W\d_]{2}"
-    )
+# 12345 Berlin, D-12345 Berlin, 1234 AB Delft, 110 00 Praha, 00-950 Warsaw
+_CODE_FIRST = re.compile(
+    r"(?:[A-Z]{1,3}-)?(?:\d{4,5}(?:-\d{3})?|\d{2,3}[ -]\d{2,3}) (?:[A-Z]{2} )?[^\W\d_]{2}"
 )
 _CODE_LAST = re.compile(  # IL 62701, NSW 2000, Delhi 110001, SW1A 2AA, K1A 0B1
     r"(?:\b[A-Z]{2,3} \d{4,5}(?:-\d{4})?|[^\W\d_]{3} \d{6}"

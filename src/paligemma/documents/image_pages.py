@@ -100,9 +100,8 @@ class TiffFile(_Pixels):
     def _decode(self, index: int) -> LoadedImage:
         subject = f"Page {index + 1} of {self._name}"
         damaged = f"{subject} is damaged or cut short. Get an intact copy."
-        if (
-            index in self._damaged
-        ):  # Pillow would go on with the pixels that it has, which are black
+        if index in self._damaged:
+            # Pillow would go on with the pixels that it has, which are black.
             raise DocumentError(damaged)
         try:
             self._tiff.seek(index)

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from paligemma.errors import MissingExtraError, OptionError, counted
+from paligemma.errors import MissingExtraError, counted
 from paligemma.escaping import csv_cell, visible
 from paligemma.results import UNSURE_SCORE, BoxXyxy, ImageReference, Result, one_line
 from paligemma.writing import replacing, write_whole
@@ -218,8 +218,7 @@ class Extraction(Result, Generic[T_co]):
 
     def to_parquet(self, path: str | Path, *, file: str = "") -> None:
         """Write the fields as a Parquet file, one row per field; needs pyarrow."""
-        with replacing(Path(path)) as unfinished:
-            write_parquet(unfinished, [(file, *row) for row in self.csv_rows()])
+        write_parquet(path, [(file, *row) for row in self.csv_rows()])
 
     def to_html(self, path: str | Path | None = None, *, file: str = "", source: Any = None) -> str:
         """A page to review and correct the fields, in one file that needs no network.
@@ -322,10 +321,8 @@ def write_parquet(path: str | Path, rows: Sequence[Sequence[Any]]) -> None:
         name: pyarrow.array([_storable(row[index]) for row in rows], type=kinds[name])
         for index, name in enumerate(CSV_COLUMNS)
     }
-    try:
-        pyarrow.parquet.write_table(pyarrow.table(columns), str(path))
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written: {error.strerror or error}.") from error
+    with replacing(Path(path)) as unfinished:
+        pyarrow.parquet.write_table(pyarrow.table(columns), str(unfinished))
 
 
 def _cell(text: str) -> str:

@@ -123,12 +123,16 @@ class Views:
             self._levels[index] = leveled(self.page(index))
         return self._levels[index]
 
+    def _level_of(self, view: View) -> Leveled | None:
+        """The level page of which a view is a tile; a whole page is shown as it is."""
+        return self._level(view.page_index) if view.tile else None
+
     def tile(self, view: View) -> Tile:
         """The tile of a view, the same one as long as it is asked for again soon."""
         if view in self._tiles:
             self._tiles.move_to_end(view)
             return self._tiles[view]
-        level = self._level(view.page_index) if view.tile else None
+        level = self._level_of(view)
         page = self.page(view.page_index) if level is None else level.page
         tile = Tile(page=page, box_xyxy=view.shown_xyxy)
         self._tiles[view] = tile
@@ -139,7 +143,7 @@ class Views:
     def place(self, view: View, fractions_xyxy: BoxXyxy) -> BoxXyxy:
         """A box in fractions of a view as a box on the upright page."""
         box = self.tile(view).from_fractions(fractions_xyxy)
-        level = self._level(view.page_index) if view.tile else None
+        level = self._level_of(view)
         return box if level is None else level.to_page(box)
 
     def reader(self, view: View) -> Callable[[], LoadedImage]:

@@ -61,10 +61,8 @@ class TextGrammar:
         Raises OptionError for a pattern that is invalid, or allows a text of more than 4,096
         bytes.
         """
-        _check_pattern(pattern)
-        num_bytes = longest_match(pattern)
-        body = _llguidance().regex_to_lark(pattern, "d")
-        return cls._compiled(f"start: / ?(?:{body})/", tokenizer, num_bytes + 2, _shown(pattern))
+        lark, num_bytes = _lark_of(pattern)
+        return cls._compiled(lark, tokenizer, num_bytes + 2, _shown(pattern))
 
     @classmethod
     def of_json_schema(cls, schema: Mapping[str, Any], tokenizer: Tokenizer) -> Self:
@@ -110,12 +108,18 @@ class TextGrammar:
 
 def check_pattern(pattern: str) -> None:
     """Raises OptionError for a pattern that `TextGrammar.of_regex` refuses, without a tokenizer."""
-    _check_pattern(pattern)
-    longest_match(pattern)
-    body = _llguidance().regex_to_lark(pattern, "d")
+    lark, _ = _lark_of(pattern)
     matcher = _llguidance().LLMatcher
-    if reason := matcher.validate_grammar(matcher.grammar_from_lark(f"start: /(?:{body})/")):
+    if reason := matcher.validate_grammar(matcher.grammar_from_lark(lark)):
         raise OptionError(f"The pattern {_shown(pattern)} is invalid: {_one_line(reason)}.")
+
+
+def _lark_of(pattern: str) -> tuple[str, int]:
+    """The grammar of a pattern, and the bytes of its longest text."""
+    _check_pattern(pattern)
+    num_bytes = longest_match(pattern)
+    body = _llguidance().regex_to_lark(pattern, "d")
+    return f"start: / ?(?:{body})/", num_bytes
 
 
 def _check_pattern(pattern: object) -> None:
