@@ -8,6 +8,7 @@ triggered here.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import threading
 import time
@@ -21,7 +22,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from paligemma.documents.geometry import Box, Turn, turn_by_direction
+from paligemma.documents.direction import direction_of, word_as_read
+from paligemma.documents.geometry import Box, Turn, turn_box, turn_by_direction
 from paligemma.documents.page import Attachment, DocumentLimits, Word, at_start
 from paligemma.errors import DocumentError, MissingExtraError
 
@@ -440,9 +442,11 @@ def _continues(last: _Letter, letter: _Letter, largest_gap: float) -> bool:
 
 def _word(letters: Sequence[_Letter]) -> Word:
     boxes = [each.box for each in letters]
+    text = "".join(each.text for each in letters)
+    turn = turn_by_direction([each.direction for each in letters])
     heights = sorted(each.x_height for each in letters if each.x_height > 0)
     return Word(
-        text="".join(each.text for each in letters),
+        text=word_as_read(text) if _is_reversed(letters, turn) else text,
         box_xyxy=(
             min(box[0] for box in boxes),
             min(box[1] for box in boxes),
@@ -450,8 +454,20 @@ def _word(letters: Sequence[_Letter]) -> Word:
             max(box[3] for box in boxes),
         ),
         x_height=heights[len(heights) // 2] if heights else None,
-        turn=turn_by_direction([each.direction for each in letters]),
+        turn=turn,
     )
+
+
+def _is_reversed(letters: Sequence[_Letter], turn: Turn) -> bool:
+    """Whether letters that run from right to left are given from left to right, as pdfium does
+    where it takes them for the other direction."""
+    along = [
+        turn_box(each.box, (0.0, 0.0), turn)[0]
+        for each in letters
+        if direction_of(each.text) == "R"
+    ]
+    steps = [second - first for first, second in itertools.pairwise(along)]
+    return sum(step > 0 for step in steps) > sum(step < 0 for step in steps)
 
 
 def _open_error(name: str, code: int | None, password: str | None) -> DocumentError:

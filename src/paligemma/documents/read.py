@@ -10,6 +10,7 @@ from typing import Literal
 
 from paligemma.answering import ImageQuery, Query
 from paligemma.documents.asker import Asker
+from paligemma.documents.direction import main_direction
 from paligemma.documents.geometry import Box, Turn, turn_box, union
 from paligemma.documents.level import Leveled, leveled
 from paligemma.documents.open import DocumentInput, PageNumbers, open_document
@@ -336,9 +337,11 @@ def _is_better(line: ReadLine, other: ReadLine) -> bool:
 
 
 def _joined(parts: Sequence[ReadLine]) -> ReadLine:
-    """Parts of a row that were read in different tiles as one line."""
+    """Parts of a row, from the left, that were read in different tiles as one line."""
     if len(parts) == 1:
         return parts[0]
+    if main_direction(part.text for part in parts) == "R":
+        parts = parts[::-1]
     words: list[str] = []
     for part in parts:
         new = part.text.split()

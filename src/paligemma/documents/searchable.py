@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from paligemma.documents.direction import text_on_page
 from paligemma.documents.geometry import Box, Turn, add_turns, turn_box
 from paligemma.documents.open import DocumentInput, open_document
 from paligemma.documents.page import Document, DocumentLimits, Page, has_text_layer
@@ -173,8 +174,8 @@ def _text_matrix(
 
 
 def _codes(text: str) -> list[int]:
-    """The text as UTF-16, which is how the font numbers its characters."""
-    clean = re.sub(r"\s+", " ", text).strip()
+    """The text from left to right as UTF-16, which is how the font numbers its characters."""
+    clean = text_on_page(re.sub(r"\s+", " ", text).strip())
     data = clean.encode("utf-16-be", errors="replace")
     return list(struct.unpack(f">{len(data) // 2}H", data))
 

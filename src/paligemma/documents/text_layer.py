@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paligemma.documents.direction import main_direction, words_as_read
 from paligemma.documents.geometry import Box, Turn, turn_box, union
 from paligemma.documents.order import reading_rows, rows_of_boxes
 from paligemma.documents.page import Word
@@ -23,11 +24,15 @@ def lines_of_words(words: Sequence[Word]) -> list[tuple[str, Box]]:
     """The text and the box of each line. `words` are in the order of the file."""
     runs = list(_runs(words))
     lines: list[tuple[str, Box]] = []
-    for row in reading_rows(_places(runs), texts=[run.text for run in runs]):
+    texts = [run.text for run in runs]
+    direction = main_direction(texts)
+    rows = reading_rows(_places(runs), texts=texts, right_to_left=direction == "R")
+    for row in rows:
         upright = [runs[index] for index in row if not runs[index].turn]
         lines += [(runs[index].text, runs[index].box) for index in row if runs[index].turn]
         if upright:
-            text = " ".join(run.text for run in upright)
+            from_left = upright if direction == "L" else upright[::-1]
+            text = " ".join(words_as_read([run.text for run in from_left], direction))
             lines.append((text, union([run.box for run in upright])))
     return lines
 

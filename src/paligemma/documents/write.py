@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from paligemma.documents.direction import order_on_page
 from paligemma.documents.geometry import Box
 from paligemma.documents.read import DocumentText, Line, PageText
 
@@ -127,14 +128,13 @@ def _alto_block(page: PageText, scale: float) -> str:
 
 def words_of_line(line: Line) -> Iterator[tuple[str, Box]]:
     """The words of a line, each with the part of its box that it takes by its length."""
-    words = line.text.split()
-    total = sum(map(len, words)) + len(words) - 1
+    text = " ".join(line.text.split())
+    places = {index: place for place, index in enumerate(order_on_page(text))}
     x0, y0, x1, y1 = line.box_xyxy
-    at = 0
-    for word in words:
-        start, end = at / total, (at + len(word)) / total
-        yield word, (x0 + start * (x1 - x0), y0, x0 + end * (x1 - x0), y1)
-        at += len(word) + 1
+    width = (x1 - x0) / max(1, len(text))
+    for word in re.finditer(r"\S+", text):
+        taken = [places[index] for index in range(*word.span())]
+        yield word[0], (x0 + min(taken) * width, y0, x0 + (max(taken) + 1) * width, y1)
 
 
 def _scale(page: PageText) -> float:
