@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from PIL import Image
@@ -109,3 +110,39 @@ def test_a_label_at_the_side_takes_no_row_of_the_page_into_its_line() -> None:
     ticks = [text_at(80, 300 - 20 * i, str(60 - 20 * i)) for i in range(3)]
     label = text_at(70, 275, "Revenue", matrix=UPWARDS)
     assert lines_of(label, *ticks) == ["Revenue", "60", "40", "20"]
+
+
+@pytest.mark.parametrize("degrees", [15, 44, 46, 75, -30, -60])
+@pytest.mark.parametrize("rotate", [0, 90])
+def test_slanted_labels_next_to_each_other_are_lines_along_their_own_direction(
+    degrees: int, rotate: int
+) -> None:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = f"{cos:.4f} {sin:.4f} {-sin:.4f} {cos:.4f}"
+    labels = [f"Product number {number}" for number in range(3)]
+    contents = [text_at(60 + 80 * i, 400, label, 9, matrix) for i, label in enumerate(labels)]
+    # The page is turned back, since most of its text is upright.
+    assert lines_of(*contents, rotate=rotate) == labels
+
+
+@pytest.mark.parametrize("matrix", ["0.7071 0.7071 -0.7071 0.7071", "1 0 0 1"])
+def test_a_watermark_comes_last_and_leaves_the_columns_below_it_as_they_are(matrix: str) -> None:
+    rows = range(30)
+    left = [f"Line {number} of the left column of text" for number in rows]
+    right = [f"Line {number} of the column at the right" for number in rows]
+    columns = b"".join(
+        text_at(50, 600 - 16 * i, left[i], 9) + text_at(320, 600 - 16 * i, right[i], 9)
+        for i in rows
+    )
+    mark = text_at(150, 230, "DRAFT COPY", 60, matrix)
+    read = lines_of(mark, columns)
+    assert read[:60] == left + right
+    assert " ".join(read[60:]) == "DRAFT COPY"
+
+
+def test_what_stands_outside_of_the_displayed_part_of_the_sheet_is_not_read() -> None:
+    content = text_at(20, 140, "Total 12.50") + text_at(-90, 140, "slug") + text_at(20, 20, "below")
+    data = pdf_of_pages(
+        [content], media_box="-100 -50 350 350", page_extra="/CropBox [0 100 220 200]"
+    )
+    assert read_document(None, data, LAYER).text == "Total 12.50"  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from paligemma.results import BoxXyxy
 Box = BoxXyxy
 Turn = Literal[0, 90, 180, 270]
 """Degrees, clockwise."""
+_SLANTED = 10.0  # degrees
 
 
 def turned_size(size_wh: tuple[float, float], turn: Turn) -> tuple[float, float]:
@@ -40,6 +41,12 @@ def turn_box(box: Box, size_wh: tuple[float, float], turn: Turn) -> Box:
 def add_turns(first: int, second: int) -> Turn:
     """Both turns together."""
     return cast("Turn", (first + second) % 360)
+
+
+def is_turned(degrees: float) -> bool:
+    """Whether text at this angle to other text is no part of its lines, even if a scan of them was
+    not laid straight."""
+    return abs((degrees + 180) % 360 - 180) > _SLANTED
 
 
 def turn_by_direction(directions: Iterable[Turn | None]) -> Turn:

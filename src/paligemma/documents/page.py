@@ -55,6 +55,8 @@ class Word:
     """Height of a small letter in page units, where the word has letters that tell."""
     turn: Turn = field(default=0, kw_only=True, compare=False, repr=False)
     """How far to turn it, clockwise, to be upright: 90 where it runs upwards on the page."""
+    slant: float = field(default=0.0, kw_only=True, compare=False, repr=False)
+    """Degrees, counterclockwise, by which its line rises on the page that it is upright on."""
     is_filled_in: bool = field(default=False, kw_only=True, compare=False, repr=False)
     """Whether it stands in a form field."""
 

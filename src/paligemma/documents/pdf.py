@@ -16,14 +16,21 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
 from paligemma.documents.direction import direction_of, word_as_read
-from paligemma.documents.geometry import Box, Turn, turn_box, turn_by_direction
+from paligemma.documents.geometry import (
+    Box,
+    Turn,
+    add_turns,
+    is_turned,
+    turn_box,
+    turn_by_direction,
+)
 from paligemma.documents.page import Attachment, DocumentLimits, Word, at_start
 from paligemma.errors import DocumentError, MissingExtraError
 
@@ -187,7 +194,9 @@ class PdfFile:
                 raw.FPDFText_ClosePage(text)
             turn = turn_by_direction([each.direction for each in letters])
             in_fields = tuple(self._field_words(raw, page, geometry, turn))
-        return (*_words_of(letters), *in_fields), turn
+        size_wh = self.size_wh(index)
+        words = (*_words_of(letters), *in_fields)
+        return tuple(word for word in words if _is_on_page(word, size_wh)), turn
 
     def _field_words(self, raw: Any, page: Any, geometry: _Geometry, turn: Turn) -> Iterator[Word]:
         """What was filled into the form fields of a page that must be turned to be read: each word
@@ -228,7 +237,7 @@ class PdfFile:
             letter = "-" if code in _LINE_END_HYPHENS else chr(code) if 0 < code < 0x110000 else ""
             if not letter or letter.isspace() or not letter.isprintable():
                 is_guessed = raw.FPDFText_IsGenerated(text, number) == 1
-                yield _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0, is_guessed)
+                yield replace(_SPACE, is_guessed=is_guessed)
                 continue
             raw.FPDFText_GetLooseCharBox(text, number, rect)
             raw.FPDFText_GetCharBox(text, number, left, right, bottom, top)
@@ -236,7 +245,7 @@ class PdfFile:
             yield _Letter(
                 letter,
                 geometry.box(rect.left, rect.bottom, rect.right, rect.top),
-                _direction(matrix.a, matrix.b, geometry.rotation),
+                _angle(matrix.a, matrix.b, geometry.rotation),
                 _x_height(letter, matrix, top.value - bottom.value, right.value - left.value),
             )
 
@@ -344,11 +353,19 @@ class _Letter:
 
     text: str
     box: Box
-    direction: Turn | None
-    """The turn that would make it upright."""
+    angle: float | None
+    """Degrees, counterclockwise, by which its line rises."""
     x_height: float
     is_guessed: bool = False
     """Whether pdfium has put it in, between what it takes for words and lines."""
+
+    @property
+    def direction(self) -> Turn | None:
+        """The turn that would make it upright."""
+        return None if self.angle is None else add_turns(90 * round(self.angle / 90), 0)
+
+
+_SPACE = _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0)
 
 
 def page_matrix(raw: Any, page: Any, *, rotated: bool) -> tuple[float, ...]:
@@ -390,13 +407,12 @@ def _field_text(raw: Any, form: Any, field: Any) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _direction(a: float, b: float, rotation: int) -> Turn | None:
-    """The turn, clockwise, that makes text upright whose baseline runs along (a, b)."""
+def _angle(a: float, b: float, rotation: int) -> float | None:
+    """By how many degrees a line rises as displayed whose baseline runs along (a, b)."""
     if not (math.isfinite(a) and math.isfinite(b)) or (a == 0 and b == 0):
         return None
     # Counterclockwise on the page, less the page's own rotation, which is clockwise.
-    quarter = round(math.degrees(math.atan2(b, a)) / 90) - rotation
-    return ((quarter % 4) * 90) % 360  # type: ignore[return-value]
+    return math.degrees(math.atan2(b, a)) - 90 * rotation
 
 
 def _x_height(letter: str, matrix: Any, height: float, width: float) -> float:
@@ -418,7 +434,7 @@ def _words_of(letters: Sequence[_Letter]) -> tuple[Word, ...]:
     words: list[Word] = []
     current: list[_Letter] = []
     largest_gap = _LETTER_GAP
-    for letter in (*letters, _Letter("", (0.0, 0.0, 0.0, 0.0), None, 0.0)):
+    for letter in (*letters, _SPACE):
         if current and letter.is_guessed and current[-1].direction in (90, 270):
             largest_gap = _TOUCHING
             continue
@@ -434,6 +450,8 @@ def _words_of(letters: Sequence[_Letter]) -> tuple[Word, ...]:
 def _continues(last: _Letter, letter: _Letter, largest_gap: float) -> bool:
     """Whether a letter stands next to the last one, in whatever direction the text runs, with a
     gap of at most this share of the last one's longer side."""
+    if last.angle is not None and letter.angle is not None and is_turned(last.angle - letter.angle):
+        return False
     gap_x = max(letter.box[0] - last.box[2], last.box[0] - letter.box[2])
     gap_y = max(letter.box[1] - last.box[3], last.box[1] - letter.box[3])
     size = max(last.box[2] - last.box[0], last.box[3] - last.box[1])
@@ -444,6 +462,7 @@ def _word(letters: Sequence[_Letter]) -> Word:
     boxes = [each.box for each in letters]
     text = "".join(each.text for each in letters)
     turn = turn_by_direction([each.direction for each in letters])
+    angle = next((each.angle for each in letters if each.angle is not None), 0.0)
     heights = sorted(each.x_height for each in letters if each.x_height > 0)
     return Word(
         text=word_as_read(text) if _is_reversed(letters, turn) else text,
@@ -455,6 +474,7 @@ def _word(letters: Sequence[_Letter]) -> Word:
         ),
         x_height=heights[len(heights) // 2] if heights else None,
         turn=turn,
+        slant=angle - 90 * round(angle / 90),
     )
 
 
@@ -479,6 +499,12 @@ def _open_error(name: str, code: int | None, password: str | None) -> DocumentEr
         f"{at_start(name)} is no PDF file that can be read: it is damaged or cut short. Get an "
         "intact copy."
     )
+
+
+def _is_on_page(word: Word, size_wh: tuple[float, float]) -> bool:
+    """Whether any of a word is displayed: the page may be cut from a larger sheet."""
+    x0, y0, x1, y1 = word.box_xyxy
+    return x1 > 0 and y1 > 0 and x0 < size_wh[0] and y0 < size_wh[1]
 
 
 def _shown(box: Box) -> str:
