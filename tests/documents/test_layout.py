@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from paligemma.documents import deskew_angle, ink_lines, open_document, reading_order, tiles_of
 from paligemma.documents.level import leveled
@@ -356,3 +356,13 @@ def test_a_page_never_has_more_tiles_than_allowed() -> None:
 def test_blank_pages_need_no_tiles() -> None:
     with open_document(Image.new("RGB", (2000, 3000), "white")) as document:
         assert tiles_of(document.pages[0], 224) == []
+
+
+def test_a_page_of_faint_small_print_is_not_blank_and_one_of_noise_is() -> None:
+    faint = Image.new("L", (1654, 2339), "white")
+    ImageDraw.Draw(faint).text(
+        (200, 300), "Total amount 12.50 EUR", fill=170, font=ImageFont.load_default(20)
+    )
+    noise = np.random.default_rng(0).normal(245, 10, (2339, 1654)).clip(0, 255).astype(np.uint8)
+    assert not open_document(faint).pages[0].is_blank
+    assert open_document(Image.fromarray(noise)).pages[0].is_blank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from paligemma.extraction.builtin import IdCard
 from paligemma.extraction.dates import UnreadableError, read_date, read_datetime, read_time
 from paligemma.extraction.mrz import read_mrz
+from paligemma.extraction.patterns import pattern_of
 from paligemma.extraction.schema import Leaf
 from paligemma.extraction.values import (
     Formats,
@@ -43,6 +45,7 @@ from paligemma.extraction.values import (
         ("٢٤/٠٩/٢٠١٩", "2019-09-24"),
         ("2019-09-24T10:00", "2019-09-24"),
         ("05/05/2020", "2020-05-05"),
+        ("Fr., 03.04.2026", "2026-04-03"),
     ],
 )
 def test_dates_in_any_order(text: str, date: str) -> None:
@@ -51,7 +54,20 @@ def test_dates_in_any_order(text: str, date: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["03/04/2020", "1/6/58", "3 listopad 2020", "31/2/2020", "May 2019", "mar 9 mai 2017", "x", ""],
+    [
+        "25/05/202",
+        "113/3/5",
+        "R6.6.6",
+        "令和6年6月6日",
+        "03/04/2020",
+        "1/6/58",
+        "3 listopad 2020",
+        "31/2/2020",
+        "May 2019",
+        "mar 9 mai 2017",
+        "x",
+        "",
+    ],
 )
 def test_ambiguous_and_impossible_dates_are_not_guessed(text: str) -> None:
     with pytest.raises(UnreadableError) as caught:
@@ -104,6 +120,36 @@ def test_times() -> None:
 )
 def test_amounts(text: str, amount: str) -> None:
     assert read_amount(text) == Decimal(amount)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("$.99", "0.99"),
+        ("-.50", "-0.50"),
+        ("Rs.500/-", "500"),
+        ("₹1,23,456.78", "123456.78"),
+        ("CHF 1’234.50", "1234.50"),
+        ("١٬٢٣٤٫٥٠", "1234.50"),
+        ("12 .50", "12.50"),
+        ("1,5 Mio. €", "1500000"),
+        ("12 k€", "12000"),
+        ("2.5M", "2500000"),
+        ("1,29 B", "1.29"),
+    ],
+)
+def test_amounts_of_other_countries_and_scales_are_read_and_can_be_written(
+    text: str, amount: str
+) -> None:
+    assert read_amount(text) == Decimal(amount)
+    pattern = pattern_of(Leaf(path="x", keys=("x",), kind="amount"))
+    assert re.fullmatch(pattern, text) or text == "12 .50"
+
+
+@pytest.mark.parametrize("text", ["-,50 €", "1,234,5", "12.34,5", "05 03 2024", "12 50", "1.23.45"])
+def test_numbers_that_may_be_others_are_not_read_as_amounts(text: str) -> None:
+    with pytest.raises(UnreadableError):
+        read_amount(text)
 
 
 def test_the_decimal_mark_settles_an_amount() -> None:

@@ -209,7 +209,10 @@ class Page:
     @functools.cached_property
     def is_blank(self) -> bool:
         """Whether the page has neither text nor ink."""
-        return not self.words and not ink_mask(self.thumbnail(_BLANK_SIDE**2)).any()
+        if self.words or ink_mask(self.thumbnail(_BLANK_SIDE**2)).any():
+            return False
+        # Faint print is lost in a small image.
+        return not lines_of_ink(self.thumbnail(_INK_PIXELS))
 
     def print_height(self) -> float | None:
         """The x-height of the page's small print, in page units: from the text layer, else from

@@ -25,12 +25,14 @@ _TIME = re.compile(
     r")(?![0-9]|[.,:][0-9])(?:\s*(?P<half>[ap]\.?m)\b)?",
     re.IGNORECASE,
 )
+_ERA = re.compile(r"(?<![0-9])[0-9]{1,3}\s*年|\b[MTSHR][0-9]{1,2}[./-]")  # of Japan or Taiwan
 _WORD = re.compile(r"[^\W\d_]{3,}", re.UNICODE)
 
 
 def plain(text: str) -> str:
-    """Return the text in compatibility form, with the digits 0 to 9 for those of all scripts."""
-    text = unicodedata.normalize("NFKC", text)
+    """Return the text in compatibility form, with the digits 0 to 9 and the marks "." and "," for
+    those of all scripts."""
+    text = unicodedata.normalize("NFKC", text).translate({ord("٫"): ".", ord("٬"): ","})
     return re.sub(r"\d", lambda digit: str(unicodedata.digit(digit[0])), text)
 
 
@@ -50,6 +52,8 @@ def read_date(text: str, order: DateOrder = "auto", language: str | None = None)
     """
     text = re.sub(r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?", "", plain(text))
     numbers = [(int(m[0]), len(m[0])) for m in re.finditer(r"[0-9]+", text)]
+    if _ERA.search(text):
+        raise UnreadableError("its year is counted from the beginning of an era")
     month = _month_in(text, language)
     if month is not None:
         return _with_month(numbers, month)
@@ -60,7 +64,7 @@ def read_date(text: str, order: DateOrder = "auto", language: str | None = None)
         raise UnreadableError("it is not a date with a day, a month and a year")
     (a, len_a), (b, _), (c, len_c) = numbers
     if len_a >= 3:
-        return _date(a, b, c)
+        return _date(_full_year(a, len_a), b, c)
     is_year_last = len_c >= 3 or order != "ymd"
     if not is_year_last:
         return _date(_full_year(a, len_a), b, c)
@@ -71,7 +75,7 @@ def read_date(text: str, order: DateOrder = "auto", language: str | None = None)
         return _date(year, b, a)
     if b > 12:
         return _date(year, a, b)
-    if re.fullmatch(r"\s*\d+\. ?\d+\. ?\d+\.?\s*", text) or language in _DAY_FIRST:
+    if re.fullmatch(r"\D*\d+\. ?\d+\. ?\d+\D*", text) or language in _DAY_FIRST:
         return _date(year, b, a)
     raise AmbiguousDateError("day and month may be either way round; set the order of dates")
 
@@ -133,7 +137,10 @@ def _with_month(numbers: Sequence[tuple[int, int]], month: int) -> datetime.date
 
 
 def _full_year(year: int, num_digits: int) -> int:
-    """Two digits are the year that is at most ten years ahead."""
+    """Two digits are the year that is at most ten years ahead. Raises UnreadableError for three,
+    the most of a year that is cut off."""
+    if num_digits == 3:
+        raise UnreadableError("its year has three digits")
     if num_digits > 2:
         return year
     latest = datetime.date.today().year + 10

@@ -19,13 +19,15 @@ ABSENT = ("unanswerable", "none", "None", "n/a", "N/A", "not stated", "no answer
 
 _CHARACTER = r"[^\x00-\x1f\x7f]"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]|\\(?:x[01]|x7[fF]|u00[01]|u007[fF]|U0000|0)")
-_BEFORE = r"[^0-9\x00-\x1f\x7f]"
-_GROUPS = r"[0-9]{1,3}([.,' \u00a0\u202f][0-9]{3}){1,4}"
-_MONEY = rf"{_GROUPS}([.,][0-9]{{1,4}})?|[0-9]{{1,12}}([.,][0-9]{{1,6}})?"
+_DIGIT = "0-9٠-٩۰-۹०-९"  # Latin, Arabic, Persian, Hindi
+_D = f"[{_DIGIT}]"
+_BEFORE = rf"[^{_DIGIT}\x00-\x1f\x7f]"
+_GROUPS = rf"{_D}{{1,3}}([.,'’٬ \u00a0\u2009\u202f]{_D}{{2,3}}){{1,4}}"  # of two digits in India
+_MONEY = rf"{_GROUPS}([.,٫]{_D}{{1,4}})?|{_D}{{1,12}}([.,٫]{_D}{{1,6}})?"
 _NUMBER = rf"{_BEFORE}{{0,8}}({_MONEY}){_BEFORE}{{0,12}}"
-_DATE = rf"({_BEFORE}{{0,24}}[0-9]{{1,4}}){{1,3}}{_BEFORE}{{0,2}}"
-_TIME = r"[0-9]{1,2}([:.hH][0-9]{2}){0,2}( ?[AaPp]\.?[Mm]\.?| ?h| ?Uhr)?"
-_WHOLE = rf"{_BEFORE}{{0,8}}({_GROUPS}|[0-9]{{1,12}}){_BEFORE}{{0,12}}"
+_DATE = rf"({_BEFORE}{{0,24}}{_D}{{1,4}}){{1,3}}{_BEFORE}{{0,4}}"
+_TIME = rf"{_D}{{1,2}}([:.hH]{_D}{{2}}){{0,2}}( ?[AaPp]\.?[Mm]\.?| ?h| ?Uhr)?"
+_WHOLE = rf"{_BEFORE}{{0,8}}({_GROUPS}|{_D}{{1,12}}){_BEFORE}{{0,12}}"
 _FORMATS = {
     "iban": r"[A-Z]{2}[0-9]{2}[A-Za-z0-9 ]{11,40}",
     "vat": r"[A-Za-z.: -]{0,12}[A-Z]{2}[A-Za-z0-9 .-]{2,20}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from paligemma.extraction.dates import (
 from paligemma.extraction.mrz import read_mrz
 from paligemma.extraction.schema import Leaf
 from paligemma.results import one_line
+from paligemma.tasks.chart import scale_of
 
 DecimalMark = Literal["auto", ".", ","]
 
@@ -100,44 +101,64 @@ def read_amount(text: str, mark: DecimalMark = "auto") -> Decimal:
     (Decimal('4699.67'), Decimal('1234.50'), Decimal('-12.00'))
     """
     printed = plain(text)
-    match = re.search(r"[0-9](?:[0-9.,' ’]*[0-9])?", printed)
+    # A mark in front belongs to the number, as in ".99", but not that of "Rs.500".
+    match = re.search(r"(?:(?<![^\W\d_])[.,])?[0-9](?:[0-9.,' ’]*[0-9])?", printed)
     if match is None:
         raise UnreadableError("it has no digits")
-    before, after = printed[: match.start()].rstrip(), printed[match.end() :].strip()
+    before, after = printed[: match.start()].rstrip(), printed[match.end() :]
     if re.search("[0-9]", after):
         raise UnreadableError("it has several numbers")
+    scale = _scale(after)
+    after = after.strip()
     is_negative = bool(re.search(r"[-−–]\W{0,2}$", before)) or after[:1] in ("-", "−")
     is_negative |= before.endswith("(") and after.startswith(")")
     is_negative |= bool(re.match(r"^[-−–(]", before)) and len(before) <= 6
-    digits = _with_point(re.sub(r"[ '’]", "", match[0]), match[0], mark)
-    return -Decimal(digits) if is_negative else Decimal(digits)
+    if match[0].startswith(",") and re.search("[-−–—]$", before):
+        raise UnreadableError("its dash may be a minus sign or stand for zero")
+    number = Decimal(_with_point(match[0], mark)) * scale
+    return -number if is_negative else number
 
 
-def _with_point(digits: str, printed: str, mark: DecimalMark) -> str:
+def _scale(unit: str) -> int:
+    """That of "Mio. €" and "k€"; a letter apart, as in "1,29 B", may be a class of taxes."""
+    word = unit.strip()
+    is_letter = re.match(r"[^\W\d_](?!\S)", word) is not None
+    if is_letter and not re.match("[kKM]", unit):
+        return 1
+    return int(scale_of(word))
+
+
+def _with_point(printed: str, mark: DecimalMark) -> str:
     """Digits with at most one point, that of the decimals."""
-    marks = [c for c in digits if c in ".,"]
+    printed = re.sub(r" *([.,]) *", r"\1", printed)
+    marks = [c for c in printed if c in ".,"]
+    decimal = mark if mark != "auto" else _decimal_mark(printed, marks)
+    if decimal and marks.count(decimal) > 1:
+        raise UnreadableError("it has several decimal marks")
+    whole, _, decimals = printed.partition(decimal) if decimal else (printed, "", "")
+    # Thousands are in groups of three, in India of two before the last one.
+    groups = re.split(r"[.,' ’]+", whole)
+    is_grouped = all(len(group) in (2, 3) for group in groups[1:]) and len(groups[-1]) == 3
+    if (len(groups) > 1 and not is_grouped) or not (decimals or "0").isdigit():
+        raise UnreadableError("its separators contradict each other")
+    return f"{''.join(groups) or '0'}.{decimals}" if decimals else "".join(groups)
+
+
+def _decimal_mark(printed: str, marks: Sequence[str]) -> str:
+    """The mark of the decimals, as far as the number tells; "" where it has none."""
     if not marks:
-        return digits
+        return ""
     last = marks[-1]
-    if mark != "auto":
-        other = "," if mark == "." else "."
-        number = digits.replace(other, "").replace(mark, ".")
-        if number.count(".") > 1:
-            raise UnreadableError("it has several decimal marks")
-        return number
     if len(set(marks)) == 2:
         if marks.count(last) > 1:
             raise UnreadableError("its separators contradict each other")
-        other = "," if last == "." else "."
-        return digits.replace(other, "").replace(last, ".")
+        return last
     if len(marks) > 1:
-        return digits.replace(last, "")
-    whole, decimals = digits.split(last)
+        return ""
+    whole, decimals = printed.split(last)
     # "1,299" is a thousand and more; "0.125" and "1 234,567" have decimals.
     is_group = len(decimals) == 3 and whole.strip("0") != "" and len(whole) <= 3
-    if is_group and not re.search(r"[ '’]", printed):
-        return whole + decimals
-    return f"{whole}.{decimals}"
+    return "" if is_group else last
 
 
 def _text(leaf: Leaf, text: str, formats: Formats) -> Reading:

@@ -143,12 +143,21 @@ def number_in(text: str) -> float | None:
     if match is None or number is None:
         return None
     value = float(f"{number}{match['exponent'] or ''}")
-    unit = re.split(r"\s", match["unit"] or "", maxsplit=1)[0].rstrip(".")
-    unit = re.sub(rf"^{_CURRENCY}|{_CURRENCY}$", "", unit)  # "k€"
-    value *= _SCALES.get(unit, _SCALES.get(unit.casefold(), 1.0) if len(unit) > 1 else 1.0)
+    value *= scale_of(match["unit"] or "")
     if match["open"] or match["sign"] in ("-", "−", "–"):
         value = -value
     return value if math.isfinite(value) else None
+
+
+def scale_of(unit: str) -> float:
+    """What a number is multiplied by for its unit, such as "M", "k€" and "Mio. €"; else 1.
+
+    >>> scale_of("k€"), scale_of("Mio. EUR"), scale_of("kg")
+    (1000.0, 1000000.0, 1.0)
+    """
+    word = re.split(r"\s", unit, maxsplit=1)[0].rstrip(".")
+    word = re.sub(rf"^{_CURRENCY}|{_CURRENCY}$", "", word)
+    return _SCALES.get(word, _SCALES.get(word.casefold(), 1.0) if len(word) > 1 else 1.0)
 
 
 def value_in(text: str) -> str | None:
