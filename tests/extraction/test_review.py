@@ -180,3 +180,13 @@ def test_drawing_without_values_shows_the_first_page(
     [image] = replace(found, fields=()).draw(tmp_path / "drawn.png")
     assert max(image.size) == 1600
     assert (tmp_path / "drawn.png").is_file()
+
+
+def test_what_the_model_wrote_is_shown_where_it_could_not_be_read(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"date": {"type": "string", "format": "date"}}}
+    facts = [Fact("What is the date?", "03/04/2026")]
+    options = ExtractOptions(detect=False, turn=False)
+    found = extract(ScriptedAsker(facts), FILES / "invoice_scan.pdf", schema, options)
+    found.to_html(tmp_path / "review.html")
+    shown = (tmp_path / "review.html").read_text()
+    assert "the model wrote <bdi>03/04/2026</bdi>" in shown
