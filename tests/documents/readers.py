@@ -82,13 +82,34 @@ def words_in(document: Document, image: LoadedImage) -> list[Word]:
     return inside
 
 
+def letters_in(document: Document, image: LoadedImage) -> list[Word]:
+    """What a tile shows of each word: the letters whose middle is in it."""
+    match = re.match(r"page (\d+) of .* at (.*)", image.name)
+    assert match is not None
+    x0, y0, x1, y1 = map(float, match[2].split(", "))
+    inside = []
+    for word in words_of(document, int(match[1])):
+        left, top, right, bottom = word.box_xyxy
+        step = (right - left) / len(word.text)
+        places = [left + (number + 0.5) * step for number in range(len(word.text))]
+        shown = [letter for letter, x in zip(word.text, places, strict=True) if x0 <= x <= x1]
+        if shown and y0 <= (top + bottom) / 2 <= y1:
+            box = (max(left, x0), top, min(right, x1), bottom)
+            inside.append(Word("".join(shown), box))
+    return inside
+
+
 def perfect_reader(
-    document: Document, resolution: int = 448, *, line_breaks: bool = True
+    document: Document,
+    resolution: int = 448,
+    *,
+    line_breaks: bool = True,
+    shown_in: Callable[[Document, LoadedImage], list[Word]] = words_in,
 ) -> ScriptedReader:
     """Reads every tile without a mistake, by the text layer of a document."""
 
     def read(image: LoadedImage) -> Text:
-        words = words_in(document, image)
+        words = shown_in(document, image)
         rows = reading_rows([word.box_xyxy for word in words])
         lines = [" ".join(words[index].text for index in row) for row in rows]
         return text_result(("\n" if line_breaks else " ").join(lines))

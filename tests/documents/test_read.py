@@ -20,6 +20,7 @@ from tests.documents.pdf_files import pdf_of_pages, text_at
 from tests.documents.readers import (
     Letters,
     ScriptedReader,
+    letters_in,
     perfect_reader,
     text_result,
     texts,
@@ -74,6 +75,32 @@ def test_columns_are_read_one_after_the_other() -> None:
         [page] = read_document(perfect_reader(document, 896), document).pages
     assert texts(page)[0].startswith("A heading")
     assert texts(page)[1:] == left + right
+
+
+@pytest.mark.parametrize("resolution", [224, 448])
+def test_rows_of_tiles_side_by_side_are_joined_without_the_letters_that_tiles_cut_off(
+    resolution: int,
+) -> None:
+    lines = lines_of_words(14, 18)
+    data = pdf_of_pages([letter(lines)], media_box="0 0 640 842")
+    with open_document(data) as document:
+        reader = perfect_reader(document, resolution, shown_in=letters_in)
+        [page] = read_document(reader, document).pages
+    assert len(reader.seen) > 2
+    assert texts(page) == lines
+
+
+def test_a_wide_table_whose_halves_are_read_apart_is_read_row_by_row() -> None:
+    rows = [[f"{r} Name of thing", "0.00", f"{r}.50", "0.00", "0.00", "19%"] for r in range(16)]
+    places = [50, 260, 330, 480, 540, 600]
+    content = b"".join(
+        text_at(x, 500 - 20 * r, cell, 9)
+        for r, row in enumerate(rows)
+        for x, cell in zip(places, row, strict=True)
+    )
+    with open_document(pdf_of_pages([content], media_box="0 0 680 540")) as document:
+        [page] = read_document(perfect_reader(document, 448), document).pages
+    assert texts(page) == [" ".join(row) for row in rows]
 
 
 def test_small_print_is_cut_and_joined_again() -> None:

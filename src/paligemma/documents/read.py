@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from paligemma.answering import ImageQuery, Query
 from paligemma.documents.asker import Asker
 from paligemma.documents.direction import main_direction
 from paligemma.documents.geometry import Box, Turn, turn_box, union
 from paligemma.documents.level import Leveled, leveled
 from paligemma.documents.open import DocumentInput, PageNumbers, open_document
-from paligemma.documents.order import reading_rows
+from paligemma.documents.order import rows_of_boxes
 from paligemma.documents.page import DocumentLimits, Page, Unit
 from paligemma.documents.regions import Region, regions_of
 from paligemma.documents.text_layer import lines_of_words
@@ -310,15 +312,19 @@ def _merged(tiles: Sequence[Sequence[ReadLine]]) -> list[ReadLine]:
         # Those of earlier tiles, each of which this tile may have read again once.
         others = [index for index, old in enumerate(kept) if _overlap(old.box, around) > 0]
         for line in lines:
-            same = next((i for i in others if _overlap(kept[i].box, line.box) > 0.6), None)
+            same = next((i for i in others if _is_again(kept[i].box, line.box)), None)
             if same is None:
                 kept.append(line)
                 continue
             others.remove(same)
             if _is_better(line, kept[same]):
                 kept[same] = line
-    rows = reading_rows([line.box for line in kept])
-    return [_joined([kept[index] for index in row]) for row in rows]
+    # The rows of one block: halves of a table's rows would be taken for columns.
+    rows = rows_of_boxes(np.array([line.box for line in kept]).reshape(-1, 4))
+    return [
+        _joined(sorted((kept[index] for index in row), key=lambda line: line.box[0]))
+        for row in rows
+    ]
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -327,6 +333,11 @@ def _overlap(a: Box, b: Box) -> float:
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
     return width * height / smaller if width > 0 and height > 0 and smaller > 0 else 0.0
+
+
+def _is_again(a: Box, b: Box) -> bool:
+    """Whether one box is the other again, or a part of it, and does not go on beyond it."""
+    return (b[0] - a[0]) * (a[2] - b[2]) >= 0 and _overlap(a, b) > 0.6
 
 
 def _is_better(line: ReadLine, other: ReadLine) -> bool:
@@ -342,15 +353,15 @@ def _joined(parts: Sequence[ReadLine]) -> ReadLine:
         return parts[0]
     if main_direction(part.text for part in parts) == "R":
         parts = parts[::-1]
-    words: list[str] = []
-    for part in parts:
+    words = parts[0].text.split()
+    for last, part in itertools.pairwise(parts):
         new = part.text.split()
-        # Tiles may overlap: what both have read is said once.
-        for shared in range(min(len(words), len(new), 6), 0, -1):
-            if words[-shared:] == new[:shared]:
-                new = new[shared:]
-                break
-        words.extend(new)
+        if min(last.box[2], part.box[2]) > max(last.box[0], part.box[0]):
+            # Of what both tiles have read, each has cut off the word at its edge.
+            shared = _num_shared(words, new)
+            words = words[: len(words) - max(0, shared - 1)]
+            new = new[min(1, shared) :]
+        words += new
     weights = [len(part.text) for part in parts]
     mean = math.fsum(
         weight * math.log(max(part.score, 1e-9))
@@ -359,6 +370,21 @@ def _joined(parts: Sequence[ReadLine]) -> ReadLine:
     return ReadLine(
         " ".join(words), union([part.box for part in parts]), math.exp(mean / sum(weights))
     )
+
+
+def _num_shared(words: Sequence[str], following: Sequence[str]) -> int:
+    """How many words at the end of the one are those at the beginning of the other, which may lack
+    the beginning of its first one, where the one lacks the end of its last one."""
+    for count in range(min(len(words), len(following), 8), 0, -1):
+        end, start = words[-count:], following[:count]
+        if end == start or (
+            count > 1
+            and end[0].endswith(start[0])
+            and end[1:-1] == start[1:-1]
+            and start[-1].startswith(end[-1])
+        ):
+            return count
+    return 0
 
 
 def _from_text_layer(page: Page) -> PageText:
