@@ -252,6 +252,8 @@ def test_find_on_page() -> None:
     assert find_on_page(words, "re-2017 / 505") == (20, 0, 29, 5)
     assert find_on_page(words, "571.04 EUR") == (40, 0, 59, 5)
     assert find_on_page(words, "künstlerin") == (60, 0, 79, 5)
+    quoted = [Word("l’Étoile", (0, 0, 9, 5)), Word("“d’or”", (20, 0, 29, 5))]
+    assert find_on_page(quoted, 'L\'Étoile "D´or"') == (0, 0, 29, 5)
     assert find_on_page(words, "ann") == (80, 0, 89, 5)
     assert find_on_page(words, "505") == (20, 0, 29, 5)
     assert find_on_page(words, "571") is None

@@ -150,6 +150,13 @@ def test_addresses_side_by_side_are_read_one_after_the_other(
     assert order == list(range(len(texts) + 1))
 
 
+def test_a_line_below_addresses_of_other_lengths_is_read_after_both() -> None:
+    boxes, texts = placed(SENDER, THIRD)
+    below = (50.0, 165.0, 130.0, 175.0)
+    order = reading_order([*boxes, below], texts=[*texts, "Berlin, 3 May 2024"])
+    assert order == list(range(len(texts) + 1))
+
+
 def test_an_address_next_to_labels_with_values_is_read_before_them() -> None:
     labels, values = ["Invoice number:", "Date:", "Due:"], ["R-17/2024", "3 May 2024", "3 June"]
     boxes, texts = placed(SENDER, labels, values)

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from paligemma.documents.geometry import Box, union
 from paligemma.documents.page import Word
 
+_QUOTES = {ord(mark): "'" for mark in "\u2018\u2019\u02bc\u2032`\u00b4"}
+_QUOTES |= {ord(mark): '"' for mark in "\u201c\u201d\u201e\u00ab\u00bb\u2033"}
+
 
 def find_on_page(words: Sequence[Word], text: str) -> Box | None:
     """The box around the words that a text consists of; None where they do not follow each other.
 
-    Upper and lower case, white space and hyphens do not matter. The text begins and ends with a
-    word, or with a part of one that is set apart by punctuation. Of several places, the first.
+    Upper and lower case, white space, hyphens and the form of quotation marks do not matter. The
+    text begins and ends with a word, or with a part of one that is set apart by punctuation. Of
+    several places, the first.
 
     >>> words = [Word("Total:", (0, 0, 30, 10)), Word("571.04", (40, 0, 80, 10))]
     >>> find_on_page(words, "571.04")
@@ -76,5 +80,5 @@ def _ends_at_punctuation(page: str, owners: Sequence[int], at: int, step: int) -
 
 
 def _letters(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", text.translate(_QUOTES)).casefold()
     return re.sub(r"[\s\-\u00ad\u2010-\u2015]+", "", folded)

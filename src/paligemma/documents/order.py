@@ -142,10 +142,12 @@ class _Cutter:
             is_left, is_right = boxes[:, 2] <= x, boxes[:, 0] >= x
             if not _overlap_in_height(boxes[is_left], boxes[is_right], y1 - y0):
                 continue
-            if _are_columns(boxes[is_left], boxes[is_right]) or self._are_addresses(
-                block[is_left], block[is_right], line
-            ):
+            if _are_columns(boxes[is_left], boxes[is_right]):
                 return _in_bands(block, boxes, is_left, is_right)
+            above = _above_rest(boxes, is_left, is_right, line)
+            if self._are_addresses(block[is_left & above], block[is_right & above], line):
+                rest = [block[~above]] if not above.all() else []
+                return _in_bands(block[above], boxes[above], is_left[above], is_right[above]) + rest
         return []
 
     def _are_addresses(self, left: Indices, right: Indices, line: float) -> bool:
@@ -226,6 +228,23 @@ def _overlap_in_height(left: Boxes, right: Boxes, height: float) -> bool:
         return False
     shared = min(left[:, 3].max(), right[:, 3].max()) - max(left[:, 1].min(), right[:, 1].min())
     return bool(shared >= 0.4 * height)
+
+
+def _above_rest(
+    boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_], line: float
+) -> NDArray[np.bool_]:
+    """What stands above the first paragraph that begins where one of both sides has ended: it
+    follows both, as the line with the date below an address that is longer than the other."""
+    end = min(boxes[is_left, 3].max(), boxes[is_right, 3].max())
+    for side in (boxes[is_left], boxes[is_right]):
+        side = side[np.argsort(side[:, 1], kind="stable")]
+        gaps = side[1:, 1] - np.maximum.accumulate(side[:-1, 3])
+        usual = np.median(gaps[gaps > 0]) if (gaps > 0).any() else 0.0
+        is_paragraph = (gaps > usual + 0.5 * line) & (side[1:, 1] >= end)
+        if is_paragraph.any():
+            above: NDArray[np.bool_] = boxes[:, 1] < side[1:, 1][is_paragraph][0]
+            return above
+    return np.ones(len(boxes), dtype=np.bool_)
 
 
 def _are_columns(left: Boxes, right: Boxes) -> bool:
