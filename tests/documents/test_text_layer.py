@@ -8,7 +8,7 @@ import math
 import pytest
 from PIL import Image
 
-from paligemma.documents import ReadOptions, open_document, read_document
+from paligemma.documents import DocumentLimits, ReadOptions, open_document, read_document
 from paligemma.documents.searchable import to_searchable_pdf
 from tests.documents.pdf_files import pdf_of_pages, stream, text_at
 from tests.documents.readers import ScriptedReader, text_result
@@ -146,3 +146,27 @@ def test_what_stands_outside_of_the_displayed_part_of_the_sheet_is_not_read() ->
         [content], media_box="-100 -50 350 350", page_extra="/CropBox [0 100 220 200]"
     )
     assert read_document(None, data, LAYER).text == "Total 12.50"  # type: ignore[arg-type]
+
+
+def test_a_comment_typed_onto_the_page_is_read_as_a_filled_field_is() -> None:
+    comment = b"<< /Type /Annot /Subtype /FreeText /F %d /Contents (%b) /Rect [%b] >>"
+    data = pdf_of_pages(
+        [text_at(20, 60, "Name:")],
+        page_extra="/Annots [6 0 R 7 0 R]",
+        more_objects=[
+            comment % (4, b"Ann Walker", b"80 55 180 75"),
+            comment % (2, b"hidden", b"80 20 180 40"),
+        ],
+    )
+    with open_document(data) as document:
+        words = document.pages[0].words
+        assert read_document(None, document, LAYER).text == "Name: Ann Walker"  # type: ignore[arg-type]
+    assert [word.is_filled_in for word in words] == [False, True, True]
+
+
+def test_form_fields_take_no_longer_than_a_page_may() -> None:
+    limits = DocumentLimits(max_seconds_per_page=0.0)
+    with open_document(scan_with_field(scan=False), limits=limits) as document:
+        [page] = read_document(None, document, LAYER).pages  # type: ignore[arg-type]
+    assert page.error is not None
+    assert "longer than 0 s" in page.error

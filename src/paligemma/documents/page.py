@@ -58,7 +58,7 @@ class Word:
     slant: float = field(default=0.0, kw_only=True, compare=False, repr=False)
     """Degrees, counterclockwise, by which its line rises on the page that it is upright on."""
     is_filled_in: bool = field(default=False, kw_only=True, compare=False, repr=False)
-    """Whether it stands in a form field."""
+    """Whether it stands in a form field, or in a comment typed onto the page."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,19 +193,22 @@ class PdfFile:
             finally:
                 raw.FPDFText_ClosePage(text)
             turn = turn_by_direction([each.direction for each in letters])
-            in_fields = tuple(self._field_words(raw, page, geometry, turn))
+            in_fields = tuple(self._field_words(raw, page, geometry, turn, index))
         size_wh = self.size_wh(index)
         words = (*_words_of(letters), *in_fields)
         return tuple(word for word in words if _is_on_page(word, size_wh)), turn
 
-    def _field_words(self, raw: Any, page: Any, geometry: _Geometry, turn: Turn) -> Iterator[Word]:
-        """What was filled into the form fields of a page that must be turned to be read: each word
-        with the box of its field."""
-        if not self._pdf.formenv:
-            return
-        form = self._pdf.formenv.raw
+    def _field_words(
+        self, raw: Any, page: Any, geometry: _Geometry, turn: Turn, index: int
+    ) -> Iterator[Word]:
+        """What was filled into the form fields of a page that must be turned to be read, or typed
+        onto it as a comment: each word with the box of its field."""
+        form = self._pdf.formenv.raw if self._pdf.formenv else None
         rect = raw.FS_RECTF()
+        deadline = time.monotonic() + self._limits.max_seconds_per_page
         for number in range(min(raw.FPDFPage_GetAnnotCount(page), _MAX_FIELDS)):
+            if time.monotonic() > deadline:
+                raise self._took_too_long(index)
             field = raw.FPDFPage_GetAnnot(page, number)
             try:
                 text = _field_text(raw, form, field)
@@ -385,26 +388,38 @@ def page_matrix(raw: Any, page: Any, *, rotated: bool) -> tuple[float, ...]:
 
 
 def _field_text(raw: Any, form: Any, field: Any) -> str:
-    """The text that a form field shows; "" for other annotations, hidden fields and passwords."""
-    if raw.FPDFAnnot_GetSubtype(field) != raw.FPDF_ANNOT_WIDGET:
-        return ""
+    """The text that a form field or a typed comment shows; "" for other annotations, hidden ones
+    and passwords."""
     if raw.FPDFAnnot_GetFlags(field) & (
         raw.FPDF_ANNOT_FLAG_HIDDEN | raw.FPDF_ANNOT_FLAG_NOVIEW | raw.FPDF_ANNOT_FLAG_INVISIBLE
     ):
         return ""
-    shows_text = (
-        raw.FPDF_FORMFIELD_TEXTFIELD, raw.FPDF_FORMFIELD_COMBOBOX, raw.FPDF_FORMFIELD_LISTBOX
-    )  # fmt: skip
-    is_password = raw.FPDFAnnot_GetFormFieldFlags(form, field) & _PASSWORD_FIELD
-    if raw.FPDFAnnot_GetFormFieldType(form, field) not in shows_text or is_password:
+
+    def value(buffer: Any, length: int) -> int:
+        if is_comment:
+            return int(raw.FPDFAnnot_GetStringValue(field, b"Contents", buffer, length))
+        return int(raw.FPDFAnnot_GetFormFieldValue(form, field, buffer, length))
+
+    subtype = raw.FPDFAnnot_GetSubtype(field)
+    is_comment = subtype == raw.FPDF_ANNOT_FREETEXT
+    is_field = subtype == raw.FPDF_ANNOT_WIDGET and form is not None
+    if not is_comment and not (is_field and _shows_text(raw, form, field)):
         return ""
-    length = min(raw.FPDFAnnot_GetFormFieldValue(form, field, None, 0), _MAX_FIELD_BYTES)
+    length = min(value(None, 0), _MAX_FIELD_BYTES)
     buffer = ctypes.create_string_buffer(max(2, length))
-    pointer = ctypes.cast(buffer, ctypes.POINTER(raw.FPDF_WCHAR))
-    if raw.FPDFAnnot_GetFormFieldValue(form, field, pointer, length) > length:
+    if value(ctypes.cast(buffer, ctypes.POINTER(raw.FPDF_WCHAR)), length) > length:
         return ""
     text = buffer.raw[: max(0, length - 2)].decode("utf-16-le", errors="replace")
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _shows_text(raw: Any, form: Any, field: Any) -> bool:
+    """Whether a form field has a text that is displayed, unlike a button or a password."""
+    if raw.FPDFAnnot_GetFormFieldFlags(form, field) & _PASSWORD_FIELD:
+        return False
+    return raw.FPDFAnnot_GetFormFieldType(form, field) in (
+        raw.FPDF_FORMFIELD_TEXTFIELD, raw.FPDF_FORMFIELD_COMBOBOX, raw.FPDF_FORMFIELD_LISTBOX
+    )  # fmt: skip
 
 
 def _angle(a: float, b: float, rotation: int) -> float | None:
