@@ -109,6 +109,26 @@ def test_images_become_pages_with_text(turned: int) -> None:
     assert np.abs(shown - np.asarray(image, int)).mean() < 3
 
 
+@pytest.mark.parametrize(
+    ("dpi", "used"), [((204, 98), (204, 98)), ((300, 300), (300, 300)), ((72, 72), (200, 200))]
+)
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_pages_of_scans_and_faxes_are_as_large_as_their_paper(
+    kind: str, dpi: tuple[int, int], used: tuple[int, int]
+) -> None:
+    file = io.BytesIO()
+    Image.new("L", (400, 200), "white").save(file, kind, dpi=dpi)
+    line = Line(text="words on it", box_xyxy=BOX, score=0.9, page=1, source="model")
+    page = PageText(page=1, size_wh=(400.0, 200.0), unit="px", turned=0, lines=(line,))
+    text = DocumentText(name="x", source="model", pages=(page,))
+    with open_document(to_searchable_pdf(file.getvalue(), text)) as document:
+        [made] = document.pages
+        across, down = (72 / each for each in used)
+        assert made.size_wh == pytest.approx((400 * across, 200 * down), abs=0.1)
+        box = (BOX[0] * across, BOX[1] * down, BOX[2] * across, BOX[3] * down)
+        assert find_on_page(made.words, "words on it") == pytest.approx(box, abs=1)
+
+
 def test_the_font_is_one_that_others_read() -> None:
     font = ImageFont.truetype(io.BytesIO(font_of_boxes()), 100)
     assert font.getlength("abc") == pytest.approx(150)

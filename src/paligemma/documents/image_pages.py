@@ -41,6 +41,9 @@ class ImagePage(_Pixels):
         width, height = self._image.size_wh
         return float(width), float(height)
 
+    def dots_per_inch(self, index: int) -> tuple[float, float] | None:
+        return self._image.dots_per_inch
+
     def render(self, index: int, box_xyxy: Box, size_wh: tuple[int, int]) -> Image.Image:
         return _part(self._image, box_xyxy, size_wh)
 
@@ -82,6 +85,9 @@ class TiffFile(_Pixels):
     def size_wh(self, index: int) -> tuple[float, float]:
         width, height = self._page(index).size_wh
         return float(width), float(height)
+
+    def dots_per_inch(self, index: int) -> tuple[float, float] | None:
+        return self._page(index).dots_per_inch
 
     def render(self, index: int, box_xyxy: Box, size_wh: tuple[int, int]) -> Image.Image:
         return _part(self._page(index), box_xyxy, size_wh)

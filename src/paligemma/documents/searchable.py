@@ -18,8 +18,15 @@ from PIL import Image
 
 from paligemma.documents.direction import text_on_page
 from paligemma.documents.geometry import Box, Turn, add_turns, turn_box
+from paligemma.documents.image_pages import ImagePage, TiffFile
 from paligemma.documents.open import DocumentInput, open_document
-from paligemma.documents.page import Document, DocumentLimits, Page, has_text_layer
+from paligemma.documents.page import (
+    Document,
+    DocumentLimits,
+    Page,
+    PageSource,
+    has_text_layer,
+)
 from paligemma.documents.pdf import PdfFile, page_matrix, pdfium_lock
 from paligemma.errors import DocumentError
 
@@ -29,7 +36,9 @@ if TYPE_CHECKING:
 _INVISIBLE = 3  # FPDF_TEXTRENDERMODE_INVISIBLE
 _ADVANCE = 0.5  # width of every character, in its height
 _IMAGE_DPI = 200
-"""Of images, which rarely say how large they were on paper."""
+"""Of images that do not say how large they were on paper."""
+_LIKELY_DPI = (90, 1200)
+"""Of scans and faxes. Cameras and programs write 72 where nothing is known."""
 _JPEG_QUALITY = 90
 
 
@@ -85,23 +94,37 @@ def _of_images(document: Document, text: DocumentText) -> bytes:
             for index, page_text in enumerate(text.pages):
                 if not page_text.error:
                     page = document.page(page_text.page)
-                    _add_image_page(raw, target, font, page, page_text, index)
+                    scale = _points_per_pixel(document.source, page_text.page - 1)
+                    _add_image_page(raw, target, font, page, page_text, index, scale)
             return _saved(raw, target)
         finally:
             raw.FPDFFont_Close(font)
             raw.FPDF_CloseDocument(target)
 
 
+def _points_per_pixel(source: PageSource, index: int) -> tuple[float, float]:
+    """Across and down: a fax may have twice as many pixels per inch across."""
+    found = source.dots_per_inch(index) if isinstance(source, ImagePage | TiffFile) else None
+    if found is None or not all(_LIKELY_DPI[0] <= each <= _LIKELY_DPI[1] for each in found):
+        found = (_IMAGE_DPI, _IMAGE_DPI)
+    return 72 / found[0], 72 / found[1]
+
+
 def _add_image_page(
-    raw: Any, target: Any, font: Any, page: Page, page_text: PageText, index: int
+    raw: Any,
+    target: Any,
+    font: Any,
+    page: Page,
+    page_text: PageText,
+    index: int,
+    scale: tuple[float, float],
 ) -> None:
     displayed = page.turn(-page.turned)
     width, height = (round(side) for side in displayed.size_wh)
     while width * height > page.limits.max_pixels:
         width, height = width // 2, height // 2
     image = displayed.render(size_wh=(width, height))
-    scale = 72 / _IMAGE_DPI
-    size = displayed.size_wh[0] * scale, displayed.size_wh[1] * scale
+    size = displayed.size_wh[0] * scale[0], displayed.size_wh[1] * scale[1]
     made = raw.FPDFPage_New(target, index, *size)
     try:
         image_object = raw.FPDFPageObj_NewImageObj(target)
@@ -119,9 +142,15 @@ def _add_image_page(
 
 
 def _add_lines(
-    raw: Any, document: Any, font: Any, page: Any, text: PageText, *, scale: float = 1.0
+    raw: Any,
+    document: Any,
+    font: Any,
+    page: Any,
+    text: PageText,
+    *,
+    scale: tuple[float, float] | None = None,
 ) -> None:
-    """Add the lines to a page and write its contents.
+    """Add the lines to a page and write its contents. `scale`: of a new page, that of an image.
 
     Text of a page that was turned to be read runs along its own direction.
     """
@@ -131,9 +160,11 @@ def _add_lines(
         if not codes:
             continue
         displayed = turn_box(line.box_xyxy, text.size_wh, back)
-        x0, y0, x1, y1 = (value * scale for value in displayed)
+        if scale is not None:
+            x0, y0, x1, y1 = displayed
+            displayed = x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]
         matrix = _text_matrix(
-            raw, page, (x0, y0, x1, y1), text.turned, len(codes), is_new=scale != 1.0
+            raw, page, displayed, text.turned, len(codes), is_new=scale is not None
         )
         text_object = raw.FPDFPageObj_CreateTextObj(document, font, 1.0)
         array = (ctypes.c_uint32 * len(codes))(*codes)

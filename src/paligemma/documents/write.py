@@ -48,8 +48,7 @@ def to_hocr(text: DocumentText, *, language: str | None = None) -> str:
         scale = _scale(page)
         image = _attribute(
             f"image {json.dumps(text.name, ensure_ascii=False)}; bbox "
-            f"{_pixels((0, 0, *page.size_wh), scale)}; ppageno {page.page - 1}; "
-            f"scan_res {_resolution(page)} {_resolution(page)}"
+            f"{_pixels((0, 0, *page.size_wh), scale)}; ppageno {page.page - 1}{_resolution(page)}"
         )
         parts.append(f'<div class="ocr_page" id="page_{page.page}" title={image}>\n')
         for number, line in enumerate(page.lines, start=1):
@@ -141,8 +140,9 @@ def _scale(page: PageText) -> float:
     return 1.0 if page.unit == "px" else _DOTS_PER_INCH / 72
 
 
-def _resolution(page: PageText) -> int:
-    return 72 if page.unit == "px" else _DOTS_PER_INCH
+def _resolution(page: PageText) -> str:
+    """That of the pixels that stand for points; what an image was scanned at is not known."""
+    return "" if page.unit == "px" else f"; scan_res {_DOTS_PER_INCH} {_DOTS_PER_INCH}"
 
 
 def _pixels(box: Sequence[float], scale: float) -> str:

@@ -144,6 +144,8 @@ class LoadedImage:
     """The file name, the URL, or the kind of object it was loaded from."""
     full_size_wh: tuple[int, int] | None = None
     """The size before scaling down, where that was needed."""
+    dots_per_inch: tuple[float, float] | None = None
+    """Across and down, as far as the file says; of photos often no more than a default."""
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -250,9 +252,24 @@ def load_image(
         raise
     except Exception as error:  # decoders raise arbitrary exceptions on damaged data
         raise _damaged(subject) from error
-    if scales and transpose is not None and transpose in _SIDEWAYS:
+    dots_per_inch = _dots_per_inch(image)
+    if transpose is not None and transpose in _SIDEWAYS:
         full_size_wh = full_size_wh[::-1]
-    return LoadedImage(rgb=upright, name=name, full_size_wh=full_size_wh if scales else None)
+        dots_per_inch = None if dots_per_inch is None else dots_per_inch[::-1]
+    return LoadedImage(
+        rgb=upright,
+        name=name,
+        full_size_wh=full_size_wh if scales else None,
+        dots_per_inch=dots_per_inch,
+    )
+
+
+def _dots_per_inch(image: Image.Image) -> tuple[float, float] | None:
+    try:
+        across, down = map(float, image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return None
+    return (across, down) if across > 0 and down > 0 else None
 
 
 def check_first_bytes(data: bytes, subject: str) -> None:
