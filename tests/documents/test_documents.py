@@ -268,3 +268,14 @@ def test_find_on_page() -> None:
 def test_what_is_no_document_is_refused(source: bytes | Path) -> None:
     with pytest.raises(ImageError):
         open_document(source)
+
+
+def test_a_page_of_a_tiff_file_that_is_intact_but_of_unknown_values_is_not_called_damaged() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((20, 30), 200, np.float32)).save(file, "TIFF")
+    with (
+        open_document(file.getvalue()) as document,
+        pytest.raises(DocumentError, match=r"cannot be read\. .*values from 200 to 200") as error,
+    ):
+        document.pages[0].render(size_wh=(30, 20))
+    assert "damaged" not in str(error.value)

@@ -120,6 +120,8 @@ class TiffFile(_Pixels):
         except Image.DecompressionBombError as error:
             raise DocumentError(f"{subject} is too large. {_SCALE_DOWN}") from error
         except Exception as error:  # decoders raise arbitrary exceptions on damaged data
+            if isinstance(error, ImageError) and error.__cause__ is None:
+                raise DocumentError(f"{subject} cannot be read. {error}") from error
             self._damaged.add(index)
             raise DocumentError(damaged) from error
 
