@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from paligemma.documents import DocumentLimits, ReadOptions, open_document, read_document
+from paligemma.documents.pdf import _SPACE, _Letter, _words_of
 from paligemma.documents.searchable import to_searchable_pdf
 from tests.documents.pdf_files import pdf_of_pages, stream, text_at
 from tests.documents.readers import ScriptedReader, text_result
@@ -170,3 +172,15 @@ def test_form_fields_take_no_longer_than_a_page_may() -> None:
         [page] = read_document(None, document, LAYER).pages  # type: ignore[arg-type]
     assert page.error is not None
     assert "longer than 0 s" in page.error
+
+
+def test_white_space_that_pdfium_guesses_between_letters_that_touch_ends_no_word() -> None:
+    guess = replace(_SPACE, is_guessed=True)
+
+    def letter(text: str, x: float, y: float = 0.0) -> _Letter:
+        return _Letter(text, (x, y, x + 6, y + 12), 0.0, 5.0)
+
+    letters = [letter("T", 0), guess, letter("o", 6), guess, letter("5", 16), letter("7", 22)]
+    stacked = [letter("1", 60), guess, guess, letter("2", 60, 12), guess, letter("3", 60, 24)]
+    words = _words_of([*letters, guess, *stacked])
+    assert [word.text for word in words] == ["To", "57", "1", "2", "3"]

@@ -44,6 +44,7 @@ _X_HEIGHT_LETTERS = frozenset("acemnorsuvwxzаеосмптивкшгαεικνο
 _LETTER_GAP = 1.0
 """The widest gap between two letters of a word, in the longer side of a letter's box."""
 _TOUCHING = 0.1
+"""The widest gap between letters that are one word whatever pdfium says, in their height."""
 _TALL_TO_X_HEIGHT = 0.72
 """The x-height of a usual typeface, as a share of the height of its capitals and digits."""
 
@@ -443,34 +444,45 @@ def _x_height(letter: str, matrix: Any, height: float, width: float) -> float:
 def _words_of(letters: Sequence[_Letter]) -> tuple[Word, ...]:
     """Letters up to white space, or up to a gap or a change of line that has none.
 
-    Letters that run upwards or downwards are lines of their own for pdfium, so that it puts white
-    space between them: it ends a word only where there is a gap.
+    pdfium puts white space where it takes letters for lines of their own, as in text that runs
+    upwards and in files that browsers print: it ends a word only where there is a gap.
     """
     words: list[Word] = []
     current: list[_Letter] = []
-    largest_gap = _LETTER_GAP
+    is_guess = False
     for letter in (*letters, _SPACE):
-        if current and letter.is_guessed and current[-1].direction in (90, 270):
-            largest_gap = _TOUCHING
+        if current and letter.is_guessed:
+            is_guess = True
             continue
-        if current and not (letter.text and _continues(current[-1], letter, largest_gap)):
+        goes_on = _touches if is_guess else _continues
+        if current and not (letter.text and goes_on(current[-1], letter)):
             words.append(_word(current))
             current = []
         if letter.text:
             current.append(letter)
-        largest_gap = _LETTER_GAP
+        is_guess = False
     return tuple(words)
 
 
-def _continues(last: _Letter, letter: _Letter, largest_gap: float) -> bool:
-    """Whether a letter stands next to the last one, in whatever direction the text runs, with a
-    gap of at most this share of the last one's longer side."""
+def _continues(last: _Letter, letter: _Letter) -> bool:
+    """Whether a letter stands next to the last one, in whatever direction the text runs."""
     if last.angle is not None and letter.angle is not None and is_turned(last.angle - letter.angle):
         return False
     gap_x = max(letter.box[0] - last.box[2], last.box[0] - letter.box[2])
     gap_y = max(letter.box[1] - last.box[3], last.box[1] - letter.box[3])
     size = max(last.box[2] - last.box[0], last.box[3] - last.box[1])
-    return max(gap_x, gap_y) <= largest_gap * size
+    return max(gap_x, gap_y) <= _LETTER_GAP * size
+
+
+def _touches(last: _Letter, letter: _Letter) -> bool:
+    """Whether a letter goes on in the line of the last one, without a gap."""
+    if not _continues(last, letter):
+        return False
+    first, second = (turn_box(each.box, (0.0, 0.0), last.direction or 0) for each in (last, letter))
+    height = min(first[3] - first[1], second[3] - second[1])
+    shared = min(first[3], second[3]) - max(first[1], second[1])
+    gap = max(second[0] - first[2], first[0] - second[2])
+    return shared > 0.5 * height and abs(gap) <= _TOUCHING * height
 
 
 def _word(letters: Sequence[_Letter]) -> Word:
