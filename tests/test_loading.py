@@ -149,6 +149,19 @@ def test_a_large_model_stored_in_bfloat16_stays_so_on_the_cpu(
     assert load_model(folder, weights="auto").dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("weights", "is_packed"), [("auto", True), ("float32", True), (Plain("float32"), False)]
+)
+def test_a_small_float32_model_is_packed_where_there_are_kernels(
+    folder: Path, weights: Any, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(folder, weights=weights)
+    assert model.dtype == torch.float32
+    assert isinstance(model.decoder, FusedDecoder) == (is_packed and kernels() is not None)
+    monkeypatch.setattr(weight_form, "kernels", lambda: None)
+    assert not isinstance(load_model(folder, weights=weights).decoder, FusedDecoder)
+
+
 def test_the_self_test_knows_a_right_device_and_leaves_the_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,8 +22,20 @@ from tests.tiny import FAMILIES, Row, tiny_inputs, tiny_model
 ROWS = (Row(prefix=5), Row(prefix=9), Row(prefix=3))
 
 
+Form = Literal["float32", "bfloat16", "int8", "int4"]
+FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8", "int4")
+
+
 def bfloat16_model(family: Family) -> PaliGemma:
     return tiny_model(family).to(torch.bfloat16)
+
+
+def plain_model(family: Family, form: Form) -> PaliGemma:
+    return tiny_model(family) if form == "float32" else bfloat16_model(family)
+
+
+def accelerated(model: PaliGemma, form: Form) -> PaliGemma:
+    return accelerate(model, form if form == "int8" or form == "int4" else None)
 
 
 @torch.inference_mode()
@@ -58,27 +70,41 @@ def test_it_is_as_near_to_float32_as_the_plain_bfloat16_model(
         assert distance(found, truth) < 1.5 * distance(reference, truth)
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("cache_type", [KVCache, SlotCache])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_float32_model_computes_what_the_plain_one_does(
+    family: Family, cache_type: type
+) -> None:
+    plain = logits_of(tiny_model(family), cache_type)
+    for found, expected in zip(
+        logits_of(accelerate(tiny_model(family)), cache_type), plain, strict=True
+    ):
+        assert found.dtype == torch.float32
+        assert distance(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_and_plain_torch_agree(
-    family: Family, quantization: str | None, monkeypatch: pytest.MonkeyPatch
+    family: Family, form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    model = accelerated(plain_model(family, form), form)
     by_kernels = logits_of(model)
     for module in (products, layers):
         monkeypatch.setattr(module, "kernels", lambda: None)
     for found, expected in zip(by_kernels, logits_of(model), strict=True):
-        assert distance(found, expected) < 0.04  # both are as far from float32
+        # In bfloat16, both are as far from float32.
+        assert distance(found, expected) < (2e-6 if form == "float32" else 0.04)
 
 
 @pytest.mark.skipif(kernels() is None, reason="no kernels were compiled")
 @pytest.mark.parametrize("cache_type", [KVCache, SlotCache])
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
-    family: Family, quantization: str | None, cache_type: type, monkeypatch: pytest.MonkeyPatch
+    family: Family, form: Form, cache_type: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    model = accelerated(plain_model(family, form), form)
     calls = []
 
     def counted(*arguments: Any) -> Any:
@@ -94,13 +120,13 @@ def test_all_blocks_in_one_call_are_the_blocks_one_by_one(
 
 
 @pytest.mark.parametrize("num_images", [0, 1])
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_the_last_state_alone_is_that_of_the_whole_pass(
-    family: Family, quantization: str | None, num_images: int, monkeypatch: pytest.MonkeyPatch
+    family: Family, form: Form, num_images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = accelerate(bfloat16_model(family), quantization)  # type: ignore[arg-type]
+    model = accelerated(plain_model(family, form), form)
     rows = [Row(images=(0,) * num_images, prefix=n, suffix=2) for n in (5, 9, 3)]
     inputs = tiny_inputs(model.config, rows, pad="right")
     last = inputs.input_mask.sum(dim=1) - 1
@@ -132,10 +158,11 @@ def test_weights_that_moved_are_found_again() -> None:
     assert torch.equal(before[0], expected[0])
 
 
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_is_found_again_bit_for_bit(family: Family) -> None:
-    before = {name: p.clone() for name, p in bfloat16_model(family).named_parameters()}
-    rows = weight_rows(accelerate(bfloat16_model(family)))
+def test_every_weight_is_found_again_bit_for_bit(family: Family, form: Form) -> None:
+    before = {name: p.clone() for name, p in plain_model(family, form).named_parameters()}
+    rows = weight_rows(accelerate(plain_model(family, form)))
     assert rows.keys() == before.keys()
     for name, weight in before.items():
         assert rows[name].shape == weight.shape
@@ -144,17 +171,17 @@ def test_every_weight_is_found_again_bit_for_bit(family: Family) -> None:
             assert torch.equal(rows[name].read(16, 19), weight[16:19]), name
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-def test_an_empty_model_is_filled_row_by_row(quantization: str | None) -> None:
-    source = bfloat16_model("paligemma2")
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_model_is_filled_row_by_row(form: Form) -> None:
+    source = plain_model("paligemma2", form)
     with torch.device("meta"):
-        empty = PaliGemma(source.config).to(torch.bfloat16)
-    model = accelerate(empty, quantization).to_empty(device="cpu").eval()  # type: ignore[arg-type]
+        empty = PaliGemma(source.config).to(source.dtype)
+    model = accelerated(empty, form).to_empty(device="cpu").eval()
     rows = weight_rows(model)
     for name, weight in source.named_parameters():
         for start in range(0, weight.shape[0], 16):
             rows[name].write(start, weight[start : start + 16].detach())
-    expected = logits_of(accelerate(source, quantization))  # type: ignore[arg-type]
+    expected = logits_of(accelerated(source, form))
     for found, wanted in zip(logits_of(model), expected, strict=True):
         assert torch.equal(found, wanted)
 
@@ -184,9 +211,12 @@ def test_logits_of_a_range_are_those_of_the_whole() -> None:
     torch.testing.assert_close(part, whole[:, 37:90], rtol=1e-5, atol=1e-5)
 
 
-def test_a_float32_model_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"float32; it must be bfloat16"):
-        accelerate(tiny_model("paligemma"))
+@pytest.mark.parametrize(
+    ("dtype", "quantization"), [(torch.float16, None), (torch.float32, "int8")]
+)
+def test_other_dtypes_are_refused(dtype: torch.dtype, quantization: Any) -> None:
+    with pytest.raises(OptionError, match=r"The model is torch.float\d\d; it must be bfloat16"):
+        accelerate(tiny_model("paligemma").to(dtype), quantization)
 
 
 def test_an_unknown_quantization_is_refused() -> None:

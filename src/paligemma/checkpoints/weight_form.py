@@ -68,8 +68,11 @@ def _choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device)
         weights = _named_form(weights, stored, device)
     if isinstance(weights, Plain):
         dtype = choose_dtype(weights.dtype, stored, device)
-        may_use_tiles = dtype == torch.float32 and device.type == "cpu"
-        return WeightForm(dtype=dtype, uses_tiles=takes_fastest and may_use_tiles)
+        has_kernels = device.type == "cpu" and kernels() is not None
+        is_fast = takes_fastest and dtype == torch.float32 and has_kernels
+        # Large float32 layers are limited by arithmetic, which torch does as well.
+        is_packed = is_fast and _is_small(stored)
+        return WeightForm(dtype=dtype, is_packed=is_packed, uses_tiles=is_fast and not is_packed)
     if isinstance(weights, Trainable):
         return WeightForm(
             dtype=choose_dtype(weights.dtype, stored, device),
@@ -122,7 +125,7 @@ def choose_dtype(name: DtypeName, stored: OpenCheckpoint, device: torch.device) 
     if stored.contents.quantization is not None:  # the weights that are not quantized are bfloat16
         return torch.bfloat16
     # A small model is fast anyway, and in float32 the tokens do not depend on the batch.
-    if count_parameters(stored.contents.config) <= _LARGE:
+    if _is_small(stored):
         return torch.float32
     if device.type == "cuda":
         is_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -132,6 +135,10 @@ def choose_dtype(name: DtypeName, stored: OpenCheckpoint, device: torch.device) 
         is_bfloat16 = stored.is_all_bfloat16
     # Never float16: activations of the released models exceed its range.
     return torch.bfloat16 if is_bfloat16 else torch.float32
+
+
+def _is_small(stored: OpenCheckpoint) -> bool:
+    return count_parameters(stored.contents.config) <= _LARGE
 
 
 def _named_form(name: WeightsName, stored: OpenCheckpoint, device: torch.device) -> Plain | Packed:

@@ -21,7 +21,7 @@ from paligemma.fast.blocks import (
 from paligemma.fast.cuda.block import MergedBlock
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.linear import PackedEmbedding, ParameterRows, Rows
-from paligemma.fast.quantization import LAYER_FORMATS
+from paligemma.fast.quantization import BFLOAT16, FLOAT32, FLOAT32_FORMATS, LAYER_FORMATS
 from paligemma.fast.weights import Quantization
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
@@ -32,32 +32,37 @@ _FUSED = FusedVisionBlock | FusedDecoderBlock | FusedProjector | PackedEmbedding
 
 
 def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> PaliGemma:
-    """Replace the modules of a bfloat16 model by packed, fused ones, in place; return the model.
+    """Replace the modules of a model by packed, fused ones, in place; return the model.
 
-    Works module by module, so that the weights are never in memory twice. With `quantization`
-    "int8", the decoder's linear layers and the embedding table are int8; with "int4", the MLPs are
-    int4 and the rest int8. The vision encoder stays bfloat16. A model on the meta device gets
-    empty modules, to be filled through `weight_rows`.
+    Works module by module, so that the weights are never in memory twice. The model is bfloat16 or
+    float32 and stays so. With `quantization` "int8", the decoder's linear layers and the embedding
+    table of a bfloat16 model are int8; with "int4", the MLPs are int4 and the rest int8. The vision
+    encoder stays bfloat16. A model on the meta device gets empty modules, to be filled through
+    `weight_rows`.
 
-    Raises OptionError for a model that is not bfloat16, and for an unknown quantization.
+    Raises OptionError for another dtype, and for an unknown quantization.
     """
     if quantization not in LAYER_FORMATS:
         raise OptionError(f"quantization is {quantization!r}; it must be 'int8', 'int4' or None.")
-    formats = LAYER_FORMATS[quantization]
-    if model.dtype != torch.bfloat16:
+    is_float32 = model.dtype == torch.float32 and quantization is None
+    if model.dtype != torch.bfloat16 and not is_float32:
         raise OptionError(
-            f"The model is {model.dtype}; it must be bfloat16 to be packed. Load it with "
-            "weights=Plain('bfloat16')."
+            f"The model is {model.dtype}; it must be bfloat16 to be packed (float32 without a "
+            "quantization). Load it with weights=Plain('bfloat16')."
         )
+    formats = FLOAT32_FORMATS if is_float32 else LAYER_FORMATS[quantization]
+    plain_format = FLOAT32 if is_float32 else BFLOAT16
     vision, decoder = model.config.vision, model.config.decoder
     patches = FusedPatchEmbedding(model.vision_encoder.patch_embedding)
     model.vision_encoder.patch_embedding = patches  # type: ignore[assignment]
-    projector = _move_weights(model.projector, FusedProjector(model.projector, model.device))
+    fused_projector = FusedProjector(model.projector, plain_format, model.device)
+    projector = _move_weights(model.projector, fused_projector)
     model.projector = projector  # type: ignore[assignment]
     blocks = model.vision_encoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, VisionBlock)
-        blocks[i] = _move_weights(block, FusedVisionBlock(block, vision, model.device))
+        fused_block = FusedVisionBlock(block, vision, plain_format, model.device)
+        blocks[i] = _move_weights(block, fused_block)
     blocks = model.decoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, DecoderBlock)
@@ -96,7 +101,7 @@ def quantization_of(model: PaliGemma) -> Quantization | None:
     if not isinstance(block, FusedDecoderBlock):
         return None
     name = block.down.weight_format.name
-    return None if name == "bfloat16" else name
+    return name if name == "int8" or name == "int4" else None
 
 
 def _move_weights(plain: nn.Module, fused: nn.Module) -> nn.Module:

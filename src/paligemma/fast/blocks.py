@@ -27,7 +27,7 @@ from paligemma.fast.kernels.layers import (
     split_heads,
 )
 from paligemma.fast.linear import BiasRows, PackedLinear, Rows, WeightRows
-from paligemma.fast.quantization import BFLOAT16, WeightFormat
+from paligemma.fast.quantization import WeightFormat
 from paligemma.model import attention
 from paligemma.model.gemma import Decoder, DecoderBlock, RMSNorm
 from paligemma.model.kv_cache import Cache
@@ -213,11 +213,16 @@ class FusedPatchEmbedding(nn.Module):
 class FusedProjector(nn.Module):
     """A packed replacement for a `Projector`."""
 
-    def __init__(self, projector: Projector, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        weight_format: WeightFormat,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         plain = projector.linear
         sizes = plain.in_features, (plain.out_features,)
-        self.layer = PackedLinear(*sizes, BFLOAT16, bias=True, device=device)
+        self.layer = PackedLinear(*sizes, weight_format, bias=True, device=device)
 
     def forward(self, features: Tensor) -> Tensor:
         """As `Projector.forward`."""
@@ -232,19 +237,23 @@ class FusedVisionBlock(nn.Module):
     """A packed replacement for a `VisionBlock`, which reuses its norms."""
 
     def __init__(
-        self, block: VisionBlock, config: VisionConfig, device: torch.device | str | None = None
+        self,
+        block: VisionBlock,
+        config: VisionConfig,
+        weight_format: WeightFormat,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         width, mlp_dim = config.width, config.mlp_dim
         self.layer_norm1 = block.layer_norm1
-        self.qkv = PackedLinear(width, (width,) * 3, BFLOAT16, bias=True, device=device)
-        self.out = PackedLinear(width, (width,), BFLOAT16, bias=True, device=device)
+        self.qkv = PackedLinear(width, (width,) * 3, weight_format, bias=True, device=device)
+        self.out = PackedLinear(width, (width,), weight_format, bias=True, device=device)
         self.layer_norm2 = block.layer_norm2
         self.fc1 = PackedLinear(
-            width, (mlp_dim,), BFLOAT16, bias=True, activation="gelu", device=device
+            width, (mlp_dim,), weight_format, bias=True, activation="gelu", device=device
         )
-        self.fc2 = PackedLinear(mlp_dim, (width,), BFLOAT16, bias=True, device=device)
+        self.fc2 = PackedLinear(mlp_dim, (width,), weight_format, bias=True, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `VisionBlock.forward`."""

@@ -59,11 +59,11 @@ class PackedLinear(nn.Module):
         total = sum(self.panels)
         self.values: Tensor
         self.scales: Tensor | None
-        dtype = torch.bfloat16 if weight_format.name == "bfloat16" else torch.uint8
+        dtype = weight_format.values_dtype
         shape = weight_format.values_shape(total, num_inputs)
         self.register_buffer("values", torch.empty(shape, dtype=dtype, device=device))
         scales = None
-        if weight_format.name != "bfloat16":
+        if weight_format.is_quantized:
             shape = weight_format.scales_shape(total, num_inputs)
             scales = torch.empty(shape, dtype=torch.bfloat16, device=device)
         self.register_buffer("scales", scales)
@@ -144,7 +144,9 @@ class BiasRows:
 
     def read(self, start: int, end: int) -> Tensor:
         assert self._layer.bias is not None
-        return self._layer.bias[self._offset + start : self._offset + end].to(torch.bfloat16)
+        return self._layer.bias[self._offset + start : self._offset + end].to(
+            self._layer.weight_format.row_dtype
+        )
 
 
 class WeightRows:
@@ -161,8 +163,8 @@ class WeightRows:
     def write(self, start: int, rows: Tensor) -> None:
         """Write float[n, K] to the rows from `start` on, quantized if the layer is."""
         weight_format = self.layer.weight_format
-        if weight_format.name == "bfloat16":
-            self._put(start, to_stored(rows.to(torch.bfloat16), weight_format))
+        if not weight_format.is_quantized:
+            self._put(start, to_stored(rows.to(weight_format.row_dtype), weight_format))
             return
         q, scales = quantize(rows, weight_format.bits, weight_format.group_size)
         self.write_stored(start, to_stored(q, weight_format), scales)
@@ -174,7 +176,7 @@ class WeightRows:
         self.layer.scales[self._panels(start, start + scales.shape[0])] = pack_scales(scales)
 
     def read(self, start: int, end: int) -> Tensor:
-        """Read rows as bfloat16[end - start, K], or float32 from a quantized layer."""
+        """Read rows [end - start, K] as they are stored, or as float32 from a quantized layer."""
         weight_format = self.layer.weight_format
         panels = self._panels(start, end)
         stored = unpack_stored(self.layer.values[panels])[: end - start]
@@ -219,7 +221,10 @@ class PackedEmbedding(nn.Module):
         self.table = PackedLinear(width, (vocab_size,), weight_format, device=device)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """int64[B, T] -> bfloat16[B, T, D], times sqrt(D) rounded to bfloat16 as Gemma does."""
+        """int64[B, T] -> [B, T, D] in the dtype of the rows that the table is multiplied with.
+
+        Times sqrt(D), rounded to this dtype as Gemma does.
+        """
         values, scales = self.table.values, self.table.scales
         width = self.table.num_inputs
         flat = token_ids.reshape(-1)
@@ -232,8 +237,8 @@ class PackedEmbedding(nn.Module):
             q = picked.flatten(1).float() - weight_format.offset
             groups = q.unflatten(1, (-1, weight_format.group_size))
             vectors = groups * scales[panels, :, lanes].float()[..., None]
-            vectors = vectors.flatten(1)[:, :width].to(torch.bfloat16)
-        scale = torch.tensor(width**0.5, dtype=torch.bfloat16, device=vectors.device)
+            vectors = vectors.flatten(1)[:, :width].to(self.table.weight_format.row_dtype)
+        scale = torch.tensor(width**0.5, dtype=vectors.dtype, device=vectors.device)
         return vectors.view(*token_ids.shape, width) * scale
 
     def logits(self, hidden: Tensor, vocab_range: range | None = None) -> Tensor:

@@ -8,6 +8,8 @@
 Outputs are grouped in panels of 16, so that a register contains the weights of 16 outputs for one
 input. Inputs are grouped in twos (bfloat16) or fours (integers) for the CPU's dot products:
 
+    float32    values float32[P, K, 16, 1]        [p, i, o, 0] is the weight of output 16 p + o for
+                                                  input i
     bfloat16   values bfloat16[P, K / 2, 16, 2]   [p, i, o, j] is the weight of output 16 p + o
                                                   for input 2 i + j
     int8       values uint8[P, K / 4, 16, 4]      q + 128, q from -127 to 127
@@ -15,7 +17,7 @@ input. Inputs are grouped in twos (bfloat16) or fours (integers) for the CPU's d
                                                   high half: of input 8 i + 4 + j
     integers   scales bfloat16[P, K / group, 16]  weight = q * scale
 
-K is padded with zeros to whole groups (bfloat16: to a multiple of 32). The rows of a panel are
+K is padded with zeros to whole groups (without scales: to a multiple of 32). The rows of a panel are
 adjacent in the plain weight, so a file can be packed a few rows at a time.
 
 `fast/linear.py` has the layers on these weights, `fast/kernels` the products.
@@ -34,7 +36,7 @@ from paligemma.fast.weights import Quantization
 
 # N outputs, K inputs, G groups of inputs, P panels of 16 outputs
 
-FormatName = Literal["bfloat16", "int8", "int4"]
+FormatName = Literal["bfloat16", "int8", "int4", "float32"]
 
 LANES = 16
 _LOW_HALVES = 0x0F0F0F0F
@@ -42,7 +44,7 @@ _LOW_HALVES = 0x0F0F0F0F
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
-    """How weights are stored. `group_size` inputs share a scale; bfloat16 has no scales."""
+    """How weights are stored. In the integer formats, `group_size` inputs share a scale."""
 
     name: FormatName
     group_size: int = 32
@@ -50,21 +52,34 @@ class WeightFormat:
     @property
     def code(self) -> int:
         """The number of the format in the kernels."""
-        return ("bfloat16", "int8", "int4").index(self.name)
+        return ("bfloat16", "int8", "int4", "float32").index(self.name)
 
     @property
     def bits(self) -> int:
-        return {"bfloat16": 16, "int8": 8, "int4": 4}[self.name]
+        return {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}[self.name]
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.name in ("int8", "int4")
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """The dtype of the rows that these weights are multiplied with."""
+        return torch.float32 if self.name == "float32" else torch.bfloat16
+
+    @property
+    def values_dtype(self) -> torch.dtype:
+        return torch.uint8 if self.is_quantized else self.row_dtype
 
     @property
     def offset(self) -> int:
         """The offset that makes quantized weights unsigned."""
-        return {"bfloat16": 0, "int8": 128, "int4": 8}[self.name]
+        return {"int8": 128, "int4": 8}.get(self.name, 0)
 
     @property
     def stored_zero(self) -> int:
         """The byte that represents zeros."""
-        return {"bfloat16": 0, "int8": 0x80, "int4": 0x88}[self.name]
+        return {"int8": 0x80, "int4": 0x88}.get(self.name, 0)
 
     def padded_inputs(self, num_inputs: int) -> int:
         return -(-num_inputs // self.group_size) * self.group_size
@@ -76,14 +91,14 @@ class WeightFormat:
         (2, 288, 16, 4)
         """
         padded = self.padded_inputs(num_inputs)
-        if self.name == "bfloat16":
-            return (num_panels, padded // 2, LANES, 2)
-        return (num_panels, padded // (32 // self.bits), LANES, 4)
+        words = padded * self.bits // 32
+        return (num_panels, words, LANES, 4 // self.values_dtype.itemsize)
 
     def scales_shape(self, num_panels: int, num_inputs: int) -> tuple[int, ...]:
         return (num_panels, self.padded_inputs(num_inputs) // self.group_size, LANES)
 
 
+FLOAT32 = WeightFormat(name="float32")
 BFLOAT16 = WeightFormat(name="bfloat16")
 INT8 = WeightFormat(name="int8", group_size=128)
 INT4 = WeightFormat(name="int4", group_size=32)
@@ -105,6 +120,7 @@ LAYER_FORMATS: dict[Quantization | None, LayerFormats] = {
     "int8": LayerFormats(attention=INT8, mlp=INT8, table=INT8),
     "int4": LayerFormats(attention=INT8, mlp=INT4, table=INT8),
 }
+FLOAT32_FORMATS = LayerFormats(attention=FLOAT32, mlp=FLOAT32, table=FLOAT32)
 
 
 # Quantizing
@@ -192,15 +208,15 @@ def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
 
 
 def to_stored(rows: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Convert weights bfloat16[N, K], or quantized int8[N, K], to the bytes of their rows.
+    """Convert weights float[N, K], or quantized int8[N, K], to the bytes of their rows.
 
-    bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], where
+    float32 or bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], where
     of every eight inputs four are in the low halves of four bytes, the next four in the high ones.
     """
     if missing := weight_format.padded_inputs(rows.shape[1]) - rows.shape[1]:
         rows = F.pad(rows, (0, missing))
     rows = rows.contiguous()
-    if weight_format.name == "bfloat16":
+    if not weight_format.is_quantized:
         return rows
     unsigned = rows.view(torch.uint8) + weight_format.offset
     if weight_format.name == "int8":
@@ -211,7 +227,7 @@ def to_stored(rows: Tensor, weight_format: WeightFormat) -> Tensor:
 
 def from_stored(stored: Tensor, weight_format: WeightFormat) -> Tensor:
     """The inverse of `to_stored`, padding included."""
-    if weight_format.name == "bfloat16":
+    if not weight_format.is_quantized:
         return stored
     if weight_format.name == "int4":
         fours = stored.view(torch.int32)

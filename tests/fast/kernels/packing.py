@@ -15,7 +15,7 @@ from paligemma.fast.quantization import (
 
 
 def pack_values(rows: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Pack weights bfloat16[N, K], or quantized int8[N, K], into ceil(N / 16) panels."""
+    """Pack weights float[N, K], or quantized int8[N, K], into ceil(N / 16) panels."""
     stored = to_stored(rows, weight_format)
     shape = weight_format.values_shape(count_panels(rows.shape[0]), rows.shape[1])
     values = torch.empty(shape, dtype=stored.dtype, device=rows.device)

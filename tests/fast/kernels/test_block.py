@@ -14,13 +14,14 @@ from tests.tiny import Row, tiny_inputs, tiny_model
 
 
 @pytest.mark.parametrize("only_last", [False, True])
-@pytest.mark.parametrize("quantization", [None, "int4"])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int4"])
 @torch.inference_mode()
 def test_a_prefix_in_one_call_is_the_blocks_one_by_one(
-    compiled: Kernels, quantization: str | None, only_last: bool, monkeypatch: pytest.MonkeyPatch
+    compiled: Kernels, form: str, only_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model("paligemma2", depth=2).to(torch.bfloat16)
-    accelerate(model, quantization)  # type: ignore[arg-type]
+    dtype = torch.float32 if form == "float32" else torch.bfloat16
+    model = tiny_model("paligemma2", depth=2).to(dtype)
+    accelerate(model, "int4" if form == "int4" else None)
     inputs = tiny_inputs(model.config, [Row(images=(), prefix=21), Row(images=(), prefix=18)])
     last = torch.tensor([20, 20]) if only_last else None
 
@@ -28,7 +29,7 @@ def test_a_prefix_in_one_call_is_the_blocks_one_by_one(
         cache = KVCache(model.config.decoder, 2, 30, dtype=model.dtype)
         return model.hidden_states(inputs, kv_cache=cache, at=last), cache.keys + cache.values
 
-    assert can_run_blocks(torch.zeros(1, 21, 48, dtype=torch.bfloat16))
+    assert can_run_blocks(torch.zeros(1, 21, 48, dtype=dtype))
     states, kept = run()
     monkeypatch.setattr(blocks, "can_run_blocks", lambda x: False)
     expected, expected_kept = run()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paligemma.checkpoints import weight_form
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.config import Family
@@ -266,8 +267,13 @@ def test_without_tiles_all_is_left_to_torch(compiled: Kernels) -> None:
     ids=str,
 )
 def test_names_of_forms_mean_tiles_and_plain_modules_stay_plain(
-    compiled: Kernels, weights: Weights, has_tiles: bool, tmp_path: Path
+    compiled: Kernels,
+    weights: Weights,
+    has_tiles: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(weight_form, "_LARGE", 1000)  # small models are packed
     model = tiny_model()
     loaded = load_model(save_model(model, tmp_path / "model"), weights=weights)
     tiled = [m for m in loaded.modules() if isinstance(m, TileLinear | TileEmbedding)]

@@ -7,6 +7,7 @@ import torch
 
 from paligemma.fast.quantization import (
     BFLOAT16,
+    FLOAT32,
     INT4,
     INT8,
     WeightFormat,
@@ -28,12 +29,13 @@ def whole_numbers(rows: int, inputs: int, bits: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(16, 128), (100, 70), (1, 1), (33, 257)])
-@pytest.mark.parametrize("weight_format", [BFLOAT16, INT8, INT4])
+@pytest.mark.parametrize("weight_format", [FLOAT32, BFLOAT16, INT8, INT4])
 def test_unpacking_gives_back_what_was_packed(
     shape: tuple[int, int], weight_format: WeightFormat
 ) -> None:
-    if weight_format == BFLOAT16:
-        rows = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    if not weight_format.is_quantized:
+        rows = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        rows = rows.to(weight_format.row_dtype)
     else:
         rows = whole_numbers(*shape, weight_format.bits)
     values = pack_values(rows, weight_format)
@@ -48,6 +50,7 @@ def test_unpacking_gives_back_what_was_packed(
 def test_each_weight_stands_where_the_layout_says() -> None:
     rows = torch.arange(32 * 64).view(32, 64).to(torch.bfloat16)
     assert pack_values(rows, BFLOAT16)[1, 5, 3, 1] == rows[16 + 3, 2 * 5 + 1]
+    assert pack_values(rows.float(), FLOAT32)[1, 5, 3, 0] == rows[16 + 3, 5]
     q = whole_numbers(32, 128, 8)
     assert pack_values(q, INT8)[1, 5, 3, 2] == q[16 + 3, 4 * 5 + 2] + 128
     q = whole_numbers(32, 128, 4)

@@ -9,6 +9,7 @@ from paligemma.fast.kernels.library import Kernels
 from paligemma.fast.kernels.products import Activation, packed_linear, packed_linear_reference
 from paligemma.fast.quantization import (
     BFLOAT16,
+    FLOAT32,
     INT4,
     INT8,
     WeightFormat,
@@ -17,7 +18,7 @@ from paligemma.fast.quantization import (
 )
 from tests.fast.kernels.packing import pack_values
 
-FORMATS = [BFLOAT16, INT8, INT4]
+FORMATS = [FLOAT32, BFLOAT16, INT8, INT4]
 
 
 def packed(
@@ -25,15 +26,18 @@ def packed(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     weight = torch.randn(num_outputs, num_inputs, generator=torch.Generator().manual_seed(2))
     weight *= num_inputs**-0.5
-    if weight_format == BFLOAT16:
-        return pack_values(weight.to(torch.bfloat16), weight_format), None
+    if not weight_format.is_quantized:
+        return pack_values(weight.to(weight_format.row_dtype), weight_format), None
     q, scales = quantize(weight, weight_format.bits, weight_format.group_size)
     return pack_values(q, weight_format), pack_scales(scales)
 
 
-def rows_of(num_rows: int, num_inputs: int) -> torch.Tensor:
+def rows_of(
+    num_rows: int, num_inputs: int, weight_format: WeightFormat = BFLOAT16
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(num_rows)
-    return torch.randn(num_rows, num_inputs, generator=generator).to(torch.bfloat16)
+    rows = torch.randn(num_rows, num_inputs, generator=generator)
+    return rows.to(weight_format.row_dtype)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 9, 16, 17, 40, 600])
@@ -43,7 +47,7 @@ def test_a_product_equals_its_reference(
     compiled: Kernels, weight_format: WeightFormat, shape: tuple[int, int], num_rows: int
 ) -> None:
     values, scales = packed(*shape, weight_format)
-    x = rows_of(num_rows, shape[1])
+    x = rows_of(num_rows, shape[1], weight_format)
     found = packed_linear(x, values, scales, weight_format, out_dtype=torch.float32)
     expected = packed_linear_reference(x, values, scales, weight_format, out_dtype=torch.float32)
     # Sums of rounded products: both sides round the same, only the order of summing differs.
@@ -61,7 +65,7 @@ def test_a_product_in_many_parts_by_several_threads_equals_its_reference(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     values, scales = packed(*shape, weight_format)
-    x = rows_of(50, shape[1])
+    x = rows_of(50, shape[1], weight_format)
     found = packed_linear(x, values, scales, weight_format, out_dtype=torch.float32)
     expected = packed_linear_reference(x, values, scales, weight_format, out_dtype=torch.float32)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -75,13 +79,15 @@ def test_bias_and_activation_are_part_of_it(
 ) -> None:
     values, scales = packed(96, 200, weight_format)
     bias = None if activation == "geglu" else torch.linspace(-2, 2, 96)
-    x = 3 * rows_of(num_rows, 200)
+    x = 3 * rows_of(num_rows, 200, weight_format)
     found = packed_linear(x, values, scales, weight_format, bias=bias, activation=activation)
     expected = packed_linear_reference(
         x, values, scales, weight_format, bias=bias, activation=activation
     )
     assert found.shape == (num_rows, 48 if activation == "geglu" else 96)
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)  # bfloat16: 8 bits
+    assert found.dtype == weight_format.row_dtype
+    tolerance = 2e-5 if weight_format == FLOAT32 else 1e-2  # bfloat16: 8 bits
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("weight_format", FORMATS, ids=lambda f: f.name)
@@ -89,7 +95,7 @@ def test_a_row_gets_the_same_whatever_stands_beside_it(
     compiled: Kernels, weight_format: WeightFormat
 ) -> None:
     values, scales = packed(64, 300, weight_format)
-    x = rows_of(40, 300)
+    x = rows_of(40, 300, weight_format)
     whole = packed_linear(x, values, scales, weight_format, out_dtype=torch.float32)
     for rows in (slice(1), slice(3, 8), slice(8, 25), slice(39, 40)):
         found = packed_linear(x[rows], values, scales, weight_format, out_dtype=torch.float32)
@@ -106,7 +112,7 @@ def test_a_broken_row_stays_broken_and_harms_no_other(
     compiled: Kernels, weight_format: WeightFormat, poison: float, num_rows: int
 ) -> None:
     values, scales = packed(32, 130, weight_format)
-    x = rows_of(num_rows, 130)
+    x = rows_of(num_rows, 130, weight_format)
     healthy = packed_linear(x, values, scales, weight_format, out_dtype=torch.float32)
     x[1, 7] = poison
     found = packed_linear(x, values, scales, weight_format, out_dtype=torch.float32)
@@ -122,7 +128,7 @@ def test_an_input_that_is_a_slice_is_read_where_it_stands(compiled: Kernels) -> 
     assert torch.equal(found, packed_linear(wide[:, 10:74].clone(), values, scales, BFLOAT16))
 
 
-def test_float32_rows_take_the_plain_form(compiled: Kernels) -> None:
+def test_float32_rows_of_other_weights_take_the_plain_form(compiled: Kernels) -> None:
     values, scales = packed(32, 64, INT8)
     x = rows_of(2, 64).float()
     found = packed_linear(x, values, scales, INT8)

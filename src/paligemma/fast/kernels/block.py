@@ -92,7 +92,7 @@ def run_blocks(
     kv_cache: Cache,
     at: Tensor | None = None,
 ) -> Tensor:
-    """Run bfloat16[B, T, D] through all blocks, into a new tensor.
+    """Run [B, T, D], bfloat16 or float32, through all blocks, into a new tensor.
 
     `angles` are cosines and sines float32[B, 1, T, H / 2]. Queries see the cache's first `length`
     slots, with the block's bias float32[B, 1, T, length]. With `at` int64[B], the last block
@@ -108,7 +108,7 @@ def run_blocks(
     dense = {id(bias): bias.expand(batch, 1, tokens, reach).contiguous() for bias in biases}
     slots = kv_cache.claimed.contiguous()
     at = None if at is None else at.contiguous()
-    work = torch.empty(batch * tokens * compiled.decoder_work(blocks), dtype=torch.bfloat16)
+    work = torch.empty(batch * tokens * compiled.decoder_work(blocks), dtype=x.dtype)
     compiled.decoder_blocks(
         DecoderBlocksArguments(
             blocks=blocks,
@@ -127,6 +127,7 @@ def run_blocks(
             bias=_addresses([dense[id(bias)] for bias in biases]),
             at=address_of(at),
             work=work.data_ptr(),
+            is_float32=x.dtype == torch.float32,
             threads=torch.get_num_threads(),
         )
     )

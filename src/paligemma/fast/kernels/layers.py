@@ -26,9 +26,13 @@ the cache."""
 
 
 def compiled_for(*tensors: Tensor) -> Kernels | None:
-    """Return the kernels if they support these tensors (bfloat16 on the CPU), else None."""
-    fits = all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in tensors)
-    return kernels() if fits else None
+    """Return the kernels if they support these tensors, else None.
+
+    All must be on the CPU and have one dtype, bfloat16 or float32.
+    """
+    dtypes = {t.dtype for t in tensors}
+    fits = dtypes == {torch.bfloat16} or dtypes == {torch.float32}
+    return kernels() if fits and all(t.device.type == "cpu" for t in tensors) else None
 
 
 def add_rms_norm(
@@ -57,6 +61,7 @@ def add_rms_norm(
             rows=x.numel() // x.shape[-1],
             width=x.shape[-1],
             eps=eps,
+            is_float32=x.dtype == torch.float32,
             threads=torch.get_num_threads(),
         )
     )
@@ -102,6 +107,7 @@ def add_layer_norm(
             rows=x.numel() // x.shape[-1],
             width=x.shape[-1],
             eps=eps,
+            is_float32=x.dtype == torch.float32,
             threads=torch.get_num_threads(),
         )
     )
@@ -134,6 +140,7 @@ def split_heads(
             tokens=tokens,
             heads=width // head_dim,
             head_dim=head_dim,
+            is_float32=x.dtype == torch.float32,
             threads=torch.get_num_threads(),
         )
     )
@@ -191,6 +198,7 @@ def attend(
         tokens=tokens,
         num_keys=count,
         head_dim=head_dim,
+        is_float32=queries.dtype == torch.float32,
         threads=torch.get_num_threads(),
     )
     if tokens <= FEW_QUERIES:

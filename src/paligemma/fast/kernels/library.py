@@ -91,6 +91,7 @@ class RmsNormArguments(NamedTuple):
     rows: Int64
     width: Int32
     eps: Float32
+    is_float32: Int32
     threads: Int32
 
 
@@ -105,6 +106,7 @@ class LayerNormArguments(NamedTuple):
     rows: Int64
     width: Int32
     eps: Float32
+    is_float32: Int32
     threads: Int32
 
 
@@ -121,6 +123,7 @@ class SplitHeadsArguments(NamedTuple):
     tokens: Int64
     heads: Int32
     head_dim: Int32
+    is_float32: Int32
     threads: Int32
 
 
@@ -142,6 +145,7 @@ class AttentionArguments(NamedTuple):
     tokens: Int64
     num_keys: Int64
     head_dim: Int32
+    is_float32: Int32
     threads: Int32
 
 
@@ -164,6 +168,7 @@ class DecoderBlocksArguments(NamedTuple):
     bias: Address
     at: Address
     work: Address
+    is_float32: Int32
     threads: Int32
 
 
@@ -243,7 +248,7 @@ class Kernels:
         self.library.paligemma_decoder_blocks(*arguments)
 
     def decoder_work(self, blocks: ctypes.Array[Any]) -> int:
-        """Return the number of bfloat16 values of scratch memory per token in `decoder_blocks`."""
+        """Return how many values of scratch memory a token needs in `decoder_blocks`."""
         return int(self.library.paligemma_decoder_work(*DecoderWorkArguments(blocks=blocks)))
 
     def measure_read_bandwidth(self, num_bytes: int = 1 << 30) -> float:

@@ -33,14 +33,16 @@ def packed_linear(
     *,
     bias: Tensor | None = None,
     activation: Activation = "none",
-    out_dtype: torch.dtype = torch.bfloat16,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """[..., K] -> [..., P * 16]; with "geglu", gate and up panels alternate, for half the outputs.
 
-    `out_dtype` is bfloat16 or float32. The bias is float32[P * 16].
+    x is float32 for float32 weights, else bfloat16. `out_dtype` is that of x, or float32. The bias is
+    float32[P * 16].
     """
     compiled = kernels()
-    if compiled is None or x.dtype != torch.bfloat16 or values.device.type != "cpu":
+    out_dtype = out_dtype or x.dtype
+    if compiled is None or x.dtype != weight_format.row_dtype or values.device.type != "cpu":
         return packed_linear_reference(
             x, values, scales, weight_format,
             bias=bias, activation=activation, out_dtype=out_dtype,
@@ -82,7 +84,7 @@ def packed_linear_reference(
     *,
     bias: Tensor | None = None,
     activation: Activation = "none",
-    out_dtype: torch.dtype = torch.bfloat16,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`packed_linear` in plain torch; products are summed in float32."""
     rows = x.reshape(-1, x.shape[-1]).float()
@@ -102,7 +104,7 @@ def packed_linear_reference(
     elif activation == "geglu":
         gate, up = sums.view(rows.shape[0], -1, 2, LANES).unbind(2)
         sums = (F.gelu(gate, approximate="tanh") * up).flatten(1)
-    return sums.to(out_dtype).view(*x.shape[:-1], -1)
+    return sums.to(out_dtype or x.dtype).view(*x.shape[:-1], -1)
 
 
 def quantized_rows(rows: Tensor, group_size: int) -> Tensor:

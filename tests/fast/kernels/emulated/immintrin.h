@@ -111,6 +111,11 @@ static inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i without_sign, __
     return emulated::bits_as<__m512i>(sum);
 }
 
+static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 sums) {
+    for (int i = 0; i < 16; i++) sums[i] = std::fma(a[i], b[i], sums[i]);
+    return sums;
+}
+
 // ------------------------------------------------------------------------------------ conversions
 
 static inline __m256bh _mm512_cvtneps_pbh(__m512 x) {

@@ -1,6 +1,6 @@
 // Attention of many queries: a whole prefix, or the patches of an image. 32 queries at a time meet all
 // keys, so that their logits never leave the second-level cache, whatever the number of keys. Tiles
-// do the products, or, without them, vectors of float32.
+// do the products of bfloat16; vectors those of float32, and of bfloat16 where there are no tiles.
 #include "tiles.h"
 
 namespace {
@@ -10,89 +10,61 @@ constexpr int PANEL_SUMS = QUERIES * LANES;   // sums of these queries and a pan
 
 #ifdef PG_AMX
 
-using Packed = bf16;
-constexpr int UNIT = TILE_K;  // what the lengths of packed rows are multiples of
+struct TileProducts {
+    using Packed = bf16;
+    static constexpr int UNIT = TILE_K;  // what the lengths of packed rows are multiples of
 
-// Keys [S, H] as panels of 16 keys: [S / 16][H / 2][16][2], zeros beyond.
-void pack_keys(const bf16* keys, int64_t count, int head_dim, int64_t k, bf16* out) {
-    const int64_t panels = (count + LANES - 1) / LANES;
-    std::memset(out, 0, panels * LANES * k * sizeof(bf16));
-    for (int64_t s = 0; s < count; s++) {
-        bf16* to = out + s / LANES * LANES * k + s % LANES * 2;
-        for (int i = 0; i + 1 < head_dim; i += 2)
-            std::memcpy(to + i * LANES, keys + s * head_dim + i, 2 * sizeof(bf16));
-        if (head_dim % 2) to[(head_dim - 1) * LANES] = keys[s * head_dim + head_dim - 1];
-    }
-}
-
-// Values [S, H] as panels of 16 features: [H / 16][S / 2][16][2], zeros beyond.
-void pack_values(const bf16* values, int64_t count, int head_dim, int64_t k, bf16* out) {
-    const int panels = (head_dim + LANES - 1) / LANES;
-    std::memset(out, 0, panels * LANES * k * sizeof(bf16));
-    for (int p = 0; p < panels; p++) {
-        const int width = std::min(LANES, head_dim - p * LANES);
+    // Keys [S, H] as panels of 16 keys: [S / 16][H / 2][16][2], zeros beyond.
+    static void pack_keys(const bf16* keys, int64_t count, int head_dim, int64_t k, bf16* out) {
+        const int64_t panels = (count + LANES - 1) / LANES;
+        std::memset(out, 0, panels * LANES * k * sizeof(bf16));
         for (int64_t s = 0; s < count; s++) {
-            const bf16* from = values + s * head_dim + p * LANES;
-            bf16* to = out + p * LANES * k + s / 2 * 2 * LANES + s % 2;
-            for (int i = 0; i < width; i++) to[2 * i] = from[i];
+            bf16* to = out + s / LANES * LANES * k + s % LANES * 2;
+            for (int i = 0; i + 1 < head_dim; i += 2)
+                std::memcpy(to + i * LANES, keys + s * head_dim + i, 2 * sizeof(bf16));
+            if (head_dim % 2) to[(head_dim - 1) * LANES] = keys[s * head_dim + head_dim - 1];
         }
     }
-}
 
-void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, bf16* rows) {
-    pack_row(query, is_there, head_dim, row, static_cast<int>(k), rows);
-}
-
-// The weights of one query and what is beyond the keys: zeros.
-void pack_weights(const float* line, int64_t row, int64_t reach, bf16* rows) {
-    bf16* to = rows + row / LANES * LANES * reach + row % LANES * TILE_K;
-    for (int64_t s = 0; s < reach; s += TILE_K, to += TILE) narrow_row(line + s, TILE_K, to);
-}
-
-// sums[panel][32][16] = 32 packed rows times all panels.
-void multiply_panels(const bf16* rows, int64_t k, const bf16* panels, int count, float* sums) {
-    const int steps = static_cast<int>(k / TILE_K);
-    for (int p = 0; p < count; p += 2) {
-        auto run = p + 1 < count ? multiply_tiles<2, 2> : multiply_tiles<2, 1>;
-        run(rows, LANES * k, reinterpret_cast<const uint8_t*>(panels + p * LANES * k),
-            LANES * k * 2, steps, {sums + p * PANEL_SUMS, SUMS, PANEL_SUMS}, true, nullptr, 0);
+    // Values [S, H] as panels of 16 features: [H / 16][S / 2][16][2], zeros beyond.
+    static void pack_values(const bf16* values, int64_t count, int head_dim, int64_t k, bf16* out) {
+        const int panels = (head_dim + LANES - 1) / LANES;
+        std::memset(out, 0, panels * LANES * k * sizeof(bf16));
+        for (int p = 0; p < panels; p++) {
+            const int width = std::min(LANES, head_dim - p * LANES);
+            for (int64_t s = 0; s < count; s++) {
+                const bf16* from = values + s * head_dim + p * LANES;
+                bf16* to = out + p * LANES * k + s / 2 * 2 * LANES + s % 2;
+                for (int i = 0; i < width; i++) to[2 * i] = from[i];
+            }
+        }
     }
-}
 
-#else
-
-using Packed = float;
-constexpr int UNIT = 1;
-
-// Keys [S, H] as panels of 16 keys: [S / 16][H][16], zeros beyond.
-void pack_keys(const bf16* keys, int64_t count, int head_dim, int64_t k, float* out) {
-    const int64_t panels = (count + LANES - 1) / LANES;
-    std::memset(out + (panels - 1) * LANES * k, 0, LANES * k * sizeof(float));
-    for (int64_t s = 0; s < count; s++) {
-        float* to = out + s / LANES * LANES * k + s % LANES;
-        for (int i = 0; i < head_dim; i++) to[i * LANES] = widen(keys[s * head_dim + i]);
+    static void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, bf16* rows) {
+        pack_row(query, is_there, head_dim, row, static_cast<int>(k), rows);
     }
-}
 
-// Values [S, H] as panels of 16 features: [H / 16][S][16], zeros beyond.
-void pack_values(const bf16* values, int64_t count, int head_dim, int64_t k, float* out) {
-    const int panels = (head_dim + LANES - 1) / LANES;
-    std::memset(out + (panels - 1) * LANES * k, 0, LANES * k * sizeof(float));
-    for (int p = 0; p < panels; p++) {
-        const int width = std::min(LANES, head_dim - p * LANES);
-        for (int64_t s = 0; s < count; s++)
-            widen_row(values + s * head_dim + p * LANES, width, out + (p * k + s) * LANES);
+    // The weights of one query and what is beyond the keys: zeros.
+    static void pack_weights(const float* line, int64_t row, int64_t reach, bf16* rows) {
+        bf16* to = rows + row / LANES * LANES * reach + row % LANES * TILE_K;
+        for (int64_t s = 0; s < reach; s += TILE_K, to += TILE) narrow_row(line + s, TILE_K, to);
     }
-}
 
-void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, float* rows) {
-    if (is_there) widen_row(query, head_dim, rows + row * k);
-    else std::memset(rows + row * k, 0, k * sizeof(float));
-}
+    // sums[panel][32][16] = 32 packed rows times all panels.
+    static void multiply_panels(const bf16* rows, int64_t k, const bf16* panels, int count, float* sums) {
+        const int steps = static_cast<int>(k / TILE_K);
+        for (int p = 0; p < count; p += 2) {
+            auto run = p + 1 < count ? multiply_tiles<2, 2> : multiply_tiles<2, 1>;
+            run(rows, LANES * k, reinterpret_cast<const uint8_t*>(panels + p * LANES * k),
+                LANES * k * 2, steps, {sums + p * PANEL_SUMS, SUMS, PANEL_SUMS}, true, nullptr, 0);
+        }
+    }
 
-void pack_weights(const float* line, int64_t row, int64_t reach, float* rows) {
-    std::memcpy(rows + row * reach, line, reach * sizeof(float));
-}
+    static void begin() { configure_tiles(); }
+    static void end() { _tile_release(); }
+};
+
+#endif
 
 #ifdef PG_AVX512
 constexpr int WIDTH = 16;  // floats of a register
@@ -104,36 +76,73 @@ constexpr int ROWS = 4;
 typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef float Unaligned __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4), may_alias));
 
-// sums[panel][32][16] = 32 packed rows times all panels.
-void multiply_panels(const float* rows, int64_t k, const float* panels, int count, float* sums) {
-    constexpr int VECTORS = LANES / WIDTH;
-    for (int p = 0; p < count; p++)
-        for (int first = 0; first < QUERIES; first += ROWS) {
-            const float* x = rows + first * k;
-            const float* w = panels + p * LANES * k;
-            Vector sum[ROWS][VECTORS] = {};
-            for (int64_t i = 0; i < k; i++, w += LANES) {
-                const Unaligned* weights = reinterpret_cast<const Unaligned*>(w);
-                for (int r = 0; r < ROWS; r++)
-                    for (int v = 0; v < VECTORS; v++) sum[r][v] += x[r * k + i] * weights[v];
-            }
-            Unaligned* to = reinterpret_cast<Unaligned*>(sums + p * PANEL_SUMS + first * LANES);
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < VECTORS; v++) to[r * VECTORS + v] = sum[r][v];
+template <typename T>
+struct VectorProducts {
+    using Packed = float;
+    static constexpr int UNIT = 1;
+
+    // Keys [S, H] as panels of 16 keys: [S / 16][H][16], zeros beyond.
+    static void pack_keys(const T* keys, int64_t count, int head_dim, int64_t k, float* out) {
+        const int64_t panels = (count + LANES - 1) / LANES;
+        std::memset(out + (panels - 1) * LANES * k, 0, LANES * k * sizeof(float));
+        for (int64_t s = 0; s < count; s++) {
+            float* to = out + s / LANES * LANES * k + s % LANES;
+            for (int i = 0; i < head_dim; i++) to[i * LANES] = widen(keys[s * head_dim + i]);
         }
-}
+    }
 
-#endif
+    // Values [S, H] as panels of 16 features: [H / 16][S][16], zeros beyond.
+    static void pack_values(const T* values, int64_t count, int head_dim, int64_t k, float* out) {
+        const int panels = (head_dim + LANES - 1) / LANES;
+        std::memset(out + (panels - 1) * LANES * k, 0, LANES * k * sizeof(float));
+        for (int p = 0; p < panels; p++) {
+            const int width = std::min(LANES, head_dim - p * LANES);
+            for (int64_t s = 0; s < count; s++)
+                widen_row(values + s * head_dim + p * LANES, width, out + (p * k + s) * LANES);
+        }
+    }
 
-}  // namespace
+    static void pack_query(const T* query, bool is_there, int head_dim, int64_t row, int64_t k, float* rows) {
+        if (is_there) widen_row(query, head_dim, rows + row * k);
+        else std::memset(rows + row * k, 0, k * sizeof(float));
+    }
+
+    static void pack_weights(const float* line, int64_t row, int64_t reach, float* rows) {
+        std::memcpy(rows + row * reach, line, reach * sizeof(float));
+    }
+
+    // sums[panel][32][16] = 32 packed rows times all panels.
+    static void multiply_panels(const float* rows, int64_t k, const float* panels, int count, float* sums) {
+        constexpr int VECTORS = LANES / WIDTH;
+        for (int p = 0; p < count; p++)
+            for (int first = 0; first < QUERIES; first += ROWS) {
+                const float* x = rows + first * k;
+                const float* w = panels + p * LANES * k;
+                Vector sum[ROWS][VECTORS] = {};
+                for (int64_t i = 0; i < k; i++, w += LANES) {
+                    const Unaligned* weights = reinterpret_cast<const Unaligned*>(w);
+                    for (int r = 0; r < ROWS; r++)
+                        for (int v = 0; v < VECTORS; v++) sum[r][v] += x[r * k + i] * weights[v];
+                }
+                Unaligned* to = reinterpret_cast<Unaligned*>(sums + p * PANEL_SUMS + first * LANES);
+                for (int r = 0; r < ROWS; r++)
+                    for (int v = 0; v < VECTORS; v++) to[r * VECTORS + v] = sum[r][v];
+            }
+    }
+
+    static void begin() {}
+    static void end() {}
+};
 
 // queries [B, N, T, H], keys and values [B, K, S, H] (with the given strides between batch rows and
 // heads), bias float[B, T, S] or none -> out[B, T, N * H].
-extern "C" void paligemma_attend_many(const void* queries, const void* keys, const void* values,
-                                     int64_t batch_stride, int64_t head_stride, const float* bias,
-                                     float scale, float cap, void* out, int64_t batch, int heads,
-                                     int kv_heads, int64_t tokens, int64_t count, int head_dim,
-                                     int threads) {
+template <typename T, typename Products>
+void attend_many(const void* queries, const void* keys, const void* values, int64_t batch_stride,
+                 int64_t head_stride, const float* bias, float scale, float cap, void* out,
+                 int64_t batch, int heads, int kv_heads, int64_t tokens, int64_t count, int head_dim,
+                 int threads) {
+    using Packed = typename Products::Packed;
+    constexpr int UNIT = Products::UNIT;
     const int group = heads / kv_heads;
     const int64_t k = (head_dim + UNIT - 1) / UNIT * UNIT;
     const int64_t reach = (count + UNIT - 1) / UNIT * UNIT;
@@ -142,9 +151,7 @@ extern "C" void paligemma_attend_many(const void* queries, const void* keys, con
     const int64_t blocks = (tokens + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
     {
-#ifdef PG_AMX
-        configure_tiles();
-#endif
+        Products::begin();
         Packed* packed = scratch<Packed>(0, key_panels * LANES * k + value_panels * LANES * reach);
         Packed* packed_values = packed + key_panels * LANES * k;
         Packed* rows = scratch<Packed>(1, QUERIES * (k + reach));
@@ -160,33 +167,48 @@ extern "C" void paligemma_attend_many(const void* queries, const void* keys, con
             const int64_t first = job % blocks * QUERIES;
             const int64_t place = b * batch_stride + n / group * head_stride;
             if (place != packed_place) {
-                pack_keys(static_cast<const bf16*>(keys) + place, count, head_dim, k, packed);
-                pack_values(static_cast<const bf16*>(values) + place, count, head_dim, reach, packed_values);
+                Products::pack_keys(static_cast<const T*>(keys) + place, count, head_dim, k, packed);
+                Products::pack_values(static_cast<const T*>(values) + place, count, head_dim, reach, packed_values);
                 packed_place = place;
             }
             const int64_t there = std::min<int64_t>(QUERIES, tokens - first);
-            const bf16* from = static_cast<const bf16*>(queries) + ((b * heads + n) * tokens + first) * head_dim;
+            const T* from = static_cast<const T*>(queries) + ((b * heads + n) * tokens + first) * head_dim;
             for (int64_t r = 0; r < QUERIES; r++)
-                pack_query(from + r * head_dim, r < there, head_dim, r, k, rows);
-            multiply_panels(rows, k, packed, key_panels, sums);
+                Products::pack_query(from + r * head_dim, r < there, head_dim, r, k, rows);
+            Products::multiply_panels(rows, k, packed, key_panels, sums);
             for (int64_t r = 0; r < QUERIES; r++) {
                 for (int p = 0; p < key_panels; p++)
                     std::memcpy(line + p * LANES, sums + p * PANEL_SUMS + r * LANES, LANES * sizeof(float));
                 const float* seen = bias == nullptr ? nullptr : bias + (b * tokens + first + r) * count;
                 if (r < there) soften(line, scale, seen, count, cap);
                 for (int64_t s = count; s < reach; s++) line[s] = 0.0f;
-                pack_weights(line, r, reach, weights);
+                Products::pack_weights(line, r, reach, weights);
             }
-            multiply_panels(weights, reach, packed_values, value_panels, sums);
+            Products::multiply_panels(weights, reach, packed_values, value_panels, sums);
             for (int64_t r = 0; r < there; r++) {
-                bf16* to = static_cast<bf16*>(out) + ((b * tokens + first + r) * heads + n) * head_dim;
+                T* to = static_cast<T*>(out) + ((b * tokens + first + r) * heads + n) * head_dim;
                 for (int p = 0; p < value_panels; p++)
                     narrow_row(sums + p * PANEL_SUMS + r * LANES,
                                std::min(LANES, head_dim - p * LANES), to + p * LANES);
             }
         }
-#ifdef PG_AMX
-        _tile_release();
-#endif
+        Products::end();
     }
+}
+
+}  // namespace
+
+extern "C" void paligemma_attend_many(const void* queries, const void* keys, const void* values,
+                                      int64_t batch_stride, int64_t head_stride, const float* bias,
+                                      float scale, float cap, void* out, int64_t batch, int heads,
+                                      int kv_heads, int64_t tokens, int64_t count, int head_dim,
+                                      int is_float32, int threads) {
+#ifdef PG_AMX
+    using Bfloat16Products = TileProducts;
+#else
+    using Bfloat16Products = VectorProducts<bf16>;
+#endif
+    auto run = is_float32 ? attend_many<float, VectorProducts<float>> : attend_many<bf16, Bfloat16Products>;
+    run(queries, keys, values, batch_stride, head_stride, bias, scale, cap, out, batch, heads, kv_heads,
+        tokens, count, head_dim, threads);
 }

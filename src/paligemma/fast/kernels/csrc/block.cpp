@@ -11,21 +11,24 @@ void paligemma_linear(int format, const void* values, const void* scales, int gr
                       int threads);
 void paligemma_add_rms_norm(void* x, const void* delta, const void* delta_weight,
                             const void* out_weight, void* out, int64_t rows, int width, float eps,
-                            int threads);
+                            int is_float32, int threads);
 void paligemma_split_heads(const void* in, int64_t in_stride, const float* cos, const float* sin,
                            float scale, void* out, int64_t batch, int64_t tokens, int heads,
-                           int head_dim, int threads);
+                           int head_dim, int is_float32, int threads);
 void paligemma_attend(const void* queries, const void* keys, const void* values,
                       int64_t batch_stride, int64_t head_stride, const float* bias, float scale,
                       float cap, void* out, int64_t batch, int heads, int kv_heads, int64_t tokens,
-                      int64_t count, int head_dim, int threads);
+                      int64_t count, int head_dim, int is_float32, int threads);
 void paligemma_attend_many(const void* queries, const void* keys, const void* values,
                            int64_t batch_stride, int64_t head_stride, const float* bias,
                            float scale, float cap, void* out, int64_t batch, int heads,
-                           int kv_heads, int64_t tokens, int64_t count, int head_dim, int threads);
+                           int kv_heads, int64_t tokens, int64_t count, int head_dim, int is_float32, int threads);
 }
 
 namespace {
+
+template <typename T>
+constexpr int IS_FLOAT32 = std::is_same_v<T, float>;
 
 struct Projection {
     const void* values;
@@ -33,14 +36,16 @@ struct Projection {
     int32_t format, group, panels, k, inputs, epilogue;
 
     int64_t outputs() const { return static_cast<int64_t>(panels) * LANES / (epilogue == 2 ? 2 : 1); }
-    void operator()(const bf16* x, int64_t x_stride, int64_t rows, bf16* out, int threads) const {
+    template <typename T>
+    void operator()(const T* x, int64_t x_stride, int64_t rows, T* out, int threads) const {
         paligemma_linear(format, values, scales, group, panels, k, nullptr, epilogue, x, x_stride,
-                         rows, inputs, out, outputs(), 0, threads);
+                         rows, inputs, out, outputs(), IS_FLOAT32<T>, threads);
     }
     // The same weight, but only its `count` panels from `first` on.
     Projection some(int32_t first, int32_t count) const {
         const int64_t weights = static_cast<int64_t>(first) * k * LANES;
-        const int64_t bytes = scales == nullptr ? 2 * weights : format == 1 ? weights : weights / 2;
+        const int64_t halves[] = {4, 2, 1, 8};  // of bytes a weight, by format
+        const int64_t bytes = halves[format] * weights / 2;
         Projection part = *this;
         part.values = static_cast<const uint8_t*>(values) + bytes;
         if (scales != nullptr) part.scales = static_cast<const bf16*>(scales) + weights / group;
@@ -59,14 +64,15 @@ struct Block {
 int64_t padded(int64_t outputs) { return (outputs + LANES - 1) / LANES * LANES; }
 
 // [B, K, T, H] into a cache [B, K, S, H], token t of row b at slots[b, t].
-void keep(const bf16* from, const int64_t* slots, int64_t batch, int heads, int64_t tokens,
-          int head_dim, bf16* memory, int64_t batch_stride, int64_t head_stride) {
+template <typename T>
+void keep(const T* from, const int64_t* slots, int64_t batch, int heads, int64_t tokens,
+          int head_dim, T* memory, int64_t batch_stride, int64_t head_stride) {
     for (int64_t b = 0; b < batch; b++)
         for (int n = 0; n < heads; n++)
             for (int64_t t = 0; t < tokens; t++, from += head_dim)
                 std::memcpy(memory + b * batch_stride + n * head_stride +
                                 slots[b * tokens + t] * head_dim,
-                            from, head_dim * sizeof(bf16));
+                            from, head_dim * sizeof(T));
 }
 
 // Row at[b] of the `tokens` rows of each batch row b becomes row b, in the same memory or another.
@@ -89,39 +95,41 @@ struct Queries {
 };
 
 // The keys of all rows (at the start of `projected`) and the values after them into the cache.
-void keep_keys_and_values(const Block& block, const Shape& shape, const bf16* projected,
+template <typename T>
+void keep_keys_and_values(const Block& block, const Shape& shape, const T* projected,
                           int64_t stride, const float* cos, const float* sin, const int64_t* slots,
-                          bf16* keys, bf16* values, bf16* heads, int threads) {
+                          T* keys, T* values, T* heads, int threads) {
     const auto [batch, tokens, batch_stride, head_stride, reach] = shape;
     const int head_dim = block.head_dim, count = block.kv_heads;
     paligemma_split_heads(projected, stride, cos, sin, 1.0f, heads, batch, tokens, count, head_dim,
-                          threads);
+                          IS_FLOAT32<T>, threads);
     keep(heads, slots, batch, count, tokens, head_dim, keys, batch_stride, head_stride);
     projected += padded(static_cast<int64_t>(count) * head_dim);
     paligemma_split_heads(projected, stride, nullptr, nullptr, 1.0f, heads, batch, tokens, count,
-                          head_dim, threads);
+                          head_dim, IS_FLOAT32<T>, threads);
     keep(heads, slots, batch, count, tokens, head_dim, values, batch_stride, head_stride);
 }
 
 // With `at`, everything after the keys and values is computed for row at[b] of each batch row only,
 // and the results are the first rows of x.
-void run(const Block& block, const Shape& shape, bf16* x, Queries asked, bf16* keys, bf16* values,
-         const int64_t* slots, const int64_t* at, bf16* work, int threads) {
+template <typename T>
+void run(const Block& block, const Shape& shape, T* x, Queries asked, T* keys, T* values,
+         const int64_t* slots, const int64_t* at, T* work, int threads) {
     const int64_t batch = shape.batch;
     int64_t rows = batch * shape.tokens;
     const int head_dim = block.head_dim;
     const int64_t queries_width = static_cast<int64_t>(block.heads) * head_dim;
     const int64_t keys_width = static_cast<int64_t>(block.kv_heads) * head_dim;
 
-    bf16* normed = work;  // also the result of a branch
-    bf16* projected = normed + rows * padded(block.width);
-    bf16* queries = projected + rows * block.qkv.outputs();
-    bf16* heads = queries + rows * queries_width;
-    bf16* mixed = heads + rows * keys_width;
-    bf16* gated = projected;  // reuses their memory
+    T* normed = work;  // also the result of a branch
+    T* projected = normed + rows * padded(block.width);
+    T* queries = projected + rows * block.qkv.outputs();
+    T* heads = queries + rows * queries_width;
+    T* mixed = heads + rows * keys_width;
+    T* gated = projected;  // reuses their memory
 
     paligemma_add_rms_norm(x, nullptr, nullptr, block.pre_attention_norm, normed, rows, block.width,
-                           block.eps, threads);
+                           block.eps, IS_FLOAT32<T>, threads);
     const int32_t panels = static_cast<int32_t>(padded(queries_width) / LANES);
     Projection product = at == nullptr ? block.qkv : block.qkv.some(panels, block.qkv.panels - panels);
     product(normed, block.width, rows, projected, threads);
@@ -136,24 +144,24 @@ void run(const Block& block, const Shape& shape, bf16* x, Queries asked, bf16* k
         pick(asked.sin, at, batch, shape.tokens, half, sin);
         pick(asked.bias, at, batch, shape.tokens, shape.reach, bias);
         asked = {1, cos, sin, bias};
-        pick<bf16>(x, at, batch, shape.tokens, block.width, x);
-        pick<bf16>(normed, at, batch, shape.tokens, block.width, normed);
+        pick<T>(x, at, batch, shape.tokens, block.width, x);
+        pick<T>(normed, at, batch, shape.tokens, block.width, normed);
         rows = batch;
         product = block.qkv.some(0, panels);
         product(normed, block.width, rows, projected, threads);
     }
     paligemma_split_heads(projected, product.outputs(), asked.cos, asked.sin, block.query_scale,
-                          queries, batch, asked.tokens, block.heads, head_dim, threads);
+                          queries, batch, asked.tokens, block.heads, head_dim, IS_FLOAT32<T>, threads);
     auto attend = asked.tokens > block.few_queries ? paligemma_attend_many : paligemma_attend;
     attend(queries, keys, values, shape.batch_stride, shape.head_stride, asked.bias, 1.0f, block.cap,
-           mixed, batch, block.heads, block.kv_heads, asked.tokens, shape.reach, head_dim, threads);
+           mixed, batch, block.heads, block.kv_heads, asked.tokens, shape.reach, head_dim, IS_FLOAT32<T>, threads);
     block.out(mixed, queries_width, rows, projected, threads);
     paligemma_add_rms_norm(x, projected, block.post_attention_norm, block.pre_mlp_norm, normed,
-                           rows, block.width, block.eps, threads);
+                           rows, block.width, block.eps, IS_FLOAT32<T>, threads);
     block.gate_up(normed, block.width, rows, gated, threads);
     block.down(gated, block.gate_up.outputs(), rows, normed, threads);
     paligemma_add_rms_norm(x, normed, block.post_mlp_norm, nullptr, nullptr, rows, block.width,
-                           block.eps, threads);
+                           block.eps, IS_FLOAT32<T>, threads);
 }
 
 }  // namespace
@@ -168,15 +176,20 @@ extern "C" void paligemma_decoder_blocks(const void* blocks, int count, void* x,
                                          int64_t batch_stride, int64_t head_stride,
                                          const int64_t* slots, int64_t reach,
                                          const float* const* bias, const int64_t* at, void* work,
-                                         int threads) {
+                                         int is_float32, int threads) {
     const Shape shape{batch, tokens, batch_stride, head_stride, reach};
-    for (int i = 0; i < count; i++)
-        run(static_cast<const Block*>(blocks)[i], shape, static_cast<bf16*>(x),
-            {tokens, cos, sin, bias[i]}, static_cast<bf16*>(keys[i]), static_cast<bf16*>(values[i]),
-            slots, i == count - 1 ? at : nullptr, static_cast<bf16*>(work), threads);
+    auto all = [&](auto* rows) {
+        using T = std::remove_pointer_t<decltype(rows)>;
+        for (int i = 0; i < count; i++)
+            run(static_cast<const Block*>(blocks)[i], shape, rows, {tokens, cos, sin, bias[i]},
+                static_cast<T*>(keys[i]), static_cast<T*>(values[i]), slots,
+                i == count - 1 ? at : nullptr, static_cast<T*>(work), threads);
+    };
+    if (is_float32) all(static_cast<float*>(x));
+    else all(static_cast<bf16*>(x));
 }
 
-// Values of bfloat16 that one token needs in `work`.
+// Values of the type of x that one token needs in `work`.
 extern "C" int64_t paligemma_decoder_work(const void* blocks) {
     const Block& block = *static_cast<const Block*>(blocks);
     const int64_t queries_width = static_cast<int64_t>(block.heads) * block.head_dim;

@@ -12,6 +12,7 @@
 #include <memory>
 #include <new>
 #include <omp.h>
+#include <type_traits>
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define PG_AVX512 1
@@ -81,6 +82,15 @@ static inline float gelu(float x) {  // the tanh form: x * sigmoid(2 u)
     return x / (1.0f + exponential(-2.0f * u));
 }
 
+// Rows are bfloat16, or float32 where `widen` and `round_to` change nothing.
+static inline float widen(float x) { return x; }
+
+template <typename T>
+static inline T round_to(float x) {
+    if constexpr (std::is_same_v<T, float>) return x;
+    else return narrow(x);
+}
+
 // Scratch memory of one call, aligned for tiles. The thread keeps it, because page faults cost more
 // than the computation.
 template <typename T>
@@ -112,6 +122,14 @@ static inline void narrow_row(const float* x, int width, bf16* out) {
     int i = 0;
     for (; i + LANES <= width; i += LANES) narrow16(x + i, out + i);
     for (; i < width; i++) out[i] = narrow(x[i]);
+}
+
+static inline void widen_row(const float* x, int width, float* out) {
+    std::memcpy(out, x, width * sizeof(float));
+}
+
+static inline void narrow_row(const float* x, int width, float* out) {
+    std::memcpy(out, x, width * sizeof(float));
 }
 
 static inline float largest_of(const float* x, int64_t count) {

@@ -5,9 +5,10 @@
 // row: as many of its inputs as an instruction multiplies and sums at once. 16 weights or sums are
 // HALVES registers. A format has
 //
+//     Input, Row             of a row: as it is given, and as it is multiplied (quantized or not)
 //     INPUTS, PHASES         of a line
 //     word(x, phase)         the word of a step; x: the row from the line's first input on,
-//                            bfloat16 or quantized
+//                            as it is multiplied
 //     weights(at, phase)     a register of weights, from a half of a line
 //     Sum, add(sum, w, x)    the sums of a register, and the step
 //     total(sum)             quantized formats: the sums as int32, after a group
@@ -60,8 +61,30 @@ inline T added_now(T sum) {
     return sum;
 }
 
+inline Floats add_product(Floats sum, Words w, Words x) {
+#if defined(PG_AVX512)
+    return (Floats)_mm512_fmadd_ps((__m512)w, (__m512)x, (__m512)sum);
+#elif defined(__FMA__)  // written out, because compilers choose forms that need moves beside them
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
+    return sum;
+#else
+    return sum + (Floats)w * (Floats)x;
+#endif
+}
+
+struct Float32Dots {
+    using Sum = Floats;
+    using Input = float;
+    using Row = float;
+    static constexpr int INPUTS = 1, PHASES = 1;
+    static uint32_t word(const float* x, int) { return load<uint32_t>(x); }
+    static Words weights(const uint8_t* at, int) { return load<Words>(at); }
+    static Sum add(Sum sum, Words w, Words x) { return add_product(sum, w, x); }
+};
+
 struct Bfloat16Dots {
     using Sum = Floats;
+    using Input = bf16;
     using Row = bf16;
     static constexpr int INPUTS = 2;
 #ifdef PG_AVX512
@@ -79,19 +102,13 @@ struct Bfloat16Dots {
         if (phase == 0) return both << 16;
         return added_now(both >> 16) << 16;  // two shifts, because a mask would take a register
     }
-    static Sum add(Sum sum, Words w, Words x) {
-#ifdef __FMA__  // written out, because compilers choose forms that need moves beside them
-        asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
-        return sum;
-#else
-        return sum + (Floats)w * (Floats)x;
-#endif
-    }
+    static Sum add(Sum sum, Words w, Words x) { return add_product(sum, w, x); }
 #endif
 };
 
 struct Int8Dots {
     using Sum = Ints;
+    using Input = bf16;
     using Row = int8_t;
     static constexpr int INPUTS = 4;
     static Ints total(Sum sum) { return sum; }
@@ -123,6 +140,7 @@ struct Int8Dots {
 };
 
 struct Int4Dots {
+    using Input = bf16;
     using Row = int8_t;
     static constexpr int INPUTS = 8;
 #if defined(PG_AVX512) || defined(__AVX2__)

@@ -14,14 +14,19 @@ constexpr int64_t FEW_ROWS[] = {1, 16, 8};
 }  // namespace
 #endif
 
-// float: rows of `inputs` bfloat16 -> rows of 16 * panels (GEGLU: half as many) outputs.
+// Rows of `inputs` bfloat16 (float32 for float32 weights) -> rows of 16 * panels (GEGLU: half as many) outputs.
 extern "C" void paligemma_linear(int format, const void* values, const void* scales, int group,
                                  int panels, int k, const float* bias, int epilogue, const void* x,
                                  int64_t x_stride, int64_t rows, int inputs, void* out,
                                  int64_t out_stride, int out_is_float, int threads) {
     Linear l{format,   static_cast<const uint8_t*>(values), static_cast<const bf16*>(scales),
              group,    panels, k, bias, epilogue, out, out_stride, out_is_float};
-    const Rows in{static_cast<const bf16*>(x), x_stride, rows, inputs};
+    if (format == FLOAT32) {
+        const Rows<float> in{static_cast<const float*>(x), x_stride, rows, inputs};
+        multiply_rows<Float32Dots>(l, in, threads);
+        return;
+    }
+    const Rows<bf16> in{static_cast<const bf16*>(x), x_stride, rows, inputs};
 #ifdef PG_AMX
     if (rows > FEW_ROWS[format]) {
         if (format == BFLOAT16) multiply_by_tiles<Bfloat16Tiles>(l, in, threads);

@@ -7,7 +7,7 @@
 
 namespace {
 
-enum Format { BFLOAT16 = 0, INT8 = 1, INT4 = 2 };
+enum Format { BFLOAT16 = 0, INT8 = 1, INT4 = 2, FLOAT32 = 3 };
 enum Epilogue { NONE = 0, GELU = 1, GEGLU = 2 };
 
 struct Linear {
@@ -24,7 +24,11 @@ struct Linear {
     int out_is_float;
 
     // Of one input of a panel.
-    int input_bytes() const { return format == BFLOAT16 ? 2 * LANES : format == INT8 ? LANES : LANES / 2; }
+    int input_bytes() const {
+        constexpr int BYTES[] = {2 * LANES, LANES, LANES / 2, 4 * LANES};
+        return BYTES[format];
+    }
+    bool is_quantized() const { return format == INT8 || format == INT4; }
     int64_t panel_bytes() const { return static_cast<int64_t>(k) * input_bytes(); }
     const uint8_t* panel(int p) const { return values + p * panel_bytes(); }
     const bf16* panel_scales(int p) const {
@@ -32,8 +36,9 @@ struct Linear {
     }
 };
 
+template <typename T>
 struct Rows {
-    const bf16* x;
+    const T* x;
     int64_t stride;
     int64_t count;
     int inputs;

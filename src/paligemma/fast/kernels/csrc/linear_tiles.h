@@ -101,7 +101,7 @@ void multiply_tile_rows(const Kind& x, int64_t first_row, int64_t rows) {
 }
 
 template <typename Kind>
-void multiply_by_tiles(const Linear& l, const Rows& rows, int threads) {
+void multiply_by_tiles(const Linear& l, const Rows<bf16>& rows, int threads) {
     const int64_t tiles = (rows.count + LANES - 1) / LANES;
     const int64_t times = (tiles + MAX_TILES - 1) / MAX_TILES;
     const Kind x(l, (tiles + times - 1) / times);

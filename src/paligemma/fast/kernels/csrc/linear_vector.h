@@ -49,7 +49,7 @@ struct PackedRows {
 
     PackedRows(const Linear& layer, int64_t rows)
         : l(layer), blocks(rows), lines(l.k / Dots::INPUTS),
-          groups(l.format == BFLOAT16 ? 0 : l.k / l.group) {
+          groups(l.is_quantized() ? l.k / l.group : 0) {
         words = scratch<uint32_t>(0, rows * (lines * Dots::PHASES + 2 * groups));
     }
     PackedBlock block(int64_t b) const {
@@ -61,16 +61,17 @@ struct PackedRows {
 };
 
 template <typename Dots>
-void pack_block(const Linear& l, const Rows& rows, int64_t first, int count, const PackedBlock& to) {
-    const int groups = l.format == BFLOAT16 ? 0 : l.k / l.group;
+void pack_block(const Linear& l, const Rows<typename Dots::Input>& rows, int64_t first, int count,
+                const PackedBlock& to) {
+    const int groups = l.is_quantized() ? l.k / l.group : 0;
     auto* row = scratch<typename Dots::Row>(1, l.k);
     float* scale = scratch<float>(2, 2 * groups);
     int32_t* start = reinterpret_cast<int32_t*>(scale + groups);
     for (int r = 0; r < count; r++) {
-        const bf16* x = rows.x + (first + r) * rows.stride;
-        if constexpr (std::is_same_v<Dots, Bfloat16Dots>) {
-            std::memcpy(row, x, rows.inputs * sizeof(bf16));
-            std::memset(row + rows.inputs, 0, (l.k - rows.inputs) * sizeof(bf16));
+        const auto* x = rows.x + (first + r) * rows.stride;
+        if constexpr (std::is_same_v<typename Dots::Row, typename Dots::Input>) {
+            std::memcpy(row, x, rows.inputs * sizeof *x);
+            std::memset(row + rows.inputs, 0, (l.k - rows.inputs) * sizeof *x);
         } else {
             quantize_row(x, rows.inputs, l, {row, scale, start});
         }
@@ -216,7 +217,7 @@ void multiply_chunk(const PackedRows<Dots>& x, int64_t first_row, int first, int
 }
 
 template <typename Dots>
-void multiply_rows(const Linear& l, const Rows& rows, int threads) {
+void multiply_rows(const Linear& l, const Rows<typename Dots::Input>& rows, int threads) {
     constexpr int64_t MOST = PART_BYTES / (PART_LINES * Dots::PHASES * 4);
     const int64_t times = (rows.count + MOST - 1) / MOST;
     for (int64_t t = 0; t < times; t++) {
