@@ -227,7 +227,8 @@ def test_an_unknown_keyword_is_a_type_error(folder: Path) -> None:
 
 
 def test_a_trainable_model_keeps_the_adapter_separate(folder: Path, tmp_path: Path) -> None:
-    model = add_lora(paligemma.load(folder, device="cpu").model, LoraConfig(rank=2))
+    trainable = paligemma.load(folder, device="cpu", weights=Trainable())
+    model = add_lora(trainable.model, LoraConfig(rank=2))
     adapter = write_adapter(model, tmp_path / "adapter")
     forms: dict[str, Plain | Trainable] = {
         "merged": Plain(),
