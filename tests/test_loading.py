@@ -16,6 +16,7 @@ from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.load import load_model
 from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
 from paligemma.fast import device
+from paligemma.fast import weights as form_names
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.blocks import FusedDecoder
 from paligemma.fast.cuda import model as cuda_model
@@ -142,7 +143,7 @@ def test_a_large_model_stored_in_bfloat16_stays_so_on_the_cpu(
     predictor = build_predictor(tiny_tokenizer)
     predictor.model.to(stored)
     folder = predictor.save(tmp_path / "large")
-    monkeypatch.setattr(weight_form, "_LARGE", 1000)
+    monkeypatch.setattr(form_names, "_LARGE", 1000)
     assert load_model(folder, weights="auto").dtype == stored
     assert load_model(folder, weights=Plain()).dtype == stored
     monkeypatch.undo()

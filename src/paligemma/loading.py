@@ -101,7 +101,8 @@ def load(
       where the device computes it well, else float32; "float32", "bfloat16" and "float16" choose
       the dtype ("bf16", "fp16" and torch's dtypes too); "int8" and "int4" quantize the decoder's
       large weights while they are read (quantized checkpoints always stay quantized). A name uses
-      packed weights wherever the CPU kernels can run, and AMX tiles for products in float32.
+      packed weights wherever the CPU kernels can run (in float32, for small models only; large
+      ones use AMX tiles where there are any).
       `Packed()` on a CUDA device uses compiled modules, if their logits agree with the plain ones.
       `Trainable()` keeps an adapter separate from the weights, for further training;
       `Trainable("nf4")` trains on a frozen 4-bit base.

@@ -72,9 +72,7 @@ def test_it_is_as_near_to_float32_as_the_plain_bfloat16_model(
 
 @pytest.mark.parametrize("cache_type", [KVCache, SlotCache])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_float32_model_computes_what_the_plain_one_does(
-    family: Family, cache_type: type
-) -> None:
+def test_a_float32_model_computes_what_the_plain_one_does(family: Family, cache_type: type) -> None:
     plain = logits_of(tiny_model(family), cache_type)
     for found, expected in zip(
         logits_of(accelerate(tiny_model(family)), cache_type), plain, strict=True

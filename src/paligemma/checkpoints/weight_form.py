@@ -24,9 +24,8 @@ from paligemma.fast.weights import (
     Weights,
     WeightsName,
     checked_weights,
+    is_small,
 )
-
-_LARGE = 1_000_000_000  # parameters
 
 _NO_KERNELS_NOTE = (
     "Packed bfloat16 weights need compiled kernels, and there are none for {}. The model runs as "
@@ -71,7 +70,7 @@ def _choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device)
         has_kernels = device.type == "cpu" and kernels() is not None
         is_fast = takes_fastest and dtype == torch.float32 and has_kernels
         # Large float32 layers are limited by arithmetic, which torch does as well.
-        is_packed = is_fast and _is_small(stored)
+        is_packed = is_fast and is_small(stored.contents.config)
         return WeightForm(dtype=dtype, is_packed=is_packed, uses_tiles=is_fast and not is_packed)
     if isinstance(weights, Trainable):
         return WeightForm(
@@ -124,8 +123,7 @@ def choose_dtype(name: DtypeName, stored: OpenCheckpoint, device: torch.device) 
         return chosen
     if stored.contents.quantization is not None:  # the weights that are not quantized are bfloat16
         return torch.bfloat16
-    # A small model is fast anyway, and in float32 the tokens do not depend on the batch.
-    if _is_small(stored):
+    if is_small(stored.contents.config):
         return torch.float32
     if device.type == "cuda":
         is_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -135,10 +133,6 @@ def choose_dtype(name: DtypeName, stored: OpenCheckpoint, device: torch.device) 
         is_bfloat16 = stored.is_all_bfloat16
     # Never float16: activations of the released models exceed its range.
     return torch.bfloat16 if is_bfloat16 else torch.float32
-
-
-def _is_small(stored: OpenCheckpoint) -> bool:
-    return count_parameters(stored.contents.config) <= _LARGE
 
 
 def _named_form(name: WeightsName, stored: OpenCheckpoint, device: torch.device) -> Plain | Packed:

@@ -35,7 +35,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="Format of the weights: float32 (not packed), bfloat16, int8 or int4.",
+            help="Format of the weights: float32, bfloat16, int8 or int4.",
         ),
     ] = "bfloat16",
     repeat: Annotated[int, typer.Option(min=1, help="Number of samples; medians are shown.")] = 3,

@@ -17,8 +17,8 @@ input. Inputs are grouped in twos (bfloat16) or fours (integers) for the CPU's d
                                                   high half: of input 8 i + 4 + j
     integers   scales bfloat16[P, K / group, 16]  weight = q * scale
 
-K is padded with zeros to whole groups (without scales: to a multiple of 32). The rows of a panel are
-adjacent in the plain weight, so a file can be packed a few rows at a time.
+K is padded with zeros to whole groups (without scales: to a multiple of 32). The rows of a panel
+are adjacent in the plain weight, so a file can be packed a few rows at a time.
 
 `fast/linear.py` has the layers on these weights, `fast/kernels` the products.
 """
@@ -210,8 +210,9 @@ def unpack_values(values: Tensor, weight_format: WeightFormat) -> Tensor:
 def to_stored(rows: Tensor, weight_format: WeightFormat) -> Tensor:
     """Convert weights float[N, K], or quantized int8[N, K], to the bytes of their rows.
 
-    float32 or bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4: uint8[N, padded K / 2], where
-    of every eight inputs four are in the low halves of four bytes, the next four in the high ones.
+    float32 or bfloat16[N, padded K]; int8: uint8[N, padded K], q + 128; int4:
+    uint8[N, padded K / 2], where of every eight inputs four are in the low halves of four bytes,
+    the next four in the high ones.
     """
     if missing := weight_format.padded_inputs(rows.shape[1]) - rows.shape[1]:
         rows = F.pad(rows, (0, missing))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from paligemma.config import PaliGemmaConfig, count_parameters
 from paligemma.errors import OptionError, check_choice
 
 Quantization = Literal["int8", "int4"]
@@ -90,6 +91,14 @@ class Trainable:
             check_choice("base", self.base, FrozenFormat)
         object.__setattr__(self, "dtype", usual_name(self.dtype))
         check_choice("dtype", self.dtype, DtypeName)
+
+
+_LARGE = 1_000_000_000  # parameters
+
+
+def is_small(config: PaliGemmaConfig) -> bool:
+    """Return whether a model is fast in float32, in which tokens do not depend on the batch."""
+    return count_parameters(config) <= _LARGE
 
 
 Weights = Plain | Packed | Trainable | WeightsName

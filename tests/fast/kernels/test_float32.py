@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paligemma.checkpoints import weight_form
 from paligemma.checkpoints.load import load_model
 from paligemma.checkpoints.save import save_model
 from paligemma.config import Family
 from paligemma.fast import float32
+from paligemma.fast import weights as form_names
 from paligemma.fast.float32 import TileEmbedding, TileLinear, float32_linear, use_tiles
 from paligemma.fast.kernels.library import Kernels
 from paligemma.fast.weights import Plain, Trainable, Weights
@@ -273,7 +273,7 @@ def test_names_of_forms_mean_tiles_and_plain_modules_stay_plain(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weight_form, "_LARGE", 1000)  # small models are packed
+    monkeypatch.setattr(form_names, "_LARGE", 1000)  # small models are packed
     model = tiny_model()
     loaded = load_model(save_model(model, tmp_path / "model"), weights=weights)
     tiled = [m for m in loaded.modules() if isinstance(m, TileLinear | TileEmbedding)]

@@ -10,13 +10,10 @@ from paligemma.fast.kernels import layers
 from paligemma.fast.kernels.library import Kernels
 from paligemma.model import attention
 
-
 DTYPES = [torch.bfloat16, torch.float32]
 
 
-def random(
-    *shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16
-) -> torch.Tensor:
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(dtype)
 

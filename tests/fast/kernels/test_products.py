@@ -32,9 +32,7 @@ def packed(
     return pack_values(q, weight_format), pack_scales(scales)
 
 
-def rows_of(
-    num_rows: int, num_inputs: int, weight_format: WeightFormat = BFLOAT16
-) -> torch.Tensor:
+def rows_of(num_rows: int, num_inputs: int, weight_format: WeightFormat = BFLOAT16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(num_rows)
     rows = torch.randn(num_rows, num_inputs, generator=generator)
     return rows.to(weight_format.row_dtype)

@@ -37,8 +37,8 @@ def packed_linear(
 ) -> Tensor:
     """[..., K] -> [..., P * 16]; with "geglu", gate and up panels alternate, for half the outputs.
 
-    x is float32 for float32 weights, else bfloat16. `out_dtype` is that of x, or float32. The bias is
-    float32[P * 16].
+    x is float32 for float32 weights, else bfloat16. `out_dtype` is that of x, or float32. The
+    bias is float32[P * 16].
     """
     compiled = kernels()
     out_dtype = out_dtype or x.dtype
