@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import paligemma
+from paligemma.fast.weights import Plain
 from paligemma.predictor import Predictor
 from paligemma.processor.tokenizer import Tokenizer
 from paligemma.results import Generation
@@ -148,7 +149,7 @@ def test_suffixes_score_the_same_together_and_alone(predictor: Predictor) -> Non
 
 def test_a_saved_and_loaded_predictor_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
     folder = predictor.save(tmp_path / "tiny")
-    again = paligemma.load(folder, device="cpu")
+    again = paligemma.load(folder, device="cpu", weights=Plain())
     image = picture(6)
     assert again.generate(image, "caption en") == predictor.generate(image, "caption en")
     assert again.detect(image, "cat").to_dict() == predictor.detect(image, "cat").to_dict()

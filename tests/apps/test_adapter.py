@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import paligemma
-from paligemma import Trainable, loading
+from paligemma import Plain, Trainable, loading
 from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.checkpoints.adapter import CONFIG_FILE, Adapter
 from paligemma.config import RELEASES
@@ -28,7 +28,7 @@ def base(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    trained = paligemma.load(base, device="cpu")
+    trained = paligemma.load(base, device="cpu", weights=Trainable())
     add_lora(trained.model, LoraConfig(rank=3))
     disturb(trained.model)
     return trained.save_adapter(tmp_path_factory.mktemp("adapters") / "a")
@@ -106,8 +106,8 @@ def test_merge_writes_a_plain_checkpoint(
     ran = run("merge", base, adapter, out)
     assert ran.code == 0, ran.err
     assert "merged into" in ran.out
-    whole = paligemma.load(out, device="cpu")
-    expected = paligemma.load(base, device="cpu", adapter=adapter)
+    whole = paligemma.load(out, device="cpu", weights=Plain())
+    expected = paligemma.load(base, device="cpu", adapter=adapter, weights=Plain())
     assert written(whole).token_ids == written(expected).token_ids
     for name, value in expected.model.state_dict().items():
         assert torch.equal(whole.model.state_dict()[name], value), name

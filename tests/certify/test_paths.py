@@ -120,7 +120,7 @@ def test_the_first_wrong_layer_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[PaliGemma], None], place: str
 ) -> None:
     damaged_path(monkeypatch, damage)
-    result = computing(folder, weights="float32")
+    result = computing(folder, weights=Plain())
     assert not result.passes
     named = [finding.place for finding in result.findings if finding.check == "layers"]
     assert named == [place]
