@@ -58,7 +58,7 @@ def finetune(
     update would be lost to the rounding of bfloat16. Autocast still computes in bfloat16. With
     `config.master_weights` a bfloat16 model is trained through a float32 copy.
 
-    >>> predictor = paligemma.load("google/paligemma2-3b-pt-224", weights="float32")
+    >>> predictor = paligemma.load("google/paligemma2-3b-pt-224", weights=Plain("float32"))
     >>> examples = ExampleFile.open("train.jsonl")
     >>> finetune(predictor, examples, TrainConfig(epochs=3, learning_rate=1e-5), Path("run"))
     >>> predictor.save("my-model")
