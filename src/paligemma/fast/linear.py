@@ -140,7 +140,11 @@ class BiasRows:
 
     def write(self, start: int, rows: Tensor) -> None:
         assert self._layer.bias is not None
-        self._layer.bias[self._offset + start : self._offset + start + rows.shape[0]] = rows
+        end = start + rows.shape[0]
+        self._layer.bias[self._offset + start : self._offset + end] = rows
+        if end == self.shape[0]:
+            padded = count_panels(end) * LANES
+            self._layer.bias[self._offset + end : self._offset + padded] = 0
 
     def read(self, start: int, end: int) -> Tensor:
         assert self._layer.bias is not None
