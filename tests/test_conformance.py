@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from paligemma.checkpoints import load_model
+from paligemma.fast.weights import Plain
 from paligemma.masks import rle_to_mask
 
 KIT = Path(__file__).parents[1] / "conformance"
@@ -40,7 +41,7 @@ def outputs_of(model: Any, probe: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    return {kit: load_model(KIT / kit / "hf", weights="float32") for kit in KITS}
+    return {kit: load_model(KIT / kit / "hf", weights=Plain("float32")) for kit in KITS}
 
 
 @pytest.mark.parametrize("kit", KITS)
@@ -70,7 +71,7 @@ def test_bfloat16_agrees_within_its_own_tolerance(kit: str) -> None:
 def test_all_formats_hold_the_same_model(
     kit: str, format_name: str, models: dict[str, Any]
 ) -> None:
-    other = load_model(KIT / kit / format_name, weights="float32").state_dict()
+    other = load_model(KIT / kit / format_name, weights=Plain("float32")).state_dict()
     assert all(torch.equal(value, other[name]) for name, value in models[kit].state_dict().items())
 
 

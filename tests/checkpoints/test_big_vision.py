@@ -21,6 +21,7 @@ from paligemma.checkpoints.open import open_checkpoint
 from paligemma.checkpoints.save import contents_of
 from paligemma.config import Family, release_config
 from paligemma.errors import CheckpointError, OptionError
+from paligemma.fast.weights import Plain
 from paligemma.inputs import ModelInputs
 from paligemma.model.paligemma import PaliGemma
 from tests.checkpoints.test_save_and_load import same_bits
@@ -68,7 +69,7 @@ def inputs_of(reference: Arrays) -> ModelInputs:
 )
 def test_logits_are_those_of_the_official_code(name: str, tolerance: float) -> None:
     reference = arrays_of(FIXTURES / f"{name}_ref.npz")
-    model = load_model(FIXTURES / f"{name}.npz", weights="float32")
+    model = load_model(FIXTURES / f"{name}.npz", weights=Plain("float32"))
     inputs = inputs_of(reference)
     with torch.no_grad():
         image_tokens = model.embed_images(inputs.required_pixel_values)

@@ -28,6 +28,7 @@ from paligemma.checkpoints.rows import Contents
 from paligemma.config import Family
 from paligemma.engine.generate import generate
 from paligemma.errors import CheckpointError, NumericalError, OptionError
+from paligemma.fast.weights import Plain
 from paligemma.inputs import ModelInputs
 from paligemma.model.attention import positions_of
 from paligemma.model.paligemma import PaliGemma
@@ -270,7 +271,7 @@ def test_q8_is_uint8_under_the_default_name_of_browsers(tiny_folders: Any) -> No
 
 
 def test_mini(tmp_path: Path) -> None:
-    model = load_model(MINI, weights="float32")
+    model = load_model(MINI, weights=Plain("float32"))
     proto = (MINI / "tokenizer.model").read_bytes()
     codec_file = (MINI / "mask_codec.npz").read_bytes()
     contents = replace(contents_of(model, proto), files={"mask_codec.npz": codec_file})

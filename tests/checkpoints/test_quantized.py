@@ -131,7 +131,7 @@ def test_plain_modules_get_the_quantized_weights_widened(
     for name, parameter in loaded.named_parameters():
         expected = rows[name].read(0, rows[name].shape[0])
         assert torch.equal(parameter, expected.to(torch.bfloat16)), name
-    exact = load_model(tmp_path / "a", weights="float32")
+    exact = load_model(tmp_path / "a", weights=Plain("float32"))
     weight = "decoder.blocks.1.mlp.up_proj.weight"
     assert torch.equal(exact.get_parameter(weight), rows[weight].read(0, 60))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -154,6 +157,17 @@ def test_weights_that_moved_are_found_again() -> None:
     assert not torch.equal(after[0], before[0])
     expected = logits_of(accelerate(bfloat16_model("paligemma2")))
     assert torch.equal(before[0], expected[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_that_has_run_can_be_copied_and_sent_to_another_process(
+    form: Form, copied: Callable[[PaliGemma], PaliGemma]
+) -> None:
+    model = accelerated(plain_model("paligemma2", form), form)
+    expected = logits_of(model)
+    for found, wanted in zip(logits_of(copied(model)), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16"])

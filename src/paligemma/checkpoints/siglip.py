@@ -61,7 +61,7 @@ def load_vision_tower(model: PaliGemma, path: Path | str) -> tuple[str, ...]:
     another shape, and OptionError for a model whose weights are packed. The model is then
     unchanged.
 
-    >>> model = load_model("paligemma2-3b-pt-224", weights="float32")  # doctest: +SKIP
+    >>> model = load_model("paligemma2-3b-pt-224", weights=Plain("float32"))  # doctest: +SKIP
     >>> load_vision_tower(model, "ViT-SO400M-14-SigLIP/model.safetensors")  # doctest: +SKIP
     """
     parameters = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +180,10 @@ class FusedDecoder(Decoder):
         if kv_cache is None or not can_run_blocks(x):
             return super().run_blocks(x, angles, biases, kv_cache, at)
         return run_blocks(self._blocks(), x, angles, biases, kv_cache, at)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the addresses, which mean nothing in a copy or another process."""
+        return {**self.__dict__, "_structs": None}
 
     def _blocks(self) -> ctypes.Array[Block]:
         """Return the blocks' structs, rebuilt when the address of a weight has changed."""

@@ -17,6 +17,7 @@ import paligemma
 from paligemma.checkpoints import TrainedOn
 from paligemma.data import check, record
 from paligemma.errors import DataError, OptionError
+from paligemma.fast.weights import Plain
 from paligemma.finetune.run.options import RunOptions
 from paligemma.finetune.run.run import _loss_warning, run
 from paligemma.processor.image import LoadedImage
@@ -177,7 +178,7 @@ def test_all_weights_are_saved_as_a_model_folder(labels: Path, tmp_path: Path) -
     assert result is not None
     assert result.evaluation is None
     loaded = paligemma.load(result.saved)
-    before = paligemma.load("mini", weights="float32")
+    before = paligemma.load("mini", weights=Plain("float32"))
     name = "decoder.final_norm.weight"
     changed = dict(loaded.model.named_parameters())[name].float()
     assert not torch.equal(changed, dict(before.model.named_parameters())[name].float())
@@ -188,8 +189,8 @@ def test_a_frozen_encoder_stays_bit_for_bit(labels: Path, tmp_path: Path) -> Non
     given = options(labels, method="frozen-encoder", steps=1, batch_size=1, validation_split=0.0)
     result = run(given, tmp_path / "frozen")
     assert result is not None
-    after = dict(paligemma.load(result.saved, weights="float32").model.named_parameters())
-    before = dict(paligemma.load("mini", weights="float32").model.named_parameters())
+    after = dict(paligemma.load(result.saved, weights=Plain("float32")).model.named_parameters())
+    before = dict(paligemma.load("mini", weights=Plain("float32")).model.named_parameters())
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith("vision_encoder.")} <= same
     assert any(name.startswith("decoder.") for name in before.keys() - same)
@@ -249,7 +250,7 @@ def test_data_that_teach_nothing_are_an_error_before_training(tmp_path: Path) ->
 def test_training_can_start_from_the_vision_encoder_of_a_siglip_model(
     labels: Path, tmp_path: Path
 ) -> None:
-    tower = paligemma.load("mini", weights="float32")
+    tower = paligemma.load("mini", weights=Plain("float32"))
     with torch.no_grad():
         tower.model.vision_encoder.post_layernorm.weight.mul_(1.5)
     expected = {name: p.clone() for name, p in tower.model.vision_encoder.named_parameters()}
@@ -265,7 +266,7 @@ def test_training_can_start_from_the_vision_encoder_of_a_siglip_model(
     result = run(chosen, tmp_path / "run", on_event=said.append)
     assert result is not None
     assert any("train at least the projector" in line for line in said)
-    trained = paligemma.load(result.saved, weights="float32").model
+    trained = paligemma.load(result.saved, weights=Plain("float32")).model
     for name, ours in trained.vision_encoder.named_parameters():
         assert torch.equal(ours, expected[name]), name
     assert not torch.equal(trained.projector.linear.weight, tower.model.projector.linear.weight)
