@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase, digits
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mini import assets
+from mini.examples import SegCodes
 from mini.paper import Paper
 from mini.scene import Scene, SceneObject, SceneWord
 from mini.sheet import Sheet
+from paligemma.config import NUM_SEG_TOKENS
 
 # I images, P patches, K kinds
 
@@ -32,6 +35,8 @@ MAX_LETTERS = 6
 LETTERS = ascii_uppercase + digits
 BLANK = len(LETTERS)
 _NUM_LETTERS = BLANK + 1
+NUM_CODES = 4
+"""Of the 16 codes of a mask: who knows how an object is turned knows the others from these."""
 IGNORE = -100
 _MIN_COVER = 0.3  # share of a patch (or of the thing itself) that must be covered
 
@@ -54,35 +59,35 @@ class DenseTargets:
     letters int64[I, P, 6]: the whole word as indices into LETTERS, BLANK behind its end (IGNORE
         where no word).
     halves int64[I, P, 2]: the letter at the center of the patch's left and right half, or BLANK.
+    codes int64[I, P, 4]: the first codes of the object's mask (IGNORE where no object, or where
+        they are not given).
     """
 
     kinds: Tensor
     boxes: Tensor
     letters: Tensor
     halves: Tensor
+    codes: Tensor
 
 
-def dense_targets(scenes: Sequence[Scene | Sheet | Paper], grid: int) -> DenseTargets:
+def dense_targets(
+    scenes: Sequence[Scene | Sheet | Paper], grid: int, seg_codes: SegCodes | None = None
+) -> DenseTargets:
     """The targets of images on a grid x grid raster of patches."""
-    kinds, boxes, letters, halves = zip(
-        *(_scene_targets(scene, grid) for scene in scenes), strict=True
-    )
-    return DenseTargets(
-        kinds=torch.from_numpy(np.stack(kinds)),
-        boxes=torch.from_numpy(np.stack(boxes)),
-        letters=torch.from_numpy(np.stack(letters)),
-        halves=torch.from_numpy(np.stack(halves)),
-    )
+    columns = zip(*(_scene_targets(scene, grid, seg_codes) for scene in scenes), strict=True)
+    kinds, boxes, letters, halves, codes = (torch.from_numpy(np.stack(rows)) for rows in columns)
+    return DenseTargets(kinds=kinds, boxes=boxes, letters=letters, halves=halves, codes=codes)
 
 
 def _scene_targets(
-    scene: Scene | Sheet | Paper, grid: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    scene: Scene | Sheet | Paper, grid: int, seg_codes: SegCodes | None
+) -> tuple[NDArray[Any], ...]:
     num_patches = grid * grid
     kinds = np.full(num_patches, NONE)
     boxes = np.zeros((num_patches, 4), np.float32)
     letters = np.full((num_patches, MAX_LETTERS), IGNORE)
     halves = np.full((num_patches, 2), IGNORE)
+    codes = np.full((num_patches, NUM_CODES), IGNORE)
     best = np.zeros(num_patches)
     low = np.arange(grid) / grid
     high = low + 1 / grid
@@ -99,9 +104,12 @@ def _scene_targets(
         boxes[mine] = (y0, x0, y1, x1)
         if isinstance(thing, SceneObject):
             kinds[mine] = thing.kind
-            letters[mine], halves[mine] = IGNORE, IGNORE
+            letters[mine], halves[mine], codes[mine] = IGNORE, IGNORE, IGNORE
+            if seg_codes is not None:
+                codes[mine] = seg_codes[thing.kind, thing.pose][:NUM_CODES]
             continue
         kinds[mine] = WORD
+        codes[mine] = IGNORE
         # Hyphens and periods are too narrow for the heads, and dates too long for `letters`.
         spelled = [LETTERS.index(letter) if letter in LETTERS else BLANK for letter in thing.text]
         letters[mine] = IGNORE
@@ -114,7 +122,7 @@ def _scene_targets(
             for letter, (left, right) in zip(spelled, edges, strict=True):
                 columns[(centers >= left) & (centers < right), half] = letter
         halves[mine] = np.tile(columns, (grid, 1))[mine]
-    return kinds, boxes, letters, halves
+    return kinds, boxes, letters, halves, codes
 
 
 class DenseHeads(nn.Module):
@@ -127,6 +135,7 @@ class DenseHeads(nn.Module):
         self.edges = nn.Linear(width, 4)
         self.letters = nn.Linear(width, MAX_LETTERS * _NUM_LETTERS)
         self.halves = nn.Linear(width, 2 * _NUM_LETTERS)
+        self.codes = nn.Linear(width, NUM_CODES * NUM_SEG_TOKENS)
 
     def forward(self, features: Tensor, targets: DenseTargets) -> dict[str, Tensor]:
         """float[I, P, width] -> scalar losses by name, and shares right (not to be optimized)."""
@@ -146,16 +155,21 @@ class DenseHeads(nn.Module):
         word_letters, word_halves = targets.letters[is_word], targets.halves[is_word]
         losses["letters"] = _mean_cross_entropy(letters, word_letters)
         losses["halves"] = _mean_cross_entropy(halves, word_halves)
+        is_object = targets.codes[..., 0] != IGNORE
+        codes = self.codes(features[is_object]).float().unflatten(-1, (NUM_CODES, NUM_SEG_TOKENS))
+        object_codes = targets.codes[is_object]
+        losses["codes"] = _mean_cross_entropy(codes, object_codes)
         with torch.no_grad():
             right = kind_logits.argmax(-1) == targets.kinds
             losses["kind_right"] = _share(right[covered])
             losses["word_right"] = _share((letters.argmax(-1) == word_letters).all(-1))
             losses["half_right"] = _share(halves.argmax(-1) == word_halves)
+            losses["first_code_right"] = _share((codes.argmax(-1) == object_codes)[:, 0])
         return losses
 
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """As F.cross_entropy, but 0 instead of NaN where a batch has no printed word."""
+    """As F.cross_entropy, but 0 instead of NaN where a batch has no such patch."""
     summed = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return summed / max(1, targets.numel())
 
@@ -165,7 +179,7 @@ def _share(right: Tensor) -> Tensor:
     return right.float().sum() / max(1, right.numel())
 
 
-def total(losses: Mapping[str, Tensor], edges_weight: float) -> Tensor:
+def total(losses: Mapping[str, Tensor], edges_weight: float, codes_weight: float = 0.0) -> Tensor:
     """The sum that is minimized."""
     return (
         losses["kind"]
@@ -173,4 +187,5 @@ def total(losses: Mapping[str, Tensor], edges_weight: float) -> Tensor:
         + edges_weight * losses["edges"]
         + losses["letters"]
         + 0.5 * losses["halves"]
+        + codes_weight * losses["codes"]
     )

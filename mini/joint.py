@@ -18,7 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mini.dense import (
     FREQUENCIES,
+    IGNORE,
     NONE,
+    NUM_CODES,
     DenseHeads,
     DenseTargets,
     dense_targets,
@@ -32,7 +34,13 @@ from mini.paper_examples import draw_paper_example
 from mini.reading import ReadingAlignment, ReadingHints, reading_hints
 from mini.scene import training_scenes
 from mini.sheet import training_sheets
-from paligemma.config import NUM_LOC_TOKENS, DecoderConfig, PaliGemmaConfig, VisionConfig
+from paligemma.config import (
+    NUM_LOC_TOKENS,
+    NUM_SEG_TOKENS,
+    DecoderConfig,
+    PaliGemmaConfig,
+    VisionConfig,
+)
 from paligemma.finetune.config import Reduction
 from paligemma.finetune.examples import Example, collate, split_by_length
 from paligemma.finetune.loss import TokenScale, suffix_loss
@@ -157,7 +165,7 @@ class JointSource:
         return JointBatch(
             parts=split_by_length(inputs, _NUM_PARTS),
             hints=[[hints[row] for row in part.tolist()] for part in rows if len(part)],
-            targets=dense_targets([*scenes, *sheets, *papers], grid),
+            targets=dense_targets([*scenes, *sheets, *papers], grid, self.seg_codes),
         )
 
 
@@ -304,6 +312,27 @@ class PlaceAlignment(nn.Module):
         return -(self.scale.targets(bins + self.scale.first) * logprobs).sum(-1)
 
 
+class MaskAlignment(nn.Module):
+    """Image tokens should point to the `<seg>` embeddings of their object's first mask codes.
+
+    As `PlaceAlignment` for coordinates. These codes say how the object is turned.
+    """
+
+    def __init__(self, width: int, seg_offset: int) -> None:
+        super().__init__()
+        self.codes = nn.Linear(width, NUM_CODES * width)
+        self.seg_offset = seg_offset
+
+    def forward(self, image_tokens: Tensor, table: Tensor, targets: DenseTargets) -> Tensor:
+        """[I, P, D] image tokens, [V, D] embeddings -> mean loss over patches with an object."""
+        shown = targets.codes[..., 0] != IGNORE
+        pointers = self.codes(image_tokens[shown]).view(-1, image_tokens.shape[-1])
+        rows = table[self.seg_offset : self.seg_offset + NUM_SEG_TOKENS]
+        codes = targets.codes[shown].flatten()
+        loss = F.cross_entropy((pointers @ rows.T).float(), codes, reduction="sum")
+        return loss / max(1, len(codes))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """How much each loss counts next to that of the suffix."""
@@ -316,6 +345,8 @@ class LossWeights:
     place: float = 0.0
     letters: float = 0.0
     """Of the places of letters that are read from papers."""
+    codes: float = 0.0
+    """Of the first codes of masks, which image tokens point to and a dense head predicts."""
     loc_sigma: float
     """Width of the targets of coordinates, in bins of 1/1024 of the image."""
 
@@ -339,6 +370,7 @@ class Joint(nn.Module):
         scale = TokenScale(first=self.loc_offset, count=NUM_LOC_TOKENS, sigma=weights.loc_sigma)
         self.places = PlaceAlignment(model.config.decoder.width, scale)
         self.reading = ReadingAlignment(model.config.decoder.width, scale)
+        self.masks = MaskAlignment(model.config.decoder.width, tokenizer.seg_offset)
         self._middle: list[Tensor] = []
         self._late: list[Tensor] = []
         depth = model.config.decoder.depth
@@ -388,13 +420,17 @@ class Joint(nn.Module):
         if self.weights.place:
             place = self.places.of_patches(image_tokens, table, batch.targets)
             place = place + coordinates / max(1, num_coordinates)
+        codes = torch.zeros(())
+        if self.weights.codes:
+            codes = self.masks(image_tokens, table, batch.targets)
         suffix = total / count
         logged = ("kind_right", "word_right", "half_right", "box", "edges")
         grounding = grounding / max(1, num_patches) + words / max(1, num_words)
         letters = letters / max(1, num_letters)
-        extra = self.weights.dense * dense_total(dense, self.weights.edges)
+        extra = self.weights.dense * dense_total(dense, self.weights.edges, self.weights.codes)
         extra = extra + self.weights.names * names + self.weights.asked * grounding
         extra = extra + self.weights.place * place + self.weights.letters * letters
+        extra = extra + self.weights.codes * codes
         return {
             "loss": suffix + extra,
             "suffix": suffix,
@@ -402,6 +438,7 @@ class Joint(nn.Module):
             "asked": grounding,
             "place": place,
             "letters": letters,
+            "codes": codes,
             **{name: dense[name] for name in logged},
         }
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from mini.dense import DenseHeads, DenseTargets, dense_targets, total
+from mini.examples import SegCodes
 from mini.language import FIRST_LANGUAGES
 from mini.paper import Paper, training_papers
 from mini.scene import Scene, training_scenes
@@ -55,6 +56,8 @@ class Stage0Source:
     num_papers: int = 0
     """How many papers follow these; they have none either."""
     languages: tuple[str, ...] = FIRST_LANGUAGES
+    seg_codes: SegCodes | None = None
+    """For the targets of masks."""
 
     def batch(self, step: int) -> Stage0Batch:
         num_scenes = self.batch_size - self.num_sheets - self.num_papers
@@ -71,7 +74,7 @@ class Stage0Source:
         return Stage0Batch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
             token_ids=pad_sequence(rows, batch_first=True),
-            targets=dense_targets(drawings, self.grid),
+            targets=dense_targets(drawings, self.grid, self.seg_codes),
         )
 
 
@@ -83,9 +86,17 @@ def to_pixel_values(images: Tensor) -> Tensor:
 class Stage0(nn.Module):
     """The encoder with everything that only stage 0 needs around it."""
 
-    def __init__(self, vision: VisionConfig, vocab_size: int, *, edges_weight: float) -> None:
+    def __init__(
+        self,
+        vision: VisionConfig,
+        vocab_size: int,
+        *,
+        edges_weight: float,
+        codes_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.edges_weight = edges_weight
+        self.codes_weight = codes_weight
         self.vision_encoder = VisionEncoder(vision)
         nn.init.normal_(self.vision_encoder.position_embedding.weight, std=0.02)
         self.heads = DenseHeads(vision.width)
@@ -101,7 +112,8 @@ class Stage0(nn.Module):
         losses: dict[str, Tensor] = self.heads(features, batch.targets)
         described = features[: len(batch.token_ids)]
         losses["contrastive"] = self.sigmoid_loss(described, batch.token_ids)
-        losses["loss"] = total(losses, self.edges_weight) + 0.1 * losses["contrastive"]
+        dense = total(losses, self.edges_weight, self.codes_weight)
+        losses["loss"] = dense + 0.1 * losses["contrastive"]
         return losses
 
     def sigmoid_loss(self, features: Tensor, token_ids: Tensor) -> Tensor:

@@ -24,9 +24,14 @@
                  tokens and the decoder's later layers which coordinates to point to, also with
                  Muon; the encoder does not change
     stage 13b    the same with more reading, tables, charts and forms
-    stage 14     the vision encoder alone, mostly on papers
-    stage 15     the whole model, half of it on papers, with losses that tell the decoder which
-                 printed words are asked for, and where the next letter is
+    stage 14     the vision encoder alone, with the first codes of masks, which say how an object
+                 is turned, as targets
+    stage 15     the whole model with this encoder, which does not change, with a loss that tells
+                 image tokens which codes to point to, and more prompts for a single kind
+    stage 16     the vision encoder alone, mostly on papers
+    stage 17     the whole model, half of it on papers, with losses that tell the decoder which
+                 printed words are asked for, and where the next letter is; these two have
+                 no part in the built-in weights
     export       writes a checkpoint folder in the released format, float16
     evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
@@ -88,6 +93,7 @@ class EncoderStage:
     """Stages whose weights to start from; later ones win."""
     resolution: int
     edges_weight: float
+    codes_weight: float = 0.0
     seed: int
     train: TrainConfig
     num_wide: int = 0
@@ -368,7 +374,27 @@ _STAGE13B = replace(
 _STAGE15 = replace(
     _STAGE13B,
     start=("13b", "14"),
-    weights=replace(_STAGE13.weights, dense=0.5, letters=0.3),
+    weights=replace(_STAGE13.weights, codes=0.5),
+    seed=91,
+    task_weights={
+        "caption": 0.23,
+        "describe": 0.01,
+        "detect": 0.32,
+        "segment": 0.17,
+        "ocr": 0.12,
+        "detect_text": 0.06,
+        "count": 0.06,
+        "question": 0.02,
+        "caption_box": 0.01,
+    },
+    asking=replace(_STAGE13.asking, part=0.55, only_absent=0.05, unknown=0.08),
+    num_scenes=22,
+    train=replace(_STAGE13B.train, num_steps=1400, warmup_steps=60),
+)
+_STAGE17 = replace(
+    _STAGE15,
+    start=("15", "16"),
+    weights=replace(_STAGE15.weights, dense=0.5, letters=0.3),
     seed=36,
     task_weights={
         "caption": 0.16,
@@ -482,7 +508,28 @@ STAGES: dict[str, EncoderStage | JointStage] = {
     "13": _STAGE13,
     "13b": _STAGE13B,
     "14": EncoderStage(
-        start=("11", "12"),
+        start=("12",),
+        resolution=160,
+        edges_weight=4.0,
+        codes_weight=0.7,
+        seed=61,
+        num_wide=8,
+        num_sheets=4,
+        num_papers=6,
+        languages=LANGUAGES,
+        train=replace(
+            _TRAIN,
+            num_steps=2080,
+            optimizer="muon",
+            learning_rate=5e-4,
+            final_learning_rate=0.0,
+            warmup_steps=30,
+            batch_size=48,
+        ),
+    ),
+    "15": _STAGE15,
+    "16": EncoderStage(
+        start=("14",),
         resolution=160,
         edges_weight=4.0,
         seed=35,
@@ -498,10 +545,11 @@ STAGES: dict[str, EncoderStage | JointStage] = {
             batch_size=58,
         ),
     ),
-    "15": _STAGE15,
+    "17": _STAGE17,
 }
 LAST_OF_FIRST = "7"
-_LATER = ("8", "9", "10", "11", "12", "13", "13b", "14", "15")  # with the larger vocabulary
+_LATER = tuple(STAGES)[tuple(STAGES).index("8") :]  # with the larger vocabulary
+_SHIPPED = tuple(STAGES)[: tuple(STAGES).index("15") + 1]
 
 
 def main() -> None:
@@ -513,9 +561,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder. Reuse it to resume")
     parser.add_argument(
         "--stages",
-        default="0,1,2,2b,3,4,5,6,7,first,8,9,10,11,12,13,13b,14,15,export,evaluate",
-        help="stages to run, comma-separated (all); the vocabulary and the mask codec are made "
-        "when a stage needs them",
+        default=",".join([*_SHIPPED, _FIRST, "export", "evaluate"]),
+        help="stages to run, comma-separated, in any order (all but 16 and 17); the vocabulary and "
+        "the mask codec are made when a stage needs them",
     )
     parser.add_argument("--compile", action="store_true", help="compile the model's blocks")
     parser.add_argument(
@@ -528,6 +576,8 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     stages = arguments.stages.split(",")
+    if unknown := [name for name in stages if name not in (*STAGES, _FIRST, "export", "evaluate")]:
+        parser.error(f"--stages has {unknown[0]!r}, which is no stage; see --help")
     if any(name in stages for name in STAGES if name not in _LATER):
         _prepare(out, arguments.steps)
     for name, stage in STAGES.items():
@@ -583,7 +633,12 @@ def _codec_path(out: Path) -> Path:
 def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage) -> None:
     torch.manual_seed(stage.seed)
     vision = mini_config(tokenizer.vocab_size, stage.resolution).vision
-    module = Stage0(vision, tokenizer.vocab_size, edges_weight=stage.edges_weight)
+    module = Stage0(
+        vision,
+        tokenizer.vocab_size,
+        edges_weight=stage.edges_weight,
+        codes_weight=stage.codes_weight,
+    )
     _take_over(module, _weights_of(out, stage.start, vision.num_image_tokens))
     source = Stage0Source(
         tokenizer=tokenizer,
@@ -595,6 +650,7 @@ def _run_encoder(out: Path, tokenizer: Tokenizer, name: str, stage: EncoderStage
         num_sheets=stage.num_sheets,
         num_papers=stage.num_papers,
         languages=stage.languages,
+        seg_codes=seg_codes(load_mask_codec_npz(_codec_path(out))) if stage.codes_weight else None,
     )
     objective = Objective(losses=module.losses)
     train(module, source, objective, stage.train, out / f"stage{name}", on_log=_report)

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from mini import language
-from mini.dense import BLANK, IGNORE, LETTERS, NONE, WORD, DenseHeads, dense_targets
+from mini.dense import (
+    BLANK,
+    IGNORE,
+    LETTERS,
+    NONE,
+    NUM_CODES,
+    WORD,
+    DenseHeads,
+    dense_targets,
+)
 from mini.examples import (
     TASK_WEIGHTS,
     Asking,
@@ -21,6 +30,7 @@ from mini.joint import (
     Joint,
     JointSource,
     LossWeights,
+    MaskAlignment,
     PlaceAlignment,
     build_mini,
     extend_rows,
@@ -129,6 +139,19 @@ def test_a_patch_knows_the_thing_that_covers_it() -> None:
     spelled = targets.letters[0].view(16, 16, -1)[on_word][0]
     assert "".join(LETTERS[i] for i in spelled.tolist() if i != BLANK) == word.text
     assert (targets.letters[0][targets.kinds[0] == NONE] == IGNORE).all()
+
+
+def test_a_patch_knows_how_its_object_is_turned() -> None:
+    scene = make_scene("train", 0, 3, word_weights=(0.0, 1.0))
+    targets = dense_targets([scene], grid=16, seg_codes=SEG_CODES)
+    codes = targets.codes[0].view(16, 16, NUM_CODES)
+    for thing in scene.objects:
+        x0, y0, x1, y1 = thing.box_xyxy
+        first = SEG_CODES[thing.kind, thing.pose][:NUM_CODES]
+        assert codes[int((y0 + y1) * 8), int((x0 + x1) * 8)].tolist() == list(first)
+    is_object = targets.kinds < WORD - 1
+    assert torch.equal((targets.codes != IGNORE).all(-1), is_object)
+    assert (dense_targets([scene], grid=16).codes == IGNORE).all()
 
 
 def test_patches_of_a_sheet_know_its_letters_and_digits() -> None:
@@ -277,7 +300,14 @@ def test_fresh_heads_learn_and_the_model_stays(tokenizer: Tokenizer) -> None:
         model,
         tokenizer,
         LossWeights(
-            dense=0.3, edges=1.0, names=0.5, asked=1.0, place=0.3, letters=0.3, loc_sigma=4.0
+            dense=0.3,
+            edges=1.0,
+            names=0.5,
+            asked=1.0,
+            place=0.3,
+            letters=0.3,
+            codes=0.5,
+            loc_sigma=4.0,
         ),
         "example",
     )
@@ -323,6 +353,25 @@ def test_places_are_learned_where_they_are_shown_and_written(tokenizer: Tokenize
         wrong, _ = places.of_coordinates(-sure, table, part)
         assert num == int(is_loc.sum())
         assert right < wrong or num == 0
+
+
+def test_patches_of_objects_point_to_their_first_mask_codes(tokenizer: Tokenizer) -> None:
+    model = build_mini(mini_config(tokenizer.vocab_size, 32), tokenizer.loc_offset, seed=0)
+    targets = small_source(tokenizer).batch(0).targets
+    masks = MaskAlignment(256, tokenizer.seg_offset)
+    table = model.decoder.embedding.weight.detach()
+    tokens = torch.randn(*targets.kinds.shape, 256, requires_grad=True)
+    before = masks(tokens, table, targets)
+    before.backward()
+    assert tokens.grad is not None
+    assert torch.equal(tokens.grad.any(-1), targets.codes[..., 0] != IGNORE)
+    optimizer = torch.optim.Adam(masks.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = masks(tokens.detach(), table, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1 * before
 
 
 def test_reading_hints_belong_to_their_rows(tokenizer: Tokenizer) -> None:
@@ -378,6 +427,7 @@ def test_stage_0_may_have_sheets_which_have_no_description(tokenizer: Tokenizer)
         languages=("it",),
     )
     batch = source.batch(3)
+    assert (batch.targets.codes == IGNORE).all()
     assert (len(batch.images), len(batch.token_ids), len(batch.targets.kinds)) == (6, 4, 6)
     vision = mini_config(tokenizer.vocab_size, 32).vision
     losses = Stage0(vision, tokenizer.vocab_size, edges_weight=1.0).losses(batch)
@@ -386,9 +436,17 @@ def test_stage_0_may_have_sheets_which_have_no_description(tokenizer: Tokenizer)
 
 def test_stage_0_has_a_loss_for_every_target(tokenizer: Tokenizer) -> None:
     vision = mini_config(tokenizer.vocab_size, 32).vision
-    source = Stage0Source(tokenizer=tokenizer, resolution=32, grid=2, batch_size=6, seed=0)
-    losses = Stage0(vision, tokenizer.vocab_size, edges_weight=1.0).losses(source.batch(0))
-    assert {"kind", "box", "letters", "halves", "contrastive", "loss"} <= losses.keys()
+    source = Stage0Source(
+        tokenizer=tokenizer, resolution=32, grid=2, batch_size=6, seed=0, seg_codes=SEG_CODES
+    )
+    batch = source.batch(0)
+    module = Stage0(vision, tokenizer.vocab_size, edges_weight=1.0)
+    with torch.no_grad():
+        losses = module.losses(batch)
+        module.codes_weight = 0.5
+        more = module.losses(batch)["loss"]
+    assert {"kind", "box", "letters", "halves", "codes", "contrastive", "loss"} <= losses.keys()
+    assert torch.allclose(more, losses["loss"] + 0.5 * losses["codes"])
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
