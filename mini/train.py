@@ -28,6 +28,7 @@
                  is turned, as targets
     stage 15     the whole model with this encoder, which does not change, with a loss that tells
                  image tokens which codes to point to, and more prompts for a single kind
+    stage 15b    the same with more captions and masks
     stage 16     the vision encoder alone, mostly on papers
     stage 17     the whole model, half of it on papers, with losses that tell the decoder which
                  printed words are asked for, and where the next letter is; these two have
@@ -36,7 +37,7 @@
     evaluate     evaluates on 500 test scenes: prints a table, writes evaluation.json
 
 Stage 8 starts from the folder OUT/first, which includes the vocabulary and the mask codec, and
-needs nothing else: `--stages 8,9,10,11,12,13,13b,14,15,export,evaluate` continues from any such
+needs nothing else: `--stages 8,9,10,11,12,13,13b,14,15,15b,export,evaluate` continues from any such
 folder.
 
 Each stage saves its state every few minutes; repeat the command to resume. `--stages` selects
@@ -372,29 +373,46 @@ _STAGE13B = replace(
     train=replace(_STAGE13.train, num_steps=890, learning_rate=5e-4, warmup_steps=40),
 )
 _STAGE15 = replace(
-    _STAGE13B,
+    _STAGE13,
     start=("13b", "14"),
     weights=replace(_STAGE13.weights, codes=0.5),
     seed=91,
     task_weights={
-        "caption": 0.23,
+        "caption": 0.28,
         "describe": 0.01,
-        "detect": 0.32,
+        "detect": 0.28,
         "segment": 0.17,
-        "ocr": 0.12,
-        "detect_text": 0.06,
-        "count": 0.06,
+        "ocr": 0.13,
+        "detect_text": 0.05,
+        "count": 0.05,
         "question": 0.02,
         "caption_box": 0.01,
     },
     asking=replace(_STAGE13.asking, part=0.55, only_absent=0.05, unknown=0.08),
+    word_weights=(0.38, 0.40, 0.22),
     num_scenes=22,
-    train=replace(_STAGE13B.train, num_steps=1400, warmup_steps=60),
+    num_sheets=16,
+    train=replace(_STAGE13B.train, num_steps=920, warmup_steps=60),
+)
+_STAGE15B = replace(
+    _STAGE15,
+    start=("15",),
+    seed=92,
+    task_weights={
+        **_STAGE15.task_weights,
+        "caption": 0.37,
+        "detect": 0.20,
+        "segment": 0.20,
+        "ocr": 0.09,
+    },
+    num_scenes=24,
+    num_sheets=12,
+    train=replace(_STAGE15.train, num_steps=910),
 )
 _STAGE17 = replace(
-    _STAGE15,
-    start=("15", "16"),
-    weights=replace(_STAGE15.weights, dense=0.5, letters=0.3),
+    _STAGE15B,
+    start=("15b", "16"),
+    weights=replace(_STAGE15B.weights, dense=0.5, letters=0.3),
     seed=36,
     task_weights={
         "caption": 0.16,
@@ -528,6 +546,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
         ),
     ),
     "15": _STAGE15,
+    "15b": _STAGE15B,
     "16": EncoderStage(
         start=("14",),
         resolution=160,
@@ -549,7 +568,7 @@ STAGES: dict[str, EncoderStage | JointStage] = {
 }
 LAST_OF_FIRST = "7"
 _LATER = tuple(STAGES)[tuple(STAGES).index("8") :]  # with the larger vocabulary
-_SHIPPED = tuple(STAGES)[: tuple(STAGES).index("15") + 1]
+_SHIPPED = tuple(STAGES)[: tuple(STAGES).index("15b") + 1]
 
 
 def main() -> None:
