@@ -17,6 +17,22 @@ export const SAMPLES = [
     "index": 4
   },
   {
+    "file": "phone.jpg",
+    "about": "two phones on an orange background with the word \"MAJOR\"",
+    "phrases": "phone",
+    "question": "how many phones are there?",
+    "seed": 12,
+    "index": 5
+  },
+  {
+    "file": "bear-and-snail.jpg",
+    "about": "three snails and a bear on an orange background",
+    "phrases": "bear, snail",
+    "question": "where is the bear?",
+    "seed": 12,
+    "index": 6
+  },
+  {
     "file": "drum.jpg",
     "about": "three drums on a pink background",
     "phrases": "drum",
@@ -25,35 +41,19 @@ export const SAMPLES = [
     "index": 10
   },
   {
+    "file": "hamburger-and-hat.jpg",
+    "about": "three hamburgers and a hat on a brown background",
+    "phrases": "hamburger, hat",
+    "question": "how many hamburgers are there?",
+    "seed": 12,
+    "index": 16
+  },
+  {
     "file": "lion-and-snake.jpg",
     "about": "three lions and a snake on a black background",
     "phrases": "lion, snake",
-    "question": "where is the snake?",
+    "question": "how many lions are there?",
     "seed": 12,
     "index": 18
-  },
-  {
-    "file": "cherry-and-egg.jpg",
-    "about": "two eggs and a cherry on a brown background",
-    "phrases": "cherry, egg",
-    "question": "how many eggs are there?",
-    "seed": 12,
-    "index": 24
-  },
-  {
-    "file": "tree.jpg",
-    "about": "three trees on a red background with the word \"BRUSH\"",
-    "phrases": "tree",
-    "question": "what is written?",
-    "seed": 12,
-    "index": 29
-  },
-  {
-    "file": "clock.jpg",
-    "about": "two clocks on a black background",
-    "phrases": "clock",
-    "question": "how many clocks are there?",
-    "seed": 12,
-    "index": 32
   }
 ];
