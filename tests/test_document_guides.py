@@ -21,8 +21,8 @@ from tests.test_readme import assert_alike
 
 REPOSITORY = Path(__file__).parents[1]
 BLOCK = r"```(sh|python|json)\n(.*?)```(?:\n\n```text\n(.*?)```)?"
-WORDS = ("NORA", "STATIN", "PUREVA")
-"""What examples/prescription.png prints."""
+WORDS = ("NORA", "STATIN", "PUREVA", "WOOL", "CLAY", "COIFT")
+"""What is on examples/prescription.png and read from examples/clinic-1.png and clinic-2.png."""
 
 
 def run_line(line: str) -> str:
@@ -73,9 +73,9 @@ def test_the_guide_to_prescriptions(
     with caplog.at_level(logging.DEBUG):
         follow("prescriptions.md", {})
     assert sorted(path.name for path in Path("read").iterdir()) == [
+        "clinic-2.html",
+        "clinic-2.json",
         "fields.csv",
-        "prescription.html",
-        "prescription.json",
     ]
     assert Path("boxes.png").is_file()
     assert not list(temporary.iterdir())
