@@ -15,7 +15,7 @@ from paligemma.checkpoints import weight_form
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.load import load_model
 from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
-from paligemma.fast import device
+from paligemma.fast import device, float32
 from paligemma.fast import weights as form_names
 from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.blocks import FusedDecoder
@@ -159,7 +159,7 @@ def test_a_small_float32_model_is_packed_where_there_are_kernels(
     model = load_model(folder, weights=weights)
     assert model.dtype == torch.float32
     assert isinstance(model.decoder, FusedDecoder) == (is_packed and kernels() is not None)
-    monkeypatch.setattr(weight_form, "kernels", lambda: None)
+    monkeypatch.setattr(float32, "kernels", lambda: None)
     assert not isinstance(load_model(folder, weights=weights).decoder, FusedDecoder)
 
 

@@ -69,13 +69,18 @@ def words_of(document: Document, page: int) -> Sequence[Word]:
     return document.page(page).words
 
 
-def words_in(document: Document, image: LoadedImage) -> list[Word]:
-    """The words whose middle is in a tile."""
+def _place_of_tile(image: LoadedImage) -> tuple[int, list[float]]:
+    """The number of its page, and its box there."""
     match = re.match(r"page (\d+) of .* at (.*)", image.name)
     assert match is not None
-    x0, y0, x1, y1 = map(float, match[2].split(", "))
+    return int(match[1]), [float(value) for value in match[2].split(", ")]
+
+
+def words_in(document: Document, image: LoadedImage) -> list[Word]:
+    """The words whose middle is in a tile."""
+    page, (x0, y0, x1, y1) = _place_of_tile(image)
     inside = []
-    for word in words_of(document, int(match[1])):
+    for word in words_of(document, page):
         x, y = (word.box_xyxy[0] + word.box_xyxy[2]) / 2, (word.box_xyxy[1] + word.box_xyxy[3]) / 2
         if x0 <= x <= x1 and y0 <= y <= y1:
             inside.append(word)
@@ -84,11 +89,9 @@ def words_in(document: Document, image: LoadedImage) -> list[Word]:
 
 def letters_in(document: Document, image: LoadedImage) -> list[Word]:
     """What a tile shows of each word: the letters whose middle is in it."""
-    match = re.match(r"page (\d+) of .* at (.*)", image.name)
-    assert match is not None
-    x0, y0, x1, y1 = map(float, match[2].split(", "))
+    page, (x0, y0, x1, y1) = _place_of_tile(image)
     inside = []
-    for word in words_of(document, int(match[1])):
+    for word in words_of(document, page):
         left, top, right, bottom = word.box_xyxy
         step = (right - left) / len(word.text)
         places = [left + (number + 0.5) * step for number in range(len(word.text))]

@@ -17,9 +17,8 @@ from paligemma.bench.workload import (
 )
 from paligemma.config import PaliGemmaConfig
 from paligemma.fast.accelerate import accelerate
-from paligemma.fast.float32 import use_tiles
-from paligemma.fast.kernels.library import kernels
-from paligemma.fast.weights import Packed, Plain, is_small
+from paligemma.fast.float32 import runs_packed, use_tiles
+from paligemma.fast.weights import Packed, Plain
 from paligemma.inputs import ModelInputs
 from paligemma.model.kv_cache import SlotCache
 from paligemma.model.paligemma import PaliGemma
@@ -135,8 +134,7 @@ def build_runner(config: PaliGemmaConfig, weights: Plain | Packed) -> ModelRunne
         else:
             model = PaliGemma(config).to(getattr(torch, weights.dtype))
             if model.dtype == torch.float32:  # as `load` does
-                is_packed = is_small(config) and kernels() is not None
-                model = accelerate(model) if is_packed else use_tiles(model)
+                model = accelerate(model) if runs_packed(config) else use_tiles(model)
     model = model.to_empty(device="cpu").eval()
     # Packed weights are filled in their packed form: packing plain ones takes twice the memory.
     fill_with_noise([*model.parameters(), *model.buffers()])

@@ -13,6 +13,7 @@ from paligemma.checkpoints.rows import StoredRows
 from paligemma.config import count_parameters
 from paligemma.errors import OptionError, counted
 from paligemma.fast.device import computes_correctly
+from paligemma.fast.float32 import runs_packed
 from paligemma.fast.kernels.library import kernels
 from paligemma.fast.weights import (
     DtypeName,
@@ -67,10 +68,8 @@ def _choose_form(weights: Weights, stored: OpenCheckpoint, device: torch.device)
         weights = _named_form(weights, stored, device)
     if isinstance(weights, Plain):
         dtype = choose_dtype(weights.dtype, stored, device)
-        has_kernels = device.type == "cpu" and kernels() is not None
-        is_fast = takes_fastest and dtype == torch.float32 and has_kernels
-        # Large float32 layers are limited by arithmetic, which torch does as well.
-        is_packed = is_fast and is_small(stored.contents.config)
+        is_fast = takes_fastest and dtype == torch.float32 and device.type == "cpu"
+        is_packed = is_fast and runs_packed(stored.contents.config)
         return WeightForm(dtype=dtype, is_packed=is_packed, uses_tiles=is_fast and not is_packed)
     if isinstance(weights, Trainable):
         return WeightForm(

@@ -21,7 +21,7 @@ from paligemma.fast.blocks import (
 from paligemma.fast.cuda.block import MergedBlock
 from paligemma.fast.frozen_linear import FrozenLinear
 from paligemma.fast.linear import PackedEmbedding, ParameterRows, Rows
-from paligemma.fast.quantization import BFLOAT16, FLOAT32, FLOAT32_FORMATS, LAYER_FORMATS
+from paligemma.fast.quantization import FLOAT32_FORMATS, LAYER_FORMATS
 from paligemma.fast.weights import Quantization
 from paligemma.model.gemma import DecoderBlock
 from paligemma.model.paligemma import PaliGemma
@@ -51,17 +51,16 @@ def accelerate(model: PaliGemma, quantization: Quantization | None = None) -> Pa
             "quantization). Load it with weights=Plain('bfloat16')."
         )
     formats = FLOAT32_FORMATS if is_float32 else LAYER_FORMATS[quantization]
-    plain_format = FLOAT32 if is_float32 else BFLOAT16
     vision, decoder = model.config.vision, model.config.decoder
     patches = FusedPatchEmbedding(model.vision_encoder.patch_embedding)
     model.vision_encoder.patch_embedding = patches  # type: ignore[assignment]
-    fused_projector = FusedProjector(model.projector, plain_format, model.device)
+    fused_projector = FusedProjector(model.projector, formats.vision, model.device)
     projector = _move_weights(model.projector, fused_projector)
     model.projector = projector  # type: ignore[assignment]
     blocks = model.vision_encoder.blocks
     for i, block in enumerate(blocks):
         assert isinstance(block, VisionBlock)
-        fused_block = FusedVisionBlock(block, vision, plain_format, model.device)
+        fused_block = FusedVisionBlock(block, vision, formats.vision, model.device)
         blocks[i] = _move_weights(block, fused_block)
     blocks = model.decoder.blocks
     for i, block in enumerate(blocks):

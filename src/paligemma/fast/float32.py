@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from paligemma.config import PaliGemmaConfig
 from paligemma.fast.kernels.layers import address_of
 from paligemma.fast.kernels.library import Float32LinearArguments, Kernels, kernels
+from paligemma.fast.weights import is_small
 from paligemma.model.gemma import TiedEmbedding
 from paligemma.model.paligemma import PaliGemma
 
@@ -27,6 +29,14 @@ from paligemma.model.paligemma import PaliGemma
 # and a barrier of theirs may take.
 LEAST_ROWS = 48
 LEAST_WIDTH = 512  # of K and of N
+
+
+def runs_packed(config: PaliGemmaConfig) -> bool:
+    """Return whether a float32 model is faster packed than plain.
+
+    Large layers are limited by arithmetic, which torch does as well.
+    """
+    return is_small(config) and kernels() is not None
 
 
 def use_tiles(model: PaliGemma) -> PaliGemma:

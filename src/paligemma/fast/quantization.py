@@ -106,8 +106,9 @@ INT4 = WeightFormat(name="int4", group_size=32)
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFormats:
-    """The formats of the decoder's weights."""
+    """The formats of the decoder's weights, and of the encoder's and projector's (`vision`)."""
 
+    vision: WeightFormat = BFLOAT16
     attention: WeightFormat
     mlp: WeightFormat
     table: WeightFormat
@@ -120,7 +121,7 @@ LAYER_FORMATS: dict[Quantization | None, LayerFormats] = {
     "int8": LayerFormats(attention=INT8, mlp=INT8, table=INT8),
     "int4": LayerFormats(attention=INT8, mlp=INT4, table=INT8),
 }
-FLOAT32_FORMATS = LayerFormats(attention=FLOAT32, mlp=FLOAT32, table=FLOAT32)
+FLOAT32_FORMATS = LayerFormats(vision=FLOAT32, attention=FLOAT32, mlp=FLOAT32, table=FLOAT32)
 
 
 # Quantizing

@@ -43,12 +43,11 @@ struct Projection {
     }
     // The same weight, but only its `count` panels from `first` on.
     Projection some(int32_t first, int32_t count) const {
-        const int64_t weights = static_cast<int64_t>(first) * k * LANES;
-        const int64_t halves[] = {4, 2, 1, 8};  // of bytes a weight, by format
-        const int64_t bytes = halves[format] * weights / 2;
+        const int64_t inputs_before = static_cast<int64_t>(first) * k;
         Projection part = *this;
-        part.values = static_cast<const uint8_t*>(values) + bytes;
-        if (scales != nullptr) part.scales = static_cast<const bf16*>(scales) + weights / group;
+        part.values = static_cast<const uint8_t*>(values) + inputs_before * INPUT_BYTES[format];
+        if (scales != nullptr)
+            part.scales = static_cast<const bf16*>(scales) + inputs_before / group * LANES;
         part.panels = count;
         return part;
     }

@@ -26,6 +26,9 @@ using bf16 = uint16_t;
 
 constexpr int LANES = 16;  // outputs of a panel, floats of a 512-bit register
 
+enum Format { BFLOAT16 = 0, INT8 = 1, INT4 = 2, FLOAT32 = 3 };  // of packed weights
+constexpr int INPUT_BYTES[] = {2 * LANES, LANES, LANES / 2, 4 * LANES};  // of one input of a panel
+
 static inline float widen(bf16 x) {
     uint32_t bits = static_cast<uint32_t>(x) << 16;
     float out;

@@ -7,7 +7,6 @@
 
 namespace {
 
-enum Format { BFLOAT16 = 0, INT8 = 1, INT4 = 2, FLOAT32 = 3 };
 enum Epilogue { NONE = 0, GELU = 1, GEGLU = 2 };
 
 struct Linear {
@@ -23,11 +22,7 @@ struct Linear {
     int64_t out_stride;
     int out_is_float;
 
-    // Of one input of a panel.
-    int input_bytes() const {
-        constexpr int BYTES[] = {2 * LANES, LANES, LANES / 2, 4 * LANES};
-        return BYTES[format];
-    }
+    int input_bytes() const { return INPUT_BYTES[format]; }
     bool is_quantized() const { return format == INT8 || format == INT4; }
     int64_t panel_bytes() const { return static_cast<int64_t>(k) * input_bytes(); }
     const uint8_t* panel(int p) const { return values + p * panel_bytes(); }
