@@ -26,6 +26,7 @@ LAYERS = (
         "mini",
         "threads",
         "process_memory",
+        "sandbox",
         "escaping",
         "tables",
         "charts",

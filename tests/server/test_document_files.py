@@ -18,15 +18,11 @@ import pytest
 from PIL import Image
 
 from paligemma.documents.page import Document
+from paligemma.documents.remote import RemotePages
 from paligemma.errors import CancelledError, DocumentError, OptionError
-from paligemma.server.document_child import LENGTHS, frame
-from paligemma.server.document_reader import (
-    DOCUMENTS,
-    DocumentFile,
-    ReaderPool,
-    ReaderProcess,
-    RemotePages,
-)
+from paligemma.sandbox.frames import LENGTHS, frame
+from paligemma.sandbox.process import ReaderProcess
+from paligemma.server.document_reader import DOCUMENTS, DocumentFile, ReaderPool
 from paligemma.server.settings import Limits
 from tests.documents.pdf_files import pdf_of_pages, stream, text_at
 
@@ -210,7 +206,7 @@ def test_a13_a_process_that_crashes_is_an_error_and_the_next_one_works(
 
 
 def test_a13_a_process_that_hangs_is_ended(open_in: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paligemma.server.document_reader._EXTRA_SECONDS", -9.8)
+    monkeypatch.setattr("paligemma.sandbox.process._EXTRA_SECONDS", -9.8)
     document, process = open_in(TWO_PAGES)
     os.kill(process.pid, signal.SIGSTOP)
     started = time.monotonic()
@@ -285,13 +281,13 @@ class Liar(ReaderProcess):
 BAD_WORDS: list[object] = [
     {"words": [["a", 1, 2, 3]], "turn": 0},
     {"words": [["a", 1, 2, 3, 4, None]], "turn": 0},
-    {"words": [["a", 1, 2, 3, "4", None, 0, False]], "turn": 0},
-    {"words": [["\ud800", 1, 2, 3, 4, None, 0, False]], "turn": 0},
-    {"words": [[["a"], 1, 2, 3, 4, None, 0, False]], "turn": 0},
-    {"words": [["a", True, 2, 3, 4, None, 0, False]], "turn": 0},
-    {"words": [["a", 1, 2, 3, 4, None, 45, False]], "turn": 0},
-    {"words": [["a", 1, 2, 3, 4, None, [0], False]], "turn": 0},
-    {"words": [["a", 1, 2, 3, 4, None, 0, 1]], "turn": 0},
+    {"words": [["a", 1, 2, 3, "4", None, 0, 0.0, False]], "turn": 0},
+    {"words": [["\ud800", 1, 2, 3, 4, None, 0, 0.0, False]], "turn": 0},
+    {"words": [[["a"], 1, 2, 3, 4, None, 0, 0.0, False]], "turn": 0},
+    {"words": [["a", True, 2, 3, 4, None, 0, 0.0, False]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None, 45, 0.0, False]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None, [0], 0.0, False]], "turn": 0},
+    {"words": [["a", 1, 2, 3, 4, None, 0, 0.0, 1]], "turn": 0},
     {"words": 7, "turn": 0},
     {"words": [], "turn": 45},
     {"words": [], "turn": [0]},

@@ -15,7 +15,7 @@ from paligemma.server.app import create_app
 from paligemma.server.document_reader import ReaderPool
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits, Settings
-from paligemma.server.video_reader import VIDEOS, RemoteClip, VideoFile
+from paligemma.server.video_reader import MODULE, VIDEOS, RemoteClip, VideoFile
 from paligemma.video import open_clip
 from tests.server.asgi import call
 from tests.server.test_document_routes import form, send
@@ -93,7 +93,7 @@ def test_wrong_requests_about_videos_are_refused(
 
 def remote(data: bytes, **limits: Any) -> RemoteClip:
     found = Limits(**limits)
-    process = ReaderPool(found).take(VIDEOS)
+    process = ReaderPool(found).take(MODULE, VIDEOS)
     try:
         return RemoteClip(process, VideoFile(data=data), found, 224)
     except BaseException:

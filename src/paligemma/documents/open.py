@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paligemma.documents.apart import CAN_READ_APART, open_apart
 from paligemma.documents.image_pages import ImagePage, TiffFile
 from paligemma.documents.page import (
     UNNAMED,
@@ -56,27 +57,40 @@ def open_document(
     if isinstance(source, Document):
         document = replace(source, owns_source=False)
         return document if pages is None else _limited(document, pages, limits)
-    data, name = _contents(source, limits)
-    pages_source: PageSource
-    if data is not None and is_pdf(first := _first_bytes(data)):
-        pages_source = PdfFile(data, name, password, limits)
-    elif data is not None and _TIFF.match(first):
-        pages_source = TiffFile(data, name, limits)
-    else:
-        image = load_image(source if data is None else data, strict=limits.strict)
-        pages_source = ImagePage(image)
-        name = name or image.name
-    document = Document(
-        name=name,
-        num_pages=pages_source.num_pages,
-        pages=Pages(pages_source, name, range(1, pages_source.num_pages + 1), limits),
-        source=pages_source,
-    )
+    document = _opened(source, password, limits, open_apart if CAN_READ_APART else PdfFile)
     try:
         return _limited(document, pages, limits)
     except Exception:
         document.close()
         raise
+
+
+def open_here(
+    source: ImageSource | LoadedImage, password: str | None, limits: DocumentLimits
+) -> Document:
+    """As `open_document`, in a process that was started to read this document."""
+    return _opened(source, password, limits, PdfFile)
+
+
+def document_of(source: PageSource, name: str, limits: DocumentLimits) -> Document:
+    """All pages of a source."""
+    pages = Pages(source, name, range(1, source.num_pages + 1), limits)
+    return Document(name=name, num_pages=source.num_pages, pages=pages, source=source)
+
+
+def _opened(
+    source: ImageSource | LoadedImage,
+    password: str | None,
+    limits: DocumentLimits,
+    read_pdf: Callable[[bytes | Path, str, str | None, DocumentLimits], PageSource],
+) -> Document:
+    data, name = _contents(source, limits)
+    if data is not None and is_pdf(first := _first_bytes(data)):
+        return document_of(read_pdf(data, name, password, limits), name, limits)
+    if data is not None and _TIFF.match(first):
+        return document_of(TiffFile(data, name, limits), name, limits)
+    image = load_image(source if data is None else data, strict=limits.strict)
+    return document_of(ImagePage(image), name or image.name, limits)
 
 
 def is_pdf(first_bytes: bytes) -> bool:

@@ -41,6 +41,8 @@ class DocumentLimits:
     """Of one image of a page."""
     max_seconds_per_page: float = 30.0
     max_file_bytes: int = 512 * 2**20
+    max_memory_bytes: int = 2 * 2**30
+    """Of the process that reads a PDF file."""
     strict: bool = False
     """For files of strangers: of images, only JPEG, PNG, WebP, GIF, BMP and TIFF."""
 

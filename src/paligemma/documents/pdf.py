@@ -1,6 +1,7 @@
 """PDF files, read by pdfium: pages as images, the text layer, attachments.
 
-pdfium is not safe to use from several threads, so every call is made under one lock of the process.
+pdfium is not safe to use from several threads, so every call is made under one lock of the process,
+which is one that reads documents alone, where the system has such (`apart.py`).
 Scripts never run: the builds of pypdfium2 have no JavaScript engine, and no action of a document is
 triggered here.
 """

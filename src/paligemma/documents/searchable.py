@@ -28,6 +28,7 @@ from paligemma.documents.page import (
     has_text_layer,
 )
 from paligemma.documents.pdf import PdfFile, page_matrix, pdfium_lock
+from paligemma.documents.remote import RemotePages
 from paligemma.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def to_searchable_pdf(
     PDF files.
     """
     with open_document(source, password=password, limits=limits) as document:
+        if isinstance(document.source, RemotePages):
+            return document.source.searchable_pdf(text)
         if isinstance(document.source, PdfFile):
             return _with_text(document.source, text)
         return _of_images(document, text)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from paligemma.documents.page import Document
 from paligemma.documents.read import DocumentText, ReadOptions, read_pages
+from paligemma.documents.remote import RemotePages
 from paligemma.documents.searchable import unsearchable
 from paligemma.documents.tables import ChartOptions, PartOptions, read_chart, read_table
 from paligemma.documents.write import to_alto, to_hocr, to_txt
@@ -33,7 +34,6 @@ from paligemma.server.document_models import (
     TableResponse,
     TableResult,
 )
-from paligemma.server.document_reader import RemotePages
 from paligemma.server.document_work import ServiceAsker
 from paligemma.server.images import DOCUMENT, VIDEO, FileKind
 from paligemma.server.responses import ResponseModel, TaskResponse

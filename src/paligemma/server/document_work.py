@@ -30,11 +30,12 @@ from paligemma.errors import (
 )
 from paligemma.processor.image import LoadedImage
 from paligemma.processor.processor import Processor
-from paligemma.server.document_reader import DOCUMENTS, DocumentFile, ReaderPool, ReaderProcess
+from paligemma.sandbox.process import ReaderProcess
+from paligemma.server.document_reader import DocumentFile, ReaderPool
 from paligemma.server.jobs import Job, JobOptions
 from paligemma.server.service import Service
 from paligemma.server.settings import Limits
-from paligemma.server.video_reader import VIDEOS, RemoteClip, VideoFile
+from paligemma.server.video_reader import MODULE, VIDEOS, RemoteClip, VideoFile
 
 ResultT = TypeVar("ResultT")
 
@@ -257,7 +258,7 @@ class DocumentRunner:
         asker: ServiceAsker,
     ) -> ResultT:
         is_video = isinstance(file, VideoFile)
-        process = self._pool.take(VIDEOS if is_video else DOCUMENTS)
+        process = self._pool.take(MODULE, VIDEOS) if is_video else self._pool.take()
         asker.use(process)
         try:
             if isinstance(file, VideoFile):

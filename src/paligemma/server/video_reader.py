@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from paligemma.errors import OptionError, VideoError
-from paligemma.server.document_reader import FileMessages, ReaderProcess
+from paligemma.sandbox.process import FileMessages, ReaderProcess
 from paligemma.server.settings import Limits
 from paligemma.video.clip import ClipInfo, Frame
 
@@ -18,6 +18,8 @@ _CRASHED = (
     "The video cannot be read: it crashes the program that reads it. Get an intact copy, or "
     "convert it to H.264 in an MP4 file."
 )
+MODULE = "paligemma.server.video_child"
+"""The program of the process."""
 VIDEOS = FileMessages(
     error=VideoError,
     crashed=_CRASHED,
