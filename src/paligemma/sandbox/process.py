@@ -44,7 +44,7 @@ class FileMessages:
             return self.error(self.damaged)
         for words, others in self.rewording.items():
             message = message.replace(words, others)
-        return self.error(message[:1].upper() + message[1:])
+        return self.error(message)
 
 
 class ReaderProcess:
