@@ -122,7 +122,7 @@ def test_mini_says_what_is_there_and_that_nothing_is(mini: Predictor) -> None:
 def test_a_question_may_be_ones_own() -> None:
     options = RankOptions(question="are {label} here, or {a}?", language=None)
     assert options.task("owl {a}").prompt() == "are owl {a} here, or an owl {a}?"
-    assert RankOptions().task("red car").prompt() == "answer en is there a red car in the image?"
+    assert RankOptions().task("red car").prompt() == "answer en is there a red car?"
 
 
 @pytest.mark.parametrize(

@@ -804,9 +804,9 @@ class Predictor:
     ) -> Classification:
         """Which of the labels fits the image, with probabilities, or none of them.
 
-        "ask" asks "is there {label} in the image?" for each label, all in one batch; "caption"
-        compares how likely each is as the caption, and always chooses one. `presences` of the
-        result judge each label by itself, where several may fit.
+        "ask" asks "is there a {label}?" for each label, all in one batch; "caption" compares how
+        likely each is as the caption, and always chooses one. `presences` of the result judge each
+        label by itself, where several may fit.
 
         >>> predictor.classify("cat.jpg", ["cat", "dog", "red car"]).best
         'cat'

@@ -1,6 +1,6 @@
 """Which label fits an image, and which image fits a text, by the likelihood of answers.
 
-"ask": the probability of "yes" to "is there a dog in the image?", where the answer is yes or no.
+"ask": the probability of "yes" to "is there a dog?", where the answer is yes or no.
 One pass over the prompt for each question; an image that several ask about is encoded once.
 "caption": the log-probability of the label as the image's whole caption.
 """
@@ -21,7 +21,8 @@ from paligemma.tasks.yes_no import YesNo, YesNoTask
 
 How = Literal["ask", "caption"]
 
-QUESTION = "is there {a} in the image?"
+QUESTION = "is there {a}?"
+"""As mini learned it, and as `paligemma.search` asks."""
 
 _DETERMINERS = frozenset(
     {"a", "an", "the", "some", "any", "no", "many", "several", "this", "that", "these", "those"}
