@@ -259,6 +259,9 @@ def test_documents_are_evaluated_by_field(run, tmp_path, monkeypatch):
     assert rows["total"][1:3] == ["1", "0.000"]
     value = json.loads(run("eval", data, "--out", tmp_path / "out", "--json").out)
     assert value["total"]["num_cells"] == 3
+    assert run("eval", data, "--out", tmp_path / "upright", "--no-turn").code == 0
+    report = json.loads((tmp_path / "upright" / "report.json").read_text())
+    assert report["options"]["turn"] is False
     data.write_text("\n".join([json.dumps(lines[0]), '{"file": "b.png", "fields": {}}']))
     ran = run("eval", data, "--out", tmp_path / "two")
     assert ran.code == 2

@@ -128,6 +128,7 @@ def _evaluate_fields(
             date_order=options.date_order,
             decimal_mark=options.decimal_mark,
             mode=options.mode,
+            turn=options.turn,
             batch_size=options.batch_size,
         ),
         limit=options.limit,

@@ -91,6 +91,9 @@ class EvalRunOptions(EvalOptions, ReadOptions):
     mode: Mode = "questions"
     """For documents with fields: a short question per value, or one prompt per page (json), for
     models that were fine-tuned to write JSON."""
+    turn: bool = True
+    """For documents with fields: turn pages without a text layer upright, by trying which way the
+    model reads best; leave it off for pages that are all upright."""
 
     def __post_init__(self) -> None:
         EvalOptions.__post_init__(self)
