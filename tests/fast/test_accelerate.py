@@ -139,8 +139,9 @@ def test_the_last_state_alone_is_that_of_the_whole_pass(
     (whole, expected_cache), (states, cache) = run(None), run(last)
     assert states.shape == (len(rows), 1, model.config.decoder.width)
     assert distance(states[:, 0], whole[torch.arange(len(rows)), last]) < 0.02
+    real = torch.where(cache.valid)
     for found, expected in zip(cache.keys, expected_cache.keys, strict=True):
-        assert torch.equal(found, expected)
+        assert torch.equal(found[real[0], :, real[1]], expected[real[0], :, real[1]])
     monkeypatch.setattr(blocks, "can_run_blocks", lambda x: False)
     assert torch.equal(run(last)[0], states)
 

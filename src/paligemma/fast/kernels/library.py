@@ -157,6 +157,7 @@ class DecoderBlocksArguments(NamedTuple):
     x: Address
     batch: Int64
     tokens: Int64
+    lengths: Address
     cos: Address
     sin: Address
     keys: Address
@@ -248,7 +249,7 @@ class Kernels:
         self.library.paligemma_decoder_blocks(*arguments)
 
     def decoder_work(self, blocks: ctypes.Array[Any]) -> int:
-        """Return how many values of scratch memory a token needs in `decoder_blocks`."""
+        """Return how many values of scratch memory a row needs in `decoder_blocks`."""
         return int(self.library.paligemma_decoder_work(*DecoderWorkArguments(blocks=blocks)))
 
     def measure_read_bandwidth(self, num_bytes: int = 1 << 30) -> float:

@@ -62,7 +62,7 @@ struct Block {
 
 int64_t padded(int64_t outputs) { return (outputs + LANES - 1) / LANES * LANES; }
 
-// [B, K, T, H] into a cache [B, K, S, H], token t of row b at slots[b, t].
+// [B, K, T, H] into a cache [B, K, S, H], token t of sequence b at slots[b, t].
 template <typename T>
 void keep(const T* from, const int64_t* slots, int64_t batch, int heads, int64_t tokens,
           int head_dim, T* memory, int64_t batch_stride, int64_t head_stride) {
@@ -74,22 +74,42 @@ void keep(const T* from, const int64_t* slots, int64_t batch, int heads, int64_t
                             from, head_dim * sizeof(T));
 }
 
-// Row at[b] of the `tokens` rows of each batch row b becomes row b, in the same memory or another.
+// Row at[b] becomes row b, in the same memory or another.
 template <typename T>
-void pick(const T* from, const int64_t* at, int64_t batch, int64_t tokens, int64_t width, T* to) {
+void pick(const T* from, const int64_t* at, int64_t batch, int64_t width, T* to) {
     for (int64_t b = 0; b < batch; b++)
-        std::memmove(to + b * width, from + (b * tokens + at[b]) * width, width * sizeof(T));
+        std::memmove(to + b * width, from + at[b] * width, width * sizeof(T));
+}
+
+// Sequences of the same number of tokens that follow each other.
+struct Span {
+    int64_t sequence, batch;  // the first, and how many
+    int64_t row, tokens;      // the first one's first row, and the rows of each
+};
+
+using Spans = std::vector<Span>;
+
+// `batch` sequences of `tokens` rows, or of lengths[b] rows, which follow each other without pads.
+Spans spans_of(int64_t batch, int64_t tokens, const int64_t* lengths) {
+    if (lengths == nullptr) return {{0, batch, 0, tokens}};
+    Spans spans;
+    int64_t row = 0;
+    for (int64_t b = 0; b < batch; row += lengths[b++])
+        if (!spans.empty() && spans.back().tokens == lengths[b]) spans.back().batch++;
+        else spans.push_back({b, 1, row, lengths[b]});
+    return spans;
 }
 
 struct Shape {
-    int64_t batch, tokens;
+    Spans spans;
+    int64_t batch, rows;                // all sequences, and all their rows
     int64_t batch_stride, head_stride;  // of the cache
     int64_t reach;                      // slots of the cache that may be seen
 };
 
 // What the queries of a block need, beside their rows.
 struct Queries {
-    int64_t tokens;
+    Spans spans;
     const float *cos, *sin, *bias;
 };
 
@@ -98,24 +118,46 @@ template <typename T>
 void keep_keys_and_values(const Block& block, const Shape& shape, const T* projected,
                           int64_t stride, const float* cos, const float* sin, const int64_t* slots,
                           T* keys, T* values, T* heads, int threads) {
-    const auto [batch, tokens, batch_stride, head_stride, reach] = shape;
     const int head_dim = block.head_dim, count = block.kv_heads;
-    paligemma_split_heads(projected, stride, cos, sin, 1.0f, heads, batch, tokens, count, head_dim,
-                          IS_FLOAT32<T>, threads);
-    keep(heads, slots, batch, count, tokens, head_dim, keys, batch_stride, head_stride);
-    projected += padded(static_cast<int64_t>(count) * head_dim);
-    paligemma_split_heads(projected, stride, nullptr, nullptr, 1.0f, heads, batch, tokens, count,
-                          head_dim, IS_FLOAT32<T>, threads);
-    keep(heads, slots, batch, count, tokens, head_dim, values, batch_stride, head_stride);
+    const int64_t half = head_dim / 2;
+    const T* projected_values = projected + padded(static_cast<int64_t>(count) * head_dim);
+    for (const Span& span : shape.spans) {
+        auto store = [&](const T* from, const float* c, const float* s, T* memory) {
+            paligemma_split_heads(from + span.row * stride, stride, c, s, 1.0f, heads, span.batch, span.tokens,
+                                  count, head_dim, IS_FLOAT32<T>, threads);
+            keep(heads, slots + span.row, span.batch, count, span.tokens, head_dim,
+                 memory + span.sequence * shape.batch_stride, shape.batch_stride, shape.head_stride);
+        };
+        store(projected, cos + span.row * half, sin + span.row * half, keys);
+        store(projected_values, nullptr, nullptr, values);
+    }
 }
 
-// With `at`, everything after the keys and values is computed for row at[b] of each batch row only,
+// The queries at the start of `projected` -> mixed[rows, N * H].
+template <typename T>
+void attend(const Block& block, const Shape& shape, const T* projected, int64_t stride, const Queries& asked,
+            const T* keys, const T* values, T* queries, T* mixed, int threads) {
+    const int head_dim = block.head_dim;
+    const int64_t half = head_dim / 2, width = static_cast<int64_t>(block.heads) * head_dim;
+    for (const Span& span : asked.spans) {
+        paligemma_split_heads(projected + span.row * stride, stride, asked.cos + span.row * half,
+                              asked.sin + span.row * half, block.query_scale, queries, span.batch,
+                              span.tokens, block.heads, head_dim, IS_FLOAT32<T>, threads);
+        auto run = span.tokens > block.few_queries ? paligemma_attend_many : paligemma_attend;
+        const int64_t place = span.sequence * shape.batch_stride;
+        run(queries, keys + place, values + place, shape.batch_stride, shape.head_stride,
+            asked.bias + span.row * shape.reach, 1.0f, block.cap, mixed + span.row * width, span.batch,
+            block.heads, block.kv_heads, span.tokens, shape.reach, head_dim, IS_FLOAT32<T>, threads);
+    }
+}
+
+// With `at`, everything after the keys and values is computed for row at[b] of each sequence b only,
 // and the results are the first rows of x.
 template <typename T>
 void run(const Block& block, const Shape& shape, T* x, Queries asked, T* keys, T* values,
          const int64_t* slots, const int64_t* at, T* work, int threads) {
     const int64_t batch = shape.batch;
-    int64_t rows = batch * shape.tokens;
+    int64_t rows = shape.rows;
     const int head_dim = block.head_dim;
     const int64_t queries_width = static_cast<int64_t>(block.heads) * head_dim;
     const int64_t keys_width = static_cast<int64_t>(block.kv_heads) * head_dim;
@@ -139,21 +181,17 @@ void run(const Block& block, const Shape& shape, T* x, Queries asked, T* keys, T
         const int64_t half = head_dim / 2;
         picked.resize(batch * (2 * half + shape.reach));
         float *cos = picked.data(), *sin = cos + batch * half, *bias = sin + batch * half;
-        pick(asked.cos, at, batch, shape.tokens, half, cos);
-        pick(asked.sin, at, batch, shape.tokens, half, sin);
-        pick(asked.bias, at, batch, shape.tokens, shape.reach, bias);
-        asked = {1, cos, sin, bias};
-        pick<T>(x, at, batch, shape.tokens, block.width, x);
-        pick<T>(normed, at, batch, shape.tokens, block.width, normed);
+        pick(asked.cos, at, batch, half, cos);
+        pick(asked.sin, at, batch, half, sin);
+        pick(asked.bias, at, batch, shape.reach, bias);
+        asked = {spans_of(batch, 1, nullptr), cos, sin, bias};
+        pick<T>(x, at, batch, block.width, x);
+        pick<T>(normed, at, batch, block.width, normed);
         rows = batch;
         product = block.qkv.some(0, panels);
         product(normed, block.width, rows, projected, threads);
     }
-    paligemma_split_heads(projected, product.outputs(), asked.cos, asked.sin, block.query_scale,
-                          queries, batch, asked.tokens, block.heads, head_dim, IS_FLOAT32<T>, threads);
-    auto attend = asked.tokens > block.few_queries ? paligemma_attend_many : paligemma_attend;
-    attend(queries, keys, values, shape.batch_stride, shape.head_stride, asked.bias, 1.0f, block.cap,
-           mixed, batch, block.heads, block.kv_heads, asked.tokens, shape.reach, head_dim, IS_FLOAT32<T>, threads);
+    attend(block, shape, projected, product.outputs(), asked, keys, values, queries, mixed, threads);
     block.out(mixed, queries_width, rows, projected, threads);
     paligemma_add_rms_norm(x, projected, block.post_attention_norm, block.pre_mlp_norm, normed,
                            rows, block.width, block.eps, IS_FLOAT32<T>, threads);
@@ -165,22 +203,26 @@ void run(const Block& block, const Shape& shape, T* x, Queries asked, T* keys, T
 
 }  // namespace
 
-// x[B, T, D] through `count` blocks, in place. `keys`, `values` and `bias` have an entry a block:
-// two [B, K, S, H] of the cache and float[B, T, reach]; `slots` int64[B, T] say where new keys and
-// values go. With `at` int64[B], the last block computes row at[b] of each batch row only, and they
-// become the first B rows of x. `work` holds what `paligemma_decoder_work` asks for a token.
+// x[R, D], the rows of B sequences, through `count` blocks, in place. Sequences have T rows, or with
+// `lengths` int64[B] so many of the R rows each. `keys`, `values` and `bias` have an entry a block: two
+// [B, K, S, H] of the cache and float[R, reach]; `slots` int64[R] say where new keys and values go.
+// With `at` int64[B], the last block computes row at[b] of the R for each sequence only, and they
+// become the first B rows of x. `work` holds what `paligemma_decoder_work` asks for a row.
 extern "C" void paligemma_decoder_blocks(const void* blocks, int count, void* x, int64_t batch,
-                                         int64_t tokens, const float* cos, const float* sin,
+                                         int64_t tokens, const int64_t* lengths,
+                                         const float* cos, const float* sin,
                                          void* const* keys, void* const* values,
                                          int64_t batch_stride, int64_t head_stride,
                                          const int64_t* slots, int64_t reach,
                                          const float* const* bias, const int64_t* at, void* work,
                                          int is_float32, int threads) {
-    const Shape shape{batch, tokens, batch_stride, head_stride, reach};
+    const Spans spans = spans_of(batch, tokens, lengths);
+    const Span& last = spans.back();
+    const Shape shape{spans, batch, last.row + last.batch * last.tokens, batch_stride, head_stride, reach};
     auto all = [&](auto* rows) {
         using T = std::remove_pointer_t<decltype(rows)>;
         for (int i = 0; i < count; i++)
-            run(static_cast<const Block*>(blocks)[i], shape, rows, {tokens, cos, sin, bias[i]},
+            run(static_cast<const Block*>(blocks)[i], shape, rows, {spans, cos, sin, bias[i]},
                 static_cast<T*>(keys[i]), static_cast<T*>(values[i]), slots,
                 i == count - 1 ? at : nullptr, static_cast<T*>(work), threads);
     };
@@ -188,7 +230,7 @@ extern "C" void paligemma_decoder_blocks(const void* blocks, int count, void* x,
     else all(static_cast<bf16*>(x));
 }
 
-// Values of the type of x that one token needs in `work`.
+// Values of the type of x that one row needs in `work`.
 extern "C" int64_t paligemma_decoder_work(const void* blocks) {
     const Block& block = *static_cast<const Block*>(blocks);
     const int64_t queries_width = static_cast<int64_t>(block.heads) * block.head_dim;
