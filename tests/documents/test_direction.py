@@ -69,7 +69,10 @@ def test_a_right_to_left_table_of_a_text_layer_is_read_from_the_right() -> None:
         *(word("תיאור", 170, 0), word("כמות", 90, 0), word("מחיר", 10, 0)),
         *(word("מחברת", 170, 20), word("קטנה", 137, 20), word("3", 90, 20), word("12.90", 10, 20)),
     ]
-    assert [text for text, _ in lines_of_words(words)] == ["תיאור כמות מחיר", "מחברת קטנה 3 12.90"]
+    assert [line.text for line in lines_of_words(words)] == [
+        "תיאור כמות מחיר",
+        "מחברת קטנה 3 12.90",
+    ]
 
 
 def test_what_is_read_from_right_to_left_is_found_in_a_searchable_pdf_where_it_stands() -> None:

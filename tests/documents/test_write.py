@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from xml.etree import ElementTree
 
 import pytest
 
-from paligemma.documents import DocumentText, Line, PageText
-from paligemma.documents.write import to_alto, to_hocr, to_json, to_txt
+from paligemma.documents import DocumentText, Line, PageText, ReadOptions, open_document
+from paligemma.documents.read import read_document
+from paligemma.documents.write import to_alto, to_hocr, to_json, to_txt, words_of_line
+from tests.documents.pdf_files import pdf_of_pages, text_at
+from tests.documents.readers import ScriptedReader, text_result
 
 NASTY = 'a <b> & "c" \' ]]> --> \x00\x1b[2J \ud800 é 漢 <script>alert(1)</script>'
 
@@ -34,6 +38,7 @@ def test_json_is_all_that_is_known() -> None:
         "score": 0.876,
         "page": 2,
         "source": "model",
+        "angle": 0.0,
     }
 
 
@@ -132,3 +137,24 @@ def test_nothing_of_a_document_becomes_markup() -> None:
 def test_boxes_of_images_are_in_their_pixels() -> None:
     assert "bbox 72 36 144 54" in to_hocr(document("some words", unit="px"))
     assert 'HPOS="72" VPOS="36" WIDTH="72" HEIGHT="18"' in to_alto(document("x", unit="px"))
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 135, 180, 225, 270, 300, 340])
+def test_words_of_turned_lines_have_their_own_boxes(degrees: int) -> None:
+    pytest.importorskip("pypdfium2", reason="the docs extra is not installed")
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = " ".join(f"{value:.4f}" for value in (cosine, sine, -sine, cosine))
+    level = b"".join(text_at(10, 380 - 15 * row, "level words of a letter") for row in range(3))
+    data = pdf_of_pages(
+        [level + text_at(200, 150, "some turned words here", 12, matrix)], media_box="0 0 400 400"
+    )
+    reader = ScriptedReader(lambda image: text_result(""))
+    read = read_document(reader, data, ReadOptions(source="text layer"))
+    [line] = [line for line in read.lines if line.text.startswith("some")]
+    assert line.angle == pytest.approx(degrees, abs=0.1)
+    with open_document(data) as document:
+        boxes = {word.text: word.box_xyxy for word in document.pages[0].words}
+    for word, box in words_of_line(line):
+        assert box == pytest.approx(boxes[word], abs=9)  # letters are not all as wide
+    shown = f"textangle {degrees}" in to_hocr(read), f'ROTATION="{degrees}"' in to_alto(read)
+    assert shown == (degrees != 0,) * 2

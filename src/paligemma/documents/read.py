@@ -47,6 +47,9 @@ class Line(Result):
     page: int
     """From 1."""
     source: LineSource
+    angle: float = 0.0
+    """Degrees, counterclockwise, by which it rises: 90 where it runs upwards. Of lines of the text
+    layer; the model does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,8 +397,15 @@ def _from_text_layer(page: Page) -> PageText:
             problem = "blank: neither ink nor text" if page.is_blank else "no text layer"
             return _page_text(page, problems=(problem,))
         lines = [
-            Line(text=text, box_xyxy=box, score=None, page=page.number, source="text layer")
-            for text, box in lines_of_words(words)
+            Line(
+                text=line.text,
+                box_xyxy=line.box,
+                score=None,
+                page=page.number,
+                source="text layer",
+                angle=line.angle,
+            )
+            for line in lines_of_words(words)
         ]
         problems = () if page.has_text_layer else (_FIELDS_ALONE,)
         return _page_text(page, lines=lines, problems=problems)

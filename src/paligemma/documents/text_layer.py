@@ -23,24 +23,34 @@ _WORD_GAP = 1.0
 _COVERED = 2  # words of at most half its height, which a text that lies over others has below it
 
 
-def lines_of_words(words: Sequence[Word]) -> list[tuple[str, Box]]:
-    """The text and the box of each line. `words` are in the order of the file."""
+@dataclass(frozen=True)
+class LayerLine:
+    """A line of a text layer."""
+
+    text: str
+    box: Box
+    angle: float
+    """Degrees, counterclockwise, by which it rises."""
+
+
+def lines_of_words(words: Sequence[Word]) -> list[LayerLine]:
+    """The words as lines. `words` are in the order of the file."""
     runs = list(_runs(words))
     above = _over_others(runs)
     lines = list(_in_order([run for number, run in enumerate(runs) if number not in above]))
-    return lines + [(runs[number].text, runs[number].box) for number in sorted(above)]
+    return lines + [runs[number].line for number in sorted(above)]
 
 
-def _in_order(runs: Sequence[_Run]) -> Iterator[tuple[str, Box]]:
+def _in_order(runs: Sequence[_Run]) -> Iterator[LayerLine]:
     texts = [run.text for run in runs]
     direction = main_direction(texts)
     for row in reading_rows(_places(runs), texts=texts, right_to_left=direction == "R"):
         of_row = [runs[index] for index in row]
-        yield from ((run.text, run.box) for run in of_row if not run.is_upright)
+        yield from (run.line for run in of_row if not run.is_upright)
         if upright := [run for run in of_row if run.is_upright]:
             from_left = upright if direction == "L" else upright[::-1]
             text = " ".join(words_as_read([run.text for run in from_left], direction))
-            yield text, union([run.box for run in upright])
+            yield LayerLine(text, union([run.box for run in upright]), 0.0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,11 @@ class _Run:
     @property
     def is_upright(self) -> bool:
         return not is_turned(self.angle)
+
+    @property
+    def line(self) -> LayerLine:
+        angle = 0.0 if self.is_upright else round(self.angle, 1) % 360
+        return LayerLine(self.text, self.box, angle)
 
 
 def _over_others(runs: Sequence[_Run]) -> set[int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from paligemma.documents.direction import order_on_page
-from paligemma.documents.geometry import Box
+from paligemma.documents.geometry import Box, is_turned, union
 from paligemma.documents.read import DocumentText, Line, PageText
 
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -55,7 +57,7 @@ def to_hocr(text: DocumentText, *, language: str | None = None) -> str:
             name = f"{index + 1}_{number}"
             parts.append(
                 f'<span class="ocr_line" id="line_{name}" '
-                f'title="bbox {_pixels(line.box_xyxy, scale)}">'
+                f'title="bbox {_pixels(line.box_xyxy, scale)}{_textangle(line)}">'
             )
             words = [
                 f'<span class="ocrx_word" id="word_{name}_{at}" '
@@ -95,24 +97,21 @@ def to_alto(text: DocumentText) -> str:
             f'HEIGHT="{height}">\n<PrintSpace ID="space_{number}" HPOS="0" VPOS="0" '
             f'WIDTH="{width}" HEIGHT="{height}">\n'
         )
-        if page.lines:
-            parts.append(_alto_block(page, scale))
+        blocks = itertools.groupby(enumerate(page.lines, start=1), key=lambda at: at[1].angle)
+        for block, (angle, lines) in enumerate(blocks, start=1):
+            parts.append(_alto_block(f"{number}_{block}", angle, dict(lines), number, scale))
         parts.append("</PrintSpace>\n</Page>\n")
     parts.append("</Layout>\n</alto>\n")
     return "".join(parts)
 
 
-def _alto_block(page: PageText, scale: float) -> str:
-    boxes = [line.box_xyxy for line in page.lines]
-    around = (
-        min(box[0] for box in boxes),
-        min(box[1] for box in boxes),
-        max(box[2] for box in boxes),
-        max(box[3] for box in boxes),
-    )
-    parts = [f'<TextBlock ID="block_{page.page}" {_alto_place(around, scale)}>\n']
-    for number, line in enumerate(page.lines, start=1):
-        name = f"{page.page}_{number}"
+def _alto_block(name: str, angle: float, lines: Mapping[int, Line], page: int, scale: float) -> str:
+    """Lines that run in the same direction, by their numbers."""
+    around = union([line.box_xyxy for line in lines.values()])
+    rotation = f' ROTATION="{angle:g}"' if angle else ""
+    parts = [f'<TextBlock ID="block_{name}"{rotation} {_alto_place(around, scale)}>\n']
+    for number, line in lines.items():
+        name = f"{page}_{number}"
         parts.append(f'<TextLine ID="line_{name}" {_alto_place(line.box_xyxy, scale)}>')
         certainty = "" if line.score is None else f' WC="{line.score:.4f}"'
         strings = [
@@ -128,12 +127,48 @@ def _alto_block(page: PageText, scale: float) -> str:
 def words_of_line(line: Line) -> Iterator[tuple[str, Box]]:
     """The words of a line, each with the part of its box that it takes by its length."""
     text = " ".join(line.text.split())
+    length = max(1, len(text))
     places = {index: place for place, index in enumerate(order_on_page(text))}
     x0, y0, x1, y1 = line.box_xyxy
-    width = (x1 - x0) / max(1, len(text))
+    across, up = _extent(line.angle, x1 - x0, y1 - y0, length)
     for word in re.finditer(r"\S+", text):
         taken = [places[index] for index in range(*word.span())]
-        yield word[0], (x0 + min(taken) * width, y0, x0 + (max(taken) + 1) * width, y1)
+        before, after = min(taken) / length, 1 - (max(taken) + 1) / length
+        left, right = (before, after) if across >= 0 else (after, before)
+        top, bottom = (after, before) if up >= 0 else (before, after)
+        yield (
+            word[0],
+            (
+                x0 + left * abs(across),
+                y0 + top * abs(up),
+                x1 - right * abs(across),
+                y1 - bottom * abs(up),
+            ),
+        )
+
+
+def _extent(angle: float, width: float, height: float, num_letters: int) -> tuple[float, float]:
+    """How far a line in a box of this size runs to the right and upwards.
+
+    The box of a slanted line shows its length and the height of its print in one: letters are taken
+    to be half as wide as high.
+    """
+    quarter = 90 * round(angle / 90)
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    if not is_turned(angle - quarter):
+        return (
+            (math.copysign(width, cosine), 0.0)
+            if quarter % 180 == 0
+            else (
+                0.0,
+                math.copysign(height, sine),
+            )
+        )
+    length = (width + height) / ((abs(cosine) + abs(sine)) * (1 + 2 / num_letters))
+    return (
+        math.copysign(min(width, length * abs(cosine)), cosine),
+        math.copysign(min(height, length * abs(sine)), sine),
+    )
 
 
 def _scale(page: PageText) -> float:
@@ -156,6 +191,10 @@ def _alto_place(box: Box, scale: float) -> str:
 
 def _confidence(line: Line) -> str:
     return "" if line.score is None else f"; x_wconf {round(100 * line.score)}"
+
+
+def _textangle(line: Line) -> str:
+    return f"; textangle {line.angle:g}" if line.angle else ""
 
 
 def _software(text: DocumentText) -> str:

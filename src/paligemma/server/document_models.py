@@ -312,6 +312,7 @@ class LineResult(ResponseModel):
     """The mean probability of its tokens; null for lines of the text layer."""
     page: int
     source: Literal["model", "text layer"]
+    angle: float  # degrees, counterclockwise: 90 where it runs upwards
 
 
 class PageTextResult(ResponseModel):
