@@ -189,4 +189,16 @@ def test_what_the_model_wrote_is_shown_where_it_could_not_be_read(tmp_path: Path
     found = extract(ScriptedAsker(facts), FILES / "invoice_scan.pdf", schema, options)
     found.to_html(tmp_path / "review.html")
     shown = (tmp_path / "review.html").read_text()
-    assert "the model wrote <bdi>03/04/2026</bdi>" in shown
+    assert "the words were <bdi>03/04/2026</bdi>" in shown
+    assert found["date"].to_dict()["unread"] == found["date"].raw == "03/04/2026"
+
+
+@pytest.mark.parametrize("answer", ["2026-03-04", "unanswerable", "N/A", "-"])
+def test_an_answer_that_is_read_or_says_that_there_is_nothing_is_not_unread(answer: str) -> None:
+    schema = {"type": "object", "properties": {"date": {"type": "string", "format": "date"}}}
+    options = ExtractOptions(detect=False, turn=False)
+    asker = ScriptedAsker([Fact("What is the date?", answer)])
+    found = extract(asker, FILES / "invoice_scan.pdf", schema, options)
+    assert found["date"].raw == answer
+    assert found["date"].to_dict()["unread"] is None
+    assert "the words were" not in found.to_html()

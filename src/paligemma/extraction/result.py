@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from paligemma.errors import MissingExtraError, counted
 from paligemma.escaping import csv_cell, visible
+from paligemma.extraction.values import is_absent
 from paligemma.results import UNSURE_SCORE, BoxXyxy, ImageReference, Result, one_line
 from paligemma.writing import replacing, write_whole
 
@@ -86,6 +87,12 @@ class Field(Result):
         """Whether the document was found to have no such value."""
         return self.value is None
 
+    @property
+    def unread(self) -> str | None:
+        """The words that could not be read as a value; None where there is one, and where the words
+        say that there is none."""
+        return None if not self.is_missing or is_absent(self.raw or "") else self.raw
+
     def is_unsure(self, min_score: float = UNSURE_SCORE) -> bool:
         """Whether a person should look at it: a low score, or problems."""
         return bool(self.problems) or (not self.is_missing and self.score < min_score)
@@ -96,7 +103,7 @@ class Field(Result):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        values["value"] = plain_value(self.value)
+        values["value"], values["unread"] = plain_value(self.value), self.unread
         values["score"], values["held"] = rounded(self.score), rounded(self.held)
         if self.box_xyxy is not None:
             values["box_xyxy"] = [round(edge, 2) for edge in self.box_xyxy]

@@ -22,7 +22,6 @@ from paligemma.draw import draw_detections
 from paligemma.errors import ImageError, PaliGemmaError
 from paligemma.escaping import visible
 from paligemma.extraction.result import Extraction, Field, shown_value
-from paligemma.extraction.values import is_absent
 from paligemma.processor.image import LoadedImage
 from paligemma.report import image_uri, render_sealed_page
 from paligemma.results import BoxXyxy, Detection, Detections
@@ -71,7 +70,6 @@ def render_review(found: Extraction[Any], *, file: str = "", source: Any = None)
                 "rank": ranks[field.path],
                 "shown": _answer_of(field),
                 "value": shown_value(field.value),
-                "unread": _unread(field),
                 "is_unsure": field.is_unsure(found.min_score),
             }
             for field, why in zip(found.fields, whys, strict=True)
@@ -106,12 +104,6 @@ def _why_no_example(field: Field, is_shown: bool) -> str:
 def _answer_of(field: Field) -> str:
     """What the model should have answered, as it stands."""
     return "" if field.raw is None or field.is_missing else field.raw
-
-
-def _unread(field: Field) -> str:
-    """What the model wrote where it could not be read as a value."""
-    is_read = field.raw is None or not field.is_missing or is_absent(field.raw)
-    return "" if is_read else str(field.raw)
 
 
 def _review_pages(found: Extraction[Any], numbers: Sequence[int], source: Any) -> list[ReviewPage]:

@@ -358,6 +358,9 @@ class FieldResult(ResponseModel):
     value: Any
     raw: str | None
     """The model's own words."""
+    unread: str | None
+    """The words, where they could not be read as a value; null where there is one, and where the
+    words say that there is none."""
     score: float | None
     """The model's probability of exactly these words; null for values of the XML."""
     held: float | None

@@ -382,6 +382,7 @@ def text_field(path: str, value: Any, **fields: Any) -> dict[str, Any]:
     """A field of /v1/extract."""
     usual: dict[str, Any] = {
         "raw": None if value is None else str(value),
+        "unread": None,
         "score": 0.0 if value is None else 0.9,
         "held": 0.0,
         "page": None if value is None else 1,

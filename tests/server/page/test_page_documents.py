@@ -127,6 +127,21 @@ def test_fields_come_with_scores_places_and_problems(page: Any, double: Double) 
     keep_shot(page, "fields")
 
 
+def test_words_that_could_not_be_read_are_shown_where_the_server_says_so(
+    page: Any, double: Double
+) -> None:
+    found = fields()
+    found["fields"] = [
+        text_field("date", None, raw="03/04/2026", unread="03/04/2026", problems=["two dates"]),
+        text_field("paid", None, raw="n/a", problems=["not read as date: it has no digits"]),
+    ]
+    double.replies["extract"] = lambda to: to.plain(found)
+    extract(page)
+    date, paid = page.locator(".item").all_inner_texts()
+    assert "the words were “03/04/2026”" in date
+    assert "the words were" not in paid
+
+
 def test_the_page_calls_the_same_scores_unsure_as_the_library() -> None:
     code = (files("paligemma.server") / "page" / "js" / "overlay.js").read_text()
     assert f"export const UNSURE = {UNSURE_SCORE};" in code

@@ -81,9 +81,7 @@ function itemOf(field, unsure, image) {
   if (!isMissing && typeof field.raw === "string" && field.raw.trim() !== text) {
     remarks.push(`read as “${field.raw.trim()}”`);
   }
-  if (isMissing && field.raw && problems.some((problem) => problem.startsWith("not read as"))) {
-    remarks.push(`the model wrote “${field.raw.trim()}”`);
-  }
+  if (typeof field.unread === "string") remarks.push(`the words were “${field.unread.trim()}”`);
   if (field.matched) remarks.push(`in your list: ${field.matched.text} (${scoreText(field.matched.score)})`);
   const isExact = Array.isArray(field.box_xyxy) && field.box_source !== "tile";
   if (!isMissing && field.box_source === "tile") remarks.push("exact place not found");
