@@ -140,6 +140,7 @@ def test_words_that_could_not_be_read_are_shown_where_the_server_says_so(
     date, paid = page.locator(".item").all_inner_texts()
     assert "the words were “03/04/2026”" in date
     assert "the words were" not in paid
+    keep_shot(page, "unread-fields")
 
 
 def test_the_page_calls_the_same_scores_unsure_as_the_library() -> None:
