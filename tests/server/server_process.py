@@ -24,16 +24,17 @@ CANARY = "canary-7f3a"
 """Stands in keys, prompts, file names, ids that tests send: no log may hold it."""
 
 _START_SECONDS = 120.0
+_SETTLED_SECONDS = 0.3
 _MEMORY_SLACK = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a process has: open files, threads, children, and resident bytes."""
+    """What a process has: open files, threads, children by number, and resident bytes."""
 
     num_files: int
     num_threads: int
-    num_children: int
+    children: frozenset[int]
     num_bytes: int
     tokens: tuple[int, ...]
 
@@ -178,8 +179,15 @@ class ServerProcess:
     # Health
 
     def take_level(self, picture: bytes) -> None:
-        """Remembers how it is now, and what it says to a picture."""
-        self._level = self._measure(picture)
+        """Remembers how it is now, and what it says to a picture. A child that is starting, or is
+        about to end, is not how it is: waits until the same children, with the same files of its
+        own, were there for a while."""
+        deadline = time.monotonic() + _START_SECONDS
+        self._level, before = self._measure(picture), None
+        while before is None or not _is_settled(before, self._level):
+            assert time.monotonic() < deadline, (before, self._level)
+            time.sleep(_SETTLED_SECONDS)
+            before, self._level = self._level, self._measure(picture)
 
     def check_alive(self, picture: bytes) -> None:
         """Ready, the same answer as before, and nothing left over of what went on."""
@@ -194,7 +202,7 @@ class ServerProcess:
             is_well = (
                 now.num_files <= before.num_files + 2
                 and now.num_threads <= before.num_threads + 10  # decoders of anyio come and go
-                and now.num_children == before.num_children
+                and len(now.children) == len(before.children)
                 and now.num_bytes <= before.num_bytes * 1.05 + _MEMORY_SLACK
             )
             if is_well or time.monotonic() > deadline:
@@ -222,10 +230,15 @@ class ServerProcess:
         return Level(
             num_files=process.num_fds(),
             num_threads=process.num_threads(),
-            num_children=len(process.children(recursive=True)),
+            children=frozenset(child.pid for child in process.children(recursive=True)),
             num_bytes=process.memory_info().rss,
             tokens=self.ask(picture),
         )
+
+
+def _is_settled(before: Level, now: Level) -> bool:
+    """Whether nothing was starting or ending between two measurements."""
+    return (before.children, before.num_files) == (now.children, now.num_files)
 
 
 def request(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import paligemma
 from paligemma.predictor import Predictor
 from paligemma.server.jobs import Job, JobOptions, Ticket
 from paligemma.server.service import Loaded, Service
@@ -53,6 +55,23 @@ def prompt(text: str = "ab", max_tokens: int = 4, **fields: Any) -> Job:
 def endless(**fields: Any) -> Job:
     """A question that any model answers at length: at this temperature, EOS is one token of all."""
     return prompt(options=JobOptions(max_new_tokens=500, temperature=20.0, seed=1), **fields)
+
+
+def long_answer(**fields: Any) -> dict[str, Any]:
+    """What a request about "caption en" without an image has in addition, so that mini writes at
+    least 100 tokens."""
+    return {"temperature": 2.0, "seed": _long_seed(), "max_tokens": 1000, **fields}
+
+
+@functools.cache
+def _long_seed() -> int:
+    """A request cannot be hotter than 2, so it depends on weights and seed when EOS comes."""
+    model = paligemma.load("mini")
+    options: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": 100}
+    for seed in range(200):
+        if model.generate((), "caption en", seed=seed, **options).stop_reason == "length":
+            return seed
+    raise AssertionError("mini ends its answer before 100 tokens, with each of 200 seeds")
 
 
 def slow(seconds: float = 0.02) -> Faults:
@@ -116,11 +135,13 @@ async def settle(service: Service) -> None:
     await until(lambda: service.stats().waiting + service.stats().running == 0)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(
+    condition: Callable[[], bool], seconds: float = 30.0, what: str = "a condition"
+) -> None:
     """Wait until it holds, in small steps."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "this took too long"
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
         await asyncio.sleep(0.005)
 
 

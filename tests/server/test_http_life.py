@@ -23,12 +23,11 @@ from paligemma.server.settings import Limits, Settings
 from tests.server.asgi import Answer, call
 from tests.server.conftest import MakeService, ready_service
 from tests.server.faults import Fault, FaultyService, PlantedFaultError
+from tests.server.serving import long_answer, until
 from tests.server.test_http_api import encoded
 
 JSON = {"content-type": "application/json"}
 LINES = {"content-type": "application/jsonl"}
-LONG: dict[str, Any] = {"temperature": 2.0, "seed": 1, "max_tokens": 1000}
-"""What mini writes 124 tokens to."""
 SLOW = Fault(point="forward", action="sleep", seconds=0.03, times=None)
 
 
@@ -42,10 +41,16 @@ async def ask(app: ASGIApp, body: bytes | None = None, **options: Any) -> Answer
 
 async def idle(service: Service, seconds: float = 5.0) -> None:
     """Waits until nothing is under way."""
-    deadline = time.monotonic() + seconds
-    while (stats := service.stats()).waiting + stats.running:
-        assert time.monotonic() < deadline, stats
-        await asyncio.sleep(0.01)
+    await until(lambda: not _under_way(service), seconds, "the end of all work")
+
+
+async def running(service: Service, number: int = 1) -> None:
+    """Waits until so many are answered at a time."""
+    await until(lambda: service.stats().running >= number, 10, f"{number} running")
+
+
+def _under_way(service: Service) -> int:
+    return (stats := service.stats()).waiting + stats.running
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +113,9 @@ def test_d2_an_answer_that_takes_too_long_is_504_and_frees_its_place(
 ) -> None:
     service = make_service(Limits(request_seconds=0.4), "forward*0=sleep:0.1")
     app = create_app(service, Settings(limits=service.limits))
-    whole = asyncio.run(ask(app, asked(**LONG)))
+    whole = asyncio.run(ask(app, asked(**long_answer())))
     assert (whole.status, whole.error["code"]) == (504, "timeout")
-    stream = asyncio.run(ask(app, asked(**LONG, stream=True)))
+    stream = asyncio.run(ask(app, asked(**long_answer(stream=True))))
     assert stream.status == 200
     *_, (name, data), done = stream.events
     assert (name, data["error"]["code"], done) == ("error", "timeout", ("done", None))
@@ -123,7 +128,7 @@ def test_d2_a_wait_that_takes_too_long_is_503(make_service: MakeService) -> None
     app = create_app(service, Settings(limits=limits))
 
     async def run() -> list[Answer]:
-        first = asyncio.ensure_future(ask(app, asked(**{**LONG, "max_tokens": 12})))
+        first = asyncio.ensure_future(ask(app, asked(**long_answer(max_tokens=12))))
         await asyncio.sleep(0.2)
         second = await ask(app, client="10.0.0.2")
         return [await first, second]
@@ -143,10 +148,9 @@ def test_d3_a_client_that_leaves_frees_its_place(stream: bool, busy: FaultyServi
 
     async def run() -> None:
         gone = asyncio.Event()
-        body = asked(**LONG, stream=stream)
+        body = asked(**long_answer(stream=stream))
         asking = asyncio.ensure_future(ask(app, body, hang_up=gone))
-        while not busy.stats().running:
-            await asyncio.sleep(0.005)
+        await running(busy)
         gone.set()
         await asyncio.wait_for(asking, 2)
         await idle(busy, 2)
@@ -163,14 +167,12 @@ def test_d3_a_client_that_leaves_the_queue_frees_its_place(busy: FaultyService) 
 
     async def run() -> None:
         long = [
-            asyncio.ensure_future(ask(app, asked(**{**LONG, "max_tokens": 30}))) for _ in range(2)
+            asyncio.ensure_future(ask(app, asked(**long_answer(max_tokens=30)))) for _ in range(2)
         ]
-        while busy.stats().running < 2:
-            await asyncio.sleep(0.005)
+        await running(busy, 2)
         gone = asyncio.Event()
         waiting = asyncio.ensure_future(ask(app, hang_up=gone))
-        while not busy.stats().waiting:
-            await asyncio.sleep(0.005)
+        await until(lambda: busy.stats().waiting > 0, 10, "one in the queue")
         gone.set()
         await asyncio.wait_for(waiting, 2)
         assert busy.stats().running == 2
@@ -245,10 +247,9 @@ def test_d4_while_draining_new_work_is_503_and_accepted_work_ends_in_words(
 
     async def run() -> tuple[Answer, Answer, Answer, Answer, Answer]:
         short = asyncio.ensure_future(ask(app, asked(max_tokens=4)))
-        long = asyncio.ensure_future(ask(app, asked(**LONG)))
-        stream = asyncio.ensure_future(ask(app, asked(**LONG, stream=True)))
-        while service.stats().running < 3:
-            await asyncio.sleep(0.005)
+        long = asyncio.ensure_future(ask(app, asked(**long_answer())))
+        stream = asyncio.ensure_future(ask(app, asked(**long_answer(stream=True))))
+        await running(service, 3)
         draining = asyncio.ensure_future(service.drain(1.0))
         await asyncio.sleep(0.05)
         ready = await call(app, "GET", "/health/ready")

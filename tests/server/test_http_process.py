@@ -20,7 +20,7 @@ import pytest
 
 from tests.server.conftest import StartServer
 from tests.server.server_process import CANARY, Reply, ServerProcess, read_reply, request
-from tests.server.test_http_life import LONG
+from tests.server.serving import long_answer
 
 KEY = f"{CANARY}-0123456789"
 JSON = "Content-Type: application/json\r\n"
@@ -30,7 +30,7 @@ def generate(**fields: object) -> bytes:
     return request(
         "POST",
         "/v1/generate",
-        json.dumps({"prompt": "caption en", **LONG, **fields}).encode(),
+        json.dumps({"prompt": "caption en", **long_answer(**fields)}).encode(),
         JSON,
     )
 
