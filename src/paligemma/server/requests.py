@@ -277,8 +277,8 @@ class AskRequest(GenerativeRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"image": EXAMPLE_IMAGE, "question": "what color is it?", "language": "en"},
-                {"image": EXAMPLE_IMAGE, "questions": ["what color is it?", "is it a cat?"]},
+                {"image": EXAMPLE_IMAGE, "question": "how many cats are there?", "language": "en"},
+                {"image": EXAMPLE_IMAGE, "questions": ["is there a cat?", "is there a dog?"]},
             ],
             **_either("question", "questions"),
         }
@@ -437,7 +437,7 @@ class ScoreRequest(TaskRequest):
             "examples": [
                 {
                     "image": EXAMPLE_IMAGE,
-                    "prompt": "answer en is it a cat?",
+                    "prompt": "answer en is there a cat?",
                     "suffixes": ["yes", "no"],
                 }
             ],
