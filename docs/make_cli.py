@@ -26,6 +26,7 @@ help texts; a test keeps it current.
   read.
 - Exit codes: 0 success; 2 invalid usage, input, option, checkpoint or data; 3 some of several files
   could not be read, and are listed; 1 any other error; 130 interrupted.
+- `--out` and `--output` are one option, which every command takes under both names.
 - Tab completion: run `paligemma --install-completion` once, then open a new shell.
 - `$PALIGEMMA_MODEL` sets the default of `--model`. `$PALIGEMMA_DEBUG=1` shows tracebacks.
 - Short options mean the same in every command: `-m` model, `-a` adapter, `-o` output, `-n` maximum

@@ -14,7 +14,7 @@ from paligemma.adapters.lora import LoraConfig, add_lora, lora_layers
 from paligemma.checkpoints import weight_form
 from paligemma.checkpoints.adapter import write_adapter
 from paligemma.checkpoints.load import load_model
-from paligemma.errors import CheckpointError, HubError, OptionError, TokenizerError
+from paligemma.errors import CheckpointError, OptionError, TokenizerError
 from paligemma.fast import device, float32
 from paligemma.fast import weights as form_names
 from paligemma.fast.accelerate import quantization_of
@@ -95,7 +95,7 @@ def test_the_processor_comes_without_the_weights(folder: Path, tmp_path: Path) -
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(HubError, match="paligemma2-3b-mix-224"):
+    with pytest.raises(CheckpointError, match="paligemma2-3b-mix-224"):
         paligemma.load("paligemma2-3b-mix-225")
 
 

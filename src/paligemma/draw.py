@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from paligemma.errors import ImageError
+from paligemma.errors import ImageError, OptionError
 from paligemma.fonts import Lettering
 from paligemma.processor.image import ImageSource, LoadedImage, load_image
 from paligemma.results import Detection, Objects, Segment, one_line
+from paligemma.writing import write_whole
 
 _Rgb = tuple[int, int, int]
 _Rect = tuple[int, int, int, int]
@@ -79,6 +81,28 @@ def draw_detections(
         text = f"{one_line(obj.label)} {score}".strip()
         taken.append(_draw_tag(canvas, text, rect, color, lettering, taken))
     return canvas
+
+
+def write_drawing(drawing: Image.Image, path: Path) -> None:
+    """Write an image file, whole or not at all, in the format that its suffix says.
+
+    Raises OptionError where it cannot be written.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise OptionError(
+            f"The drawing cannot be written to {str(path)!r}, whose name ends in no format of "
+            "images. Choose a name such as drawing.png."
+        )
+    content = io.BytesIO()
+    try:
+        drawing.save(content, kind)
+    except (KeyError, OSError, ValueError) as error:  # WebP is limited to 16383 pixels per side
+        raise OptionError(
+            f"The drawing cannot be written to {str(path)!r} as {kind} ({error}). Choose a name "
+            "such as drawing.png."
+        ) from error
+    write_whole(path, content.getvalue())
 
 
 def crop_objects(

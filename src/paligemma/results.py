@@ -498,15 +498,14 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
         self.draw(image).show()
 
     def save(self, path: str | Path, image: ImageSource | LoadedImage | None = None) -> Path:
-        """Write the drawing to an image file, whose suffix says the format. Return its path."""
+        """Write the drawing to an image file, whose suffix says the format. Return its path.
+
+        Raises OptionError where it cannot be written.
+        """
+        from paligemma.draw import write_drawing  # as for `draw`
+
         path = Path(os.path.expanduser(path))
-        try:
-            self.draw(image).save(path)
-        except (OSError, ValueError) as error:
-            raise OptionError(
-                f"The drawing cannot be written to {str(path)!r} ({error}). Choose a folder that "
-                "exists, and a name such as drawing.png."
-            ) from error
+        write_drawing(self.draw(image), path)
         return path
 
     def crop(self, image: ImageSource | LoadedImage | None = None) -> list[PIL.Image.Image]:

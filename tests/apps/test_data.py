@@ -95,4 +95,4 @@ def test_a_page_that_cannot_be_written_is_said(run, tmp_path):
     path = coco(tmp_path / "set", boxes())
     ran = run("data", "check", path, "--out", tmp_path / "none" / "page.html")
     assert ran.code == 2
-    assert "--out" in ran.err
+    assert f"The folder {tmp_path / 'none'} for page.html does not exist." in ran.err

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -124,6 +127,38 @@ def test_a_run_that_fails_leaves_the_file_as_it_was(
     monkeypatch.setattr(type(stand_in), "detect", fail)
     assert run("detect", picture, "wall", "--output", tmp_path / name).code == 130
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no /dev")
+def test_a_device_gets_the_results_and_stays_a_device(run, picture, stand_in, tmp_path):
+    (link := tmp_path / "out.csv").symlink_to(os.devnull)
+    for arguments in ((link,), (os.devnull, "--output-format", "jsonl")):
+        assert run("caption", picture, "--output", *arguments).code == 0
+    assert link.is_symlink()
+    assert link.is_char_device()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no /dev")
+def test_a_dash_is_stdout(picture, tmp_path):
+    command = [sys.executable, "-m", "paligemma", "caption", picture, "--quiet"]
+    command += ["--output", "-", "--output-format", "csv"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("image,text,score,error\n")
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+@pytest.mark.parametrize("name", ["-", os.devnull])
+def test_what_is_neither_file_nor_folder_needs_a_format(name, run, picture, no_model, tmp_path):
+    ran = run("caption", picture, "--output", name)
+    assert (ran.code, "--output-format" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("flag", ["-o", "--out", "--output"])
+def test_the_name_of_the_output_may_be_given_as_to_other_commands(
+    flag, run, picture, stand_in, tmp_path
+):
+    assert run("caption", picture, flag, tmp_path / "out.jsonl").code == 0
+    assert (tmp_path / "out.jsonl").is_file()
 
 
 def test_the_format_can_be_chosen(run, picture, stand_in, tmp_path):

@@ -269,11 +269,12 @@ def test_drawings_go_into_a_folder_under_their_images_names(run, picture, tmp_pa
 
 
 def test_a_failed_drawing_leaves_no_piece_behind(run, picture, tmp_path, stand_in, monkeypatch):
-    def save(self: Image.Image, path: Path) -> None:
-        path.write_bytes(b"half")
+    def write_bytes(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:9])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     ran = run("detect", picture, "wall", "--draw", tmp_path / "out.png")
     assert ran.code == 2
     assert "No space left" in ran.err

@@ -69,9 +69,9 @@ def test_a_path_object_is_never_a_hub_id(tmp_path: Path) -> None:
 
 
 def test_a_misspelled_name_gets_a_hint() -> None:
-    with pytest.raises(HubError, match="Did you mean paligemma2-3b-mix-448"):
+    with pytest.raises(CheckpointError, match="Did you mean paligemma2-3b-mix-448"):
         resolve("paligema2-3b-mix-448")
-    with pytest.raises(HubError, match="neither a folder nor a known model"):
+    with pytest.raises(CheckpointError, match="neither a folder nor a known model"):
         resolve("gpt")
 
 
@@ -274,7 +274,7 @@ def test_models_of_kaggle_are_recognized_and_need_its_package(
         fetch_from_kaggle(name)
     with pytest.raises(HubError, match="expected kaggle://owner/model/framework/variation"):
         fetch_from_kaggle("kaggle://../../etc/passwd")
-    with pytest.raises(HubError, match="expected hf://owner/name"):
+    with pytest.raises(CheckpointError, match="expected hf://owner/name"):
         resolve("hf://google")
 
 

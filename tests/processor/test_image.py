@@ -138,6 +138,8 @@ def test_numbers_without_a_meaning_are_refused() -> None:
         load_image(Image.new("F", (2, 2), 1.5))
     with pytest.raises(ImageError, match="65535"):
         load_image(Image.new("I", (2, 2), 70_000))
+    with pytest.raises(ImageError, match="4 values that are not numbers"):
+        load_image(np.full((2, 2), np.nan))
     for array in (np.full((2, 2), np.nan), np.full((2, 2), np.inf), np.full((2, 2), -0.1)):
         with pytest.raises(ImageError, match="floats must lie in"):
             load_image(array)

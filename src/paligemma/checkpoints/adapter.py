@@ -102,6 +102,8 @@ def read_adapter(folder: Path | str, config: PaliGemmaConfig, *, verify: bool = 
     without a counterpart in the model or of another shape, invalid ranks, NaN and infinity.
     """
     folder = Path(os.path.expanduser(folder))
+    if not folder.exists():
+        raise CheckpointError(f"The adapter's folder {folder} does not exist. Check the path.")
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{folder} contains no {CONFIG_FILE}, so it is not an adapter. Give a folder written "

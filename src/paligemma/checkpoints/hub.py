@@ -55,7 +55,7 @@ def resolve(name_or_path: str | Path) -> Path | str:
     >>> resolve("kaggle://keras/paligemma2/keras/pali_gemma2_pt_3b_224")
     'kaggle://keras/paligemma2/keras/pali_gemma2_pt_3b_224'
 
-    Raises CheckpointError for a path that does not exist, HubError for an unknown name.
+    Raises CheckpointError for a path that does not exist and for an unknown name.
     """
     path = Path(os.path.expanduser(name_or_path))
     if path.exists():
@@ -66,7 +66,7 @@ def resolve(name_or_path: str | Path) -> Path | str:
     if name.startswith(_HF_PREFIX):
         hub_id = name.removeprefix(_HF_PREFIX)
         if not _HUB_ID.fullmatch(hub_id):
-            raise HubError(f"{name!r} is not a model of the hub; expected hf://owner/name.")
+            raise CheckpointError(f"{name!r} is not a model of the hub; expected hf://owner/name.")
         return hub_id
     releases = {release.variant: release.hub_id for release in RELEASES}
     if name in releases:
@@ -78,7 +78,7 @@ def resolve(name_or_path: str | Path) -> Path | str:
         raise CheckpointError(f"The folder {path} does not exist. Check the path.")
     close = difflib.get_close_matches(name, releases, n=3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise HubError(
+    raise CheckpointError(
         f"{name!r} is neither a folder nor a known model. {hint}Give a folder, a release such as "
         "paligemma2-3b-mix-448, or a hub id with its owner, such as google/paligemma2-3b-mix-448."
     )

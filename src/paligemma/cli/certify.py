@@ -19,6 +19,7 @@ from paligemma.cli.model_options import ModelArgument, Quantization
 from paligemma.cli.options import Json, takes
 from paligemma.errors import CheckpointError
 from paligemma.options import Option
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from paligemma.certify import Certificate, CertifyRequest
@@ -36,9 +37,9 @@ class CertifyOptions:
     """Where to write the report: PATH.json and PATH.html."""
     device: str = "auto"
     """Device to test: auto, cpu, cuda, cuda:1 or mps."""
-    dtype: Annotated[str, Option(metavar="[auto|float32|bfloat16|float16]")] = "auto"
+    dtype: Annotated[str, Option(metavar="[auto|stored|float32|bfloat16|float16]")] = "auto"
     """Data type to test. auto: bfloat16 for large models on devices that compute it well, else
-    float32."""
+    float32; stored: as in the files."""
     quantization: Annotated[Quantization | None, Option(shown_default="as stored")] = None
     """Quantization of the decoder's large weights to test."""
     adapter: Annotated[Path | None, Option(shown_default="none")] = None
@@ -76,7 +77,7 @@ def certify(*, model: ModelArgument, options: CertifyOptions, as_json: Json = Fa
         content = certificate.to_dict()
         write_json(options.out.with_name(options.out.name + ".json"), content)
         page = options.out.with_name(options.out.name + ".html")
-        page.write_text(render_certificate(certificate), encoding="utf-8")
+        write_whole(page, render_certificate(certificate).encode())
     if as_json:
         print_json(certificate.to_dict())
     else:

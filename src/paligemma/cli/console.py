@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from paligemma.errors import OptionError
 from paligemma.escaping import visible
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,7 +98,7 @@ def check_output_files(*paths: Path | None) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write one JSON document to a file, over several lines."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def print_table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -10,10 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from paligemma.cli.console import print_json, print_note, print_table, print_text, progress_bar
+from paligemma.cli.console import (
+    check_output_files,
+    print_json,
+    print_note,
+    print_table,
+    print_text,
+    progress_bar,
+)
 from paligemma.cli.options import Command, Json, takes
-from paligemma.errors import DataError, OptionError, counted
+from paligemma.errors import DataError, counted
 from paligemma.options import Option
+from paligemma.writing import write_whole
 
 if TYPE_CHECKING:
     from paligemma.data.check import CheckReport
@@ -79,6 +86,7 @@ def check(
     from paligemma.finetune.examples import RecordExamples, collate
     from paligemma.loading import load_processor
 
+    check_output_files(options.out)
     # All faults are reported, not just the first.
     column = reading.column or (None if targets.task is None else "objects")
     records = open_data(
@@ -101,7 +109,7 @@ def check(
         examples = RecordExamples(records=records, targets=builder)
         positions = {record.record_id: index for index, record in enumerate(records.slots)}
         inputs = collate(processor, [examples[positions[row.record.record_id]] for row in rows])
-        _write(options.out, render_check_page(report, builder, rows, inputs))
+        write_whole(options.out, render_check_page(report, builder, rows, inputs).encode())
     if as_json:
         print_json(report.to_dict())
     else:
@@ -147,17 +155,6 @@ def _first_batch(
         target = builder.build(record, epoch)
         rows.append(BatchRow(record=record, target=target, image=record.load_images()[0]))
     return rows
-
-
-def _write(page: Path, html: str) -> None:
-    unfinished = page.with_name(f".{page.name}.unfinished")
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        os.replace(unfinished, page)
-    except OSError as error:
-        raise OptionError(
-            f"The page {page} cannot be written: {error}. Choose another file with --out."
-        ) from error
 
 
 def _print(report: CheckReport, page: Path | None) -> None:

@@ -72,9 +72,9 @@ class ModelOptions:
     """Branch, tag or commit of a hub model."""
     device: str = "auto"
     """Device to run on: auto, cpu, cuda, cuda:1 or mps."""
-    dtype: Annotated[str, Option(metavar="[auto|float32|bfloat16|float16]")] = "auto"
+    dtype: Annotated[str, Option(metavar="[auto|stored|float32|bfloat16|float16]")] = "auto"
     """Data type of the weights. auto: bfloat16 for large models on devices that compute it well,
-    else float32."""
+    else float32; stored: as in the files."""
     quantization: Annotated[Quantization | None, Option(shown_default="as stored")] = None
     """Quantize the decoder's large weights to this format."""
     offline: bool = False

@@ -35,6 +35,7 @@ SHORT_FLAGS = {
     "--model": "-m",
     "--adapter": "-a",
     "--out": "-o",
+    "--output": "-o",
     "--max-new-tokens": "-n",
     "--language": "-l",
     "--batch-size": "-b",
@@ -55,9 +56,11 @@ RENAMED_FLAGS = {
     "--lang": "--language",
     "--beams": "--num-beams",
     "--free": "--no-constrained",
+    "--out": "--output",
+    "--output": "--out",
 }
-"""Former spellings, which still work in commands that have the new one and no other use for the
-old one. The help does not show them."""
+"""Former spellings, and those of other commands, which work in commands that have the new one and
+no other use for the old one. The help does not show them."""
 
 MODEL_VARIABLE = "PALIGEMMA_MODEL"
 """Environment variable that holds the default of --model."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from paligemma.errors import OptionError
 from paligemma.escaping import csv_cell
+from paligemma.writing import replacing, short_name, write_whole
 
 if TYPE_CHECKING:
     from paligemma.cli.image_arguments import NamedImage
@@ -30,6 +31,7 @@ _BY_SUFFIX: dict[str, OutputFormat] = {
     ".json": "coco",
     "": "yolo",
 }
+_DASH, _STDOUT = Path("-"), Path("/dev/stdout")
 _OBJECT_COMMANDS = ("detect", "segment")
 _TEXT_COMMANDS = ("caption", "describe", "ask", "ocr")
 
@@ -58,9 +60,7 @@ def choose_format(
             raise OptionError(f"--output-format {name} needs --output FILE.")
     chosen = name
     if chosen is None and path is not None:
-        chosen = _BY_SUFFIX.get(path.suffix.lower())
-        if chosen == "yolo" and command in _TEXT_COMMANDS:
-            chosen = "txt"
+        chosen = _format_of(path, command)
     needed = {"coco": _OBJECT_COMMANDS, "yolo": _OBJECT_COMMANDS, "txt": _TEXT_COMMANDS}
     if chosen is None or command not in needed.get(chosen, (command,)):
         others = ""
@@ -80,6 +80,16 @@ def choose_format(
     elif path is not None:
         _check_file(path, chosen, [image.stem for image in images])
     return chosen
+
+
+def _format_of(path: Path, command: str) -> OutputFormat | None:
+    """What the name says; None if nothing, as that of a device."""
+    chosen = _BY_SUFFIX.get(path.suffix.lower())
+    if chosen != "yolo":
+        return chosen
+    if path == _DASH or (path.exists() and not (path.is_file() or path.is_dir())):
+        return None
+    return "txt" if command in _TEXT_COMMANDS else "yolo"
 
 
 def _check_file(path: Path, chosen: OutputFormat, stems: Sequence[str]) -> None:
@@ -172,27 +182,41 @@ def open_output(
         yield _Texts(path)
         return
     assert path is not None
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        if output_format == "yolo":
-            writer: Writer = _Yolo(unfinished)
+    if output_format == "yolo":
+        with _new_folder(path) as unfinished:
+            labels = _Yolo(unfinished)
+            yield labels
+            labels.close()
+        return
+    failure: BaseException | None = None
+    with (
+        replacing(_STDOUT if path == _DASH else path) as unfinished,
+        unfinished.open("w", encoding="utf-8", newline="") as file,
+    ):
+        file.writelines(kept_lines or ())
+        writer = _WRITERS[output_format](file)
+        try:
             yield writer
-            writer.close()
-            if path.is_dir():
-                path.rmdir()
-        else:
-            with unfinished.open("w", encoding="utf-8", newline="") as file:
-                file.writelines(kept_lines or ())
-                writer = _WRITERS[output_format](file)
-                yield writer
-                writer.close()
+        except BaseException as error:
+            if kept_lines is None:
+                raise
+            failure = error
+        writer.close()
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that gets the name `path`, where at most an empty one is, if all goes well."""
+    unfinished = path.with_name(f".{short_name(path.name)}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        if path.is_dir():
+            path.rmdir()
         unfinished.replace(path)
     finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        elif kept_lines is not None and unfinished.exists():
-            unfinished.replace(path)
-        unfinished.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class _JsonLines:
@@ -268,12 +292,7 @@ class _Texts:
         # A caption is one line, as training reads the file.
         text = one_line(result.text) if isinstance(result, Caption) else result.text
         path = text_file(image, self._folder)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        try:
-            unfinished.write_text(text + "\n", encoding="utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, f"{text}\n".encode())
 
     def close(self) -> None: ...
 

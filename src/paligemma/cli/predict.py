@@ -90,7 +90,7 @@ class PredictOptions(LoadOptions):
     output: Annotated[Path | None, Option(shown_default="stdout")] = None
     """File to write the results to instead of printing them: .jsonl or .csv, for objects also
     .json (COCO), written at the end, whole or not at all. Or a folder: for texts, with a .txt file
-    for each image; for objects, a new one (YOLO)."""
+    for each image; for objects, a new one (YOLO). Or - for stdout, with --output-format."""
     output_format: Annotated[OutputFormat | None, Option(shown_default="by the name")] = None
     """Format of --output. txt without --output: a .txt file next to each image."""
     skip_existing: bool = False
@@ -765,13 +765,7 @@ def _save(image: Image, target: Path) -> None:
     """Write the whole image or nothing, without the metadata of its source."""
     from PIL import Image as PILImage
 
+    from paligemma.draw import write_drawing
+
     bare = PILImage.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-    staging = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        bare.save(staging)
-        staging.replace(target)
-    except (OSError, ValueError) as error:  # ValueError: WebP is limited to 16383 pixels per side
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise OptionError(f"The drawing {target} cannot be written: {reason}.") from error
-    finally:
-        staging.unlink(missing_ok=True)
+    write_drawing(bare, target)

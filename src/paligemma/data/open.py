@@ -34,6 +34,7 @@ from paligemma.data.source import (
     images_in,
 )
 from paligemma.errors import DataError, ImageError, OptionError
+from paligemma.writing import write_whole
 
 READERS: dict[str, Reader] = {
     reader.NAME: cast(Reader, reader)
@@ -263,6 +264,6 @@ def write_bad(path: Path, records: Sequence[BadRecord]) -> None:
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         raise OptionError(f"The file {str(path)!r} cannot be written: {error}.") from error

@@ -33,6 +33,7 @@ from paligemma.evals.reliability import (
 )
 from paligemma.report.charts import Bin, reliability_chart
 from paligemma.results import Detection, Objects
+from paligemma.writing import write_whole
 
 Subject = Literal["boxes", "answers"]
 
@@ -94,7 +95,7 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write a JSON file."""
         values = {"paligemma_calibration": _FORMAT, **_without_nan(asdict(self))}
-        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load_calibration(path: str | Path) -> Calibration:

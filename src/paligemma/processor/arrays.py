@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from paligemma.errors import ImageError
+from paligemma.errors import ImageError, counted
 
 
 def tensor_to_array(tensor: Any) -> NDArray[Any]:
@@ -78,7 +78,12 @@ def array_to_image(array: NDArray[Any], subject: str) -> Image.Image:
 def unit_to_bytes(values: NDArray[Any], subject: str) -> NDArray[np.uint8]:
     """Floats in [0, 1], times 255. Raises ImageError for others."""
     low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
+    if math.isnan(low):
+        raise ImageError(
+            f"{subject} has {counted(int(np.isnan(values).sum()), 'value')} that are not numbers "
+            "(NaN); floats must lie in [0, 1]. Replace them first."
+        )
+    if low < 0 or high > 1:
         raise ImageError(
             f"{subject} has values from {low:g} to {high:g}; floats must lie in [0, 1]. "
             "Scale them, or pass uint8."

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from paligemma.config import NUM_CODES_PER_MASK, MaskCodecConfig
 from paligemma.errors import CheckpointError, InputError
 from paligemma.results import BoxXyxy
+from paligemma.writing import write_whole
 
 MASK_SIDE = 64
 CODE_SIDE = math.isqrt(NUM_CODES_PER_MASK)  # 4
@@ -238,17 +238,8 @@ def mask_codec_to_npz(codec: MaskCodec) -> bytes:
 
 
 def save_mask_codec_npz(codec: MaskCodec, path: str | Path) -> None:
-    """Write the codec as an .npz file, atomically."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(mask_codec_to_npz(codec))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write the codec as an .npz file, whole or not at all. Raises OptionError."""
+    write_whole(Path(path), mask_codec_to_npz(codec))
 
 
 def load_mask_codec_npz(path_or_file: str | Path | IO[bytes]) -> MaskCodec:

@@ -129,8 +129,9 @@ def check_language(language: str) -> str:
     """
     if not isinstance(language, str) or not _LANGUAGE_CODE.fullmatch(language):
         raise OptionError(
-            f"{language!r} is not a language code; expected two or three lowercase letters. The "
-            f"model was tuned on these {len(LANGUAGES)}: {' '.join(LANGUAGES)}."
+            f"{language!r} is not a language code; expected two or three lowercase letters, such "
+            f"as en. The released models were tuned on these {len(LANGUAGES)}: "
+            f"{' '.join(LANGUAGES)}."
         )
     return language
 
