@@ -194,7 +194,8 @@ class Predictor:
         """The answer to a question, or one to each of several: the image is encoded once.
 
         With a language the prompt is "answer {language} {question}", the form of most
-        pre-training; without, the question as it stands, which mix checkpoints understand.
+        pre-training and of all that mini learned; without, the question as it stands, which mix
+        checkpoints understand.
         """
         if isinstance(question, str):
             task = AnswerTask(question=question, language=language)

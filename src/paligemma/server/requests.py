@@ -278,7 +278,11 @@ class AskRequest(GenerativeRequest):
         json_schema_extra={
             "examples": [
                 {"image": EXAMPLE_IMAGE, "question": "how many cats are there?", "language": "en"},
-                {"image": EXAMPLE_IMAGE, "questions": ["is there a cat?", "is there a dog?"]},
+                {
+                    "image": EXAMPLE_IMAGE,
+                    "questions": ["is there a cat?", "where is the cat?"],
+                    "language": "en",
+                },
             ],
             **_either("question", "questions"),
         }
