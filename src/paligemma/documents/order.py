@@ -9,16 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paligemma.documents.address import is_address, is_list
+from paligemma.documents.block import (
+    Boxes,
+    Indices,
+    around,
+    corridors,
+    has_long_lines,
+    rows_of_boxes,
+)
+from paligemma.documents.cells import TableRow, rows_of_table
 from paligemma.documents.geometry import Box
+from paligemma.documents.sidebar import is_wrapped, stands_apart
 from paligemma.errors import OptionError, counted
 
-Boxes = NDArray[np.float64]  # [N, 4]
-Indices = NDArray[np.intp]
-
-_NUM_BINS = 512  # of the page's width, in which white corridors are looked for
 _COLUMN_SHARE = 0.6  # of the height of a block, along which a corridor makes columns of it
-_COLUMN_WIDTH = 7.0  # in line heights: narrower ones are the cells of a table
 _ADDRESS_GAP = 2.0  # in line heights, between two addresses
+_MOST_LINES_BELOW = 4  # of what follows two columns
 _MOST_ADDRESS_PARTS = 30  # of all lines of an address
 _MAX_TRIED = 2_000_000
 """Boxes that are looked at for columns, block within block: more than a page of print takes. The
@@ -45,9 +51,17 @@ def reading_order(
 
 
 def reading_rows(
-    boxes: Sequence[Box], *, texts: Sequence[str] | None = None, right_to_left: bool = False
+    boxes: Sequence[Box],
+    *,
+    texts: Sequence[str] | None = None,
+    right_to_left: bool = False,
+    splits_cells: bool = True,
 ) -> list[list[int]]:
-    """As `reading_order`, with the boxes that stand next to each other together."""
+    """As `reading_order`, with the boxes that stand next to each other together.
+
+    Without `splits_cells`, cells of several lines are not read one after the other, but their lines
+    as they stand next to each other.
+    """
     if not len(boxes):
         return []
     array = np.asarray(boxes, dtype=np.float64)
@@ -59,23 +73,19 @@ def reading_rows(
     if right_to_left:
         array = array[:, [2, 1, 0, 3]] * np.array([-1.0, 1.0, -1.0, 1.0])
     parts = _joined(array)
-    bounds = np.array([_around(array[part]) for part in parts])
+    bounds = np.array([around(array[part]) for part in parts])
     texts_of_parts = None
     if texts is not None:
         if len(texts) != len(boxes):
             given = counted(len(texts), "text was", "texts were")
             raise OptionError(f"{given} given for {counted(len(boxes), 'box', 'boxes')}.")
         texts_of_parts = [" ".join(texts[index] for index in part) for part in parts]
-    cutter = _Cutter(bounds, texts_of_parts)
+    cutter = _Cutter(bounds, texts_of_parts, splits_cells)
     rows = []
     for row in cutter.rows():
         members = np.concatenate([parts[index] for index in row])
         rows.append([int(index) for index in members[np.argsort(array[members, 0], kind="stable")]])
     return rows
-
-
-def _around(boxes: Boxes) -> Boxes:
-    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
 def _joined(boxes: Boxes) -> list[Indices]:
@@ -91,22 +101,12 @@ def _joined(boxes: Boxes) -> list[Indices]:
     return parts
 
 
-def rows_of_boxes(boxes: Boxes) -> list[Indices]:
-    """Boxes whose middles lie at about the same height, from the top."""
-    order = np.argsort((boxes[:, 1] + boxes[:, 3]) / 2, kind="stable")
-    rows: list[list[int]] = []
-    top = bottom = 0.0
-    for index in order.tolist():
-        y0, y1 = boxes[index, 1], boxes[index, 3]
-        shared = min(bottom, y1) - max(top, y0)
-        if rows and shared > 0.5 * min(bottom - top, y1 - y0):
-            rows[-1].append(index)
-            # The row's height stays that of its first box, so that a slanted line does not
-            # drag in the next one.
-        else:
-            rows.append([index])
-            top, bottom = y0, y1
-    return [np.array(row, dtype=np.intp) for row in rows]
+_Part = tuple[Indices, bool]
+"""A part of a block, and whether it is read as its rows stand."""
+
+
+def _plain(parts: Sequence[Indices]) -> list[_Part]:
+    return [(part, False) for part in parts]
 
 
 @dataclass
@@ -115,47 +115,97 @@ class _Cutter:
 
     boxes: Boxes
     texts: Sequence[str] | None
+    splits_cells: bool
 
     def rows(self) -> list[list[int]]:
         """The indices of the boxes, row by row in reading order."""
         rows: list[list[int]] = []
-        waiting = [np.arange(len(self.boxes))]
+        waiting: list[_Part] = [(np.arange(len(self.boxes)), False)]
         num_tried = 0
         while waiting:
-            block = waiting.pop()
+            block, is_row = waiting.pop()
             num_tried += len(block)
-            is_allowed = num_tried <= _MAX_TRIED
+            is_allowed = num_tried <= _MAX_TRIED and not is_row
             if is_allowed and (parts := self._columns(block) or self._cut(block)):
                 waiting.extend(reversed(parts))
                 continue
             rows.extend(self._rows_of(block))
         return rows
 
-    def _columns(self, block: Indices) -> list[Indices]:
+    def _columns(self, block: Indices) -> list[_Part]:
         """The block's parts where a white corridor divides it into columns of text; else []."""
         if len(block) < 4:
             return []
         boxes = self.boxes[block]
-        x0, y0, x1, y1 = _around(boxes)
+        x0, y0, x1, y1 = around(boxes)
         line = float(np.median(boxes[:, 3] - boxes[:, 1]))
-        for x in _corridors(boxes, (x0, x1), (1 - _COLUMN_SHARE) * (y1 - y0), 0.8 * line):
-            is_left, is_right = boxes[:, 2] <= x, boxes[:, 0] >= x
-            if not _overlap_in_height(boxes[is_left], boxes[is_right], y1 - y0):
-                continue
-            if _are_columns(boxes[is_left], boxes[is_right]):
-                return _in_bands(block, boxes, is_left, is_right)
-            above = _above_rest(boxes, is_left, is_right, line)
-            if self._are_addresses(block[is_left & above], block[is_right & above], line):
-                rest = [block[~above]] if not above.all() else []
-                return _in_bands(block[above], boxes[above], is_left[above], is_right[above]) + rest
+        found = corridors(boxes, (x0, x1), (1 - _COLUMN_SHARE) * (y1 - y0), 0.8 * line)
+        sides = [(boxes[:, 2] <= x, boxes[:, 0] >= x) for x in found]
+        sides = [(left, right) for left, right in sides if left.sum() > 1 and right.sum() > 1]
+        tried: list[bytes] = []  # what stands between corridors: no table for all with the same
+        for is_left, is_right in sides:
+            within = (is_left | is_right).tobytes()
+            if within not in tried and (table := rows_of_table(boxes, is_left, is_right)):
+                return list(self._parts_of_table(block, table))
+            tried.append(within)
+            above = self._beside(block, boxes, is_left, is_right)
+            if above is not None:
+                parts = _in_bands(block[above], boxes[above], is_left[above], is_right[above])
+                return _plain([*parts, block[~above]] if not above.all() else parts)
+        for is_left, is_right in sides:
+            if self._has_sidebar(block[is_left], block[is_right]):
+                return _plain(_in_bands(block, boxes, is_left, is_right))
         return []
+
+    def _beside(
+        self,
+        block: Indices,
+        boxes: Boxes,
+        is_left: NDArray[np.bool_],
+        is_right: NDArray[np.bool_],
+    ) -> NDArray[np.bool_] | None:
+        """What is read first of a block that has columns or addresses: its left side, then its
+        right one. None where it has none."""
+        left, right = boxes[is_left], boxes[is_right]
+        line = float(np.median(boxes[:, 3] - boxes[:, 1]))
+        if not _overlap_in_height(left, right, boxes[:, 3].max() - boxes[:, 1].min()):
+            return None
+        if has_long_lines(left) and has_long_lines(right):
+            return _above_end(boxes, is_left, is_right, line)
+        above = _above_rest(boxes, is_left, is_right, line)
+        is_found = self._are_addresses(block[is_left & above], block[is_right & above], line)
+        return above if is_found else None
+
+    def _parts_of_table(self, block: Indices, table: Sequence[TableRow]) -> Iterator[_Part]:
+        for row in table:
+            if row.cells and not self.splits_cells:
+                yield block[row.members], True
+            elif row.cells:
+                yield from ((block[cell], False) for cell in row.cells)
+            else:
+                yield block[row.members], False
+
+    def _has_sidebar(self, left: Indices, right: Indices) -> bool:
+        """Whether one side is a narrow column of text beside the other, and no column of a table.
+
+        Their lines stand at other heights; or, by what they say, both are running text.
+        """
+        sides = self.boxes[left], self.boxes[right]
+        if not any(map(has_long_lines, sides)):
+            return False
+        if stands_apart(*sides) or stands_apart(*sides[::-1]):
+            return True
+        return self.texts is not None and all(
+            is_wrapped(self.boxes[side], [self.texts[index] for index in side])
+            for side in (left, right)
+        )
 
     def _are_addresses(self, left: Indices, right: Indices, line: float) -> bool:
         """Whether the left side is an address, and the right one too, or several of them side by
         side, or a list of labels with values."""
         if self.texts is None or len(left) > _MOST_ADDRESS_PARTS:
             return False
-        _, y0, x1, y1 = _around(self.boxes[left])
+        _, y0, x1, y1 = around(self.boxes[left])
         gap = self.boxes[right, 0].min() - x1
         if y1 - y0 < 2 * line or gap < _ADDRESS_GAP * line or not is_address(self._texts_of(left)):
             return False
@@ -164,10 +214,10 @@ class _Cutter:
 
     def _has_addresses(self, block: Indices, line: float) -> bool:
         boxes = self.boxes[block]
-        x0, _, x1, _ = _around(boxes)
+        x0, _, x1, _ = around(boxes)
         return any(
             self._are_addresses(block[boxes[:, 2] <= x], block[boxes[:, 0] >= x], line)
-            for x in _corridors(boxes, (x0, x1), 0.0, _ADDRESS_GAP * line)
+            for x in corridors(boxes, (x0, x1), 0.0, _ADDRESS_GAP * line)
         )
 
     def _texts_of(self, block: Indices) -> list[list[str]]:
@@ -180,7 +230,7 @@ class _Cutter:
             members = block[row]
             yield members[np.argsort(self.boxes[members, 0], kind="stable")].tolist()
 
-    def _cut(self, block: Indices) -> list[Indices]:
+    def _cut(self, block: Indices) -> list[_Part]:
         """The block above and below its widest white gap; [] where it has none."""
         if len(block) < 2:
             return []
@@ -191,41 +241,42 @@ class _Cutter:
         if not len(gaps) or gaps.max() <= 0:
             return []
         at = int(np.argmax(gaps)) + 1
-        return [block[order[:at]], block[order[at:]]]
+        return _plain([block[order[:at]], block[order[at:]]])
 
 
-def _corridors(
-    boxes: Boxes, extent: tuple[float, float], max_crossed: float, min_width: float
-) -> list[float]:
-    """Where a vertical line meets little print over some width, the widest corridor first."""
-    x0, x1 = extent
-    width = (x1 - x0) / _NUM_BINS
-    if width <= 0:
-        return []
-    heights = np.zeros(_NUM_BINS + 1)
-    first = np.clip(((boxes[:, 0] - x0) / width).astype(int), 0, _NUM_BINS)
-    last = np.clip(np.ceil((boxes[:, 2] - x0) / width).astype(int), 0, _NUM_BINS)
-    np.add.at(heights, first, boxes[:, 3] - boxes[:, 1])
-    np.add.at(heights, last, boxes[:, 1] - boxes[:, 3])
-    crossed = np.cumsum(heights)[:_NUM_BINS]
-    is_free = crossed <= max_crossed
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_free.astype(int), [0]])))
-    found = []
-    for start, end in edges.reshape(-1, 2):
-        # Within the corridor, where it is crossed least.
-        least = crossed[start:end].min()
-        core = np.flatnonzero(crossed[start:end] <= least + 1e-9) + start
-        pieces = np.split(core, np.flatnonzero(np.diff(core) > 1) + 1)
-        widest = max(pieces, key=len)
-        if len(widest) * width >= min_width:
-            found.append((len(widest), x0 + (widest[0] + widest[-1] + 1) / 2 * width))
-    return [x for _, x in sorted(found, reverse=True)]
+def _above_end(
+    boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_], line: float
+) -> NDArray[np.bool_]:
+    """What stands above a few lines that follow both columns, such as the names below a text.
+
+    They stand below one column alone; both end at about the same height there, and the gap is wider
+    than any in them.
+    """
+    everything = np.ones(len(boxes), dtype=np.bool_)
+    order = np.argsort(boxes[:, 1], kind="stable")
+    reach = np.maximum.accumulate(boxes[order, 3])
+    gaps = boxes[order[1:], 1] - reach[:-1]
+    at = int(np.argmax(gaps))
+    above: NDArray[np.bool_] = boxes[:, 1] < boxes[order[at + 1], 1]
+    sides = [boxes[side & above] for side in (is_left, is_right)]
+    is_below_one = (is_left | above).all() or (is_right | above).all()
+    num_below = len(rows_of_boxes(boxes[~above]))
+    if not is_below_one or num_below > _MOST_LINES_BELOW or not all(map(len, sides)):
+        return everything
+    ends = [side[:, 3].max() for side in sides]
+    if abs(ends[0] - ends[1]) > 1.5 * line:
+        return everything
+    for side in sides:
+        side = side[np.argsort(side[:, 1], kind="stable")]
+        inner = side[1:, 1] - np.maximum.accumulate(side[:-1, 3])
+        is_text = len(inner) > 2 * num_below
+        if not is_text or gaps[at] < inner.max() + 0.5 * line:
+            return everything
+    return above
 
 
 def _overlap_in_height(left: Boxes, right: Boxes, height: float) -> bool:
     """Whether both sides stand next to each other for a good part of this height."""
-    if len(left) < 2 or len(right) < 2:
-        return False
     shared = min(left[:, 3].max(), right[:, 3].max()) - max(left[:, 1].min(), right[:, 1].min())
     return bool(shared >= 0.4 * height)
 
@@ -245,18 +296,6 @@ def _above_rest(
             above: NDArray[np.bool_] = boxes[:, 1] < side[1:, 1][is_paragraph][0]
             return above
     return np.ones(len(boxes), dtype=np.bool_)
-
-
-def _are_columns(left: Boxes, right: Boxes) -> bool:
-    """Whether both sides are columns of text, and not the cells of a table."""
-    for side in (left, right):
-        heights = side[:, 3] - side[:, 1]
-        widths = side[:, 2] - side[:, 0]
-        # Most print of a column is in long lines. The few words of loose ones stand apart.
-        is_long = widths >= _COLUMN_WIDTH * np.median(heights)
-        if widths[is_long].sum() < 2 / 3 * widths.sum():
-            return False
-    return True
 
 
 def _in_bands(

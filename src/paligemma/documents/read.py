@@ -12,11 +12,11 @@ import numpy as np
 
 from paligemma.answering import ImageQuery, Query
 from paligemma.documents.asker import Asker
+from paligemma.documents.block import rows_of_boxes
 from paligemma.documents.direction import main_direction
 from paligemma.documents.geometry import Box, Turn, turn_box, union
 from paligemma.documents.level import Leveled, leveled
 from paligemma.documents.open import DocumentInput, PageNumbers, open_document
-from paligemma.documents.order import rows_of_boxes
 from paligemma.documents.page import DocumentLimits, Page, Unit
 from paligemma.documents.regions import Region, regions_of
 from paligemma.documents.text_layer import lines_of_words

@@ -39,7 +39,9 @@ def regions_of(page: Page, resolution: int, *, tiles: bool = True) -> list[Regio
     if _is_picture(lines):
         rows_of_all = [[(0.0, 0.0, *page.size_wh)]]
         return [Region(tile=whole(page), rows=rows_of_all, block=0)]
-    rows = [[lines[index] for index in row] for row in reading_rows([line.box for line in lines])]
+    # The model sees all cells of a row together.
+    order = reading_rows([line.box for line in lines], splits_cells=False)
+    rows = [[lines[index] for index in row] for row in order]
     if not tiles:
         boxes = [[line.box for line in row] for row in rows]
         return [Region(tile=whole(page), rows=boxes, block=0)]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paligemma.documents.block import rows_of_boxes
 from paligemma.documents.direction import main_direction, words_as_read
 from paligemma.documents.geometry import Box, is_turned, turn_box, union
-from paligemma.documents.order import reading_rows, rows_of_boxes
+from paligemma.documents.order import reading_rows
 from paligemma.documents.page import Word
 
 _WORD_GAP = 1.0
