@@ -94,6 +94,12 @@ def test_the_processor_comes_without_the_weights(folder: Path, tmp_path: Path) -
         loading.load_processor(tmp_path, resize="crop")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["model", "adapter", "mask_codec"])
+def test_what_is_no_path_is_refused_by_name(name: str) -> None:
+    with pytest.raises(OptionError, match=f"{name} is 3; it must be a path"):
+        paligemma.load(**{name: 3})  # type: ignore[arg-type]
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(CheckpointError, match="paligemma2-3b-mix-224"):
         paligemma.load("paligemma2-3b-mix-225")

@@ -493,12 +493,18 @@ def test_answers_are_capped_by_task_and_by_the_text_length_of_training(
 
 @pytest.mark.parametrize(
     ("box", "error"),
-    [((0, 0, 0, 0), OptionError), ((0, 0, 10), OptionError), ((300, 0, 400, 50), OptionError)],
+    [
+        ((0, 0, 0, 0), "which measures"),
+        ((9, 9, 3, 3), r"The box \(9.0, 9.0, 3.0, 3.0\) has no area"),
+        ((300, 0, 400, 50), "in pixels, with x1 < x2"),
+        ((0, 0, float("nan"), 9), "no area"),
+        ((0, 0, 10), "expected four numbers"),
+        ("1234", "expected four numbers"),
+        (None, "expected four numbers"),
+    ],
 )
-def test_a_box_that_holds_nothing_is_refused(
-    predictor: Predictor, box: Any, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
+def test_a_box_that_holds_nothing_is_refused(predictor: Predictor, box: Any, error: str) -> None:
+    with pytest.raises(OptionError, match=error):
         predictor.caption_box(IMAGE, box)
 
 

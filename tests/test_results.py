@@ -72,6 +72,9 @@ def test_detections_are_a_sequence() -> None:
     assert FOUND[:1] == (CAT,)
     assert CAT in FOUND
     assert not FOUND.filter(2.0)
+    for no_number in ("0.5", float("nan"), None, True):
+        with pytest.raises(OptionError, match="min_score is"):
+            FOUND.filter(no_number)  # type: ignore[arg-type]
 
 
 def test_columns_are_arrays() -> None:

@@ -24,7 +24,9 @@ A message says in full sentences what was found, what was expected, and what to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import get_args
 
 
@@ -127,6 +129,12 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
     """Raise OptionError unless `value` is an int (not a bool) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise OptionError unless `value` is a number (not a bool), and not NaN."""
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        raise OptionError(f"{name} is {value!r}; it must be a number.")
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

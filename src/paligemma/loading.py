@@ -127,6 +127,7 @@ def load(
     >>> predictor.caption("cat.jpg").text
     'a cat on a sofa'
     """
+    _check_paths(model=model, adapter=adapter, mask_codec=mask_codec)
     source = source or Source()
     if old_options:
         weights, source = _translate(weights, source, old_options)
@@ -177,6 +178,12 @@ def load(
         trained_on=trained_on,
         note=" ".join(filter(None, notes)) or None,
     )
+
+
+def _check_paths(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise OptionError(f"{name} is {value!r}; it must be a path, or the name of a model.")
 
 
 def _translate(weights: Weights, source: Source, old: OldOptions) -> tuple[Weights, Source]:
@@ -264,6 +271,7 @@ def load_processor(
 
     Takes the options of `load`. Raises CheckpointError, HubError or OptionError.
     """
+    _check_paths(model=model, mask_codec=mask_codec)
     check_choice("resize", resize, Resize)
     checkpoint = _find(model, source or Source(), with_weights=False)
     config, tokenizer = read_config_and_tokenizer(checkpoint.path)

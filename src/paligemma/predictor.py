@@ -53,7 +53,7 @@ from paligemma.fast.accelerate import quantization_of
 from paligemma.fast.kernels.library import kernels
 from paligemma.model.paligemma import PaliGemma
 from paligemma.processor.ahead import ReadAhead
-from paligemma.processor.image import LoadedImage
+from paligemma.processor.image import LoadedImage, box_inside
 from paligemma.processor.processor import Processor, PromptRow
 from paligemma.results import (
     Answer,
@@ -305,10 +305,14 @@ class Predictor:
     def caption_box(
         self, image: ImageInput, box_xyxy: BoxXyxy, *, max_new_tokens: int | None = None
     ) -> Caption:
-        """What is in a box: x1, y1, x2, y2 in pixels of the given image."""
+        """What is in a box: x1, y1, x2, y2 in pixels of the given image.
+
+        What is outside of the image is cut off. Raises OptionError for a box without area in it.
+        """
         loaded = self._load(image)
         transform = self.processor.transform(loaded)
-        box = transform.box_from_source(box_xyxy, order="xyxy")
+        inside = box_inside(box_xyxy, loaded.size_wh)
+        box = transform.box_from_source(inside, order="xyxy")
         return self._one(loaded, BoxCaptionTask(box_normalized_xyxy=box), max_new_tokens)
 
     def table(

@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeV
 import numpy as np
 import numpy.typing as npt
 
-from paligemma.errors import ImageError, MissingExtraError, OptionError, PaliGemmaError, counted
+from paligemma.errors import (
+    ImageError,
+    MissingExtraError,
+    OptionError,
+    PaliGemmaError,
+    check_number,
+    counted,
+)
 from paligemma.masks import MaskBits, PackedMask, Ring, Rle, mask_to_polygons, mask_to_rle
 
 if TYPE_CHECKING:
@@ -470,8 +477,10 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
     def filter(self, min_score: float) -> Self:
         """Return a copy that keeps only objects with a score of at least `min_score`.
 
-        A phrase whose objects are all removed is in `filtered` then, and not in `missing`.
+        A phrase whose objects are all removed is in `filtered` then, and not in `missing`. Raises
+        OptionError for what is no number.
         """
+        check_number("min_score", min_score)
         kept = tuple(o for o in self.objects if o.score >= min_score)
         labels = {obj.label.strip().casefold() for obj in kept}
         removed = {label.strip().casefold() for label in (*self.labels, *self.filtered)} - labels

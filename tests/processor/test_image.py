@@ -146,6 +146,25 @@ def test_numbers_without_a_meaning_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "tensor", [torch.zeros(3, 4, 4, device="meta"), torch.zeros(3, 4, 4).to_sparse()]
+)
+def test_a_tensor_without_plain_values_is_refused(tensor: torch.Tensor) -> None:
+    with pytest.raises(ImageError, match="no plain values"):
+        load_image(tensor)
+
+
+def test_an_image_that_was_closed_before_it_was_read_is_not_called_damaged(
+    tmp_path: Path,
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    image.close()
+    with pytest.raises(ImageError, match="closed before it was read"):
+        load_image(image)
+
+
+@pytest.mark.parametrize(
     ("array", "expected"),
     [
         (np.full((2, 3), 7, np.uint8), (7, 7, 7)),

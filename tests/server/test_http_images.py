@@ -80,6 +80,12 @@ def test_a9_everything_but_strict_base64_is_refused(text: str) -> None:
     assert len(text) < 8 or text[4:] not in caught.value.message
 
 
+@pytest.mark.parametrize("text", ["https://example.com/cat.png", "FILE:///etc/passwd", "s3://a/b"])
+def test_an_address_in_place_of_base64_is_called_one(text: str) -> None:
+    with pytest.raises(ApiError, match="is an address, which is not fetched here"):
+        decode_base64(text, LIMITS)
+
+
 def test_a9_the_size_counts_before_anything_is_decoded() -> None:
     assert len(decode_base64(encoded(bytes(64)), SMALL)) == 64
     with pytest.raises(ApiError, match="64 bytes"):

@@ -27,6 +27,11 @@ def tensor_to_array(tensor: Any) -> NDArray[Any]:
     one that could be both, such as (3, 8, 3), is refused.
     """
     shape = tuple(tensor.shape)
+    if tensor.is_meta or str(tensor.layout) != "torch.strided" or tensor.is_quantized:
+        raise ImageError(
+            f"The tensor has shape {shape} and no plain values ({tensor.device}, {tensor.layout}, "
+            f"{tensor.dtype}). Pass a dense one with values."
+        )
     values = tensor.detach().cpu()
     if values.dtype.is_floating_point:
         values = values.float()  # numpy has no bfloat16

@@ -251,6 +251,11 @@ def load_image(
     except (ImageError, MemoryError, RecursionError):
         raise
     except Exception as error:  # decoders raise arbitrary exceptions on damaged data
+        if isinstance(source, Image.Image):
+            raise ImageError(
+                f"{subject} cannot be decoded: its file is damaged, or was closed before it was "
+                "read. Open it again, and do not close it before."
+            ) from error
         raise _damaged(subject) from error
     dots_per_inch = _dots_per_inch(image)
     if transpose is not None and transpose in _SIDEWAYS:
@@ -716,6 +721,25 @@ def _gray16_to_rgb(image: Image.Image, subject: str) -> Image.Image:
     if isinstance(transparent, int):
         gray[values == transparent] = 255
     return Image.fromarray(gray).convert("RGB")
+
+
+def box_inside(box_xyxy: Sequence[float], size_wh: tuple[int, int]) -> tuple[float, ...]:
+    """The part of a box that is in an image. Raises OptionError where there is none."""
+    try:
+        x0, y0, x1, y1 = () if isinstance(box_xyxy, str) else map(float, box_xyxy)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"The box is {box_xyxy!r}; expected four numbers: x1, y1, x2, y2 in pixels."
+        ) from error
+    width, height = size_wh
+    inside = (max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1))
+    is_box = x0 < x1 and y0 < y1  # not with NaN, which `max` and `min` pass over
+    if not (is_box and inside[0] < inside[2] and inside[1] < inside[3]):
+        raise OptionError(
+            f"The box {(x0, y0, x1, y1)} has no area in the image, which measures {width} x "
+            f"{height} pixels. Give x1, y1, x2, y2 in pixels, with x1 < x2 and y1 < y2."
+        )
+    return inside
 
 
 def _reordered(box: Sequence[float], order: BoxOrder) -> tuple[float, float, float, float]:

@@ -25,6 +25,7 @@ _ANY_DATA_URL = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 # Stricter than the standard, so that all parsers agree about the host.
 _ADDRESS = re.compile(r"https://([A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)+)(?::443)?(?=[/?]|\Z)")
 _PRIVATE_ADDRESS = re.compile(r"https?://([A-Za-z0-9_.\-]+(?::[0-9]{1,5})?)(?=[/?]|\Z)")
+_WITH_SCHEME = re.compile(r"(https?|file|ftp|s3|gs)://", re.IGNORECASE)
 _MAX_URL_CHARACTERS = 2048
 _MAX_FETCHES = 4
 _MAX_PARTS = 2
@@ -105,6 +106,11 @@ def decode_base64(text: str, limits: Limits, kind: FileKind = IMAGE) -> bytes:
         start = head.end()
     else:
         start = 0
+        if _WITH_SCHEME.match(text):
+            raise kind.invalid(
+                f"The {kind.name} is an address, which is not fetched here. Send the base64 of its "
+                "bytes, a data URL, or the file itself as the body."
+            )
     if (len(text) - start) * 3 // 4 > kind.max_bytes(limits) + 2:
         raise kind.too_large(limits)
     try:

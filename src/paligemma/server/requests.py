@@ -525,7 +525,7 @@ def _field_error(
         case "extra_forbidden":
             name = str(problem["loc"][-1])
             reason = f"Unknown field {name!r}." if _PLAIN_NAME.fullmatch(name) else "Unknown field."
-            if field is None and (nearest := get_close_matches(name, fields, n=1)):
+            if field is None and (nearest := get_close_matches(name, fields, n=1, cutoff=0.7)):
                 reason += f" The nearest known one is {nearest[0]}."
         case "missing":  # the schema's own name
             reason = f"The field {problem['loc'][-1]} is missing."
