@@ -77,6 +77,54 @@ def test_columns_are_read_one_after_the_other() -> None:
     assert texts(page)[1:] == left + right
 
 
+def read_beside(
+    left: list[str], right: list[str], *, gap: float, resolution: int = 448
+) -> list[str]:
+    """What is read of a page on which both stand side by side, line by line, between texts."""
+    places = [(60.0, left), (60 + 5.5 * max(map(len, left)) + gap, right)]
+    content = b"".join(
+        text_at(x, 700 - 14 * number, text, 11)
+        for x, column in places
+        for number, text in enumerate(column)
+    )
+    content += b"".join(
+        text_at(60, y - 14 * number, text, 11)
+        for y in (780, 600)
+        for number, text in enumerate(lines_of_words(4, 14))
+    )
+    with open_document(pdf_of_pages([content], media_box=A4)) as document:
+        [page] = read_document(perfect_reader(document, resolution), document).pages
+    return texts(page)[4:-4]
+
+
+ANN = ["Ann Lee", "Weg 2", "1010 Wien"]
+BOB = ["Bob Meier", "Hauptstr. 12", "12345 Berlin", "Tel. 030 12"]
+
+
+@pytest.mark.parametrize("gap", [40, 150, 250])
+@pytest.mark.parametrize(("left", "right"), [(ANN, BOB), (BOB, ANN), (ANN, ANN)])
+def test_addresses_that_are_read_across_are_told_by_what_they_say(
+    left: list[str], right: list[str], gap: float
+) -> None:
+    for resolution in (448, 896):
+        read = read_beside(left, right, gap=gap, resolution=resolution)
+        assert read == [*left, *right]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (["Name", "Street", "Town", "Country"], ["Max Meier", "Weg 2", "12345 Berlin", "Austria"]),
+        (["Name", "Ann", "Bob", "Cy"], ["Town", "12345 Berlin", "75001 Paris", "1010 Wien"]),
+        (["Total", "VAT 19 %", "Sum"], ["10.00", "1.90", "11.90"]),
+    ],
+)
+def test_labels_with_values_that_are_read_across_stay_so(left: list[str], right: list[str]) -> None:
+    assert read_beside(left, right, gap=60) == [
+        f"{label} {value}" for label, value in zip(left, right, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("resolution", [224, 448])
 def test_rows_of_tiles_side_by_side_are_joined_without_the_letters_that_tiles_cut_off(
     resolution: int,

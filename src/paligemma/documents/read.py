@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from paligemma.answering import ImageQuery, Query
+from paligemma.documents.across import addresses_apart
 from paligemma.documents.asker import Asker
 from paligemma.documents.block import rows_of_boxes
 from paligemma.documents.direction import main_direction
@@ -279,6 +280,7 @@ def _text_of(asker: Asker, plan: _Plan, answers: Sequence[Text | PaliGemmaError]
     )
     for _, parts in blocks:
         read: list[list[ReadLine]] = []
+        print_boxes: list[Box] = []
         for region, answer in parts:
             region.tile.release()
             if isinstance(answer, PaliGemmaError):
@@ -290,6 +292,7 @@ def _text_of(asker: Asker, plan: _Plan, answers: Sequence[Text | PaliGemmaError]
                 )
             tokens = asker.processor.tokenizer
             read.append(lines_in_tile(answer, region.rows, tokens))
+            print_boxes += itertools.chain.from_iterable(region.rows)
         lines.extend(
             Line(
                 text=line.text,
@@ -298,7 +301,7 @@ def _text_of(asker: Asker, plan: _Plan, answers: Sequence[Text | PaliGemmaError]
                 page=page.number,
                 source="model",
             )
-            for line in _merged(read)
+            for line in addresses_apart(_merged(read), print_boxes)
         )
     if not lines:
         problems.append("the model reads no text")
