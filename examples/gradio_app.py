@@ -50,7 +50,7 @@ def answer(
     if task == "Caption":
         return predictor.caption(image, text or "en").text, (image, [])
     if task == "Ask":
-        return predictor.ask(image, text, "en").text, (image, [])
+        return predictor.ask(image, text).text, (image, [])
     if task == "Read":
         return predictor.ocr(image).text, (image, [])
     return predictor.generate(image, text).text, (image, [])

@@ -170,7 +170,7 @@ class Predictor:
         self,
         image: ImageInput,
         question: str,
-        language: str | None = None,
+        language: str | None = "en",
         *,
         max_new_tokens: int | None = None,
     ) -> Answer: ...
@@ -179,7 +179,7 @@ class Predictor:
         self,
         image: ImageInput,
         question: Texts,
-        language: str | None = None,
+        language: str | None = "en",
         *,
         max_new_tokens: int | None = None,
     ) -> list[Answer]: ...
@@ -187,15 +187,15 @@ class Predictor:
         self,
         image: ImageInput,
         question: str | Texts,
-        language: str | None = None,
+        language: str | None = "en",
         *,
         max_new_tokens: int | None = None,
     ) -> Answer | list[Answer]:
         """The answer to a question, or one to each of several: the image is encoded once.
 
-        With a language the prompt is "answer {language} {question}", the form of most
-        pre-training and of all that mini learned; without, the question as it stands, which mix
-        checkpoints understand.
+        The prompt is "answer {language} {question}", the form of most pre-training and of all that
+        mini learned; with `language=None`, the question as it stands, which mix checkpoints
+        understand too.
         """
         if isinstance(question, str):
             task = AnswerTask(question=question, language=language)

@@ -11,8 +11,9 @@ from tests.tasks.character_tokenizer import CharacterTokenizer
 
 
 def test_a_question_is_asked_as_it_stands_or_in_a_language() -> None:
-    assert AnswerTask(question="Where is it?").prompt() == "Where is it?"
-    assert AnswerTask(question="Where is it?", language="en").prompt() == "answer en Where is it?"
+    assert AnswerTask(question="Where is it?").prompt() == "answer en Where is it?"
+    assert AnswerTask(question="Où?", language="fr").prompt() == "answer fr Où?"
+    assert AnswerTask(question="Where is it?", language=None).prompt() == "Where is it?"
 
 
 def test_white_space_of_a_question_is_kept() -> None:

@@ -196,14 +196,14 @@ def ask(
     """Answer a question about a film: as a whole, or every few seconds."""
 
     def answer(video: Video, every_s: float | None, **settings: Any) -> Iterator[VideoSegment]:
-        settings["language"] = language or None
         if every_s is None:
-            return iter((video.ask(question, **_given(settings)),))
-        return video.answers(question, every_s, merge=False, **settings)
+            return iter((video.ask(question, language=code, **_given(settings)),))
+        return video.answers(question, every_s, language=code, merge=False, **settings)
 
     from paligemma.tasks.text import AnswerTask
 
-    AnswerTask(question=question, language=language or None)  # is checked before a model is loaded
+    code = language or None
+    AnswerTask(question=question, language=code)  # is checked before a model is loaded
     _run(clip, "ask", answer, windows, options)
 
 

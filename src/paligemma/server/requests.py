@@ -277,11 +277,10 @@ class AskRequest(GenerativeRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"image": EXAMPLE_IMAGE, "question": "how many cats are there?", "language": "en"},
+                {"image": EXAMPLE_IMAGE, "question": "how many cats are there?"},
                 {
                     "image": EXAMPLE_IMAGE,
                     "questions": ["is there a cat?", "where is the cat?"],
-                    "language": "en",
                 },
             ],
             **_either("question", "questions"),
@@ -291,12 +290,12 @@ class AskRequest(GenerativeRequest):
     question: Text | None = None
     questions: Annotated[list[Text], AfterValidator(_questions)] | None = None
     language: Annotated[
-        Language | None,
+        Language | Literal[""] | None,
         Field(
-            description='With it the prompt is "answer LANGUAGE QUESTION"; '
-            "without it, the question alone."
+            description='The prompt is "answer LANGUAGE QUESTION"; with "" or null, the question '
+            "alone."
         ),
-    ] = None
+    ] = "en"
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -307,7 +306,8 @@ class AskRequest(GenerativeRequest):
     @property
     def tasks(self) -> list[Task[Any]]:
         questions = self.questions or [self.question or ""]
-        return [AnswerTask(question=question, language=self.language) for question in questions]
+        language = self.language or None
+        return [AnswerTask(question=question, language=language) for question in questions]
 
     @property
     def has_list(self) -> bool:

@@ -28,7 +28,7 @@ class FieldTask(AnswerTask):
     or has no limit, and MissingExtraError without llguidance.
 
     >>> FieldTask(question="What is the date?", pattern=r"\d{4}-\d{2}-\d{2}").prompt()
-    'What is the date?'
+    'answer en What is the date?'
     """
 
     pattern: str

@@ -22,19 +22,19 @@ from paligemma.tasks.task import (
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTask:
-    """Answer a question. The prompt is the question, or "answer {language} {question}".
+    """Answer a question. The prompt is "answer {language} {question}", or the question alone.
 
     The released checkpoints were tuned on "answer en {question}" for most data sets, and on the
-    question alone for DocVQA and ChartQA; mix checkpoints take both. White space is preserved,
-    because AI2D was tuned with two spaces after "en". Raises PromptError for an empty question,
-    OptionError for an invalid language code.
+    question alone (`language=None`) for DocVQA and ChartQA; mix checkpoints take both. White space
+    is preserved, because AI2D was tuned with two spaces after "en". Raises PromptError for an empty
+    question, OptionError for an invalid language code.
 
-    >>> AnswerTask(question="How many cats?", language="en").prompt()
+    >>> AnswerTask(question="How many cats?").prompt()
     'answer en How many cats?'
     """
 
     question: str
-    language: str | None = None
+    language: str | None = "en"
     answer_kind: ClassVar[AnswerKind] = "answer"
 
     def __post_init__(self) -> None:

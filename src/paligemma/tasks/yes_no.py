@@ -34,7 +34,7 @@ class YesNoTask(AnswerTask):
 
     Costs one pass over the prompt: the probabilities are those of the first token.
 
-    >>> YesNoTask(question="is there a dog?", language="en").prompt()
+    >>> YesNoTask(question="is there a dog?").prompt()
     'answer en is there a dog?'
     """
 

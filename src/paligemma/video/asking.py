@@ -90,7 +90,7 @@ class Video:
         question: str,
         every: float = 5.0,
         *,
-        language: str | None = None,
+        language: str | None = "en",
         frames: int | None = None,
         pick: Pick = "middle",
         joint: bool = False,
@@ -99,7 +99,7 @@ class Video:
     ) -> Iterator[VideoSegment]:
         """The answer to a question for every so many seconds; options as for `captions`.
 
-        With a language the prompt is "answer {language} {question}", as for `Predictor.ask`.
+        `language` is as for `Predictor.ask`.
         """
         windows = self.windows(every)
         plan = _Plan(_per_window(frames, joint), pick, joint, max_new_tokens)
@@ -124,7 +124,7 @@ class Video:
         self,
         question: str,
         *,
-        language: str | None = None,
+        language: str | None = "en",
         frames: int = FRAMES_OF_A_FILM,
         pick: Pick = "middle",
         joint: bool = False,

@@ -177,7 +177,7 @@ def test_dropping_text_does_not_leave_the_page(page: Any) -> None:
             "Ask",
             {"question": "how many?", "language": ""},
             "ask",
-            {"question": "how many?"},
+            {"question": "how many?", "language": ""},
             "2",
         ),
         ("Read text", {}, "ocr", {}, "COFFEE"),
@@ -799,7 +799,7 @@ NASTY = """a'b"; touch $(x) `y` \\ \u202e@<.png"""
 
 CALLS: list[tuple[str, dict[str, str], str, list[Any]]] = [
     ("Caption", {"language": "de"}, "caption", ["de"]),
-    ("Ask", {"question": 'who\'s "\\n" 🐼?', "language": ""}, "ask", ['who\'s "\\n" 🐼?']),
+    ("Ask", {"question": 'who\'s "\\n" 🐼?', "language": ""}, "ask", ['who\'s "\\n" 🐼?', None]),
     ("Ask", {"question": "why?", "language": "fr"}, "ask", ["why?", "fr"]),
     ("Read", {}, "ocr", []),
     ("Detect", {"phrases": "a'; b"}, "detect", [["a'", "b"]]),

@@ -39,7 +39,7 @@ export function toPython(route, fields, name, model, base) {
   const image = text(fileName(name));
   const calls = {
     caption: () => [text(fields.language)],
-    ask: () => [text(fields.question), ...(fields.language ? [text(fields.language)] : [])],
+    ask: () => [text(fields.question), fields.language ? text(fields.language) : "None"],
     ocr: () => [],
     detect: () => [phrases(fields)],
     segment: () => [phrases(fields)],

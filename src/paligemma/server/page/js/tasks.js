@@ -64,10 +64,7 @@ export const TASKS = [
     hint: "An answer to a question about the image.",
     run: "Ask",
     needs: ["question", "Write a question first."],
-    fields: (form) => ({
-      question: form.question.trim(),
-      ...(form.language && { language: form.language }),
-    }),
+    fields: (form) => ({ question: form.question.trim(), language: form.language }),
     title: (fields) => fields.question,
   },
   {
