@@ -270,3 +270,33 @@ def test_captions_and_footnotes_stand_where_they_belong() -> None:
         layout.text(50 + 250 * column, 580, 230, notes, size=8, pitch=10)
     layout.text(50, 640, 480, 3, size=8, pitch=10)
     assert layout.is_read_right() == BOTH
+
+
+def test_any_boxes_with_any_texts_are_in_the_order_once() -> None:
+    said = ["", "a", "12345 Berlin", "Ann Lee", "some text goes on", "Total:", "x y z"]
+    for seed in range(100):
+        pick = random.Random(seed)
+        boxes: list[Box] = []
+        for _ in range(pick.randint(1, 60)):
+            x, y = pick.choice((50.0, 200.0, 350.0)), 12.0 * pick.randint(0, 25)
+            height = pick.choice((0, 9, 10, 10, 10, 12, 40)) if pick.random() < 0.3 else 10
+            boxes.append((x, y, x + pick.choice((0, 1, 30, 80, 140)), y + height))
+        texts = [pick.choice(said) for _ in boxes]
+        for rows in (
+            reading_rows(boxes, texts=texts),
+            reading_rows(boxes, texts=texts, right_to_left=True),
+            reading_rows(boxes, splits_cells=False),
+        ):
+            assert sorted(index for row in rows for index in row) == list(range(len(boxes)))
+
+
+def test_boxes_without_height_in_the_gap_beside_an_address_are_no_side_of_it() -> None:
+    texts = ["Ann Lee", "", "Ann Lee", "Total:", "a", "12345 Berlin", "going on", "Ann Lee", "Ann"]
+    boxes: list[Box] = [
+        (350, 156, 430, 166), (350, 132, 351, 142), (200, 60, 230, 60), (350, 144, 380, 154),
+        (50, 132, 50, 141), (350, 84, 380, 96), (200, 96, 200, 106), (350, 132, 351, 172),
+        (50, 84, 51, 124),
+    ]  # fmt: skip
+    for right_to_left in (False, True):
+        order = reading_order(boxes, texts=texts, right_to_left=right_to_left)
+        assert sorted(order) == list(range(9))

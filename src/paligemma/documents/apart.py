@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +27,9 @@ from paligemma.documents.remote import MODULE, RemotePages
 from paligemma.errors import DocumentError, MissingExtraError, UnavailableError
 from paligemma.sandbox.process import FileMessages, ReaderProcess
 
-CAN_READ_APART = os.name == "posix"
-"""Elsewhere processes have no such limits, and PDF files are read in this one."""
+CAN_READ_APART = os.name == "posix" and not getattr(sys, "frozen", False)
+"""Elsewhere processes have no such limits, and a program packed into one file (PyInstaller) cannot
+start Python: PDF files are read in this process there."""
 _MOST_PROCESSES = 4
 
 

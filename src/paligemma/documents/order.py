@@ -203,7 +203,7 @@ class _Cutter:
     def _are_addresses(self, left: Indices, right: Indices, line: float) -> bool:
         """Whether the left side is an address, and the right one too, or several of them side by
         side, or a list of labels with values."""
-        if self.texts is None or len(left) > _MOST_ADDRESS_PARTS:
+        if self.texts is None or not 0 < len(left) <= _MOST_ADDRESS_PARTS or not len(right):
             return False
         _, y0, x1, y1 = around(self.boxes[left])
         gap = self.boxes[right, 0].min() - x1
