@@ -109,15 +109,19 @@ def test_one_kept_object_keeps_its_phrase() -> None:
     assert both.filter(0.9).filtered == ()
 
 
-@pytest.mark.parametrize("dog", [replace(DOG, score=0.49), replace(DOG, label_score=0.01)])
-def test_an_object_that_is_more_likely_wrong_is_marked(dog: Detection) -> None:
-    unsure = replace(WHOLE, objects=(CAT, dog))
+def test_an_object_that_is_more_likely_wrong_is_marked() -> None:
+    unsure = replace(WHOLE, objects=(CAT, replace(DOG, score=0.49)))
     assert [obj.unsure for obj in unsure] == [False, True]
     assert [obj["unsure"] for obj in unsure.to_dict()["objects"]] == [False, True]
     lines = str(unsure).splitlines()
     assert lines[3].endswith("Dog  (unsure)")
-    assert lines[4] == "unsure: more likely wrong than right"
+    assert lines[4] == "unsure: more likely wrong than right, by that score"
     assert str(unsure[1]).endswith("(unsure)")
+
+
+def test_a_calibrated_score_alone_says_what_is_unsure() -> None:
+    """The share of the label is in the score, and a calibration has weighed it."""
+    assert not replace(DOG, score=0.75, label_score=0.06).unsure
 
 
 def test_printing_shows_a_table_and_what_went_wrong() -> None:
@@ -126,7 +130,7 @@ def test_printing_shows_a_table_and_what_went_wrong() -> None:
         "score      x1      y1      x2      y2  label",
         " 0.90    64.0    48.0   320.0   240.0  cat",
         " 0.30     0.0     0.0   640.0   480.0  Dog  (unsure)",
-        "unsure: more likely wrong than right",
+        "unsure: more likely wrong than right, by that score",
         "not reached: cow",
         "cut: the tokens ran out.",
     ]

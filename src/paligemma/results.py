@@ -290,7 +290,7 @@ class Detection(Result):
     @property
     def unsure(self) -> bool:
         """Whether the object is more likely wrong than right: a `score` below 0.5."""
-        return self.score < UNSURE_SCORE or self.is_relabeled
+        return bool(self.score < UNSURE_SCORE)
 
     @property
     def is_relabeled(self) -> bool:
@@ -715,7 +715,7 @@ class Objects(Result, Sequence[ObjectT_co], Generic[ObjectT_co]):
             score = "   -" if math.isnan(obj.score) else f"{obj.score:.2f}"
             lines.append(f" {score} {edges}  {one_line(obj.label)}{mark}")
         if any(obj.unsure for obj in self.objects):
-            lines.append("unsure: more likely wrong than right")
+            lines.append("unsure: more likely wrong than right, by that score")
         for title, phrases in (
             ("not found", self.missing),
             ("not reached", self.not_reached),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.data.annotated import coco, jsonl
+from tests.server.page.browser import PHONE, chromium
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +97,12 @@ def test_a_page_that_cannot_be_written_is_said(run, tmp_path):
     ran = run("data", "check", path, "--out", tmp_path / "none" / "page.html")
     assert ran.code == 2
     assert f"The folder {tmp_path / 'none'} for page.html does not exist." in ran.err
+
+
+def test_the_page_fits_a_telephone(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("data", "check", coco(tmp_path / "set", boxes()))
+    with chromium() as browser:
+        page = browser.new_page(viewport=PHONE, is_mobile=True)
+        page.goto((tmp_path / "data-check.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -395,7 +395,7 @@ def test_asked_separately_from_the_start_an_unsure_object_stays_marked() -> None
     merged = look.merge(
         [
             detections(("cat", 0.5, 0.9), phrases=("cat",)),
-            detections(("cow", 0.9, 0.01), phrases=("cow",)),
+            detections(("cow", 0.01, 0.01), phrases=("cow",)),
         ]
     )
     assert [obj.unsure for obj in merged] == [False, True]
