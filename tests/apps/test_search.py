@@ -10,7 +10,7 @@ from PIL import Image
 
 import paligemma
 from tests.alt.scripted import ScriptedAsker
-from tests.search.test_search import YesNo
+from tests.search.test_search import Sayer
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_what_was_found_is_printed_with_the_words(run, index: Path, no_model) ->
 
 
 def test_the_model_orders_on_request(run, index: Path, monkeypatch) -> None:
-    model = YesNo({"a.png": 3.0, "b.png": 1.0})
+    model = Sayer({"a.png": 0.95, "b.png": 0.7})
     monkeypatch.setattr(paligemma, "load", lambda *names, **options: model, raising=False)
     out = run("search", index, "red", "--rerank", "--count", "1").out
     assert out.startswith(f"0.95  {index.parent}/pictures/a.png")

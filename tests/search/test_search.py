@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paligemma.errors import ImageError, OptionError
-from paligemma.results import Score
+import paligemma
+from paligemma.answering import ImageQuery
+from paligemma.errors import ImageError, OptionError, PaliGemmaError, PromptError
 from paligemma.search import Index, IndexOptions, build_index, rerank
 from paligemma.search.query import read_query
 from paligemma.search.store import Picture, Store
+from paligemma.tasks.yes_no import YesNo, YesNoTask
 from tests.alt.scripted import Said, ScriptedAsker
 
 CAPTIONS: dict[str, Said] = {
@@ -288,35 +291,53 @@ def test_one_writes_at_a_time_while_others_read(index: Path, folder: Path, monke
     writer.close()
 
 
-class YesNo:
-    """Says yes to pictures by their names."""
+class Sayer:
+    """Says yes to pictures by their names, with these probabilities."""
+
+    processor = paligemma.load_processor("mini")[0]
 
     def __init__(self, yes: dict[str, float]) -> None:
         self.yes = yes
         self.asked: list[str] = []
 
-    def score(self, images: Path, prompt: str, suffix: list[str]) -> list[Score]:
-        self.asked.append(prompt)
-        if images.name not in self.yes:
-            raise ImageError("gone")
-        return [
-            Score(token_ids=(1,), logprobs=(self.yes[images.name] if s == "yes" else 0.0,))
-            for s in suffix
-        ]
+    def answer(
+        self, queries: Iterable[ImageQuery], batch_size: int | None = None
+    ) -> Iterator[YesNo | PaliGemmaError]:
+        for query in queries:
+            task = query.query.task
+            assert isinstance(task, YesNoTask)
+            self.asked.append(task.prompt())
+            [path] = query.images
+            assert isinstance(path, Path)
+            if (yes := self.yes.get(path.name)) is None:
+                yield ImageError("gone")
+            elif yes < 0:
+                yield PromptError("too long")
+            else:
+                yield YesNo(question=task.question, yes=yes, held=0.0)
 
 
 def test_the_model_can_order_what_was_found(index: Path) -> None:
     with Index.open(index) as opened:
         hits = opened.search("red")
     assert [Path(hit.path).name for hit in hits] == ["a.png", "b.png"]
-    model = YesNo({"b.png": 2.0, "a.png": -800.0})
-    ordered = rerank(model, hits, "red car")
+    model = Sayer({"b.png": 0.88078, "a.png": 0.00001})
+    ordered = rerank(model, hits, " red car")
     assert [(Path(hit.path).name, hit.likelihood) for hit in ordered] == [
         ("b.png", 0.8808),
         ("a.png", 0.0),
     ]
     assert model.asked == ["answer en is there red car?"] * 2
-    assert [hit.likelihood for hit in rerank(YesNo({"b.png": 0.0}), hits, "x")] == [0.5, None]
+    assert [hit.likelihood for hit in rerank(Sayer({"b.png": 0.5}), hits, "x")] == [0.5, None]
+
+
+def test_what_is_wrong_with_the_question_is_an_error(index: Path) -> None:
+    with Index.open(index) as opened:
+        hits = opened.search("red")
+    with pytest.raises(PromptError, match="too long"):
+        rerank(Sayer({"a.png": -1.0}), hits, "red car")
+    with pytest.raises(PromptError, match="at least one word"):
+        rerank(Sayer({}), hits, " ")
 
 
 def test_what_is_looked_for_is_said() -> None:
