@@ -440,6 +440,13 @@ def test_without_mask_codec_segmentation_says_where_to_get_one_and_the_rest_work
     assert isinstance(bare.detect(IMAGE, "cat", max_new_tokens=3), Detections)
 
 
+def test_tasks_of_several_kinds_need_no_annotation_to_type_check(predictor: Predictor) -> None:
+    kinds = [type(made) for made in predictor.run([(IMAGE, OcrTask()), (IMAGE, CaptionTask())])]
+    assert kinds == [Text, Caption]
+    made = predictor.iterate([(IMAGE, DetectTask.of("cat")), (IMAGE, CaptionTask())])
+    assert [type(each) for each in made] == [Detections, Caption]
+
+
 def test_a_bad_row_of_a_long_run_can_be_returned_instead_of_raised(predictor: Predictor) -> None:
     bare = replace(predictor, mask_codec=None)
     tasks: list[tuple[Any, Any]] = [

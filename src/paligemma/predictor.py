@@ -468,6 +468,17 @@ class Predictor:
         constrained: bool = True,
         errors: Literal["return"],
     ) -> list[ResultT | PaliGemmaError]: ...
+    @overload
+    def run(  # tasks of several kinds
+        self,
+        tasks: Iterable[tuple[ImageInputs, Task[Any]]],
+        *,
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        constrained: bool = True,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[Any]: ...
     def run(
         self,
         tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],
@@ -524,6 +535,18 @@ class Predictor:
         separate: bool | None = False,
         errors: Literal["return"],
     ) -> Iterator[ResultT | PaliGemmaError]: ...
+    @overload
+    def iterate(  # tasks of several kinds
+        self,
+        tasks: Iterable[tuple[ImageInputs, Task[Any]]],
+        *,
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        constrained: bool = True,
+        separate: bool | None = False,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]: ...
     def iterate(
         self,
         tasks: Iterable[tuple[ImageInputs, Task[ResultT]]],

@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises OptionError where it cannot be written.
     """
-    if _is_stream(path):
+    if is_stream(path):
         with _streaming(path) as unfinished:
             yield unfinished
         return
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether bytes go to a device, a pipe, or where this process prints, instead of to a file."""
     try:
         found = path.stat()

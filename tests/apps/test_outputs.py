@@ -153,6 +153,37 @@ def test_what_is_neither_file_nor_folder_needs_a_format(name, run, picture, no_m
     assert (ran.code, "--output-format" in ran.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("caption", "PICTURE", "--output", "OUT/a.csv"),
+        ("data", "check", "PICTURE", "--out", "OUT/a.html"),
+        ("certify", "mini", "--out", "OUT/a"),
+        ("index", "FOLDER", "--out", "OUT/a.db"),
+        ("alt", "PICTURE", "--output", "OUT/a.csv"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_said_before_any_work(
+    words, run, picture, no_model, tmp_path, monkeypatch
+):
+    (out := tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(out))
+    places = {"PICTURE": str(picture), "FOLDER": str(tmp_path), "OUT": str(out)}
+    for place, path in places.items():
+        words = [word.replace(place, path) for word in words]
+    ran = run(*words)
+    assert (ran.code, f"The folder {out} for a" in ran.err) == (2, True)
+    assert "is not writable" in ran.err
+
+
+def test_stdout_needs_no_folder_that_can_be_written_to(
+    run, picture, stand_in, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    ran = run("caption", picture, "--output", os.devnull, "--output-format", "csv")
+    assert ran.code == 0
+
+
 @pytest.mark.parametrize("flag", ["-o", "--out", "--output"])
 def test_the_name_of_the_output_may_be_given_as_to_other_commands(
     flag, run, picture, stand_in, tmp_path

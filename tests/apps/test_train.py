@@ -88,3 +88,9 @@ def test_what_fits_is_plain_numbers_in_json(run):
     assert found["methods"]["lora"]["seconds"] == pytest.approx(
         15 * found["methods"]["lora"]["seconds_a_step"]
     )
+
+
+def test_a_run_that_has_no_place_is_one_line(run, data):
+    ran = run("train", data, "--out", data / "run", "--steps", 1)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert f"The folder {data / 'run'} cannot be created: Not a directory." in ran.err

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paligemma.cli.console import print_error, print_json, print_note, track, warnings_as_notes
+from paligemma.cli.console import (
+    check_output_files,
+    print_error,
+    print_json,
+    print_note,
+    track,
+    warnings_as_notes,
+)
 from paligemma.cli.extract import load_schema, print_questions
 from paligemma.cli.interrupt import exit_when_interrupted
 from paligemma.cli.model_options import LoadOptions
@@ -69,6 +76,7 @@ def catalog(
         if command.dry_run:
             print_questions(schema, options.for_photos)
             return
+        check_output_files(command.out)
         job = CatalogJob(folder=photos, schema=schema, options=options, out=command.out)
     with warnings_as_notes(is_quiet=command.quiet):
         predictor = command.load()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from paligemma.errors import OptionError
 from paligemma.escaping import visible
-from paligemma.writing import write_whole
+from paligemma.writing import is_stream, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,10 +90,15 @@ def print_json(value: object) -> None:
 
 
 def check_output_files(*paths: Path | None) -> None:
-    """Raises OptionError for a file in a folder that does not exist, before any work is done."""
+    """Raises OptionError for a file in a folder that does not exist or that nothing can be written
+    to, before any work is done."""
     for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
+        if path is None or is_stream(path):
+            continue
+        if not path.absolute().parent.is_dir():
             raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise OptionError(f"The folder {path.parent} for {path.name} is not writable.")
 
 
 def write_json(path: Path, value: object) -> None:

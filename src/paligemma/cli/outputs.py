@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
+from paligemma.cli.console import check_output_files
 from paligemma.errors import OptionError
 from paligemma.escaping import csv_cell
-from paligemma.writing import replacing, short_name, write_whole
+from paligemma.writing import is_stream, replacing, short_name, write_whole
 
 if TYPE_CHECKING:
     from paligemma.cli.image_arguments import NamedImage
@@ -87,16 +88,13 @@ def _format_of(path: Path, command: str) -> OutputFormat | None:
     chosen = _BY_SUFFIX.get(path.suffix.lower())
     if chosen != "yolo":
         return chosen
-    if path == _DASH or (path.exists() and not (path.is_file() or path.is_dir())):
+    if path == _DASH or is_stream(path):
         return None
     return "txt" if command in _TEXT_COMMANDS else "yolo"
 
 
 def _check_file(path: Path, chosen: OutputFormat, stems: Sequence[str]) -> None:
-    if not path.absolute().parent.is_dir():
-        raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise OptionError(f"The folder {path.parent} for {path.name} is not writable.")
+    check_output_files(None if path == _DASH else path)
     if chosen == "yolo":
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise OptionError(f"{path} already exists. Choose another name or remove it first.")

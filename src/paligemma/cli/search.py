@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paligemma.cli.console import (
+    check_output_files,
     print_error,
     print_json,
     print_note,
@@ -77,6 +78,7 @@ def index(
     from paligemma.search.build import IndexJob
 
     with exit_when_interrupted():
+        check_output_files(command.out)
         job = IndexJob(folder=folder, out=command.out, options=options)
     with warnings_as_notes(is_quiet=command.quiet):
         predictor = command.load()

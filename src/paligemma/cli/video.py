@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from paligemma.cli.console import (
+    check_output_files,
     print_error,
     print_json,
     print_note,
@@ -130,10 +131,7 @@ class VideoOptions(LoadOptions):
         for path in files.values():
             if path.is_dir():
                 raise OptionError(f"{path} is a folder. Give the name of a file.")
-            if not path.absolute().parent.is_dir():
-                raise OptionError(f"The folder {path.parent} for {path.name} does not exist.")
-            if not os.access(path.absolute().parent, os.W_OK):
-                raise OptionError(f"The folder {path.parent} for {path.name} is not writable.")
+        check_output_files(*files.values())
         if files and self.json:
             raise OptionError("--json prints the results. Leave it out, or use --jsonl FILE.")
         return files

@@ -170,7 +170,7 @@ class _Run(Generic[Batch]):
 
     def resume(self) -> int:
         """Load the newest checkpoint; return the number of steps it has done."""
-        _make_folder(self.log.path.parent)
+        make_folder(self.log.path.parent)
         progress = self.checkpoints.newest(strict=self.config.strict_resume)
         if progress is not None:
             _check_same(progress.settings, self.settings, self.checkpoints.root)
@@ -438,7 +438,8 @@ def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any], root: Path) ->
         )
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Create the folder of a run, with those above. Raises CheckpointError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -50,7 +50,7 @@ from paligemma.finetune.run.options import DEFAULT_FRACTION, RunOptions, plan_tr
 from paligemma.finetune.run.report import write_report
 from paligemma.finetune.run.validation import FEW_IMAGES, SCORE, Validation
 from paligemma.finetune.state import best_folder
-from paligemma.finetune.trainer import LOG_NAME
+from paligemma.finetune.trainer import LOG_NAME, make_folder
 from paligemma.loading import load
 from paligemma.predictor import Predictor
 from paligemma.tasks.objects import split_phrases
@@ -120,7 +120,7 @@ def _train(
     on_log: Callable[[dict[str, Any], TrainConfig], None] | None,
 ) -> tuple[Predictor, Validation | None]:
     report = on_event if world.is_first else (lambda text: None)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     records = open_data(options.data, read_options(options))
     report(f"{records.format}: {records.summary} ({counted(len(records), 'record')})")
     parts = _split(options, records)
