@@ -18,11 +18,11 @@ from paligemma.documents.block import (
     Indices,
     around,
     corridors,
-    has_long_lines,
     rows_of_boxes,
 )
 
 _LEAST_ROWS = 3
+_LEAST_GOING_ON = 2  # lines that are followed by another one in their cell
 _ROW_GAP = 0.3
 """How much wider than between lines the gap between rows is, in line heights."""
 _BREAK = 0.6
@@ -44,9 +44,14 @@ class TableRow:
 
 
 def rows_of_table(
-    boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_]
+    boxes: Boxes, is_left: NDArray[np.bool_], is_right: NDArray[np.bool_], are_long: bool
 ) -> list[TableRow]:
-    """The rows, from the top, where both sides of a corridor are cells of a table; else []."""
+    """The rows, from the top, where both sides of a corridor are cells of a table; else [].
+
+    `are_long`: whether most print on both sides is in long lines, as in columns of text.
+    """
+    if len(boxes) < 2 * _LEAST_ROWS + _LEAST_GOING_ON:
+        return []
     line = float(np.median(boxes[:, 3] - boxes[:, 1]))
     order = np.argsort(boxes[:, 1], kind="stable")
     reach = np.maximum.accumulate(boxes[order, 3])
@@ -73,7 +78,7 @@ def rows_of_table(
     ):
         return []
     # Lines beside single ones are read as they stand, unless both sides would be columns of text.
-    least = 1 if has_long_lines(boxes[is_left]) and has_long_lines(boxes[is_right]) else 2
+    least = 1 if are_long else 2
     if not _are_wrapped(boxes, columns, full, least_columns=least):
         return []
     numbers = {id(row) for row in full}
@@ -119,7 +124,11 @@ def _are_wrapped(
         num_lines += len(widths)
         num_wide += sum(width >= _WIDE * (x1 - x0) for width in widths)
         num_columns += len(widths) > 0
-    return num_columns >= least_columns and num_lines >= 2 and num_wide >= _WIDE * num_lines
+    return (
+        num_columns >= least_columns
+        and num_lines >= _LEAST_GOING_ON
+        and num_wide >= _WIDE * num_lines
+    )
 
 
 def _lines(boxes: Boxes) -> NDArray[np.float64]:

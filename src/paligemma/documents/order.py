@@ -19,7 +19,7 @@ from paligemma.documents.block import (
 )
 from paligemma.documents.cells import TableRow, rows_of_table
 from paligemma.documents.geometry import Box
-from paligemma.documents.sidebar import is_wrapped, stands_apart
+from paligemma.documents.sidebar import LEAST_MAIN_LINES, is_wrapped, stands_apart
 from paligemma.errors import OptionError, counted
 
 _COLUMN_SHARE = 0.6  # of the height of a block, along which a corridor makes columns of it
@@ -142,17 +142,22 @@ class _Cutter:
         found = corridors(boxes, (x0, x1), (1 - _COLUMN_SHARE) * (y1 - y0), 0.8 * line)
         sides = [(boxes[:, 2] <= x, boxes[:, 0] >= x) for x in found]
         sides = [(left, right) for left, right in sides if left.sum() > 1 and right.sum() > 1]
+        beside_text: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
         tried: list[bytes] = []  # what stands between corridors: no table for all with the same
         for is_left, is_right in sides:
+            num_long = has_long_lines(boxes[is_left]) + has_long_lines(boxes[is_right])
             within = (is_left | is_right).tobytes()
-            if within not in tried and (table := rows_of_table(boxes, is_left, is_right)):
-                return list(self._parts_of_table(block, table))
-            tried.append(within)
-            above = self._beside(block, boxes, is_left, is_right)
+            if num_long and within not in tried:
+                tried.append(within)
+                if table := rows_of_table(boxes, is_left, is_right, num_long == 2):
+                    return list(self._parts_of_table(block, table))
+            above = self._beside(block, is_left, is_right, num_long == 2)
             if above is not None:
                 parts = _in_bands(block[above], boxes[above], is_left[above], is_right[above])
                 return _plain([*parts, block[~above]] if not above.all() else parts)
-        for is_left, is_right in sides:
+            if num_long:
+                beside_text.append((is_left, is_right))
+        for is_left, is_right in beside_text:
             if self._has_sidebar(block[is_left], block[is_right]):
                 return _plain(_in_bands(block, boxes, is_left, is_right))
         return []
@@ -160,17 +165,18 @@ class _Cutter:
     def _beside(
         self,
         block: Indices,
-        boxes: Boxes,
         is_left: NDArray[np.bool_],
         is_right: NDArray[np.bool_],
+        are_long: bool,
     ) -> NDArray[np.bool_] | None:
         """What is read first of a block that has columns or addresses: its left side, then its
         right one. None where it has none."""
+        boxes = self.boxes[block]
         left, right = boxes[is_left], boxes[is_right]
-        line = float(np.median(boxes[:, 3] - boxes[:, 1]))
         if not _overlap_in_height(left, right, boxes[:, 3].max() - boxes[:, 1].min()):
             return None
-        if has_long_lines(left) and has_long_lines(right):
+        line = float(np.median(boxes[:, 3] - boxes[:, 1]))
+        if are_long:
             return _above_end(boxes, is_left, is_right, line)
         above = _above_rest(boxes, is_left, is_right, line)
         is_found = self._are_addresses(block[is_left & above], block[is_right & above], line)
@@ -191,7 +197,7 @@ class _Cutter:
         Their lines stand at other heights; or, by what they say, both are running text.
         """
         sides = self.boxes[left], self.boxes[right]
-        if not any(map(has_long_lines, sides)):
+        if max(map(len, sides)) < LEAST_MAIN_LINES:
             return False
         if stands_apart(*sides) or stands_apart(*sides[::-1]):
             return True

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from paligemma.documents.block import Boxes, has_long_lines, rows_of_boxes
 
+LEAST_MAIN_LINES = 10
+"""Of the text beside a sidebar."""
 _LEAST_LINES = 3
-_LEAST_MAIN_LINES = 10  # of the text beside it
 _TIGHT = 2.2  # the distance of two lines of text, at most, in their height
 _MOSTLY = 0.7
 _HOLE = 4.0  # the same between two of its paragraphs
@@ -21,10 +22,10 @@ _WRAPPED = 0.8  # of the lines: the word that follows would not fit
 
 def stands_apart(side: Boxes, main: Boxes) -> bool:
     """Whether lines of text stand beside other lines of text, but not at their heights."""
-    if not has_long_lines(main) or len(main) < _LEAST_MAIN_LINES:
+    if not has_long_lines(main) or len(main) < LEAST_MAIN_LINES:
         return False
     middles, others = _middles(side), _middles(main)
-    if len(others) < _LEAST_MAIN_LINES:
+    if len(others) < LEAST_MAIN_LINES:
         return False
     height = float(np.median(side[:, 3] - side[:, 1]))
     if not (_is_tight(side, middles) and _is_tight(main, others)):
