@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+import paligemma
 from paligemma.data.open import open_data
 
 PHOTO = SimpleNamespace(name="photo")
@@ -127,6 +128,19 @@ def test_a_run_that_fails_leaves_the_file_as_it_was(
     monkeypatch.setattr(type(stand_in), "detect", fail)
     assert run("detect", picture, "wall", "--output", tmp_path / name).code == 130
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nothing_is_begun_while_the_model_loads(run, picture, stand_in, tmp_path, monkeypatch):
+    """Ctrl-C ends the process at once then, and would leave it behind."""
+    seen = []
+
+    def load(*names, **options):
+        seen.extend(tmp_path.iterdir())
+        return stand_in
+
+    monkeypatch.setattr(paligemma, "load", load)
+    assert run("caption", picture, "--output", tmp_path / "out.csv").code == 0
+    assert seen == [picture]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no /dev")

@@ -533,11 +533,11 @@ def _run(job: _Job) -> None:
     groups = job.groups
     with ExitStack() as stack:
         stack.enter_context(warnings_as_notes(is_quiet=options.quiet))
+        predictor = _load(options)
         writer = None
-        if output_format is not None:
+        if output_format is not None:  # after loading, which Ctrl-C ends without tidying up
             output = open_output(options.output, output_format, kept_lines=kept_lines)
             writer = stack.enter_context(output)
-        predictor = _load(options)
         codes = [
             _finish(job, group, target, result, writer)
             for group, target, result in track(
