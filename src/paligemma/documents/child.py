@@ -1,6 +1,6 @@
 """A process that reads documents, one after the other: the program.
 
-python -m paligemma.documents.child '{"memory_bytes": ..., "cpu_seconds": ...}'
+python -m paligemma.documents.child '{"memory_bytes": ..., ...}'
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def serve(make_reader: Callable[[], FileReader], options: str) -> None:
         _send(target, _answer(reader, *request))
 
 
-def _limit(memory_bytes: int, cpu_seconds: int | None) -> None:
+def _limit(memory_bytes: int, cpu_seconds: int | None, niceness: int) -> None:
     limits = {
         resource.RLIMIT_AS: memory_bytes,
         resource.RLIMIT_NOFILE: _OPEN_FILES,
@@ -66,7 +66,7 @@ def _limit(memory_bytes: int, cpu_seconds: int | None) -> None:
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
         with suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS: `_watch` is left
             resource.setrlimit(kind, (most, most))
-    os.nice(5)
+    os.nice(niceness)
 
 
 def _watch(parent: int, memory_bytes: int) -> None:

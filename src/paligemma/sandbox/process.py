@@ -57,10 +57,15 @@ class ReaderProcess:
         *,
         memory_bytes: int,
         cpu_seconds: int | None = None,
+        niceness: int = 0,
     ) -> None:
         """Run `python -m module`, which calls `serve`. Raises OSError."""
         self._messages = messages
-        options = {"memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds}
+        options = {
+            "memory_bytes": memory_bytes,
+            "cpu_seconds": cpu_seconds,
+            "niceness": niceness,
+        }
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environment |= {
             "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),

@@ -21,6 +21,7 @@ from paligemma.errors import DocumentError, OptionError, UnavailableError, count
 from paligemma.sandbox.process import FileMessages, ReaderProcess
 from paligemma.server.settings import Limits
 
+_NICENESS = 5  # the model goes first
 NAME = "the document"  # for errors: the name that a client gives is text of the client
 
 DOCUMENTS = FileMessages(
@@ -122,6 +123,7 @@ class ReaderPool:
                 messages,
                 memory_bytes=limits.document_memory_bytes,
                 cpu_seconds=math.ceil(limits.document_seconds),
+                niceness=_NICENESS,
             )
         except OSError:
             raise UnavailableError("No process to read documents could be started.") from None

@@ -1,6 +1,6 @@
 """A process that reads one video: the program.
 
-python -m paligemma.server.video_child '{"memory_bytes": ..., "cpu_seconds": ...}'
+python -m paligemma.server.video_child '{"memory_bytes": ..., ...}'
 """
 
 from __future__ import annotations
