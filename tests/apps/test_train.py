@@ -78,6 +78,8 @@ def test_what_fits_is_told_without_any_weights(run, monkeypatch):
     rows = [line for line in ran.out.splitlines() if line.strip().startswith(("full", "qlora"))]
     assert len(rows) == 2
     assert "GB" in rows[0]
+    assert "whole run" in ran.out
+    assert "whole run" not in run("estimate-memory", "--model", "mini").out
 
 
 def test_what_fits_is_plain_numbers_in_json(run):

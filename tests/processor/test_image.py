@@ -400,9 +400,9 @@ def test_refused_formats_never_meet_their_parser(
     path.write_bytes(data)
     with pytest.raises(ImageError, match="JPEG, PNG, WebP, GIF and BMP are supported"):
         load_image(path, strict=True)
-    if name != "TGA":
-        with pytest.raises(ImageError, match=name):
-            load_image(data, strict=True)
+    looks = "has an unknown format" if name == "TGA" else f"looks like {name}"
+    with pytest.raises(ImageError, match=looks):
+        load_image(data, strict=True)
     monkeypatch.setattr("paligemma.processor.image.fetch_image_bytes", lambda url: data)
     with pytest.raises(ImageError, match="JPEG, PNG, WebP, GIF and BMP are supported"):
         load_image("https://example.org/cat.png", allow_urls=True)

@@ -229,7 +229,8 @@ def estimate_memory(*, options: EstimateOptions, as_json: Json = False) -> None:
         print_json({"free": free, "operations_per_second": rate, "methods": rows})
         return
     numbers = ("weights", "gradients and optimizer", "activations", "total")
-    times = ("per step", "whole run")
+    times = ("per step",) if num_steps is None else ("per step", "whole run")
+    run_lengths = (1,) if num_steps is None else (1, num_steps)
     print_table(
         f"Training {options.model} in batches of {options.batch_size} (estimate; "
         f"{in_gigabytes(free)} of memory are free)",
@@ -242,8 +243,7 @@ def estimate_memory(*, options: EstimateOptions, as_json: Json = False) -> None:
                     (needed.weights, needed.training, needed.activations, needed.total),
                 ),
                 "yes" if needed.total <= free else "no",
-                duration(needed.seconds(rate)),
-                "" if num_steps is None else duration(num_steps * needed.seconds(rate)),
+                *(duration(steps * needed.seconds(rate)) for steps in run_lengths),
             )
             for method, needed in estimates.items()
         ],

@@ -117,7 +117,7 @@ _REFUSED_FORMATS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "EPS"),
     (re.compile(rb"8BPS"), "PSD"),
     (re.compile(rb"SIMPLE"), "FITS"),
-    (re.compile(rb"\0\0[\1\2]\0"), "ICO"),
+    (re.compile(rb"\0\0[\1\2]\0[^\0]"), "ICO"),  # and its number of images: TGA has 0 there
     (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
     (re.compile(rb"\s*<"), "SVG or HTML"),
 )
