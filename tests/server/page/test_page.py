@@ -433,7 +433,7 @@ def test_what_is_unsure_not_reached_or_changed_is_said(page: Any, double: Double
     first, *others = detections()
     result = replace(
         detections(),
-        objects=(replace(first, label_score=0.01), *others),
+        objects=(replace(first, score=0.01), *others),
         problems=(Problem(kind="cut", detail="the list ended.", token_span=(3, 3)),),
         notes=("'a, b' was split.",),
     )
@@ -442,7 +442,7 @@ def test_what_is_unsure_not_reached_or_changed_is_said(page: Any, double: Double
     said = words(page)
     assert "3 found, 1 unsure" in said
     assert "panda?" in said
-    assert "more likely wrong than right, or not named by the model" in said
+    assert "more likely wrong than right." in said
     assert "Not found" not in said
     assert "Not reached: dog" in said
     assert "The list is cut: the list ended." in said

@@ -326,7 +326,7 @@ export class AnswerView {
     this.body.replaceChildren(this.filters(), this.list, this.none);
     const add = (words) => this.body.append(element("p", { class: "hint" }, words));
     if (this.objects.some(isUnsure)) {
-      add("Unsure, with a question mark: more likely wrong than right, or not named by the model.");
+      add("Unsure, with a question mark: more likely wrong than right.");
     }
     for (const [title, phrases] of [
       ["Not found", this.objects.length ? result.missing : []],
