@@ -34,6 +34,7 @@ from paligemma.tasks.detect import DetectTask
 from paligemma.tasks.segment import SegmentTask
 from paligemma.tasks.task import Generated, TaskContext
 from tests.agreement.tiny_predictor import build_predictor, picture
+from tests.tiny import FLOAT32_TOLERANCE
 
 IMAGE = picture(0, (200, 100))
 

@@ -25,6 +25,7 @@ from paligemma.fast.kernels.layers import (
     add_rms_norm,
     address_of,
     attend,
+    attend_all,
     split_heads,
 )
 from paligemma.fast.linear import BiasRows, PackedLinear, Rows, WeightRows
@@ -268,8 +269,7 @@ class FusedVisionBlock(nn.Module):
         queries, keys, values = (
             split_heads(part, self.head_dim) for part in self.qkv.split(normed)
         )
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        attended = self.out(mixed.transpose(1, 2).flatten(2))
+        attended = self.out(attend_all(queries, keys, values))
         normed = add_layer_norm(x, attended, norm2.weight, norm2.bias, norm2.eps)
         x += self.fc2(self.fc1(normed))
         return x

@@ -112,7 +112,7 @@ def test_attention_equals_the_models_own(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [2, 45])
+@pytest.mark.parametrize("tokens", [2, 45, 300])
 @pytest.mark.parametrize("head_dim", [9, 64])
 def test_without_a_bias_all_is_seen(
     compiled: Kernels, head_dim: int, tokens: int, dtype: torch.dtype
@@ -122,6 +122,15 @@ def test_without_a_bias_all_is_seen(
     expected = F.scaled_dot_product_attention(
         queries.float(), keys.float(), values.float(), scale=0.2
     )
+    assert_close(found, expected.transpose(1, 2).flatten(2), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_of_patches_equals_torch(compiled: Kernels, dtype: torch.dtype) -> None:
+    x = random(2, 36, 3 * 4 * 24, dtype=dtype)
+    queries, keys, values = (layers.split_heads(part, 24) for part in x.split(4 * 24, dim=-1))
+    found = layers.attend_all(queries, keys, values)
+    expected = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float())
     assert_close(found, expected.transpose(1, 2).flatten(2), dtype)
 
 

@@ -38,7 +38,7 @@ def rows_of(num_rows: int, num_inputs: int, weight_format: WeightFormat = BFLOAT
     return rows.to(weight_format.row_dtype)
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 9, 16, 17, 40, 600])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 9, 16, 17, 25, 33, 40, 600])
 @pytest.mark.parametrize("shape", [(80, 70), (48, 512), (16, 1)])
 @pytest.mark.parametrize("weight_format", FORMATS, ids=lambda f: f.name)
 def test_a_product_equals_its_reference(

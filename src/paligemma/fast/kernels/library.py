@@ -218,6 +218,11 @@ class Kernels:
     level: str
     library: ctypes.CDLL
 
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Return whether the level has instructions for products of bfloat16 numbers."""
+        return self.level != "generic"
+
     def linear(self, arguments: LinearArguments) -> None:
         self.library.paligemma_linear(*arguments)
 

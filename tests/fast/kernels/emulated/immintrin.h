@@ -72,6 +72,7 @@ inline float step(float sum, uint16_t a, uint16_t b) {
 
 static inline __m512 _mm512_loadu_ps(const void* from) { return emulated::load<__m512>(from); }
 static inline __m512i _mm512_loadu_si512(const void* from) { return emulated::load<__m512i>(from); }
+static inline void _mm512_storeu_ps(void* to, __m512 from) { std::memcpy(to, &from, sizeof from); }
 static inline void _mm512_mask_storeu_ps(void* to, uint16_t mask, __m512 from) {
     for (int i = 0; i < 16; i++)
         if (mask >> i & 1) static_cast<float*>(to)[i] = from[i];

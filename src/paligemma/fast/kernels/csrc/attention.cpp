@@ -1,6 +1,7 @@
 // Attention of many queries: a whole prefix, or the patches of an image. 32 queries at a time meet all
-// keys, so that their logits never leave the second-level cache, whatever the number of keys. Tiles
-// do the products of bfloat16; vectors those of float32, and of bfloat16 where there are no tiles.
+// keys, so that their logits never leave the second-level cache, whatever the number of keys. Tiles or
+// vectors multiply bfloat16, in pairs; vectors multiply float32, and bfloat16 as float32 where the
+// processor has no products of pairs.
 #include "tiles.h"
 
 namespace {
@@ -8,11 +9,11 @@ namespace {
 constexpr int QUERIES = 2 * LANES;            // at once
 constexpr int PANEL_SUMS = QUERIES * LANES;   // sums of these queries and a panel: [32][16]
 
-#ifdef PG_AMX
+#ifdef PG_AVX512
 
-struct TileProducts {
+// What is packed the same way for tiles and for vectors: pairs of neighbors side by side.
+struct PairPacking {
     using Packed = bf16;
-    static constexpr int UNIT = TILE_K;  // what the lengths of packed rows are multiples of
 
     // Keys [S, H] as panels of 16 keys: [S / 16][H / 2][16][2], zeros beyond.
     static void pack_keys(const bf16* keys, int64_t count, int head_dim, int64_t k, bf16* out) {
@@ -39,6 +40,14 @@ struct TileProducts {
             }
         }
     }
+};
+
+#endif
+
+#ifdef PG_AMX
+
+struct TileProducts : PairPacking {
+    static constexpr int UNIT = TILE_K;  // what the lengths of packed rows are multiples of
 
     static void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, bf16* rows) {
         pack_row(query, is_there, head_dim, row, static_cast<int>(k), rows);
@@ -62,6 +71,72 @@ struct TileProducts {
 
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
+};
+
+#elif defined(PG_AVX512)
+
+struct PairProducts : PairPacking {
+    static constexpr int UNIT = 2;
+
+    static void pack_query(const bf16* query, bool is_there, int head_dim, int64_t row, int64_t k, bf16* rows) {
+        const int count = is_there ? head_dim : 0;
+        std::memcpy(rows + row * k, query, count * sizeof(bf16));
+        std::memset(rows + row * k + count, 0, (k - count) * sizeof(bf16));
+    }
+
+    static void pack_weights(const float* line, int64_t row, int64_t reach, bf16* rows) {
+        narrow_row(line, static_cast<int>(reach), rows + row * reach);
+    }
+
+    // sums[panel][32][16] = 32 packed rows times all panels: a part of two panels, which stays in the
+    // first-level cache, times 8 rows at a time.
+    static void multiply_panels(const bf16* rows, int64_t k, const bf16* panels, int count, float* sums) {
+        std::memset(sums, 0, count * PANEL_SUMS * sizeof(float));
+        for (int64_t from = 0; from < k; from += PART) {
+            const int64_t pairs = (std::min(k, from + PART) - from) / 2;
+            for (int p = 0; p < count; p += 2) {
+                const bf16* w = panels + (p * k + from) * LANES;
+                auto run = p + 1 < count ? multiply<2> : multiply<1>;
+                for (int r = 0; r < QUERIES; r += ROWS)
+                    run(rows + r * k + from, k, w, k * LANES, pairs, sums + p * PANEL_SUMS + r * LANES);
+            }
+        }
+    }
+
+    static void begin() {}
+    static void end() {}
+
+private:
+    static constexpr int ROWS = 8;      // whose sums stay in registers
+    static constexpr int64_t PART = 256;  // values of a row, and inputs of a panel
+
+    template <int NP>
+    static void multiply(const bf16* x, int64_t x_stride, const bf16* w, int64_t w_stride, int64_t pairs,
+                         float* sums) {
+        __m512 kept[ROWS][NP];
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+            for (int p = 0; p < NP; p++) kept[r][p] = _mm512_loadu_ps(sums + p * PANEL_SUMS + r * LANES);
+        for (int64_t i = 0; i < pairs; i++, x += 2, w += 2 * LANES) {
+            __m512i weights[NP];
+#pragma GCC unroll 2
+            for (int p = 0; p < NP; p++) weights[p] = _mm512_loadu_si512(w + p * w_stride);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) {
+                int pair;
+                std::memcpy(&pair, x + r * x_stride, sizeof pair);
+                const __m512i both = _mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+                for (int p = 0; p < NP; p++)
+                    kept[r][p] = _mm512_dpbf16_ps(kept[r][p], (__m512bh)both, (__m512bh)weights[p]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+            for (int p = 0; p < NP; p++) _mm512_storeu_ps(sums + p * PANEL_SUMS + r * LANES, kept[r][p]);
+    }
 };
 
 #endif
@@ -203,8 +278,10 @@ extern "C" void paligemma_attend_many(const void* queries, const void* keys, con
                                       float scale, float cap, void* out, int64_t batch, int heads,
                                       int kv_heads, int64_t tokens, int64_t count, int head_dim,
                                       int is_float32, int threads) {
-#ifdef PG_AMX
+#if defined(PG_AMX)
     using Bfloat16Products = TileProducts;
+#elif defined(PG_AVX512)
+    using Bfloat16Products = PairProducts;
 #else
     using Bfloat16Products = VectorProducts<bf16>;
 #endif

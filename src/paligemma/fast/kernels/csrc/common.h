@@ -135,10 +135,19 @@ static inline void narrow_row(const float* x, int width, float* out) {
     std::memcpy(out, x, width * sizeof(float));
 }
 
+// Written with vectors, because GCC compiles a loop over the largest of floats one by one.
 static inline float largest_of(const float* x, int64_t count) {
+    typedef float Lanes __attribute__((vector_size(4 * LANES)));
+    Lanes lanes = Lanes{} - INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        Lanes next;
+        std::memcpy(&next, x + i, sizeof next);
+        lanes = next > lanes ? next : lanes;
+    }
     float largest = -INFINITY;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < count; i++) largest = std::max(largest, x[i]);
+    for (int lane = 0; lane < LANES; lane++) largest = std::max(largest, lanes[lane]);
+    for (; i < count; i++) largest = std::max(largest, x[i]);
     return largest;
 }
 

@@ -11,7 +11,8 @@
 //                            as it is multiplied
 //     weights(at, phase)     a register of weights, from a half of a line
 //     Sum, add(sum, w, x)    the sums of a register, and the step
-//     total(sum)             quantized formats: the sums as int32, after a group
+//     first(start)           quantized formats: the sums before a group,
+//     total(sum, start)      and as int32 after it, which `start` has been added to once
 #pragma once
 
 #include "common.h"
@@ -34,6 +35,7 @@ constexpr int REGISTER = 16;
 constexpr int HALVES = LINE / REGISTER;
 
 typedef float Floats __attribute__((vector_size(REGISTER)));
+typedef float StoredFloats __attribute__((vector_size(REGISTER), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(REGISTER)));
 typedef uint32_t Words __attribute__((vector_size(REGISTER)));
 typedef uint16_t Shorts __attribute__((vector_size(REGISTER)));
@@ -111,7 +113,8 @@ struct Int8Dots {
     using Input = bf16;
     using Row = int8_t;
     static constexpr int INPUTS = 4;
-    static Ints total(Sum sum) { return sum; }
+    static Sum first(int32_t start) { return Sum{} + start; }
+    static Ints total(Sum sum, int32_t) { return sum; }
 #if defined(PG_AVX512)
     static constexpr int PHASES = 1;
     static uint32_t word(const int8_t* q, int) { return load<uint32_t>(q); }
@@ -162,13 +165,15 @@ struct Int4Dots {
     static Sum add(Sum sum, Words w, Words x) {
         return added_now(sum + (Sum)_mm256_maddubs_epi16((__m256i)w, (__m256i)x));
     }
-    static Ints total(Sum sum) {
-        return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+    static Sum first(int32_t) { return Sum{}; }
+    static Ints total(Sum sum, int32_t start) {
+        return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)) + start;
     }
 #else
     using Sum = Ints;
     static Sum add(Sum sum, Words w, Words x) { return Int8Dots::add(sum, w, x); }
-    static Ints total(Sum sum) { return sum; }
+    static Sum first(int32_t start) { return Int8Dots::first(start); }
+    static Ints total(Sum sum, int32_t) { return sum; }
 #endif
 };
 

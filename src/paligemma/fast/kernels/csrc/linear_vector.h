@@ -1,33 +1,42 @@
 // Products by vector instructions, for any number of rows.
 //
 // A few rows are multiplied while weights stream from memory, which is the bottleneck. Many rows are
-// limited by arithmetic, so everything that a loop reads again stays in a cache: sums of 6 rows and
-// 4 panels (with 16 registers, 1 panel) in registers, a part of these panels in the first level, the
-// same part of all rows in the second. Weights that come next are fetched meanwhile.
+// limited by arithmetic, so everything that a loop reads again stays in a cache: sums of 12 rows and
+// 2 panels (with 16 registers, 6 rows and 1 panel) in registers, a part of these panels in the first
+// level, the same part of all rows in the second. Weights that come next are fetched meanwhile.
 #pragma once
 
 #include "dots.h"
 #include "linear.h"
 
+#include <array>
+#include <utility>
+
 namespace {
 
-constexpr int BLOCK_ROWS = 6;      // whose sums registers hold
-constexpr int64_t FEW_BLOCKS = 4;  // of rows, which pass by while weights stream
-constexpr int AHEAD_LINES = 128;   // to fetch ahead while one block of rows streams
-constexpr int PART_LINES = REGISTER == 64 ? 96 : 192;
-constexpr int PART_BYTES = 144 * 1024;  // of a part of all rows, in the second-level cache with their sums
+constexpr int64_t FEW_ROWS_AT_MOST = 24;  // which pass by while weights stream
+// Rows of a block, whose sums registers hold. Few rows meet more panels: streams from memory.
+constexpr int BLOCK_OF_FEW = 6, BLOCK_OF_MANY = REGISTER == 64 ? 12 : 6;
+constexpr int AHEAD_LINES = 128;  // to fetch ahead while one block of rows streams
+constexpr int PART_LINES = 192;   // of one or two panels at once, in the first-level cache
+// Of a part of all rows, in the second-level cache with their sums.
+constexpr int PART_BYTES = (REGISTER == 64 ? 288 : 144) * 1024;
 
 // Panels at once: as many sums as registers can hold, or as hide the latency of a few rows.
 constexpr int panels_at_once(int rows) {
-    return REGISTER == 64 || rows == 1 ? MANY_PANELS : rows <= 3 ? 2 : 1;
+    if (REGISTER == 64) return rows <= BLOCK_OF_FEW ? MANY_PANELS : 2;
+    return rows == 1 ? MANY_PANELS : rows <= 3 ? 2 : 1;
 }
+
+// Lines of each panel that are multiplied before the next panels.
+constexpr int part_lines(int panels) { return panels == MANY_PANELS ? PART_LINES / 2 : PART_LINES; }
 
 // Rows in blocks of nearly equal size.
 struct RowBlocks {
     int64_t rows, count, least, larger;  // `larger` blocks have a row more than `least`
 
-    explicit RowBlocks(int64_t all)
-        : rows(all), count((all + BLOCK_ROWS - 1) / BLOCK_ROWS), least(all / count), larger(all % count) {}
+    RowBlocks(int64_t all, int most)
+        : rows(all), count((all + most - 1) / most), least(all / count), larger(all % count) {}
     int64_t start(int64_t block) const { return block * least + std::min(block, larger); }
     int size(int64_t block) const { return static_cast<int>(least + (block < larger)); }
 };
@@ -47,8 +56,8 @@ struct PackedRows {
     int64_t lines, groups;
     uint32_t* words;
 
-    PackedRows(const Linear& layer, int64_t rows)
-        : l(layer), blocks(rows), lines(l.k / Dots::INPUTS),
+    PackedRows(const Linear& layer, int64_t rows, int block_rows)
+        : l(layer), blocks(rows, block_rows), lines(l.k / Dots::INPUTS),
           groups(l.is_quantized() ? l.k / l.group : 0) {
         words = scratch<uint32_t>(0, rows * (lines * Dots::PHASES + 2 * groups));
     }
@@ -106,7 +115,7 @@ inline __attribute__((always_inline)) void add_dots(const uint8_t* w, int64_t st
 #pragma GCC unroll 8
             for (int j = 0; j < NP * HALVES; j++)
                 weights[j] = Dots::weights(w + j / HALVES * stride + j % HALVES * REGISTER, phase);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 const Words word = repeated(x[r]);
 #pragma GCC unroll 8
@@ -124,22 +133,28 @@ void multiply_part(const Linear& l, int panel, int from, int to, const PackedBlo
     const int64_t stride = l.panel_bytes();
     const uint32_t* words = x.words + static_cast<int64_t>(from) * Dots::PHASES * R;
     constexpr int FLOATS = LANES / HALVES;
-    auto place = [&](int r, int j) { return sums + (j / HALVES * R + r) * LANES + j % HALVES * FLOATS; };
+    auto place = [&](int r, int j) {
+        return reinterpret_cast<StoredFloats*>(sums + (j / HALVES * R + r) * LANES + j % HALVES * FLOATS);
+    };
     if constexpr (std::is_same_v<typename Dots::Sum, Floats>) {
         Floats kept[R][NP * HALVES];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-            for (int j = 0; j < NP * HALVES; j++) kept[r][j] = load<Floats>(place(r, j));
+            for (int j = 0; j < NP * HALVES; j++) kept[r][j] = *place(r, j);
         add_dots<Dots, NP, R>(w, stride, words, to - from, ahead, kept);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-            for (int j = 0; j < NP * HALVES; j++) std::memcpy(place(r, j), &kept[r][j], REGISTER);
+            for (int j = 0; j < NP * HALVES; j++) *place(r, j) = kept[r][j];
     } else {
         const int lines = l.group / Dots::INPUTS, groups = l.k / l.group;
         for (int g = from / lines; g < to / lines; g++) {
-            typename Dots::Sum dots[R][NP * HALVES] = {};
+            typename Dots::Sum dots[R][NP * HALVES];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int j = 0; j < NP * HALVES; j++) dots[r][j] = Dots::first(x.start[g * R + r]);
             add_dots<Dots, NP, R>(w, stride, words, lines, ahead, dots);
             w += lines * LINE;
             words += lines * Dots::PHASES * R;
@@ -150,13 +165,11 @@ void multiply_part(const Linear& l, int panel, int from, int to, const PackedBlo
                 // Those of the panels that follow: too few for the processor to foresee.
                 __builtin_prefetch(at + NP * groups * LANES, 0, 3);
                 const Floats scale = widen_half(at);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                 for (int r = 0; r < R; r++) {
-                    const Ints dot = Dots::total(dots[r][j]) + x.start[g * R + r];
+                    const Ints dot = Dots::total(dots[r][j], x.start[g * R + r]);
                     const Floats both_scales = scale * x.scale[g * R + r];
-                    Floats sum = load<Floats>(place(r, j));
-                    sum += __builtin_convertvector(dot, Floats) * both_scales;
-                    std::memcpy(place(r, j), &sum, REGISTER);
+                    *place(r, j) += __builtin_convertvector(dot, Floats) * both_scales;
                 }
             }
         }
@@ -175,16 +188,20 @@ void multiply_panels(const Linear& l, int panel, int count, int from, int to, co
         multiply_part<Dots, 1, R>(l, panel + p, from, to, x, ahead, sums + p * R * LANES);
 }
 
+// `multiply_panels` for each number of rows from 1 up.
+template <typename Dots, int... R>
+constexpr auto by_rows(std::integer_sequence<int, R...>) {
+    return std::array{multiply_panels<Dots, R + 1>...};
+}
+
 // All rows times the panels from `first` up to `end`.
 template <typename Dots>
 void multiply_chunk(const PackedRows<Dots>& x, int64_t first_row, int first, int end, bool last) {
-    constexpr decltype(&multiply_panels<Dots, 1>) RUN[BLOCK_ROWS] = {
-        multiply_panels<Dots, 1>, multiply_panels<Dots, 2>, multiply_panels<Dots, 3>,
-        multiply_panels<Dots, 4>, multiply_panels<Dots, 5>, multiply_panels<Dots, 6>};
+    constexpr auto RUN = by_rows<Dots>(std::make_integer_sequence<int, BLOCK_OF_MANY>());
     const Linear& l = x.l;
     const RowBlocks& blocks = x.blocks;
     const int lines = static_cast<int>(x.lines), group = panels_at_once(static_cast<int>(blocks.least));
-    const int part = blocks.count == 1 ? AHEAD_LINES / group : PART_LINES;
+    const int part = blocks.count == 1 ? AHEAD_LINES / group : part_lines(group);
     const int shift = 63 - __builtin_clzll(static_cast<uint64_t>(blocks.count));
     float* sums = scratch<float>(2, blocks.rows * (end - first) * LANES);
     std::memset(sums, 0, blocks.rows * (end - first) * LANES * sizeof(float));
@@ -222,8 +239,9 @@ void multiply_rows(const Linear& l, const Rows<typename Dots::Input>& rows, int 
     const int64_t times = (rows.count + MOST - 1) / MOST;
     for (int64_t t = 0; t < times; t++) {
         const int64_t first_row = rows.count * t / times;
-        const PackedRows<Dots> x(l, rows.count * (t + 1) / times - first_row);
-        const bool few = x.blocks.count <= FEW_BLOCKS;
+        const int64_t count = rows.count * (t + 1) / times - first_row;
+        const bool few = count <= FEW_ROWS_AT_MOST;
+        const PackedRows<Dots> x(l, count, few ? BLOCK_OF_FEW : BLOCK_OF_MANY);
 #pragma omp parallel for num_threads(threads) if (!few)
         for (int64_t b = 0; b < x.blocks.count; b++)
             pack_block<Dots>(l, rows, first_row + x.blocks.start(b), x.blocks.size(b), x.block(b));
